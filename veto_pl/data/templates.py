@@ -1,0 +1,131 @@
+"""How an example becomes the text that the models read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from string import Formatter
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.seams import Template
+from veto_pl.types import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_RESERVED = ("conversation", "chat_template", "tokenize", "add_generation_prompt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainTemplate(Template):
+    """A format string over the row.
+
+    Args:
+        format: names the prompt as `{prompt}` and any field of the row, nested ones as `{metadata[word]}`; a literal brace
+            is doubled.
+        add_bos: put the tokenizer's BOS text in front.
+
+    Raises:
+        ConfigurationError: for a malformed format, a field that the row lacks, or a tokenizer without a BOS token.
+
+    Example:
+        >>> PlainTemplate(format="Q: {prompt} ({unit[short]})\\nA:")(Example("How far?", row={"unit": {"short": "m"}}), None)
+        'Q: How far? (m)\\nA:'
+    """
+
+    format: str = "{prompt}"
+    add_bos: bool = False
+
+    def __post_init__(self) -> None:
+        _check("PlainTemplate.format", self.format)
+
+    def __call__(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
+        """The filled format."""
+        text = _fill("PlainTemplate.format", self.format, example)
+        if not self.add_bos:
+            return text
+        if tokenizer.bos_token is None:
+            raise ConfigurationError("`PlainTemplate.add_bos` is set, but the tokenizer has no BOS token. Unset it.")
+        return f"{tokenizer.bos_token}{text}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatTemplate(Template):
+    """A conversation of one user message, rendered by the chat template and left open for the assistant.
+
+    Args:
+        system: the system message, taken literally, or None for none.
+        user: a format string for the user message, as in `PlainTemplate.format`.
+        template: a Jinja chat template to use instead of the tokenizer's.
+        arguments: further arguments of the chat template, such as `enable_thinking: false`.
+
+    Raises:
+        ConfigurationError: for a malformed `user`, a field that the row lacks, a tokenizer without a chat template, or a
+            template that refuses the conversation.
+    """
+
+    system: str | None = None
+    user: str = "{prompt}"
+    template: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        _check("ChatTemplate.user", self.user)
+        if taken := [name for name in _RESERVED if name in self.arguments]:
+            raise ConfigurationError(f"`ChatTemplate.arguments` must not set {', '.join(taken)}. Remove them.")
+
+    def __call__(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
+        """The rendered conversation."""
+        if self.template is None and tokenizer.chat_template is None:
+            raise ConfigurationError(
+                "`ChatTemplate` expected a tokenizer with a chat template, got one without. Use `PlainTemplate`, or set "
+                "`ChatTemplate.template`."
+            )
+        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        messages.append({"role": "user", "content": _fill("ChatTemplate.user", self.user, example)})
+        options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, **self.arguments}
+        if self.template is not None:
+            options["chat_template"] = self.template
+        try:
+            return str(tokenizer.apply_chat_template(messages, **options))
+        except (TemplateError, ValueError) as error:
+            raise ConfigurationError(f"The chat template refused the conversation: {error}. Change it.") from error
+
+
+def _names(text: str) -> list[str]:
+    return [name for _, name, _, _ in Formatter().parse(text) if name is not None]
+
+
+def _check(setting: str, text: str) -> None:
+    """Refuses what no row could fill."""
+    try:
+        names = _names(text)
+    except ValueError as error:
+        raise ConfigurationError(f"`{setting}` is malformed: {error}, in {text!r}. Double literal braces.") from error
+    if any(not name or name[0].isdigit() for name in names):
+        raise ConfigurationError(f"`{setting}` expected named fields such as {{prompt}}, got {text!r}. Name them.")
+
+
+def _fill(setting: str, text: str, example: Example) -> str:
+    # The prompt wins over a field of that name: the task has said which field the prompt is.
+    fields = {**example.row, "prompt": example.prompt}
+    try:
+        return text.format_map(fields)
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
+        available = ", ".join(f"`{name}`" for name in fields)
+        raise ConfigurationError(
+            f"`{setting}` names the field `{_unfillable(text, fields)}`, which the row cannot fill ({error!r}). "
+            f"Available: {available}."
+        ) from error
+
+
+def _unfillable(text: str, fields: dict[str, Any]) -> str:
+    """The first field that cannot be looked up; failing that, the whole format is to blame."""
+    for name in _names(text):
+        try:
+            Formatter().get_field(name, (), fields)
+        except (LookupError, AttributeError, TypeError, ValueError):
+            return name
+    return text

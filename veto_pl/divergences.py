@@ -1,0 +1,115 @@
+"""The divergences that an objective can be composed with; `veto_pl.functional.divergences` has the mathematics."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional import divergences as functional
+from veto_pl.seams import Divergence
+
+
+@dataclass(frozen=True)
+class ForwardKL(Divergence):
+    r"""KL(target || student): covers the target's mass.
+
+    References:
+        arXiv 1503.02531
+    """
+
+    def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:
+        return functional.forward_kl(student_logp, target_logp)
+
+
+@dataclass(frozen=True)
+class ReverseKL(Divergence):
+    r"""KL(student || target): stays within the target's modes.
+
+    References:
+        arXiv 2306.08543
+    """
+
+    def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:
+        return functional.reverse_kl(student_logp, target_logp)
+
+
+@dataclass(frozen=True)
+class GeneralizedJSD(Divergence):
+    r"""Jensen-Shannon divergence with a mixture of `beta` target and `1 - beta` student.
+
+    Args:
+        beta: weight of the target, strictly between 0 and 1 (at the end points the divergence is constantly 0).
+
+    References:
+        arXiv 2306.13649
+    """
+
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta < 1:
+            raise ConfigurationError(
+                f"`GeneralizedJSD.beta` must lie strictly between 0 and 1, got {self.beta}: at the end points the "
+                "divergence vanishes. Use `ForwardKL` for the limit at 0 and `ReverseKL` for the limit at 1."
+            )
+
+    def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:
+        return functional.generalized_jsd(student_logp, target_logp, self.beta)
+
+
+@dataclass(frozen=True)
+class SkewKL(Divergence):
+    r"""KL(target || alpha target + (1 - alpha) student): a forward KL that stays finite.
+
+    Args:
+        alpha: weight of the target in the mixture, in [0, 1).
+
+    References:
+        arXiv 2402.03898
+    """
+
+    alpha: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_alpha(self)
+
+    def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:
+        return functional.skew_kl(student_logp, target_logp, self.alpha)
+
+
+@dataclass(frozen=True)
+class SkewReverseKL(Divergence):
+    r"""KL(student || (1 - alpha) target + alpha student): a reverse KL that stays finite.
+
+    Args:
+        alpha: weight of the student in the mixture, in [0, 1).
+
+    References:
+        arXiv 2402.03898
+    """
+
+    alpha: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_alpha(self)
+
+    def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:
+        return functional.skew_reverse_kl(student_logp, target_logp, self.alpha)
+
+
+@dataclass(frozen=True)
+class TotalVariation(Divergence):
+    r"""Half the absolute difference of the probabilities; bounded by 1.
+
+    References:
+        arXiv 2307.15190
+    """
+
+    def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:
+        return functional.total_variation(student_logp, target_logp)
+
+
+def _check_alpha(divergence: SkewKL | SkewReverseKL) -> None:
+    if not 0 <= divergence.alpha < 1:
+        name = type(divergence).__name__
+        raise ConfigurationError(f"`{name}.alpha` must lie in [0, 1), got {divergence.alpha}.")

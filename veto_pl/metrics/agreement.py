@@ -1,0 +1,71 @@
+"""Student against teacher, token by token, on what the student wrote."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from veto_pl.functional.diagnostics import entropy, sharpness, top_one_agreement
+from veto_pl.functional.divergences import forward_kl, reverse_kl
+from veto_pl.functional.targets import geometric_bridge
+from veto_pl.metrics.base import TokenMetric, the_teacher
+
+
+class StudentEntropy(TokenMetric):
+    """Entropy of the student in nats."""
+
+    name = "student_entropy"
+    needs_teacher = False
+
+    def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:
+        return entropy(student_logp)
+
+
+class ForwardKL(TokenMetric):
+    """KL(teacher || student) in nats."""
+
+    name = "forward_kl"
+    higher_is_better = False
+
+    def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:
+        return forward_kl(student_logp, the_teacher(teacher_logp))
+
+
+class ReverseKL(TokenMetric):
+    """KL(student || teacher) in nats."""
+
+    name = "reverse_kl"
+    higher_is_better = False
+
+    def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:
+        return reverse_kl(student_logp, the_teacher(teacher_logp))
+
+
+class TopOneAgreement(TokenMetric):
+    """The fraction of tokens where both prefer the same id."""
+
+    name = "top_one_agreement"
+    higher_is_better = True
+
+    def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:
+        return top_one_agreement(student_logp, the_teacher(teacher_logp))
+
+
+class TargetSharpness(TokenMetric):
+    """How many nats of entropy Veto's target has less than the teacher.
+
+    Args:
+        beta: exponent of the student in the target.
+
+    References:
+        arXiv 2601.07155
+    """
+
+    name = "target_sharpness"
+
+    def __init__(self, beta: float = 0.8) -> None:
+        super().__init__()
+        self.beta = beta
+
+    def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:
+        teacher = the_teacher(teacher_logp)
+        return sharpness(geometric_bridge(teacher, student_logp, self.beta), teacher)

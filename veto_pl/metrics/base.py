@@ -1,0 +1,63 @@
+"""What a metric of distillation looks at. States are sums, so the value is the same on any number of ranks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from veto_pl.types import Generations
+
+
+class _Mean(Metric, ABC):
+    """A weighted mean; 0 before the first update."""
+
+    full_state_update = False
+    name: str
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("weight", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def compute(self) -> Tensor:
+        """Total divided by weight."""
+        return (self.total / self.weight.clamp_min(torch.finfo(torch.float64).tiny)).float()
+
+    def _add(self, values: Tensor, mask: Tensor | None = None) -> None:
+        kept = values if mask is None else values[mask]
+        # Not in place: a validation before the fit leaves tensors of inference mode behind.
+        self.total = self.total + kept.double().sum()
+        self.weight = self.weight + kept.numel()
+
+
+class CompletionMetric(_Mean):
+    """A mean over completions or over groups of completions; `name` is the key that it is logged under."""
+
+    @abstractmethod
+    def update(self, generations: Generations) -> None:
+        """Adds the completions of one batch."""
+
+
+class TokenMetric(_Mean):
+    """A mean over completion tokens; `name` is the key that it is logged under."""
+
+    needs_teacher = True
+
+    def update(self, student_logp: Tensor, teacher_logp: Tensor | None) -> None:
+        """Adds tokens: [N, V] log-probabilities of the student, and of the teacher where there is one."""
+        self._add(self.per_token(student_logp, teacher_logp))
+
+    @abstractmethod
+    def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:
+        """[N] values."""
+
+
+def the_teacher(teacher_logp: Tensor | None) -> Tensor:
+    """The teacher's log-probabilities, for metrics that are only used where there is a teacher."""
+    assert teacher_logp is not None, "metrics with `needs_teacher` are left out where there is no teacher"
+    return teacher_logp

@@ -1,0 +1,84 @@
+"""From sources to the models of a run: one tokenizer, one vocabulary, a trained student and a frozen teacher."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.models.causal_lm import CausalLM
+from veto_pl.models.vocabulary import check_tokenizers, real_ids
+from veto_pl.seams import ModelSource, TokenizerSource
+from veto_pl.types import Models
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(source: ModelSource, tokenizer: TokenizerSource | None = None) -> PreTrainedTokenizerBase:
+    """The given tokenizer, or the one that belongs to the model.
+
+    Raises:
+        ConfigurationError: neither exists.
+    """
+    if tokenizer is not None:
+        loaded = tokenizer.load()
+    elif source.tokenizer_source is not None:
+        from transformers import AutoTokenizer
+
+        loaded = AutoTokenizer.from_pretrained(**source.tokenizer_source)
+    else:
+        raise ConfigurationError(
+            f"`{type(source).__name__}` brings no tokenizer. Name one under `model.tokenizer`, for instance "
+            "`PretrainedTokenizer` or `CharacterTokenizer`."
+        )
+    if loaded.pad_token_id is None:
+        # Only a filler: every mask comes from lengths.
+        loaded.pad_token = loaded.eos_token
+    return loaded
+
+
+def load_student(source: ModelSource, tokenizer: PreTrainedTokenizerBase, *, empty: bool = False) -> CausalLM:
+    """The student, restricted to the tokenizer's ids, in training mode.
+
+    Args:
+        source: where it comes from.
+        tokenizer: names the real ids.
+        empty: only the architecture, with arbitrary weights.
+    """
+    model = source.skeleton() if empty else source.load()
+    student = CausalLM(model, real_ids(tokenizer))
+    _check_rows("student", student)
+    return student.train()
+
+
+def load_models(
+    student: ModelSource, teacher: ModelSource | None, tokenizer: PreTrainedTokenizerBase, *, empty: bool = False
+) -> Models:
+    """Loads student and teacher, frozen, and brings both to the same vocabulary.
+
+    Args:
+        student: where the student comes from.
+        teacher: where the teacher comes from, if there is one.
+        tokenizer: of both.
+        empty: only the architectures; on the meta device this costs no memory.
+
+    Raises:
+        ConfigurationError: a model has fewer rows than the tokenizer has ids, or the tokenizers differ.
+    """
+    trained = load_student(student, tokenizer, empty=empty)
+    if teacher is None:
+        return Models(trained, None, tokenizer)
+    if teacher.tokenizer_source is not None:
+        check_tokenizers(tokenizer, load_tokenizer(teacher))
+    frozen = CausalLM(teacher.skeleton() if empty else teacher.load(), trained.vocab_size)
+    _check_rows("teacher", frozen)
+    frozen.requires_grad_(False).eval()
+    return Models(trained, frozen, tokenizer)
+
+
+def _check_rows(role: str, model: CausalLM) -> None:
+    if model.head_rows < model.vocab_size:
+        raise ConfigurationError(
+            f"The {role} has {model.head_rows} vocabulary rows, but the tokenizer has {model.vocab_size} ids. Use the "
+            f"tokenizer that belongs to the model, or set its `vocab_size` to at least {model.vocab_size}."
+        )

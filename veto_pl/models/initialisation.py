@@ -1,0 +1,130 @@
+"""Models that are made here: random weights from an architecture, and copies without some layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.models.loading import Attention, DType
+from veto_pl.seams import ModelSource
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class RandomWeights(ModelSource):
+    """A new model of a known architecture.
+
+    Args:
+        model_type: the name that transformers gives the architecture, such as `llama`, `qwen2` or `gpt2`.
+        dimensions: fields of its configuration, such as `hidden_size` or `vocab_size`.
+        seed: of the weights; the global generators are left as they were.
+        dtype: of the weights.
+        attention: the attention implementation.
+    """
+
+    model_type: str = "llama"
+    dimensions: dict[str, Any] = field(default_factory=dict, hash=False)
+    seed: int = 0
+    dtype: DType = "float32"
+    attention: Attention = "sdpa"
+
+    def config(self) -> PretrainedConfig:
+        from transformers import AutoConfig
+
+        try:
+            plain = AutoConfig.for_model(self.model_type)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"`RandomWeights.model_type` must be an architecture of transformers, got {self.model_type!r}."
+            ) from error
+        unknown = sorted(name for name in self.dimensions if not hasattr(plain, name))
+        if unknown:
+            raise ConfigurationError(
+                f"`RandomWeights.dimensions` names {unknown}, which the configuration of `{self.model_type}` does not "
+                f"have. Its fields are: {', '.join(sorted(plain.to_dict()))}."
+            )
+        config: PretrainedConfig = AutoConfig.for_model(self.model_type, **self.dimensions)
+        config._attn_implementation = self.attention
+        return config
+
+    def load(self) -> PreTrainedModel:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = self.skeleton()
+        return model if self.dtype == "auto" else model.to(getattr(torch, self.dtype))
+
+
+@dataclass(frozen=True)
+class Pruned(ModelSource):
+    """A copy of a model without some of its layers.
+
+    Args:
+        source: the model.
+        drop_layers: the layers that go, counted from 0.
+        keep_layers: or the layers that stay.
+    """
+
+    source: ModelSource
+    drop_layers: tuple[int, ...] | None = None
+    keep_layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.drop_layers is None) == (self.keep_layers is None):
+            raise ConfigurationError(
+                f"`Pruned` needs either `drop_layers` or `keep_layers`, got {self.drop_layers} and {self.keep_layers}."
+            )
+
+    @property
+    def tokenizer_source(self) -> Mapping[str, Any] | None:
+        return self.source.tokenizer_source
+
+    def config(self) -> PretrainedConfig:
+        config = self.source.config()
+        kept = self._kept(int(config.num_hidden_layers))
+        # Settings per layer, such as `layer_types`, lose the same entries.
+        for name, value in list(vars(config).items()):
+            if isinstance(value, list) and len(value) == config.num_hidden_layers and name.startswith("layer"):
+                setattr(config, name, [value[i] for i in kept])
+        config.num_hidden_layers = len(kept)
+        return config
+
+    def load(self) -> PreTrainedModel:
+        model = self.source.load()
+        kept = self._kept(int(model.config.num_hidden_layers))
+        name, layers = _decoder_layers(model)
+        model.base_model.set_submodule(name, nn.ModuleList(layers[i] for i in kept))
+        for index, layer in enumerate(model.base_model.get_submodule(name)):
+            for module in layer.modules():
+                if hasattr(module, "layer_idx"):
+                    module.layer_idx = index  # the KV cache is addressed by it
+        pruned, config = model, self.config()
+        for field_name, value in vars(config).items():
+            if field_name == "num_hidden_layers" or field_name.startswith("layer"):
+                setattr(pruned.config, field_name, value)
+        return pruned
+
+    def _kept(self, layers: int) -> list[int]:
+        named = self.keep_layers if self.drop_layers is None else self.drop_layers
+        wrong = [i for i in named or () if not 0 <= i < layers]
+        kept = sorted(set(self.keep_layers) if self.keep_layers is not None else set(range(layers)) - set(named or ()))
+        if wrong or not kept:
+            raise ConfigurationError(
+                f"`Pruned` must name layers between 0 and {layers - 1} and keep at least one, got {list(named or ())}."
+            )
+        return kept
+
+
+def _decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The one list of modules that is as long as the model is deep, by its name in the backbone."""
+    depth = model.config.num_hidden_layers
+    for name, module in model.base_model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return name, module
+    raise ConfigurationError(f"`Pruned` finds no list of {depth} layers in `{type(model).__name__}`.")

@@ -1,0 +1,202 @@
+"""Models with trained weights: a hub id, a local folder, or a GGUF file."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.seams import ModelSource
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Attention = Literal["eager", "sdpa", "flash_attention_2"]
+DROPOUTS = ("attention_dropout", "attn_pdrop", "embd_pdrop", "hidden_dropout", "resid_pdrop")
+
+
+@dataclass(frozen=True)
+class Pretrained(ModelSource):
+    """A model from a hub id or a local folder; weights are read from safetensors only.
+
+    Args:
+        path: hub id or folder.
+        revision: branch, tag or commit on the hub.
+        dtype: of the weights; `auto` keeps the stored one.
+        attention: the attention implementation.
+        trust_remote_code: whether code from the hub may run.
+        dropout: set on every dropout that the architecture has; None keeps the stored values.
+        gradient_checkpointing: recompute activations in the backward pass.
+    """
+
+    path: str
+    revision: str | None = None
+    dtype: DType = "float32"
+    attention: Attention = "sdpa"
+    trust_remote_code: bool = False
+    dropout: float | None = None
+    gradient_checkpointing: bool = False
+
+    @property
+    def tokenizer_source(self) -> Mapping[str, Any]:
+        return self._location() | {"trust_remote_code": self.trust_remote_code}
+
+    def config(self) -> PretrainedConfig:
+        from transformers import AutoConfig
+
+        with _named(self.path):
+            config: PretrainedConfig = AutoConfig.from_pretrained(
+                **self._location(), trust_remote_code=self.trust_remote_code, attn_implementation=self.attention
+            )
+        if self.dropout is not None:
+            for name in DROPOUTS:
+                if hasattr(config, name):
+                    setattr(config, name, self.dropout)
+        return config
+
+    def load(self) -> PreTrainedModel:
+        from transformers import AutoModelForCausalLM
+
+        _refuse_pickle(Path(self.path))
+        with _named(self.path):
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                **self._location(),
+                config=self.config(),
+                dtype=self.dtype,
+                attn_implementation=self.attention,
+                trust_remote_code=self.trust_remote_code,
+                use_safetensors=True,
+            )
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return model
+
+    def _location(self) -> dict[str, Any]:
+        return {"pretrained_model_name_or_path": self.path, "revision": self.revision}
+
+
+@dataclass(frozen=True)
+class Gguf(ModelSource):
+    """A model from a GGUF file. It is converted to safetensors once and read from a cache afterwards.
+
+    Args:
+        path: the file, or a folder that holds exactly one.
+        package: an installed package that holds exactly one GGUF file; it is not imported.
+        cache: folder of converted models; by default beside the hub's cache.
+        dtype: of the weights.
+        attention: the attention implementation.
+        dropout: set on every dropout that the architecture has; None keeps the stored values.
+    """
+
+    path: str | None = None
+    package: str | None = None
+    cache: str | None = None
+    dtype: DType = "float32"
+    attention: Attention = "sdpa"
+    dropout: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.package is None):
+            raise ConfigurationError(
+                f"`Gguf` needs either `path` or `package`, got path={self.path!r} and package={self.package!r}."
+            )
+
+    @property
+    def tokenizer_source(self) -> Mapping[str, Any]:
+        return self._converted().tokenizer_source
+
+    def config(self) -> PretrainedConfig:
+        return self._converted().config()
+
+    def load(self) -> PreTrainedModel:
+        return self._converted().load()
+
+    def _converted(self) -> Pretrained:
+        file = self._file()
+        status = file.stat()
+        key = hashlib.blake2b(f"{file.name}/{status.st_size}/{status.st_mtime_ns}".encode(), digest_size=8).hexdigest()
+        folder = self._cache_root() / f"{file.stem}-{key}"
+        if not folder.is_dir():
+            _convert(file, folder)
+        return Pretrained(str(folder), dtype=self.dtype, attention=self.attention, dropout=self.dropout)
+
+    def _cache_root(self) -> Path:
+        if self.cache is not None:
+            return Path(self.cache)
+        from huggingface_hub.constants import HF_HOME
+
+        return Path(HF_HOME) / "veto_pl"
+
+    def _file(self) -> Path:
+        place = _package_folder(self.package) if self.package is not None else Path(str(self.path))
+        if place.is_file():
+            return place
+        files = sorted(place.rglob("*.gguf"))
+        if len(files) != 1:
+            raise ConfigurationError(
+                f"`Gguf` needs one GGUF file, found {len(files)} in `{place}`. Name one in `path`."
+            )
+        return files[0]
+
+
+def _package_folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigurationError(
+            f"`Gguf.package` names `{package}`, which is not installed. Install it, or name a file in `path`."
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def _convert(file: Path, folder: Path) -> None:
+    """Writes beside the target and renames, so that a conversion that is cut off leaves nothing to be mistaken."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if missing := [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]:
+        raise ConfigurationError(f"Reading GGUF needs {' and '.join(missing)}: pip install 'veto_pl[gguf]'.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype="float32")
+        # The weights are dequantised; what is left of the quantiser would forbid saving them.
+        model.hf_quantizer = None
+        del model.config.quantization_config
+        model.save_pretrained(scratch)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(scratch)
+        Path(scratch).chmod(0o755)
+        os.rename(scratch, folder)
+        os.mkdir(scratch)  # for the context manager to remove
+
+
+def _refuse_pickle(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+        if pickles:
+            raise ConfigurationError(
+                f"`{folder}` holds pickled weights only ({', '.join(pickles)}), which can run code when they are read. "
+                "Convert them: load them where you trust them and call `save_pretrained`, which writes safetensors."
+            )
+
+
+class _named:  # noqa: N801
+    """Turns the library's error about a place that does not exist into one that names the setting."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, OSError):
+            raise ConfigurationError(
+                f"No model could be read from `{self._path}`. It must be a hub id that can be reached, or a folder "
+                f"with config.json and *.safetensors. The library says: {error}"
+            ) from error

@@ -1,0 +1,78 @@
+"""Tokenizers that do not come with a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.seams import TokenizerSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class CharacterTokenizer(TokenizerSource):
+    """One id per character.
+
+    Args:
+        alphabet: the characters, each once.
+        eos: ends a text.
+        pad: fills rows up.
+        unknown: stands for every other character.
+    """
+
+    alphabet: str
+    eos: str = "<eos>"
+    pad: str = "<pad>"
+    unknown: str = "<unk>"
+
+    def __post_init__(self) -> None:
+        twice = sorted({c for c in self.alphabet if self.alphabet.count(c) > 1})
+        if not self.alphabet or twice:
+            raise ConfigurationError(
+                f"`CharacterTokenizer.alphabet` must hold each character once, got {twice or 'no character'}."
+            )
+
+    def load(self) -> PreTrainedTokenizerBase:
+        """Pad, EOS and unknown take the first ids, the alphabet the next ones."""
+        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        tokens = [self.pad, self.eos, self.unknown, *self.alphabet]
+        core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=self.unknown))
+        core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        core.decoder = decoders.Fuse()
+        tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast(
+            tokenizer_object=core,
+            pad_token=self.pad,
+            eos_token=self.eos,
+            unk_token=self.unknown,
+            clean_up_tokenization_spaces=False,
+        )
+        return tokenizer
+
+
+@dataclass(frozen=True)
+class PretrainedTokenizer(TokenizerSource):
+    """A tokenizer from a hub id or a local folder.
+
+    Args:
+        path: hub id or folder.
+        revision: branch, tag or commit on the hub.
+        trust_remote_code: whether code from the hub may run.
+    """
+
+    path: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def load(self) -> PreTrainedTokenizerBase:
+        """The tokenizer."""
+        from transformers import AutoTokenizer
+
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            self.path, revision=self.revision, trust_remote_code=self.trust_remote_code
+        )
+        return tokenizer

@@ -1,0 +1,42 @@
+"""One vocabulary for student and teacher."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+from veto_pl.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def real_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The number of ids that stand for a token: the largest id plus 1, added tokens included."""
+    return int(max(tokenizer.get_vocab().values())) + 1
+
+
+def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    """Refuses a teacher that reads ids differently, and warns if the two end their texts differently.
+
+    Raises:
+        ConfigurationError: the same id stands for different tokens.
+    """
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours != theirs:
+        by_id = {index: token for token, index in theirs.items()}
+        wrong = [(index, token, by_id.get(index)) for token, index in ours.items() if by_id.get(index) != token]
+        wrong += [(index, None, token) for token, index in theirs.items() if token not in ours]
+        examples = ", ".join(f"{index} is {mine!r} and {other!r}" for index, mine, other in wrong[:3])
+        raise ConfigurationError(
+            f"Student and teacher have different tokenizers: `{student.name_or_path}` ({len(ours)} tokens) and "
+            f"`{teacher.name_or_path}` ({len(theirs)} tokens) differ in {len(wrong)} ids, for instance {examples}. "
+            "Distillation across tokenizers is not supported; take a teacher of the same family."
+        )
+    if student.eos_token_id != teacher.eos_token_id:
+        warnings.warn(
+            f"Student and teacher end their texts differently: {student.eos_token!r} ({student.eos_token_id}) and "
+            f"{teacher.eos_token!r} ({teacher.eos_token_id}). The student will be taught never to stop where the "
+            "teacher does not. Use an instruction-tuned teacher with an instruction-tuned student.",
+            stacklevel=2,
+        )

@@ -1,0 +1,254 @@
+"""The LightningModule: it hosts a student and a frozen teacher, and knows no algorithm."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedTokenizerBase
+
+from veto_pl.clock import PhaseClock
+from veto_pl.evaluation import Evaluation, validation_metrics
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.metrics import CompletionMetric, TokenMetric
+from veto_pl.models.assemble import load_models, load_tokenizer
+from veto_pl.normalisation import GradientLedger, joined
+from veto_pl.rollouts import Sampling
+from veto_pl.schedules import Constant, scheduled_values
+from veto_pl.seams import ModelSource, Objective, Schedule, TokenizerSource
+from veto_pl.types import LossOutput, Models, PromptBatch, Rollouts, Stat, Step
+
+
+class DistillationModule(L.LightningModule):
+    """Trains a student by an objective, and validates by letting it answer.
+
+    Args:
+        objective: which tokens to train on, and the loss.
+        student: the model that is trained.
+        teacher: the frozen model; objectives without a teacher leave it out.
+        tokenizer: the tokenizer; the student's own by default.
+        optimizer: the optimizer of the student's parameters.
+        lr_schedule: multiplies the optimizer's learning rate at every step.
+        evaluation: how completions are sampled in validation, test and prediction. Greedy by default.
+        metrics: metrics of validation and test; None takes the default set.
+        seed: every random draw is a function of it, the step, the rank and the purpose.
+
+    Raises:
+        ConfigurationError: the objective needs a teacher and there is none, or a setting cannot work.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        student: ModelSource,
+        teacher: ModelSource | None = None,
+        tokenizer: TokenizerSource | None = None,
+        optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=1e-5, weight_decay=0.0),
+        lr_schedule: Schedule = Constant(1.0),
+        evaluation: Sampling = Sampling(temperature=0.0),
+        metrics: list[CompletionMetric | TokenMetric] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if objective.needs_teacher and teacher is None:
+            raise ConfigurationError(
+                f"`{type(objective).__name__}` needs a teacher, but `model.teacher` is not set. Name one there."
+            )
+        self.objective = objective
+        self.sources = {"student": student, "teacher": teacher}
+        self.tokenizer_source = tokenizer
+        self.optimizer = optimizer
+        self.lr_schedule = lr_schedule
+        self.evaluation = evaluation
+        self.seed = seed
+        self.run_config: str | None = None
+        self.clock = PhaseClock()
+        self.models: Models | None = None
+        self.validation_metrics = validation_metrics(metrics, evaluation, with_teacher=teacher is not None)
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._ledger = GradientLedger()
+        self._terms: dict[str, Stat] = {}
+        self._window: dict[str, Stat] = {}
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of both models, loaded when it is first asked for."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self._student_source, self.tokenizer_source)
+        return self._tokenizer
+
+    @property
+    def _student_source(self) -> ModelSource:
+        source = self.sources["student"]
+        assert source is not None, "`__init__` demands a student"
+        return source
+
+    def configure_model(self) -> None:
+        """Loads the models, once; on the meta device only their shapes."""
+        if self.models is not None:
+            return
+        empty = torch.empty(0).is_meta
+        self.models = load_models(self._student_source, self.sources["teacher"], self.tokenizer, empty=empty)
+        # Only the student is a submodule: a teacher is never saved, optimized, wrapped or averaged.
+        self.student = self.models.student.train()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer over the trained parameters, and its schedule per step."""
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        total = self._total_steps()
+        schedule = LambdaLR(optimizer, lambda step: self.lr_schedule(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
+        """Rollout and scoring of one micro-batch. The loss is a sum; `on_before_optimizer_step` divides it."""
+        step = self._step(batch_idx)
+        self.clock.enter("rollout")
+        rollouts = self._roll_out(batch, step)
+        self.clock.enter("scoring")
+        output = self.objective.loss(rollouts, self._models, step)
+        self._account(output, rollouts)
+        self.clock.enter("update")
+        return torch.stack([stat.total for stat in self._terms.values()]).sum()
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """One backward pass, or one per term where an accumulation window divides them by different weights."""
+        if len(self._terms) == 1:
+            super().backward(loss, *args, **kwargs)
+        else:
+            self._ledger.backward(self._terms, self.parameters())
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Divides the gradients by the global weights, before they are clipped, and logs the step."""
+        scale = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        self._ledger.normalise(self.parameters(), self._all_reduce, scale)
+        self._ledger.reset()
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        self._log_step(float(optimizer.param_groups[0]["lr"]), nn.utils.get_total_norm(gradients))
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> Evaluation:
+        """The student answers; every metric is updated."""
+        return self._evaluate(batch, batch_idx, "validation")
+
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> Evaluation:
+        """As `validation_step`, logged under `test/`."""
+        return self._evaluate(batch, batch_idx, "test")
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """The student's completions as rows of prompt, completion, reference and reward."""
+        return Evaluation.sample(batch, self._models, self.evaluation, self._step(batch_idx)).rows()
+
+    def on_fit_start(self) -> None:
+        """Refuses combinations that cannot give the right gradient, and places the teacher."""
+        self._place_teacher()
+
+    def on_validation_start(self) -> None:
+        """Places the teacher."""
+        self._place_teacher()
+
+    def on_test_start(self) -> None:
+        """Places the teacher."""
+        self._place_teacher()
+
+    def on_predict_start(self) -> None:
+        """Places the teacher."""
+        self._place_teacher()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """What follows, until the next rollout, is data loading and callbacks."""
+        self.clock.enter("data")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the run's configuration in the checkpoint, as YAML, so that it can be exported by itself."""
+        checkpoint["veto_pl_config"] = self.run_config
+
+    @property
+    def _models(self) -> Models:
+        assert self.models is not None, "Lightning calls `configure_model` before any step"
+        return self.models
+
+    def _place_teacher(self) -> None:
+        if self._models.teacher is not None:
+            self._models.teacher.to(self.device)
+
+    def _total_steps(self) -> int:
+        total = self.trainer.estimated_stepping_batches
+        if not math.isfinite(total):
+            raise ConfigurationError(
+                "Schedules need the length of the run, but it is unlimited. Set `trainer.max_steps` or "
+                "`trainer.max_epochs`."
+            )
+        return int(total)
+
+    def _step(self, micro: int) -> Step:
+        fitting = self.trainer.training
+        return Step(
+            index=self.global_step,
+            total=self._total_steps() if fitting else max(self.global_step, 1),
+            # Evaluation draws its own random numbers, so that looking does not change the run.
+            seed=self.seed if fitting else -1 - self.seed,
+            rank=self.global_rank,
+            micro=micro,
+        )
+
+    def _roll_out(self, batch: PromptBatch, step: Step) -> Rollouts:
+        rollouts = {source: source(batch, self._models, step) for source in self.objective.sources}
+        if self.objective.needs_rewards:
+            rollouts = {source: batch.rewarded(rows, self.tokenizer) for source, rows in rollouts.items()}
+        self.clock.count(sum(int(rows.predictions.sum()) for rows in rollouts.values()))
+        return rollouts
+
+    def _account(self, output: LossOutput, rollouts: Rollouts) -> None:
+        """Books the weights of the micro-batch, and what is to be logged when its window is complete."""
+        terms = dict(output.terms)
+        if len(terms) > 1 and self.trainer.accumulate_grad_batches == 1:
+            terms = {"loss": joined(terms, self._all_reduce, self.trainer.world_size)}
+        elif len(terms) > 1 and self.trainer.world_size > 1:
+            raise ConfigurationError(
+                f"The objective has {len(terms)} loss terms of different denominators ({', '.join(terms)}); on several "
+                "ranks they cannot be accumulated. Set `trainer.accumulate_grad_batches: 1` and a larger "
+                "`data.batch_size`."
+            )
+        self._terms = terms
+        self._ledger.record(terms)
+        lengths = [
+            Stat(rows.predictions.sum().float(), rows.loss_mask.any(1).sum().float()) for rows in rollouts.values()
+        ]
+        logged = {**output.terms, **output.metrics, "completion_length": sum(lengths[1:], lengths[0])}
+        for name, stat in logged.items():
+            seen = self._window.get(name)
+            self._window[name] = stat.detach() if seen is None else seen + stat.detach()
+
+    def _log_step(self, learning_rate: float, grad_norm: Tensor) -> None:
+        sums = self._all_reduce(torch.stack([torch.stack([s.total, s.weight]) for s in self._window.values()]).double())
+        means = {name: Stat(*pair).mean() for name, pair in zip(self._window, sums, strict=True)}
+        self._window = {}
+        step = self._step(0)
+        values = {
+            **means,
+            "grad_norm": grad_norm,
+            "learning_rate": learning_rate,
+            **dict(scheduled_values(self.objective, step.index, step.total)),
+            **self.clock.read(),
+        }
+        if "loss" not in values:
+            values["loss"] = torch.stack([means[name] for name in means if name.endswith("/loss")]).sum()
+        self.log_dict({f"train/{name}": float(value) for name, value in values.items()})
+
+    def _evaluate(self, batch: PromptBatch, batch_idx: int, prefix: str) -> Evaluation:
+        with self.clock.during("validation"):
+            evaluation = Evaluation.sample(batch, self._models, self.evaluation, self._step(batch_idx))
+            evaluation.update(self.validation_metrics.values())
+        for name, metric in self.validation_metrics.items():
+            self.log(f"{prefix}/{name}", metric, on_epoch=True, prog_bar=name == "accuracy", batch_size=len(batch))
+        return evaluation
+
+    def _all_reduce(self, value: Tensor) -> Tensor:
+        summed: Tensor = self.trainer.strategy.reduce(value, reduce_op="sum")
+        return summed

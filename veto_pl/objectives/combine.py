@@ -1,0 +1,52 @@
+"""Sums of objectives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.seams import Objective, RolloutSource
+from veto_pl.types import LossOutput, Models, Rollouts, Stat, Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sum(Objective):
+    """A weighted sum of objectives. Each is divided by its own number of tokens, so none dilutes another.
+
+    Terms whose rollouts are equal share one rollout.
+
+    Args:
+        terms: the objectives by name.
+        weights: the weight of each term; 1 for a term that is not named.
+    """
+
+    terms: dict[str, Objective]
+    weights: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.weights) - set(self.terms))
+        if not self.terms or unknown:
+            raise ConfigurationError(
+                f"`Sum.weights` must name terms of the sum, got {unknown or 'no terms'}; "
+                f"the terms are {sorted(self.terms)}."
+            )
+        parts = self.terms.values()
+        object.__setattr__(self, "needs_teacher", any(part.needs_teacher for part in parts))
+        object.__setattr__(self, "needs_rewards", any(part.needs_rewards for part in parts))
+        object.__setattr__(self, "laws", frozenset.intersection(*(part.laws for part in parts)))
+
+    @property
+    def sources(self) -> tuple[RolloutSource, ...]:
+        """The rollouts of all terms, each once."""
+        return tuple(dict.fromkeys(source for term in self.terms.values() for source in term.sources))
+
+    def loss(self, rollouts: Rollouts, models: Models, step: Step) -> LossOutput:
+        """The terms and metrics of all objectives, named `term/name`."""
+        losses: dict[str, Stat] = {}
+        metrics: dict[str, Stat] = {}
+        for name, objective in self.terms.items():
+            output = objective.loss(rollouts, models, step)
+            weight = self.weights.get(name, 1.0)
+            losses |= {f"{name}/{key}": stat.scaled(weight) for key, stat in output.terms.items()}
+            metrics |= {f"{name}/{key}": stat for key, stat in output.metrics.items()}
+        return LossOutput(losses, metrics)

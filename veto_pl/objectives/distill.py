@@ -1,0 +1,93 @@
+"""`Distill`: a divergence to a target, a policy-gradient term, or both, composed from the seams."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from veto_pl.divergences import ForwardKL
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.diagnostics import sharpness
+from veto_pl.functional.policy import clipped_surrogate, importance_weight
+from veto_pl.objectives.base import TokenObjective
+from veto_pl.seams import Advantage, Divergence, Support, Target, TokenWeighting
+from veto_pl.supports import FullVocabulary
+from veto_pl.targets import Teacher
+from veto_pl.tokens import TokenGrid, TokenRows
+from veto_pl.weightings import Uniform
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill(TokenObjective):
+    r"""Any composition of the seams.
+
+    .. math:: w_t \left[ u_t\, D(p_S, Q)_t - A_t \log p_S(y_t) \right]
+
+    with the target :math:`Q`, the token weights :math:`u`, the advantage :math:`A` and the importance weights :math:`w`
+    all held fixed: this class detaches them.
+
+    Args:
+        rollout: who writes the completions.
+        context: what the teacher reads.
+        temperature: divides the logits of student and teacher in the loss; it never shapes the rollout.
+        aggregation: `token` weighs every token alike, `sequence` every completion.
+        chunk_rows: tokens whose vocabulary-sized rows are held at a time.
+        support: the outcomes that are compared.
+        target: the distribution that the student is drawn to.
+        divergence: the dissimilarity to the target; None leaves the policy-gradient term alone.
+        weighting: how much each token counts.
+        advantage: credit of the sampled tokens; None leaves the divergence alone.
+        clip: clipping of the probability ratio in the policy-gradient term.
+        importance_cap: truncation of the weights student / sampler that correct for how tokens were sampled;
+            None switches them off.
+    """
+
+    support: Support = FullVocabulary()
+    target: Target = Teacher()
+    divergence: Divergence | None = ForwardKL()
+    weighting: TokenWeighting = Uniform()
+    advantage: Advantage | None = None
+    clip: float = 0.2
+    importance_cap: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.divergence is None and self.advantage is None:
+            raise ConfigurationError("`Distill` needs a `divergence`, an `advantage`, or both; got neither.")
+
+    def per_token(self, rows: TokenRows) -> Tensor:
+        """The weighted divergence of each token."""
+        if self.divergence is None:
+            return 0.0 * rows.token_logp()
+        student, target = self._student_and_target(rows)
+        weight = self.weighting(rows.student_logp.detach(), _teacher(rows)).detach()
+        return weight * self.divergence(student, target)
+
+    def over_sequences(self, losses: Tensor, grid: TokenGrid) -> Tensor:
+        """Adds the policy-gradient term and applies the importance weights."""
+        if self.advantage is not None:
+            advantage = self.advantage(grid).detach()
+            losses = losses + clipped_surrogate(grid.student_logp, grid.student_logp.detach(), advantage, self.clip)
+        if self.importance_cap is not None:
+            sampler = grid.required_sampler_logp()
+            losses = losses * importance_weight(grid.student_logp.detach(), sampler, self.importance_cap)
+        return losses
+
+    def token_metrics(self, rows: TokenRows) -> dict[str, Tensor]:
+        """Adds how much sharper the target is than the teacher, where it is another distribution."""
+        metrics = super().token_metrics(rows)
+        if not isinstance(self.target, Teacher):
+            _, target = self._student_and_target(rows)
+            _, teacher = self.support(rows.student_logp, _teacher(rows))
+            metrics["target_sharpness"] = sharpness(target, teacher)
+        return metrics
+
+    def _student_and_target(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
+        student, teacher = self.support(rows.student_logp, _teacher(rows))
+        return student, self.target(teacher, student.detach(), rows.step).detach()
+
+
+def _teacher(rows: TokenRows) -> Tensor:
+    assert rows.teacher_logp is not None, "`needs_teacher` is True, so the rows hold the teacher"
+    return rows.teacher_logp

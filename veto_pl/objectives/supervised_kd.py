@@ -1,0 +1,36 @@
+"""Distillation on the task's completions."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.objectives.distill import Distill
+from veto_pl.tokens import TokenRows
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedKD(Distill):
+    r"""Word-level distillation on reference completions, with an optional share of their likelihood.
+
+    .. math:: (1 - g)\, D(p_S, Q)_t - g \log p_S(y_t)
+
+    Args:
+        gold_weight: g, in [0, 1].
+
+    References:
+        arXiv 1503.02531
+    """
+
+    gold_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.gold_weight <= 1:
+            raise ConfigurationError(f"`SupervisedKD.gold_weight` must lie in [0, 1], got {self.gold_weight}.")
+
+    def per_token(self, rows: TokenRows) -> Tensor:
+        """The two parts of each token's loss."""
+        if not self.gold_weight:
+            return super().per_token(rows)
+        return (1 - self.gold_weight) * super().per_token(rows) - self.gold_weight * rows.token_logp()

@@ -1,0 +1,35 @@
+"""Makes a changed class start from its own defaults.
+
+When a later config or option names another class, jsonargparse keeps every value of the old class that the new one also
+accepts: the `beta` of one algorithm would become the `beta` of another, and a GKD that replaces a Veto would train with
+Veto's rollout. jsonargparse has no setting for this, so the function that decides what survives is replaced while a
+command line is parsed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jsonargparse import Namespace, _typehints
+
+_DECIDES = "discard_init_args_on_class_path_change"
+
+
+@contextmanager
+def own_defaults() -> Iterator[None]:
+    """While this is active, a class that replaces another inherits none of its values."""
+    original = getattr(_typehints, _DECIDES)
+    setattr(_typehints, _DECIDES, _discard_all)
+    try:
+        yield
+    finally:
+        setattr(_typehints, _DECIDES, original)
+
+
+def _discard_all(parser_or_action: Any, previous: Any, value: Any) -> None:
+    if previous and "init_args" in previous and previous["class_path"] != value["class_path"]:
+        previous["init_args"] = Namespace()
+        if "dict_kwargs" in previous:
+            previous["dict_kwargs"] = {}

@@ -1,0 +1,88 @@
+"""Third-party modules, and what is available behind each seam.
+
+A package announces a module in the entry-point group `veto_pl.plugins`; importing the module registers its classes:
+
+    [project.entry-points."veto_pl.plugins"]
+    hellinger = "my_package.hellinger"
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from typing import TypeVar
+
+from veto_pl.exceptions import VetoError
+
+Seam = TypeVar("Seam")
+
+GROUP = "veto_pl.plugins"
+BUILT_IN = (
+    "veto_pl.advantages",
+    "veto_pl.contexts",
+    "veto_pl.data",
+    "veto_pl.divergences",
+    "veto_pl.metrics",
+    "veto_pl.models",
+    "veto_pl.objectives",
+    "veto_pl.rollouts",
+    "veto_pl.schedules",
+    "veto_pl.supports",
+    "veto_pl.targets",
+    "veto_pl.weightings",
+)
+
+
+class PluginError(VetoError, ImportError):
+    """A plug-in's module cannot be imported; the message names the entry point."""
+
+
+def load_plugins() -> None:
+    """Imports the package's own modules and every module of the entry-point group.
+
+    Raises:
+        PluginError: a module fails to import. The environment variable `VETO_PL_SKIP_PLUGINS` names, separated by
+            commas, entry points to leave out.
+    """
+    for module in BUILT_IN:
+        importlib.import_module(module)
+    skipped = set(os.environ.get("VETO_PL_SKIP_PLUGINS", "").split(","))
+    for entry in entry_points(group=GROUP):
+        if entry.name in skipped:
+            continue
+        try:
+            importlib.import_module(entry.module)
+        except Exception as error:
+            raise PluginError(
+                f"The plug-in `{entry.name}` ({entry.value}) failed to import: {error!r}. Repair it, uninstall it, or "
+                f"set the environment variable VETO_PL_SKIP_PLUGINS={entry.name}."
+            ) from error
+
+
+def available(seam: type[Seam]) -> list[type[Seam]]:
+    """The concrete, public subclasses of a seam that have been imported, by name."""
+    found = {cls for cls in _subclasses(seam) if not inspect.isabstract(cls) and not cls.__name__.startswith("_")}
+    return sorted(found, key=lambda cls: (cls.__name__, cls.__module__))
+
+
+def summary(cls: type) -> str:
+    """The first line of a class's docstring, without mark-up."""
+    line = (inspect.getdoc(cls) or "").partition("\n")[0]
+    return re.sub(r":math:`(.*?)`", r"\1", line).replace("`", "")
+
+
+def paper(cls: type) -> str:
+    """The arXiv identifier that a class's docstring refers to, or an empty string."""
+    _, _, references = (cls.__doc__ or "").partition("References:")
+    match = re.search(r"arXiv (\d{4}\.\d{4,5})", references)
+    return match.group(1) if match else ""
+
+
+def _subclasses(cls: type[Seam]) -> Iterator[type[Seam]]:
+    for child in cls.__subclasses__():
+        yield child
+        yield from _subclasses(child)

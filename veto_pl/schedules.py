@@ -1,0 +1,124 @@
+"""Schedules for any scalar knob; the fraction of the run that is done is `step / total`."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from itertools import pairwise
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional import schedules as functional
+from veto_pl.seams import Schedule
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """The same value throughout.
+
+    Args:
+        value: the value.
+    """
+
+    value: float
+
+    def __call__(self, step: int, total: int) -> float:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """A straight line over the whole run.
+
+    Args:
+        start: the value at the first step.
+        end: the value after the last step.
+    """
+
+    start: float
+    end: float = 0.0
+
+    def __call__(self, step: int, total: int) -> float:
+        return functional.linear(self.start, self.end, step / max(total, 1))
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """Half a cosine wave over the whole run: slow at both ends.
+
+    Args:
+        start: the value at the first step.
+        end: the value after the last step.
+    """
+
+    start: float
+    end: float = 0.0
+
+    def __call__(self, step: int, total: int) -> float:
+        return functional.cosine(self.start, self.end, step / max(total, 1))
+
+
+@dataclass(frozen=True)
+class StepWise(Schedule):
+    """Constant pieces.
+
+    Args:
+        values: the value of each piece.
+        boundaries: the ascending fractions of the run, in (0, 1), at which the next piece begins; one fewer than
+            `values`.
+    """
+
+    values: tuple[float, ...]
+    boundaries: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        ascending = all(a < b for a, b in pairwise((0.0, *self.boundaries, 1.0)))
+        if len(self.values) != len(self.boundaries) + 1 or not ascending:
+            raise ConfigurationError(
+                "`StepWise.boundaries` must ascend within (0, 1) and be one fewer than `values`, "
+                f"got {self.boundaries} for {self.values}."
+            )
+
+    def __call__(self, step: int, total: int) -> float:
+        return functional.piecewise_constant(self.values, self.boundaries, step / max(total, 1))
+
+
+@dataclass(frozen=True)
+class WarmUp(Schedule):
+    """A linear rise from 0 to 1 that multiplies another schedule, as learning rates use it.
+
+    Args:
+        fraction: the part of the run that the rise takes, in [0, 1].
+        then: the schedule that is multiplied; it runs over what is left.
+    """
+
+    fraction: float = 0.1
+    then: Schedule = Linear(1.0, 0.0)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fraction <= 1:
+            raise ConfigurationError(f"`WarmUp.fraction` must lie in [0, 1], got {self.fraction}.")
+
+    def __call__(self, step: int, total: int) -> float:
+        rise = round(self.fraction * total)
+        if step < rise:
+            return (step + 1) / (rise + 1) * self.then(0, total)
+        return self.then(step - rise, total - rise)
+
+
+def value_at(knob: float | Schedule, step: int, total: int) -> float:
+    """The number that a knob stands for at a step, be it a number or a schedule."""
+    return knob(step, total) if isinstance(knob, Schedule) else float(knob)
+
+
+def scheduled_values(configured: object, step: int, total: int) -> Iterator[tuple[str, float]]:
+    """The name and the present value of every schedule inside a dataclass or a mapping, nested ones included."""
+    for name, value in _parts(configured):
+        if isinstance(value, Schedule):
+            yield name, value(step, total)
+        else:
+            yield from scheduled_values(value, step, total)
+
+
+def _parts(configured: object) -> Iterator[tuple[str, object]]:
+    if isinstance(configured, Mapping):
+        yield from configured.items()
+    elif is_dataclass(configured) and not isinstance(configured, type):
+        yield from ((field.name, getattr(configured, field.name)) for field in fields(configured))

@@ -1,0 +1,177 @@
+"""The seams: the abstract base classes that an algorithm is composed of. Read this file first.
+
+An implementation is a frozen dataclass. Its fields are its YAML, its docstring is its `--help`, and a class that has
+been imported can be named in a config. Tensors follow one order, `(student_logp, target_logp)`, and the legend of
+`veto_pl.types`. Implementations never mask, reduce or detach: the objective that composes them does.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+
+from veto_pl.types import Example, LossOutput, Models, PromptBatch, Rollouts, Sequences, Step
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from veto_pl.tokens import TokenGrid
+
+
+class Law(str, enum.Enum):
+    """A property that a class promises; `veto_pl.testing` checks each promise on generated inputs."""
+
+    ZERO_AT_EQUALITY = "zero where student and target agree"
+    NON_NEGATIVE = "never below zero"
+    PERMUTATION_INVARIANT = "unchanged when the vocabulary is renumbered"
+    NORMALISED = "the target is a distribution"
+    SPLIT_INVARIANT = "the same update however the batch is split"
+
+
+class Schedule(ABC):
+    """A number that changes over the run."""
+
+    @abstractmethod
+    def __call__(self, step: int, total: int) -> float:
+        """The value after `step` of `total` optimizer steps."""
+
+
+class RolloutSource(ABC):
+    """Who writes the completions."""
+
+    @abstractmethod
+    def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
+        """Completes the prompts."""
+
+
+class TeacherContext(ABC):
+    """What the teacher reads: the same text, or the same completion behind another prompt."""
+
+    @abstractmethod
+    def __call__(self, sequences: Sequences, models: Models) -> Sequences:
+        """Rows that hold the same completion tokens in the same order."""
+
+
+class Support(ABC):
+    """The outcomes that student and teacher are compared on."""
+
+    @abstractmethod
+    def __call__(self, student_logp: Tensor, teacher_logp: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps [N, V] and [N, V] to [N, K] and [N, K], both normalised."""
+
+
+class Target(ABC):
+    """The distribution that the student is drawn to."""
+
+    laws: ClassVar[frozenset[Law]] = frozenset({Law.NORMALISED, Law.PERMUTATION_INVARIANT})
+
+    @abstractmethod
+    def __call__(self, teacher_logp: Tensor, student_logp: Tensor, step: Step) -> Tensor:
+        """Normalised log-probabilities [N, K]."""
+
+
+class Divergence(ABC):
+    """A dissimilarity of two distributions."""
+
+    laws: ClassVar[frozenset[Law]] = frozenset({Law.ZERO_AT_EQUALITY, Law.NON_NEGATIVE, Law.PERMUTATION_INVARIANT})
+
+    @abstractmethod
+    def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:
+        """Maps [N, K] and [N, K] to [N]."""
+
+
+class TokenWeighting(ABC):
+    """How much each token counts; the denominator stays the number of tokens."""
+
+    @abstractmethod
+    def __call__(self, student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
+        """Maps [N, V] and [N, V] to [N]."""
+
+
+class Advantage(ABC):
+    """The credit of each sampled token in a policy-gradient term."""
+
+    @abstractmethod
+    def __call__(self, grid: TokenGrid) -> Tensor:
+        """[B, S]; the values where `grid.mask` is False are ignored."""
+
+
+class Objective(ABC):
+    """Which tokens to train on, and the loss."""
+
+    needs_teacher: ClassVar[bool] = True
+    needs_rewards: ClassVar[bool] = False
+    laws: ClassVar[frozenset[Law]] = frozenset({Law.SPLIT_INVARIANT})
+
+    @property
+    @abstractmethod
+    def sources(self) -> tuple[RolloutSource, ...]:
+        """The rollouts that the loss reads. Equal sources are rolled out once and shared."""
+
+    @abstractmethod
+    def loss(self, rollouts: Rollouts, models: Models, step: Step) -> LossOutput:
+        """Undivided loss terms and metrics of one micro-batch."""
+
+
+class Reward(ABC):
+    """A verifier: how good a completion is."""
+
+    @abstractmethod
+    def __call__(self, example: Example, completion: str) -> float:
+        """A score; 1.0 and only 1.0 means correct. Never raises on any text."""
+
+
+class Template(ABC):
+    """How an example becomes the text that the models read."""
+
+    @abstractmethod
+    def __call__(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
+        """The prompt's text, ready to be tokenised without special tokens being added."""
+
+
+class Task(ABC):
+    """Rows to learn from, and how a completion of a row is judged."""
+
+    @abstractmethod
+    def load(self, split: str) -> Sequence[Example]:
+        """The rows of `split`: `train`, `validation` or `test`."""
+
+    @abstractmethod
+    def reward(self, example: Example, completion: str) -> float:
+        """A score; 1.0 and only 1.0 means correct."""
+
+
+class ModelSource(ABC):
+    """Where a causal language model comes from."""
+
+    @abstractmethod
+    def config(self) -> PretrainedConfig:
+        """The architecture, without weights."""
+
+    @abstractmethod
+    def load(self) -> PreTrainedModel:
+        """The model with its weights."""
+
+    def skeleton(self) -> PreTrainedModel:
+        """The architecture with arbitrary weights; on the meta device it costs no memory."""
+        from transformers import AutoModelForCausalLM
+
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(self.config())
+        return model
+
+    @property
+    def tokenizer_source(self) -> Mapping[str, Any] | None:
+        """Keyword arguments for `AutoTokenizer.from_pretrained`, or None where the source has no tokenizer."""
+        return None
+
+
+class TokenizerSource(ABC):
+    """Where a tokenizer comes from, when it is not the student's own."""
+
+    @abstractmethod
+    def load(self) -> PreTrainedTokenizerBase:
+        """The tokenizer."""

@@ -1,0 +1,40 @@
+"""The outcomes on which student and teacher are compared."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.supports import top_k_with_tail
+from veto_pl.seams import Support
+
+
+@dataclass(frozen=True)
+class FullVocabulary(Support):
+    """Every id of the vocabulary."""
+
+    def __call__(self, student_logp: Tensor, teacher_logp: Tensor) -> tuple[Tensor, Tensor]:
+        return student_logp, teacher_logp
+
+
+@dataclass(frozen=True)
+class TopK(Support):
+    """The k likeliest ids of one model, and one outcome for all others together.
+
+    Args:
+        k: ids kept.
+        of: the model whose likeliest ids are kept.
+    """
+
+    k: int = 64
+    of: Literal["teacher", "student"] = "teacher"
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ConfigurationError(f"`TopK.k` must be at least 1, got {self.k}.")
+
+    def __call__(self, student_logp: Tensor, teacher_logp: Tensor) -> tuple[Tensor, Tensor]:
+        chosen = teacher_logp if self.of == "teacher" else student_logp
+        ids = chosen.topk(self.k, -1).indices
+        return top_k_with_tail(student_logp, ids), top_k_with_tail(teacher_logp, ids)

@@ -1,0 +1,44 @@
+"""What the student is drawn to; `veto_pl.functional.targets` has the mathematics."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.targets import geometric_bridge
+from veto_pl.schedules import value_at
+from veto_pl.seams import Schedule, Target
+from veto_pl.types import Step
+
+
+@dataclass(frozen=True)
+class Teacher(Target):
+    """The teacher as it is.
+
+    References:
+        arXiv 1503.02531
+    """
+
+    def __call__(self, teacher_logp: Tensor, student_logp: Tensor, step: Step) -> Tensor:
+        return teacher_logp
+
+
+@dataclass(frozen=True)
+class GeometricBridge(Target):
+    r"""Veto's target, proportional to teacher x student^beta.
+
+    Args:
+        beta: strength of the veto, a number >= 0 or a schedule.
+
+    References:
+        arXiv 2601.07155
+    """
+
+    beta: float | Schedule = 0.8
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.beta, Schedule) and self.beta < 0:
+            raise ConfigurationError(f"`beta` must be at least 0, got {self.beta}.")
+
+    def __call__(self, teacher_logp: Tensor, student_logp: Tensor, step: Step) -> Tensor:
+        return geometric_bridge(teacher_logp, student_logp, value_at(self.beta, step.index, step.total))

@@ -1,0 +1,71 @@
+"""What an objective sees of the tokens: vocabulary-sized rows inside a chunk, scalars over the whole batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.types import Step
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """One chunk of completion tokens.
+
+    Args:
+        student_logp: [n, V] float32 log-probabilities, with graph.
+        teacher_logp: [n, V] float32, without graph; None where the objective needs no teacher.
+        token_ids: [n] int64, the tokens that follow.
+        step: where training stands.
+    """
+
+    student_logp: Tensor
+    teacher_logp: Tensor | None
+    token_ids: Tensor
+    step: Step
+
+    def token_logp(self) -> Tensor:
+        """[n]: the student's log-probability of the tokens, with graph."""
+        return self.student_logp.gather(1, self.token_ids[:, None])[:, 0]
+
+    def teacher_token_logp(self) -> Tensor:
+        """[n]: the teacher's log-probability of the tokens; 0 without a teacher."""
+        if self.teacher_logp is None:
+            return self.student_logp.new_zeros(len(self.token_ids))
+        return self.teacher_logp.gather(1, self.token_ids[:, None])[:, 0]
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """Scalars of a whole micro-batch; what stands where `mask` is False means nothing.
+
+    Args:
+        student_logp: [B, S] of the tokens, with graph.
+        teacher_logp: [B, S] of the tokens, without graph.
+        sampler_logp: [B, S] under the distribution that sampled them, or None.
+        mask: [B, S] bool, True where a completion token is predicted.
+        rewards: [B] or None.
+        step: where training stands.
+    """
+
+    student_logp: Tensor
+    teacher_logp: Tensor
+    sampler_logp: Tensor | None
+    mask: Tensor
+    rewards: Tensor | None
+    step: Step
+
+    def log_ratio(self) -> Tensor:
+        """[B, S] without graph: teacher minus student."""
+        return self.teacher_logp - self.student_logp.detach()
+
+    def required_sampler_logp(self) -> Tensor:
+        """The sampler's log-probabilities; raises `ConfigurationError` where the rollout kept none."""
+        if self.sampler_logp is None:
+            raise ConfigurationError(
+                "Importance weights need the sampler's log-probabilities, but the rollout has rows that nobody "
+                "sampled. Use a rollout that samples every row, or switch the importance weights off."
+            )
+        return self.sampler_logp

@@ -1,0 +1,294 @@
+"""Every noun of the package, each field with its shape.
+
+Legend: `B` rows, `P` prompt tokens, `C` completion tokens, `T` tokens of a whole row, `S = T - 1` predictions of a row,
+`N` completion tokens of a batch, `V` vocabulary, `D` width. Position `t` of a row predicts token `t + 1`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+
+from veto_pl.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from veto_pl.models.causal_lm import CausalLM
+    from veto_pl.seams import RolloutSource, Task
+
+
+@dataclass(frozen=True)
+class Stat:
+    r"""A weighted sum that has not been divided yet: it adds over chunks, micro-batches and ranks.
+
+    Args:
+        total: scalar, :math:`\sum_i w_i x_i`; carries the graph if it is a loss.
+        weight: scalar, :math:`\sum_i w_i`.
+    """
+
+    total: Tensor
+    weight: Tensor
+
+    def __add__(self, other: Stat) -> Stat:
+        return Stat(self.total + other.total, self.weight + other.weight)
+
+    def scaled(self, coefficient: float) -> Stat:
+        """The same weight with `coefficient` times the total."""
+        return Stat(self.total * coefficient, self.weight)
+
+    def detach(self) -> Stat:
+        """The same numbers without the graph."""
+        return Stat(self.total.detach(), self.weight.detach())
+
+    def mean(self) -> Tensor:
+        """`total / weight`, and 0 (still connected to the graph) where the weight is 0."""
+        return self.total / torch.where(self.weight == 0, 1.0, self.weight)
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What an objective returns: undivided loss terms, each with its own denominator, and undivided metrics."""
+
+    terms: Mapping[str, Stat]
+    metrics: Mapping[str, Stat] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where training stands. Schedules read `index` and `total`; random draws are a pure function of all fields.
+
+    Args:
+        index: optimizer steps done.
+        total: optimizer steps of the whole run.
+        seed: the run's seed.
+        rank: this process among the data-parallel ones.
+        micro: the micro-batch inside the accumulation window.
+    """
+
+    index: int
+    total: int
+    seed: int = 0
+    rank: int = 0
+    micro: int = 0
+
+    def generator(self, purpose: str, device: torch.device | str = "cpu", *, shared: bool = False) -> torch.Generator:
+        """A generator for one purpose at this step; `shared` gives every rank the same one."""
+        rank = "all" if shared else self.rank
+        text = f"{self.seed}/{purpose}/{self.index}/{self.micro}/{rank}"
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a task: the text before templating, a reference completion if there is one, and the raw row."""
+
+    prompt: str
+    completion: str | None = None
+    row: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Templated and tokenised prompts, left-padded, with the reference completions, right-padded.
+
+    Args:
+        input_ids: [B, P] int64.
+        attention_mask: [B, P] bool.
+        completion_ids: [B, C] int64, EOS included; C may be 0.
+        completion_mask: [B, C] bool.
+        examples: B rows as the task gave them.
+        task: scores completions of these rows; None where nothing can be scored.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    completion_ids: Tensor
+    completion_mask: Tensor
+    examples: tuple[Example, ...] = ()
+    task: Task | None = None
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PromptBatch:
+        """The same batch with its tensors on `device`."""
+        moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in _PROMPT_TENSORS}
+        return replace(self, **moved)
+
+    def rows(self, index: Tensor) -> PromptBatch:
+        """The rows that `index` ([K] int64) names, in that order, repeats allowed."""
+        taken = {name: getattr(self, name)[index] for name in _PROMPT_TENSORS}
+        examples = tuple(self.examples[i] for i in index.tolist()) if self.examples else ()
+        return replace(self, examples=examples, **taken)
+
+    def score(self, completions: Sequence[str], rows: Sequence[int]) -> list[float]:
+        """The task's reward of each completion; `rows` names the prompt of each."""
+        if self.task is None:
+            return [0.0] * len(completions)
+        return [self.task.reward(self.examples[i], text) for i, text in zip(rows, completions, strict=True)]
+
+    def rewarded(self, sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> Sequences:
+        """The same sequences with the task's reward of each."""
+        texts = tokenizer.batch_decode(sequences.completions(), skip_special_tokens=True)
+        scores = self.score(texts, sequences.prompt_rows.tolist())
+        return replace(sequences, rewards=torch.tensor(scores, device=sequences.input_ids.device))
+
+
+_PROMPT_TENSORS = ("input_ids", "attention_mask", "completion_ids", "completion_mask")
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Prompts with completions, whoever wrote them. Any padding layout: only the masks say what is what.
+
+    Args:
+        input_ids: [B, T] int64.
+        attention_mask: [B, T] bool, False on padding.
+        loss_mask: [B, T] bool, True on the completion's tokens, EOS included.
+        prompt_rows: [B] int64, the row of the prompt batch that each row continues.
+        on_policy: [B] bool, True where the student (or a mixture that holds it) sampled the row.
+        sampler_logp: [B, T] float32, log-probability of each completion token under the sampling distribution
+            (temperature and truncation included), 0 elsewhere; None where nobody sampled.
+        rewards: [B] float32, or None where nothing was scored.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    loss_mask: Tensor
+    prompt_rows: Tensor
+    on_policy: Tensor
+    sampler_logp: Tensor | None = None
+    rewards: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def predictions(self) -> Tensor:
+        """[B, S] bool: the positions whose next token counts. The last prompt position is the first of them."""
+        return self.loss_mask[:, 1:]
+
+    @property
+    def position_ids(self) -> Tensor:
+        """[B, T] int64: positions that ignore padding on either side."""
+        return (self.attention_mask.cumsum(1) - 1).clamp_min(0)
+
+    def token_ids(self) -> Tensor:
+        """[N] int64: the tokens that count, row by row."""
+        return self.input_ids[:, 1:][self.predictions]
+
+    def sampled_logp(self) -> Tensor | None:
+        """[B, S] float32: `sampler_logp` at the predicting positions."""
+        return None if self.sampler_logp is None else self.sampler_logp[:, 1:]
+
+    def completions(self) -> list[Tensor]:
+        """The completion's ids of each row, without padding."""
+        return [ids[mask] for ids, mask in zip(self.input_ids, self.loss_mask, strict=True)]
+
+    @staticmethod
+    def join(prompts: PromptBatch, completion_ids: Tensor, completion_mask: Tensor, **fields: Any) -> Sequences:
+        """Puts completions ([B, C], right-padded) behind the prompts."""
+        rows = torch.arange(len(prompts), device=prompts.input_ids.device)
+        defaults = {"prompt_rows": rows, "on_policy": torch.zeros_like(rows, dtype=torch.bool)}
+        return Sequences(
+            input_ids=torch.cat([prompts.input_ids, completion_ids], 1),
+            attention_mask=torch.cat([prompts.attention_mask, completion_mask], 1),
+            loss_mask=torch.cat([torch.zeros_like(prompts.attention_mask), completion_mask], 1),
+            **(defaults | fields),
+        )
+
+    @staticmethod
+    def concatenate(parts: Sequence[Sequences]) -> Sequences:
+        """The rows of all parts in order, right-padded to the longest; a field that one part lacks is dropped."""
+        width = max(part.input_ids.shape[1] for part in parts)
+
+        def stack(name: str) -> Tensor | None:
+            values = [getattr(part, name) for part in parts]
+            if any(value is None for value in values):
+                return None
+            return torch.cat([pad(v, (0, width - v.shape[1])) if v.dim() == 2 else v for v in values])
+
+        return Sequences(**{name: stack(name) for name in Sequences.__dataclass_fields__})  # type: ignore[arg-type]
+
+    def rows(self, index: Tensor) -> Sequences:
+        """The rows that `index` ([K] int64, or [B] bool) selects."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return Sequences(**{name: None if value is None else value[index] for name, value in values.items()})
+
+    def with_prompt_rows(self, prompt_rows: Tensor) -> Sequences:
+        """The same rows, continuing other rows of the prompt batch."""
+        return replace(self, prompt_rows=prompt_rows)
+
+    def in_prompt_order(self) -> Sequences:
+        """The rows in the order of the prompt batch; the completions of one prompt keep theirs."""
+        return self.rows(self.prompt_rows.argsort(stable=True))
+
+
+Rollouts = Mapping["RolloutSource", Sequences]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a run. Not a `torch.nn.Module`, so the frozen teacher stays out of checkpoints and optimizers.
+
+    Args:
+        student: the model that is trained.
+        teacher: the frozen model, or None for objectives that need none.
+        tokenizer: shared by both.
+    """
+
+    student: CausalLM
+    teacher: CausalLM | None
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end a completion: the tokenizer's EOS and those of the student's generation settings."""
+        generation = getattr(self.student.model, "generation_config", None)
+        extra = getattr(generation, "eos_token_id", None)
+        listed = extra if isinstance(extra, list) else [extra]
+        return tuple(sorted({i for i in (self.tokenizer.eos_token_id, *listed) if i is not None}))
+
+    def required_teacher(self) -> CausalLM:
+        """The teacher; raises `ConfigurationError` where the run has none."""
+        if self.teacher is None:
+            raise ConfigurationError("The objective needs a teacher, but `model.teacher` is not set. Name one there.")
+        return self.teacher
+
+
+@dataclass(frozen=True)
+class Generations:
+    """What one validation batch produced, for the metrics of whole completions.
+
+    Args:
+        texts: G x K decoded completions, the K samples of a prompt one after another.
+        tokens: the ids of each completion, EOS included where it was reached.
+        rewards: [G, K] float32; a completion is correct at 1.0 and only there.
+        finished: [G, K] bool, True where the completion ended with EOS or a stop string.
+    """
+
+    texts: list[str]
+    tokens: list[list[int]]
+    rewards: Tensor
+    finished: Tensor
+
+    def groups(self) -> list[list[str]]:
+        """The texts prompt by prompt."""
+        size = self.rewards.shape[1]
+        return [self.texts[i : i + size] for i in range(0, len(self.texts), size)]
+
+
+def pad_right(rows: Sequence[Tensor], value: int = 0) -> tuple[Tensor, Tensor]:
+    """Stacks 1-D rows of differing length: ([B, max] ids, [B, max] bool mask). The mask comes from the lengths."""
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = pad_sequence(list(rows), batch_first=True, padding_value=value)
+    return ids, torch.arange(ids.shape[1])[None] < lengths[:, None]
