@@ -1,7 +1,5 @@
 """Credit of sampled tokens, for the policy-gradient term of an objective."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

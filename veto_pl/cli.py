@@ -10,7 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
@@ -29,6 +31,17 @@ TRAINER_DEFAULTS = {
 }
 
 
+class CompactParser(LightningArgumentParser):
+    """Prints configurations with the innermost mappings on one line each, so that an algorithm fits on a screen."""
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """The configuration as YAML; comments at its head are kept."""
+        text: str = super().dump(*args, **kwargs)
+        header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+        body: str = yaml.safe_dump(yaml.safe_load(text), sort_keys=False, default_flow_style=None, width=110)
+        return header + body
+
+
 class VetoCLI(LightningCLI):
     """LightningCLI with a run folder, the package's callbacks, and classes that start from their own defaults."""
 
@@ -40,6 +53,7 @@ class VetoCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
+            parser_class=CompactParser,
             args=None if args is None else list(args),
             run=run,
             auto_configure_optimizers=False,
@@ -57,6 +71,8 @@ class VetoCLI(LightningCLI):
         parser.add_argument(
             "--validate_first", type=bool, default=True, help="Validate before the first step of a fit."
         )
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults({"checkpoint.save_last": True})
         parser.add_lightning_class_args(SampleTable, "samples")
         parser.add_lightning_class_args(Diagnostics, "diagnostics")
         parser.add_lightning_class_args(Export, "export")
@@ -73,7 +89,7 @@ class VetoCLI(LightningCLI):
         """Hands the module its own configuration, for checkpoints and model cards."""
         parser = self._parser(self.subcommand)
         config = self.config.get(str(self.subcommand), self.config)
-        self.model.run_config = parser.dump(config, skip_none=True, skip_link_targets=True)
+        self.model.run_config = parser.dump(config, skip_none=False, skip_link_targets=True)
 
     def before_fit(self) -> None:
         """Measures where the student starts, so that every run has its own baseline."""
@@ -146,8 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             COMMANDS[given[0]](given[1:])
         else:
             load_plugins()
-            # Without nulls the whole algorithm fits on one screen.
-            VetoCLI(["--print_config=skip_null" if a == "--print_config" else a for a in given])
+            VetoCLI(given)
     except VetoError as error:
         sys.exit(f"veto-pl: {error}")
 

@@ -83,7 +83,7 @@ def export_checkpoint(checkpoint: str | Path, folder: str | Path) -> Path:
             "`veto_pl.export.export_student`, or train it through `veto-pl fit`."
         )
     module = module_from_config(config)
-    student = load_student(module.sources["student"], module.tokenizer, empty=True)
+    student = load_student(module.student_source, module.tokenizer, empty=True)
     prefix = "student."
     weights = {k.removeprefix(prefix): v for k, v in state["state_dict"].items() if k.startswith(prefix)}
     student.load_state_dict(weights)

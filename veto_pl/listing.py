@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +14,7 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.metrics import CompletionMetric, TokenMetric
 from veto_pl.plugins import available, load_plugins, paper, summary
 
-SEAMS: dict[str, tuple[type, ...]] = {
+SEAMS: dict[str, tuple[type[Any], ...]] = {
     "objectives": (seams.Objective,),
     "divergences": (seams.Divergence,),
     "targets": (seams.Target,),

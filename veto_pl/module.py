@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import Metric
 from transformers import PreTrainedTokenizerBase
 
 from veto_pl.clock import PhaseClock
@@ -62,7 +63,8 @@ class DistillationModule(L.LightningModule):
                 f"`{type(objective).__name__}` needs a teacher, but `model.teacher` is not set. Name one there."
             )
         self.objective = objective
-        self.sources = {"student": student, "teacher": teacher}
+        self.student_source = student
+        self.teacher_source = teacher
         self.tokenizer_source = tokenizer
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
@@ -81,21 +83,15 @@ class DistillationModule(L.LightningModule):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of both models, loaded when it is first asked for."""
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self._student_source, self.tokenizer_source)
+            self._tokenizer = load_tokenizer(self.student_source, self.tokenizer_source)
         return self._tokenizer
-
-    @property
-    def _student_source(self) -> ModelSource:
-        source = self.sources["student"]
-        assert source is not None, "`__init__` demands a student"
-        return source
 
     def configure_model(self) -> None:
         """Loads the models, once; on the meta device only their shapes."""
         if self.models is not None:
             return
         empty = torch.empty(0).is_meta
-        self.models = load_models(self._student_source, self.sources["teacher"], self.tokenizer, empty=empty)
+        self.models = load_models(self.student_source, self.teacher_source, self.tokenizer, empty=empty)
         # Only the student is a submodule: a teacher is never saved, optimized, wrapped or averaged.
         self.student = self.models.student.train()
 
@@ -132,11 +128,11 @@ class DistillationModule(L.LightningModule):
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         self._log_step(float(optimizer.param_groups[0]["lr"]), nn.utils.get_total_norm(gradients))
 
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> Evaluation:
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Evaluation]:
         """The student answers; every metric is updated."""
         return self._evaluate(batch, batch_idx, "validation")
 
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> Evaluation:
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Evaluation]:
         """As `validation_step`, logged under `test/`."""
         return self._evaluate(batch, batch_idx, "test")
 
@@ -145,7 +141,7 @@ class DistillationModule(L.LightningModule):
         return Evaluation.sample(batch, self._models, self.evaluation, self._step(batch_idx)).rows()
 
     def on_fit_start(self) -> None:
-        """Refuses combinations that cannot give the right gradient, and places the teacher."""
+        """Places the teacher."""
         self._place_teacher()
 
     def on_validation_start(self) -> None:
@@ -230,7 +226,7 @@ class DistillationModule(L.LightningModule):
         means = {name: Stat(*pair).mean() for name, pair in zip(self._window, sums, strict=True)}
         self._window = {}
         step = self._step(0)
-        values = {
+        values: dict[str, Tensor | float] = {
             **means,
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
@@ -241,13 +237,19 @@ class DistillationModule(L.LightningModule):
             values["loss"] = torch.stack([means[name] for name in means if name.endswith("/loss")]).sum()
         self.log_dict({f"train/{name}": float(value) for name, value in values.items()})
 
-    def _evaluate(self, batch: PromptBatch, batch_idx: int, prefix: str) -> Evaluation:
+    def _evaluate(self, batch: PromptBatch, batch_idx: int, prefix: str) -> dict[str, Evaluation]:
         with self.clock.during("validation"):
             evaluation = Evaluation.sample(batch, self._models, self.evaluation, self._step(batch_idx))
             evaluation.update(self.validation_metrics.values())
         for name, metric in self.validation_metrics.items():
-            self.log(f"{prefix}/{name}", metric, on_epoch=True, prog_bar=name == "accuracy", batch_size=len(batch))
-        return evaluation
+            self.log(
+                f"{prefix}/{name}",
+                cast(Metric, metric),
+                on_epoch=True,
+                prog_bar=name == "accuracy",
+                batch_size=len(batch),
+            )
+        return {"evaluation": evaluation}
 
     def _all_reduce(self, value: Tensor) -> Tensor:
         summed: Tensor = self.trainer.strategy.reduce(value, reduce_op="sum")

@@ -30,6 +30,6 @@ def own_defaults() -> Iterator[None]:
 
 def _discard_all(parser_or_action: Any, previous: Any, value: Any) -> None:
     if previous and "init_args" in previous and previous["class_path"] != value["class_path"]:
-        previous["init_args"] = Namespace()
+        previous["init_args"] = Namespace()  # type: ignore[no-untyped-call]
         if "dict_kwargs" in previous:
             previous["dict_kwargs"] = {}

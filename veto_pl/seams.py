@@ -19,7 +19,7 @@ from veto_pl.types import Example, LossOutput, Models, PromptBatch, Rollouts, Se
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from veto_pl.tokens import TokenGrid
+    from veto_pl.tokens import TokenGrid, TokenRows
 
 
 class Law(str, enum.Enum):
@@ -52,8 +52,8 @@ class TeacherContext(ABC):
     """What the teacher reads: the same text, or the same completion behind another prompt."""
 
     @abstractmethod
-    def __call__(self, sequences: Sequences, models: Models) -> Sequences:
-        """Rows that hold the same completion tokens in the same order."""
+    def __call__(self, sequences: Sequences, models: Models, step: Step) -> Sequences:
+        """Rows that hold the same completion tokens in the same order. `sequences.prompts` has the examples."""
 
 
 class Support(ABC):
@@ -88,8 +88,8 @@ class TokenWeighting(ABC):
     """How much each token counts; the denominator stays the number of tokens."""
 
     @abstractmethod
-    def __call__(self, student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
-        """Maps [N, V] and [N, V] to [N]."""
+    def __call__(self, rows: TokenRows) -> Tensor:
+        """[N] weights of a chunk of tokens."""
 
 
 class Advantage(ABC):

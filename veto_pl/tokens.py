@@ -30,6 +30,11 @@ class TokenRows:
         """[n]: the student's log-probability of the tokens, with graph."""
         return self.student_logp.gather(1, self.token_ids[:, None])[:, 0]
 
+    def required_teacher_logp(self) -> Tensor:
+        """The teacher's log-probabilities, for objectives that need a teacher."""
+        assert self.teacher_logp is not None, "an objective with `needs_teacher` always gets the teacher's rows"
+        return self.teacher_logp
+
     def teacher_token_logp(self) -> Tensor:
         """[n]: the teacher's log-probability of the tokens; 0 without a teacher."""
         if self.teacher_logp is None:
@@ -46,6 +51,7 @@ class TokenGrid:
         teacher_logp: [B, S] of the tokens, without graph.
         sampler_logp: [B, S] under the distribution that sampled them, or None.
         mask: [B, S] bool, True where a completion token is predicted.
+        prompt_rows: [B] int64, the prompt that each row continues; equal values are one group.
         rewards: [B] or None.
         step: where training stands.
     """
@@ -54,6 +60,7 @@ class TokenGrid:
     teacher_logp: Tensor
     sampler_logp: Tensor | None
     mask: Tensor
+    prompt_rows: Tensor
     rewards: Tensor | None
     step: Step
 

@@ -159,6 +159,7 @@ class Sequences:
         sampler_logp: [B, T] float32, log-probability of each completion token under the sampling distribution
             (temperature and truncation included), 0 elsewhere; None where nobody sampled.
         rewards: [B] float32, or None where nothing was scored.
+        prompts: the batch that `prompt_rows` points into, with the examples; it is not sliced with the rows.
     """
 
     input_ids: Tensor
@@ -168,6 +169,7 @@ class Sequences:
     on_policy: Tensor
     sampler_logp: Tensor | None = None
     rewards: Tensor | None = None
+    prompts: PromptBatch | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -195,20 +197,22 @@ class Sequences:
         return [ids[mask] for ids, mask in zip(self.input_ids, self.loss_mask, strict=True)]
 
     @staticmethod
-    def join(prompts: PromptBatch, completion_ids: Tensor, completion_mask: Tensor, **fields: Any) -> Sequences:
-        """Puts completions ([B, C], right-padded) behind the prompts."""
-        rows = torch.arange(len(prompts), device=prompts.input_ids.device)
-        defaults = {"prompt_rows": rows, "on_policy": torch.zeros_like(rows, dtype=torch.bool)}
-        return Sequences(
-            input_ids=torch.cat([prompts.input_ids, completion_ids], 1),
-            attention_mask=torch.cat([prompts.attention_mask, completion_mask], 1),
-            loss_mask=torch.cat([torch.zeros_like(prompts.attention_mask), completion_mask], 1),
-            **(defaults | fields),
+    def join(repeated: PromptBatch, completion_ids: Tensor, completion_mask: Tensor, **fields: Any) -> Sequences:
+        """Puts completions ([B, C], right-padded) behind prompts, one each; `fields` replaces the other defaults."""
+        rows = torch.arange(len(repeated), device=repeated.input_ids.device)
+        joined = Sequences(
+            input_ids=torch.cat([repeated.input_ids, completion_ids], 1),
+            attention_mask=torch.cat([repeated.attention_mask, completion_mask], 1),
+            loss_mask=torch.cat([torch.zeros_like(repeated.attention_mask), completion_mask], 1),
+            prompt_rows=rows,
+            on_policy=torch.zeros_like(rows, dtype=torch.bool),
+            prompts=repeated,
         )
+        return replace(joined, **fields)
 
     @staticmethod
     def concatenate(parts: Sequence[Sequences]) -> Sequences:
-        """The rows of all parts in order, right-padded to the longest; a field that one part lacks is dropped."""
+        """The rows of all parts of one prompt batch, right-padded; a field that one part lacks is dropped."""
         width = max(part.input_ids.shape[1] for part in parts)
 
         def stack(name: str) -> Tensor | None:
@@ -217,21 +221,25 @@ class Sequences:
                 return None
             return torch.cat([pad(v, (0, width - v.shape[1])) if v.dim() == 2 else v for v in values])
 
-        return Sequences(**{name: stack(name) for name in Sequences.__dataclass_fields__})  # type: ignore[arg-type]
+        columns: dict[str, Any] = {name: stack(name) for name in _SEQUENCE_TENSORS}
+        return replace(parts[0], **columns)
 
     def rows(self, index: Tensor) -> Sequences:
         """The rows that `index` ([K] int64, or [B] bool) selects."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return Sequences(**{name: None if value is None else value[index] for name, value in values.items()})
+        values = {name: getattr(self, name) for name in _SEQUENCE_TENSORS}
+        taken: dict[str, Any] = {name: None if value is None else value[index] for name, value in values.items()}
+        return replace(self, **taken)
 
-    def with_prompt_rows(self, prompt_rows: Tensor) -> Sequences:
-        """The same rows, continuing other rows of the prompt batch."""
-        return replace(self, prompt_rows=prompt_rows)
+    def continuing(self, prompts: PromptBatch, rows: Tensor) -> Sequences:
+        """The same sequences as part of a larger batch, of which they were given the prompts `rows` ([K] int64)."""
+        return replace(self, prompts=prompts, prompt_rows=rows[self.prompt_rows])
 
     def in_prompt_order(self) -> Sequences:
         """The rows in the order of the prompt batch; the completions of one prompt keep theirs."""
         return self.rows(self.prompt_rows.argsort(stable=True))
 
+
+_SEQUENCE_TENSORS = tuple(name for name in Sequences.__dataclass_fields__ if name != "prompts")
 
 Rollouts = Mapping["RolloutSource", Sequences]
 

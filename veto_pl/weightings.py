@@ -2,18 +2,20 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from veto_pl.functional.diagnostics import entropy
 from veto_pl.seams import TokenWeighting
+from veto_pl.tokens import TokenRows
 
 
 @dataclass(frozen=True)
 class Uniform(TokenWeighting):
     """Every token counts 1."""
 
-    def __call__(self, student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
-        return student_logp.new_ones(student_logp.shape[:-1])
+    def __call__(self, rows: TokenRows) -> Tensor:
+        return torch.ones_like(rows.token_ids, dtype=rows.student_logp.dtype)
 
 
 @dataclass(frozen=True)
@@ -29,5 +31,5 @@ class TeacherEntropyAbove(TokenWeighting):
 
     threshold: float = 0.8
 
-    def __call__(self, student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
-        return (entropy(teacher_logp) > self.threshold).to(student_logp.dtype)
+    def __call__(self, rows: TokenRows) -> Tensor:
+        return (entropy(rows.required_teacher_logp()) > self.threshold).to(rows.student_logp.dtype)

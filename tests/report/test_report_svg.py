@@ -27,7 +27,9 @@ def parsed(*args, **kwargs):
 
 
 def lines(root):
-    return [path for path in root.iter(f"{SVG}path") if path.get("stroke-width") == "1.8" and "h26" not in path.get("d")]
+    return [
+        path for path in root.iter(f"{SVG}path") if path.get("stroke-width") == "1.8" and "h26" not in path.get("d")
+    ]
 
 
 def dots(root):
@@ -52,14 +54,16 @@ def test_any_data_gives_well_formed_accessible_svg_inside_its_box(series, title,
 
 def test_points_lie_where_the_ticks_say():
     root = parsed({"a": Curve((0, 50, 100), (0.0, 3.0, 10.0))}, "title", "y")
-    place = {text.text: (float(text.get("x")), float(text.get("y")) - 3.8) for text in root.iter(f"{SVG}text")}
+    texts = list(root.iter(f"{SVG}text"))
+    height = {text.text: float(text.get("y")) - 3.8 for text in texts if text.get("text-anchor") == "end"}
     (path,) = lines(root)
     xs, ys = zip(*((float(x), float(y)) for x, y in re.findall(r"([\d.]+),([\d.]+)", path.get("d"))), strict=True)
-    assert ys[0] == pytest.approx(place["0"][1], abs=0.2)
-    assert ys[2] == pytest.approx(place["10"][1], abs=0.2)
+    assert ys[0] == pytest.approx(height["0"], abs=0.2)
+    assert ys[2] == pytest.approx(height["10"], abs=0.2)
     assert ys[1] == pytest.approx(0.7 * ys[0] + 0.3 * ys[2], abs=0.2)
     assert xs[1] == pytest.approx((xs[0] + xs[2]) / 2, abs=0.2)
-    assert xs[2] == pytest.approx(place["100"][0], abs=0.2)
+    (right,) = [float(text.get("x")) for text in texts if text.text == "100"]
+    assert xs[2] == pytest.approx(right, abs=0.2)
 
 
 def test_a_single_point_is_a_dot():
@@ -80,7 +84,6 @@ def test_nothing_to_draw_is_said():
 
 def test_only_noise_gets_a_faint_line_behind_its_mean():
     ramp = Curve(NOISY.steps, tuple(float(step) for step in NOISY.steps))
-    assert "stroke-opacity" not in "".join(path.get("stroke-opacity", "")[:0] for path in lines(parsed({"a": ramp}, "t", "y")))
     faint = [path for path in parsed({"a": NOISY}, "t", "y").iter(f"{SVG}path") if path.get("stroke-width") == "0.9"]
     assert len(faint) == 1
     assert 'stroke-width="0.9"' not in line_chart({"a": ramp}, "t", "y")
@@ -99,7 +102,7 @@ def test_long_legends_wrap_and_shorten_within_the_width():
     series = {f"{i} " + "wide name " * i: Curve((1,), (1.0,)) for i in range(9)}
     root = parsed(series, "t", "y")
     height = float(root.get("viewBox").split()[3])
-    legend = [text for text in root.iter(f"{SVG}g")][-1].findall(f"{SVG}text")
+    legend = root.find(f"{SVG}g").findall(f"{SVG}text")
     assert len(legend) == 9
     assert all(float(text.get("x")) + 6.4 * len(text.text) <= 400.01 for text in legend)
     assert legend[-1].text.endswith("…")
@@ -147,4 +150,4 @@ def lab(rgb):
 def test_colours_differ_for_colour_blind_readers(matrix):
     seen = {colour: lab(np.clip(np.array(matrix) @ linear(colour), 0, 1)) for colour in COLOURS}
     distances = {(a, b): np.linalg.norm(seen[a] - seen[b]) for a, b in combinations(COLOURS, 2)}
-    assert min(distances.values()) >= 12, {pair: d for pair, d in distances.items() if d < 12}
+    assert min(distances.values()) >= 15, {pair: d for pair, d in distances.items() if d < 15}

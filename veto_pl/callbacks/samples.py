@@ -38,8 +38,9 @@ class SampleTable(L.Callback):
     ) -> None:
         """Keeps rows until there are enough."""
         missing = self.number - len(self._rows)
-        if missing > 0 and trainer.is_global_zero and isinstance(outputs, Evaluation):
-            self._rows += outputs.rows()[:missing]
+        if missing > 0 and trainer.is_global_zero and outputs is not None:
+            evaluation: Evaluation = outputs["evaluation"]
+            self._rows += evaluation.rows()[:missing]
 
     @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -80,7 +80,9 @@ class Collator:
         texts = [self.completion_prefix + e.completion for e in examples if e.completion is not None]
         eos = self.tokenizer.eos_token_id
         if texts and eos is None:
-            raise ConfigurationError("The tokenizer has no EOS token to end reference completions with. Set its `eos_token`.")
+            raise ConfigurationError(
+                "The tokenizer has no EOS token to end reference completions with. Set its `eos_token`."
+            )
         tokenised = iter(self._tokenise(texts))
         return [[] if e.completion is None else [*next(tokenised), eos][: self.max_completion_tokens] for e in examples]
 

@@ -122,12 +122,13 @@ class PromptDataModule(L.LightningDataModule):
     def _evaluation(self, rows: list[Encoded]) -> Batches | list[Batches]:
         if not rows:
             return []
-        batches = even_batches(range(len(rows)), *self._place(), self.validation_batch_size)
-        return self._loader(rows, batch_sampler=batches)
+        # The batches are the items: Lightning would rebuild a batch sampler for prediction, and lose which rows are whose.
+        batches = even_batches(rows, *self._place(), self.validation_batch_size)
+        return self._loader(batches, batch_size=None)
 
-    def _loader(self, rows: list[Encoded], **order: object) -> Batches:
+    def _loader(self, items: Sequence[object], **order: object) -> Batches:
         collate = self._collator().pad
-        return DataLoader(rows, collate_fn=collate, num_workers=self.num_workers, **order)  # type: ignore[arg-type]
+        return DataLoader(items, collate_fn=collate, num_workers=self.num_workers, **order)  # type: ignore[arg-type]
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

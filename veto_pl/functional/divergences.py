@@ -34,8 +34,9 @@ def forward_kl(student_logp: Tensor, target_logp: Tensor) -> Tensor:
     References:
         Hinton et al. 2015, arXiv 1503.02531, section 2.
     """
-    difference = torch.where(target_logp == -math.inf, 0.0, target_logp - student_logp)
-    return (target_logp.exp() * difference).sum(-1)
+    target = target_logp.exp()
+    # Probabilities that underflow count as 0 like those that are: against -inf they would give NaN.
+    return (target * torch.where(target > 0, target_logp - student_logp, 0.0)).sum(-1)
 
 
 def reverse_kl(student_logp: Tensor, target_logp: Tensor) -> Tensor:

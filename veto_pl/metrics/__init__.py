@@ -1,10 +1,11 @@
 """Metrics of completions and of their tokens, as torchmetrics."""
 
-from veto_pl.metrics.agreement import ForwardKL, ReverseKL, StudentEntropy, TargetSharpness, TopOneAgreement
+from veto_pl.metrics.agreement import ForwardKL, ReverseKL, StudentEntropy, TopOneAgreement
 from veto_pl.metrics.base import CompletionMetric, TokenMetric
 from veto_pl.metrics.diversity import DistinctN, RepetitionRate, SelfBLEU
 from veto_pl.metrics.length import CompletionLength, EosRate
 from veto_pl.metrics.reward import Accuracy, MeanReward, PassAtK
+from veto_pl.metrics.target import TargetSharpness
 
 __all__ = [
     "Accuracy",

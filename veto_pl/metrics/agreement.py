@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from veto_pl.functional.diagnostics import entropy, sharpness, top_one_agreement
+from veto_pl.functional.diagnostics import entropy, top_one_agreement
 from veto_pl.functional.divergences import forward_kl, reverse_kl
-from veto_pl.functional.targets import geometric_bridge
 from veto_pl.metrics.base import TokenMetric, the_teacher
 
 
@@ -48,24 +47,3 @@ class TopOneAgreement(TokenMetric):
 
     def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:
         return top_one_agreement(student_logp, the_teacher(teacher_logp))
-
-
-class TargetSharpness(TokenMetric):
-    """How many nats of entropy Veto's target has less than the teacher.
-
-    Args:
-        beta: exponent of the student in the target.
-
-    References:
-        arXiv 2601.07155
-    """
-
-    name = "target_sharpness"
-
-    def __init__(self, beta: float = 0.8) -> None:
-        super().__init__()
-        self.beta = beta
-
-    def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:
-        teacher = the_teacher(teacher_logp)
-        return sharpness(geometric_bridge(teacher, student_logp, self.beta), teacher)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,11 +32,22 @@ class _Mean(Metric, ABC):
         """Total divided by weight."""
         return (self.total / self.weight.clamp_min(torch.finfo(torch.float64).tiny)).float()
 
-    def _add(self, values: Tensor, mask: Tensor | None = None) -> None:
-        kept = values if mask is None else values[mask]
+    def _add(self, values: Tensor) -> None:
         # Not in place: a validation before the fit leaves tensors of inference mode behind.
-        self.total = self.total + kept.double().sum()
-        self.weight = self.weight + kept.numel()
+        self.total = self.total + values.double().sum()
+        self.weight = self.weight + values.numel()
+
+    def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        wrapped = super()._wrap_compute(compute)
+
+        @functools.wraps(compute)
+        def quiet() -> Any:
+            with warnings.catch_warnings():
+                # Nothing to average is no mistake: the value is 0.
+                warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
+                return wrapped()
+
+        return quiet
 
 
 class CompletionMetric(_Mean):

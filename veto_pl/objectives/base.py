@@ -1,7 +1,5 @@
 """Objectives made of token losses: the road from hidden states to an undivided loss."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import partial
@@ -72,7 +70,7 @@ class TokenObjective(Objective):
     def loss(self, rollouts: Rollouts, models: Models, step: Step) -> LossOutput:
         """Runs teacher and student over the rollout and sums the losses of its completion tokens."""
         sequences = rollouts[self.rollout]
-        teacher_hidden = self._read_teacher(sequences, models) if self.needs_teacher else None
+        teacher_hidden = self._read_teacher(sequences, models, step) if self.needs_teacher else None
         chunk = partial(self._chunk, models=models, step=step)
 
         def readout(hidden: Tensor, _: CausalLM) -> dict[str, Tensor]:
@@ -81,10 +79,10 @@ class TokenObjective(Objective):
         scores: dict[str, Tensor] = models.student(sequences, readout)
         return self._reduce(scores, sequences, step)
 
-    def _read_teacher(self, sequences: Sequences, models: Models) -> Tensor:
+    def _read_teacher(self, sequences: Sequences, models: Models, step: Step) -> Tensor:
         teacher = models.required_teacher()
         with sampling_mode(teacher):
-            hidden: Tensor = teacher(self.context(sequences, models), lambda hidden, _: hidden)
+            hidden: Tensor = teacher(self.context(sequences, models, step), lambda hidden, _: hidden)
         return hidden
 
     def _chunk(
@@ -114,6 +112,7 @@ class TokenObjective(Objective):
             teacher_logp=_on_grid(scores["teacher_logp"], mask).detach(),
             sampler_logp=sequences.sampled_logp(),
             mask=mask,
+            prompt_rows=sequences.prompt_rows,
             rewards=sequences.rewards,
             step=step,
         )

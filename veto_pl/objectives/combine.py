@@ -1,7 +1,5 @@
 """Sums of objectives."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from veto_pl.exceptions import ConfigurationError

@@ -1,8 +1,6 @@
 """`Distill`: a divergence to a target, a policy-gradient term, or both, composed from the seams."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -61,7 +59,7 @@ class Distill(TokenObjective):
         if self.divergence is None:
             return 0.0 * rows.token_logp()
         student, target = self._student_and_target(rows)
-        weight = self.weighting(rows.student_logp.detach(), _teacher(rows)).detach()
+        weight = self.weighting(replace(rows, student_logp=rows.student_logp.detach())).detach()
         return weight * self.divergence(student, target)
 
     def over_sequences(self, losses: Tensor, grid: TokenGrid) -> Tensor:
@@ -79,15 +77,10 @@ class Distill(TokenObjective):
         metrics = super().token_metrics(rows)
         if not isinstance(self.target, Teacher):
             _, target = self._student_and_target(rows)
-            _, teacher = self.support(rows.student_logp, _teacher(rows))
+            _, teacher = self.support(rows.student_logp, rows.required_teacher_logp())
             metrics["target_sharpness"] = sharpness(target, teacher)
         return metrics
 
     def _student_and_target(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
-        student, teacher = self.support(rows.student_logp, _teacher(rows))
+        student, teacher = self.support(rows.student_logp, rows.required_teacher_logp())
         return student, self.target(teacher, student.detach(), rows.step).detach()
-
-
-def _teacher(rows: TokenRows) -> Tensor:
-    assert rows.teacher_logp is not None, "`needs_teacher` is True, so the rows hold the teacher"
-    return rows.teacher_logp

@@ -1,7 +1,5 @@
 """MiniLLM: the gradient of the sequence-level reverse KL, with its variance reduction."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from veto_pl.advantages import FutureLogRatio

@@ -26,7 +26,7 @@ class Axis:
 
     @classmethod
     def around(cls, values: Sequence[float]) -> Axis:
-        """The axis of real values: 5% of room on either side, but not across zero; a constant sits mid-way."""
+        """The axis of real values: 5% of room on either side, but not across zero; a constant but 0 sits mid-way."""
         low, high = min(values), max(values)
         size = max(abs(low), abs(high))
         room = 0.05 * (high - low)

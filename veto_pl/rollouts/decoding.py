@@ -61,18 +61,19 @@ def decode(
         sampler. A completion ends with EOS, with the token that completes a stop string, or at `max_new_tokens`.
     """
     rows = torch.arange(len(prompts), device=prompts.input_ids.device).repeat_interleave(sampling.num_completions)
-    prompts = prompts.rows(rows)
+    repeated = prompts.rows(rows)
     with ExitStack() as stack:
         for model in writers:
             stack.enter_context(sampling_mode(model))
-        ids, logp, mask = _loop(prompts, next_token, sampling, models, generator)
+        ids, logp, mask = _loop(repeated, next_token, sampling, models, generator)
     return Sequences.join(
-        prompts,
+        repeated,
         ids,
         mask,
+        prompts=prompts,
         prompt_rows=rows,
         on_policy=torch.full_like(rows, on_policy, dtype=torch.bool),
-        sampler_logp=torch.cat([logp.new_zeros(prompts.input_ids.shape), logp], 1),
+        sampler_logp=torch.cat([logp.new_zeros(repeated.input_ids.shape), logp], 1),
     )
 
 

@@ -1,7 +1,5 @@
 """Who writes the completions."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -118,7 +116,7 @@ class Mixture(RolloutSource):
             rows = chosen.nonzero()[:, 0].to(prompts.input_ids.device)
             if len(rows):
                 part = source(prompts.rows(rows), models, step)
-                parts.append(part.with_prompt_rows(rows[part.prompt_rows]))
+                parts.append(part.continuing(prompts, rows))
         return Sequences.concatenate(parts).in_prompt_order()
 
     def _toss(self, size: int, step: Step) -> Tensor:

@@ -61,7 +61,9 @@ class ReasoningGym(Task):
                 f"Close: {', '.join(close)}."
             )
         if taken := {"size", "seed"} & self.arguments.keys():
-            raise ConfigurationError(f"`ReasoningGym.arguments` must not set {', '.join(sorted(taken))}: use the fields.")
+            raise ConfigurationError(
+                f"`ReasoningGym.arguments` must not set {', '.join(sorted(taken))}: use the fields."
+            )
 
     def load(self, split: str) -> Sequence[Example]:
         """The rows of the split; generated once per process."""

@@ -1,0 +1,160 @@
+"""The rules of CONTRIBUTING.md that a program can check."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "veto_pl"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def parse(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+def functions(tree):
+    return [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def body_lines(function):
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "functional").glob("*.py")), ids=lambda p: p.name)
+def test_the_functional_layer_imports_torch_and_math_only(path):
+    allowed = ("torch", "math", "collections", "__future__", "veto_pl.functional")
+    assert [name for name in imported(parse(path)) if not name.startswith(allowed)] == []
+
+
+def test_the_functional_layer_needs_no_lightning():
+    code = (
+        "import sys, veto_pl.functional.divergences, veto_pl.functional.targets, veto_pl.functional.chunked\n"
+        "print([m for m in ('lightning', 'transformers', 'torchmetrics', 'jsonargparse') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_module_names_no_algorithm():
+    tree = parse(PACKAGE / "module.py")
+    forbidden = ("veto_pl.objectives", "veto_pl.divergences", "veto_pl.targets", "veto_pl.functional")
+    assert [name for name in imported(tree) if name.startswith(forbidden)] == []
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    algorithms = {path.stem.lower() for path in (PACKAGE / "objectives").glob("*.py")} - {"__init__", "base"}
+    assert {name for name in names if name.lower() in algorithms} == set()
+
+
+def test_no_branch_on_the_kind_of_objective():
+    for path in FILES:
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.If | ast.IfExp):
+                condition = ast.unparse(node.test)
+                assert "isinstance(self.objective" not in condition, path
+                assert "objective ==" not in condition, path
+
+
+def test_files_and_functions_stay_small():
+    long_files = {str(p.relative_to(ROOT)): n for p in FILES if (n := len(p.read_text().splitlines())) > 320}
+    long_functions = {
+        f"{p.relative_to(ROOT)}:{f.name}": body_lines(f) for p in FILES for f in functions(parse(p)) if body_lines(f) > 36
+    }
+    assert (long_files, long_functions) == ({}, {})
+
+
+def test_the_reduction_module_is_the_only_place_where_a_mask_meets_a_sum():
+    allowed = {"reduction.py", "advantages.py"}
+    for path in (PACKAGE / "functional").glob("*.py"):
+        if path.name not in allowed:
+            arguments = {a.arg for f in functions(parse(path)) for a in f.args.args}
+            assert "mask" not in arguments, path
+
+
+def test_public_functions_and_classes_are_documented():
+    seams = {n.name for c in ast.walk(parse(PACKAGE / "seams.py")) if isinstance(c, ast.ClassDef) for n in functions(c)}
+    inherited = seams | {"update", "compute", "per_token"}
+    missing = []
+    for path in FILES:
+        tree = parse(path)
+        nested = {id(g) for f in functions(tree) for g in functions(f) if g is not f}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                known = isinstance(node, ast.FunctionDef) and (node.name in inherited or id(node) in nested)
+                if not known and not ast.get_docstring(node):
+                    missing.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}")
+    assert [m for m in missing if not m.endswith(" render")] == []
+
+
+def test_no_global_randomness():
+    """Draws come from `Step.generator` or a generator of their own."""
+    for path in FILES:
+        if "testing" in path.parts:
+            continue
+        assert not {"random", "numpy.random"} & set(imported(parse(path))), path
+
+
+def test_nobody_compares_with_the_pad_id():
+    for path in FILES:
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.Compare):
+                text = ast.unparse(node)
+                assert "pad_token_id" not in text or "is None" in text, f"{path}: {text}"
+
+
+PUBLIC = {
+    "veto_pl": ["DistillationModule", "PromptDataModule", "__version__"],
+    "veto_pl.objectives": [
+        "GKD", "SFT", "Distill", "MiniLLM", "SeqKD", "Sum", "SupervisedKD", "TokenGrid", "TokenObjective", "TokenRows", "Veto",
+    ],
+    "veto_pl.rollouts": ["FromDataset", "FromStudent", "FromTeacher", "Mixture", "Sampling", "TeacherMixed"],
+    "veto_pl.models": ["CharacterTokenizer", "Gguf", "Pretrained", "PretrainedTokenizer", "Pruned", "RandomWeights"],
+    "veto_pl.callbacks": ["Diagnostics", "DistillationProgress", "Export", "SampleTable"],
+    "veto_pl.report": ["ResultTable", "Run", "write_report"],
+}  # fmt: skip
+
+FUNCTIONAL = {
+    "advantages": ["future_mean", "reverse_cumsum", "whiten"],
+    "alignment": ["restrict"],
+    "chunked": ["map_rows"],
+    "diagnostics": ["entropy", "sharpness", "top_one_agreement"],
+    "divergences": [
+        "forward_kl", "generalized_jsd", "log_mixture", "reverse_kl", "skew_kl", "skew_reverse_kl", "total_variation",
+    ],
+    "policy": ["clipped_surrogate", "importance_weight"],
+    "reduction": ["sequence_mean_sum", "token_sum"],
+    "schedules": ["cosine", "linear", "piecewise_constant"],
+    "supports": ["top_k_with_tail"],
+    "targets": ["geometric_bridge"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_names_are_those_that_were_promised(module):
+    loaded = __import__(module, fromlist=["__all__"])
+    assert sorted(loaded.__all__) == sorted(PUBLIC[module])
+    assert all(hasattr(loaded, name) for name in loaded.__all__)
+
+
+def test_public_functions_are_those_that_were_promised():
+    found = {
+        path.stem: sorted(f.name for f in parse(path).body if isinstance(f, ast.FunctionDef) and f.name[0] != "_")
+        for path in (PACKAGE / "functional").glob("[!_]*.py")
+    }
+    assert found == FUNCTIONAL
+
+
+def test_the_module_stays_short():
+    assert len((PACKAGE / "module.py").read_text().splitlines()) <= 270
+    assert len((PACKAGE / "seams.py").read_text().splitlines()) <= 190

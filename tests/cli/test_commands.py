@@ -1,0 +1,206 @@
+"""The commands as a user runs them."""
+
+import csv
+import json
+
+import pytest
+import torch
+import yaml
+from conftest import veto_pl
+
+PLUGIN = '''
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from veto_pl.seams import Divergence
+
+
+@dataclass(frozen=True)
+class Hellinger(Divergence):
+    """Squared Hellinger distance, as a third party writes it.
+
+    Args:
+        scale: multiplies the distance.
+
+    References:
+        arXiv 9901.00001
+    """
+
+    scale: float = 1.0
+
+    def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:
+        return self.scale * -(0.5 * (student_logp + target_logp)).logsumexp(-1).expm1()
+'''
+
+OBJECTIVE_PLUGIN = '''
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from veto_pl.objectives import TokenObjective, TokenRows
+
+
+@dataclass(frozen=True, kw_only=True)
+class FocalSFT(TokenObjective):
+    """Likelihood that dwells on hard tokens.
+
+    Args:
+        gamma: how much.
+    """
+
+    gamma: float = 2.0
+    needs_teacher = False
+
+    def per_token(self, rows: TokenRows) -> Tensor:
+        logp = rows.token_logp()
+        return -((1 - logp.exp()) ** self.gamma) * logp
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    """An installed third-party package: a module and an entry point."""
+    package = tmp_path / "site" / "hellinger_package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "hellinger.py").write_text(PLUGIN)
+    (package / "focal.py").write_text(OBJECTIVE_PLUGIN)
+    info = package.parent / "hellinger_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hellinger-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[veto_pl.plugins]\nhellinger = hellinger_package.hellinger\nfocal = hellinger_package.focal\n"
+    )
+    return package.parent
+
+
+@pytest.fixture
+def distilling(config):
+    config["model"]["teacher"] = {**config["model"]["student"], "init_args": config["model"]["student"]["init_args"] | {"seed": 1}}
+    config["model"]["objective"] = {
+        "class_path": "Veto",
+        "init_args": {"rollout": {"class_path": "FromStudent", "init_args": {"sampling": {"max_new_tokens": 4}}}},
+    }
+    return config
+
+
+def columns(path):
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows if row[name]] for name in rows[0]}
+
+
+def test_fit_writes_a_run_folder_that_can_be_exported_and_loaded(distilling, write, tmp_path):
+    done = veto_pl("fit", "--config", write(distilling))
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "run"
+    logged = columns(run / "metrics.csv")
+    assert len(logged["train/loss"]) == 3
+    assert logged["train/beta"] == pytest.approx([0.8, 0.8 * 2 / 3, 0.8 / 3])
+    for name in ("train/kl", "train/entropy", "train/grad_norm", "train/tokens_per_second", "train/on_policy"):
+        assert len(logged[name]) == 3, name
+    # Validated before the first step and after the last.
+    assert len(logged["validation/accuracy"]) == 2
+    assert len(logged["validation/reverse_kl"]) == 2
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["objective"]["class_path"].endswith("Veto")
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert {row["step"] for row in samples} == {0, 3}
+    assert samples[0]["prompt"] == "abc>"
+    assert samples[0]["reference"] == "cba"
+    assert json.loads((run / "summary.json").read_text())["steps"] == 3
+    assert any((run / "tensorboard").iterdir())
+
+    (checkpoint,) = (run / "checkpoints").glob("*.ckpt")
+    assert not any("teacher" in key for key in torch.load(checkpoint, weights_only=True)["state_dict"])
+    exported = veto_pl("export", checkpoint, tmp_path / "student")
+    assert exported.returncode == 0, exported.stderr
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    first = AutoModelForCausalLM.from_pretrained(run / "export")
+    second = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
+    assert tokenizer.decode(tokenizer("abc>")["input_ids"]) == "abc>"
+    assert "Veto" in (tmp_path / "student" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_the_other_commands_run_from_a_checkpoint(command, config, write, tmp_path):
+    path = write(config)
+    assert veto_pl("fit", "--config", path).returncode == 0
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("*.ckpt")
+    done = veto_pl(command, "--config", path, "--ckpt_path", checkpoint)
+    assert done.returncode == 0, done.stderr
+    assert command == "predict" or f"{'validation' if command == 'validate' else 'test'}/accuracy" in done.stdout
+
+
+def test_a_third_party_divergence_and_objective_train_and_are_listed(distilling, config, write, plugin, tmp_path):
+    chosen = ["--model.objective.divergence", "Hellinger", "--model.objective.divergence.scale", "2"]
+    done = veto_pl("fit", "--config", write(distilling), *chosen, path=[plugin])
+    assert done.returncode == 0, done.stderr
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["model"]["objective"]["init_args"]["divergence"]
+    assert saved == {"class_path": "hellinger_package.hellinger.Hellinger", "init_args": {"scale": 2.0}}
+
+    done = veto_pl("fit", "--config", write(config), "--model.objective", "FocalSFT", path=[plugin])
+    assert done.returncode == 0, done.stderr
+
+    listed = veto_pl("list", "divergences", path=[plugin])
+    assert "Hellinger" in listed.stdout
+    assert "9901.00001" in listed.stdout
+    assert "hellinger_package.hellinger" in listed.stdout
+    assert "FocalSFT" in veto_pl("list", "objectives", path=[plugin]).stdout
+    assert "Hellinger" not in veto_pl("list", "divergences").stdout
+
+
+def test_a_broken_plugin_is_named(plugin):
+    (plugin / "hellinger_package" / "hellinger.py").write_text("import not_there")
+    done = veto_pl("list", "divergences", path=[plugin])
+    assert done.returncode == 1
+    assert "`hellinger` (hellinger_package.hellinger)" in done.stderr
+    assert "VETO_PL_SKIP_PLUGINS=hellinger" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_list_prints_every_seam_with_paper_and_summary():
+    done = veto_pl("list")
+    assert done.returncode == 0, done.stderr
+    for name in ("Veto", "2601.07155", "ForwardKL", "GeometricBridge", "Linear", "FromStudent", "GSM8K", "PassAtK", "Pruned"):
+        assert name in done.stdout, name
+    wrong = veto_pl("list", "objectivs")
+    assert wrong.returncode == 1
+    assert "objectives, divergences" in wrong.stderr
+
+
+def test_print_config_shows_the_whole_algorithm(distilling, write):
+    done = veto_pl("fit", "--config", write(distilling), "--print_config")
+    shown = yaml.safe_load(done.stdout)["model"]["objective"]["init_args"]
+    assert shown["beta"] == {"class_path": "veto_pl.schedules.Linear", "init_args": {"start": 0.8, "end": 0.0}}
+    assert shown["divergence"]["class_path"] == "veto_pl.divergences.ForwardKL"
+    assert shown["rollout"]["init_args"]["sampling"]["max_new_tokens"] == 4
+    assert len(done.stdout.splitlines()) < 110
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.objective", "Vetto"], "Vetto"),
+        (["--model.objective.betta", "1"], "betta"),
+        (["--model.objective.beta", "-1"], "`beta` must be at least 0, got -1"),
+        (["--model.objective.rollout.sampling.top_p", "0"], "`Sampling.top_p` must lie in (0, 1], got 0.0"),
+        (["--model.teacher", "null"], "`Veto` needs a teacher, but `model.teacher` is not set"),
+    ],
+)
+def test_mistakes_are_named(distilling, write, arguments, message):
+    done = veto_pl("fit", "--config", write(distilling), *arguments)
+    assert done.returncode != 0
+    assert message in " ".join(done.stderr.split())
+
+
+def test_a_run_is_repeated_exactly(distilling, write, tmp_path):
+    losses = []
+    for name in ("first", "second"):
+        done = veto_pl("fit", "--config", write(distilling), "--run_dir", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        losses.append(columns(tmp_path / name / "metrics.csv")["train/loss"])
+    assert losses[0] == losses[1]

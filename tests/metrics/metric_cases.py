@@ -1,0 +1,112 @@
+"""Batches that the tests of metrics share."""
+
+import math
+
+import torch
+from hypothesis import strategies as st
+
+from veto_pl.metrics import (
+    Accuracy,
+    CompletionLength,
+    DistinctN,
+    EosRate,
+    ForwardKL,
+    MeanReward,
+    PassAtK,
+    RepetitionRate,
+    ReverseKL,
+    SelfBLEU,
+    StudentEntropy,
+    TargetSharpness,
+    TopOneAgreement,
+)
+from veto_pl.types import Generations
+
+SAMPLES = 3
+VOCABULARY = 5
+WORDS = ("a", "river", "of", "small", "stones", "runs")
+
+COMPLETION_METRICS = {
+    "accuracy": Accuracy,
+    "mean_reward": MeanReward,
+    "pass@1": lambda: PassAtK(1),
+    "pass@2": lambda: PassAtK(2),
+    "pass@3": lambda: PassAtK(3),
+    "distinct_1": lambda: DistinctN(1),
+    "distinct_2": DistinctN,
+    "repetition_2": lambda: RepetitionRate(2),
+    "repetition_4": RepetitionRate,
+    "self_bleu": SelfBLEU,
+    "completion_length": CompletionLength,
+    "eos_rate": EosRate,
+}
+TOKEN_METRICS = {
+    "student_entropy": StudentEntropy,
+    "forward_kl": ForwardKL,
+    "reverse_kl": ReverseKL,
+    "top_one_agreement": TopOneAgreement,
+    "target_sharpness": lambda: TargetSharpness(beta=0.5),
+}
+METRICS = COMPLETION_METRICS | TOKEN_METRICS
+
+
+def generations(tokens, rewards=None, finished=None):
+    """G prompts of K completions, given as lists of ids; the text of a completion spells its ids."""
+    flat = [ids for group in tokens for ids in group]
+    shape = (len(tokens), len(tokens[0]) if tokens else 1)
+    return Generations(
+        texts=[" ".join(WORDS[i] for i in ids) for ids in flat],
+        tokens=flat,
+        rewards=torch.zeros(shape) if rewards is None else torch.tensor(rewards).reshape(shape),
+        finished=torch.zeros(shape, dtype=torch.bool) if finished is None else torch.tensor(finished).reshape(shape),
+    )
+
+
+def join(prompts):
+    """One batch of the prompts that `PROMPTS` describes."""
+    tokens, rewards, finished = zip(*prompts, strict=True)
+    return generations(list(tokens), list(rewards), list(finished))
+
+
+def group_of(completion, size=SAMPLES):
+    return st.lists(completion, min_size=size, max_size=size)
+
+
+COMPLETIONS = st.lists(st.integers(0, len(WORDS) - 1), max_size=7)
+PROMPT = st.tuples(group_of(COMPLETIONS), group_of(st.sampled_from([0.0, 0.25, 1.0])), group_of(st.booleans()))
+PROMPTS = st.lists(PROMPT, min_size=2, max_size=5)
+
+
+def log_probabilities(generator, rows, excluded=()):
+    """[rows, VOCABULARY] normalised; the ids of `excluded` have probability 0."""
+    logits = 2 * torch.randn(rows, VOCABULARY, generator=generator)
+    logits[:, list(excluded)] = -math.inf
+    return logits.log_softmax(-1)
+
+
+@st.composite
+def token_batches(draw):
+    """The distributions of student and teacher, [N, VOCABULARY] each, some with an id that both exclude."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    rows, excluded = draw(st.integers(2, 6)), draw(st.sampled_from([(), (0,), (2, 4)]))
+    return log_probabilities(generator, rows, excluded), log_probabilities(generator, rows, excluded)
+
+
+def batches_of(name):
+    """Items of a batch, as a strategy: prompts, or pairs of rows."""
+    return PROMPTS if name in COMPLETION_METRICS else token_batches().map(lambda pair: list(zip(*pair, strict=True)))
+
+
+def updated(metric, *batches):
+    """The metric after one update per batch of items."""
+    for items in batches:
+        if metric.name in COMPLETION_METRICS:
+            metric.update(join(items))
+        else:
+            student, teacher = zip(*items, strict=True)
+            metric.update(torch.stack(student), torch.stack(teacher))
+    return metric
+
+
+def value_of(name, *batches):
+    return float(updated(METRICS[name](), *batches).compute())

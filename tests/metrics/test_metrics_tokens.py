@@ -1,0 +1,133 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from metric_cases import TOKEN_METRICS, log_probabilities, token_batches
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.diagnostics import entropy, sharpness, top_one_agreement
+from veto_pl.metrics import ForwardKL, ReverseKL, StudentEntropy, TargetSharpness, TopOneAgreement
+
+
+def rows_of(logp):
+    return [[math.exp(x) for x in row] for row in logp.double().tolist()]
+
+
+def surprise(row):
+    return -sum(p * math.log(p) for p in row if p > 0)
+
+
+def relative(p, q):
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+
+
+def bridge(teacher, student, beta):
+    weights = [t * s**beta for t, s in zip(teacher, student, strict=True)]
+    return [w / sum(weights) for w in weights]
+
+
+ORACLES = {
+    "student_entropy": lambda student, _: surprise(student),
+    "forward_kl": lambda student, teacher: relative(teacher, student),
+    "reverse_kl": lambda student, teacher: relative(student, teacher),
+    "top_one_agreement": lambda student, teacher: float(student.index(max(student)) == teacher.index(max(teacher))),
+    "target_sharpness": lambda student, teacher: surprise(teacher) - surprise(bridge(teacher, student, 0.5)),
+}
+
+
+@pytest.mark.parametrize("name", TOKEN_METRICS)
+@settings(deadline=None, max_examples=30)
+@given(pair=token_batches())
+def test_token_metrics_match_plain_arithmetic(name, pair):
+    metric = TOKEN_METRICS[name]()
+    metric.update(*pair)
+    expected = [ORACLES[name](*rows) for rows in zip(*map(rows_of, pair), strict=True)]
+    assert float(metric.compute()) == pytest.approx(sum(expected) / len(expected), abs=1e-5)
+
+
+def test_forward_kl_is_infinite_where_the_student_excludes_what_the_teacher_likes():
+    student, teacher = torch.tensor([[0.0, -math.inf]]), torch.tensor([[0.5, 0.5]]).log()
+    forward, reverse = ForwardKL(), ReverseKL()
+    forward.update(student, teacher)
+    reverse.update(student, teacher)
+    assert float(forward.compute()) == math.inf
+    assert float(reverse.compute()) == pytest.approx(math.log(2))
+
+
+def test_certain_distributions_have_no_entropy_and_agree():
+    certain = torch.tensor([[0.0, -math.inf, -math.inf]])
+    for metric, expected in [(StudentEntropy(), 0), (TopOneAgreement(), 1), (ForwardKL(), 0), (TargetSharpness(), 0)]:
+        metric.update(certain, certain)
+        assert float(metric.compute()) == expected
+
+
+def test_only_the_entropy_does_without_a_teacher():
+    assert {name for name, make in TOKEN_METRICS.items() if not make().needs_teacher} == {"student_entropy"}
+    metric = StudentEntropy()
+    metric.update(torch.tensor([[0.5, 0.5]]).log(), None)
+    assert float(metric.compute()) == pytest.approx(math.log(2))
+
+
+def test_metrics_keep_no_graph():
+    student = log_probabilities(torch.Generator().manual_seed(0), 3).requires_grad_()
+    metric = ForwardKL()
+    metric.update(student, student.detach())
+    assert not metric.total.requires_grad
+
+
+@pytest.mark.parametrize("beta", [-0.1, math.nan, math.inf])
+def test_target_sharpness_rejects_exponents_without_a_target(beta):
+    with pytest.raises(ConfigurationError, match=r"`TargetSharpness\.beta` must be a finite number >= 0, got"):
+        TargetSharpness(beta=beta)
+
+
+@settings(deadline=None, max_examples=30)
+@given(token_batches())
+def test_target_sharpness_is_zero_without_a_bridge_and_positive_where_both_agree(pair):
+    student, teacher = pair
+    plain, same = TargetSharpness(beta=0.0), TargetSharpness(beta=1.0)
+    plain.update(student, teacher)
+    assert float(plain.compute()) == 0.0
+    same.update(teacher, teacher)  # the target is the teacher squared
+    assert float(same.compute()) > 0.0
+
+
+@settings(deadline=None, max_examples=30)
+@given(token_batches())
+def test_entropy_is_pytorchs_and_lies_between_zero_and_log_v(pair):
+    for logp in pair:
+        expected = torch.distributions.Categorical(probs=logp.double().exp()).entropy()
+        torch.testing.assert_close(entropy(logp).double(), expected, atol=1e-5, rtol=1e-5)
+        assert (entropy(logp) >= 0).all()
+        assert (entropy(logp) <= math.log(logp.shape[-1]) + 1e-5).all()
+
+
+def test_entropy_has_a_finite_gradient_at_excluded_ids():
+    logits = torch.tensor([1.0, -math.inf, 0.0], dtype=torch.float64, requires_grad=True)
+    entropy(logits.log_softmax(-1)).backward()
+    p = logits.detach().softmax(-1)
+    expected = [-float(p[i] * (p[i].log() + entropy(p.log()))) if p[i] > 0 else 0.0 for i in range(3)]
+    assert logits.grad.tolist() == pytest.approx(expected)
+
+
+@settings(deadline=None, max_examples=30)
+@given(token_batches())
+def test_diagnostics_map_the_vocabulary_away_and_ignore_its_order(pair):
+    student, teacher = pair
+    order = torch.tensor([3, 1, 4, 0, 2])
+    for function in (sharpness, top_one_agreement):
+        value = function(student, teacher)
+        assert value.shape == student.shape[:-1]
+        torch.testing.assert_close(function(student[:, order], teacher[:, order]), value, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(function(student[None], teacher[None]), value[None])
+
+
+@settings(deadline=None, max_examples=30)
+@given(token_batches())
+def test_sharpness_changes_sign_with_its_arguments(pair):
+    one, other = pair
+    assert (sharpness(one, one) == 0).all()
+    torch.testing.assert_close(sharpness(one, other), -sharpness(other, one))
+    sharper = (3 * one).log_softmax(-1)
+    assert (sharpness(sharper, one) > -1e-6).all()

@@ -1,0 +1,173 @@
+import json
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.report import ResultTable, Run, write_report
+from veto_pl.report.page import first_and_last
+from veto_pl.report.quantities import in_order
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+EVIL = "<script>alert('x')</script></div><img src=x onerror=\"y\">&amp;"
+
+
+class Checker(HTMLParser):
+    """Fails on an unbalanced tag; collects tags, attributes and text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.words = [], [], [], []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return "".join(self.words)
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    def make(name, metrics="", samples=(), config=""):
+        folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        files = {
+            "metrics.csv": metrics,
+            "samples.jsonl": "\n".join(map(json.dumps, samples)),
+            "config.yaml": config,
+        }
+        for file, text in files.items():
+            if text:
+                (folder / file).write_text(text, encoding="utf-8")
+        return Run.read(folder, name)
+
+    return make
+
+
+def sample(step, prompt, completion, reward=0.0, reference=None):
+    return {"step": step, "prompt": prompt, "completion": completion, "reference": reference, "reward": reward}
+
+
+def page_of(runs, tmp_path, **kwargs):
+    path = write_report(runs, tmp_path / "out" / "report.html", **({"title": "Report"} | kwargs))
+    assert path == tmp_path / "out" / "report.html"
+    return path.read_text(encoding="utf-8")
+
+
+def test_nothing_from_the_data_becomes_markup(make_run, tmp_path):
+    column = "train/" + EVIL.replace('"', "")
+    run = make_run(EVIL, f"step,{column}\n1,2\n2,3\n", [sample(1, EVIL, EVIL, 1.0, EVIL)], f"a: {EVIL}\n")
+    other = make_run("other", f"step,{column}\n1,2\n")
+    table = ResultTable([EVIL], {EVIL: [EVIL]}, label=EVIL)
+    page = page_of([run, other], tmp_path, title=EVIL, intro=EVIL, table=table)
+    checker = Checker(page)
+    assert not {"script", "img"} & set(checker.tags)
+    assert not [name for name, _ in checker.attributes if name.startswith("on") or name in {"src", "href"}]
+    assert checker.text.count(EVIL) >= 12
+
+
+def test_the_page_needs_nothing_else(make_run, tmp_path):
+    page = page_of([make_run("a", "step,train/loss\n1,2\n2,3\n")], tmp_path)
+    assert "prefers-color-scheme: dark" in page
+    assert "@import" not in page
+    assert "url(" not in page
+    assert set(re.findall(r"https?://[^\"' ]+", page)) == {"http://www.w3.org/2000/svg"}
+    assert "default-src 'none'" in page
+
+
+def test_every_picture_is_xml_and_named_or_hidden(make_run, tmp_path):
+    metrics = "step,train/loss,validation/accuracy\n1,2,\n2,nan,0.5\n3,1,0.6\n"
+    runs = [make_run(name, metrics, [sample(1, "p", "c")]) for name in ("a", "b & c")]
+    pictures = re.findall(r"<svg.*?</svg>", page_of(runs, tmp_path), re.DOTALL)
+    assert len(pictures) == 4
+    for picture in pictures:
+        root = ElementTree.fromstring(picture)
+        named = root.get("role") == "img" and root[0].tag.endswith("title") and root[1].tag.endswith("desc")
+        assert named or root.get("aria-hidden") == "true"
+
+
+def test_quantities_come_in_the_agreed_order():
+    columns = ["zeta/x", "validation/eos_rate", "train/alpha", "validation/accuracy", "train/beta", "train/loss"]
+    assert [quantity.column for quantity in in_order(columns)] == [
+        *("train/loss", "train/beta", "validation/accuracy", "validation/eos_rate"),
+        *("train/alpha", "zeta/x"),
+    ]
+
+
+def test_the_default_table_holds_first_and_last_values(make_run):
+    metrics = "step,validation/accuracy,validation/forward_kl,train/seconds\n0,0.25,0.5,1\n9,0.5,0.125,61\n"
+    table = first_and_last([make_run("a", metrics), make_run("b", "step,validation/accuracy\n0,1\n")])
+    assert table.columns == ["accuracy (%)", "forward KL (nats/token)", "training time (s)"]
+    assert table.rows == {"a": ["25.0 → 50.0", "0.500 → 0.125", "61.0"], "b": ["100", None, None]}
+
+
+def test_completions_of_the_last_step_stand_side_by_side(make_run, tmp_path):
+    first = make_run("first", samples=[sample(1, "p", "early"), sample(5, "p", "\tright\x07  \n", 1.0, "ref")])
+    second = make_run("second", samples=[sample(7, "p", "partly", 0.5), sample(7, "only here", "c")])
+    page = page_of([first, second], tmp_path)
+    text = Checker(page).text
+    assert "early" not in text
+    assert "\\t\tright\\x07  \n" in text
+    assert page.count("<article>") == 2
+    card = text[text.index("Prompt\np\n") : text.index("only here")]
+    assert [card.index(word) for word in ("ref", "first step 5", "✓ correct, reward 1.00", "second step 7")] == sorted(
+        card.index(word) for word in ("ref", "first step 5", "✓ correct, reward 1.00", "second step 7")
+    )
+    assert "○ not correct, reward 0.500" in card
+    assert "No completion of this prompt." in text[text.index("only here") :]
+
+
+def test_many_prompts_are_cut_and_the_cut_is_said(make_run, tmp_path):
+    page = page_of([make_run("a", samples=[sample(1, f"p{i}", "c") for i in range(30)])], tmp_path)
+    assert page.count("<article>") == 24
+    assert "24 of 30 prompts." in page
+
+
+def test_what_is_missing_is_said(make_run, tmp_path):
+    text = Checker(
+        page_of([make_run("empty"), make_run("full", "step\n1\n", [sample(1, "p", "c")], "a: 1")], tmp_path)
+    ).text
+    assert "No validation results were logged." in text
+    for file in ("metrics.csv", "samples.jsonl", "config.yaml"):
+        assert f"No {file} in: empty." in text
+
+
+def test_config_is_shown_in_full_and_folded(make_run, tmp_path):
+    page = page_of([make_run("a", config="model:\n\tbeta: 0.5\n")], tmp_path)
+    assert "<details><summary>a</summary>\n<pre><code>model:\n\tbeta: 0.5\n</code></pre></details>" in page
+
+
+def test_the_intro_has_paragraphs(make_run, tmp_path):
+    page = page_of([make_run("a")], tmp_path, intro="One\nline.\n\nTwo & three.")
+    assert "<p>One line.</p>\n<p>Two &amp; three.</p>" in page
+
+
+def test_writing_twice_gives_the_same_bytes(make_run, tmp_path):
+    run = make_run("a", "step,train/loss\n1,2\n", [sample(1, "p", "c")])
+    assert page_of([run], tmp_path) == page_of([run], tmp_path)
+
+
+def test_runs_must_be_given_and_differ_in_name(make_run, tmp_path):
+    with pytest.raises(ConfigurationError, match="at least one run"):
+        write_report([], tmp_path / "x.html", title="t")
+    with pytest.raises(ConfigurationError, match=r"\['a'\] twice"):
+        write_report([make_run("a"), make_run("a")], tmp_path / "x.html", title="t")

@@ -1,0 +1,102 @@
+import json
+import math
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger
+
+from veto_pl.exceptions import DataError
+from veto_pl.report import Run
+from veto_pl.report.curve import Curve
+from veto_pl.report.run import Sample
+
+ROW = {"step": 3, "prompt": "1+1", "completion": "2\u2028", "reference": None, "reward": 1}
+
+
+def test_reads_what_lightning_logs(tmp_path):
+    logger = CSVLogger(tmp_path, name="", version="")
+    logger.log_metrics({"train/loss": 2.5, "epoch": 0}, step=0)
+    logger.log_metrics({"train/loss": 1.5, "epoch": 0}, step=5)
+    logger.log_metrics({"validation/accuracy": 0.25, "epoch": 0}, step=5)
+    logger.log_metrics({"train/loss": math.nan}, step=7)
+    logger.save()
+    (path,) = tmp_path.rglob("metrics.csv")
+    curves = Run.read(path.parent).curves()
+    assert curves.keys() == {"train/loss", "validation/accuracy"}
+    assert curves["train/loss"].points() == [(0, 2.5), (5, 1.5)]
+    assert curves["train/loss"].steps == (0, 5, 7)
+    assert curves["validation/accuracy"] == Curve((5,), (0.25,))
+
+
+def test_a_resumed_run_keeps_the_later_value(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,train/loss\n1,1\n2,2\n3,3\n2,20\n3,\n")
+    assert Run.read(tmp_path).curves()["train/loss"] == Curve((1, 2, 3), (1.0, 20.0, 3.0))
+
+
+def test_reads_samples_and_config(tmp_path):
+    later = ROW | {"step": 9, "reference": "2", "reward": 0.5}
+    lines = [json.dumps(row, ensure_ascii=False) for row in (ROW, later)]
+    (tmp_path / "samples.jsonl").write_text("\n".join([lines[0], "", lines[1], ""]), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text("a: ß\n", encoding="utf-8")
+    run = Run.read(str(tmp_path), "mine")
+    assert run.samples == (Sample(**ROW), Sample(**later))
+    assert run.last_samples == (Sample(**later),)
+    assert [sample.is_correct for sample in run.samples] == [True, False]
+    assert (run.name, run.config) == ("mine", "a: ß\n")
+    assert run.missing("metrics.csv")
+    assert not run.missing("config.yaml")
+
+
+def test_an_empty_folder_is_an_empty_run_named_after_it(tmp_path):
+    run = Run.read(tmp_path)
+    assert (run.name, run.curves(), run.samples, run.config) == (tmp_path.name, {}, (), "")
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(DataError, match="absent"):
+        Run.read(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("epoch,train/loss\n", 1, "column `step`"),
+        ("step,x,x\n", 1, "distinct names"),
+        ("step,train/loss\n1,2\n3\n", 3, "expected 2 cells"),
+        ("step,train/loss\n1,2\n3,4,5\n", 3, "expected 2 cells"),
+        ("step,train/loss\n1,2\n2,low\n", 3, "`train/loss` must be a number or empty, got 'low'"),
+        ("step,train/loss\n,2\n", 2, "`step` must be a whole number, got ''"),
+        ('step,train/loss\n1,"2"3\n', 2, "comma-separated"),
+    ],
+)
+def test_malformed_metrics_name_file_and_line(tmp_path, text, line, message):
+    (tmp_path / "metrics.csv").write_text(text)
+    with pytest.raises(DataError) as raised:
+        Run.read(tmp_path)
+    assert f"metrics.csv:{line}: " in str(raised.value)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "expected one JSON object"),
+        ("[1]", "expected a JSON object, got '[1]'"),
+        (json.dumps(ROW | {"step": "3"}), "`step` must be int, got '3'"),
+        (json.dumps(ROW | {"step": True}), "`step` must be int, got True"),
+        (json.dumps(ROW | {"reference": 2}), "`reference` must be str or null, got 2"),
+        (json.dumps({"step": 3, "prompt": ""}), "`completion` must be str, got None"),
+        (json.dumps(ROW | {"reward": None}), "`reward` must be int or float, got None"),
+    ],
+)
+def test_malformed_samples_name_file_and_line(tmp_path, text, message):
+    (tmp_path / "samples.jsonl").write_text(f"{json.dumps(ROW)}\n{text}\n")
+    with pytest.raises(DataError) as raised:
+        Run.read(tmp_path)
+    assert "samples.jsonl:2: " in str(raised.value)
+    assert message in str(raised.value)
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path):
+    (tmp_path / "config.yaml").write_bytes(b"a: 1\nb: \xff\n")
+    with pytest.raises(DataError, match=r"config\.yaml:2: .*0xff"):
+        Run.read(tmp_path)
