@@ -16,10 +16,10 @@ from veto_pl.cli import main as veto_pl
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.report import ResultTable, Run, write_report
 
-STUDENTS = {"sft": "SFT", "on_policy_kd": "on-policy KD (Veto, β = 0)", "veto": "Veto (β 0.8 → 0)"}
+STUDENTS = {"sft": "SFT", "on_policy_kd": "on-policy KD", "veto": "Veto"}
 INTRO = """A small teacher learns to spell words backward; a smaller student, warmed up on 1,000 of the words, then goes
 on in three ways with the same prompts and the same number of steps. Accuracy is the exact match on words that nobody
-trained on.
+trained on; the KL is that of student to teacher on the student's own answers.
 
 SFT learns from the answers of the task. The other two write their own answers and learn from the teacher's distribution
 at every letter; Veto softens that target where the student does not know a letter yet."""
@@ -64,7 +64,7 @@ def _fit(name: str, configs: Path, runs: Path, overrides: Sequence[str], console
 
 def _results(teacher: Run, students: dict[str, Run], seconds: dict[str, float]) -> ResultTable:
     """Held-out accuracy before and after, and what it took."""
-    columns = ["accuracy before (%)", "accuracy after (%)", "KL to the teacher (nats/token)", "steps", "seconds"]
+    columns = ["before (%)", "after (%)", "KL (nats/token)", "steps", "seconds"]
     rows = {
         "teacher": [None, _last(teacher, "validation/accuracy", 100), None, _steps(teacher), round(seconds["teacher"])]
     }

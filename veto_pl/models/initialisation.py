@@ -26,14 +26,14 @@ class RandomWeights(ModelSource):
         dimensions: fields of its configuration, such as `hidden_size` or `vocab_size`.
         seed: of the weights; the global generators are left as they were.
         dtype: of the weights.
-        attention: the attention implementation.
+        attention: the attention implementation; `auto` is what transformers prefers for the architecture.
     """
 
     model_type: str = "llama"
     dimensions: dict[str, Any] = field(default_factory=dict, hash=False)
     seed: int = 0
     dtype: DType = "float32"
-    attention: Attention = "sdpa"
+    attention: Attention = "auto"
 
     def config(self) -> PretrainedConfig:
         from transformers import AutoConfig
@@ -51,7 +51,8 @@ class RandomWeights(ModelSource):
                 f"have. Its fields are: {', '.join(sorted(plain.to_dict()))}."
             )
         config: PretrainedConfig = AutoConfig.for_model(self.model_type, **self.dimensions)
-        config._attn_implementation = self.attention
+        if self.attention != "auto":
+            config._attn_implementation = self.attention
         return config
 
     def load(self) -> PreTrainedModel:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-Attention = Literal["eager", "sdpa", "flash_attention_2"]
+Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 DROPOUTS = ("attention_dropout", "attn_pdrop", "embd_pdrop", "hidden_dropout", "resid_pdrop")
 
 
@@ -30,7 +30,7 @@ class Pretrained(ModelSource):
         path: hub id or folder.
         revision: branch, tag or commit on the hub.
         dtype: of the weights; `auto` keeps the stored one.
-        attention: the attention implementation.
+        attention: the attention implementation; `auto` is what transformers prefers for the architecture.
         trust_remote_code: whether code from the hub may run.
         dropout: set on every dropout that the architecture has; None keeps the stored values.
         gradient_checkpointing: recompute activations in the backward pass.
@@ -39,7 +39,7 @@ class Pretrained(ModelSource):
     path: str
     revision: str | None = None
     dtype: DType = "float32"
-    attention: Attention = "sdpa"
+    attention: Attention = "auto"
     trust_remote_code: bool = False
     dropout: float | None = None
     gradient_checkpointing: bool = False
@@ -53,7 +53,9 @@ class Pretrained(ModelSource):
 
         with _named(self.path):
             config: PretrainedConfig = AutoConfig.from_pretrained(
-                **self._location(), trust_remote_code=self.trust_remote_code, attn_implementation=self.attention
+                **self._location(),
+                trust_remote_code=self.trust_remote_code,
+                attn_implementation=None if self.attention == "auto" else self.attention,
             )
         if self.dropout is not None:
             for name in DROPOUTS:
@@ -70,7 +72,7 @@ class Pretrained(ModelSource):
                 **self._location(),
                 config=self.config(),
                 dtype=self.dtype,
-                attn_implementation=self.attention,
+                attn_implementation=None if self.attention == "auto" else self.attention,
                 trust_remote_code=self.trust_remote_code,
                 use_safetensors=True,
             )
@@ -91,7 +93,7 @@ class Gguf(ModelSource):
         package: an installed package that holds exactly one GGUF file; it is not imported.
         cache: folder of converted models; by default beside the hub's cache.
         dtype: of the weights.
-        attention: the attention implementation.
+        attention: the attention implementation; `auto` is what transformers prefers for the architecture.
         dropout: set on every dropout that the architecture has; None keeps the stored values.
     """
 
@@ -99,7 +101,7 @@ class Gguf(ModelSource):
     package: str | None = None
     cache: str | None = None
     dtype: DType = "float32"
-    attention: Attention = "sdpa"
+    attention: Attention = "auto"
     dropout: float | None = None
 
     def __post_init__(self) -> None:

@@ -1,0 +1,60 @@
+"""Tiny real models and batches, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from veto_pl.data.collate import Collator
+from veto_pl.models.assemble import load_models
+from veto_pl.models.initialisation import RandomWeights
+from veto_pl.models.tokenizers import CharacterTokenizer
+from veto_pl.types import Example, Models, PromptBatch
+
+ALPHABET = ">abcdefghijklmnop"
+DIMENSIONS = {
+    "llama": {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 128,
+    },
+    "qwen2": {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 128,
+    },
+    "gemma2": {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "max_position_embeddings": 128,
+        "final_logit_softcapping": 3.0,
+    },
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128, "bos_token_id": 1, "eos_token_id": 1},
+}
+
+
+def tiny_source(model_type: str = "llama", seed: int = 0, **dimensions: object) -> RandomWeights:
+    """A source of a model with two layers of width 16, far enough from uniform to have opinions."""
+    defaults = {"vocab_size": len(ALPHABET) + 3, "initializer_range": 0.4}
+    return RandomWeights(model_type, defaults | DIMENSIONS[model_type] | dimensions, seed=seed)
+
+
+def tiny_models(model_type: str = "llama", *, student_seed: int = 0, teacher_seed: int = 1, **dimensions: object) -> Models:
+    """A student and a teacher of one architecture with different weights; `dimensions` goes to the student."""
+    student = tiny_source(model_type, student_seed, **dimensions)
+    return load_models(student, tiny_source(model_type, teacher_seed), CharacterTokenizer(ALPHABET).load())
+
+
+def prompt_batch(models: Models, prompts: Sequence[str], completions: Sequence[str | None] | None = None) -> PromptBatch:
+    """Tokenised prompts, left-padded, with reference completions where there are any."""
+    given = completions or [None] * len(prompts)
+    return Collator(tokenizer=models.tokenizer)([Example(p, c) for p, c in zip(prompts, given, strict=True)])
