@@ -18,12 +18,14 @@ class TokenRows:
         student_logp: [n, V] float32 log-probabilities, with graph.
         teacher_logp: [n, V] float32, without graph; None where the objective needs no teacher.
         token_ids: [n] int64, the tokens that follow.
+        sequence_rows: [n] int64, the row of the batch that each token belongs to.
         step: where training stands.
     """
 
     student_logp: Tensor
     teacher_logp: Tensor | None
     token_ids: Tensor
+    sequence_rows: Tensor
     step: Step
 
     def token_logp(self) -> Tensor:

@@ -188,6 +188,10 @@ class Sequences:
         """[N] int64: the tokens that count, row by row."""
         return self.input_ids[:, 1:][self.predictions]
 
+    def tokens(self) -> tuple[Tensor, Tensor]:
+        """[N] and [N] int64: the tokens that count, and the row of each."""
+        return self.token_ids(), self.predictions.nonzero()[:, 0]
+
     def sampled_logp(self) -> Tensor | None:
         """[B, S] float32: `sampler_logp` at the predicting positions."""
         return None if self.sampler_logp is None else self.sampler_logp[:, 1:]

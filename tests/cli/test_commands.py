@@ -77,7 +77,10 @@ def plugin(tmp_path):
 
 @pytest.fixture
 def distilling(config):
-    config["model"]["teacher"] = {**config["model"]["student"], "init_args": config["model"]["student"]["init_args"] | {"seed": 1}}
+    config["model"]["teacher"] = {
+        **config["model"]["student"],
+        "init_args": config["model"]["student"]["init_args"] | {"seed": 1},
+    }
     config["model"]["objective"] = {
         "class_path": "Veto",
         "init_args": {"rollout": {"class_path": "FromStudent", "init_args": {"sampling": {"max_new_tokens": 4}}}},
@@ -139,7 +142,9 @@ def test_a_third_party_divergence_and_objective_train_and_are_listed(distilling,
     chosen = ["--model.objective.divergence", "Hellinger", "--model.objective.divergence.scale", "2"]
     done = veto_pl("fit", "--config", write(distilling), *chosen, path=[plugin])
     assert done.returncode == 0, done.stderr
-    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["model"]["objective"]["init_args"]["divergence"]
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["model"]["objective"]["init_args"][
+        "divergence"
+    ]
     assert saved == {"class_path": "hellinger_package.hellinger.Hellinger", "init_args": {"scale": 2.0}}
 
     done = veto_pl("fit", "--config", write(config), "--model.objective", "FocalSFT", path=[plugin])
@@ -165,7 +170,17 @@ def test_a_broken_plugin_is_named(plugin):
 def test_list_prints_every_seam_with_paper_and_summary():
     done = veto_pl("list")
     assert done.returncode == 0, done.stderr
-    for name in ("Veto", "2601.07155", "ForwardKL", "GeometricBridge", "Linear", "FromStudent", "GSM8K", "PassAtK", "Pruned"):
+    for name in (
+        "Veto",
+        "2601.07155",
+        "ForwardKL",
+        "GeometricBridge",
+        "Linear",
+        "FromStudent",
+        "GSM8K",
+        "PassAtK",
+        "Pruned",
+    ):
         assert name in done.stdout, name
     wrong = veto_pl("list", "objectivs")
     assert wrong.returncode == 1

@@ -85,7 +85,9 @@ def test_the_same_class_keeps_what_was_set(with_veto, write, parse):
 
 
 def test_options_after_the_change_hold(with_veto, parse):
-    objective = parse("--config", with_veto, "--model.objective", "GKD", "--model.objective.beta", "0.25").model.objective
+    objective = parse(
+        "--config", with_veto, "--model.objective", "GKD", "--model.objective.beta", "0.25"
+    ).model.objective
     assert objective.init_args.beta == 0.25
 
 
@@ -95,7 +97,10 @@ def test_a_schedule_replaces_a_number_and_back(with_veto, write, parse):
     scheduled = parse("--config", with_veto, "--config", later, "--model.objective.beta", "Linear",
                       "--model.objective.beta.start", "0.9").model.objective.init_args.beta  # fmt: skip
     assert scheduled.init_args.as_dict() == {"start": 0.9, "end": 0.0}
-    assert parse("--config", with_veto, "--config", later, "--model.objective.beta", "0.4").model.objective.init_args.beta == 0.4
+    assert (
+        parse("--config", with_veto, "--config", later, "--model.objective.beta", "0.4").model.objective.init_args.beta
+        == 0.4
+    )
 
 
 def test_the_original_behaviour_comes_back_outside():

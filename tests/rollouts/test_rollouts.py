@@ -171,10 +171,9 @@ def test_a_mixture_keeps_prompts_and_completions_together():
     for index in range(6):
         mixed = Mixture(student, FromDataset(), coin="sample")(batch, models, Step(index, 6))
         assert mixed.prompts is batch
-        for row, on_policy, ids, mask in zip(
-            mixed.prompt_rows.tolist(), mixed.on_policy.tolist(), mixed.input_ids, mixed.attention_mask & ~mixed.loss_mask,
-            strict=True,
-        ):  # fmt: skip
+        prompts = mixed.attention_mask & ~mixed.loss_mask
+        columns = (mixed.prompt_rows.tolist(), mixed.on_policy.tolist(), mixed.input_ids, prompts)
+        for row, on_policy, ids, mask in zip(*columns, strict=True):
             assert models.tokenizer.decode(ids[mask]) == batch.examples[row].prompt
             if not on_policy and batch.examples[row].completion:
                 assert batch.examples[row].completion in models.tokenizer.decode(ids)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
@@ -122,13 +123,15 @@ class PromptDataModule(L.LightningDataModule):
     def _evaluation(self, rows: list[Encoded]) -> Batches | list[Batches]:
         if not rows:
             return []
-        # The batches are the items: Lightning would rebuild a batch sampler for prediction, and lose which rows are whose.
+        # The batches are the items: Lightning would rebuild a batch sampler for prediction, and lose whose rows they are.
         batches = even_batches(rows, *self._place(), self.validation_batch_size)
         return self._loader(batches, batch_size=None)
 
     def _loader(self, items: Sequence[object], **order: object) -> Batches:
         collate = self._collator().pad
-        return DataLoader(items, collate_fn=collate, num_workers=self.num_workers, **order)  # type: ignore[arg-type]
+        # Even without worker processes a loader draws from a generator, by default from the global one.
+        generator = torch.Generator().manual_seed(self.seed)
+        return DataLoader(items, collate_fn=collate, num_workers=self.num_workers, generator=generator, **order)  # type: ignore[arg-type]
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

@@ -74,7 +74,7 @@ class TokenObjective(Objective):
         chunk = partial(self._chunk, models=models, step=step)
 
         def readout(hidden: Tensor, _: CausalLM) -> dict[str, Tensor]:
-            return map_rows(chunk, [hidden, teacher_hidden, sequences.token_ids()], self.chunk_rows)
+            return map_rows(chunk, [hidden, teacher_hidden, *sequences.tokens()], self.chunk_rows)
 
         scores: dict[str, Tensor] = models.student(sequences, readout)
         return self._reduce(scores, sequences, step)
@@ -86,7 +86,14 @@ class TokenObjective(Objective):
         return hidden
 
     def _chunk(
-        self, hidden: Tensor, teacher_hidden: Tensor | None, token_ids: Tensor, *, models: Models, step: Step
+        self,
+        hidden: Tensor,
+        teacher_hidden: Tensor | None,
+        token_ids: Tensor,
+        sequence_rows: Tensor,
+        *,
+        models: Models,
+        step: Step,
     ) -> dict[str, Tensor]:
         """Everything vocabulary-sized happens here; only [n] scalars leave."""
         logits, discarded = models.student.project(hidden)
@@ -95,7 +102,7 @@ class TokenObjective(Objective):
             with torch.no_grad():
                 teacher_logits, _ = models.required_teacher().project(teacher_hidden)
                 teacher_logp = torch.log_softmax(teacher_logits / self.temperature, -1)
-        rows = TokenRows(torch.log_softmax(logits / self.temperature, -1), teacher_logp, token_ids, step)
+        rows = TokenRows(torch.log_softmax(logits / self.temperature, -1), teacher_logp, token_ids, sequence_rows, step)
         scores = {
             "loss": self.per_token(rows),
             "student_logp": rows.token_logp(),

@@ -48,13 +48,17 @@ def tiny_source(model_type: str = "llama", seed: int = 0, **dimensions: object) 
     return RandomWeights(model_type, defaults | DIMENSIONS[model_type] | dimensions, seed=seed)
 
 
-def tiny_models(model_type: str = "llama", *, student_seed: int = 0, teacher_seed: int = 1, **dimensions: object) -> Models:
+def tiny_models(
+    model_type: str = "llama", *, student_seed: int = 0, teacher_seed: int = 1, **dimensions: object
+) -> Models:
     """A student and a teacher of one architecture with different weights; `dimensions` goes to the student."""
     student = tiny_source(model_type, student_seed, **dimensions)
     return load_models(student, tiny_source(model_type, teacher_seed), CharacterTokenizer(ALPHABET).load())
 
 
-def prompt_batch(models: Models, prompts: Sequence[str], completions: Sequence[str | None] | None = None) -> PromptBatch:
+def prompt_batch(
+    models: Models, prompts: Sequence[str], completions: Sequence[str | None] | None = None
+) -> PromptBatch:
     """Tokenised prompts, left-padded, with reference completions where there are any."""
     given = completions or [None] * len(prompts)
     return Collator(tokenizer=models.tokenizer)([Example(p, c) for p, c in zip(prompts, given, strict=True)])
