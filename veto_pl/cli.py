@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +24,10 @@ from veto_pl.exceptions import VetoError
 from veto_pl.module import DistillationModule
 from veto_pl.parsing import own_defaults
 from veto_pl.plugins import load_plugins
+from veto_pl.report.run import SAMPLES
 
+DESCRIPTION = """Distil language models. Beside the commands below there are `veto-pl list` (what is available behind
+each seam), `veto-pl export` (a checkpoint as a Hugging Face folder) and `veto-pl report` (an HTML page of runs)."""
 TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
     "use_distributed_sampler": False,
@@ -54,6 +59,7 @@ class VetoCLI(LightningCLI):
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_class=CompactParser,
+            parser_kwargs={"description": DESCRIPTION},
             args=None if args is None else list(args),
             run=run,
             auto_configure_optimizers=False,
@@ -66,7 +72,8 @@ class VetoCLI(LightningCLI):
             "--run_dir",
             type=str,
             default=f"runs/{datetime.now():%Y%m%d-%H%M%S}",
-            help="Folder of this run: metrics.csv, samples.jsonl, config.yaml, checkpoints, export.",
+            help="Folder of this run: metrics.csv, samples.jsonl, config.yaml, checkpoints, export. An earlier run in it "
+            "is overwritten.",
         )
         parser.add_argument(
             "--validate_first", type=bool, default=True, help="Validate before the first step of a fit."
@@ -92,8 +99,10 @@ class VetoCLI(LightningCLI):
         self.model.run_config = parser.dump(config, skip_none=False, skip_link_targets=True)
 
     def before_fit(self) -> None:
-        """Measures where the student starts, so that every run has its own baseline."""
+        """Starts the run's files afresh and measures where the student starts: every run has its own baseline."""
         config = self.config[str(self.subcommand)]
+        if config.ckpt_path is None:
+            Path(config.run_dir, SAMPLES).unlink(missing_ok=True)
         if config.validate_first and config.ckpt_path is None and not config.trainer.fast_dev_run:
             self.trainer.validate(self.model, self.datamodule, verbose=False)
 
@@ -150,6 +159,16 @@ def _report(arguments: Sequence[str]) -> None:
     print(write_report([Run.read(Path(folder)) for folder in given.runs], Path(given.out), title=given.title))
 
 
+def _leave_out_noise() -> None:
+    """Hides what a user can do nothing about: deprecations between the libraries, and Lightning's advertisements."""
+    warnings.filterwarnings("ignore", message=r"(?s).*deprecated in v4\.")  # jsonargparse
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty.*")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(lambda record: "Tip: For seamless cloud" not in record.getMessage())
+
+
 COMMANDS = {"list": _list, "export": _export, "report": _report}
 TRAINING = ("fit", "validate", "test", "predict")
 
@@ -157,6 +176,7 @@ TRAINING = ("fit", "validate", "test", "predict")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; errors that veto_pl raises on purpose end it with their message alone."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _leave_out_noise()
     try:
         if given and given[0] in COMMANDS:
             COMMANDS[given[0]](given[1:])

@@ -205,11 +205,11 @@ class DistillationModule(L.LightningModule):
         terms = dict(output.terms)
         if len(terms) > 1 and self.trainer.accumulate_grad_batches == 1:
             terms = {"loss": joined(terms, self._all_reduce, self.trainer.world_size)}
-        elif len(terms) > 1 and self.trainer.world_size > 1:
+        elif len(terms) > 1 and (self.trainer.world_size > 1 or self.trainer.precision == "16-mixed"):
             raise ConfigurationError(
-                f"The objective has {len(terms)} loss terms of different denominators ({', '.join(terms)}); on several "
-                "ranks they cannot be accumulated. Set `trainer.accumulate_grad_batches: 1` and a larger "
-                "`data.batch_size`."
+                f"The objective has loss terms with denominators of their own ({', '.join(terms)}). On several "
+                "ranks, or with 16-mixed precision, they cannot be accumulated: set `trainer.accumulate_grad_batches: 1` "
+                "and a larger `data.batch_size`."
             )
         self._terms = terms
         self._ledger.record(terms)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from veto_pl.evaluation import Evaluation
+from veto_pl.report.run import SAMPLES
 
 
 class SampleTable(L.Callback):
@@ -48,7 +49,7 @@ class SampleTable(L.Callback):
         if not self._rows:
             return
         if trainer.log_dir is not None:
-            path = Path(trainer.log_dir) / "samples.jsonl"
+            path = Path(trainer.log_dir) / SAMPLES
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps({"step": trainer.global_step, **row}) + "\n" for row in self._rows)

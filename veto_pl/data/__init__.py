@@ -1,22 +1,28 @@
-"""Tasks, templates, rewards and the data module."""
+"""Tasks, templates and verifiers, and the data module that makes batches of them."""
 
-from veto_pl.data.collate import Collator
+from veto_pl.data.collate import Collator, Encoded, pad_left
 from veto_pl.data.datamodule import PromptDataModule
-from veto_pl.data.rewards import ExactMatch, LastNumber, NoReward
-from veto_pl.data.tasks.gsm8k import GSM8K
-from veto_pl.data.tasks.jsonlines import JsonLines
-from veto_pl.data.tasks.reasoning_gym import ReasoningGym
+from veto_pl.data.jsonl import read_examples
+from veto_pl.data.rewards import ExactMatch, LastNumber, NoReward, final_number
+from veto_pl.data.sampler import RankSampler, even_batches
+from veto_pl.data.tasks import GSM8K, JsonLines, ReasoningGym
 from veto_pl.data.templates import ChatTemplate, PlainTemplate
 
 __all__ = [
     "GSM8K",
     "ChatTemplate",
     "Collator",
+    "Encoded",
     "ExactMatch",
     "JsonLines",
     "LastNumber",
     "NoReward",
     "PlainTemplate",
     "PromptDataModule",
+    "RankSampler",
     "ReasoningGym",
+    "even_batches",
+    "final_number",
+    "pad_left",
+    "read_examples",
 ]

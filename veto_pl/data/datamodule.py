@@ -1,50 +1,55 @@
-"""The data module: one task, tokenised once, dealt out to the ranks."""
+"""The batches of a run: which rows, in which order, on which rank."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from veto_pl.data.collate import Collator, Encoded
+from veto_pl.data.overlong import Overlong, fit_prompts
 from veto_pl.data.sampler import RankSampler, even_batches
+from veto_pl.data.splits import check_sizes
 from veto_pl.data.templates import PlainTemplate
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.seams import Task, Template
-from veto_pl.types import PromptBatch
+from veto_pl.types import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Overlong = Literal["drop", "truncate_left", "error"]
-Batches = DataLoader[PromptBatch]
+_SPLITS = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("test",)}
 
 
-class PromptDataModule(L.LightningDataModule):
-    """Prompts of one task, templated and tokenised, with their reference completions.
+class PromptDataModule(LightningDataModule):
+    """Serves a task as `PromptBatch`es, tokenised once.
+
+    Training rows are shuffled anew every epoch, in an order that does not depend on the number of ranks; up to
+    world - 1 rows of an epoch are dropped so that all ranks get equally many. Evaluation reads every row exactly once,
+    on one rank. The test and predict loaders read the test split, or the validation split of a task without test rows.
+
+    The tokenizer is the Lightning module's (`tokenizer`, needed before its own `setup`), unless `connect` has set one.
 
     Args:
-        task: the rows and how completions are judged.
-        template: makes the text that the models read.
-        batch_size: prompts per micro-batch and rank.
-        validation_batch_size: prompts per batch and rank in validation, test and prediction; `batch_size` by default.
-        max_prompt_tokens: longer prompts are treated as `overlong` says.
-        max_completion_tokens: longer reference completions are cut, without EOS.
-        overlong: leave such prompts out, cut them on the left, or stop. What happened is reported with a count.
-        completion_prefix: text between prompt and reference completion, such as a space.
-        train_limit: use so many training rows; None for all.
-        validation_limit: use so many validation rows; None for all.
-        shuffle: a new order of the training rows every epoch.
-        seed: of the order.
+        task: the rows and how their completions are judged.
+        template: how a row becomes the prompt's text.
+        batch_size: prompts of a training batch, on each rank.
+        validation_batch_size: prompts of an evaluation batch, on each rank; None for `batch_size`.
+        max_prompt_tokens: tokens that a prompt may have.
+        max_completion_tokens: tokens that a reference may have, EOS included; a longer one is cut and then has no EOS.
+        overlong: for prompts that are too long: `drop` them, `truncate_left` to keep their last tokens, or `error`.
+        completion_prefix: text between prompt and reference, such as a space, that counts as completion.
+        train_limit: use only the first so many training rows.
+        validation_limit: use only the first so many validation rows.
+        shuffle: shuffle the training rows.
+        seed: the order's seed.
         num_workers: loader processes.
 
     Raises:
-        ConfigurationError: a size is below 1.
-        DataError: no training row is left, or `overlong` is `error` and a prompt is too long.
+        ConfigurationError: for sizes out of range.
     """
 
     def __init__(
@@ -64,10 +69,16 @@ class PromptDataModule(L.LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        sizes = {"batch_size": batch_size, "max_prompt_tokens": max_prompt_tokens, "train_limit": train_limit or 1}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ConfigurationError(f"`data.{name}` must be at least 1, got {value}.")
+        check_sizes(
+            "PromptDataModule",
+            at_least=1,
+            batch_size=batch_size,
+            validation_batch_size=validation_batch_size,
+            max_prompt_tokens=max_prompt_tokens,
+            max_completion_tokens=max_completion_tokens,
+            train_limit=train_limit,
+        )
+        check_sizes("PromptDataModule", validation_limit=validation_limit, num_workers=num_workers)
         self.task = task
         self.template = template
         self.batch_size = batch_size
@@ -76,89 +87,98 @@ class PromptDataModule(L.LightningDataModule):
         self.max_completion_tokens = max_completion_tokens
         self.overlong = overlong
         self.completion_prefix = completion_prefix
-        self.limits = {"train": train_limit, "validation": validation_limit, "test": None}
+        self.limits = {"train": train_limit, "validation": validation_limit}
         self.shuffle = shuffle
         self.seed = seed
         self.num_workers = num_workers
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._rows: dict[str, list[Encoded]] = {}
 
-    def connect(self, tokenizer: PreTrainedTokenizerBase) -> PromptDataModule:
-        """Sets the tokenizer, for use without a trainer."""
+    def connect(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Sets the tokenizer, for use without a trainer or instead of the module's; rows are tokenised anew."""
         self._tokenizer = tokenizer
-        return self
+        self._rows.clear()
 
-    def setup(self, stage: str) -> None:
-        """Takes the module's tokenizer if none was set. Rows are tokenised when their loader is first asked for."""
-        if self._tokenizer is None and self.trainer is not None:
-            self._tokenizer = self.trainer.lightning_module.tokenizer  # type: ignore[assignment]
-
-    def rows(self, split: str) -> list[Encoded]:
-        """The tokenised rows of a split, after the limit and the policy for overlong prompts; computed once."""
-        if split not in self._rows:
-            examples = list(self.task.load(split))[: self.limits[split]]
-            self._rows[split] = self._fitting(self._collator().encode(examples), split) if examples else []
-        return self._rows[split]
-
-    def train_dataloader(self) -> Batches:
-        """The training rows in the order of the epoch; every rank gets equally many."""
-        rows = self.rows("train")
-        if not rows:
-            raise DataError("The task has no training rows. Check its paths, sizes and `data.train_limit`.")
-        sampler = RankSampler(len(rows), *self._place(), seed=self.seed, shuffle=self.shuffle, even=True)
-        return self._loader(rows, batch_size=self.batch_size, sampler=sampler)
-
-    def val_dataloader(self) -> Batches | list[Batches]:
-        """The validation rows, each on exactly one rank; no loader where the task has none."""
-        return self._evaluation(self.rows("validation"))
-
-    def test_dataloader(self) -> Batches | list[Batches]:
-        """The test rows, or the validation rows where the task has no test rows."""
-        return self._evaluation(self.rows("test") or self.rows("validation"))
-
-    def predict_dataloader(self) -> Batches | list[Batches]:
-        """The rows of `test_dataloader`."""
-        return self.test_dataloader()
-
-    def _evaluation(self, rows: list[Encoded]) -> Batches | list[Batches]:
-        if not rows:
-            return []
-        # The batches are the items: Lightning would rebuild a batch sampler for prediction, and lose whose rows they are.
-        batches = even_batches(rows, *self._place(), self.validation_batch_size)
-        return self._loader(batches, batch_size=None)
-
-    def _loader(self, items: Sequence[object], **order: object) -> Batches:
-        collate = self._collator().pad
-        # Even without worker processes a loader draws from a generator, by default from the global one.
-        generator = torch.Generator().manual_seed(self.seed)
-        return DataLoader(items, collate_fn=collate, num_workers=self.num_workers, generator=generator, **order)  # type: ignore[arg-type]
-
-    def _place(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-
-    def _collator(self) -> Collator:
-        if self._tokenizer is None:
+    @property
+    def collator(self) -> Collator:
+        """Makes batches of this module's kind; raises `ConfigurationError` while no tokenizer is known."""
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        tokenizer = self._tokenizer if self._tokenizer is not None else getattr(module, "tokenizer", None)
+        if tokenizer is None:
             raise ConfigurationError(
-                "`PromptDataModule` has no tokenizer. Use it with a trainer, or call `connect(tokenizer)`."
+                "`PromptDataModule` expected a `tokenizer` on the Lightning module, got none. Set it or call `connect`."
             )
         return Collator(
-            tokenizer=self._tokenizer,
+            tokenizer=tokenizer,
             template=self.template,
             task=self.task,
             max_completion_tokens=self.max_completion_tokens,
             completion_prefix=self.completion_prefix,
         )
 
-    def _fitting(self, rows: Sequence[Encoded], split: str) -> list[Encoded]:
-        most = self.max_prompt_tokens
-        fitting = [row for row in rows if len(row.prompt_ids) <= most]
-        long = len(rows) - len(fitting)
-        if not long:
-            return fitting
-        message = f"{long} of {len(rows)} {split} prompts exceed `data.max_prompt_tokens` = {most}"
-        if self.overlong == "error" or (self.overlong == "drop" and not fitting):
-            raise DataError(f"{message}. Raise it, shorten the prompts, or set `data.overlong` to another policy.")
-        rank_zero_warn(f"{message}: {'left out' if self.overlong == 'drop' else 'cut on the left'}.")
-        if self.overlong == "drop":
-            return fitting
-        return [Encoded(row.example, row.prompt_ids[-most:], row.completion_ids) for row in rows]
+    def setup(self, stage: str) -> None:
+        """Loads and tokenises the splits of `stage` (fit, validate, test or predict) that are not there yet.
+
+        Raises:
+            ConfigurationError: without a tokenizer.
+            DataError: where training, test or prediction has no rows, or a prompt is refused.
+        """
+        collator = self.collator
+        for split in _SPLITS[stage]:
+            if split not in self._rows:
+                self._rows[split] = self._encode(split, collator)
+            if split != "validation" and not self._rows[split]:
+                raise DataError(
+                    f"The task has no rows for the split `{split}`, expected at least one. Check its files."
+                )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled batches; the last one of an epoch may be smaller."""
+        rows = self._rows["train"]
+        rank, world_size = self._place
+        if len(rows) < world_size:
+            raise DataError(
+                f"{len(rows)} training rows, expected at least one for each of {world_size} ranks. Use fewer."
+            )
+        sampler = RankSampler(len(rows), rank, world_size, self.seed, self.shuffle, even=True)
+        return self._loader(rows, sampler, batch_size=self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Every validation row once; an empty list, which turns validation off, where there are none."""
+        return self._evaluation("validation") if self._rows["validation"] else []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Every test row once."""
+        return self._evaluation("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Every test row once."""
+        return self._evaluation("test")
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _encode(self, split: str, collator: Collator) -> list[Encoded]:
+        examples: Sequence[Example] = self.task.load(split)
+        if split == "test" and not examples:
+            split, examples = "validation", self.task.load("validation")
+        rows = collator.encode(examples[: self.limits.get(split)])
+        return fit_prompts(rows, max_prompt_tokens=self.max_prompt_tokens, overlong=self.overlong, split=split)
+
+    def _evaluation(self, split: str) -> DataLoader[Any]:
+        # Whole batches are dealt here: a sampler of rows cannot give uneven ranks equally many batches.
+        batches = even_batches(self._rows[split], *self._place, self.validation_batch_size)
+        return self._loader(batches, RankSampler(len(batches), shuffle=False), batch_size=None)
+
+    def _loader(self, rows: list[Any], sampler: RankSampler, batch_size: int | None) -> DataLoader[Any]:
+        return DataLoader(
+            rows,  # type: ignore[arg-type]  # a list is a map-style data set
+            batch_size=batch_size,
+            sampler=sampler,
+            collate_fn=self.collator.pad,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            # Without one, every epoch would draw its worker seed from the global generator.
+            generator=torch.Generator().manual_seed(self.seed),
+        )

@@ -11,21 +11,21 @@ from veto_pl.types import Example
 
 # A minus counts as a sign only where it cannot be a subtraction, a range or a bullet.
 _NUMBER = (
-    r"(?:(?<![\w)])-)?\$?-?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"
-    r"|(?:(?<![\w)])-)?(?<![\w)])\.[0-9]+"
+    r"(?:(?<![\w)])-\$?|\$-?)?"
+    r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![\w)])\.[0-9]+)"
 )
 _ANYWHERE = re.compile(_NUMBER)
 _MARKED = re.compile(rf"####[ \t]*({_NUMBER})")
 
 
 def final_number(text: str) -> Decimal | None:
-    """The number that a worked answer ends in.
+    r"""The number that a worked answer ends in.
 
     It is the one behind the last `####` that a number follows directly, and without such a mark the last number of the
     text. Thousands separators, `$`, `%` and a full stop behind the number are ignored.
 
     Example:
-        >>> final_number("16 - 3 = 13\\n#### $1,300.50"), final_number("So it is 12."), final_number("no idea")
+        >>> final_number("16 - 3 = 13\n#### $1,300.50"), final_number("So it is 12."), final_number("no idea")
         (Decimal('1300.50'), Decimal('12'), None)
     """
     text = text.replace("\N{MINUS SIGN}", "-")
@@ -49,14 +49,14 @@ class NoReward(Reward):
 
 @dataclass(frozen=True, kw_only=True)
 class ExactMatch(Reward):
-    """1 where the completion equals the reference, else 0; 0 where the row has no reference.
+    r"""1 where the completion equals the reference, else 0; 0 where the row has no reference.
 
     Args:
         strip: ignore white space at both ends.
         casefold: ignore case.
 
     Example:
-        >>> ExactMatch(casefold=True)(Example("Capital of France?", "Paris"), " paris\\n")
+        >>> ExactMatch(casefold=True)(Example("Capital of France?", "Paris"), " paris\n")
         1.0
     """
 
@@ -76,13 +76,13 @@ class ExactMatch(Reward):
 
 @dataclass(frozen=True, kw_only=True)
 class LastNumber(Reward):
-    """1 where completion and reference end in the same number, else 0; 0 where either holds no number.
+    r"""1 where completion and reference end in the same number, else 0; 0 where either holds no number.
 
-    The number of a text is the one behind its last `####`, as in GSM8K (Cobbe et al. 2021, arXiv:2110.14168), and without
-    that mark its last one. Numbers are compared as decimals.
+    The number of a text is the one behind its last `####`, as in GSM8K (Cobbe et al. 2021, arXiv:2110.14168), and
+    without that mark its last one. Numbers are compared as decimals.
 
     Example:
-        >>> LastNumber()(Example("How much?", "9 * 2 = 18\\n#### 18"), "She makes $18.00.")
+        >>> LastNumber()(Example("How much?", "9 * 2 = 18\n#### 18"), "She makes $18.00.")
         1.0
     """
 

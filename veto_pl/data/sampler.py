@@ -17,8 +17,8 @@ T = TypeVar("T")
 class RankSampler(DistributedSampler[Any]):
     """One global order per epoch, dealt out like cards: rank r takes the items r, r + world, r + 2 world, ...
 
-    The order depends on (seed, epoch, length) and not on the number of ranks, so every world size sees the same rows in the
-    same order. It is a `DistributedSampler` by type, so that Lightning keeps it and tells it the epoch.
+    The order depends on (seed, epoch, length) and not on the number of ranks, so every world size sees the same rows in
+    the same order. It is a `DistributedSampler` by type, so that Lightning keeps it and tells it the epoch.
 
     Args:
         length: number of rows.
@@ -62,9 +62,9 @@ class RankSampler(DistributedSampler[Any]):
 def even_batches(rows: Sequence[T], rank: int, world_size: int, batch_size: int) -> list[list[T]]:
     """This rank's batches for evaluation: every row on exactly one rank, and as many batches on every rank.
 
-    Ranks may differ by one row. Where that would cost a rank its last batch, the batch before gives one row to it: repeated
-    rows would bias a metric, dropped rows would make it depend on the world size, and ranks that run different numbers of
-    batches wait for each other forever in the first collective.
+    Ranks may differ by one row. Where that would cost a rank its last batch, the batch before gives one row to it:
+    repeated rows would bias a metric, dropped rows would make it depend on the world size, and ranks that run different
+    numbers of batches wait for each other forever in the first collective.
 
     Raises:
         ConfigurationError: where the rows are too few for that.
@@ -78,8 +78,8 @@ def even_batches(rows: Sequence[T], rank: int, world_size: int, batch_size: int)
     uneven = len(rows) % world_size > 0
     if uneven and min(batch_size - 1, len(rows) // world_size) == 0:
         raise ConfigurationError(
-            f"{len(rows)} evaluation rows in batches of {batch_size} cannot give each of {world_size} ranks equally many "
-            "batches. Set a larger batch size, or a limit that the ranks divide."
+            f"{len(rows)} evaluation rows in batches of {batch_size} cannot give each of {world_size} ranks equally "
+            "many batches. Set a larger batch size, or a limit that the ranks divide."
         )
     most = -(-len(rows) // world_size)
     if len(batches) < -(-most // batch_size):

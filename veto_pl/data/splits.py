@@ -55,8 +55,8 @@ def partition(
     return {"train": train, "validation": unique[:validation_size], "test": unique[validation_size:held]}
 
 
-def check_sizes(owner: str, **sizes: int | None) -> None:
-    """Raises `ConfigurationError` for a negative size; None stands for no limit."""
+def check_sizes(owner: str, *, at_least: int = 0, **sizes: int | None) -> None:
+    """Raises `ConfigurationError` for a size below `at_least`; None stands for no limit."""
     for name, size in sizes.items():
-        if size is not None and size < 0:
-            raise ConfigurationError(f"`{owner}.{name}` must be 0 or more, got {size}.")
+        if size is not None and size < at_least:
+            raise ConfigurationError(f"`{owner}.{name}` must be {at_least} or more, got {size}.")

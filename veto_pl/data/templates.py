@@ -20,19 +20,20 @@ _RESERVED = ("conversation", "chat_template", "tokenize", "add_generation_prompt
 
 @dataclass(frozen=True, kw_only=True)
 class PlainTemplate(Template):
-    """A format string over the row.
+    r"""A format string over the row.
 
     Args:
-        format: names the prompt as `{prompt}` and any field of the row, nested ones as `{metadata[word]}`; a literal brace
-            is doubled.
+        format: names the prompt as `{prompt}` and any field of the row, nested ones as `{metadata[word]}`; a literal
+            brace is doubled.
         add_bos: put the tokenizer's BOS text in front.
 
     Raises:
         ConfigurationError: for a malformed format, a field that the row lacks, or a tokenizer without a BOS token.
 
     Example:
-        >>> PlainTemplate(format="Q: {prompt} ({unit[short]})\\nA:")(Example("How far?", row={"unit": {"short": "m"}}), None)
-        'Q: How far? (m)\\nA:'
+        >>> template = PlainTemplate(format="Q: {prompt} ({unit[short]})\nA:")
+        >>> template(Example("How far?", row={"unit": {"short": "m"}}), tokenizer=None)
+        'Q: How far? (m)\nA:'
     """
 
     format: str = "{prompt}"
@@ -62,8 +63,8 @@ class ChatTemplate(Template):
         arguments: further arguments of the chat template, such as `enable_thinking: false`.
 
     Raises:
-        ConfigurationError: for a malformed `user`, a field that the row lacks, a tokenizer without a chat template, or a
-            template that refuses the conversation.
+        ConfigurationError: for a malformed `user`, a field that the row lacks, a tokenizer without a chat template, or
+            a template that refuses the conversation.
     """
 
     system: str | None = None
@@ -80,8 +81,8 @@ class ChatTemplate(Template):
         """The rendered conversation."""
         if self.template is None and tokenizer.chat_template is None:
             raise ConfigurationError(
-                "`ChatTemplate` expected a tokenizer with a chat template, got one without. Use `PlainTemplate`, or set "
-                "`ChatTemplate.template`."
+                "`ChatTemplate` expected a tokenizer with a chat template, got one without. Use `PlainTemplate`, or "
+                "set `ChatTemplate.template`."
             )
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
         messages.append({"role": "user", "content": _fill("ChatTemplate.user", self.user, example)})
@@ -123,9 +124,12 @@ def _fill(setting: str, text: str, example: Example) -> str:
 
 def _unfillable(text: str, fields: dict[str, Any]) -> str:
     """The first field that cannot be looked up; failing that, the whole format is to blame."""
-    for name in _names(text):
-        try:
-            Formatter().get_field(name, (), fields)
-        except (LookupError, AttributeError, TypeError, ValueError):
-            return name
-    return text
+    return next((name for name in _names(text) if not _found(name, fields)), text)
+
+
+def _found(name: str, fields: dict[str, Any]) -> bool:
+    try:
+        Formatter().get_field(name, (), fields)
+    except (LookupError, AttributeError, TypeError, ValueError):
+        return False
+    return True

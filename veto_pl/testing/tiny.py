@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from veto_pl.data.collate import Collator
 from veto_pl.models.assemble import load_models
@@ -11,7 +12,7 @@ from veto_pl.models.tokenizers import CharacterTokenizer
 from veto_pl.types import Example, Models, PromptBatch
 
 ALPHABET = ">abcdefghijklmnop"
-DIMENSIONS = {
+DIMENSIONS: dict[str, dict[str, Any]] = {
     "llama": {
         "hidden_size": 16,
         "intermediate_size": 32,
@@ -42,14 +43,14 @@ DIMENSIONS = {
 }
 
 
-def tiny_source(model_type: str = "llama", seed: int = 0, **dimensions: object) -> RandomWeights:
+def tiny_source(model_type: str = "llama", seed: int = 0, **dimensions: Any) -> RandomWeights:
     """A source of a model with two layers of width 16, far enough from uniform to have opinions."""
-    defaults = {"vocab_size": len(ALPHABET) + 3, "initializer_range": 0.4}
+    defaults: dict[str, Any] = {"vocab_size": len(ALPHABET) + 3, "initializer_range": 0.4}
     return RandomWeights(model_type, defaults | DIMENSIONS[model_type] | dimensions, seed=seed)
 
 
 def tiny_models(
-    model_type: str = "llama", *, student_seed: int = 0, teacher_seed: int = 1, **dimensions: object
+    model_type: str = "llama", *, student_seed: int = 0, teacher_seed: int = 1, **dimensions: Any
 ) -> Models:
     """A student and a teacher of one architecture with different weights; `dimensions` goes to the student."""
     student = tiny_source(model_type, student_seed, **dimensions)

@@ -1,1 +1,7 @@
-"""Built-in tasks."""
+"""The tasks that come with the package."""
+
+from veto_pl.data.tasks.gsm8k import GSM8K
+from veto_pl.data.tasks.jsonlines import JsonLines
+from veto_pl.data.tasks.reasoning_gym import ReasoningGym
+
+__all__ = ["GSM8K", "JsonLines", "ReasoningGym"]

@@ -17,15 +17,15 @@ from veto_pl.types import Example
 class GSM8K(Task):
     """GSM8K (Cobbe et al. 2021, arXiv:2110.14168): rows `question`, `answer`, scored by the number they end in.
 
-    With any path set, only files are read and a split without a file is empty; with none, the rows come from the hub, which
-    has `train` and `test`. Without `validation_path`, validation is held out from the training rows.
+    With any path set, only files are read and a split without a file is empty; with none, the rows come from the hub,
+    which has `train` and `test`. Without `validation_path`, validation is held out from the training rows.
 
     Args:
         train_path: JSON Lines file of the training rows.
         validation_path: JSON Lines file of the validation rows.
         test_path: JSON Lines file of the test rows.
         hub: the data set's name on the Hugging Face hub.
-        validation_size: training rows held out for validation where `validation_path` is not set: the first distinct ones.
+        validation_size: the first distinct training rows, held out for validation where `validation_path` is not set.
         max_question_chars: leave out rows with a longer question; None for no limit.
 
     Raises:
@@ -73,8 +73,8 @@ class GSM8K(Task):
             rows = load_dataset(self.hub, "main", split=split)
         except (OSError, ValueError) as error:
             raise DataError(
-                f"`GSM8K.hub` expected a data set that can be loaded, got {self.hub!r}: {error}. Check the name and the "
-                f"connection, or set `GSM8K.{split}_path` to a JSON Lines file."
+                f"`GSM8K.hub` expected a data set that can be loaded, got {self.hub!r}: {error}. Check the name and "
+                f"the connection, or set `GSM8K.{split}_path` to a JSON Lines file."
             ) from error
         return [
             to_example(dict(row), prompt="question", completion="answer", where=f"{self.hub}/{split}:{number}")
