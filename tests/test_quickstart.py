@@ -22,7 +22,13 @@ class Text(HTMLParser):
 
 def test_the_quickstart_ends_with_a_table_a_report_and_a_student(tmp_path):
     steps = ["--trainer.max_steps=2", "--trainer.val_check_interval=2"]
-    small = [*steps, "--data.train_limit=16", "--data.validation_limit=8", "--data.task.size=600", "--data.batch_size=8"]
+    small = [
+        *steps,
+        "--data.train_limit=16",
+        "--data.validation_limit=8",
+        "--data.task.size=600",
+        "--data.batch_size=8",
+    ]
     command = [sys.executable, "-m", "veto_pl.quickstart", "--configs", str(CONFIGS), "--", *small]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"COLUMNS": "120"}, timeout=600

@@ -72,8 +72,8 @@ class VetoCLI(LightningCLI):
             "--run_dir",
             type=str,
             default=f"runs/{datetime.now():%Y%m%d-%H%M%S}",
-            help="Folder of this run: metrics.csv, samples.jsonl, config.yaml, checkpoints, export. An earlier run in it "
-            "is overwritten.",
+            help="Folder of this run: metrics.csv, samples.jsonl, config.yaml, checkpoints, export. "
+            "An earlier run in it is overwritten.",
         )
         parser.add_argument(
             "--validate_first", type=bool, default=True, help="Validate before the first step of a fit."

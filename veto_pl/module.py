@@ -207,9 +207,9 @@ class DistillationModule(L.LightningModule):
             terms = {"loss": joined(terms, self._all_reduce, self.trainer.world_size)}
         elif len(terms) > 1 and (self.trainer.world_size > 1 or self.trainer.precision == "16-mixed"):
             raise ConfigurationError(
-                f"The objective has loss terms with denominators of their own ({', '.join(terms)}). On several "
-                "ranks, or with 16-mixed precision, they cannot be accumulated: set `trainer.accumulate_grad_batches: 1` "
-                "and a larger `data.batch_size`."
+                f"The objective has loss terms with their own denominators: {', '.join(terms)}. On several ranks, or "
+                "with 16-mixed precision, they cannot be accumulated: set `trainer.accumulate_grad_batches: 1` and a "
+                "larger `data.batch_size`."
             )
         self._terms = terms
         self._ledger.record(terms)

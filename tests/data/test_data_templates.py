@@ -1,0 +1,100 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from veto_pl.data import ChatTemplate, PlainTemplate
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.types import Example
+
+EXAMPLE = Example(
+    "stressed", "desserts", {"question": "Spell it.", "metadata": {"word": "stressed"}, "tags": ["x", "y"]}
+)
+
+
+@given(st.text())
+def test_the_default_is_the_prompt_whatever_it_contains(prompt):
+    assert PlainTemplate()(Example(prompt), None) == prompt
+
+
+def test_nested_fields_and_doubled_braces(tokenizer):
+    template = PlainTemplate(format="{metadata[word]}>{tags[1]} \\boxed{{}}")
+    assert template(EXAMPLE, tokenizer) == "stressed>y \\boxed{}"
+
+
+def test_the_prompt_wins_over_a_field_of_that_name(tokenizer):
+    example = Example("the prompt", row={"prompt": "a field"})
+    assert PlainTemplate()(example, tokenizer) == "the prompt"
+
+
+@pytest.mark.parametrize("name", ["answer", "metadata[colour]", "tags[9]", "metadata.word", "prompt[word]"])
+def test_an_unknown_field_is_named_with_the_available_ones(tokenizer, name):
+    with pytest.raises(ConfigurationError) as caught:
+        PlainTemplate(format="{prompt} {" + name + "}")(EXAMPLE, tokenizer)
+    message = str(caught.value)
+    assert f"the field `{name}`" in message
+    assert "Available: `question`, `metadata`, `tags`, `prompt`." in message
+
+
+@pytest.mark.parametrize("text", ["{", "{prompt", "}", "{}", "{0}", "{prompt} {0[word]}"])
+@pytest.mark.parametrize(
+    ("template", "setting"), [(PlainTemplate, "PlainTemplate.format"), (ChatTemplate, "ChatTemplate.user")]
+)
+def test_a_format_that_no_row_fills_is_refused_early(template, setting, text):
+    with pytest.raises(ConfigurationError, match=f"`{setting}`"):
+        template(**{setting.split(".")[1]: text})
+
+
+def test_a_format_specification_that_does_not_fit_is_a_configuration_error(tokenizer):
+    with pytest.raises(ConfigurationError, match=r"prompt:d"):
+        PlainTemplate(format="{prompt:d}")(EXAMPLE, tokenizer)
+
+
+def test_bos_is_prepended_and_becomes_one_token(tokenizer):
+    text = PlainTemplate(add_bos=True)(Example("ab"), tokenizer)
+    assert text == "<bos>ab"
+    assert tokenizer(text, add_special_tokens=False)["input_ids"][0] == tokenizer.bos_token_id
+
+
+def test_a_tokenizer_without_bos_is_refused(make_tokenizer):
+    with pytest.raises(ConfigurationError, match=r"PlainTemplate.add_bos"):
+        PlainTemplate(add_bos=True)(EXAMPLE, make_tokenizer(bos_token=None))
+
+
+def test_the_chat_template_is_left_open_for_the_assistant(chat_tokenizer):
+    template = ChatTemplate(system="Be {brief}.", user="Q: {metadata[word]}", arguments={"mark": "!"})
+    text = template(EXAMPLE, chat_tokenizer)
+    assert text == "<system>Be {brief}.</><user>Q: stressed</><assistant>!"
+
+
+def test_without_a_system_message_there_is_none(chat_tokenizer):
+    assert ChatTemplate()(Example("日本 🎉"), chat_tokenizer) == "<user>日本 🎉</><assistant>"
+
+
+def test_a_tokenizer_without_chat_template_is_refused_with_the_remedy(tokenizer):
+    with pytest.raises(ConfigurationError, match=r"Use `PlainTemplate`"):
+        ChatTemplate()(EXAMPLE, tokenizer)
+
+
+def test_an_own_template_overrides_and_substitutes_the_tokenizers(tokenizer, chat_tokenizer):
+    own = ChatTemplate(template="[{{ messages[0].content }}]")
+    assert own(Example("hi"), chat_tokenizer) == "[hi]"
+    chat_tokenizer.chat_template = None
+    assert own(Example("hi"), tokenizer) == "[hi]"
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no system role') }}", "{% if %}"])
+def test_a_template_that_refuses_is_a_configuration_error(tokenizer, template):
+    with pytest.raises(ConfigurationError, match="refused the conversation"):
+        ChatTemplate(template=template)(EXAMPLE, tokenizer)
+
+
+def test_reserved_arguments_are_refused():
+    with pytest.raises(ConfigurationError, match="must not set tokenize"):
+        ChatTemplate(arguments={"tokenize": True})
+
+
+def test_templates_are_values():
+    one, same, other = (ChatTemplate(arguments={"enable_thinking": flag}) for flag in (False, False, True))
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != other

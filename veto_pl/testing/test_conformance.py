@@ -1,0 +1,232 @@
+"""Everything that is installed, checked against what its seam and its class promise."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from veto_pl.plugins import load_plugins
+from veto_pl.seams import Advantage, Divergence, Law, Objective, Schedule, Support, Target, TokenWeighting
+from veto_pl.testing.examples import installed
+from veto_pl.testing.strategies import SMOOTH, logits_of_kind, logits_pairs, ragged_grids
+from veto_pl.tokens import TokenGrid, TokenRows
+from veto_pl.types import Step
+
+load_plugins()
+
+STEP = Step(3, 10)
+Pair = tuple[Tensor, Tensor]
+
+VALUES = installed(Divergence, Support, Target, TokenWeighting)
+ANYTHING = [*VALUES, *installed(Advantage, Objective, Schedule)]
+
+quick = settings(deadline=None, derandomize=True, max_examples=20)
+
+
+def name(instance: object) -> str:
+    """What pytest calls a case."""
+    return type(instance).__name__
+
+
+def promising(law: Law, *seams: type) -> list[Any]:
+    """The installed instances whose class declares the law."""
+    return [instance for instance in installed(*seams) if law in instance.laws]
+
+
+def each(instances: list[Any]) -> pytest.MarkDecorator:
+    """One test for every instance."""
+    return pytest.mark.parametrize("instance", instances, ids=name)
+
+
+def values(instance: Any, student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, ...]:
+    """What an instance makes of the normalised rows of two models, whichever seam it fills."""
+    return _called(instance, student_logits.log_softmax(-1), teacher_logits.log_softmax(-1))
+
+
+def _called(instance: Any, student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
+    if isinstance(instance, Support):
+        return instance(student, teacher)
+    if isinstance(instance, Target):
+        return (instance(teacher, student, STEP),)
+    if isinstance(instance, Divergence):
+        return (instance(student, teacher),)
+    index = torch.arange(len(student))
+    return (instance(TokenRows(student, teacher, index % student.shape[-1], index, STEP)),)
+
+
+def _close(one: Tensor, other: Tensor, tolerance: float = 1e-9) -> None:
+    torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance, check_dtype=False)
+
+
+@each(promising(Law.ZERO_AT_EQUALITY, Divergence))
+@given(pair=logits_pairs())
+@quick
+def test_zero_at_equality(instance: Divergence, pair: Pair) -> None:
+    """A student that agrees has nothing to learn."""
+    for logits in pair:
+        (value,) = values(instance, logits, logits)
+        _close(value, torch.zeros_like(value))
+
+
+@each(promising(Law.NON_NEGATIVE, Divergence))
+@given(pair=logits_pairs())
+@quick
+def test_non_negative(instance: Divergence, pair: Pair) -> None:
+    """Never below zero, up to rounding."""
+    (value,) = values(instance, *pair)
+    assert value.min() >= -1e-9
+
+
+@each(promising(Law.PERMUTATION_INVARIANT, Divergence))
+@given(pair=logits_pairs(), seed=st.integers(0, 1000))
+@quick
+def test_divergences_do_not_know_the_order_of_the_vocabulary(instance: Divergence, pair: Pair, seed: int) -> None:
+    """The numbering of the ids means nothing."""
+    order = torch.randperm(pair[0].shape[-1], generator=torch.Generator().manual_seed(seed))
+    _close(values(instance, *(logits[:, order] for logits in pair))[0], values(instance, *pair)[0])
+
+
+@each(promising(Law.PERMUTATION_INVARIANT, Target))
+@given(pair=logits_pairs(), seed=st.integers(0, 1000))
+@quick
+def test_targets_follow_the_order_of_the_vocabulary(instance: Target, pair: Pair, seed: int) -> None:
+    """Renumbering the ids renumbers the target."""
+    order = torch.randperm(pair[0].shape[-1], generator=torch.Generator().manual_seed(seed))
+    _close(values(instance, *(logits[:, order] for logits in pair))[0], values(instance, *pair)[0][:, order])
+
+
+@each([*promising(Law.NORMALISED, Target), *installed(Support)])
+@given(pair=logits_pairs())
+@quick
+def test_distributions_are_normalised(instance: Target | Support, pair: Pair) -> None:
+    """Targets and both sides of a support are distributions."""
+    for logp in values(instance, *pair):
+        _close(logp.exp().sum(-1), torch.ones(len(logp)))
+
+
+@each(VALUES)
+@given(pair=logits_pairs(kinds=[*SMOOTH, "excluded"]), shift=st.floats(-50, 50))
+@quick
+def test_a_shift_of_the_logits_changes_nothing(instance: Any, pair: Pair, shift: float) -> None:
+    """Logits are defined up to a constant."""
+    for one, other in zip(values(instance, pair[0] + shift, pair[1] - shift), values(instance, *pair), strict=True):
+        _close(one, other)
+
+
+@each(VALUES)
+@given(pair=logits_pairs())
+@quick
+def test_each_row_stands_alone(instance: Any, pair: Pair) -> None:
+    """Chunks of rows give what all rows give, so a long batch can be cut; no rows give nothing."""
+    whole = values(instance, *pair)
+    pieces = [values(instance, *(logits[i : i + 1] for logits in pair)) for i in range(len(pair[0]))]
+    pieces.append(values(instance, *(logits[:0] for logits in pair)))
+    for position, value in enumerate(whole):
+        assert len(value) == len(pair[0])
+        _close(torch.cat([piece[position] for piece in pieces]), value)
+
+
+@each(VALUES)
+@given(pair=logits_pairs())
+@quick
+def test_arguments_are_left_alone(instance: Any, pair: Pair) -> None:
+    """Nothing is changed in place."""
+    student, teacher = (logits.log_softmax(-1) for logits in pair)
+    copies = student.clone(), teacher.clone()
+    _called(instance, student, teacher)
+    assert torch.equal(student, copies[0])
+    assert torch.equal(teacher, copies[1])
+
+
+@each(VALUES)
+@given(pair=logits_pairs(), dtype=st.sampled_from([torch.float32, torch.float64]))
+@quick
+def test_values_and_gradients_are_finite(instance: Any, pair: Pair, dtype: torch.dtype) -> None:
+    """Logits of ten thousand and ids that both models exclude break nothing."""
+    student, teacher = (logits.to(dtype).requires_grad_() for logits in pair)
+    results = values(instance, student, teacher)
+    assert all(result.dtype == dtype for result in results)
+    if isinstance(instance, Target | Support):
+        assert all((result <= 1e-3).all() for result in results), "log-probabilities, and no NaN"
+        results = tuple(result.exp() * torch.arange(result.shape[-1]) for result in results)
+    assert all(result.isfinite().all() for result in results)
+    total = torch.stack([result.sum() for result in results]).sum()
+    if total.requires_grad:
+        total.backward()  # type: ignore[no-untyped-call]
+        gradients = [logits.grad for logits in (student, teacher) if logits.grad is not None]
+        assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@each(VALUES)
+@given(pair=logits_pairs(kinds=["ordinary", "peaked", "extreme"]))
+@quick
+def test_single_precision_is_near_double_precision(instance: Any, pair: Pair) -> None:
+    """The error is that of the log-probabilities themselves."""
+    tolerance = 1e-6 * max(float(logits.abs().max()) for logits in pair) + 1e-5
+    single = values(instance, *(logits.float() for logits in pair))
+    for one, other in zip(single, values(instance, *pair), strict=True):
+        _close(one, other, tolerance)
+
+
+@each([x for x in VALUES if not isinstance(x, TokenWeighting)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_gradients_are_those_of_the_values(instance: Any, seed: int) -> None:
+    """Automatic differentiation against finite differences."""
+    pair = tuple(logits.requires_grad_() for logits in logits_of_kind("ordinary", 2, 4, seed))
+    assert torch.autograd.gradcheck(lambda student, teacher: values(instance, student, teacher), pair)
+
+
+@each(installed(Advantage))
+@given(grid=ragged_grids(), seed=st.integers(0, 1000))
+@quick
+def test_advantages_ignore_what_is_masked(instance: Advantage, grid: Pair, seed: int) -> None:
+    """Credit is finite, one number per token, and independent of what stands between the completions."""
+    student, mask = grid
+    generator = torch.Generator().manual_seed(seed)
+    teacher, garbage = torch.randn(2, *mask.shape, generator=generator, dtype=torch.float64)
+    rewards = torch.randint(2, (len(mask),), generator=generator).double()
+    rows = torch.arange(len(mask)) // 2
+    clean = TokenGrid(student, teacher, teacher, mask, rows, rewards, STEP)
+    dirty = dataclasses.replace(clean, student_logp=torch.where(mask, student, garbage * 100))
+    credit = instance(clean)
+    assert credit.shape == mask.shape
+    assert credit[mask].isfinite().all()
+    assert torch.equal(credit[mask], instance(dirty)[mask])
+
+
+@each(installed(Schedule))
+@given(total=st.integers(1, 1000), step=st.integers(0, 1010))
+@quick
+def test_schedules_are_finite_functions_of_the_step(instance: Schedule, total: int, step: int) -> None:
+    """A number at every step, the same one each time, and constant once the run is over."""
+    assert isinstance(instance(step, total), float)
+    assert abs(instance(step, total)) < float("inf")
+    assert instance(step, total) == instance(step, total)
+    assert instance(total, total) == instance(total + step, total)
+
+
+@each(ANYTHING)
+def test_settings_are_frozen_hashable_and_picklable(instance: Any) -> None:
+    """An instance is its settings: it cannot change, it compares by value, and it travels between processes."""
+    assert dataclasses.is_dataclass(instance)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        instance.anything = 1
+    assert pickle.loads(pickle.dumps(instance)) == instance
+    assert dataclasses.replace(instance) == instance
+    if all(_hashable(getattr(instance, field.name)) for field in dataclasses.fields(instance)):
+        assert hash(instance) == hash(dataclasses.replace(instance))
+
+
+def _hashable(value: object) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True

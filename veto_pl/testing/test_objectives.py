@@ -1,0 +1,186 @@
+"""Every installed objective on tiny models: masked means removed, however the batch is split."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from veto_pl.plugins import load_plugins
+from veto_pl.seams import Law, Objective, RolloutSource
+from veto_pl.testing.examples import installed
+from veto_pl.testing.tiny import prompt_batch, tiny_models
+from veto_pl.types import Models, Sequences, Stat, Step
+
+load_plugins()
+
+STEP = Step(2, 10)
+PROMPTS = ["abc>", "d>", "efghij>", "ka>", "b>"]
+COMPLETIONS = ["cba", "d", "jihgfe", "akak", "bbbbb"]
+TRAINED = torch.tensor([0, 0, 1, 2, 3])
+"""The prompt of each row: one has two completions, and the last has none until a test adds one."""
+SPLITS = [[[0], [1], [2], [3]], [[0, 1], [2, 3]], [[3, 1, 0], [2]]]
+
+Fixed = Mapping[RolloutSource, Sequences]
+OBJECTIVES = installed(Objective)
+
+
+def name(instance: object) -> str:
+    """What pytest calls a case."""
+    return type(instance).__name__
+
+
+each = pytest.mark.parametrize("objective", OBJECTIVES, ids=name)
+
+
+@pytest.fixture(scope="module")
+def models() -> Models:
+    """A student and a teacher of different weights, shared by all tests; nothing here trains them."""
+    return tiny_models()
+
+
+def written(models: Models, seed: int) -> Sequences:
+    """Fixed completions of the prompts, as if somebody had sampled and judged them; another text for each seed."""
+    completions = COMPLETIONS[seed % 5 :] + COMPLETIONS[: seed % 5]
+    batch = prompt_batch(models, PROMPTS, completions)
+    given = Sequences.join(batch, batch.completion_ids, batch.completion_mask).rows(torch.arange(5)[TRAINED])
+    generator = torch.Generator().manual_seed(seed)
+    guesses = -3 * torch.rand(given.loss_mask.shape, generator=generator)
+    return dataclasses.replace(
+        given,
+        on_policy=torch.ones(len(given), dtype=torch.bool),
+        sampler_logp=guesses.masked_fill(~given.loss_mask, 0.0),
+        rewards=torch.randint(2, (len(given),), generator=generator).float(),
+    )
+
+
+def fixed(objective: Objective, models: Models) -> Fixed:
+    """A rollout for every source."""
+    return {source: written(models, seed) for seed, source in enumerate(objective.sources)}
+
+
+def changed(rollouts: Fixed, change: Callable[[Sequences], Sequences]) -> Fixed:
+    """The same change to every rollout."""
+    return {source: change(sequences) for source, sequences in rollouts.items()}
+
+
+def terms(objective: Objective, rollouts: Fixed, models: Models) -> Mapping[str, Stat]:
+    """The undivided loss terms."""
+    return objective.loss(rollouts, models, STEP).terms
+
+
+def update(stats: list[Mapping[str, Stat]], models: Models) -> tuple[Tensor, Tensor]:
+    """The loss and the whole gradient of a window of micro-batches, each term divided by its summed weight."""
+    summed = {key: sum((part[key] for part in stats[1:]), stats[0][key]) for key in stats[0]}
+    loss = torch.stack([stat.mean() for stat in summed.values()]).sum()
+    trained = list(models.student.parameters())
+    gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+    filled = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, gradients, strict=True)]
+    return loss.detach(), torch.cat([gradient.flatten() for gradient in filled])
+
+
+def assert_same(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> None:
+    """Equal up to the rounding of single precision, relative to the largest entry of the gradient."""
+    torch.testing.assert_close(one[0], other[0], rtol=1e-5, atol=1e-5)
+    scale = max(1.0, float(other[1].abs().max()))
+    torch.testing.assert_close(one[1] / scale, other[1] / scale, rtol=0, atol=1e-5)
+
+
+@each
+def test_there_is_something_to_learn(objective: Objective, models: Models) -> None:
+    """The loss is finite and moves the student; otherwise the laws below would hold for nothing."""
+    loss, gradient = update([terms(objective, fixed(objective, models), models)], models)
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+    assert gradient.abs().max() > 1e-4
+
+
+@each
+@pytest.mark.parametrize(("left", "right"), [(3, 0), (0, 2), (1, 4)])
+def test_padding_changes_nothing(objective: Objective, models: Models, left: int, right: int) -> None:
+    """Padding is named by the masks alone: its place, its width and the ids that stand there do not matter."""
+
+    def padded(sequences: Sequences) -> Sequences:
+        grids = {"attention_mask": False, "loss_mask": False, "sampler_logp": 0.0, "input_ids": 5}
+        wider: dict[str, Any] = {
+            key: pad(getattr(sequences, key), (left, right), value=value) for key, value in grids.items()
+        }
+        return dataclasses.replace(sequences, **wider)
+
+    rollouts = fixed(objective, models)
+    plain = terms(objective, rollouts, models)
+    wide = terms(objective, changed(rollouts, padded), models)
+    assert {key: float(stat.weight) for key, stat in plain.items()} == {k: float(s.weight) for k, s in wide.items()}
+    assert_same(update([wide], models), update([plain], models))
+
+
+@each
+def test_a_row_without_tokens_changes_nothing(objective: Objective, models: Models) -> None:
+    """A completion that is masked as a whole is as good as absent."""
+
+    def with_silent_row(sequences: Sequences) -> Sequences:
+        row = sequences.rows(torch.tensor([3]))
+        silent = dataclasses.replace(row, loss_mask=torch.zeros_like(row.loss_mask), prompt_rows=torch.tensor([4]))
+        return Sequences.concatenate([silent, sequences])
+
+    rollouts = fixed(objective, models)
+    plain = terms(objective, rollouts, models)
+    more = terms(objective, changed(rollouts, with_silent_row), models)
+    assert {key: float(stat.weight) for key, stat in plain.items()} == {k: float(s.weight) for k, s in more.items()}
+    assert_same(update([more], models), update([plain], models))
+
+
+@pytest.mark.parametrize("objective", [x for x in OBJECTIVES if Law.SPLIT_INVARIANT in x.laws], ids=name)
+@pytest.mark.parametrize("split", SPLITS, ids=str)
+def test_any_split_of_the_prompts_gives_the_same_update(
+    objective: Objective, models: Models, split: list[list[int]]
+) -> None:
+    """Micro-batches, divided once by their summed weight, give the gradient of the whole batch."""
+    rollouts = fixed(objective, models)
+    parts = [
+        changed(rollouts, lambda s, prompts=prompts: s.rows(torch.isin(s.prompt_rows, torch.tensor(prompts))))
+        for prompts in split
+    ]
+    whole = update([terms(objective, rollouts, models)], models)
+    assert_same(update([terms(objective, part, models) for part in parts], models), whole)
+
+
+@each
+def test_no_tokens_give_a_zero_that_can_be_differentiated(objective: Objective, models: Models) -> None:
+    """A micro-batch without completions contributes zeros, and no NaN."""
+
+    def silenced(sequences: Sequences) -> Sequences:
+        return dataclasses.replace(sequences, loss_mask=torch.zeros_like(sequences.loss_mask))
+
+    stats = terms(objective, changed(fixed(objective, models), silenced), models)
+    loss, gradient = update([stats], models)
+    assert all(stat.weight == 0 and stat.total.requires_grad for stat in stats.values())
+    assert loss == 0
+    assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("objective", [x for x in OBJECTIVES if hasattr(x, "chunk_rows")], ids=name)
+@pytest.mark.parametrize("rows", [1, 4])
+def test_the_size_of_chunks_changes_nothing(objective: Any, models: Models, rows: int) -> None:
+    """Chunks bound the memory and nothing else."""
+    rollouts = fixed(objective, models)
+    chunked = dataclasses.replace(objective, chunk_rows=rows)
+    mine: Fixed = dict(zip(chunked.sources, rollouts.values(), strict=True))
+    assert_same(update([terms(chunked, mine, models)], models), update([terms(objective, rollouts, models)], models))
+
+
+@pytest.mark.parametrize("objective", [x for x in OBJECTIVES if x.needs_teacher], ids=name)
+def test_the_teacher_gets_no_gradient(objective: Objective) -> None:
+    """Even a teacher that somebody forgot to freeze."""
+    models = tiny_models()
+    teacher = models.required_teacher()
+    teacher.requires_grad_(True)
+    loss = torch.stack([stat.mean() for stat in terms(objective, fixed(objective, models), models).values()]).sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert any(parameter.grad is not None for parameter in models.student.parameters())
