@@ -2,10 +2,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from veto_pl.data import Collator, Encoded, PlainTemplate, pad_left
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.types import Example
+
+SPECIAL = [("<eos>", 1), ("<bos>", 2)]
 
 
 @given(st.lists(st.lists(st.integers(0, 3), max_size=5), min_size=1, max_size=4), st.integers(0, 3))
@@ -73,6 +76,16 @@ def test_no_special_tokens_are_added_beyond_the_templates(tokenizer):
     template = PlainTemplate(format="{prompt}>", add_bos=True)
     (row,) = Collator(tokenizer=tokenizer, template=template).encode([Example("a")])
     assert row.prompt_ids == [2, *tokenizer.convert_tokens_to_ids(["a", ">"])]
+
+
+def test_what_the_tokenizer_adds_by_itself_is_left_out(tokenizer):
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $0 <eos>", special_tokens=SPECIAL)
+    assert tokenizer("a")["input_ids"][0] == 2
+    (row,) = Collator(tokenizer=tokenizer).encode([Example("a", "b")])
+    assert (row.prompt_ids, row.completion_ids) == (
+        tokenizer.convert_tokens_to_ids(["a"]),
+        [*tokenizer.convert_tokens_to_ids(["b"]), 1],
+    )
 
 
 def test_a_prompt_without_tokens_is_refused(tokenizer):

@@ -1,5 +1,4 @@
-import random
-from itertools import chain, pairwise
+from itertools import chain
 
 import pytest
 import reasoning_gym
@@ -91,27 +90,21 @@ def test_a_scorer_that_raises_gives_zero():
     assert task.reward(Example("not of this set"), "7") == 0.0
 
 
-def test_generation_neither_reads_nor_moves_the_global_generator():
-    def generate(seed):
-        module._splits.cache_clear()
-        random.seed(seed)
-        before = random.getstate()
-        rows = ReasoningGym(dataset="list_functions", size=30, seed=3, validation_size=2).load("train")
-        assert random.getstate() == before
-        return [row.prompt for row in rows]
-
-    outer = random.getstate()
-    try:
-        assert all(a == b for a, b in pairwise(generate(seed) for seed in range(3)))
-    finally:
-        random.setstate(outer)
-
-
-@pytest.mark.parametrize(("hash_seed", "warned"), [("random", True), ("0", False)])
-def test_sets_that_depend_on_the_hash_seed_are_reported(monkeypatch, recwarn, hash_seed, warned):
+@pytest.mark.parametrize(
+    ("dataset", "hash_seed", "remedy"),
+    [
+        ("ransom_note", "random", "Set the environment variable PYTHONHASHSEED=0"),
+        ("ransom_note", "0", None),
+        ("list_functions", "0", "Use another data set"),
+        ("spell_backward", "random", None),
+    ],
+)
+def test_sets_that_differ_between_processes_are_reported(monkeypatch, recwarn, dataset, hash_seed, remedy):
     monkeypatch.setenv("PYTHONHASHSEED", hash_seed)
-    ReasoningGym(dataset="ransom_note", size=8, seed=0, validation_size=1).load("train")
-    assert any("Set PYTHONHASHSEED=0" in str(w.message) for w in recwarn) is warned
+    ReasoningGym(dataset=dataset, size=8, seed=0, validation_size=1).load("train")
+    messages = [str(w.message) for w in recwarn if "differs between processes" in str(w.message)]
+    assert len(messages) == (remedy is not None)
+    assert all(f"{dataset} differs" in message and remedy in message for message in messages)
 
 
 def test_an_unknown_data_set_lists_close_matches():

@@ -2,7 +2,7 @@ from itertools import chain
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from veto_pl.data import RankSampler, even_batches
@@ -68,6 +68,8 @@ def test_a_rank_outside_the_world_is_refused(rank, world):
         RankSampler(5, rank, world)
 
 
+@example(length=17, world=2, size=8)
+@example(length=9, world=4, size=2)
 @given(length=st.integers(1, 60), world=st.integers(1, 5), size=st.integers(1, 9))
 def test_evaluation_batches_are_as_many_on_every_rank_and_hold_each_row_once(length, world, size):
     assume(length % world == 0 or (size > 1 and length >= world))

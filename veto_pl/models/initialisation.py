@@ -88,12 +88,7 @@ class Pruned(ModelSource):
 
     def config(self) -> PretrainedConfig:
         config = self.source.config()
-        kept = self._kept(int(config.num_hidden_layers))
-        # Settings per layer, such as `layer_types`, lose the same entries.
-        for name, value in list(vars(config).items()):
-            if isinstance(value, list) and len(value) == config.num_hidden_layers and name.startswith("layer"):
-                setattr(config, name, [value[i] for i in kept])
-        config.num_hidden_layers = len(kept)
+        _keep(config, self._kept(int(config.num_hidden_layers)))
         return config
 
     def load(self) -> PreTrainedModel:
@@ -105,11 +100,8 @@ class Pruned(ModelSource):
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):
                     module.layer_idx = index  # the KV cache is addressed by it
-        pruned, config = model, self.config()
-        for field_name, value in vars(config).items():
-            if field_name == "num_hidden_layers" or field_name.startswith("layer"):
-                setattr(pruned.config, field_name, value)
-        return pruned
+        _keep(model.config, kept)
+        return model
 
     def _kept(self, layers: int) -> list[int]:
         named = self.keep_layers if self.drop_layers is None else self.drop_layers
@@ -120,6 +112,14 @@ class Pruned(ModelSource):
                 f"`Pruned` must name layers between 0 and {layers - 1} and keep at least one, got {list(named or ())}."
             )
         return kept
+
+
+def _keep(config: PretrainedConfig, kept: list[int]) -> None:
+    """Settings per layer, such as `layer_types`, lose the same entries as the model."""
+    for name, value in list(vars(config).items()):
+        if name.startswith("layer") and isinstance(value, list) and len(value) == config.num_hidden_layers:
+            setattr(config, name, [value[i] for i in kept])
+    config.num_hidden_layers = len(kept)
 
 
 def _decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

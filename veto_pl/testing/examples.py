@@ -51,4 +51,5 @@ def examples_of(cls: type) -> tuple[Any, ...]:
 
 def installed(*seams: type) -> list[Any]:
     """Instances of everything that is available behind the seams."""
-    return [instance for seam in seams for cls in available(seam) for instance in examples_of(cls)]
+    classes: list[type] = [cls for seam in seams for cls in available(seam)]
+    return [instance for cls in classes for instance in examples_of(cls)]

@@ -41,7 +41,7 @@ def reverse_kl(student: Distribution, target: Distribution) -> float:
 
 
 def generalized_jsd(student: Distribution, target: Distribution, beta: float) -> float:
-    r""":math:`\beta\,\mathrm{KL}(q \Vert m) + (1-\beta)\,\mathrm{KL}(p \Vert m)` with :math:`m = \beta q + (1-\beta) p`."""
+    r""":math:`\beta\,\mathrm{KL}(q \Vert m) + (1-\beta)\,\mathrm{KL}(p \Vert m)`, :math:`m = \beta q + (1-\beta) p`."""
     with localcontext(_CONTEXT):
         weight = Decimal(beta)
         middle = _mix(target, student, weight)

@@ -12,7 +12,6 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-
 KINDS = ("ordinary", "peaked", "extreme", "ties", "excluded", "excluded extreme")
 """Spread of 1, of 20, of 10 000; few distinct values; ids that both models exclude."""
 SMOOTH = ("ordinary", "peaked")

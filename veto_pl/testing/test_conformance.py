@@ -215,7 +215,7 @@ def test_schedules_are_finite_functions_of_the_step(instance: Schedule, total: i
 @each(ANYTHING)
 def test_settings_are_frozen_hashable_and_picklable(instance: Any) -> None:
     """An instance is its settings: it cannot change, it compares by value, and it travels between processes."""
-    assert dataclasses.is_dataclass(instance)
+    assert dataclasses.is_dataclass(type(instance))
     with pytest.raises(dataclasses.FrozenInstanceError):
         instance.anything = 1
     assert pickle.loads(pickle.dumps(instance)) == instance

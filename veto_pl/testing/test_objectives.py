@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -67,6 +68,11 @@ def fixed(objective: Objective, models: Models) -> Fixed:
 def changed(rollouts: Fixed, change: Callable[[Sequences], Sequences]) -> Fixed:
     """The same change to every rollout."""
     return {source: change(sequences) for source, sequences in rollouts.items()}
+
+
+def of_prompts(sequences: Sequences, prompts: list[int]) -> Sequences:
+    """The rows that continue these prompts."""
+    return sequences.rows(torch.isin(sequences.prompt_rows, torch.tensor(prompts)))
 
 
 def terms(objective: Objective, rollouts: Fixed, models: Models) -> Mapping[str, Stat]:
@@ -142,10 +148,7 @@ def test_any_split_of_the_prompts_gives_the_same_update(
 ) -> None:
     """Micro-batches, divided once by their summed weight, give the gradient of the whole batch."""
     rollouts = fixed(objective, models)
-    parts = [
-        changed(rollouts, lambda s, prompts=prompts: s.rows(torch.isin(s.prompt_rows, torch.tensor(prompts))))
-        for prompts in split
-    ]
+    parts = [changed(rollouts, partial(of_prompts, prompts=prompts)) for prompts in split]
     whole = update([terms(objective, rollouts, models)], models)
     assert_same(update([terms(objective, part, models) for part in parts], models), whole)
 
