@@ -28,6 +28,7 @@ from veto_pl.report.run import SAMPLES
 
 DESCRIPTION = """Distil language models. Beside the commands below there are `veto-pl list` (what is available behind
 each seam), `veto-pl export` (a checkpoint as a Hugging Face folder) and `veto-pl report` (an HTML page of runs)."""
+LINE = 110
 TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
     "use_distributed_sampler": False,
@@ -36,14 +37,27 @@ TRAINER_DEFAULTS = {
 }
 
 
+class CompactDumper(yaml.SafeDumper):
+    """Writes mappings and lists in lines, not one entry per line, where they are short or hold plain values only."""
+
+    def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> yaml.MappingNode:
+        """Flow style for what is short or flat, block style for the rest."""
+        flat = not any(isinstance(value, dict | list) for value in mapping.values())
+        return super().represent_mapping(tag, mapping, flow_style=flat or len(str(mapping)) < LINE)
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
+        """Flow style for what is short."""
+        return super().represent_sequence(tag, sequence, flow_style=len(str(sequence)) < LINE)
+
+
 class CompactParser(LightningArgumentParser):
-    """Prints configurations with the innermost mappings on one line each, so that an algorithm fits on a screen."""
+    """Prints configurations so compactly that an algorithm fits on a screen."""
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
         """The configuration as YAML; comments at its head are kept."""
         text: str = super().dump(*args, **kwargs)
         header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
-        body: str = yaml.safe_dump(yaml.safe_load(text), sort_keys=False, default_flow_style=None, width=110)
+        body: str = yaml.dump(yaml.safe_load(text), Dumper=CompactDumper, sort_keys=False, width=LINE)
         return header + body
 
 

@@ -154,7 +154,7 @@ z = torch.zeros(3, requires_grad=True)
 teacher = torch.tensor([0.5, 0.3, 0.2]).log()
 gradients = []
 for token in range(3):
-    rows = TokenRows(z.log_softmax(-1)[None], teacher[None], torch.tensor([token]), Step(0, 1))
+    rows = TokenRows(z.log_softmax(-1)[None], teacher[None], torch.tensor([token]), torch.tensor([0]), Step(0, 1))
     gradients.append(torch.autograd.grad(BaselinePolicyGradient().per_token(rows).sum(), z)[0])
 exact = torch.autograd.grad(reverse_kl(z.log_softmax(-1), teacher), z)[0]
 print(torch.allclose(torch.stack(gradients).mean(0), exact, atol=1e-6))

@@ -148,8 +148,7 @@ def test_skew_falls_with_alpha(pair, weights):
 def test_kl_is_convex_in_the_student(pair, weight):
     student, target = logps(pair)
     assert (
-        functional.skew_kl(student, target, weight)
-        <= (1 - weight) * functional.forward_kl(student, target) + 1e-9
+        functional.skew_kl(student, target, weight) <= (1 - weight) * functional.forward_kl(student, target) + 1e-9
     ).all()
 
 
