@@ -135,11 +135,12 @@ def _default_loggers(run_dir: str) -> list[Logger]:
 
 
 def module_from_config(config: str) -> DistillationModule:
-    """Builds the module that a run's YAML describes, without running anything."""
+    """Builds the module that a run's YAML describes, on whatever machine this is, without running anything."""
     load_plugins()
+    parts = {key: value for key, value in yaml.safe_load(config).items() if key in ("seed_everything", "model", "data")}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
-        path.write_text(config, encoding="utf-8")
+        path.write_text(yaml.safe_dump(parts), encoding="utf-8")
         model: DistillationModule = VetoCLI(["--config", str(path)], run=False).model
     return model
 

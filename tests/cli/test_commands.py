@@ -194,7 +194,9 @@ def test_print_config_shows_the_whole_algorithm(distilling, write):
     assert shown["beta"] == {"class_path": "veto_pl.schedules.Linear", "init_args": {"start": 0.8, "end": 0.0}}
     assert shown["divergence"]["class_path"] == "veto_pl.divergences.ForwardKL"
     assert shown["rollout"]["init_args"]["sampling"]["max_new_tokens"] == 4
-    assert len(done.stdout.splitlines()) < 95, "one screen"
+    lines = done.stdout.splitlines()
+    assert lines.index("  student:") - lines.index("  objective:") < 25, "the algorithm fits on one screen"
+    assert "advantage: null" in done.stdout, "an optional part that is off is shown, so that the output is a config"
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def examples_of(cls: type) -> tuple[Any, ...]:
     return EXAMPLES[cls] if cls in EXAMPLES else (cls(),)
 
 
-def installed(*seams: type) -> list[Any]:
+def installed(*seams: type[Any]) -> list[Any]:
     """Instances of everything that is available behind the seams."""
-    classes: list[type] = [cls for seam in seams for cls in available(seam)]
+    classes: list[type[Any]] = [cls for seam in seams for cls in available(seam)]
     return [instance for cls in classes for instance in examples_of(cls)]
