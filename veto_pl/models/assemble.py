@@ -18,7 +18,7 @@ def load_tokenizer(source: ModelSource, tokenizer: TokenizerSource | None = None
     """The given tokenizer, or the one that belongs to the model.
 
     Raises:
-        ConfigurationError: neither exists.
+        ConfigurationError: neither exists, or the place that was named holds no tokenizer.
     """
     if tokenizer is not None:
         loaded = tokenizer.load()
@@ -31,6 +31,12 @@ def load_tokenizer(source: ModelSource, tokenizer: TokenizerSource | None = None
             f"`{type(source).__name__}` brings no tokenizer. Name one under `model.tokenizer`, for instance "
             "`PretrainedTokenizer` or `CharacterTokenizer`."
         )
+    if not set(loaded.get_vocab()) - set(loaded.all_special_tokens):
+        raise ConfigurationError(
+            f"`{loaded.name_or_path}` holds no tokenizer: only {sorted(loaded.get_vocab())} could be read. Save the "
+            "tokenizer there, or name another one under `model.tokenizer`."
+        )
+    loaded.padding_side = "left"  # for whoever generates with the exported student
     if loaded.pad_token_id is None:
         # Only a filler: every mask comes from lengths.
         loaded.pad_token = loaded.eos_token

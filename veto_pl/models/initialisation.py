@@ -44,7 +44,8 @@ class RandomWeights(ModelSource):
             raise ConfigurationError(
                 f"`RandomWeights.model_type` must be an architecture of transformers, got {self.model_type!r}."
             ) from error
-        unknown = sorted(name for name in self.dimensions if not hasattr(plain, name))
+        # Not `hasattr`: the names of methods would pass, and be overwritten.
+        unknown = sorted(set(self.dimensions) - set(plain.to_dict()) - set(plain.attribute_map))
         if unknown:
             raise ConfigurationError(
                 f"`RandomWeights.dimensions` names {unknown}, which the configuration of `{self.model_type}` does not "
@@ -53,13 +54,15 @@ class RandomWeights(ModelSource):
         config: PretrainedConfig = AutoConfig.for_model(self.model_type, **self.dimensions)
         if self.attention != "auto":
             config._attn_implementation = self.attention
+        if self.dtype != "auto":
+            config.dtype = getattr(torch, self.dtype)
         return config
 
     def load(self) -> PreTrainedModel:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            model = self.skeleton()
-        return model if self.dtype == "auto" else model.to(getattr(torch, self.dtype))
+        # On the CPU, and with its generator alone: `torch.manual_seed` would reseed every accelerator too.
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.default_generator.manual_seed(self.seed)
+            return self.skeleton()
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class Pruned(ModelSource):
                 if hasattr(module, "layer_idx"):
                     module.layer_idx = index  # the KV cache is addressed by it
         _keep(model.config, kept)
+        _check_rebuilt(model)
         return model
 
     def _kept(self, layers: int) -> list[int]:
@@ -117,9 +121,23 @@ class Pruned(ModelSource):
 def _keep(config: PretrainedConfig, kept: list[int]) -> None:
     """Settings per layer, such as `layer_types`, lose the same entries as the model."""
     for name, value in list(vars(config).items()):
-        if name.startswith("layer") and isinstance(value, list) and len(value) == config.num_hidden_layers:
+        if "layer" in name and isinstance(value, list) and len(value) == config.num_hidden_layers:
             setattr(config, name, [value[i] for i in kept])
     config.num_hidden_layers = len(kept)
+
+
+def _check_rebuilt(model: PreTrainedModel) -> None:
+    """Refuses architectures whose layers differ by their index, such as some mixtures of experts."""
+    with torch.device("meta"):
+        rebuilt = type(model)(model.config).state_dict()
+    weights = model.state_dict()
+    wrong = sorted(weights.keys() ^ rebuilt.keys())
+    wrong += [name for name in weights.keys() & rebuilt.keys() if weights[name].shape != rebuilt[name].shape]
+    if wrong:
+        raise ConfigurationError(
+            f"`Pruned` cannot drop these layers of `{type(model).__name__}`: its configuration places layers by index, "
+            f"and {len(wrong)} weights would not fit it any more, for instance `{wrong[0]}`. Take other layers."
+        )
 
 
 def _decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

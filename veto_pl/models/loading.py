@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import torch
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams import ModelSource
@@ -44,6 +45,9 @@ class Pretrained(ModelSource):
     dropout: float | None = None
     gradient_checkpointing: bool = False
 
+    def __post_init__(self) -> None:
+        _check_dropout("Pretrained", self.dropout)
+
     @property
     def tokenizer_source(self) -> Mapping[str, Any]:
         return self._location() | {"trust_remote_code": self.trust_remote_code}
@@ -57,6 +61,8 @@ class Pretrained(ModelSource):
                 trust_remote_code=self.trust_remote_code,
                 attn_implementation=None if self.attention == "auto" else self.attention,
             )
+        if self.dtype != "auto":
+            config.dtype = getattr(torch, self.dtype)  # or a skeleton would have that of the stored weights
         if self.dropout is not None:
             for name in DROPOUTS:
                 if hasattr(config, name):
@@ -109,6 +115,7 @@ class Gguf(ModelSource):
             raise ConfigurationError(
                 f"`Gguf` needs either `path` or `package`, got path={self.path!r} and package={self.package!r}."
             )
+        _check_dropout("Gguf", self.dropout)
 
     @property
     def tokenizer_source(self) -> Mapping[str, Any]:
@@ -149,12 +156,14 @@ class Gguf(ModelSource):
 
 
 def _package_folder(package: str) -> Path:
-    spec = importlib.util.find_spec(package)
+    # A dotted name imports its parent, so only the part before the first dot is looked up.
+    top, *inner = package.split(".")
+    spec = importlib.util.find_spec(top) if top else None
     if spec is None or not spec.submodule_search_locations:
         raise ConfigurationError(
             f"`Gguf.package` names `{package}`, which is not installed. Install it, or name a file in `path`."
         )
-    return Path(spec.submodule_search_locations[0])
+    return Path(spec.submodule_search_locations[0], *inner)
 
 
 def _convert(file: Path, folder: Path) -> None:
@@ -170,11 +179,19 @@ def _convert(file: Path, folder: Path) -> None:
         # The weights are dequantised; what is left of the quantiser would forbid saving them.
         model.hf_quantizer = None
         del model.config.quantization_config
-        model.save_pretrained(scratch)
-        AutoTokenizer.from_pretrained(**source).save_pretrained(scratch)
-        Path(scratch).chmod(0o755)
-        os.rename(scratch, folder)
-        os.mkdir(scratch)  # for the context manager to remove
+        complete = Path(scratch) / folder.name
+        model.save_pretrained(complete)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(complete)
+        try:
+            complete.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another rank was faster, with the same result
+                raise
+
+
+def _check_dropout(owner: str, dropout: float | None) -> None:
+    if dropout is not None and not 0 <= dropout < 1:
+        raise ConfigurationError(f"`{owner}.dropout` must lie in [0, 1), got {dropout}.")
 
 
 def _refuse_pickle(folder: Path) -> None:
@@ -197,7 +214,7 @@ class _named:  # noqa: N801
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError):
+        if isinstance(error, (OSError, ValueError)):
             raise ConfigurationError(
                 f"No model could be read from `{self._path}`. It must be a hub id that can be reached, or a folder "
                 f"with config.json and *.safetensors. The library says: {error}"

@@ -34,6 +34,12 @@ class CharacterTokenizer(TokenizerSource):
             raise ConfigurationError(
                 f"`CharacterTokenizer.alphabet` must hold each character once, got {twice or 'no character'}."
             )
+        special = {"pad": self.pad, "eos": self.eos, "unknown": self.unknown}
+        if len(set(special.values()) - {"", *self.alphabet}) < len(special):
+            raise ConfigurationError(
+                f"`CharacterTokenizer` needs a `pad`, `eos` and `unknown` that differ from each other and from every "
+                f"character of the alphabet, got {special}."
+            )
 
     def load(self) -> PreTrainedTokenizerBase:
         """Pad, EOS and unknown take the first ids, the alphabet the next ones."""
