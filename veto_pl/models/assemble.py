@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.causal_lm import CausalLM
+from veto_pl.models.tokenizers import read_tokenizer
 from veto_pl.models.vocabulary import check_tokenizers, real_ids
 from veto_pl.seams import ModelSource, TokenizerSource
 from veto_pl.types import Models
@@ -23,18 +24,11 @@ def load_tokenizer(source: ModelSource, tokenizer: TokenizerSource | None = None
     if tokenizer is not None:
         loaded = tokenizer.load()
     elif source.tokenizer_source is not None:
-        from transformers import AutoTokenizer
-
-        loaded = AutoTokenizer.from_pretrained(**source.tokenizer_source)
+        loaded = read_tokenizer(source.tokenizer_source)
     else:
         raise ConfigurationError(
             f"`{type(source).__name__}` brings no tokenizer. Name one under `model.tokenizer`, for instance "
             "`PretrainedTokenizer` or `CharacterTokenizer`."
-        )
-    if not set(loaded.get_vocab()) - set(loaded.all_special_tokens):
-        raise ConfigurationError(
-            f"`{loaded.name_or_path}` holds no tokenizer: only {sorted(loaded.get_vocab())} could be read. Save the "
-            "tokenizer there, or name another one under `model.tokenizer`."
         )
     loaded.padding_side = "left"  # for whoever generates with the exported student
     if loaded.pad_token_id is None:

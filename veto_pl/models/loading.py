@@ -214,7 +214,7 @@ class _named:  # noqa: N801
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (OSError, ValueError)):
+        if isinstance(error, (OSError, ValueError)) and not isinstance(error, ConfigurationError):
             raise ConfigurationError(
                 f"No model could be read from `{self._path}`. It must be a hub id that can be reached, or a folder "
                 f"with config.json and *.safetensors. The library says: {error}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams import TokenizerSource
@@ -76,9 +77,38 @@ class PretrainedTokenizer(TokenizerSource):
 
     def load(self) -> PreTrainedTokenizerBase:
         """The tokenizer."""
-        from transformers import AutoTokenizer
-
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            self.path, revision=self.revision, trust_remote_code=self.trust_remote_code
+        return read_tokenizer(
+            {
+                "pretrained_model_name_or_path": self.path,
+                "revision": self.revision,
+                "trust_remote_code": self.trust_remote_code,
+            }
         )
-        return tokenizer
+
+
+def read_tokenizer(location: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """The tokenizer at a hub id or in a folder.
+
+    Args:
+        location: keyword arguments for `AutoTokenizer.from_pretrained`.
+
+    Raises:
+        ConfigurationError: there is nothing at that place, or no tokenizer in it.
+    """
+    from transformers import AutoTokenizer
+
+    place = location["pretrained_model_name_or_path"]
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**location)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"No tokenizer could be read from `{place}`. It must be a hub id that can be reached, or a folder with a "
+            f"saved tokenizer. The library says: {error}"
+        ) from error
+    # From a folder with nothing but config.json the library makes a tokenizer that knows its special tokens only.
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise ConfigurationError(
+            f"`{place}` holds no tokenizer: only {sorted(tokenizer.get_vocab())} could be read. Save the tokenizer "
+            "there, or name another one under `model.tokenizer`."
+        )
+    return tokenizer

@@ -12,33 +12,18 @@ from veto_pl.models.tokenizers import CharacterTokenizer
 from veto_pl.types import Example, Models, PromptBatch
 
 ALPHABET = ">abcdefghijklmnop"
+_LLAMA_LIKE = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 128,
+}
 DIMENSIONS: dict[str, dict[str, Any]] = {
-    "llama": {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 128,
-    },
-    "qwen2": {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 128,
-    },
-    "gemma2": {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-        "max_position_embeddings": 128,
-        "final_logit_softcapping": 3.0,
-    },
+    "llama": _LLAMA_LIKE,
+    "qwen2": _LLAMA_LIKE,
+    "gemma2": _LLAMA_LIKE | {"head_dim": 8, "final_logit_softcapping": 3.0},
     "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128, "bos_token_id": 1, "eos_token_id": 1},
 }
 
