@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def test_the_real_pair_is_assembled_on_the_meta_device_from_configs_alone(tmp_pa
 @pytest.fixture
 def half(tmp_path):
     """A checkpoint in bfloat16, as most of the hub's are."""
-    tiny_source(dtype="bfloat16").load().save_pretrained(tmp_path / "half")
+    replace(tiny_source(), dtype="bfloat16").load().save_pretrained(tmp_path / "half")
     return str(tmp_path / "half")
 
 
@@ -86,7 +87,7 @@ def test_trained_weights_survive_the_way_through_an_empty_student(half):
 
 
 def test_rotary_frequencies_stay_float32_when_random_weights_are_half_precision():
-    model = tiny_source(dtype="bfloat16").load()
+    model = replace(tiny_source(), dtype="bfloat16").load()
     assert model.dtype == torch.bfloat16
     assert torch.equal(model.model.rotary_emb.inv_freq, tiny_source().load().model.rotary_emb.inv_freq)
 

@@ -93,8 +93,8 @@ def test_pinsker_and_bretagnolle_huber(pair):
 
 
 @given(pair=logits_pairs())
-def test_half_a_jsd_is_between_quarter_and_whole_powers_of_the_variation(pair):
-    """Lin's bound from above and the one from below that Pinsker gives on either half."""
+def test_jsd_lies_between_two_functions_of_the_variation(pair):
+    """Lin's bound from above, and from below the one that Pinsker's gives for both halves."""
     student, target = logps(pair)
     distance, divergence = functional.total_variation(student, target), functional.generalized_jsd(student, target)
     assert (distance.square() / 2 <= divergence + 1e-9).all()
