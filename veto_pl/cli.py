@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from veto_pl.callbacks import Diagnostics, DistillationProgress, Export, SampleTable
+from veto_pl.callbacks import Diagnostics, DistillationProgress, Export, PredictionFile, SampleTable
 from veto_pl.data import PromptDataModule
 from veto_pl.exceptions import VetoError
 from veto_pl.module import DistillationModule
@@ -34,6 +34,7 @@ TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,
     "log_every_n_steps": 1,
     "gradient_clip_val": 1.0,
+    "callbacks": [PredictionFile()],
 }
 
 

@@ -126,7 +126,7 @@ PUBLIC = {
     ],
     "veto_pl.rollouts": ["FromDataset", "FromStudent", "FromTeacher", "Mixture", "Sampling", "TeacherMixed"],
     "veto_pl.models": ["CharacterTokenizer", "Gguf", "Pretrained", "PretrainedTokenizer", "Pruned", "RandomWeights"],
-    "veto_pl.callbacks": ["Diagnostics", "DistillationProgress", "Export", "SampleTable"],
+    "veto_pl.callbacks": ["Diagnostics", "DistillationProgress", "Export", "PredictionFile", "SampleTable"],
     "veto_pl.report": ["ResultTable", "Run", "write_report"],
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from .conftest import veto_pl
+from .conftest import WORDS, veto_pl
 
 PLUGIN = '''
 from dataclasses import dataclass
@@ -136,7 +136,12 @@ def test_the_other_commands_run_from_a_checkpoint(command, config, write, tmp_pa
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     done = veto_pl(command, "--config", path, "--ckpt_path", checkpoint)
     assert done.returncode == 0, done.stderr
-    assert command == "predict" or f"{'validation' if command == 'validate' else 'test'}/accuracy" in done.stdout
+    if command == "predict":
+        rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+        assert [row["prompt"] for row in rows] == [f"{word}>" for word in WORDS]
+        assert {"prompt", "completion", "reference", "reward"} == set(rows[0])
+    else:
+        assert f"{'validation' if command == 'validate' else 'test'}/accuracy" in done.stdout
 
 
 def test_a_third_party_divergence_and_objective_train_and_are_listed(distilling, config, write, plugin, tmp_path):

@@ -86,6 +86,15 @@ class Pretrained(ModelSource):
             model.gradient_checkpointing_enable({"use_reentrant": False})
         return model
 
+    def skeleton(self) -> PreTrainedModel:
+        from transformers import AutoModelForCausalLM
+
+        # Without the answer the library asks on the terminal whether code from the hub may run.
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            self.config(), trust_remote_code=self.trust_remote_code
+        )
+        return model
+
     def _location(self) -> dict[str, Any]:
         return {"pretrained_model_name_or_path": self.path, "revision": self.revision}
 

@@ -1,0 +1,39 @@
+"""The answers of `predict`, as a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_info
+
+
+class PredictionFile(BasePredictionWriter):
+    """Writes prompt, completion, reference and reward of every answer into `predictions.jsonl` in the run folder.
+
+    On several ranks each writes a file of its own, `predictions-1.jsonl` and so on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="batch")
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the file afresh."""
+        self._path(trainer).parent.mkdir(parents=True, exist_ok=True)
+        self._path(trainer).write_text("")
+
+    def write_on_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, prediction: Any, *args: Any) -> None:
+        """Appends the rows of one batch."""
+        with self._path(trainer).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in prediction)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Says where the file is."""
+        rank_zero_info(f"Wrote the predictions to {self._path(trainer)}")
+
+    def _path(self, trainer: L.Trainer) -> Path:
+        name = "predictions.jsonl" if trainer.is_global_zero else f"predictions-{trainer.global_rank}.jsonl"
+        return Path(trainer.log_dir or trainer.default_root_dir) / name
