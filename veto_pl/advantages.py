@@ -44,6 +44,8 @@ class FutureLogRatio(Advantage):
             raise ConfigurationError(
                 f"`FutureLogRatio.scale` and `.clip` must be positive, got {self.scale} and {self.clip}."
             )
+        if self.whitened:
+            object.__setattr__(self, "laws", frozenset())  # whitening couples the rows of a micro-batch
 
     def __call__(self, grid: TokenGrid) -> Tensor:
         rewards = (grid.log_ratio() / self.scale).clamp(-self.clip, self.clip)

@@ -37,7 +37,7 @@ class GradientLedger:
     def record(self, terms: Mapping[str, Stat]) -> None:
         """Adds the weights of a micro-batch."""
         for name, stat in terms.items():
-            weight = stat.weight.detach()
+            weight = stat.weight.detach().double()  # exact beyond 2^24 tokens
             self._weights[name] = self._weights[name] + weight if name in self._weights else weight
 
     def backward(self, terms: Mapping[str, Stat], parameters: Iterable[nn.Parameter]) -> None:
@@ -73,7 +73,7 @@ class GradientLedger:
 
     def global_weights(self, all_reduce: AllReduce) -> dict[str, Tensor]:
         """The weight of every term over the window and all ranks, in one communication."""
-        summed = all_reduce(torch.stack([weight.double() for weight in self._weights.values()]))
+        summed = all_reduce(torch.stack(list(self._weights.values())))
         return {name: weight.float() for name, weight in zip(self._weights, summed, strict=True)}
 
 

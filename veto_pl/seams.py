@@ -95,6 +95,8 @@ class TokenWeighting(ABC):
 class Advantage(ABC):
     """The credit of each sampled token in a policy-gradient term."""
 
+    laws: frozenset[Law] = frozenset({Law.SPLIT_INVARIANT})
+
     @abstractmethod
     def __call__(self, grid: TokenGrid) -> Tensor:
         """[B, S]; the values where `grid.mask` is False are ignored."""
@@ -105,7 +107,7 @@ class Objective(ABC):
 
     needs_teacher: ClassVar[bool] = True
     needs_rewards: ClassVar[bool] = False
-    laws: ClassVar[frozenset[Law]] = frozenset({Law.SPLIT_INVARIANT})
+    laws: frozenset[Law] = frozenset({Law.SPLIT_INVARIANT})
 
     @property
     @abstractmethod

@@ -35,6 +35,11 @@ class TopK(Support):
             raise ConfigurationError(f"`TopK.k` must be at least 1, got {self.k}.")
 
     def __call__(self, student_logp: Tensor, teacher_logp: Tensor) -> tuple[Tensor, Tensor]:
+        if self.k >= student_logp.shape[-1]:
+            raise ConfigurationError(
+                f"`TopK.k` must be below the vocabulary's {student_logp.shape[-1]} ids, got {self.k}. Use "
+                "`FullVocabulary`."
+            )
         chosen = teacher_logp if self.of == "teacher" else student_logp
         ids = chosen.topk(self.k, -1).indices
         return top_k_with_tail(student_logp, ids), top_k_with_tail(teacher_logp, ids)

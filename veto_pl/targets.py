@@ -1,5 +1,6 @@
 """What the student is drawn to; `veto_pl.functional.targets` has the mathematics."""
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -37,8 +38,8 @@ class GeometricBridge(Target):
     beta: float | Schedule = 0.8
 
     def __post_init__(self) -> None:
-        if not isinstance(self.beta, Schedule) and self.beta < 0:
-            raise ConfigurationError(f"`beta` must be at least 0, got {self.beta}.")
+        if not isinstance(self.beta, Schedule) and not (self.beta >= 0 and math.isfinite(self.beta)):
+            raise ConfigurationError(f"`beta` must be at least 0 and finite, got {self.beta}.")
 
     def __call__(self, teacher_logp: Tensor, student_logp: Tensor, step: Step) -> Tensor:
         return geometric_bridge(teacher_logp, student_logp, value_at(self.beta, step.index, step.total))

@@ -35,6 +35,11 @@ def test_pieces_against_the_oracle(pieces, data, step, total):
     assert schedule(step, total) == oracles.piecewise_constant(pieces, boundaries, min(step, total), total)
 
 
+def test_a_piece_begins_at_its_boundary():
+    schedule = StepWise((0.8, 0.4, 0.0), (0.25, 0.5))
+    assert [schedule(step, 8) for step in range(9)] == [0.8] * 2 + [0.4] * 2 + [0.0] * 5
+
+
 @given(fraction=st.floats(0, 1), step=steps, total=totals)
 def test_the_warm_up_against_the_oracle(fraction, step, total):
     assert WarmUp(fraction, Constant(1.0))(step, total) == near(oracles.warm_up(fraction, step, total))

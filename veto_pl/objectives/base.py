@@ -42,7 +42,7 @@ class TokenObjective(Objective):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise ConfigurationError(f"`{name}.temperature` must be positive, got {self.temperature}.")
         if self.chunk_rows < 1:
             raise ConfigurationError(f"`{name}.chunk_rows` must be at least 1, got {self.chunk_rows}.")

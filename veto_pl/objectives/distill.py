@@ -53,6 +53,13 @@ class Distill(TokenObjective):
         super().__post_init__()
         if self.divergence is None and self.advantage is None:
             raise ConfigurationError("`Distill` needs a `divergence`, an `advantage`, or both; got neither.")
+        if not self.clip > 0 or (self.importance_cap is not None and not self.importance_cap > 0):
+            raise ConfigurationError(
+                f"`clip` and `importance_cap` of `{type(self).__name__}` must be positive, got {self.clip} and "
+                f"{self.importance_cap}."
+            )
+        if self.advantage is not None:
+            object.__setattr__(self, "laws", self.laws & self.advantage.laws)
 
     def per_token(self, rows: TokenRows) -> Tensor:
         """The weighted divergence of each token."""

@@ -41,8 +41,13 @@ each = pytest.mark.parametrize("objective", OBJECTIVES, ids=name)
 
 @pytest.fixture(scope="module")
 def models() -> Models:
-    """A student and a teacher of different weights, shared by all tests; nothing here trains them."""
-    return tiny_models()
+    """Shared by all tests; nothing here trains them."""
+    return untrained()
+
+
+def untrained() -> Models:
+    """Absolute positions, so that misplaced padding shows, and dropout in the teacher alone, which must not use it."""
+    return tiny_models("gpt2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
 
 
 def written(models: Models, seed: int) -> Sequences:
@@ -177,13 +182,27 @@ def test_the_size_of_chunks_changes_nothing(objective: Any, models: Models, rows
     assert_same(update([terms(chunked, mine, models)], models), update([terms(objective, rollouts, models)], models))
 
 
-@pytest.mark.parametrize("objective", [x for x in OBJECTIVES if x.needs_teacher], ids=name)
+with_teacher = pytest.mark.parametrize("objective", [x for x in OBJECTIVES if x.needs_teacher], ids=name)
+
+
+@with_teacher
 def test_the_teacher_gets_no_gradient(objective: Objective) -> None:
     """Even a teacher that somebody forgot to freeze."""
-    models = tiny_models()
+    models = untrained()
     teacher = models.required_teacher()
     teacher.requires_grad_(True)
     loss = torch.stack([stat.mean() for stat in terms(objective, fixed(objective, models), models).values()]).sum()
     loss.backward()  # type: ignore[no-untyped-call]
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert any(parameter.grad is not None for parameter in models.student.parameters())
+
+
+@with_teacher
+def test_the_teacher_reads_without_dropout(objective: Objective) -> None:
+    """Even a teacher that somebody left in training mode, in which it stays."""
+    models = untrained()
+    rollouts = fixed(objective, models)
+    expected = {key: float(stat.total.detach()) for key, stat in terms(objective, rollouts, models).items()}
+    models.required_teacher().train()
+    assert {key: float(stat.total.detach()) for key, stat in terms(objective, rollouts, models).items()} == expected
+    assert models.required_teacher().training
