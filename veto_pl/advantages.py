@@ -6,7 +6,7 @@ from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.advantages import future_mean, whiten
-from veto_pl.seams import Advantage
+from veto_pl.seams import Advantage, Law
 from veto_pl.tokens import TokenGrid
 
 
@@ -44,8 +44,11 @@ class FutureLogRatio(Advantage):
             raise ConfigurationError(
                 f"`FutureLogRatio.scale` and `.clip` must be positive, got {self.scale} and {self.clip}."
             )
-        if self.whitened:
-            object.__setattr__(self, "laws", frozenset())  # whitening couples the rows of a micro-batch
+
+    @property
+    def laws(self) -> frozenset[Law]:
+        """Whitening couples the rows of a micro-batch."""
+        return frozenset() if self.whitened else super().laws
 
     def __call__(self, grid: TokenGrid) -> Tensor:
         rewards = (grid.log_ratio() / self.scale).clamp(-self.clip, self.clip)

@@ -95,7 +95,10 @@ class TokenWeighting(ABC):
 class Advantage(ABC):
     """The credit of each sampled token in a policy-gradient term."""
 
-    laws: frozenset[Law] = frozenset({Law.SPLIT_INVARIANT})
+    @property
+    def laws(self) -> frozenset[Law]:
+        """What holds for an objective with this advantage; an advantage that couples rows promises nothing."""
+        return frozenset({Law.SPLIT_INVARIANT})
 
     @abstractmethod
     def __call__(self, grid: TokenGrid) -> Tensor:
