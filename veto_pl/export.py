@@ -23,7 +23,7 @@ tags:
 
 # {title}
 
-A student distilled with [veto_pl](https://pypi.org/project/veto_pl/).
+A student distilled with veto_pl.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
