@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from torch import Tensor
+
 
 class PhaseClock:
     """Seconds per phase and completion tokens since the last reading.
@@ -17,7 +19,7 @@ class PhaseClock:
         self.phase = "starting"
         self._since = time.perf_counter()
         self._seconds: dict[str, float] = {}
-        self._tokens = 0
+        self._tokens: Tensor | float = 0.0
 
     def enter(self, phase: str) -> None:
         """Ends the present phase and begins another."""
@@ -33,15 +35,15 @@ class PhaseClock:
         yield
         self.enter(before)
 
-    def count(self, tokens: int) -> None:
-        """Adds completion tokens."""
-        self._tokens += tokens
+    def count(self, tokens: Tensor) -> None:
+        """Adds completion tokens, a scalar that stays on its device until the clock is read."""
+        self._tokens = self._tokens + tokens
 
     def read(self) -> dict[str, float]:
         """Seconds of each phase and tokens per second since the last reading, which starts anew."""
         self.enter(self.phase)
         total = sum(self._seconds.values())
         reading = {f"seconds/{name}": seconds for name, seconds in self._seconds.items() if name != "starting"}
-        reading["tokens_per_second"] = self._tokens / total if total else 0.0
-        self._seconds, self._tokens = {}, 0
+        reading["tokens_per_second"] = float(self._tokens) / total if total else 0.0
+        self._seconds, self._tokens = {}, 0.0
         return reading

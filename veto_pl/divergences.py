@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional import closed_forms
 from veto_pl.functional import divergences as functional
 from veto_pl.seams import Divergence
 
@@ -20,6 +21,9 @@ class ForwardKL(Divergence):
     def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:
         return functional.forward_kl(student_logp, target_logp)
 
+    def with_gradient(self, student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
+        return closed_forms.forward_kl(student_logp, target_logp)
+
 
 @dataclass(frozen=True)
 class ReverseKL(Divergence):
@@ -31,6 +35,9 @@ class ReverseKL(Divergence):
 
     def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:
         return functional.reverse_kl(student_logp, target_logp)
+
+    def with_gradient(self, student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
+        return closed_forms.reverse_kl(student_logp, target_logp)
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,9 @@ class GeneralizedJSD(Divergence):
     def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:
         return functional.generalized_jsd(student_logp, target_logp, self.beta)
 
+    def with_gradient(self, student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
+        return closed_forms.generalized_jsd(student_logp, target_logp, self.beta)
+
 
 @dataclass(frozen=True)
 class SkewKL(Divergence):
@@ -75,6 +85,9 @@ class SkewKL(Divergence):
 
     def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:
         return functional.skew_kl(student_logp, target_logp, self.alpha)
+
+    def with_gradient(self, student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
+        return closed_forms.skew_kl(student_logp, target_logp, self.alpha)
 
 
 @dataclass(frozen=True)
@@ -96,6 +109,9 @@ class SkewReverseKL(Divergence):
     def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:
         return functional.skew_reverse_kl(student_logp, target_logp, self.alpha)
 
+    def with_gradient(self, student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
+        return closed_forms.skew_reverse_kl(student_logp, target_logp, self.alpha)
+
 
 @dataclass(frozen=True)
 class TotalVariation(Divergence):
@@ -107,6 +123,9 @@ class TotalVariation(Divergence):
 
     def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:
         return functional.total_variation(student_logp, target_logp)
+
+    def with_gradient(self, student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
+        return closed_forms.total_variation(student_logp, target_logp)
 
 
 def _check_alpha(divergence: SkewKL | SkewReverseKL) -> None:

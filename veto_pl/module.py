@@ -197,7 +197,8 @@ class DistillationModule(L.LightningModule):
         rollouts = {source: source(batch, self._models, step) for source in self.objective.sources}
         if self.objective.needs_rewards:
             rollouts = {source: batch.rewarded(rows, self.tokenizer) for source, rows in rollouts.items()}
-        self.clock.count(sum(int(rows.predictions.sum()) for rows in rollouts.values()))
+        for rows in rollouts.values():
+            self.clock.count(rows.predictions.sum())
         return rollouts
 
     def _account(self, output: LossOutput, rollouts: Rollouts) -> None:

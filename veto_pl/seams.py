@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+from veto_pl.functional.closed_forms import by_autograd
 from veto_pl.types import Example, LossOutput, Models, PromptBatch, Rollouts, Sequences, Step
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from veto_pl.models.causal_lm import CausalLM
+    from veto_pl.rollouts.sampling import Sampling
     from veto_pl.tokens import TokenGrid, TokenRows
 
 
@@ -41,11 +44,23 @@ class Schedule(ABC):
 
 
 class RolloutSource(ABC):
-    """Who writes the completions."""
+    """Who writes the completions. With `stored_teacher` they bring the teacher's scores along, so none is loaded."""
+
+    stored_teacher: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         """Completes the prompts."""
+
+
+class Engine(ABC):
+    """What runs a model to sample from it."""
+
+    @abstractmethod
+    def generate(
+        self, prompts: PromptBatch, model: CausalLM, sampling: Sampling, models: Models, step: Step, *, on_policy: bool
+    ) -> Sequences:
+        """`sampling.num_completions` completions of every prompt, in prompt order, with the sampler's log-probs."""
 
 
 class TeacherContext(ABC):
@@ -79,9 +94,19 @@ class Divergence(ABC):
 
     laws: ClassVar[frozenset[Law]] = frozenset({Law.ZERO_AT_EQUALITY, Law.NON_NEGATIVE, Law.PERMUTATION_INVARIANT})
 
+    def __init_subclass__(cls) -> None:
+        """Another `__call__` does not inherit a closed form that is not its own."""
+        super().__init_subclass__()
+        if "__call__" in vars(cls) and "with_gradient" not in vars(cls):
+            cls.with_gradient = Divergence.with_gradient  # type: ignore[method-assign]
+
     @abstractmethod
     def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:
         """Maps [N, K] and [N, K] to [N]."""
+
+    def with_gradient(self, student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
+        """The value [N], and its gradient [N, K] in the student's logits. Autograd's; override with a closed form."""
+        return by_autograd(self)(student_logp, target_logp)
 
 
 class TokenWeighting(ABC):

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.supports import top_k_with_tail
+from veto_pl.scores import TopKScores
 from veto_pl.types import Step
+
+if TYPE_CHECKING:
+    from veto_pl.seams import Support
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,7 @@ class TokenRows:
         token_ids: [n] int64, the tokens that follow.
         sequence_rows: [n] int64, the row of the batch that each token belongs to.
         step: where training stands.
+        stored: [n] what a stored teacher says; None where a live one was asked.
     """
 
     student_logp: Tensor
@@ -27,6 +34,7 @@ class TokenRows:
     token_ids: Tensor
     sequence_rows: Tensor
     step: Step
+    stored: TopKScores | None = None
 
     def token_logp(self) -> Tensor:
         """[n]: the student's log-probability of the tokens, with graph."""
@@ -36,6 +44,12 @@ class TokenRows:
         """The teacher's log-probabilities, for objectives that need a teacher."""
         assert self.teacher_logp is not None, "an objective with `needs_teacher` always gets the teacher's rows"
         return self.teacher_logp
+
+    def outcomes(self, support: Support) -> tuple[Tensor, Tensor]:
+        """[n, K] and [n, K]: both models on the outcomes of `support`, or on those that a stored teacher kept."""
+        if self.stored is not None:
+            return top_k_with_tail(self.student_logp, self.stored.ids), self.stored.logp
+        return support(self.student_logp, self.required_teacher_logp())
 
     def teacher_token_logp(self) -> Tensor:
         """[n]: the teacher's log-probability of the tokens; 0 without a teacher."""

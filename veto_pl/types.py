@@ -17,40 +17,14 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.stat import Stat as Stat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from veto_pl.models.causal_lm import CausalLM
+    from veto_pl.scores import TopKScores
     from veto_pl.seams import RolloutSource, Task
-
-
-@dataclass(frozen=True)
-class Stat:
-    r"""A weighted sum that has not been divided yet: it adds over chunks, micro-batches and ranks.
-
-    Args:
-        total: scalar, :math:`\sum_i w_i x_i`; carries the graph if it is a loss.
-        weight: scalar, :math:`\sum_i w_i`.
-    """
-
-    total: Tensor
-    weight: Tensor
-
-    def __add__(self, other: Stat) -> Stat:
-        return Stat(self.total + other.total, self.weight + other.weight)
-
-    def scaled(self, coefficient: float) -> Stat:
-        """The same weight with `coefficient` times the total."""
-        return Stat(self.total * coefficient, self.weight)
-
-    def detach(self) -> Stat:
-        """The same numbers without the graph."""
-        return Stat(self.total.detach(), self.weight.detach())
-
-    def mean(self) -> Tensor:
-        """`total / weight`, and 0 (still connected to the graph) where the weight is 0."""
-        return self.total / torch.where(self.weight == 0, 1.0, self.weight)
 
 
 @dataclass(frozen=True)
@@ -160,6 +134,8 @@ class Sequences:
             (temperature and truncation included), 0 elsewhere; None where nobody sampled.
         rewards: [B] float32, or None where nothing was scored.
         prompts: the batch that `prompt_rows` points into, with the examples; it is not sliced with the rows.
+        teacher_scores: [B, T] what a stored teacher says about each completion token (at the token's own position, not
+            at the one that predicts it), or None where a live teacher has to be asked.
     """
 
     input_ids: Tensor
@@ -170,6 +146,7 @@ class Sequences:
     sampler_logp: Tensor | None = None
     rewards: Tensor | None = None
     prompts: PromptBatch | None = None
+    teacher_scores: TopKScores | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -225,8 +202,8 @@ class Sequences:
                 return None
             return torch.cat([pad(v, (0, width - v.shape[1])) if v.dim() == 2 else v for v in values])
 
-        columns: dict[str, Any] = {name: stack(name) for name in _SEQUENCE_TENSORS}
-        return replace(parts[0], **columns)
+        columns: dict[str, Any] = {name: stack(name) for name in _SEQUENCE_TENSORS if name != "teacher_scores"}
+        return replace(parts[0], **columns, teacher_scores=None)
 
     def rows(self, index: Tensor) -> Sequences:
         """The rows that `index` ([K] int64, or [B] bool) selects."""

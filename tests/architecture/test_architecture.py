@@ -34,8 +34,10 @@ def body_lines(function):
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "functional").glob("*.py")), ids=lambda p: p.name)
-def test_the_functional_layer_imports_torch_and_math_only(path):
-    allowed = ("torch", "math", "collections", "__future__", "veto_pl.functional")
+def test_the_functional_layer_imports_torch_and_the_standard_library_only(path):
+    allowed = (
+        "torch", "math", "collections", "__future__", "abc", "dataclasses", "functools", "typing", "veto_pl.functional",
+    )  # fmt: skip
     assert [name for name in imported(parse(path)) if not name.startswith(allowed)] == []
 
 
@@ -124,7 +126,10 @@ PUBLIC = {
         "GKD", "SFT", "Distill", "MiniLLM", "SeqKD", "Sum", "SupervisedKD", "TokenGrid", "TokenObjective", "TokenRows",
         "Veto",
     ],
-    "veto_pl.rollouts": ["FromDataset", "FromStudent", "FromTeacher", "Mixture", "Sampling", "TeacherMixed"],
+    "veto_pl.rollouts": [
+        "DecodeLoop", "FromCache", "FromDataset", "FromStudent", "FromTeacher", "Mixture", "Sampling", "TeacherMixed",
+        "Transformers", "Vllm",
+    ],
     "veto_pl.models": ["CharacterTokenizer", "Gguf", "Pretrained", "PretrainedTokenizer", "Pruned", "RandomWeights"],
     "veto_pl.callbacks": ["Diagnostics", "DistillationProgress", "Export", "PredictionFile", "SampleTable"],
     "veto_pl.report": ["ResultTable", "Run", "write_report"],
@@ -133,14 +138,20 @@ PUBLIC = {
 FUNCTIONAL = {
     "advantages": ["future_mean", "reverse_cumsum", "whiten"],
     "alignment": ["restrict"],
-    "chunked": ["map_rows"],
-    "diagnostics": ["entropy", "sharpness", "top_one_agreement"],
+    "chunked": ["linear_divergence"],
+    "closed_forms": [
+        "by_autograd", "closed_form", "forward_kl", "generalized_jsd", "gradient_of", "negative_log_likelihood",
+        "reverse_kl", "skew_kl", "skew_reverse_kl", "total_variation",
+    ],
+    "diagnostics": ["comparison", "entropy", "sharpness", "top_one_agreement"],
     "divergences": [
         "forward_kl", "generalized_jsd", "log_mixture", "reverse_kl", "skew_kl", "skew_reverse_kl", "total_variation",
     ],
     "policy": ["clipped_surrogate", "importance_weight"],
     "reduction": ["sequence_mean_sum", "token_sum"],
+    "heads": [],
     "schedules": ["cosine", "linear", "piecewise_constant"],
+    "stat": [],
     "supports": ["top_k_with_tail"],
     "targets": ["geometric_bridge"],
 }  # fmt: skip
@@ -163,4 +174,4 @@ def test_public_functions_are_those_that_were_promised():
 
 def test_the_module_stays_short():
     assert len((PACKAGE / "module.py").read_text().splitlines()) <= 270
-    assert len((PACKAGE / "seams.py").read_text().splitlines()) <= 190
+    assert len((PACKAGE / "seams.py").read_text().splitlines()) <= 210

@@ -66,12 +66,12 @@ def test_decoding_with_a_cache_equals_one_pass(model_type):
     with torch.no_grad():
         stepped, new = [], ids
         for token in (4, 5, 6):
-            stepped.append(model.next_logp(new, mask, cache))
+            stepped.append(model.next_logits(new, mask, cache))
             new = torch.full((3, 1), token)
             ids, mask = torch.cat([ids, new], 1), torch.cat([mask, torch.ones(3, 1, dtype=torch.bool)], 1)
         for offset, logp in enumerate(stepped):
             end = batch.input_ids.shape[1] + offset
-            fresh = model.next_logp(ids[:, :end], mask[:, :end], DynamicCache(config=model.model.config))
+            fresh = model.next_logits(ids[:, :end], mask[:, :end], DynamicCache(config=model.model.config))
             assert torch.allclose(fresh, logp, atol=1e-4)
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from veto_pl.functional.alignment import restrict
+from veto_pl.functional.heads import Finish, FunctionHead, Head, LinearHead
+from veto_pl.models.packing import Packing
 from veto_pl.types import Sequences
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class CausalLM(nn.Module):
         super().__init__()
         self.model = model
         self.vocab_size = vocab_size
+        self._packs: bool | None = None
 
     @property
     def head_rows(self) -> int:
@@ -49,13 +52,20 @@ class CausalLM(nn.Module):
         Returns:
             What `readout` returns.
         """
-        output = self.model.base_model(
-            input_ids=sequences.input_ids,
-            attention_mask=sequences.attention_mask.long(),
-            position_ids=sequences.position_ids,
-            use_cache=False,
-        )
-        return readout(output.last_hidden_state[:, :-1][sequences.predictions], self)
+        packing = Packing.of(sequences, self._row_width(sequences))
+        hidden = self._backbone(packing).flatten(0, 1)[packing.index]
+        return readout(hidden, self)
+
+    def head(self) -> Head:
+        """The head as the loss reads it, a chunk of rows at a time.
+
+        A plain linear layer is read through its weights; anything else (an adapter, a module with hooks) is called.
+        """
+        module = self.model.get_output_embeddings()
+        if type(module) is nn.Linear and not (module._forward_hooks or module._forward_pre_hooks):
+            return LinearHead(module.weight, module.bias, self.finish, self.vocab_size)
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        return FunctionHead(module, trained, self.vocab_size, self.finish)
 
     def project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The head: hidden states [..., D] to float32 logits [..., V] over the real vocabulary.
@@ -63,37 +73,59 @@ class CausalLM(nn.Module):
         Returns:
             The logits, and [...] the probability that the padding rows of the head would have taken.
         """
-        return restrict(self._finish(self.model.get_output_embeddings()(hidden)), self.vocab_size)
+        return restrict(self.finish(self.model.get_output_embeddings()(hidden)), self.vocab_size)
 
-    def next_logp(self, input_ids: Tensor, attention_mask: Tensor, cache: Any) -> Tensor:
-        """One decoding step: log-probabilities [B, V] of the token after the last of `input_ids`.
+    def next_logits(
+        self, input_ids: Tensor, attention_mask: Tensor | None, cache: Any, position_ids: Tensor | None = None
+    ) -> Tensor:
+        """One decoding step: float32 logits [B, V] of the token after the last of `input_ids`.
 
         Args:
             input_ids: [B, L] the tokens that `cache` does not hold yet.
-            attention_mask: [B, M] bool over all tokens so far, the new ones last.
+            attention_mask: [B, M] over all tokens so far, the new ones last, or None where no row has padding.
             cache: a transformers cache; it is extended in place.
+            position_ids: [B, L] of the new tokens; counted from the mask where they are not given.
         """
-        positions = (attention_mask.cumsum(1) - 1).clamp_min(0)[:, -input_ids.shape[1] :]
+        if position_ids is None and attention_mask is not None:
+            position_ids = (attention_mask.cumsum(1) - 1).clamp_min(0)[:, -input_ids.shape[1] :]
         output = self.model.base_model(
             input_ids=input_ids,
-            attention_mask=attention_mask.long(),
-            position_ids=positions,
+            attention_mask=None if attention_mask is None else attention_mask.long(),
+            position_ids=position_ids,
             past_key_values=cache,
             use_cache=True,
         )
-        logits, _ = self.project(output.last_hidden_state[:, -1])
-        return torch.log_softmax(logits, -1)
+        return self.project(output.last_hidden_state[:, -1])[0]
 
-    def _finish(self, logits: Tensor) -> Tensor:
+    def _backbone(self, packing: Packing) -> Tensor:
+        """[R, W, D]. Without a mask the positions say where one sequence ends and the next begins."""
+        mask = None if self.packs else packing.attention_mask.long()
+        output = self.model.base_model(
+            input_ids=packing.input_ids, attention_mask=mask, position_ids=packing.position_ids, use_cache=False
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def _row_width(self, sequences: Sequences) -> int | None:
+        """Tokens per row. Flash attention reads the bounds of sequences from positions in a single row only."""
+        if not self.packs:
+            return None
+        flash = "flash" in (self.model.config._attn_implementation or "")
+        return sequences.attention_mask.numel() if flash else 0
+
+    @property
+    def packs(self) -> bool:
+        """Whether sequences in one row stay apart in this model: tried out once, on two sequences of three tokens."""
+        if self._packs is None:
+            self._packs = _keeps_sequences_apart(self)
+        return self._packs
+
+    @property
+    def finish(self) -> Finish:
         """What some architectures do to the head's output: scale (Cohere, Granite), soft-cap (Gemma)."""
-        config, logits = self.model.config, logits.float()
-        if scale := getattr(config, "logit_scale", None):
-            logits = logits * scale
-        if divisor := getattr(config, "logits_scaling", None):
-            logits = logits / divisor
-        if cap := getattr(config, "final_logit_softcapping", None):
-            logits = torch.tanh(logits / cap) * cap
-        return logits
+        config = self.model.config
+        scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        return Finish(scale, getattr(config, "final_logit_softcapping", None) or None)
 
 
 @contextmanager
@@ -107,3 +139,19 @@ def sampling_mode(model: CausalLM) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _keeps_sequences_apart(model: CausalLM) -> bool:
+    """Compares two sequences in one row with the same in two rows. Recurrent models, among others, let state pass."""
+    base = model.model.base_model
+    device = model.model.device
+    ids = torch.arange(6, device=device)[None] % model.vocab_size
+    positions = torch.arange(3, device=device).repeat(1, 2)
+    with sampling_mode(model):
+        try:
+            together = base(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state.view(2, 3, -1)
+        except TypeError:  # a model without `position_ids`
+            return False
+        apart = base(input_ids=ids.view(2, 3), position_ids=positions.view(2, 3), use_cache=False).last_hidden_state
+    tolerance = 1e-3 if apart.dtype in (torch.float32, torch.float64) else 5e-2
+    return bool((together - apart).abs().max() <= tolerance * apart.abs().max())

@@ -60,14 +60,41 @@ class Distill(TokenObjective):
             )
         if self.advantage is not None:
             object.__setattr__(self, "laws", self.laws & self.advantage.laws)
+        if self.rollout.stored_teacher:
+            self._check_stored_teacher()
+
+    @property
+    def couples_tokens(self) -> bool:
+        """Whether a policy-gradient term or importance weights ask for all tokens first."""
+        own = type(self).over_sequences is Distill.over_sequences
+        return not own or self.advantage is not None or self.importance_cap is not None
+
+    @property
+    def sampled_tokens_only(self) -> bool:
+        """Whether the loss is a policy-gradient term alone."""
+        return self.divergence is None and type(self).per_token is Distill.per_token
+
+    def on_every_id(self, rows: TokenRows) -> bool:
+        """Whether student and target stand on the whole vocabulary."""
+        return rows.stored is None and isinstance(self.support, FullVocabulary)
 
     def per_token(self, rows: TokenRows) -> Tensor:
         """The weighted divergence of each token."""
         if self.divergence is None:
             return 0.0 * rows.token_logp()
         student, target = self._student_and_target(rows)
-        weight = self.weighting(replace(rows, student_logp=rows.student_logp.detach())).detach()
-        return weight * self.divergence(student, target)
+        return self._weight(rows) * self.divergence(student, target)
+
+    def with_gradient(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
+        """By the divergence's closed form where student and target stand on the whole vocabulary."""
+        if self.divergence is None or not self.on_every_id(rows):
+            return super().with_gradient(rows)
+        student, target = self._student_and_target(rows)
+        losses, gradient = self.divergence.with_gradient(student, target)
+        if isinstance(self.weighting, Uniform):
+            return losses, gradient
+        weight = self._weight(rows)
+        return weight * losses, gradient.mul_(weight[:, None])
 
     def over_sequences(self, losses: Tensor, grid: TokenGrid) -> Tensor:
         """Adds the policy-gradient term and applies the importance weights."""
@@ -84,10 +111,27 @@ class Distill(TokenObjective):
         metrics = super().token_metrics(rows)
         if not isinstance(self.target, Teacher):
             _, target = self._student_and_target(rows)
-            _, teacher = self.support(rows.student_logp, rows.required_teacher_logp())
+            _, teacher = rows.outcomes(self.support)
             metrics["target_sharpness"] = sharpness(target, teacher)
         return metrics
 
     def _student_and_target(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
-        student, teacher = self.support(rows.student_logp, rows.required_teacher_logp())
+        student, teacher = rows.outcomes(self.support)
         return student, self.target(teacher, student.detach(), rows.step).detach()
+
+    def _weight(self, rows: TokenRows) -> Tensor:
+        return self.weighting(replace(rows, student_logp=rows.student_logp.detach())).detach()
+
+    def _check_stored_teacher(self) -> None:
+        """Few outcomes of a stored teacher are known: not every composition can live with them."""
+        name = type(self).__name__
+        if self.advantage is not None or not isinstance(self.support, FullVocabulary):
+            raise ConfigurationError(
+                f"`{name}` has a rollout with a stored teacher, which knows its own likeliest ids and no others. "
+                "Leave out `advantage` and `support`, or use a live teacher."
+            )
+        if not isinstance(self.weighting, Uniform):
+            raise ConfigurationError(
+                f"`{name}.weighting` reads the teacher's whole distribution, but its rollout has a stored teacher. "
+                "Leave the weighting out, or use a live teacher."
+            )

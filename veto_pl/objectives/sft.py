@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from veto_pl.functional.closed_forms import negative_log_likelihood
 from veto_pl.objectives.base import TokenObjective
 from veto_pl.rollouts import FromTeacher, Sampling
 from veto_pl.seams import RolloutSource
@@ -27,6 +28,10 @@ class SFT(TokenObjective):
     def per_token(self, rows: TokenRows) -> Tensor:
         """The negative log-likelihood of each token."""
         return -rows.token_logp()
+
+    def with_gradient(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
+        """In closed form."""
+        return negative_log_likelihood(rows.student_logp, rows.token_ids)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.closed_forms import negative_log_likelihood
+from veto_pl.objectives.base import TokenObjective
 from veto_pl.objectives.distill import Distill
 from veto_pl.tokens import TokenRows
 
@@ -34,3 +37,13 @@ class SupervisedKD(Distill):
         if not self.gold_weight:
             return super().per_token(rows)
         return (1 - self.gold_weight) * super().per_token(rows) - self.gold_weight * rows.token_logp()
+
+    def with_gradient(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
+        """The two parts, each in its own closed form."""
+        if not self.gold_weight:
+            return super().with_gradient(rows)
+        if self.divergence is None or not self.on_every_id(rows):
+            return TokenObjective.with_gradient(self, rows)
+        losses, gradient = super().with_gradient(rows)
+        gold, pull = negative_log_likelihood(rows.student_logp, rows.token_ids)
+        return torch.lerp(losses, gold, self.gold_weight), gradient.lerp_(pull, self.gold_weight)

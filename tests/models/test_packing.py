@@ -1,0 +1,128 @@
+"""Several sequences in one row: none sees another, and nothing but padding is lost."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from veto_pl.models.causal_lm import CausalLM
+from veto_pl.models.packing import Packing, fit
+from veto_pl.testing.tiny import prompt_batch, tiny_models
+from veto_pl.types import Sequences
+
+
+def ragged(models, lengths=((1, 1), (5, 2), (2, 9), (3, 0), (1, 4))):
+    """Left-padded prompts with right-padded completions, padding holding ids that must not matter."""
+    batch = prompt_batch(models, ["abcdefgh"[:prompt] + ">" for prompt, _ in lengths])
+    width = max(completion for _, completion in lengths)
+    ids = torch.randint(3, 18, (len(lengths), width), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(width) < torch.tensor([completion for _, completion in lengths])[:, None]
+    return Sequences.join(batch, ids, mask)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=40), st.integers(20, 50))
+def test_every_sequence_is_in_one_row_and_no_row_overflows(lengths, width):
+    rows = fit(lengths, width)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    used = [sum(lengths[i] for i in row) for row in rows]
+    assert max(used) <= width
+    # First fit: no two rows could have been one.
+    assert all(a + b > width or 0 in (a, b) for k, a in enumerate(used) for b in used[k + 1 :])
+
+
+@pytest.mark.parametrize("width", [0, 17, 1000, None])
+def test_a_packing_holds_the_tokens_and_says_where_predictions_are(width):
+    models = tiny_models()
+    sequences = ragged(models)
+    packing = Packing.of(sequences, width)
+    assert int(packing.attention_mask.sum()) == int(sequences.attention_mask.sum())
+    place = packing.index
+    previous = sequences.input_ids[:, :-1][sequences.predictions]
+    assert torch.equal(packing.input_ids.flatten()[place], previous)
+    assert torch.equal(packing.position_ids.flatten()[place], sequences.position_ids[:, :-1][sequences.predictions])
+    if width is None:
+        assert len(packing.input_ids) == len(sequences)
+    if width == 1000:
+        assert len(packing.input_ids) == 1
+
+
+@pytest.mark.parametrize(
+    ("model_type", "attention"),
+    [*((kind, way) for kind in ("llama", "qwen2", "gpt2") for way in ("sdpa", "eager")), ("gemma2", "eager")],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_packed_hidden_states_are_those_of_each_sequence_alone(model_type, attention, training):
+    options = {"sliding_window": 4} if model_type == "gemma2" else {}
+    if model_type == "gpt2":
+        options = dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.0)
+    models = tiny_models(model_type, **options)
+    model = models.student.train(training)
+    model.model.set_attn_implementation(attention)
+    sequences = ragged(models)
+    assert model.packs
+    assert model.training is training
+    mine = model(sequences, lambda hidden, _: hidden)
+    expected = []
+    for ids, valid, predicted in zip(sequences.input_ids, sequences.attention_mask, sequences.predictions, strict=True):
+        hidden = model.model.base_model(input_ids=ids[valid][None], use_cache=False).last_hidden_state[0]
+        padding = int(valid.int().argmax())
+        expected.append(hidden[predicted.nonzero()[:, 0] - padding])
+    torch.testing.assert_close(mine, torch.cat(expected), rtol=1e-4, atol=1e-5)
+
+
+class Leaky(nn.Module):
+    """A backbone whose state runs through the row, as a recurrent model's does."""
+
+    def __init__(self, embedding):
+        super().__init__()
+        self.embedding = embedding
+        self.masks = []
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None, use_cache=False):
+        self.masks.append(attention_mask)
+        embedded = self.embedding(input_ids)
+        if attention_mask is not None:
+            embedded = embedded * attention_mask[..., None]
+        return type("Output", (), {"last_hidden_state": embedded.cumsum(1)})()
+
+
+def test_a_model_that_lets_state_pass_gets_one_row_per_sequence_and_a_mask():
+    models = tiny_models()
+    inner = models.student.model
+    backbone = Leaky(inner.get_input_embeddings())
+    model = CausalLM(inner, models.student.vocab_size)
+    inner.base_model_prefix = "leaky"
+    inner.leaky = backbone
+    sequences = ragged(models)
+    mine = model(sequences, lambda hidden, _: hidden)
+    assert not model.packs
+    assert backbone.masks[-1] is not None
+    embedded = inner.get_input_embeddings()(sequences.input_ids) * sequences.attention_mask[..., None]
+    expected = embedded.cumsum(1)[:, :-1][sequences.predictions]
+    torch.testing.assert_close(mine, expected)
+
+
+def test_packing_saves_the_padding():
+    models = tiny_models()
+    sequences = ragged(models)
+    seen = []
+    base = models.student.model.base_model
+    models.student.packs  # noqa: B018 (tried out before the hook counts)
+    handle = base.register_forward_pre_hook(lambda _, __, given: seen.append(given["input_ids"]), with_kwargs=True)
+    models.student(sequences, lambda hidden, _: hidden)
+    handle.remove()
+    assert seen[0].numel() < 0.6 * sequences.input_ids.numel()
+
+
+def test_rows_without_a_completion_are_no_trouble():
+    models = tiny_models()
+    sequences = ragged(models, ((3, 0), (2, 0)))
+    hidden = models.student(sequences, lambda hidden, _: hidden)
+    assert hidden.shape == (0, 16)
+    assert hidden.requires_grad
+    only = replace(sequences, attention_mask=torch.zeros_like(sequences.attention_mask))
+    assert models.student(only, lambda hidden, _: hidden).shape == (0, 16)

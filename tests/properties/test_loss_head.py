@@ -1,0 +1,318 @@
+"""The memory-exact head against the dense formula in float64, its products, its memory, and its fallbacks."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from veto_pl.divergences import ForwardKL, GeneralizedJSD, ReverseKL, SkewKL, SkewReverseKL, TotalVariation
+from veto_pl.functional import closed_forms, divergences
+from veto_pl.functional.chunked import linear_divergence
+from veto_pl.functional.heads import Finish, FunctionHead, LinearHead
+from veto_pl.functional.targets import geometric_bridge
+from veto_pl.schedules import Linear
+from veto_pl.seams import Divergence
+from veto_pl.targets import GeometricBridge
+from veto_pl.testing.dense import VocabularyProducts, dense_divergence
+from veto_pl.types import Step
+
+BRIDGE = partial(geometric_bridge, beta=0.8)
+
+
+def third_party(student_logp, target_logp):
+    """A function that the package does not know: a Hellinger distance."""
+    return 1 - (0.5 * (student_logp + target_logp)).exp().sum(-1)
+
+
+DIVERGENCES = {
+    "forward": divergences.forward_kl,
+    "reverse": divergences.reverse_kl,
+    "jsd": divergences.generalized_jsd,
+    "jsd 0.1": partial(divergences.generalized_jsd, beta=0.1),
+    "skew": divergences.skew_kl,
+    "skew reverse": partial(divergences.skew_reverse_kl, alpha=0.3),
+    "variation": divergences.total_variation,
+    "third party": third_party,
+    "object": GeneralizedJSD(0.3),
+}
+
+
+def inputs(rows=7, vocab=11, width=5, teacher_width=3, seed=0, dtype=torch.float64, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((rows, width), (vocab, width), (rows, teacher_width), (vocab, teacher_width))
+    made = [scale * torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+    return made[0].requires_grad_(), made[1].requires_grad_(), made[2], made[3]
+
+
+def dense(given, divergence, **options):
+    hidden, head, other, other_head = (x.detach().double() for x in given)
+    hidden.requires_grad_(), head.requires_grad_()
+    total = dense_divergence(hidden @ head.T, other @ other_head.T, divergence, **options)
+    return total.detach(), *torch.autograd.grad(total, (hidden, head))
+
+
+def assert_equal_to_dense(given, divergence, tolerance=1e-12, chunk_rows=3, **options):
+    stat = linear_divergence(*given, divergence, chunk_rows=chunk_rows, **options)
+    stat.total.backward()
+    expected = dense(given, divergence, **options)
+    for mine, theirs in zip((stat.total.detach(), given[0].grad, given[1].grad), expected, strict=True):
+        assert (mine.double() - theirs).norm() <= tolerance * theirs.norm() + 1e-14
+    given[0].grad = given[1].grad = None
+
+
+@pytest.mark.parametrize("target", [None, BRIDGE], ids=["teacher", "bridge"])
+@pytest.mark.parametrize("divergence", DIVERGENCES.values(), ids=DIVERGENCES)
+@settings(deadline=None, max_examples=15)
+@given(rows=st.integers(1, 9), chunk=st.integers(1, 10), seed=st.integers(0, 99), scale=st.sampled_from([0.1, 1, 4]))
+def test_value_and_gradients_are_those_of_the_dense_formula(divergence, target, rows, chunk, seed, scale):
+    weights = torch.linspace(0, 2, rows, dtype=torch.float64)
+    assert_equal_to_dense(
+        inputs(rows, seed=seed, scale=scale), divergence, 1e-10, chunk, target=target, weights=weights
+    )
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES.values(), ids=DIVERGENCES)
+def test_float32_gradients_agree_to_1e_5(divergence):
+    for target in (None, BRIDGE):
+        given = inputs(300, 500, 32, 24, dtype=torch.float32, scale=0.4)
+        assert_equal_to_dense(given, divergence, 1e-5, 128, target=target)
+
+
+def test_no_row_gives_a_zero_with_a_graph():
+    hidden, head, other, other_head = inputs(0)
+    stat = linear_divergence(hidden, head, other, other_head, divergences.forward_kl)
+    assert (stat.total.item(), stat.weight.item(), stat.mean().item()) == (0.0, 0.0, 0.0)
+    stat.total.backward()
+    assert hidden.grad.shape == (0, 5)
+    assert not head.grad.any()
+
+
+def test_the_weight_is_the_number_of_rows_or_the_sum_of_the_weights():
+    given = inputs()
+    assert linear_divergence(*given, divergences.forward_kl).weight == 7
+    weights = torch.rand(7, dtype=torch.float64)
+    assert linear_divergence(*given, divergences.forward_kl, weights=weights).weight == weights.sum()
+
+
+def test_a_scheduled_target_gets_the_step():
+    given = inputs()
+    half_way = linear_divergence(*given, ForwardKL(), target=GeometricBridge(Linear(0.8, 0.0)), step=Step(5, 10)).total
+    assert half_way == linear_divergence(*given, ForwardKL(), target=partial(geometric_bridge, beta=0.4)).total
+
+
+def test_rows_vocabularies_and_chunks_must_fit():
+    hidden, head, other, other_head = inputs()
+    with pytest.raises(ValueError, match="same rows and vocabulary, got 7 and 6 rows"):
+        linear_divergence(hidden, head, other[:6], other_head, divergences.forward_kl)
+    with pytest.raises(ValueError, match="11 and 10 ids"):
+        linear_divergence(hidden, head, other, other_head[:10], divergences.forward_kl)
+    with pytest.raises(ValueError, match="`chunk_rows` must be at least 1, got 0"):
+        linear_divergence(hidden, head, other, other_head, divergences.forward_kl, chunk_rows=0)
+    with pytest.raises(ValueError, match=r"`vocab_size` must lie in \[0, 11\]"):
+        LinearHead(head, vocab_size=12)
+
+
+def test_gradients_are_used_once():
+    stat = linear_divergence(*inputs(), divergences.forward_kl)
+    stat.total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="already used"):
+        stat.total.backward()
+
+
+def test_upstream_factors_scale_the_gradient():
+    given = inputs()
+    linear_divergence(*given, divergences.reverse_kl).total.backward()
+    once = given[0].grad.clone()
+    given[0].grad = None
+    (linear_divergence(*given, divergences.reverse_kl).mean() * 3).backward()
+    torch.testing.assert_close(given[0].grad, once * 3 / 7)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_what_is_frozen_gets_no_gradient_and_costs_no_product(frozen):
+    given = inputs(8)
+    given[frozen].requires_grad_(False)
+    expected = dense(given, divergences.forward_kl)
+    stat = linear_divergence(*given, divergences.forward_kl)
+    stat.total.backward()
+    assert given[frozen].grad is None
+    torch.testing.assert_close(given[1 - frozen].grad, expected[2 - frozen])
+
+
+def products(function, vocab=100):
+    with VocabularyProducts(vocab) as counter:
+        function()
+    return counter.multiplications
+
+
+def test_the_head_makes_four_products_and_no_more():
+    given = inputs(64, 100, 16, 16, dtype=torch.float32)
+    one = 64 * 100 * 16
+
+    def run():
+        linear_divergence(*given, divergences.generalized_jsd, chunk_rows=16).total.backward()
+
+    assert products(run) == 4 * one
+    given[1].requires_grad_(False)
+    assert products(run) == 3 * one
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES.values(), ids=DIVERGENCES)
+def test_nothing_of_the_size_of_tokens_times_vocabulary_exists(divergence):
+    rows, vocab, width = 512, 300, 4
+    given = inputs(rows, vocab, width, width, dtype=torch.float32)
+    with Largest() as seen:
+        linear_divergence(*given, divergence, chunk_rows=32).total.backward()
+    assert seen.elements == max(32 * vocab, vocab * width, rows * width)
+
+
+HEADS = {
+    "bias": {"bias": torch.linspace(-1, 1, 11, dtype=torch.float64)},
+    "scale": {"finish": Finish(scale=0.25)},
+    "softcap": {"finish": Finish(scale=2.0, softcap=1.5)},
+    "padding": {"vocab_size": 9},
+    "all": {
+        "bias": torch.linspace(-1, 1, 11, dtype=torch.float64),
+        "finish": Finish(scale=0.5, softcap=2.0),
+        "vocab_size": 8,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ["linear", "function"])
+@pytest.mark.parametrize("options", HEADS.values(), ids=HEADS)
+def test_heads_have_bias_scale_softcap_and_padding(options, kind):
+    hidden, weight, other, other_head = inputs(7)
+    bias = options.get("bias", torch.zeros(11, dtype=torch.float64)).clone().requires_grad_("bias" in options)
+    finish, vocab = options.get("finish", Finish()), options.get("vocab_size", 11)
+    if kind == "linear":
+        head = LinearHead(weight, bias if "bias" in options else None, finish, vocab)
+    else:
+        head = FunctionHead(lambda h: h @ weight.T + bias, [weight, bias], vocab, finish)
+    trained = [hidden, weight, *([bias] if "bias" in options else [])]
+    stat = linear_divergence(hidden, head, other, other_head[:vocab], divergences.reverse_kl, chunk_rows=2)
+    mine = torch.autograd.grad(stat.total, trained)
+    logits = finish(hidden @ weight.T + bias)[:, :vocab]
+    total = dense_divergence(logits, other @ other_head[:vocab].T, divergences.reverse_kl)
+    torch.testing.assert_close(stat.total, total)
+    torch.testing.assert_close(mine, torch.autograd.grad(total, trained))
+
+
+def test_a_tied_head_adds_up_with_the_embedding():
+    _, weight, other, other_head = inputs(7)
+    ids = torch.arange(7)
+
+    def gradient(loss):
+        weight.grad = None
+        loss(torch.tanh(weight[ids])).backward()
+        return weight.grad.clone()
+
+    mine = gradient(lambda h: linear_divergence(h, weight, other, other_head, divergences.forward_kl).total)
+    dense = gradient(lambda h: dense_divergence(h @ weight.T, other @ other_head.T, divergences.forward_kl))
+    torch.testing.assert_close(mine, dense)
+
+
+def test_a_lora_head_trains_its_adapter_alone():
+    torch.manual_seed(0)
+    base, down, up = nn.Linear(5, 11, bias=False).double(), nn.Linear(5, 2, bias=False), nn.Linear(2, 11, bias=False)
+    base.requires_grad_(False)
+    down.double(), up.double()
+    hidden, _, other, other_head = inputs(7)
+    adapter = [down.weight, up.weight]
+    head = FunctionHead(lambda h: base(h) + 0.5 * up(down(h)), adapter, 11)
+    total = linear_divergence(hidden, head, other, other_head, divergences.forward_kl, chunk_rows=3).total
+    expected = dense_divergence(base(hidden) + 0.5 * up(down(hidden)), other @ other_head.T, divergences.forward_kl)
+    mine, theirs = (torch.autograd.grad(value, [hidden, *adapter]) for value in (total, expected))
+    torch.testing.assert_close(mine, theirs)
+
+
+def test_bfloat16_is_reduced_in_float32():
+    given = inputs(64, 200, 32, 32, dtype=torch.bfloat16, scale=0.3)
+    stat = linear_divergence(*given, divergences.forward_kl, chunk_rows=16)
+    stat.total.backward()
+    total, hidden, head = dense(given, divergences.forward_kl)
+    assert (stat.total.dtype, given[0].grad.dtype, given[1].grad.dtype) == (torch.float32, *[torch.bfloat16] * 2)
+    assert abs(stat.total - total) <= 5e-3 * total
+    assert (given[0].grad.double() - hidden).norm() <= 1e-2 * hidden.norm()
+    assert (given[1].grad.double() - head).norm() <= 1e-2 * head.norm()
+
+
+def test_autocast_forms_the_products_and_leaves_the_gradients_their_dtype():
+    given = inputs(64, 200, 32, 32, dtype=torch.float32, scale=0.3)
+    with torch.autocast("cpu", torch.bfloat16):
+        total = linear_divergence(*given, divergences.forward_kl, chunk_rows=16).total
+    total.backward()
+    expected, hidden, _ = dense(given, divergences.forward_kl)
+    assert given[0].grad.dtype == given[1].grad.dtype == torch.float32
+    assert 0 < abs(total - expected) <= 2e-2 * expected
+    assert (given[0].grad.double() - hidden).norm() <= 2e-2 * hidden.norm()
+
+
+def test_without_gradients_only_the_value_is_formed():
+    given = inputs(16)
+    with torch.no_grad():
+        value = linear_divergence(*given, divergences.forward_kl).total
+        cost = products(lambda: linear_divergence(*given, divergences.total_variation), 11)
+    assert not value.requires_grad
+    torch.testing.assert_close(value, dense(given, divergences.forward_kl)[0])
+    assert cost == 16 * 11 * (5 + 3)
+
+
+BUILT_IN = [ForwardKL(), ReverseKL(), GeneralizedJSD(0.3), SkewKL(0.2), SkewReverseKL(0.2), TotalVariation()]
+
+
+@pytest.mark.parametrize("divergence", BUILT_IN, ids=lambda d: type(d).__name__)
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 999), scale=st.sampled_from([0.1, 1.0, 10.0]), excluded=st.integers(0, 3))
+def test_closed_forms_are_what_autograd_finds(divergence, seed, scale, excluded):
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(2, 3, 6, generator=generator, dtype=torch.float64)
+    logits[..., 6 - excluded :] = -math.inf
+    student, target = logits.log_softmax(-1)
+    assert type(divergence).with_gradient is not Divergence.with_gradient
+    value, gradient = divergence.with_gradient(student, target)
+    expected = closed_forms.by_autograd(divergence)(student[:, : 6 - excluded], target[:, : 6 - excluded])
+    torch.testing.assert_close(value, expected[0], atol=1e-12, rtol=1e-9)
+    torch.testing.assert_close(gradient[:, : 6 - excluded], expected[1], atol=1e-12, rtol=1e-9)
+    assert not gradient[:, 6 - excluded :].any()
+
+
+@pytest.mark.parametrize("divergence", BUILT_IN, ids=lambda d: type(d).__name__)
+def test_a_closed_form_changes_none_of_its_arguments(divergence):
+    student, target = torch.randn(2, 4, 6).log_softmax(-1)
+    before = student.clone(), target.clone()
+    divergence.with_gradient(student, target)
+    assert torch.equal(student, before[0])
+    assert torch.equal(target, before[1])
+
+
+def test_another_divergence_does_not_inherit_a_closed_form():
+    class Twice(ForwardKL):
+        def __call__(self, student_logp, target_logp):
+            return 2 * super().__call__(student_logp, target_logp)
+
+    assert_equal_to_dense(inputs(), Twice())
+    student, target = torch.randn(2, 4, 6).log_softmax(-1)
+    torch.testing.assert_close(
+        Twice().with_gradient(student, target)[1], 2 * ForwardKL().with_gradient(student, target)[1]
+    )

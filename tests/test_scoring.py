@@ -1,0 +1,182 @@
+"""Objectives through the memory-exact head against the dense road: same loss, same gradients, fewer products."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from veto_pl.advantages import FutureLogRatio, LogRatio
+from veto_pl.divergences import GeneralizedJSD, ReverseKL
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.supports import top_k_with_tail
+from veto_pl.objectives import SFT, Distill, SupervisedKD, TokenObjective, Veto
+from veto_pl.scores import TopKScores
+from veto_pl.seams import RolloutSource
+from veto_pl.supports import TopK
+from veto_pl.testing.dense import VocabularyProducts, dense_loss
+from veto_pl.testing.test_objectives import OBJECTIVES, STEP, name, written
+from veto_pl.testing.tiny import tiny_models
+from veto_pl.weightings import TeacherEntropyAbove
+
+TOKEN_OBJECTIVES = [objective for objective in OBJECTIVES if isinstance(objective, TokenObjective)]
+COMPOSED = [
+    Distill(temperature=1.7, divergence=GeneralizedJSD(0.3), weighting=TeacherEntropyAbove(0.5)),
+    Distill(divergence=None, advantage=LogRatio(), importance_cap=1.5),
+    Distill(divergence=ReverseKL(), advantage=FutureLogRatio(), temperature=0.7, aggregation="sequence"),
+    Veto(beta=0.5, aggregation="sequence", support=TopK(k=4)),
+    SupervisedKD(gold_weight=0.3, support=TopK(k=4)),
+    SupervisedKD(gold_weight=0.3, temperature=2.0),
+]
+
+
+NO_DROPOUT = dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.0)
+
+
+def gradients(loss, models):
+    models.student.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in models.student.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("chunk_rows", [3, 1000])
+@pytest.mark.parametrize("objective", TOKEN_OBJECTIVES + COMPOSED, ids=name)
+def test_loss_and_gradients_are_those_of_the_dense_road(objective, chunk_rows, model_type):
+    models = tiny_models(model_type, **(NO_DROPOUT if model_type == "gpt2" else {}))
+    objective = replace(objective, chunk_rows=chunk_rows)
+    rollouts = {objective.rollout: written(models, 0)}
+    expected = dense_loss(objective, rollouts, models, STEP)
+    total = objective.loss(rollouts, models, STEP).terms["loss"].total
+    torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-5)
+    mine, theirs = gradients(total, models), gradients(expected, models)
+    assert mine.keys() == theirs.keys()
+    scale = max(float(gradient.abs().max()) for gradient in theirs.values())
+    for parameter, gradient in theirs.items():
+        torch.testing.assert_close(mine[parameter], gradient, rtol=1e-4, atol=2e-6 * scale, msg=parameter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfVeto(Veto):
+    """What a third party would write: nothing but `per_token`."""
+
+    def per_token(self, rows):
+        return 0.5 * super().per_token(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coupled(Distill):
+    """Divides by a length, which is known once the batch is."""
+
+    def over_sequences(self, losses, grid):
+        return super().over_sequences(losses, grid) / grid.mask.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("objective", [HalfVeto(), Coupled()], ids=name)
+def test_what_a_third_party_overrides_is_what_is_differentiated(objective):
+    models = tiny_models()
+    rollouts = {objective.rollout: written(models, 0)}
+    total = objective.loss(rollouts, models, STEP).terms["loss"].total
+    expected = dense_loss(objective, rollouts, models, STEP)
+    mine, theirs = gradients(total, models), gradients(expected, models)
+    for parameter, gradient in theirs.items():
+        torch.testing.assert_close(mine[parameter], gradient, rtol=1e-4, atol=1e-5, msg=parameter)
+
+
+def products(objective, chunk_rows):
+    """Matrix products of N x V x D in the head, forward and backward."""
+    width, vocab = 32, 2003
+    models = tiny_models(vocab_size=vocab, hidden_size=width)
+    teacher = tiny_models(vocab_size=vocab, hidden_size=width, student_seed=3).student
+    models = replace(models, teacher=teacher)
+    for model in (models.student, teacher):
+        model.vocab_size = vocab
+    sequences = written(models, 0)
+    with VocabularyProducts(vocab) as counter:
+        total = replace(objective, chunk_rows=chunk_rows).loss({objective.rollout: sequences}, models, STEP)
+        total.terms["loss"].total.backward()
+    return counter.multiplications / (int(sequences.predictions.sum()) * vocab * width)
+
+
+@pytest.mark.parametrize(
+    ("objective", "chunk_rows", "count"),
+    [
+        (SFT(), 4, 3),
+        (Distill(), 4, 4),
+        (Veto(aggregation="sequence"), 4, 4),
+        (Distill(divergence=None, advantage=LogRatio()), 1000, 4),
+        (Distill(divergence=None, advantage=LogRatio()), 4, 5),
+        (Distill(divergence=ReverseKL(), importance_cap=2.0), 4, 6),
+    ],
+)
+def test_the_head_makes_as_few_products_as_the_objective_allows(objective, chunk_rows, count):
+    assert products(objective, chunk_rows) == count
+
+
+def test_under_no_grad_only_values_are_formed():
+    models = tiny_models()
+    objective = Veto()
+    rollouts = {objective.rollout: written(models, 0)}
+    with torch.no_grad():
+        total = objective.loss(rollouts, models, STEP).terms["loss"].total
+    assert not total.requires_grad
+    torch.testing.assert_close(total, objective.loss(rollouts, models, STEP).terms["loss"].total.detach())
+
+
+@dataclass(frozen=True)
+class Stored(RolloutSource):
+    """A rollout with what a stored teacher says."""
+
+    stored_teacher = True
+
+    def __call__(self, prompts, models, step):
+        raise NotImplementedError
+
+
+def with_stored_scores(sequences, models, k, temperature=1.0):
+    teacher = models.required_teacher()
+    with torch.no_grad():
+        logits = teacher.model.eval()(
+            sequences.input_ids,
+            attention_mask=sequences.attention_mask.long(),
+            position_ids=sequences.position_ids,
+        ).logits[..., : teacher.vocab_size]
+    logp = torch.log_softmax(logits / temperature, -1)
+    # Scores stand at the token's own position, one after the one that predicts it.
+    logp = torch.cat([logp[:, :1], logp[:, :-1]], 1)
+    ids = logp.topk(k).indices
+    return replace(sequences, teacher_scores=TopKScores(ids, top_k_with_tail(logp, ids), temperature))
+
+
+@pytest.mark.parametrize("target_beta", [None, 0.5])
+def test_a_stored_teacher_gives_the_loss_of_the_live_one_on_its_outcomes(target_beta):
+    models = tiny_models()
+    sequences = written(models, 0)
+    options = {} if target_beta is None else {"beta": target_beta}
+    make = Distill if target_beta is None else Veto
+    live = make(support=TopK(k=4), temperature=1.3, **options)
+    stored = make(rollout=Stored(), temperature=1.3, **options)
+    assert (live.needs_teacher, stored.needs_teacher) == (True, False)
+    expected = live.loss({live.rollout: sequences}, models, STEP)
+    given = with_stored_scores(sequences, models, 4, 1.3)
+    mine = stored.loss({stored.rollout: given}, replace(models, teacher=None), STEP)
+    torch.testing.assert_close(mine.terms["loss"].total, expected.terms["loss"].total)
+    left = gradients(mine.terms["loss"].total, models)
+    right = gradients(expected.terms["loss"].total, models)
+    torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+    assert 0 < mine.metrics["stored_tail_mass"].mean() < 1
+
+
+def test_a_stored_teacher_of_another_temperature_is_refused():
+    models = tiny_models()
+    objective = Distill(rollout=Stored(), temperature=2.0)
+    given = {objective.rollout: with_stored_scores(written(models, 0), models, 4, 1.0)}
+    with pytest.raises(ConfigurationError, match=r"temperature 1\.0.*is 2\.0"):
+        objective.loss(given, models, STEP)
+
+
+@pytest.mark.parametrize(
+    "options", [{"advantage": LogRatio()}, {"support": TopK(k=2)}, {"weighting": TeacherEntropyAbove()}]
+)
+def test_compositions_that_need_the_whole_teacher_refuse_a_stored_one(options):
+    with pytest.raises(ConfigurationError, match="stored teacher"):
+        Distill(rollout=Stored(), **options)

@@ -1,0 +1,302 @@
+r"""Divergences with their gradients, token by token; [..., V] and [..., V] to [...] and [..., V].
+
+Each function returns the value of its namesake in `veto_pl.functional.divergences` and the gradient of that value with
+respect to the student's logits :math:`z`, where :math:`p = \mathrm{softmax}(z)`; :math:`q` is the target. A divergence
+that depends on :math:`p` through :math:`A_v = \partial L / \partial p_v` has the gradient
+
+.. math:: \frac{\partial L}{\partial z} = p \odot (A - \langle p, A \rangle)
+
+so no graph is needed. As everywhere, 0 log 0 = 0, and an id that both exclude (-inf) has value and gradient 0.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from veto_pl.functional import divergences
+
+ValueAndGradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def forward_kl(student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
+    r"""KL(q || p) and its gradient :math:`p - q`.
+
+    Args:
+        student_logp: [..., V] log-probabilities of the student.
+        target_logp: [..., V] log-probabilities of the target.
+
+    Returns:
+        [...] nats, and [..., V] the gradient with respect to the student's logits.
+
+    Numerics: the gradient is finite for every input, also where the value is infinite.
+
+    Example:
+        >>> student, target = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()
+        >>> forward_kl(student, target)[1]
+        tensor([ 0.2500, -0.2500])
+    """
+    target = target_logp.exp()
+    value = _expectation(target, target_logp - student_logp)
+    return value, student_logp.exp().sub_(target)
+
+
+def reverse_kl(student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
+    r"""KL(p || q) and its gradient :math:`p\,(\log p - \log q - \mathrm{KL}(p \Vert q))`.
+
+    Args:
+        student_logp: [..., V] log-probabilities of the student.
+        target_logp: [..., V] log-probabilities of the target.
+
+    Returns:
+        [...] nats, and [..., V] the gradient with respect to the student's logits.
+
+    Numerics: the expectation of the score is subtracted, so the gradient sums to 0 over the vocabulary.
+
+    Example:
+        >>> student, target = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()
+        >>> reverse_kl(student, target)[1]
+        tensor([ 0.2747, -0.2747])
+    """
+    student = student_logp.exp()
+    ratio = student_logp - target_logp
+    value = _expectation(student, ratio)
+    return value, student.mul_(ratio.sub_(value.unsqueeze(-1)))
+
+
+def generalized_jsd(student_logp: Tensor, target_logp: Tensor, beta: float = 0.5) -> tuple[Tensor, Tensor]:
+    r"""The generalised JSD and its gradient :math:`(1-\beta)\, p\,(\log p - \log m - \mathrm{KL}(p \Vert m))`.
+
+    Args:
+        student_logp: [..., V] log-probabilities of the student.
+        target_logp: [..., V] log-probabilities of the target.
+        beta: weight of the target in the mixture :math:`m = \beta q + (1-\beta) p`, in [0, 1].
+
+    Returns:
+        [...] nats, and [..., V] the gradient with respect to the student's logits.
+
+    Raises:
+        ValueError: `beta` outside [0, 1].
+
+    Numerics: the mixture is formed from probabilities. That loses nothing: where it underflows, p and q do too, and
+    the terms that it enters are below 1e-36.
+
+    Example:
+        >>> student, target = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()
+        >>> generalized_jsd(student, target)[1]
+        tensor([ 0.0639, -0.0639])
+    """
+    if not 0 <= beta <= 1:
+        raise ValueError(f"`beta` of the generalised JSD must lie in [0, 1], got {beta}.")
+    student, target = student_logp.exp(), target_logp.exp()
+    mixture = _log(torch.lerp(student, target, beta))
+    of_target = _expectation(target, target_logp - mixture)
+    ratio = torch.sub(student_logp, mixture, out=mixture)
+    of_student = _expectation(student, ratio)
+    gradient = student.mul_(ratio.sub_(of_student.unsqueeze(-1))).mul_(1 - beta)
+    return beta * of_target + (1 - beta) * of_student, gradient
+
+
+def skew_kl(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.1) -> tuple[Tensor, Tensor]:
+    r"""The skew forward KL, KL(q || m), and its gradient, with :math:`A = -(1-\alpha)\, q / m`.
+
+    Args:
+        student_logp: [..., V] log-probabilities of the student.
+        target_logp: [..., V] log-probabilities of the target.
+        alpha: weight of the target in the mixture :math:`m = \alpha q + (1-\alpha) p`, in [0, 1].
+
+    Returns:
+        [...] nats, and [..., V] the gradient with respect to the student's logits.
+
+    Raises:
+        ValueError: `alpha` outside [0, 1].
+
+    Numerics: :math:`q / m` is the exponential of a difference of logarithms, bounded by :math:`1 / \alpha`; at
+    `alpha` 0 it is the forward KL.
+
+    Example:
+        >>> student, target = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()
+        >>> bool(torch.equal(skew_kl(student, target, 0.0)[1], forward_kl(student, target)[1]))
+        True
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"`alpha` of a skew KL must lie in [0, 1], got {alpha}.")
+    if alpha == 0:
+        return forward_kl(student_logp, target_logp)
+    student, target = student_logp.exp(), target_logp.exp()
+    ratio = target_logp - _log(torch.lerp(student, target, alpha))
+    value = _expectation(target, ratio)
+    return value, _through_softmax(student, ratio.exp_().mul_(alpha - 1))
+
+
+def skew_reverse_kl(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.1) -> tuple[Tensor, Tensor]:
+    r"""The skew reverse KL, KL(p || m), and its gradient, with :math:`A = \log (p / m) - \alpha\, p / m`.
+
+    Args:
+        student_logp: [..., V] log-probabilities of the student.
+        target_logp: [..., V] log-probabilities of the target.
+        alpha: weight of the student in the mixture :math:`m = (1-\alpha) q + \alpha p`, in [0, 1].
+
+    Returns:
+        [...] nats, and [..., V] the gradient with respect to the student's logits.
+
+    Raises:
+        ValueError: `alpha` outside [0, 1].
+
+    Numerics: as `skew_kl`; at `alpha` 0 it is the reverse KL.
+
+    Example:
+        >>> student, target = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()
+        >>> bool(torch.equal(skew_reverse_kl(student, target, 0.0)[1], reverse_kl(student, target)[1]))
+        True
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"`alpha` of a skew KL must lie in [0, 1], got {alpha}.")
+    if alpha == 0:
+        return reverse_kl(student_logp, target_logp)
+    student = student_logp.exp()
+    ratio = student_logp - _log(torch.lerp(target_logp.exp(), student, alpha))
+    value = _expectation(student, ratio)
+    return value, _through_softmax(student, ratio.sub_(ratio.exp(), alpha=alpha))
+
+
+def total_variation(student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The total variation and its gradient, with :math:`A = \tfrac12 \mathrm{sign}(p - q)`.
+
+    Args:
+        student_logp: [..., V] log-probabilities of the student.
+        target_logp: [..., V] log-probabilities of the target.
+
+    Returns:
+        [...] in [0, 1], and [..., V] the gradient with respect to the student's logits.
+
+    Numerics: where p equals q the subgradient 0 is taken.
+
+    Example:
+        >>> student, target = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()
+        >>> total_variation(student, target)[1]
+        tensor([ 0.2500, -0.2500])
+    """
+    student = student_logp.exp()
+    difference = student - target_logp.exp()
+    return 0.5 * difference.abs().sum(-1), _through_softmax(student, difference.sign_().mul_(0.5))
+
+
+def negative_log_likelihood(student_logp: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The surprisal of a token, :math:`-\log p_y`, and its gradient :math:`p - e_y`.
+
+    Args:
+        student_logp: [..., V] log-probabilities of the student.
+        token_ids: [...] int64, the tokens y.
+
+    Returns:
+        [...] nats, and [..., V] the gradient with respect to the student's logits.
+
+    Example:
+        >>> negative_log_likelihood(torch.tensor([0.25, 0.75]).log(), torch.tensor(1))[1]
+        tensor([ 0.2500, -0.2500])
+    """
+    index = token_ids.unsqueeze(-1)
+    gradient = student_logp.exp()
+    gradient.scatter_add_(-1, index, gradient.new_full(index.shape, -1.0))
+    return -student_logp.gather(-1, index).squeeze(-1), gradient
+
+
+def by_autograd(divergence: Callable[[Tensor, Tensor], Tensor]) -> ValueAndGradient:
+    """The value and gradient of any differentiable function of log-probabilities.
+
+    Args:
+        divergence: maps [..., V] and [..., V] to [...], row by row.
+
+    Returns:
+        A function with the signature of this module's others.
+
+    Example:
+        >>> student, target = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()
+        >>> by_autograd(divergences.forward_kl)(student, target)[1]
+        tensor([ 0.2500, -0.2500])
+    """
+
+    def value_and_gradient(student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = student_logp.detach().requires_grad_()
+            value = divergence(leaf, target_logp)
+        return value.detach(), gradient_of(value, leaf)
+
+    return value_and_gradient
+
+
+def gradient_of(value: Tensor, logp: Tensor) -> Tensor:
+    r"""The gradient with respect to logits of a value that is a function of their log-softmax.
+
+    .. math:: \frac{\partial L}{\partial z} = g - p \sum_v g_v, \qquad g = \frac{\partial L}{\partial \log p}
+
+    Args:
+        value: [...], with a graph down to `logp`, row by row; without one the gradient is 0.
+        logp: [..., V] the leaf.
+
+    Returns:
+        [..., V].
+
+    Example:
+        >>> logp = torch.tensor([0.25, 0.75]).log().requires_grad_()
+        >>> gradient_of(-logp[1], logp)
+        tensor([ 0.2500, -0.2500])
+    """
+    if not value.requires_grad:
+        return torch.zeros_like(logp)
+    (gradient,) = torch.autograd.grad(value, logp, torch.ones_like(value), allow_unused=True, materialize_grads=True)
+    return torch.addcmul(gradient, logp.detach().exp(), gradient.sum(-1, keepdim=True), value=-1)
+
+
+def closed_form(divergence: Callable[..., Any]) -> ValueAndGradient:
+    """The cheapest way to the value and gradient of `divergence`.
+
+    Args:
+        divergence: a function of `veto_pl.functional.divergences` (or a `functools.partial` of one), an object with a
+            method `with_gradient`, or any differentiable function, which autograd then takes care of.
+
+    Returns:
+        A function of (student_logp, target_logp).
+
+    Example:
+        >>> closed_form(divergences.forward_kl) is forward_kl
+        True
+    """
+    if hasattr(divergence, "with_gradient"):
+        found: ValueAndGradient = divergence.with_gradient
+        return found
+    if isinstance(divergence, partial) and divergence.func in _CLOSED_FORMS:
+        return partial(_CLOSED_FORMS[divergence.func], *divergence.args, **divergence.keywords)
+    return _CLOSED_FORMS.get(divergence) or by_autograd(divergence)
+
+
+_CLOSED_FORMS: dict[Callable[..., Any], Callable[..., tuple[Tensor, Tensor]]] = {
+    divergences.forward_kl: forward_kl,
+    divergences.reverse_kl: reverse_kl,
+    divergences.generalized_jsd: generalized_jsd,
+    divergences.skew_kl: skew_kl,
+    divergences.skew_reverse_kl: skew_reverse_kl,
+    divergences.total_variation: total_variation,
+}
+
+
+def _expectation(probability: Tensor, values: Tensor) -> Tensor:
+    """Sum of probability x values, where a value that is undefined or -inf (0 log 0) counts 0; changes `values`."""
+    values.nan_to_num_(nan=0.0, posinf=math.inf, neginf=torch.finfo(values.dtype).min)
+    expectation: Tensor = torch.linalg.vecdot(probability, values)
+    return expectation
+
+
+def _log(probability: Tensor) -> Tensor:
+    """The logarithm in place, of at least the smallest normal number."""
+    return probability.clamp_min_(torch.finfo(probability.dtype).tiny).log_()
+
+
+def _through_softmax(probability: Tensor, score: Tensor) -> Tensor:
+    """`p (A - <p, A>)`; changes both arguments."""
+    score.sub_(torch.linalg.vecdot(probability, score).unsqueeze(-1))
+    return probability.mul_(score)

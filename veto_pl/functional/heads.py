@@ -1,0 +1,169 @@
+"""Output heads as the loss sees them: hidden states to logits, and gradients of logits back, a few rows at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+@dataclass(frozen=True)
+class Finish:
+    r"""What some architectures do to the head's output: :math:`y = c \tanh(s x / c)`.
+
+    Args:
+        scale: s; Cohere and Granite have one.
+        softcap: c, or None for :math:`y = s x`; Gemma has one.
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        """[..., V] logits, in float32 at least."""
+        logits = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        if self.scale != 1:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+    def backward(self, gradient: Tensor, finished: Tensor) -> Tensor:
+        """The gradient with respect to what went in, given the one with respect to what came out."""
+        if self.softcap is not None:
+            gradient = gradient * (1 - (finished / self.softcap).square())
+        return gradient if self.scale == 1 else gradient * self.scale
+
+
+class Head(ABC):
+    """Maps hidden states to logits, and gradients of the logits to gradients of hidden states and parameters."""
+
+    finish: Finish
+    vocab_size: int
+
+    @property
+    @abstractmethod
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The tensors that `backward` can have gradients for."""
+
+    @abstractmethod
+    def cast(self, dtype: torch.dtype) -> Head:
+        """The same head for hidden states of `dtype`."""
+
+    @abstractmethod
+    def forward(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """[n, D] to [n, R] unfinished logits, into `out` where that is possible."""
+
+    @abstractmethod
+    def backward(self, gradient: Tensor, hidden: Tensor, sums: Sequence[Tensor | None]) -> Tensor:
+        """[n, V] gradient of the unfinished logits to [n, D]; those of the parameters are added to `sums`."""
+
+
+@dataclass(frozen=True)
+class LinearHead(Head):
+    """A matrix, and a bias if there is one: two matrix products backward, summed in place.
+
+    Args:
+        weight: [R, D].
+        bias: [R] or None.
+        finish: what follows the product.
+        vocab_size: the first rows, those with a token; all R by default. The others never get probability.
+
+    Numerics: hidden states and weight meet in the autocast dtype where autocast is on, else in their own; sums over
+    chunks are kept in float32 at least.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    finish: Finish = Finish()
+    vocab_size: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.vocab_size <= len(self.weight):
+            raise ValueError(f"`vocab_size` must lie in [0, {len(self.weight)}], got {self.vocab_size}.")
+        object.__setattr__(self, "vocab_size", self.vocab_size or len(self.weight))
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """Weight and bias."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    def cast(self, dtype: torch.dtype) -> LinearHead:
+        """The same numbers as `dtype`, without a graph."""
+        bias = None if self.bias is None else self.bias.detach().to(dtype)
+        return replace(self, weight=self.weight.detach().to(dtype), bias=bias)
+
+    def forward(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """[n, D] to [n, R]."""
+        if self.bias is None:
+            return torch.mm(hidden, self.weight.T, out=out)
+        return torch.addmm(self.bias, hidden, self.weight.T, out=out)
+
+    def backward(self, gradient: Tensor, hidden: Tensor, sums: Sequence[Tensor | None]) -> Tensor:
+        """[n, V] to [n, D]."""
+        if (weight := sums[0]) is not None:
+            kept = weight[: self.vocab_size]
+            if kept.dtype == gradient.dtype:
+                kept.addmm_(gradient.T, hidden)
+            else:
+                kept.add_(gradient.T @ hidden)
+        if len(sums) > 1 and (bias := sums[1]) is not None:
+            bias[: self.vocab_size] += gradient.sum(0, dtype=bias.dtype)
+        return gradient @ self.weight[: self.vocab_size]
+
+
+class FunctionHead(Head):
+    """Any differentiable head: a LoRA adapter, a module with hooks. Autograd runs on one chunk at a time.
+
+    Args:
+        function: maps [n, D] to [n, R].
+        parameters: the tensors inside it that are trained.
+        vocab_size: the first columns, those with a token.
+        finish: what follows.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor],
+        parameters: Sequence[Tensor],
+        vocab_size: int,
+        finish: Finish = Finish(),
+    ) -> None:
+        self.function = function
+        self._parameters = tuple(parameters)
+        self.vocab_size = vocab_size
+        self.finish = finish
+        self._graph: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The tensors inside the function that are trained."""
+        return self._parameters
+
+    def cast(self, dtype: torch.dtype) -> FunctionHead:
+        """The function decides about its dtype itself."""
+        return self
+
+    def forward(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """[n, D] to [n, R]; remembers the graph of this chunk for `backward`."""
+        with torch.enable_grad():
+            leaf = hidden.detach().requires_grad_()
+            logits = self.function(leaf)
+        self._graph = (leaf, logits)
+        return logits.detach().clone()
+
+    def backward(self, gradient: Tensor, hidden: Tensor, sums: Sequence[Tensor | None]) -> Tensor:
+        """[n, V] to [n, D]; uses up the graph."""
+        assert self._graph is not None, "`forward` runs on the same rows before `backward`"
+        (leaf, logits), self._graph = self._graph, None
+        wanted = [(p, total) for p, total in zip(self.parameters, sums, strict=True) if total is not None]
+        whole = pad(gradient, (0, logits.shape[1] - gradient.shape[1])).to(logits.dtype)
+        first, *others = torch.autograd.grad(logits, [leaf, *(p for p, _ in wanted)], whole, allow_unused=True)
+        for (_, total), part in zip(wanted, others, strict=True):
+            if part is not None:
+                total.add_(part)
+        return first

@@ -1,0 +1,179 @@
+"""How a token objective is evaluated: rows through the heads, scalars over the batch, gradients back into the rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.chunked import Block, Kernel, RowStream
+from veto_pl.functional.reduction import sequence_mean_sum, token_sum
+from veto_pl.scores import TopKScores
+from veto_pl.tokens import TokenGrid, TokenRows
+from veto_pl.types import LossOutput, Sequences, Stat, Step
+
+if TYPE_CHECKING:
+    from veto_pl.objectives.base import TokenObjective
+
+
+@dataclass(frozen=True)
+class Pull:
+    """The derivative of the batch's loss with respect to scalars of each token.
+
+    Args:
+        loss: [N] with respect to the token's own loss; None where it is 1 for all.
+        logp: [N] with respect to the student's log-probability of the token; None where it is 0 for all.
+    """
+
+    loss: Tensor | None
+    logp: Tensor | None
+
+
+class Scoring:
+    """One micro-batch under one objective.
+
+    Args:
+        objective: what is computed.
+        sequences: the rollout.
+        step: where training stands.
+    """
+
+    def __init__(self, objective: TokenObjective, sequences: Sequences, step: Step) -> None:
+        self.objective = objective
+        self.sequences = sequences
+        self.step = step
+        self.token_ids, self.sequence_rows = sequences.tokens()
+        self.stored = self._stored()
+
+    def run(self, stream: RowStream) -> tuple[Tensor, LossOutput]:
+        """The total with its graph, and everything that is logged.
+
+        Where the losses of the tokens are merely added, their gradients are formed with them, in one pass. Where they
+        are coupled (advantages, importance weights), a first pass scores the tokens, the coupling is differentiated on
+        scalars, and a second pass forms the gradients. Rows that fit into one chunk are not projected again.
+        """
+        if not torch.is_grad_enabled():
+            output = self.reduce(stream.scores(self._kernel(None)))
+            return output.terms["loss"].total, output
+        if self.objective.couples_tokens:
+            output, pull = self._differentiate(stream.scores(self._kernel(None)))
+            alone = self.objective.sampled_tokens_only
+            _, gradients = stream.gradients(self._kernel(pull, metrics=False), with_teacher=not alone)
+        else:
+            scores, gradients = stream.gradients(self._kernel(self._known_pull()))
+            output = self.reduce(scores)
+        return gradients.attach(output.terms["loss"].total, stream.hidden, stream.head), output
+
+    def reduce(self, scores: dict[str, Tensor]) -> LossOutput:
+        """Sums over the batch of the scores [N], in the graph that they have."""
+        mask = self.sequences.predictions
+        grid = TokenGrid(
+            student_logp=_on_grid(scores["student_logp"], mask),
+            teacher_logp=_on_grid(scores["teacher_logp"], mask),
+            sampler_logp=self.sequences.sampled_logp(),
+            mask=mask,
+            prompt_rows=self.sequences.prompt_rows,
+            rewards=self.sequences.rewards,
+            step=self.step,
+        )
+        losses = self.objective.over_sequences(_on_grid(scores["loss"], mask), grid)
+        reduce = token_sum if self.objective.aggregation == "token" else sequence_mean_sum
+        count = mask.sum().to(losses.dtype)
+        metrics = {
+            name.removeprefix("metric/"): Stat(value.sum(), count)
+            for name, value in scores.items()
+            if name.startswith("metric/")
+        }
+        rows = count.new_tensor(float(len(self.sequences)))
+        metrics["on_policy"] = Stat(self.sequences.on_policy.sum().float(), rows)
+        return LossOutput({"loss": Stat(*reduce(losses, mask))}, metrics)
+
+    def _kernel(self, pull: Pull | None, *, metrics: bool = True) -> Kernel:
+        """Everything vocabulary-sized happens in here; only [n] scalars and the block's gradient leave."""
+
+        def kernel(block: Block) -> tuple[dict[str, Tensor], Tensor | None]:
+            rows = self._rows(block)
+            if pull is None:
+                losses, gradient = self.objective.per_token(rows), None
+            else:
+                losses, gradient = self._gradient(rows, pull, block.rows)
+            scores = {"loss": losses, "student_logp": rows.token_logp(), "teacher_logp": rows.teacher_token_logp()}
+            if metrics:
+                scores |= {f"metric/{name}": value for name, value in self.objective.token_metrics(rows).items()}
+                scores["metric/discarded_mass"] = self._discarded(block, rows)
+            return scores, gradient
+
+        return kernel
+
+    def _rows(self, block: Block) -> TokenRows:
+        temperature = self.objective.temperature
+        student, teacher = (
+            None if logits is None else torch.log_softmax(logits if temperature == 1 else logits / temperature, -1)
+            for logits in (block.student, block.teacher)
+        )
+        assert student is not None, "every block has the student's logits"
+        stored = None if self.stored is None else self.stored[block.rows]
+        return TokenRows(
+            student, teacher, self.token_ids[block.rows], self.sequence_rows[block.rows], self.step, stored
+        )
+
+    def _gradient(self, rows: TokenRows, pull: Pull, place: slice) -> tuple[Tensor, Tensor]:
+        """The token losses, and the gradient of the batch's loss with respect to the student's logits [n, V]."""
+        if self.objective.sampled_tokens_only:
+            losses, gradient = torch.zeros_like(rows.token_logp()), torch.zeros_like(rows.student_logp)
+        else:
+            losses, gradient = self.objective.with_gradient(rows)
+        temperature = self.objective.temperature
+        if pull.loss is not None:
+            gradient = gradient.mul_(pull.loss[place, None])
+        if pull.logp is not None:
+            credit = pull.logp[place, None]
+            gradient = gradient.addcmul_(rows.student_logp.exp(), credit, value=-1)
+            gradient = gradient.scatter_add_(1, rows.token_ids[:, None], credit)
+        return losses, gradient if temperature == 1 else gradient.div_(temperature)
+
+    def _discarded(self, block: Block, rows: TokenRows) -> Tensor:
+        """[n]: the probability of the head's rows without a token, had they been allowed any."""
+        if not block.padding.shape[1]:
+            return block.student.new_zeros(len(block.student))
+        temperature = self.objective.temperature
+        kept = block.student[:, 0] / temperature - rows.student_logp[:, 0]
+        return torch.sigmoid((block.padding / temperature).logsumexp(-1) - kept)
+
+    def _known_pull(self) -> Pull:
+        """The pull of losses that are merely added: it does not depend on their values."""
+        if self.objective.aggregation == "token":
+            return Pull(None, None)
+        zeros = torch.zeros_like(self.token_ids, dtype=torch.float32)
+        _, pull = self._differentiate(dict.fromkeys(("loss", "student_logp", "teacher_logp"), zeros))
+        return Pull(pull.loss, None)
+
+    def _differentiate(self, scores: dict[str, Tensor]) -> tuple[LossOutput, Pull]:
+        """Reduces scores, and differentiates the sum with respect to the losses and log-probabilities."""
+        leaves = {name: scores[name].clone().requires_grad_() for name in ("loss", "student_logp")}
+        with torch.enable_grad():
+            output = self.reduce({**scores, **leaves})
+        total = output.terms["loss"].total
+        pull = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        return output, Pull(*pull)
+
+    def _stored(self) -> TopKScores | None:
+        """[N] what a stored teacher says, checked against the objective."""
+        scores = self.sequences.teacher_scores
+        if scores is None or self.objective.needs_teacher:
+            return None
+        if scores.temperature != self.objective.temperature:
+            raise ConfigurationError(
+                f"The stored teacher was computed at temperature {scores.temperature}, but "
+                f"`{type(self.objective).__name__}.temperature` is {self.objective.temperature}. Set the same there, "
+                "or store the teacher again."
+            )
+        return scores[:, 1:][self.sequences.predictions]
+
+
+def _on_grid(values: Tensor, mask: Tensor) -> Tensor:
+    """Puts [N] values back to where `mask` [B, S] is True; 0 elsewhere."""
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)

@@ -1,0 +1,25 @@
+"""What a teacher said about tokens, once its rows of vocabulary size are gone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TopKScores:
+    """The k likeliest ids of a teacher and one outcome for all others together; `...` is [B, T] or [N].
+
+    Args:
+        ids: [..., k] int64, distinct.
+        logp: [..., k + 1] float32 normalised log-probabilities, the tail last.
+        temperature: divided the teacher's logits before they were normalised.
+    """
+
+    ids: Tensor
+    logp: Tensor
+    temperature: float = 1.0
+
+    def __getitem__(self, index: Tensor | slice | tuple[slice, ...]) -> TopKScores:
+        return TopKScores(self.ids[index], self.logp[index], self.temperature)
