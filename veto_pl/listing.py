@@ -20,6 +20,7 @@ SEAMS: dict[str, tuple[type[Any], ...]] = {
     "targets": (seams.Target,),
     "schedules": (seams.Schedule,),
     "rollouts": (seams.RolloutSource,),
+    "engines": (seams.Engine,),
     "contexts": (seams.TeacherContext,),
     "supports": (seams.Support,),
     "weightings": (seams.TokenWeighting,),

@@ -1,6 +1,20 @@
-"""Who writes the completions, and how the next token is drawn."""
+"""Who writes the completions, what runs the models, and how the next token is drawn."""
 
+from veto_pl.rollouts.cached import FromCache
+from veto_pl.rollouts.engines import DecodeLoop, Transformers
 from veto_pl.rollouts.sampling import Sampling
 from veto_pl.rollouts.sources import FromDataset, FromStudent, FromTeacher, Mixture, TeacherMixed
+from veto_pl.rollouts.vllm import Vllm
 
-__all__ = ["FromDataset", "FromStudent", "FromTeacher", "Mixture", "Sampling", "TeacherMixed"]
+__all__ = [
+    "DecodeLoop",
+    "FromCache",
+    "FromDataset",
+    "FromStudent",
+    "FromTeacher",
+    "Mixture",
+    "Sampling",
+    "TeacherMixed",
+    "Transformers",
+    "Vllm",
+]

@@ -4,72 +4,97 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from veto_pl.exceptions import DataError
 from veto_pl.models.causal_lm import CausalLM, sampling_mode
-from veto_pl.rollouts.sampling import Sampling
+from veto_pl.rollouts.endings import Endings
+from veto_pl.rollouts.sampling import Sampling, uniform_type
 from veto_pl.types import Models, PromptBatch, Sequences
 
-NextToken = Callable[[Tensor, Tensor], Tensor]
-"""Maps the new ids [B, L] and the whole mask [B, M] to the distribution of the next token, [B, V]."""
+WORTH_A_PASS = 512
+"""Tokens of padding that are worth another forward pass over the prompts."""
 
-
-def sampled_from(model: CausalLM, sampling: Sampling) -> NextToken:
-    """The model's distribution, shaped by `sampling`."""
-    step = _cached(model)
-    return lambda ids, mask: sampling.shape(step(ids, mask))
-
-
-def mixed(first: NextToken, second: NextToken, combine: Callable[[Tensor, Tensor], Tensor]) -> NextToken:
-    """Two distributions over the same prefix, combined token by token."""
-    return lambda ids, mask: combine(first(ids, mask), second(ids, mask))
-
-
-def _cached(model: CausalLM) -> NextToken:
-    from transformers import DynamicCache
-
-    cache: Any = DynamicCache(config=model.model.config)
-    return lambda ids, mask: model.next_logp(ids, mask, cache)
+Draw = Callable[[Sequence[Tensor], Tensor], tuple[Tensor, Tensor]]
+"""Maps the logits of each writer, [L, V], and random numbers [L] to ids [L] and their log-probabilities [L]."""
 
 
 def decode(
     prompts: PromptBatch,
-    next_token: NextToken,
+    writers: Sequence[CausalLM],
+    draw: Draw,
     sampling: Sampling,
     models: Models,
     generator: torch.Generator,
     *,
-    writers: Sequence[CausalLM],
     on_policy: bool,
+    drop_at: float = 0.25,
 ) -> Sequences:
     """Samples `sampling.num_completions` completions of every prompt.
 
+    Every row has its own sequence of random numbers, a function of the generator, of the row's place in the batch and
+    of the number of rows. So it does not matter to a row which others have ended.
+
     Args:
         prompts: B left-padded prompts.
-        next_token: the sampling distribution, usually `sampled_from(model, sampling)`.
+        writers: the models that take part; they are held in evaluation mode meanwhile.
+        draw: from the logits of the writers to a token and its log-probability.
         sampling: lengths, counts and stop strings.
         models: names the ids that end a completion and decodes for stop strings.
         generator: draws the tokens; the global generators are not touched.
-        writers: the models behind `next_token`; they are held in evaluation mode meanwhile.
         on_policy: how the rows are marked.
+        drop_at: rows that have ended leave the batch and the caches when they are this share of it.
 
     Returns:
         B x num_completions rows, the completions of a prompt one after another, with the log-probabilities of the
         sampler. A completion ends with EOS, with the token that completes a stop string, or at `max_new_tokens`.
+
+    Raises:
+        DataError: a model's logits hold NaN.
     """
-    rows = torch.arange(len(prompts), device=prompts.input_ids.device).repeat_interleave(sampling.num_completions)
-    repeated = prompts.rows(rows)
     with ExitStack() as stack:
         for model in writers:
             stack.enter_context(sampling_mode(model))
-        ids, logp, mask = _loop(repeated, next_token, sampling, models, generator)
+        live = _prefilled(prompts, writers, sampling.num_completions, sampling.max_new_tokens)
+        page = _Page.blank(len(live.rows), sampling.max_new_tokens, prompts.input_ids.device)
+        _loop(live, page, draw, Endings(models, sampling, page.ids.device), generator, drop_at)
+    return assemble(prompts, sampling.num_completions, page.ids, page.lived, page.logp, on_policy=on_policy)
+
+
+def assemble(
+    prompts: PromptBatch, copies: int, ids: Tensor, lived: Tensor, logp: Tensor, *, on_policy: bool
+) -> Sequences:
+    """Puts completions behind their prompts; columns that no row uses go, and what is not `lived` becomes 0.
+
+    Args:
+        prompts: B prompts.
+        copies: completions of each.
+        ids: [B x copies, C] tokens.
+        lived: [B x copies, C] bool, True up to where the completion ends.
+        logp: [B x copies, C] the sampler's log-probability of each token.
+        on_policy: how the rows are marked.
+
+    Raises:
+        DataError: a log-probability is NaN.
+    """
+    width = int(lived.sum(1).max()) if len(lived) else 0
+    ids, lived, logp = ids[:, :width], lived[:, :width], logp[:, :width].float()
+    ids, logp = ids.masked_fill(~lived, 0), logp.masked_fill(~lived, 0.0)
+    if bool(logp.isnan().any()):
+        raise DataError(
+            "A model gave NaN instead of probabilities while it was sampled from. Check its weights for overflow: "
+            "a lower learning rate, gradient clipping or bfloat16 instead of float16 may help."
+        )
+    rows = torch.arange(len(prompts), device=ids.device).repeat_interleave(copies)
+    repeated = prompts if copies == 1 else prompts.rows(rows)
     return Sequences.join(
         repeated,
         ids,
-        mask,
+        lived,
         prompts=prompts,
         prompt_rows=rows,
         on_policy=torch.full_like(rows, on_policy, dtype=torch.bool),
@@ -77,31 +102,167 @@ def decode(
     )
 
 
-def _loop(
-    prompts: PromptBatch, next_token: NextToken, sampling: Sampling, models: Models, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, sampler log-probabilities and mask of the completions, each [B, C]."""
-    ends = torch.tensor(models.eos_ids, device=prompts.input_ids.device)
-    new, mask = prompts.input_ids, prompts.attention_mask
-    alive = torch.ones(len(prompts), dtype=torch.bool, device=mask.device)
-    ids, logps, lived = [], [], []
-    for _ in range(sampling.max_new_tokens):
-        logp = next_token(new, mask)
-        new = torch.multinomial(logp.exp(), 1, generator=generator)
-        ids.append(new.masked_fill(~alive[:, None], 0))
-        logps.append(logp.gather(1, new).masked_fill(~alive[:, None], 0.0))
-        lived.append(alive[:, None])
-        mask = torch.cat([mask, alive[:, None]], 1)
-        alive = alive & ~torch.isin(new[:, 0], ends)
-        if sampling.stop:
-            alive = alive & ~_stopped(torch.cat(ids, 1), torch.cat(lived, 1), sampling.stop, models)
-        if not alive.any():
-            break
-    return torch.cat(ids, 1), torch.cat(logps, 1), torch.cat(lived, 1)
+@dataclass
+class _Live:
+    """The rows that are being written: L of them, `width` columns so far.
+
+    Args:
+        writers: the models.
+        caches: what each remembers of these rows.
+        logits: [L, V] of each.
+        rows: [L] int64, the number of each row in the rollout.
+        mask: [L, M] int64, 0 on padding; columns beyond `width` are ones already.
+        position: [L, 1] int64 of the next token.
+        alive: [L] bool.
+        width: columns in use.
+        padded: whether any of these rows has padding.
+    """
+
+    writers: Sequence[CausalLM]
+    caches: list[Any]
+    logits: list[Tensor]
+    rows: Tensor
+    mask: Tensor
+    position: Tensor
+    alive: Tensor
+    width: int
+    padded: bool
+
+    def feed(self, drawn: Tensor) -> None:
+        """Lets the writers read one more token of every row."""
+        self.width += 1
+        mask = self.mask[:, : self.width] if self.padded else None
+        for i, (model, cache) in enumerate(zip(self.writers, self.caches, strict=True)):
+            self.logits[i] = model.next_logits(drawn[:, None], mask, cache, self.position)
+        self.position = self.position + 1
+
+    def keep(self, survivors: Tensor) -> None:
+        """Forgets all rows but these ([K] int64), and the columns that are padding in all of them."""
+        from veto_pl.rollouts.kv_cache import can_drop_columns, keep
+
+        self.rows, self.position = self.rows[survivors], self.position[survivors]
+        self.alive, self.mask = self.alive[survivors], self.mask[survivors]
+        first = int(_padding(self.mask)) if self.padded and all(map(can_drop_columns, self.caches)) else 0
+        self.mask, self.width = self.mask[:, first:], self.width - first
+        self.padded = self.padded and not bool(self.mask.all())
+        for cache in self.caches:
+            keep(cache, survivors, first)
 
 
-def _stopped(ids: Tensor, lived: Tensor, stop: Sequence[str], models: Models) -> Tensor:
-    """Which rows hold a stop string. A token adds at least one byte, so only a short tail has to be decoded."""
-    tail = max(len(text.encode()) for text in stop) + 1
-    texts = [models.tokenizer.decode(row[alive][-tail:]) for row, alive in zip(ids, lived, strict=True)]
-    return torch.tensor([any(s in text for s in stop) for text in texts], device=ids.device)
+@dataclass
+class _Page:
+    """What has been written: ids, log-probabilities and which of them count, each [R, C].
+
+    Tokens are collected column by column, and entered where the rows change: one write instead of one per token.
+    """
+
+    ids: Tensor
+    logp: Tensor
+    lived: Tensor
+    columns: int = 0
+    pending: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+    @classmethod
+    def blank(cls, rows: int, columns: int, device: torch.device) -> _Page:
+        ids = torch.zeros(rows, columns, dtype=torch.int64, device=device)
+        return cls(ids, torch.zeros_like(ids, dtype=torch.float32), torch.zeros_like(ids, dtype=torch.bool))
+
+    def enter(self, rows: Tensor) -> None:
+        span = slice(self.columns, self.columns + len(self.pending))
+        for whole, part in zip((self.ids, self.logp, self.lived), zip(*self.pending, strict=True), strict=True):
+            whole[rows, span] = torch.stack(part, 1)
+        self.columns = span.stop
+        self.pending.clear()
+
+
+def _padding(mask: Tensor) -> Tensor:
+    """How many of the first columns are 0 in every row."""
+    return (mask.amax(0).cumsum(0) == 0).sum()
+
+
+def _prefilled(prompts: PromptBatch, writers: Sequence[CausalLM], copies: int, new_tokens: int) -> _Live:
+    """Every prompt is read once, whatever the number of its completions, next to prompts of similar length."""
+    from veto_pl.rollouts.kv_cache import can_drop_columns, new_cache
+
+    mask = prompts.attention_mask.long()
+    lengths, order = mask.sum(1).sort(stable=True)
+    sizes = [len(lengths)]
+    if all(can_drop_columns(new_cache(model)) for model in writers):
+        sizes = similar(lengths.tolist())
+    if len(sizes) == 1:
+        order = torch.arange(len(lengths), device=mask.device)
+    width = int(lengths[-1])
+    mask = mask[order, mask.shape[1] - width :]
+    ids = prompts.input_ids[order, prompts.input_ids.shape[1] - width :]
+    logits, caches = zip(*(_read(model, ids, mask, sizes) for model in writers), strict=True)
+    if copies > 1:
+        for cache in caches:
+            cache.batch_repeat_interleave(copies)
+    rows = (order[:, None] * copies + torch.arange(copies, device=mask.device)).flatten()
+    mask = mask.repeat_interleave(copies, 0)
+    return _Live(
+        writers=writers,
+        caches=list(caches),
+        logits=[values.repeat_interleave(copies, 0) for values in logits],
+        rows=rows,
+        mask=torch.cat([mask, mask.new_ones(len(rows), new_tokens)], 1),
+        position=mask.sum(1, keepdim=True),
+        alive=torch.ones_like(rows, dtype=torch.bool),
+        width=width,
+        padded=not bool(mask.all()),
+    )
+
+
+def similar(lengths: Sequence[int]) -> list[int]:
+    """The sizes of groups of prompts that are read together, when `lengths` ascend: a group saves more than it costs.
+
+    Example:
+        >>> similar([10] * 100 + [100] * 10)
+        [100, 10]
+        >>> similar([10] * 10 + [12] * 10)
+        [20]
+    """
+    longest, count = lengths[-1], len(lengths)
+    saved, size = max(((longest - lengths[i - 1]) * i, i) for i in range(1, count + 1))
+    if saved < WORTH_A_PASS:
+        return [count]
+    return [*similar(lengths[:size]), *similar(lengths[size:])]
+
+
+def _read(model: CausalLM, ids: Tensor, mask: Tensor, sizes: list[int]) -> tuple[Tensor, Any]:
+    """The logits after each prompt, and a cache of them all; each group without the padding that all of it has."""
+    from veto_pl.rollouts.kv_cache import merged, new_cache
+
+    logits, caches = [], []
+    for group_ids, group_mask in zip(torch.split(ids, sizes), torch.split(mask, sizes), strict=True):
+        used = slice(int(_padding(group_mask)), None)
+        group_mask = group_mask[:, used]
+        caches.append(new_cache(model))
+        position = (group_mask.cumsum(1) - 1).clamp_min(0)
+        seen = None if bool(group_mask.all()) else group_mask
+        logits.append(model.next_logits(group_ids[:, used], seen, caches[-1], position))
+    return torch.cat(logits), merged(caches)
+
+
+def _loop(live: _Live, page: _Page, draw: Draw, endings: Endings, generator: torch.Generator, drop_at: float) -> None:
+    """Writes until every row has ended or the page is full."""
+    device, total = page.ids.device, page.ids.shape[0]
+    # Asking an accelerator how many rows are left makes it wait; the CPU is never ahead.
+    every = 1 if device.type == "cpu" else 4
+    for column in range(1, page.ids.shape[1] + 1):
+        uniform = torch.rand(total, generator=generator, device=device, dtype=uniform_type(device))
+        drawn, logp = draw(live.logits, uniform[live.rows])
+        page.pending.append((drawn, logp, live.alive))
+        live.alive = live.alive & ~endings(live.rows, drawn, live.alive)
+        if column % every == 0:
+            survivors = live.alive.nonzero()[:, 0]
+            if len(survivors) == 0:
+                break
+            if len(live.rows) - len(survivors) >= max(1.0, drop_at * len(live.rows)):
+                page.enter(live.rows)
+                live.keep(survivors)
+                drawn = drawn[survivors]
+        if column < page.ids.shape[1]:
+            live.feed(drawn)
+    if page.pending:
+        page.enter(live.rows)

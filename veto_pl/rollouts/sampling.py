@@ -7,6 +7,12 @@ from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
 
+BLOCK = 256
+"""Ids whose probabilities are summed before any of them is looked at."""
+
+PREFIXES = (64, 1024, 4096)
+"""Likeliest ids that are looked at first; the whole vocabulary is sorted only where they hold less than `top_p`."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -45,30 +51,112 @@ class Sampling:
         """The distribution that is sampled from: temperature first, then top-k, then top-p, renormalised.
 
         Args:
-            logp: [..., V] log-probabilities of the model.
+            logp: [..., V] log-probabilities of the model, or its logits.
 
         Returns:
             [..., V] log-probabilities, -inf on ids that are cut. The likeliest id always stays.
         """
         if self.temperature == 0:
-            best = torch.zeros_like(logp, dtype=torch.bool).scatter(-1, logp.argmax(-1, keepdim=True), True)
-            return torch.zeros_like(logp).masked_fill(~best, -torch.inf)
-        shaped = torch.log_softmax(logp / self.temperature, -1)
-        if self.top_k and self.top_k < logp.shape[-1]:
-            shaped = _keep_top_k(shaped, self.top_k)
-        return _keep_top_p(shaped, self.top_p) if self.top_p < 1 else shaped
+            return torch.full_like(logp, -torch.inf).scatter(-1, logp.argmax(-1, keepdim=True), 0.0)
+        scaled = self._scaled(logp)
+        sizes = self._sizes(logp.shape[-1])
+        if not sizes:
+            return torch.log_softmax(scaled, -1)
+        for size in sizes:
+            kept, ids, enough = self._likeliest(scaled, size)
+            if size == sizes[-1] or bool(enough.all()):
+                break
+        return torch.full_like(logp, -torch.inf).scatter(-1, ids, kept)
+
+    def draw(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """One id per row from the distribution `shape(logits)`, without writing that distribution down.
+
+        Args:
+            logits: [B, V] of the model, or its log-probabilities.
+            uniform: [B] numbers in [0, 1).
+
+        Returns:
+            [B] ids, and [B] the log-probability of each under `shape(logits)`.
+        """
+        if self.temperature == 0:
+            return logits.argmax(-1), logits.new_zeros(len(logits))
+        scaled, sizes = self._scaled(logits), self._sizes(logits.shape[-1])
+        if not sizes:
+            return draw_id(torch.softmax(scaled, -1), uniform)
+        return self._draw_likeliest(scaled, uniform, sizes)
+
+    def _scaled(self, logits: Tensor) -> Tensor:
+        return logits if self.temperature == 1 else logits / self.temperature
+
+    def _sizes(self, vocab_size: int) -> tuple[int, ...]:
+        """How many likeliest ids to look at, and at how many if those hold too little; none where nothing is cut."""
+        if 0 < self.top_k < vocab_size:
+            return (self.top_k,)
+        return (*(size for size in PREFIXES if size < vocab_size), vocab_size) if self.top_p < 1 else ()
+
+    def _draw_likeliest(self, scaled: Tensor, uniform: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        kept, ids, enough = self._likeliest(scaled, sizes[0])
+        place, logp = draw_id(kept.exp(), uniform)
+        drawn = ids.gather(1, place[:, None])[:, 0]
+        if len(sizes) > 1 and len(short := (~enough).nonzero()[:, 0]):
+            drawn[short], logp[short] = self._draw_likeliest(scaled[short], uniform[short], sizes[1:])
+        return drawn, logp
+
+    def _likeliest(self, scaled: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The log-distribution over the `size` likeliest ids, -inf where top-p cuts, the ids, and whether they do.
+
+        Returns:
+            [..., K] log-probabilities and [..., K] ids; [...] bool, False where more ids are needed to reach `top_p`.
+        """
+        values, ids = scaled.topk(size, -1) if size < scaled.shape[-1] else scaled.sort(dim=-1, descending=True)
+        logp = values - (values if size == self.top_k else scaled).logsumexp(-1, keepdim=True)
+        reached = logp.exp().cumsum(-1)
+        # An id survives if the likelier ids before it hold less than p; the first has none before it.
+        cut = torch.cat([torch.zeros_like(ids[..., :1]).bool(), reached[..., :-1] >= self.top_p], -1)
+        kept = torch.log_softmax(logp.masked_fill(cut, -torch.inf), -1) if self.top_p < 1 else logp
+        return kept, ids, reached[..., -1] >= self.top_p
 
 
-def _keep_top_k(logp: Tensor, k: int) -> Tensor:
-    """Exactly k ids survive, ties broken by `topk`."""
-    ids = logp.topk(k, -1).indices
-    kept = torch.zeros_like(logp, dtype=torch.bool).scatter(-1, ids, True)
-    return torch.log_softmax(logp.masked_fill(~kept, -torch.inf), -1)
+def draw_id(probability: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The inverse of the cumulative distribution, by blocks: :math:`\min \{v : \sum_{u \le v} p_u > u_0 \sum_u p_u\}`.
+
+    Args:
+        probability: [B, V], not below 0; rows sum to 1 up to rounding.
+        uniform: [B] numbers :math:`u_0` in [0, 1).
+
+    Returns:
+        [B] ids of positive probability, and [B] their log-probabilities.
+
+    Numerics: the vocabulary is summed in its own type block by block; sums of blocks and of one block's ids are
+        accumulated in float64, so that the last ids of a large vocabulary keep their probability.
+    """
+    size = probability.shape[-1]
+    if size <= 2 * BLOCK:
+        ids, _ = _pick(probability, uniform)
+    else:
+        whole = size // BLOCK * BLOCK
+        sums = probability[:, :whole].reshape(len(probability), -1, BLOCK).sum(-1)
+        if whole < size:
+            sums = torch.cat([sums, probability[:, whole:].sum(-1, keepdim=True)], -1)
+        block, rest = _pick(sums, uniform)
+        ids = block[:, None] * BLOCK + torch.arange(BLOCK, device=block.device)
+        inside = probability.gather(1, ids.clamp(max=size - 1)).masked_fill(ids >= size, 0.0)
+        ids = block * BLOCK + _pick(inside, rest)[0]
+    return ids, probability.gather(1, ids[:, None])[:, 0].log()
 
 
-def _keep_top_p(logp: Tensor, p: float) -> Tensor:
-    """An id survives if the likelier ids before it hold less than p."""
-    ordered, ids = logp.sort(dim=-1, descending=True, stable=True)
-    before = ordered.exp().cumsum(-1) - ordered.exp()
-    kept = torch.zeros_like(logp, dtype=torch.bool).scatter(-1, ids, before < p)
-    return torch.log_softmax(logp.masked_fill(~kept, -torch.inf), -1)
+def _pick(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """The index that `uniform` falls on, never one of weight 0, and where inside its share it falls, in [0, 1]."""
+    reached = weights.cumsum(-1, dtype=uniform.dtype)
+    total = reached[:, -1:]
+    target = uniform[:, None] * total
+    last = (reached < total).sum(-1, keepdim=True)
+    index = torch.minimum((reached <= target).sum(-1, keepdim=True), last)
+    share = weights.gather(1, index).to(uniform.dtype)
+    rest = (target - reached.gather(1, index) + share) / share
+    return index[:, 0], rest[:, 0].clamp(0, 1)
+
+
+def uniform_type(device: torch.device) -> torch.dtype:
+    """The type that random numbers and cumulative sums have: float64, where the device knows it."""
+    return torch.float32 if device.type == "mps" else torch.float64

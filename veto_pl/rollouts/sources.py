@@ -1,6 +1,7 @@
 """Who writes the completions."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,11 +10,11 @@ from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.divergences import log_mixture
-from veto_pl.models.causal_lm import CausalLM
-from veto_pl.rollouts.decoding import decode, mixed, sampled_from
-from veto_pl.rollouts.sampling import Sampling
+from veto_pl.rollouts.decoding import decode
+from veto_pl.rollouts.engines import DecodeLoop, required_for_the_loop
+from veto_pl.rollouts.sampling import Sampling, draw_id
 from veto_pl.schedules import value_at
-from veto_pl.seams import RolloutSource, Schedule
+from veto_pl.seams import Engine, RolloutSource, Schedule
 from veto_pl.types import Models, PromptBatch, Sequences, Step
 
 
@@ -31,12 +32,14 @@ class FromStudent(RolloutSource):
 
     Args:
         sampling: temperature, truncation, lengths and counts.
+        engine: what runs the model.
     """
 
     sampling: Sampling = Sampling()
+    engine: Engine = DecodeLoop()
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
-        return _sampled_by(models.student, prompts, models, self.sampling, step, on_policy=True)
+        return self.engine.generate(prompts, models.student, self.sampling, models, step, on_policy=True)
 
 
 @dataclass(frozen=True)
@@ -45,15 +48,17 @@ class FromTeacher(RolloutSource):
 
     Args:
         sampling: temperature, truncation, lengths and counts.
+        engine: what runs the model.
 
     References:
         arXiv 1606.07947
     """
 
     sampling: Sampling = Sampling()
+    engine: Engine = DecodeLoop()
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
-        return _sampled_by(models.required_teacher(), prompts, models, self.sampling, step, on_policy=False)
+        return self.engine.generate(prompts, models.required_teacher(), self.sampling, models, step, on_policy=False)
 
 
 @dataclass(frozen=True)
@@ -75,16 +80,16 @@ class TeacherMixed(RolloutSource):
         _check_fraction("TeacherMixed.teacher_fraction", self.teacher_fraction)
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
-        teacher = models.required_teacher()
+        writers = (models.required_teacher(), models.student)
+        required_for_the_loop(type(self).__name__, writers)
         fraction = value_at(self.teacher_fraction, step.index, step.total)
-        next_token = mixed(
-            sampled_from(teacher, self.sampling),
-            sampled_from(models.student, self.sampling),
-            lambda teacher_logp, student_logp: log_mixture(teacher_logp, student_logp, fraction),
-        )
+
+        def draw(logits: Sequence[Tensor], uniform: Tensor) -> tuple[Tensor, Tensor]:
+            teacher_logp, student_logp = (self.sampling.shape(values) for values in logits)
+            return draw_id(log_mixture(teacher_logp, student_logp, fraction).exp(), uniform)
+
         generator = step.generator("rollout", prompts.input_ids.device)
-        writers = (teacher, models.student)
-        return decode(prompts, next_token, self.sampling, models, generator, writers=writers, on_policy=True)
+        return decode(prompts, writers, draw, self.sampling, models, generator, on_policy=True)
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,11 @@ class Mixture(RolloutSource):
 
     def __post_init__(self) -> None:
         _check_fraction("Mixture.fraction", self.fraction)
+        if stored := [type(source).__name__ for source in (self.first, self.second) if source.stored_teacher]:
+            raise ConfigurationError(
+                f"`Mixture` cannot hold `{stored[0]}`: the rows of the other source have no stored scores. Use it as "
+                "the `rollout` of an objective of its own, and add both by `Sum`."
+            )
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         parts = []
@@ -124,14 +134,6 @@ class Mixture(RolloutSource):
         count = 1 if self.coin == "batch" else size
         coins = torch.rand(count, generator=step.generator("mixture", shared=True), dtype=torch.float64)
         return (coins < value_at(self.fraction, step.index, step.total)).expand(size)
-
-
-def _sampled_by(
-    model: CausalLM, prompts: PromptBatch, models: Models, sampling: Sampling, step: Step, *, on_policy: bool
-) -> Sequences:
-    generator = step.generator("rollout", prompts.input_ids.device)
-    next_token = sampled_from(model, sampling)
-    return decode(prompts, next_token, sampling, models, generator, writers=(model,), on_policy=on_policy)
 
 
 def _check_fraction(name: str, fraction: float | Schedule) -> None:

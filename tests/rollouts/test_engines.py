@@ -1,0 +1,435 @@
+"""Laws of the engines: what is sampled does not depend on what runs the model, on other rows or on their order."""
+
+import math
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from veto_pl.exceptions import ConfigurationError, DataError
+from veto_pl.models.assemble import load_models
+from veto_pl.models.initialisation import RandomWeights
+from veto_pl.models.tokenizers import CharacterTokenizer
+from veto_pl.rollouts import DecodeLoop, FromStudent, FromTeacher, Sampling, TeacherMixed, Transformers, decoding
+from veto_pl.rollouts.sampling import BLOCK, draw_id
+from veto_pl.testing.tiny import ALPHABET, DIMENSIONS, prompt_batch, tiny_models
+from veto_pl.types import Models, Step
+
+STEP = Step(index=3, total=10, seed=7)
+RAGGED = ["abc>", "a>", "hgfedcba>", "pp>", "abcdefghijklmnop>", "dd>"]
+EVEN = ["abc>", "bcd>", "cde>", "efg>", "ppp>", "aaa>"]
+GREEDY = Sampling(temperature=0.0, max_new_tokens=24)
+GEMMA3 = DIMENSIONS["gemma2"] | {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+GEMMA3.pop("final_logit_softcapping")
+EOS_BIAS = {"llama": 1.0, "qwen2": 1.0, "gpt2": 1.5, "gemma2": 3.0, "gemma3_text": 3.0}
+TYPES = {
+    "llama": {},
+    "qwen2": {},
+    "gpt2": {},
+    "gemma2": {"sliding_window": 6},
+    "gemma3_text": GEMMA3,
+}
+
+
+def models_of(model_type, seed=0, eos_bias=0.0):
+    """A student whose rows end at different times: EOS is made likely in some contexts only."""
+    dimensions = {"vocab_size": len(ALPHABET) + 3, "initializer_range": 0.4} | DIMENSIONS.get(model_type, {})
+    source = RandomWeights(model_type, dimensions | TYPES.get(model_type, {}), seed=seed)
+    models = load_models(source, None, CharacterTokenizer(ALPHABET).load())
+    if eos_bias:
+        add_to_eos(models, eos_bias)
+    return models
+
+
+def add_to_eos(models, bias):
+    def add(_, __, logits):
+        column = torch.zeros(logits.shape[-1])
+        column[models.tokenizer.eos_token_id] = bias
+        return logits + column
+
+    models.student.model.get_output_embeddings().register_forward_hook(add)
+
+
+def completions(sequences):
+    return [ids.tolist() for ids in sequences.completions()]
+
+
+def generated(models, batch, limit, copies=1):
+    """What transformers' own greedy `generate` writes, up to EOS."""
+    written = models.student.model.eval().generate(
+        batch.input_ids, attention_mask=batch.attention_mask.long(), max_new_tokens=limit, do_sample=False,
+        eos_token_id=list(models.eos_ids), pad_token_id=0,
+    )[:, batch.input_ids.shape[1] :].tolist()  # fmt: skip
+    ends = [next((i + 1 for i, token in enumerate(row) if token in models.eos_ids), limit) for row in written]
+    return [row[:end] for row, end in zip(written, ends, strict=True) for _ in range(copies)]
+
+
+@pytest.mark.parametrize("prompts", [RAGGED, EVEN], ids=["ragged", "even"])
+@pytest.mark.parametrize("model_type", TYPES)
+def test_greedy_equals_transformers_whatever_is_dropped(model_type, prompts):
+    lengths = set()
+    for seed in range(3):
+        models = models_of(model_type, seed, EOS_BIAS[model_type])
+        batch = prompt_batch(models, prompts)
+        expected = generated(models, batch, 24)
+        lengths |= {len(row) for row in expected}
+        for engine in (DecodeLoop(), DecodeLoop(0.0), DecodeLoop(1.0), Transformers()):
+            assert completions(FromStudent(GREEDY, engine)(batch, models, STEP)) == expected
+    assert len(lengths) > 2, "the rows should end at different times"
+
+
+@pytest.mark.parametrize("engine", [DecodeLoop(0.0), Transformers()], ids=["loop", "transformers"])
+@pytest.mark.parametrize("model_type", TYPES)
+def test_greedy_completions_of_one_prompt_are_equal_and_in_prompt_order(model_type, engine):
+    models = models_of(model_type, eos_bias=EOS_BIAS[model_type])
+    batch = prompt_batch(models, RAGGED)
+    sampling = Sampling(temperature=0.0, max_new_tokens=12, num_completions=3)
+    sequences = FromStudent(sampling, engine)(batch, models, STEP)
+    assert completions(sequences) == generated(models, batch, 12, copies=3)
+    assert sequences.prompt_rows.tolist() == [row for row in range(len(RAGGED)) for _ in range(3)]
+    prompts = [ids[mask].tolist() for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
+    before = sequences.attention_mask & ~sequences.loss_mask
+    found = [ids[mask].tolist() for ids, mask in zip(sequences.input_ids, before, strict=True)]
+    assert found == [prompt for prompt in prompts for _ in range(3)]
+
+
+MODELS = {name: models_of(name, eos_bias=4.0) for name in ("llama", "gemma2")}
+TEXTS = st.lists(st.text(ALPHABET, min_size=1, max_size=14), min_size=1, max_size=6)
+
+
+@settings(max_examples=25)
+@given(texts=TEXTS, name=st.sampled_from(sorted(MODELS)), drop_at=st.sampled_from([0.0, 0.25]), data=st.data())
+def test_dropping_and_order_never_change_greedy_rows(texts, name, drop_at, data):
+    models = MODELS[name]
+    batch = prompt_batch(models, texts)
+    order = data.draw(st.permutations(range(len(texts))))
+    plain = completions(FromStudent(GREEDY, DecodeLoop(1.0))(batch, models, STEP))
+    dropped = completions(FromStudent(GREEDY, DecodeLoop(drop_at))(batch.rows(torch.tensor(order)), models, STEP))
+    assert dropped == [plain[i] for i in order]
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_dropping_never_changes_what_is_sampled(model_type):
+    models = models_of(model_type, eos_bias=2.0)
+    batch = prompt_batch(models, RAGGED * 3)
+    sampling = Sampling(temperature=1.5, max_new_tokens=20, num_completions=2)
+    whole, *others = (FromStudent(sampling, DecodeLoop(share))(batch, models, STEP) for share in (1.0, 0.0, 0.25))
+    assert len({len(ids) for ids in completions(whole)}) > 3
+    for other in others:
+        assert torch.equal(whole.input_ids, other.input_ids)
+        assert torch.allclose(whole.sampler_logp, other.sampler_logp, atol=1e-4)
+
+
+def test_a_higher_limit_only_continues():
+    models = models_of("llama", eos_bias=1.0)
+    batch = prompt_batch(models, RAGGED)
+    short, long = (completions(FromStudent(Sampling(max_new_tokens=n))(batch, models, STEP)) for n in (5, 15))
+    assert [row[:5] for row in long] == short
+
+
+SHAPES = [
+    Sampling(max_new_tokens=10),
+    Sampling(temperature=0.7, top_p=0.8, max_new_tokens=10, num_completions=2),
+    Sampling(temperature=2.0, top_k=4, top_p=0.9, max_new_tokens=10),
+    Sampling(temperature=0.0, max_new_tokens=10),
+]
+
+
+@pytest.mark.parametrize("engine", [DecodeLoop(), DecodeLoop(0.0), Transformers()], ids=str)
+@pytest.mark.parametrize("sampling", SHAPES, ids=range(4))
+@pytest.mark.parametrize("model_type", ["llama", "gemma2"])
+def test_sampler_logp_is_that_of_a_teacher_forced_pass(model_type, sampling, engine):
+    models = models_of(model_type, eos_bias=2.0)
+    sequences = FromStudent(sampling, engine)(prompt_batch(models, RAGGED), models, STEP)
+    with torch.no_grad():
+        logits = models.student.eval()(sequences, lambda hidden, lm: lm.project(hidden)[0]).double()
+    forced = sampling.shape(logits).gather(1, sequences.token_ids()[:, None])[:, 0]
+    assert torch.allclose(forced, sequences.sampled_logp()[sequences.predictions].double(), atol=1e-4)
+    assert (sequences.sampler_logp[~sequences.loss_mask] == 0).all()
+    assert (sequences.input_ids[~sequences.attention_mask] == 0).all()
+
+
+def chi_square(counts, probability):
+    expected = probability * counts.sum()
+    return float(((counts - expected) ** 2 / expected).sum()), len(counts) - 1
+
+
+@pytest.mark.parametrize("engine", [DecodeLoop(0.0), DecodeLoop(), Transformers()], ids=str)
+def test_tokens_after_others_have_ended_follow_the_distribution(engine):
+    """Of the rows whose first token is the most frequent one, the second is distributed as the model says."""
+    models = models_of("llama", eos_bias=3.0)
+    batch = prompt_batch(models, ["abc>", "pa>"] * 3000)
+    sequences = FromStudent(Sampling(temperature=1.5, max_new_tokens=2), engine)(batch, models, STEP)
+    width = batch.input_ids.shape[1]
+    first, second = sequences.input_ids[:, width], sequences.input_ids[:, width + 1]
+    eos = models.tokenizer.eos_token_id
+    assert 0.02 < (first == eos).double().mean() < 0.9
+    ours = (torch.arange(6000) % 2 == 0) & (first != eos)
+    token = first[ours].mode().values
+    chosen = ours & (first == token)
+    prefix = torch.cat([batch.input_ids[0][batch.attention_mask[0]], token[None]])
+    with torch.no_grad():
+        logits = models.student.model.eval()(prefix[None]).logits[0, -1, : models.student.vocab_size].double()
+    probability = (logits / 1.5).softmax(-1)
+    counts = torch.bincount(second[chosen], minlength=len(probability)).double()
+    common = probability * counts.sum() > 5
+    rest = (counts[~common].sum()[None], probability[~common].sum()[None])
+    statistic, freedom = chi_square(torch.cat([counts[common], rest[0]]), torch.cat([probability[common], rest[1]]))
+    assert counts.sum() > 200
+    assert statistic < freedom + 5 * math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("size", [7, 2 * BLOCK, 2 * BLOCK + 1, 3 * BLOCK, 5 * BLOCK + 77])
+def test_an_id_is_drawn_exactly_as_often_as_its_probability_says(size):
+    """Evenly spaced numbers instead of random ones: every id must get its share, to one draw."""
+    generator = torch.Generator().manual_seed(size)
+    probability = torch.rand(size, generator=generator, dtype=torch.float64) ** 4
+    probability[torch.rand(size, generator=generator) < 0.3] = 0
+    probability[: size // 3] = 0
+    probability /= probability.sum()
+    draws = 20_000
+    uniform = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
+    ids, logp = draw_id(probability.float()[None].expand(draws, -1), uniform)
+    counts = torch.bincount(ids, minlength=size)
+    assert (counts[probability == 0] == 0).all()
+    assert ((counts / draws - probability).abs() < 1.5 / draws).all()
+    assert torch.allclose(logp.double(), probability[ids].log(), atol=1e-5)
+    assert (ids.diff() >= 0).all()
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
+def test_the_ends_of_the_unit_interval_draw_ids_of_positive_probability(uniform):
+    probability = torch.zeros(4, 1000)
+    probability[:, 400:600] = 1 / 200
+    ids, _ = draw_id(probability, torch.full((4,), uniform, dtype=torch.float64))
+    assert ids.tolist() == [400 if uniform == 0 else 599] * 4
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 2**16),
+    spread=st.sampled_from([0.01, 1.0, 6.0]),
+    top_p=st.sampled_from([0.05, 0.5, 0.95, 1.0]),
+    top_k=st.sampled_from([0, 1, 50, 5000]),
+)
+def test_truncation_by_prefixes_equals_sorting_everything(seed, spread, top_p, top_k):
+    logits = torch.randn(3, 6000, generator=torch.Generator().manual_seed(seed)) * torch.tensor([[spread], [3], [0.1]])
+    sampling = Sampling(temperature=0.9, top_p=top_p, top_k=top_k)
+    values, ids = (logits.double() / 0.9).log_softmax(-1).sort(-1, descending=True)
+    kept = torch.arange(6000) < (top_k or 6000)
+    values = values.masked_fill(~kept, -torch.inf).log_softmax(-1)
+    before = values.exp().cumsum(-1) - values.exp()
+    values = values.masked_fill(before >= top_p, -torch.inf).log_softmax(-1)
+    oracle = torch.empty_like(values).scatter(1, ids, values)
+    shaped = sampling.shape(logits).double()
+    # Whether the last id stays is a matter of rounding.
+    assert ((shaped.isinf() != oracle.isinf()).sum(-1) <= 1).all()
+    assert torch.allclose(shaped.exp(), oracle.exp(), atol=2e-3 if spread == 6 else 1e-4)
+    uniform = torch.rand(3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    drawn, logp = sampling.draw(logits, uniform)
+    assert torch.allclose(shaped.gather(1, drawn[:, None])[:, 0], logp.double(), atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", [DecodeLoop(), Transformers()], ids=["loop", "transformers"])
+def test_stop_strings_end_rows_in_every_engine(engine):
+    models = models_of("llama")
+    batch = prompt_batch(models, RAGGED * 4)
+    free = FromStudent(Sampling(max_new_tokens=10), engine)(batch, models, STEP)
+    texts = models.tokenizer.batch_decode(free.completions(), skip_special_tokens=True)
+    stop = next(text[2:4] for text in texts if len(text) > 6)
+    sequences = FromStudent(Sampling(max_new_tokens=10, stop=(stop,)), engine)(batch, models, STEP)
+    after = models.tokenizer.batch_decode(sequences.completions(), skip_special_tokens=True)
+    assert any(text.endswith(stop) for text in after)
+    assert all(text.find(stop) in (-1, len(text) - len(stop)) for text in after)
+
+
+def test_gradient_checkpointing_does_not_cost_the_cache():
+    models = models_of("llama")
+    batch = prompt_batch(models, RAGGED)
+    expected = completions(FromStudent(GREEDY)(batch, models, STEP))
+    models.student.model.gradient_checkpointing_enable()
+    models.student.train()
+    lengths = []
+    backbone = models.student.model.base_model
+    backbone.register_forward_pre_hook(lambda _, __, kw: lengths.append(kw["input_ids"].shape[1]), with_kwargs=True)
+    assert completions(FromStudent(GREEDY)(batch, models, STEP)) == expected
+    assert set(lengths[1:]) == {1}
+    assert models.student.training
+
+
+def test_every_prompt_is_read_once_and_ended_rows_are_not_read_again():
+    models = models_of("llama", eos_bias=3.0)
+    shapes = []
+    backbone = models.student.model.base_model
+    batch = prompt_batch(models, RAGGED)
+    source = FromStudent(Sampling(max_new_tokens=40, num_completions=8), DecodeLoop(0.0))
+    source(batch, models, STEP)  # the loop looks at the model once
+    backbone.register_forward_pre_hook(lambda _, __, kw: shapes.append(kw["input_ids"].shape), with_kwargs=True)
+    sequences = source(batch, models, STEP)
+    assert shapes[0] == batch.input_ids.shape
+    lengths = sequences.loss_mask.sum(1)
+    alive = [int((lengths > column).sum()) for column in range(1, int(lengths.max()))]
+    assert [rows for rows, _ in shapes[1:]] == [rows for rows in alive if rows]
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_padding_columns_that_nobody_needs_are_not_read(model_type):
+    """A part of a batch keeps the padding of the whole; greedy results are those of the part alone."""
+    models = models_of(model_type)
+    whole = prompt_batch(models, RAGGED)
+    part = whole.rows(torch.tensor([1, 3]))
+    alone = prompt_batch(models, [RAGGED[1], RAGGED[3]])
+    assert part.input_ids.shape[1] > alone.input_ids.shape[1]
+    first, second = (completions(FromStudent(GREEDY)(batch, models, STEP)) for batch in (part, alone))
+    assert first == second
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gpt2"])
+def test_reading_prompts_of_similar_length_together_changes_nothing(model_type, copies, monkeypatch):
+    models = models_of(model_type, eos_bias=EOS_BIAS[model_type])
+    batch = prompt_batch(models, RAGGED + RAGGED[::-1])
+    shapes = []
+    sampling = Sampling(max_new_tokens=16, num_completions=copies)
+    together = FromStudent(sampling)(batch, models, STEP)
+    handle = models.student.model.base_model.register_forward_pre_hook(
+        lambda _, __, kw: shapes.append(tuple(kw["input_ids"].shape)), with_kwargs=True
+    )
+    monkeypatch.setattr(decoding, "WORTH_A_PASS", 1)
+    grouped = FromStudent(sampling)(batch, models, STEP)
+    handle.remove()
+    assert len({columns for _, columns in shapes}) > 2, "there should be several groups"
+    assert sum(rows for rows, columns in shapes if columns > 1) == len(batch)
+    assert torch.equal(grouped.input_ids, together.input_ids)
+    assert torch.equal(grouped.prompt_rows, together.prompt_rows)
+    assert torch.allclose(grouped.sampler_logp, together.sampler_logp, atol=1e-4)
+    greedy = completions(FromStudent(GREEDY)(batch, models, STEP))
+    assert greedy == generated(models, batch, 24)
+
+
+@given(st.lists(st.integers(1, 2000), min_size=1, max_size=40).map(sorted))
+def test_groups_of_similar_length_cover_all_rows_and_save_padding(lengths):
+    sizes = decoding.similar(lengths)
+    assert sum(sizes) == len(lengths)
+    assert min(sizes) > 0
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    read = sum(size * lengths[end - 1] for size, end in zip(sizes, ends, strict=True))
+    assert read <= len(lengths) * lengths[-1] - (len(sizes) - 1) * decoding.WORTH_A_PASS
+
+
+def test_the_models_generation_settings_and_global_generators_do_not_matter_to_transformers():
+    models = models_of("llama", eos_bias=2.0)
+    batch = prompt_batch(models, RAGGED)
+    source = FromStudent(Sampling(max_new_tokens=12), Transformers())
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    expected = source(batch, models, STEP)
+    assert torch.equal(before, torch.get_rng_state())
+    generation = models.student.model.generation_config
+    generation.update(temperature=0.01, top_k=1, repetition_penalty=5.0, max_length=3, num_beams=2)
+    torch.manual_seed(2)
+    assert torch.equal(source(batch, models, STEP).input_ids, expected.input_ids)
+    assert models.student.model.generation_config is generation
+    assert not torch.equal(source(batch, models, Step(4, 10, 7)).input_ids, expected.input_ids)
+
+
+@pytest.mark.parametrize("engine", [DecodeLoop(), Transformers()], ids=["loop", "transformers"])
+def test_padding_rows_of_the_head_are_never_drawn(engine):
+    models = load_models(RandomWeights("llama", DIMENSIONS["llama"] | {"vocab_size": 90}), None,
+                         CharacterTokenizer(ALPHABET).load())  # fmt: skip
+    sequences = FromStudent(Sampling(max_new_tokens=30), engine)(prompt_batch(models, RAGGED * 3), models, STEP)
+    assert int(sequences.input_ids.max()) < models.student.vocab_size
+
+
+def mamba():
+    dimensions = {"vocab_size": len(ALPHABET) + 3, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4,
+                  "initializer_range": 0.4}  # fmt: skip
+    return load_models(RandomWeights("mamba", dimensions), None, CharacterTokenizer(ALPHABET).load())
+
+
+def test_a_recurrent_model_falls_back_and_says_so_once():
+    models = mamba()
+    batch = prompt_batch(models, EVEN)
+    with pytest.warns(UserWarning, match=r"MambaForCausalLM: it remembers a recurrent state.*engine: Transformers"):
+        sequences = FromStudent(GREEDY)(batch, models, STEP)
+    assert completions(sequences) == generated(models, batch, 24)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = FromStudent(GREEDY)(batch, models, STEP)
+    assert torch.equal(sequences.input_ids, again.input_ids)
+
+
+def test_a_model_that_ignores_its_cache_falls_back():
+    models = models_of("llama")
+    backbone, forward = models.student.model.base_model, models.student.model.base_model.forward
+
+    def forgetful(input_ids, attention_mask=None, position_ids=None, past_key_values=None, **ignored):
+        return forward(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
+
+    backbone.forward = forgetful
+    batch = prompt_batch(models, EVEN)
+    with pytest.warns(UserWarning, match="LlamaForCausalLM: it ignores the `past_key_values`"):
+        FromStudent(Sampling(max_new_tokens=1))(batch, models, STEP)
+
+
+def test_mixing_token_by_token_needs_the_loop():
+    recurrent, teacher = mamba(), tiny_models().teacher
+    models = Models(recurrent.student, teacher, recurrent.tokenizer)
+    with pytest.raises(ConfigurationError, match=r"cannot run MambaForCausalLM.*Use `Mixture`"):
+        TeacherMixed()(prompt_batch(models, EVEN), models, STEP)
+
+
+def test_teacher_mixed_rows_do_not_depend_on_dropping():
+    """The mixture ends rows at different times; its log-probabilities are those of a teacher-forced mixture."""
+    models = tiny_models()
+    add_to_eos(models, 2.0)
+    batch = prompt_batch(models, RAGGED * 4)
+    sequences = TeacherMixed(0.4, Sampling(temperature=0.8, max_new_tokens=16))(batch, models, STEP)
+    assert len({len(ids) for ids in completions(sequences)}) > 3
+    logps = []
+    for model in (models.teacher, models.student):
+        with torch.no_grad():
+            logits = model.eval()(sequences, lambda hidden, lm: lm.project(hidden)[0])
+        logps.append((logits.double() / 0.8).log_softmax(-1).gather(1, sequences.token_ids()[:, None])[:, 0])
+    mixture = torch.logaddexp(logps[0] + math.log(0.4), logps[1] + math.log(0.6))
+    assert torch.allclose(mixture, sequences.sampled_logp()[sequences.predictions].double(), atol=1e-4)
+
+
+def test_the_teacher_samples_by_the_engine_that_is_named():
+    models = tiny_models()
+    batch = prompt_batch(models, RAGGED)
+    ours, theirs = (FromTeacher(GREEDY, engine)(batch, models, STEP) for engine in (DecodeLoop(), Transformers()))
+    assert torch.equal(ours.input_ids, theirs.input_ids)
+    assert not ours.on_policy.any()
+
+
+def test_nan_is_an_error_and_not_a_token():
+    models = models_of("llama")
+    models.student.model.get_output_embeddings().weight.data.fill_(torch.nan)
+    for engine in (DecodeLoop(), Transformers()):
+        with pytest.raises((DataError, RuntimeError), match=r"NaN|nan"):
+            FromStudent(Sampling(max_new_tokens=3), engine)(prompt_batch(models, EVEN), models, STEP)
+
+
+def test_engines_are_values():
+    assert {FromStudent(), FromStudent(engine=DecodeLoop()), FromStudent(engine=Transformers())} == {
+        FromStudent(), FromStudent(engine=Transformers()),
+    }  # fmt: skip
+    with pytest.raises(ConfigurationError, match=r"DecodeLoop.drop_at"):
+        DecodeLoop(1.5)
+
+
+def test_an_engine_is_chosen_in_a_config(tmp_path):
+    rollout = {"class_path": "FromStudent", "init_args": {"engine": {"class_path": "DecodeLoop",
+                                                                     "init_args": {"drop_at": 0.5}}}}  # fmt: skip
+    objective = {"class_path": "Veto", "init_args": {"rollout": rollout}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"model": {"objective": objective}}))
+    command = [sys.executable, "-m", "veto_pl.cli", "fit", "--config", "run.yaml", "--print_config"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    chosen = yaml.safe_load(result.stdout)["model"]["objective"]["init_args"]["rollout"]["init_args"]["engine"]
+    assert chosen == {"class_path": "veto_pl.rollouts.DecodeLoop", "init_args": {"drop_at": 0.5}}

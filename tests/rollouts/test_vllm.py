@@ -1,0 +1,222 @@
+"""The protocol between `Vllm` and vLLM, recorded by a stand-in that samples from the weights it was given."""
+
+import sys
+import types
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.models.assemble import load_models
+from veto_pl.rollouts import FromStudent, FromTeacher, Sampling, Vllm
+from veto_pl.testing.tiny import ALPHABET, prompt_batch, tiny_models, tiny_source
+from veto_pl.types import Step
+
+PROMPTS = ["abc>", "a>", "hgfedcba>", "pp>"]
+
+
+@dataclass
+class StandIn:
+    """What a test sees of the engine."""
+
+    started: list = field(default_factory=list)
+    requests: list = field(default_factory=list)
+    events: list = field(default_factory=list)
+
+
+class Parameters:
+    def __init__(self, **settings):
+        self.__dict__.update(settings)
+
+
+class Network:
+    def __init__(self):
+        self.weights = {}
+
+    def load_weights(self, weights):
+        self.weights.update((name, tensor.clone()) for name, tensor in weights)
+
+
+class Engine:
+    """Holds the pushed weights, and writes tokens that are a function of the request."""
+
+    def __init__(self, record, settings):
+        from transformers import AutoConfig, AutoTokenizer
+
+        self.record, self.network = record, Network()
+        self.config = AutoConfig.from_pretrained(settings["model"])
+        self.tokenizer = AutoTokenizer.from_pretrained(settings["model"])
+        record.started.append(settings)
+        record.engine = self
+
+    def collective_rpc(self, method, timeout=None, args=(), kwargs=None):
+        self.record.events.append("push")
+        worker = types.SimpleNamespace(model_runner=types.SimpleNamespace(model=self.network))
+        return [method(worker, *args, **(kwargs or {}))]
+
+    def reset_prefix_cache(self):
+        self.record.events.append("reset")
+
+    def wake_up(self, tags=None):
+        self.record.events.append("wake")
+
+    def sleep(self, level=1):
+        self.record.events.append(f"sleep {level}")
+
+    def generate(self, prompts, sampling_params, use_tqdm=True):
+        self.record.events.append("generate")
+        self.record.requests.append(list(zip(prompts, sampling_params, strict=True)))
+        return [answer(*pair) for pair in self.record.requests[-1]]
+
+
+def answer(prompt, parameters):
+    """The completions of one request, last first: `index` says which is which."""
+    outputs = []
+    for index in range(parameters.n):
+        length = 1 + (parameters.seed + index) % parameters.max_tokens
+        ids = [3 + (parameters.seed + index + i) % 5 for i in range(length - 1)] + [2]
+        logp = [{token: types.SimpleNamespace(logprob=-0.5 - i)} for i, token in enumerate(ids)]
+        outputs.append(types.SimpleNamespace(index=index, token_ids=tuple(ids), logprobs=logp))
+    return types.SimpleNamespace(prompt_token_ids=prompt["prompt_token_ids"], outputs=outputs[::-1])
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    """A module of that name, and what it saw."""
+    record, module = StandIn(), types.ModuleType("vllm")
+    module.LLM, module.SamplingParams = lambda **settings: Engine(record, settings), Parameters
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    return record
+
+
+def updated(models):
+    with torch.no_grad():
+        for weight in models.student.parameters():
+            weight.add_(0.01)
+
+
+def test_weights_are_pushed_once_per_update(vllm):
+    models = tiny_models()
+    batch = prompt_batch(models, PROMPTS)
+    source = FromStudent(Sampling(max_new_tokens=4), Vllm())
+    for micro in range(2):
+        source(batch, models, Step(0, 9, micro=micro))
+    assert vllm.events == ["push", "reset", "generate", "generate"]
+    updated(models)
+    source(batch, models, Step(1, 9))
+    source(batch, models, Step(1, 9, micro=1))
+    assert vllm.events[4:] == ["push", "reset", "generate", "generate"]
+    pushed = vllm.engine.network.weights
+    assert set(pushed) == {name for name, _ in models.student.model.named_parameters()}
+    assert all(torch.equal(pushed[name], weight) for name, weight in models.student.model.named_parameters())
+    assert len(vllm.started) == 1
+
+
+def test_weights_that_are_loaded_without_a_step_are_pushed(vllm):
+    models = tiny_models()
+    batch = prompt_batch(models, PROMPTS)
+    source = FromStudent(Sampling(max_new_tokens=4), Vllm())
+    source(batch, models, Step(0, 9))
+    models.student.load_state_dict(tiny_models(student_seed=5).student.state_dict())
+    source(batch, models, Step(0, 9))
+    assert vllm.events.count("push") == 2
+
+
+def test_a_frozen_teacher_is_pushed_once(vllm):
+    models = tiny_models()
+    batch = prompt_batch(models, PROMPTS)
+    for index in range(3):
+        sequences = FromTeacher(Sampling(max_new_tokens=4), Vllm())(batch, models, Step(index, 9))
+    assert vllm.events.count("push") == 1
+    assert not sequences.on_policy.any()
+
+
+def test_the_engine_starts_from_the_configuration_alone(vllm):
+    models = tiny_models()
+    FromStudent(Sampling(max_new_tokens=4), Vllm(0.5, max_model_len=64))(
+        prompt_batch(models, PROMPTS), models, Step(0, 1)
+    )
+    (settings,) = vllm.started
+    assert settings["load_format"] == "dummy"
+    assert settings["logprobs_mode"] == "processed_logprobs"
+    assert settings["generation_config"] == "vllm"
+    assert (settings["dtype"], settings["gpu_memory_utilization"], settings["max_model_len"]) == ("float32", 0.5, 64)
+    assert vllm.engine.config.architectures == ["LlamaForCausalLM"]
+    assert vllm.engine.config.hidden_size == models.student.model.config.hidden_size
+    assert vllm.engine.tokenizer.get_vocab() == models.tokenizer.get_vocab()
+    assert models.student.model.config.architectures is None
+
+
+def test_rows_come_back_in_prompt_order_with_their_log_probabilities(vllm):
+    models = tiny_models()
+    batch = prompt_batch(models, PROMPTS)
+    sampling = Sampling(0.7, 0.9, 11, max_new_tokens=6, num_completions=3, stop=("b",))
+    sequences = FromStudent(sampling, Vllm())(batch, models, Step(2, 9, seed=4))
+    (requests,) = vllm.requests
+    assert [prompt["prompt_token_ids"] for prompt, _ in requests] == [models.tokenizer(t)["input_ids"] for t in PROMPTS]
+    for _, asked in requests:
+        shaped = (asked.temperature, asked.top_p, asked.top_k, asked.max_tokens, asked.n, asked.stop, asked.detokenize)
+        assert shaped == (0.7, 0.9, 11, 6, 3, ["b"], True)
+        assert (asked.stop_token_ids, asked.logprobs) == (list(models.eos_ids), 0)
+        assert asked.allowed_token_ids is None
+    assert sequences.prompt_rows.tolist() == [row for row in range(4) for _ in range(3)]
+    assert sequences.on_policy.all()
+    for row, ids in enumerate(sequences.completions()):
+        seed = requests[row // 3][1].seed + row % 3
+        assert ids.tolist() == [3 + (seed + i) % 5 for i in range(seed % 6)] + [2]
+        logp = sequences.sampler_logp[row][sequences.loss_mask[row]]
+        assert torch.equal(logp, torch.arange(len(ids)) * -1.0 - 0.5)
+        prompt = sequences.input_ids[row][sequences.attention_mask[row] & ~sequences.loss_mask[row]]
+        assert models.tokenizer.decode(prompt) == PROMPTS[row // 3]
+
+
+def test_seeds_are_a_function_of_the_step(vllm):
+    models = tiny_models()
+    batch = prompt_batch(models, PROMPTS * 4)
+    source = FromStudent(Sampling(max_new_tokens=4), Vllm())
+    for step in (Step(0, 9), Step(0, 9), Step(1, 9), Step(0, 9, micro=1), Step(0, 9, rank=1), Step(0, 9, seed=1)):
+        source(batch, models, step)
+    first, again, *others = [tuple(asked.seed for _, asked in requests) for requests in vllm.requests]
+    assert first == again
+    assert len({first, *others}) == 5
+    assert len(set(first)) == 16
+
+
+def test_greedy_rows_have_probability_one_and_no_cut_is_minus_one(vllm):
+    models = tiny_models()
+    sequences = FromStudent(Sampling(0.0, max_new_tokens=4), Vllm())(prompt_batch(models, PROMPTS), models, Step(0, 1))
+    assert (sequences.sampler_logp == 0).all()
+    assert {asked.top_k for _, asked in vllm.requests[0]} == {-1}
+
+
+def test_padding_rows_of_the_head_are_not_allowed(vllm):
+    models = load_models(tiny_source(vocab_size=40), None, tiny_models().tokenizer)
+    FromStudent(Sampling(max_new_tokens=4), Vllm())(prompt_batch(models, PROMPTS), models, Step(0, 1))
+    assert vllm.requests[0][0][1].allowed_token_ids == list(range(len(ALPHABET) + 3))
+
+
+def test_memory_is_handed_back_between_rollouts(vllm):
+    models = tiny_models()
+    source = FromStudent(Sampling(max_new_tokens=4), Vllm(sleep=True))
+    for micro in range(2):
+        source(prompt_batch(models, PROMPTS), models, Step(0, 9, micro=micro))
+    assert vllm.events == ["wake", "push", "reset", "generate", "sleep 1", "wake", "generate", "sleep 1"]
+    assert vllm.started[0]["enable_sleep_mode"]
+
+
+def test_engines_of_two_models_do_not_meet(vllm):
+    for seed in (0, 1):
+        models = tiny_models(student_seed=seed)
+        FromStudent(Sampling(max_new_tokens=4), Vllm())(prompt_batch(models, PROMPTS), models, Step(0, 1))
+        pushed = vllm.engine.network.weights
+        assert all(torch.equal(pushed[name], weight) for name, weight in models.student.model.named_parameters())
+    assert len(vllm.started) == 2
+
+
+def test_without_vllm_the_message_names_the_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    models = tiny_models()
+    with pytest.raises(ConfigurationError, match=r"pip install vllm.*DecodeLoop"):
+        FromStudent(engine=Vllm())(prompt_batch(models, PROMPTS), models, Step(0, 1))
+    assert hash(Vllm()) == hash(Vllm())

@@ -1,0 +1,62 @@
+"""The task's completions, with what a stored teacher says about them."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from veto_pl.exceptions import DataError
+from veto_pl.offline.store import ScoreStore, complete_manifest, open_store
+from veto_pl.scores import TopKScores
+from veto_pl.seams import RolloutSource
+from veto_pl.types import Models, PromptBatch, Sequences, Step
+
+
+@dataclass(frozen=True)
+class FromCache(RolloutSource):
+    """The task's reference completions with stored teacher scores: no teacher is loaded.
+
+    Args:
+        path: a folder that `veto-pl cache-teacher` wrote from the same rows.
+
+    Raises:
+        ConfigurationError: there is no complete store in the folder, or its tokenizer is not the run's.
+        DataError: a shard is damaged, or a row was never scored.
+    """
+
+    path: str
+    stored_teacher: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        complete_manifest(self.path)
+
+    def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
+        store = open_store(self.path)
+        store.check_tokenizer(models.tokenizer)
+        sequences = Sequences.join(prompts, prompts.completion_ids, prompts.completion_mask)
+        return replace(sequences, teacher_scores=_aligned(store, sequences, models))
+
+
+def _aligned(store: ScoreStore, sequences: Sequences, models: Models) -> TopKScores:
+    """Scores [B, T]; where no completion token stands, a uniform distribution over the first ids and the tail."""
+    ids, attended, counted = (x.cpu() for x in (sequences.input_ids, sequences.attention_mask, sequences.loss_mask))
+    kept = torch.arange(store.k).repeat(*ids.shape, 1)
+    logp = torch.zeros(*ids.shape, store.k + 1).log_softmax(-1)
+    for row in counted.any(1).nonzero()[:, 0].tolist():
+        prompt, completion = ids[row, attended[row] & ~counted[row]].tolist(), ids[row, counted[row]].tolist()
+        scores = store.find(prompt, completion)
+        if scores is None:
+            raise DataError(_never_scored(store, models.tokenizer.decode(prompt), len(prompt), len(completion)))
+        kept[row, counted[row]], logp[row, counted[row]] = scores.ids, scores.logp
+    device = sequences.input_ids.device
+    return TopKScores(kept.to(device), logp.to(device), store.temperature)
+
+
+def _never_scored(store: ScoreStore, text: str, prompt_tokens: int, completion_tokens: int) -> str:
+    shown = text if len(text) <= 80 else f"{text[:77]}..."
+    return (
+        f"The store `{store.folder}` ({len(store)} rows) has no scores for the row with the prompt {shown!r} "
+        f"({prompt_tokens} prompt and {completion_tokens} completion tokens). It must have been written from the same "
+        "rows, template, `completion_prefix` and length limits. Add this run's rows: `veto-pl cache-teacher --config "
+        f"<this run's config, with its teacher> --out {store.folder}`."
+    )

@@ -1,0 +1,169 @@
+"""What runs a model to sample from it: the own loop, or transformers' `generate`."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.models.causal_lm import CausalLM, sampling_mode
+from veto_pl.rollouts.decoding import assemble, decode
+from veto_pl.rollouts.endings import Endings
+from veto_pl.rollouts.sampling import Sampling
+from veto_pl.seams import Engine
+from veto_pl.types import Models, PromptBatch, Sequences, Step
+
+_told: WeakSet[CausalLM] = WeakSet()
+
+
+@dataclass(frozen=True)
+class DecodeLoop(Engine):
+    """The loop of this package: a KV cache that is always on, and rows that leave the batch when they have ended.
+
+    A model that it cannot run (recurrent, or with a cache of another kind) is given to `Transformers`, with a warning.
+
+    Args:
+        drop_at: rows that have ended leave when they are at least this share of the batch, in [0, 1]; 0 drops each at
+            once, 1 none before the last has ended.
+    """
+
+    drop_at: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop_at <= 1:
+            raise ConfigurationError(f"`DecodeLoop.drop_at` must lie in [0, 1], got {self.drop_at}.")
+
+    def generate(
+        self, prompts: PromptBatch, model: CausalLM, sampling: Sampling, models: Models, step: Step, *, on_policy: bool
+    ) -> Sequences:
+        from veto_pl.rollouts.kv_cache import obstacle
+
+        if reason := obstacle(model):
+            _tell(model, reason)
+            return Transformers().generate(prompts, model, sampling, models, step, on_policy=on_policy)
+
+        def draw(logits: Sequence[Tensor], uniform: Tensor) -> tuple[Tensor, Tensor]:
+            return sampling.draw(logits[0], uniform)
+
+        generator = step.generator("rollout", prompts.input_ids.device)
+        settings: dict[str, Any] = {"on_policy": on_policy, "drop_at": self.drop_at}
+        return decode(prompts, (model,), draw, sampling, models, generator, **settings)
+
+
+@dataclass(frozen=True)
+class Transformers(Engine):
+    """`generate` of transformers: for models that the own loop cannot run, and to compare it with.
+
+    Every setting comes from `Sampling`; the model's own generation settings are not read. The global generator is
+    seeded from the step's for the call and put back afterwards.
+    """
+
+    def generate(
+        self, prompts: PromptBatch, model: CausalLM, sampling: Sampling, models: Models, step: Step, *, on_policy: bool
+    ) -> Sequences:
+        device = prompts.input_ids.device
+        copies = sampling.num_completions
+        record = _Record(model, sampling, Endings(models, sampling, device))
+        with sampling_mode(model), _own_settings(model), _seeded(step, device):
+            written: Tensor = model.model.generate(
+                # Not `num_return_sequences`, which greedy decoding refuses.
+                prompts.input_ids.repeat_interleave(copies, 0),
+                attention_mask=prompts.attention_mask.long().repeat_interleave(copies, 0),
+                max_new_tokens=sampling.max_new_tokens,
+                do_sample=sampling.temperature > 0,
+                top_k=0,
+                logits_processor=[record.shape],
+                stopping_criteria=[record.ended],
+            )
+        ids = written[:, -len(record.lived) :]
+        logp, lived = record.logp(ids), torch.stack(record.lived, 1)
+        return assemble(prompts, copies, ids, lived, logp, on_policy=on_policy)
+
+
+class _Record:
+    """Shapes the distribution, and remembers what was drawn from it and which rows lived."""
+
+    def __init__(self, model: CausalLM, sampling: Sampling, endings: Endings) -> None:
+        self.vocab_size, self.sampling, self.endings = model.vocab_size, sampling, endings
+        self.previous: Tensor | None = None
+        self.drawn: list[Tensor] = []
+        self.lived: list[Tensor] = []
+        self.alive: Tensor | None = None
+
+    def shape(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """A logits processor: [R, V] shaped, and without the head's padding rows."""
+        if self.previous is not None:
+            self.drawn.append(self.previous.gather(1, input_ids[:, -1:]))
+        shaped = self.sampling.shape(scores[:, : self.vocab_size].float())
+        self.previous = pad(shaped, (0, scores.shape[1] - self.vocab_size), value=-torch.inf)
+        return self.previous
+
+    def ended(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        """A stopping criterion: [R] True on rows that have ended."""
+        drawn = input_ids[:, -1]
+        alive = torch.ones_like(drawn, dtype=torch.bool) if self.alive is None else self.alive
+        self.lived.append(alive)
+        rows = torch.arange(len(drawn), device=drawn.device)
+        self.alive = alive & ~self.endings(rows, drawn, alive)
+        return ~self.alive
+
+    def logp(self, ids: Tensor) -> Tensor:
+        """[R, C] the log-probability of each token under the distribution that it was drawn from."""
+        assert self.previous is not None
+        return torch.cat([*self.drawn, self.previous.gather(1, ids[:, -1:])], 1)
+
+
+def required_for_the_loop(name: str, writers: Sequence[CausalLM]) -> None:
+    """Raises `ConfigurationError` where `name`, which needs the own loop, is given a model that it cannot run."""
+    from veto_pl.rollouts.kv_cache import obstacle
+
+    for model in writers:
+        if reason := obstacle(model):
+            raise ConfigurationError(
+                f"`{name}` reads two models token by token in the own decode loop, which cannot run "
+                f"{type(model.model).__name__}: {reason}. Use `Mixture` of `FromTeacher` and `FromStudent` instead, or "
+                "a model with a cache of keys and values."
+            )
+
+
+def _tell(model: CausalLM, reason: str) -> None:
+    if model not in _told:
+        _told.add(model)
+        warnings.warn(
+            f"The own decode loop cannot run {type(model.model).__name__}: {reason}. transformers' `generate` samples "
+            "instead. Set `engine: Transformers` on the rollout to choose it yourself.",
+            stacklevel=4,
+        )
+
+
+@contextmanager
+def _own_settings(model: CausalLM) -> Iterator[None]:
+    """Hides the model's generation settings, which `generate` would merge into the given ones."""
+    from transformers import GenerationConfig
+
+    saved = model.model.generation_config
+    model.model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.model.generation_config = saved
+
+
+@contextmanager
+def _seeded(step: Step, device: torch.device) -> Iterator[None]:
+    """The global generator of the device, seeded from the step and put back afterwards."""
+    generator = step.generator("rollout")
+    seed = int(torch.randint(2**62, (), generator=generator))
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

@@ -1,0 +1,129 @@
+"""The keys and values of the decode loop, and which models it can keep them for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from veto_pl.models.causal_lm import CausalLM, sampling_mode
+
+ROOM = 64
+"""Tokens that a layer makes room for at least when it is full."""
+
+
+class GrowingLayer(DynamicLayer):  # type: ignore[misc]
+    """A layer of a cache with room at its end: a token is written in place, and what came before is not copied."""
+
+    is_initialized: bool
+    keys: Tensor
+    values: Tensor
+    room: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Appends [B, H, L, D] keys and values, and returns all of them."""
+        if not self.is_initialized:
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+            self.keys, self.values = key_states, value_states
+            return self.keys, self.values
+        start = self.keys.shape[-2]
+        end = start + key_states.shape[-2]
+        if self.room is None or end > self.room[0].shape[-2]:
+            self.room = (_with_room(self.keys, end), _with_room(self.values, end))
+        for buffer, new in zip(self.room, (key_states, value_states), strict=True):
+            buffer[..., start:end, :] = new
+        self.keys, self.values = (buffer[..., :end, :] for buffer in self.room)
+        return self.keys, self.values
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeats every row, copies side by side."""
+        super().batch_repeat_interleave(repeats)
+        self.room = None
+
+    def keep(self, rows: Tensor, first: int) -> None:
+        """Keeps these rows and the columns from `first` on."""
+        self.keys, self.values = (held[..., first:, :].index_select(0, rows) for held in (self.keys, self.values))
+        self.room = None
+
+
+def _with_room(held: Tensor, size: int) -> Tensor:
+    buffer = held.new_empty((*held.shape[:-2], size + max(ROOM, size // 4), held.shape[-1]))
+    buffer[..., : held.shape[-2], :] = held
+    return buffer
+
+
+def new_cache(model: CausalLM) -> Any:
+    """An empty cache with a layer for each of the model's."""
+    cache = DynamicCache(config=model.model.config)
+    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def can_drop_columns(cache: Any) -> bool:
+    """Whether columns that are padding in every row may go: sliding windows count them."""
+    return all(isinstance(layer, GrowingLayer) for layer in cache.layers)
+
+
+def keep(cache: Any, rows: Tensor, first: int) -> None:
+    """Keeps these rows of the batch ([K] int64); `first` columns go, where `can_drop_columns` allows more than 0."""
+    for layer in cache.layers:
+        if isinstance(layer, GrowingLayer):
+            layer.keep(rows, first)
+        else:
+            layer.batch_select_indices(rows)
+
+
+def merged(caches: Sequence[Any]) -> Any:
+    """One cache with the rows of all of them, one after another; shorter ones are padded on the left."""
+    first, *others = caches
+    if others:
+        for layer, *more in zip(*(cache.layers for cache in caches), strict=True):
+            layer.keys = _stacked([part.keys for part in (layer, *more)])
+            layer.values = _stacked([part.values for part in (layer, *more)])
+    return first
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    width = max(part.shape[-2] for part in parts)
+    return torch.cat([pad(part, (0, 0, width - part.shape[-2], 0)) for part in parts])
+
+
+_obstacles: WeakKeyDictionary[CausalLM, str] = WeakKeyDictionary()
+
+
+def obstacle(model: CausalLM) -> str:
+    """Why the decode loop cannot run this model, or an empty string."""
+    if model not in _obstacles:
+        _obstacles[model] = _structure(model) or _probe(model)
+    return _obstacles[model]
+
+
+def _structure(model: CausalLM) -> str:
+    network = model.model
+    if getattr(network.config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder"
+    if getattr(network, "_is_stateful", False):
+        return "it remembers a recurrent state instead of keys and values"
+    taken = inspect.signature(network.base_model.forward).parameters
+    missing = [name for name in ("attention_mask", "position_ids", "past_key_values") if name not in taken]
+    if missing:
+        return f"its forward does not take {', '.join(f'`{name}`' for name in missing)}"
+    kinds = {type(layer) for layer in new_cache(model).layers} - {GrowingLayer, DynamicSlidingWindowLayer}
+    names = ", ".join(sorted(kind.__name__ for kind in kinds))
+    return f"its cache has layers that the loop does not know ({names})" if names else ""
+
+
+def _probe(model: CausalLM) -> str:
+    """One token, to see that the model fills the cache it is given."""
+    cache = new_cache(model)
+    token = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
+    with sampling_mode(model):
+        model.next_logits(token, torch.ones_like(token), cache)
+    return "" if cache.get_seq_length() == 1 else "it ignores the `past_key_values` that it is given"
