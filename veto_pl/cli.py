@@ -27,7 +27,8 @@ from veto_pl.plugins import load_plugins
 from veto_pl.report.run import SAMPLES
 
 DESCRIPTION = """Distil language models. Beside the commands below there are `veto-pl list` (what is available behind
-each seam), `veto-pl export` (a checkpoint as a Hugging Face folder) and `veto-pl report` (an HTML page of runs)."""
+each seam), `veto-pl export` (a checkpoint as a Hugging Face folder), `veto-pl report` (an HTML page of runs) and
+`veto-pl cache-teacher` (a teacher's scores on disk)."""
 LINE = 110
 TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
@@ -136,9 +137,13 @@ def _default_loggers(run_dir: str) -> list[Logger]:
 
 
 def module_from_config(config: str) -> DistillationModule:
-    """Builds the module that a run's YAML describes, on whatever machine this is, without running anything."""
+    """Builds the module that a run's YAML describes, on whatever machine this is, without running anything.
+
+    Objective and teacher are left out: they may name files that only the machine of the run has.
+    """
     load_plugins()
     parts = {key: value for key, value in yaml.safe_load(config).items() if key in ("seed_everything", "model", "data")}
+    parts["model"] |= {"objective": {"class_path": "SFT"}, "teacher": None}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(yaml.safe_dump(parts), encoding="utf-8")
@@ -175,6 +180,23 @@ def _report(arguments: Sequence[str]) -> None:
     print(write_report([Run.read(Path(folder)) for folder in given.runs], Path(given.out), title=given.title))
 
 
+def _cache_teacher(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "veto-pl cache-teacher",
+        description="Score the task's completions with the teacher, once. Other options are those of `veto-pl fit`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write; an interrupted build goes on")
+    parser.add_argument("--k", type=int, default=64, help="likeliest ids kept per token (default: 64)")
+    parser.add_argument("--split", default="train", help="train (default), validation or test")
+    parser.add_argument("--rows_per_shard", type=int, default=512, help="rows of a file (default: 512)")
+    given, config = parser.parse_known_args(arguments)
+    load_plugins()
+    from veto_pl.offline.command import cache_teacher
+
+    cache_teacher(config, **vars(given))
+
+
 def _leave_out_noise() -> None:
     """Hides what a user can do nothing about: deprecations between the libraries, and Lightning's advertisements."""
     warnings.filterwarnings("ignore", message=r"(?s).*deprecated in v4\.")  # jsonargparse
@@ -185,7 +207,7 @@ def _leave_out_noise() -> None:
         logging.getLogger(name).addFilter(lambda record: "Tip: For seamless cloud" not in record.getMessage())
 
 
-COMMANDS = {"list": _list, "export": _export, "report": _report}
+COMMANDS = {"list": _list, "export": _export, "report": _report, "cache-teacher": _cache_teacher}
 TRAINING = ("fit", "validate", "test", "predict")
 
 

@@ -92,7 +92,7 @@ def test_commands_exist():
     from veto_pl.cli import COMMANDS, TRAINING
 
     code = "\n".join(body for _, _, body in blocks("bash"))
-    used = set(re.findall(r"^veto-pl (\w+)", code, re.MULTILINE))
+    used = set(re.findall(r"^veto-pl ([\w-]+)", code, re.MULTILINE))
     assert used <= {*COMMANDS, *TRAINING}
     assert used >= set(COMMANDS)
 

@@ -132,6 +132,10 @@ class PromptDataModule(LightningDataModule):
                     f"The task has no rows for the split `{split}`, expected at least one. Check its files."
                 )
 
+    def rows(self, split: str) -> list[Encoded]:
+        """The encoded rows of `split` in the task's order, with the limits of training applied."""
+        return self._encode(split, self.collator)
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches; the last one of an epoch may be smaller."""
         rows = self._rows["train"]

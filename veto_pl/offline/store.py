@@ -1,0 +1,95 @@
+"""The reading side: verified once, then row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.offline.fingerprint import row_key, tokenizer_fingerprint
+from veto_pl.offline.manifest import NAME, Manifest
+from veto_pl.offline.shards import ShardReader, verify
+from veto_pl.scores import TopKScores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class ScoreStore:
+    """A folder of teacher scores. Opening it hashes every shard; afterwards rows are read from mapped files.
+
+    Args:
+        folder: what `veto-pl cache-teacher` wrote.
+
+    Raises:
+        ConfigurationError: there is no store in the folder, or it is not complete.
+        DataError: a shard is missing or damaged.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = complete_manifest(folder)
+        self._readers: list[ShardReader] = []
+        self._places: dict[bytes, tuple[int, int]] = {}
+        self._checked: PreTrainedTokenizerBase | None = None
+        for number, shard in enumerate(self.manifest.shards):
+            verify(self.folder, shard)
+            self._readers.append(ShardReader(self.folder / shard.file))
+            self._places |= {key: (number, row) for row, key in enumerate(self._readers[-1].keys())}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def k(self) -> int:
+        """Ids kept per token."""
+        return self.manifest.identity.k
+
+    @property
+    def temperature(self) -> float:
+        """What the teacher's logits were divided by."""
+        return self.manifest.identity.temperature
+
+    def find(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> TopKScores | None:
+        """The scores [n, k] of the n completion tokens, or None where the row was never scored."""
+        place = self._places.get(row_key(prompt_ids, completion_ids))
+        return None if place is None else self._readers[place[0]].row(place[1], self.temperature)
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuses a tokenizer whose ids mean something else; raises `ConfigurationError`."""
+        if tokenizer is self._checked:
+            return
+        ours, theirs = self.manifest.identity.tokenizer, tokenizer_fingerprint(tokenizer)
+        if ours != theirs:
+            raise ConfigurationError(
+                f"The store `{self.folder}` was written with another tokenizer ({ours[:16]}) than this run's "
+                f"({theirs[:16]}), so its ids mean something else. Set `model.tokenizer` to the one of the teacher, or "
+                "run `veto-pl cache-teacher` with this run's."
+            )
+        self._checked = tokenizer
+
+
+def complete_manifest(folder: str | Path) -> Manifest:
+    """The manifest of a store that is ready to be read; raises `ConfigurationError` where it is not."""
+    manifest = Manifest.read(folder)
+    if not manifest.complete:
+        rows = sum(shard.rows for shard in manifest.shards)
+        raise ConfigurationError(
+            f"The store `{folder}` is not complete: `veto-pl cache-teacher` was interrupted after {rows} rows. Run it "
+            "again with the same arguments; it goes on where it stopped."
+        )
+    return manifest
+
+
+def open_store(folder: str | Path) -> ScoreStore:
+    """The store, opened and verified once per process as long as its manifest stays the same."""
+    path = Path(folder)
+    changed = (path / NAME).stat().st_mtime_ns if (path / NAME).is_file() else None
+    return _opened(path, changed)
+
+
+@lru_cache(maxsize=8)
+def _opened(folder: Path, changed: int | None) -> ScoreStore:
+    return ScoreStore(folder)
