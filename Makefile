@@ -5,7 +5,7 @@ export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help quickstart smollm2 test test-all lint types docs checks clean
+.PHONY: help quickstart smollm2 test test-all bench lint types docs checks clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,11 @@ test: .venv/developed  ## Run the fast tests
 
 test-all: .venv/developed  ## Run every test
 	$(BIN)/python -m pytest -n 2 -m ""
+
+bench: .venv/developed  ## Measure against peers and write benchmarks/results/ (under 25 minutes on two cores)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python -m pip install --quiet --no-deps "liger-kernel==0.8.5"
+	$(BIN)/python benchmarks/run.py
 
 lint: .venv/developed  ## Check style and formatting
 	$(BIN)/ruff check .
