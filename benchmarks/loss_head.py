@@ -8,7 +8,7 @@ for a third party's function, which veto_pl knows nothing about.
 
 A peer whose peak, in proportion to the same peer at fewer rows, would exceed the limit is left out with that figure.
 
-The standard set takes about 8 minutes and measures two losses only at the larger sizes, --full takes an hour.
+The standard set takes about nine minutes and measures two losses only at the larger sizes; --full takes over an hour.
 
     python benchmarks/loss_head.py [--quick | --full] [--threads 1] [--limit-gb 16]
 """

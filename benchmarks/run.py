@@ -39,8 +39,8 @@ class Benchmark:
 
 BENCHMARKS = (
     Benchmark("Loss head", "loss_head.py"),
-    Benchmark("Rollouts", "rollout.py", ("--rounds", "3")),
-    Benchmark("Whole step", "step.py"),
+    Benchmark("Rollouts", "rollout.py", ("--rounds", "2")),
+    Benchmark("Whole step", "step.py", ("--steps", "3")),
     Benchmark("Cost curves", "cost_curves.py", quick=("--rounds", "1"), plot="cost-curves.svg"),
 )
 

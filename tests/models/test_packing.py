@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from veto_pl.models.causal_lm import CausalLM
-from veto_pl.models.packing import Packing, fit
+from veto_pl.models.packing import Packing, balanced, pack
 from veto_pl.testing.tiny import prompt_batch, tiny_models
 from veto_pl.types import Sequences
 
@@ -24,30 +24,38 @@ def ragged(models, lengths=((1, 1), (5, 2), (2, 9), (3, 0), (1, 4))):
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(0, 20), min_size=1, max_size=40), st.integers(20, 50))
-def test_every_sequence_is_in_one_row_and_no_row_overflows(lengths, width):
-    rows = fit(lengths, width)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=40), st.sampled_from([0.0, 1e-4, 1e-3, 0.1]))
+def test_every_sequence_is_in_one_row_and_no_layout_tried_is_cheaper(lengths, attention_cost):
+    rows = pack(lengths, attention_cost)
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
-    used = [sum(lengths[i] for i in row) for row in rows]
-    assert max(used) <= width
-    # First fit: no two rows could have been one.
-    assert all(a + b > width or 0 in (a, b) for k, a in enumerate(used) for b in used[k + 1 :])
+
+    def cost(layout):
+        width = max(sum(lengths[i] for i in row) for row in layout)
+        return len(layout) * width * (1 + attention_cost * width)
+
+    assert cost(rows) <= cost([[i] for i in range(len(lengths))]) + 1e-9
+    assert cost(rows) <= cost(balanced(lengths, -(-len(lengths) // 2))) + 1e-9
+    if attention_cost == 0:
+        assert len(rows) == 1
 
 
-@pytest.mark.parametrize("width", [0, 17, 1000, None])
-def test_a_packing_holds_the_tokens_and_says_where_predictions_are(width):
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 8))
+def test_balanced_rows_differ_by_one_sequence_at_most(lengths, count):
+    used = [sum(lengths[i] for i in row) for row in balanced(lengths, count)]
+    assert max(used) - min(used) <= max(lengths)
+
+
+@pytest.mark.parametrize("attention_cost", [0.0, 0.01, 0.1, None])
+def test_a_packing_holds_the_tokens_and_says_where_predictions_are(attention_cost):
     models = tiny_models()
     sequences = ragged(models)
-    packing = Packing.of(sequences, width)
+    packing = Packing.of(sequences, attention_cost)
     assert int(packing.attention_mask.sum()) == int(sequences.attention_mask.sum())
     place = packing.index
     previous = sequences.input_ids[:, :-1][sequences.predictions]
     assert torch.equal(packing.input_ids.flatten()[place], previous)
     assert torch.equal(packing.position_ids.flatten()[place], sequences.position_ids[:, :-1][sequences.predictions])
-    if width is None:
-        assert len(packing.input_ids) == len(sequences)
-    if width == 1000:
-        assert len(packing.input_ids) == 1
+    assert len(packing.input_ids) == {0.0: 1, 0.01: 2, 0.1: 3, None: 5}[attention_cost]
 
 
 @pytest.mark.parametrize(

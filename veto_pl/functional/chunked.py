@@ -91,22 +91,29 @@ class RowStream:
     @torch.no_grad()
     def gradients(self, kernel: Kernel, *, with_teacher: bool = True) -> tuple[dict[str, Tensor], Gradients]:
         """The scores, and the gradients of the kernel's loss with respect to hidden states and head."""
-        gradients = Gradients.zeros(self.hidden, self.head)
+        gradients = Gradients.empty(self.hidden, self.head)
         return self._run(kernel, gradients, with_teacher), gradients
 
     def _run(self, kernel: Kernel, gradients: Gradients | None, with_teacher: bool = True) -> dict[str, Tensor]:
         sides = self._sides if with_teacher else self._sides[:1]
-        parts: list[dict[str, Tensor]] = []
+        scores: dict[str, Tensor] = {}
         # With N = 0 the kernel still sees one empty block, so that its scores have names.
         for start in range(0, max(len(self.hidden), 1), self.chunk_rows):
             raw = [side.logits(start) for side in sides]
             block = self._block_rows(raw[0])
-            blocks = [slice(first, first + block) for first in range(0, max(len(raw[0]), 1), block)]
-            parts += [self._block(kernel, raw, start, rows, gradients is not None) for rows in blocks]
+            for first in range(0, max(len(raw[0]), 1), block):
+                rows = slice(first, first + block)
+                self._store(scores, self._block(kernel, raw, start, rows, gradients is not None), start + first)
             if gradients is not None and len(raw[0]):
                 self._sides[0].loaded = None
                 gradients.add(self._sides[0].head, raw[0][:, : self.head.vocab_size], self._sides[0].rows(start), start)
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return scores
+
+    def _store(self, scores: dict[str, Tensor], part: dict[str, Tensor], place: int) -> None:
+        """Small tensors that outlived their block would lie in the holes of freed large ones and fragment the heap."""
+        for name, value in part.items():
+            whole = scores.setdefault(name, value.new_empty(len(self.hidden)))
+            whole[place : place + len(value)] = value
 
     def _block(
         self, kernel: Kernel, raw: Sequence[Tensor], start: int, rows: slice, differentiate: bool
@@ -167,17 +174,20 @@ class Gradients:
     parameters: tuple[Tensor | None, ...]
 
     @classmethod
-    def zeros(cls, hidden: Tensor, head: Head) -> Gradients:
-        """Sums for the tensors that require a gradient."""
-        sums = [
-            torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) if p.requires_grad else None
-            for p in head.parameters
-        ]
-        return cls(torch.zeros_like(hidden) if hidden.requires_grad else None, tuple(sums))
+    def empty(cls, hidden: Tensor, head: Head) -> Gradients:
+        """Room for the tensors that require a gradient, which the first chunk fills; without any chunk, zeros."""
+
+        def room(tensor: Tensor, dtype: torch.dtype) -> Tensor | None:
+            if not tensor.requires_grad:
+                return None
+            return torch.empty_like(tensor, dtype=dtype) if len(hidden) else torch.zeros_like(tensor, dtype=dtype)
+
+        sums = (room(p, torch.promote_types(p.dtype, torch.float32)) for p in head.parameters)
+        return cls(room(hidden, hidden.dtype), tuple(sums))
 
     def add(self, head: Head, gradient: Tensor, hidden: Tensor, start: int) -> None:
         """Adds a chunk: `gradient` [n, V] of its logits, `hidden` [n, D] its rows, which begin at `start`."""
-        of_hidden = head.backward(gradient, hidden, self.parameters)
+        of_hidden = head.backward(gradient, hidden, self.parameters, first=start == 0)
         if self.hidden is not None:
             self.hidden[start : start + len(hidden)] = of_hidden
 
@@ -206,6 +216,8 @@ class _Known(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("The gradients of the loss head were already used. Compute the loss again.")
         gradients, ctx.gradients = ctx.gradients, None
+        if upstream.device.type == "cpu" and upstream == 1:  # an accelerator would have to wait for the answer
+            return (None, None, *gradients)
         return (None, None, *(None if g is None else g.mul_(upstream) for g in gradients))
 
 

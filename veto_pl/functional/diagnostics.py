@@ -84,10 +84,11 @@ def comparison(student_logp: Tensor, teacher_logp: Tensor) -> dict[str, Tensor]:
         "entropy": -torch.linalg.vecdot(student, student_logp.clamp_min(lowest)),
         "kl": torch.linalg.vecdot(student, ratio.clamp_min(lowest)),
         "forward_kl": -torch.linalg.vecdot(teacher, ratio.clamp_max(-lowest)),
-        # Comparing with the maximum is four times as fast as looking for its place.
-        "agreement": (_likeliest(student_logp) & _likeliest(teacher_logp)).any(-1).to(student_logp.dtype),
+        "agreement": _agree(student_logp, teacher_logp),
     }
 
 
-def _likeliest(logp: Tensor) -> Tensor:
-    return logp == logp.amax(-1, keepdim=True)
+def _agree(first_logp: Tensor, second_logp: Tensor) -> Tensor:
+    """1 where an id is likeliest for both. Distances to the maxima are far cheaper than the places of the maxima."""
+    distances = (logp - logp.amax(-1, keepdim=True) for logp in (first_logp, second_logp))
+    return (torch.minimum(*distances).amax(-1) == 0).to(first_logp.dtype)

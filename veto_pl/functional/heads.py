@@ -59,8 +59,11 @@ class Head(ABC):
         """[n, D] to [n, R] unfinished logits, into `out` where that is possible."""
 
     @abstractmethod
-    def backward(self, gradient: Tensor, hidden: Tensor, sums: Sequence[Tensor | None]) -> Tensor:
-        """[n, V] gradient of the unfinished logits to [n, D]; those of the parameters are added to `sums`."""
+    def backward(self, gradient: Tensor, hidden: Tensor, sums: Sequence[Tensor | None], *, first: bool) -> Tensor:
+        """[n, V] gradient of the unfinished logits to [n, D]; those of the parameters are added to `sums`.
+
+        What `sums` held before the `first` chunk is nothing, and is overwritten: that saves a pass over the weights.
+        """
 
 
 @dataclass(frozen=True)
@@ -103,15 +106,20 @@ class LinearHead(Head):
             return torch.mm(hidden, self.weight.T, out=out)
         return torch.addmm(self.bias, hidden, self.weight.T, out=out)
 
-    def backward(self, gradient: Tensor, hidden: Tensor, sums: Sequence[Tensor | None]) -> Tensor:
+    def backward(self, gradient: Tensor, hidden: Tensor, sums: Sequence[Tensor | None], *, first: bool) -> Tensor:
         """[n, V] to [n, D]."""
         if (weight := sums[0]) is not None:
-            kept = weight[: self.vocab_size]
+            kept, padding = weight[: self.vocab_size], weight[self.vocab_size :]
+            if first:
+                padding.zero_()
             if kept.dtype == gradient.dtype:
-                kept.addmm_(gradient.T, hidden)
+                kept.addmm_(gradient.T, hidden, beta=0 if first else 1)
             else:
-                kept.add_(gradient.T @ hidden)
+                product = gradient.T @ hidden
+                kept.copy_(product) if first else kept.add_(product)
         if len(sums) > 1 and (bias := sums[1]) is not None:
+            if first:
+                bias.zero_()
             bias[: self.vocab_size] += gradient.sum(0, dtype=bias.dtype)
         return gradient @ self.weight[: self.vocab_size]
 
@@ -156,14 +164,17 @@ class FunctionHead(Head):
         self._graph = (leaf, logits)
         return logits.detach().clone()
 
-    def backward(self, gradient: Tensor, hidden: Tensor, sums: Sequence[Tensor | None]) -> Tensor:
+    def backward(self, gradient: Tensor, hidden: Tensor, sums: Sequence[Tensor | None], *, first: bool) -> Tensor:
         """[n, V] to [n, D]; uses up the graph."""
         assert self._graph is not None, "`forward` runs on the same rows before `backward`"
         (leaf, logits), self._graph = self._graph, None
         wanted = [(p, total) for p, total in zip(self.parameters, sums, strict=True) if total is not None]
+        if first:
+            for _, total in wanted:
+                total.zero_()
         whole = pad(gradient, (0, logits.shape[1] - gradient.shape[1])).to(logits.dtype)
-        first, *others = torch.autograd.grad(logits, [leaf, *(p for p, _ in wanted)], whole, allow_unused=True)
+        of_hidden, *others = torch.autograd.grad(logits, [leaf, *(p for p, _ in wanted)], whole, allow_unused=True)
         for (_, total), part in zip(wanted, others, strict=True):
             if part is not None:
                 total.add_(part)
-        return first
+        return of_hidden

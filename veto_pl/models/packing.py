@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,17 +29,16 @@ class Packing:
     index: Tensor
 
     @classmethod
-    def of(cls, sequences: Sequences, width: int | None) -> Packing:
+    def of(cls, sequences: Sequences, attention_cost: float | None) -> Packing:
         """Packs sequences.
 
         Args:
             sequences: in any padding layout.
-            width: the rows' W, raised to the longest sequence if that does not fit; None gives each sequence a row.
+            attention_cost: as `pack` takes it; None gives each sequence a row of its own.
         """
         mask = sequences.attention_mask
         lengths: list[int] = mask.sum(1).tolist()
-        longest = max([1, *lengths])
-        rows = [[i] for i in range(len(lengths))] if width is None else fit(lengths, max(width, longest))
+        rows = [[i] for i in range(len(lengths))] if attention_cost is None else pack(lengths, attention_cost)
         width = max([1, *(sum(lengths[i] for i in row) for row in rows)])
         starts = torch.tensor(_starts(rows, lengths, width), device=mask.device, dtype=torch.int64)
         places = starts[:, None] + sequences.position_ids
@@ -56,29 +56,47 @@ class Packing:
         )
 
 
-def fit(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Distributes sequences over rows of `width` tokens: first fit, the longest first.
+def pack(lengths: Sequence[int], attention_cost: float) -> list[list[int]]:
+    r"""Distributes sequences over rows so that the rows, padding included, cost least.
+
+    A token of a row of W tokens is taken to cost :math:`1 + c W`: attention sees the whole row, masked or not. Wide
+    rows waste little on padding and much on attention.
 
     Args:
-        lengths: tokens of each sequence, at most `width`.
-        width: tokens that a row holds.
+        lengths: tokens of each sequence.
+        attention_cost: c; 0 where attention skips what is masked, which makes one row of all.
 
     Returns:
         The sequences of each row.
 
     Example:
-        >>> fit([3, 8, 5, 2], 8)
-        [[1], [2, 0], [3]]
+        >>> pack([9, 3, 6, 5], 0.01)
+        [[0, 1], [2, 3]]
     """
-    rows: list[list[int]] = []
-    free: list[int] = []
+
+    def cost(rows: list[list[int]]) -> float:
+        width = max(sum(lengths[i] for i in row) for row in rows)
+        return len(rows) * width * (1 + attention_cost * width)
+
+    if attention_cost == 0:
+        return [list(range(len(lengths)))]
+    counts = {-(-len(lengths) // share) for share in range(1, 17)}
+    return min((balanced(lengths, count) for count in sorted(counts, reverse=True)), key=cost)
+
+
+def balanced(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Distributes sequences over `count` rows of similar length: the longest first, each to the shortest row.
+
+    Example:
+        >>> balanced([3, 9, 5, 2], 2)
+        [[1], [2, 0, 3]]
+    """
+    rows: list[list[int]] = [[] for _ in range(count)]
+    heap = [(0, row) for row in range(count)]
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        row = next((r for r, space in enumerate(free) if space >= lengths[i]), len(rows))
-        if row == len(rows):
-            rows.append([])
-            free.append(width)
+        used, row = heap[0]
         rows[row].append(i)
-        free[row] -= lengths[i]
+        heapq.heapreplace(heap, (used + lengths[i], row))
     return rows
 
 
