@@ -57,10 +57,10 @@ class Case:
 
 
 CASES = (
-    Case("equal lengths", 32, (32, 32), 64),
-    Case("geometric lengths", 32, (8, 64), 128, mean=32),
-    Case("top-p 0.95", 32, (8, 64), 64, sampling=(("top_p", 0.95),)),
-    Case("geometric, 8 completions", 8, (64, 256), 128, completions=8, mean=32),
+    Case("equal lengths", 16, (32, 32), 64),
+    Case("geometric lengths", 16, (8, 64), 128, mean=32),
+    Case("top-p 0.95", 16, (8, 64), 64, sampling=(("top_p", 0.95),)),
+    Case("geometric, 8 completions", 4, (64, 256), 128, completions=8, mean=32),
 )
 
 

@@ -40,7 +40,8 @@ class Benchmark:
 BENCHMARKS = (
     Benchmark("Loss head", "loss_head.py"),
     Benchmark("Rollouts", "rollout.py", ("--rounds", "2")),
-    Benchmark("Whole step", "step.py", ("--steps", "3")),
+    Benchmark("Packing", "packing.py"),
+    Benchmark("Whole step", "step.py", ("--steps", "2")),
     Benchmark("Cost curves", "cost_curves.py", quick=("--rounds", "1"), plot="cost-curves.svg"),
 )
 

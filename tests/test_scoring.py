@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from torch import nn
 
 from veto_pl.advantages import FutureLogRatio, LogRatio
 from veto_pl.divergences import GeneralizedJSD, ReverseKL
@@ -12,11 +13,11 @@ from veto_pl.functional.supports import top_k_with_tail
 from veto_pl.objectives import SFT, Distill, SupervisedKD, TokenObjective, Veto
 from veto_pl.scores import TopKScores
 from veto_pl.seams import RolloutSource
-from veto_pl.supports import TopK
+from veto_pl.supports import FullVocabulary, TopK
 from veto_pl.testing.dense import VocabularyProducts, dense_loss
 from veto_pl.testing.test_objectives import OBJECTIVES, STEP, name, written
 from veto_pl.testing.tiny import tiny_models
-from veto_pl.weightings import TeacherEntropyAbove
+from veto_pl.weightings import TeacherEntropyAbove, Uniform
 
 TOKEN_OBJECTIVES = [objective for objective in OBJECTIVES if isinstance(objective, TokenObjective)]
 COMPOSED = [
@@ -71,13 +72,101 @@ class Coupled(Distill):
         return super().over_sequences(losses, grid) / grid.mask.sum(1, keepdim=True)
 
 
-@pytest.mark.parametrize("objective", [HalfVeto(), Coupled()], ids=name)
+class Half:
+    """A mixin."""
+
+    def per_token(self, rows):
+        return 0.5 * super().per_token(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedVeto(Half, Veto):
+    """The mixin comes before the class with the closed form."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedSFT(Half, SFT):
+    """The same."""
+
+
+@dataclass(frozen=True)
+class Triple(Uniform):
+    """A weighting that is a `Uniform` by name only."""
+
+    def __call__(self, rows):
+        return 3 * super().__call__(rows)
+
+
+@dataclass(frozen=True)
+class Flat(FullVocabulary):
+    """A support that is a `FullVocabulary` by name only."""
+
+    def __call__(self, student_logp, teacher_logp):
+        return (0.5 * student_logp).log_softmax(-1), (0.5 * teacher_logp).log_softmax(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reversed(Distill):
+    """Exchanges what is compared."""
+
+    def _student_and_target(self, rows):
+        student, target = super()._student_and_target(rows)
+        return (0.7 * student).log_softmax(-1), target
+
+
+def assigned():
+    """`per_token` replaced after the class was made."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Patched(SFT):
+        pass
+
+    Patched.per_token = lambda self, rows: -2.0 * rows.token_logp()
+    return Patched()
+
+
+OVERRIDDEN = [
+    HalfVeto(), Coupled(), MixedVeto(), MixedSFT(), Distill(weighting=Triple()), Distill(support=Flat()), Reversed(),
+    assigned(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", OVERRIDDEN, ids=name)
 def test_what_a_third_party_overrides_is_what_is_differentiated(objective):
     models = tiny_models()
     rollouts = {objective.rollout: written(models, 0)}
     total = objective.loss(rollouts, models, STEP).terms["loss"].total
     expected = dense_loss(objective, rollouts, models, STEP)
     mine, theirs = gradients(total, models), gradients(expected, models)
+    for parameter, gradient in theirs.items():
+        torch.testing.assert_close(mine[parameter], gradient, rtol=1e-4, atol=1e-5, msg=parameter)
+
+
+class Adapted(nn.Linear):
+    """A frozen head with a low-rank adapter, as LoRA makes it."""
+
+    def __init__(self, head):
+        super().__init__(head.in_features, head.out_features, bias=False)
+        self.weight = head.weight
+        self.requires_grad_(False)
+        self.down, self.up = nn.Linear(head.in_features, 2, bias=False), nn.Linear(2, head.out_features, bias=False)
+
+    def forward(self, hidden):
+        return super().forward(hidden) + self.up(self.down(hidden))
+
+
+@pytest.mark.parametrize("objective", [Veto(chunk_rows=3), Distill(divergence=None, advantage=LogRatio())], ids=name)
+def test_adapters_on_both_heads_are_read_through_their_forward(objective):
+    torch.manual_seed(0)
+    models = tiny_models()
+    for model in (models.student.model, models.teacher.model):
+        model.set_output_embeddings(Adapted(model.get_output_embeddings()))
+    rollouts = {objective.rollout: written(models, 0)}
+    total = objective.loss(rollouts, models, STEP).terms["loss"].total
+    expected = dense_loss(objective, rollouts, models, STEP)
+    mine, theirs = gradients(total, models), gradients(expected, models)
+    assert {"model.lm_head.down.weight", "model.lm_head.up.weight"} <= mine.keys()
+    assert mine.keys() == theirs.keys()
     for parameter, gradient in theirs.items():
         torch.testing.assert_close(mine[parameter], gradient, rtol=1e-4, atol=1e-5, msg=parameter)
 
@@ -91,6 +180,8 @@ def products(objective, chunk_rows):
     for model in (models.student, teacher):
         model.vocab_size = vocab
     sequences = written(models, 0)
+    assert models.student.packs
+    assert teacher.packs
     with VocabularyProducts(vocab) as counter:
         total = replace(objective, chunk_rows=chunk_rows).loss({objective.rollout: sequences}, models, STEP)
         total.terms["loss"].total.backward()
@@ -180,3 +271,35 @@ def test_a_stored_teacher_of_another_temperature_is_refused():
 def test_compositions_that_need_the_whole_teacher_refuse_a_stored_one(options):
     with pytest.raises(ConfigurationError, match="stored teacher"):
         Distill(rollout=Stored(), **options)
+
+
+def test_a_stored_teacher_without_scores_is_named():
+    models = tiny_models()
+    objective = Distill(rollout=Stored())
+    with pytest.raises(ConfigurationError, match="`Stored` has `stored_teacher`, but"):
+        objective.loss({objective.rollout: written(models, 0)}, models, STEP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgetful(SFT):
+    """Has a metric for some tokens only."""
+
+    def token_metrics(self, rows):
+        return {"odd": rows.token_logp()} if int(rows.token_ids[0]) % 2 else {}
+
+
+def test_metrics_that_come_and_go_are_refused(monkeypatch):
+    monkeypatch.setattr("veto_pl.functional.chunked.BLOCK_ELEMENTS", 1)
+    models = tiny_models()
+    objective = Forgetful()
+    with pytest.raises(ValueError, match="same scores"):
+        objective.loss({objective.rollout: written(models, 0)}, models, STEP)
+
+
+def test_under_autocast_the_weight_is_the_number_of_tokens():
+    models = tiny_models()
+    objective = Veto()
+    with torch.autocast("cpu", torch.bfloat16):
+        stat = objective.loss({objective.rollout: written(models, 0)}, models, STEP).terms["loss"]
+    assert stat.total.dtype == stat.weight.dtype == torch.float32
+    assert stat.weight == written(models, 0).predictions.sum()

@@ -14,7 +14,7 @@ from veto_pl.models.causal_lm import CausalLM, sampling_mode
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.types import Generations, Models, PromptBatch, Sequences, Step
 
-CHUNK_ROWS = 2048
+CHUNK_ROWS = 256
 """Tokens whose vocabulary-sized rows are held at a time."""
 
 

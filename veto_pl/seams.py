@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from veto_pl.functional.closed_forms import by_autograd
+from veto_pl.functional.differentiation import by_autograd
 from veto_pl.types import Example, LossOutput, Models, PromptBatch, Rollouts, Sequences, Step
 
 if TYPE_CHECKING:
@@ -93,12 +93,6 @@ class Divergence(ABC):
     """A dissimilarity of two distributions."""
 
     laws: ClassVar[frozenset[Law]] = frozenset({Law.ZERO_AT_EQUALITY, Law.NON_NEGATIVE, Law.PERMUTATION_INVARIANT})
-
-    def __init_subclass__(cls) -> None:
-        """Another `__call__` does not inherit a closed form that is not its own."""
-        super().__init_subclass__()
-        if "__call__" in vars(cls) and "with_gradient" not in vars(cls):
-            cls.with_gradient = Divergence.with_gradient  # type: ignore[method-assign]
 
     @abstractmethod
     def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ class PromptBatch:
         """The same sequences with the task's reward of each."""
         texts = tokenizer.batch_decode(sequences.completions(), skip_special_tokens=True)
         scores = self.score(texts, sequences.prompt_rows.tolist())
-        return replace(sequences, rewards=torch.tensor(scores, device=sequences.input_ids.device))
+        return replace(sequences, rewards=torch.tensor(scores, dtype=torch.float32, device=sequences.input_ids.device))
 
 
 _PROMPT_TENSORS = ("input_ids", "attention_mask", "completion_ids", "completion_mask")

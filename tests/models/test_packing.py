@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.causal_lm import CausalLM
 from veto_pl.models.packing import Packing, balanced, pack
+from veto_pl.models.probes import check_head, keeps_sequences_apart
 from veto_pl.testing.tiny import prompt_batch, tiny_models
 from veto_pl.types import Sequences
 
@@ -106,8 +108,9 @@ def test_a_model_that_lets_state_pass_gets_one_row_per_sequence_and_a_mask():
     inner.base_model_prefix = "leaky"
     inner.leaky = backbone
     sequences = ragged(models)
+    assert not keeps_sequences_apart(model)
+    model._packs = False
     mine = model(sequences, lambda hidden, _: hidden)
-    assert not model.packs
     assert backbone.masks[-1] is not None
     embedded = inner.get_input_embeddings()(sequences.input_ids) * sequences.attention_mask[..., None]
     expected = embedded.cumsum(1)[:, :-1][sequences.predictions]
@@ -134,3 +137,34 @@ def test_rows_without_a_completion_are_no_trouble():
     assert hidden.requires_grad
     only = replace(sequences, attention_mask=torch.zeros_like(sequences.attention_mask))
     assert models.student(only, lambda hidden, _: hidden).shape == (0, 16)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2"])
+def test_a_head_that_the_loss_reads_rightly_passes(model_type):
+    check_head(tiny_models(model_type).student)
+
+
+def test_a_model_with_something_else_before_its_logits_is_refused():
+    models = tiny_models()
+    inner = models.student.model
+    forward = inner.forward
+
+    def scaled(**given):
+        output = forward(**given)
+        output.logits = 0.5 * output.logits
+        return output
+
+    inner.forward = scaled
+    with pytest.raises(ConfigurationError, match="LlamaForCausalLM does something between"):
+        models.student(ragged(models), lambda hidden, _: hidden)
+
+
+@pytest.mark.parametrize("widest", [12, 15, 20])
+def test_rows_of_several_sequences_are_no_wider_than_the_model_allows(widest):
+    lengths = [3, 8, 12, 4, 6]
+    rows = pack(lengths, 1e-6, widest)
+    assert all(len(row) == 1 or sum(lengths[i] for i in row) <= widest for row in rows)
+
+
+def test_no_sequence_at_all_packs_to_nothing():
+    assert pack([], 0.1) == []

@@ -1,6 +1,7 @@
 """The memory-exact head against the dense formula in float64, its products, its memory, and its fallbacks."""
 
 import math
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -11,8 +12,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from veto_pl.divergences import ForwardKL, GeneralizedJSD, ReverseKL, SkewKL, SkewReverseKL, TotalVariation
-from veto_pl.functional import closed_forms, divergences
+from veto_pl.functional import divergences
 from veto_pl.functional.chunked import linear_divergence
+from veto_pl.functional.differentiation import belongs, by_autograd, closed_form
 from veto_pl.functional.heads import Finish, FunctionHead, LinearHead
 from veto_pl.functional.targets import geometric_bridge
 from veto_pl.schedules import Linear
@@ -133,13 +135,27 @@ def test_upstream_factors_scale_the_gradient():
     torch.testing.assert_close(given[0].grad, once * 3 / 7)
 
 
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_under_autocast_scores_and_weights_are_float32(precision):
+    given = inputs(64, 200, 32, 32, dtype=torch.float32, scale=0.3)
+    with torch.autocast("cpu", precision):
+        stat = linear_divergence(*given, divergences.reverse_kl, chunk_rows=16, weights=torch.full((64,), 1.01))
+    assert stat.total.dtype == stat.weight.dtype == torch.float32
+    stat.total.backward()
+    total, hidden, _ = dense(given, divergences.reverse_kl, weights=torch.full((64,), 1.01).double())
+    assert abs(stat.total - total) <= 2e-2 * total
+    assert (given[0].grad.double() - hidden).norm() <= 2e-2 * hidden.norm()
+
+
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_what_is_frozen_gets_no_gradient_and_costs_no_product(frozen):
     given = inputs(8)
     given[frozen].requires_grad_(False)
     expected = dense(given, divergences.forward_kl)
-    stat = linear_divergence(*given, divergences.forward_kl)
+    with VocabularyProducts(11) as counter:
+        stat = linear_divergence(*given, divergences.forward_kl)
     stat.total.backward()
+    assert counter.multiplications == 8 * 11 * (5 + 3 + 5)
     assert given[frozen].grad is None
     torch.testing.assert_close(given[1 - frozen].grad, expected[2 - frozen])
 
@@ -246,6 +262,31 @@ def test_a_lora_head_trains_its_adapter_alone():
     torch.testing.assert_close(mine, theirs)
 
 
+def test_float16_gradients_do_not_underflow():
+    hidden, head, other, other_head = inputs(64, 2000, 32, 32, dtype=torch.float16, scale=0.2)
+    stat = linear_divergence(hidden, head, other, other_head, divergences.forward_kl, chunk_rows=16)
+    stat.total.backward()
+    _, of_hidden, of_head = dense((hidden, head, other, other_head), divergences.forward_kl)
+    assert (hidden.grad.double() - of_hidden).norm() <= 1e-3 * of_hidden.norm()
+    assert (head.grad.double() - of_head).norm() <= 1e-3 * of_head.norm()
+
+
+def test_a_teacher_without_a_linear_head_needs_no_graph():
+    hidden, head, other, other_head = inputs()
+    with torch.inference_mode():
+        read = other * 1.0
+    graphs = []
+
+    def function(rows):
+        graphs.append(torch.is_grad_enabled())
+        return rows @ other_head.T
+
+    teacher = FunctionHead(function, [], 11)
+    total = linear_divergence(hidden, head, read, teacher, divergences.forward_kl, chunk_rows=3).total
+    torch.testing.assert_close(total, dense((hidden, head, other, other_head), divergences.forward_kl)[0])
+    assert graphs == [False] * 3
+
+
 def test_bfloat16_is_reduced_in_float32():
     given = inputs(64, 200, 32, 32, dtype=torch.bfloat16, scale=0.3)
     stat = linear_divergence(*given, divergences.forward_kl, chunk_rows=16)
@@ -289,9 +330,10 @@ def test_closed_forms_are_what_autograd_finds(divergence, seed, scale, excluded)
     logits = scale * torch.randn(2, 3, 6, generator=generator, dtype=torch.float64)
     logits[..., 6 - excluded :] = -math.inf
     student, target = logits.log_softmax(-1)
+    assert belongs(divergence, "with_gradient", "__call__")
     assert type(divergence).with_gradient is not Divergence.with_gradient
     value, gradient = divergence.with_gradient(student, target)
-    expected = closed_forms.by_autograd(divergence)(student[:, : 6 - excluded], target[:, : 6 - excluded])
+    expected = by_autograd(divergence)(student[:, : 6 - excluded], target[:, : 6 - excluded])
     torch.testing.assert_close(value, expected[0], atol=1e-12, rtol=1e-9)
     torch.testing.assert_close(gradient[:, : 6 - excluded], expected[1], atol=1e-12, rtol=1e-9)
     assert not gradient[:, 6 - excluded :].any()
@@ -306,13 +348,66 @@ def test_a_closed_form_changes_none_of_its_arguments(divergence):
     assert torch.equal(target, before[1])
 
 
-def test_another_divergence_does_not_inherit_a_closed_form():
-    class Twice(ForwardKL):
-        def __call__(self, student_logp, target_logp):
-            return 2 * super().__call__(student_logp, target_logp)
+class Twice(ForwardKL):
+    def __call__(self, student_logp, target_logp):
+        return 2 * super().__call__(student_logp, target_logp)
 
-    assert_equal_to_dense(inputs(), Twice())
-    student, target = torch.randn(2, 4, 6).log_softmax(-1)
-    torch.testing.assert_close(
-        Twice().with_gradient(student, target)[1], 2 * ForwardKL().with_gradient(student, target)[1]
-    )
+
+class Squared:
+    def __call__(self, student_logp, target_logp):
+        return super().__call__(student_logp, target_logp) ** 2
+
+
+class SquaredKL(Squared, ForwardKL):
+    """The mixin brings the function, the built-in class the closed form."""
+
+
+class Renamed(ForwardKL):
+    """Neither."""
+
+
+@pytest.mark.parametrize("divergence", [Twice(), SquaredKL()], ids=lambda d: type(d).__name__)
+def test_another_divergence_does_not_inherit_a_closed_form(divergence):
+    assert not belongs(divergence, "with_gradient", "__call__")
+    assert_equal_to_dense(inputs(), divergence)
+
+
+def test_a_subclass_that_changes_nothing_keeps_it():
+    renamed = Renamed()
+    assert closed_form(renamed) == renamed.with_gradient
+    assert_equal_to_dense(inputs(), renamed)
+
+
+@dataclass
+class Unhashable:
+    factor: float = 2.0
+
+    def __call__(self, student_logp, target_logp):
+        return self.factor * divergences.reverse_kl(student_logp, target_logp)
+
+
+def test_a_function_need_not_be_hashable():
+    assert_equal_to_dense(inputs(), Unhashable())
+
+
+@pytest.mark.parametrize(
+    "closed", [ForwardKL(), ReverseKL(), SkewKL(), GeneralizedJSD()], ids=lambda d: type(d).__name__
+)
+def test_a_diverged_model_is_not_hidden(closed):
+    good, bad = torch.zeros(2, 4).log_softmax(-1), torch.full((2, 4), math.nan)
+    for pair in ((bad, good), (good, bad)):
+        assert closed.with_gradient(*pair)[0].isnan().all()
+
+
+def test_a_probability_that_underflows_meets_an_excluded_id():
+    student = torch.tensor([[0.0, -200.0, -1.0]]).log_softmax(-1)
+    target = torch.tensor([[0.0, -math.inf, -1.5]]).log_softmax(-1)
+    value, gradient = ReverseKL().with_gradient(student, target)
+    torch.testing.assert_close(value, divergences.reverse_kl(student, target))
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(1,), (20,), (7, 1)])
+def test_weights_have_one_entry_per_row(shape):
+    with pytest.raises(ValueError, match=r"`weights` must be \[7\]"):
+        linear_divergence(*inputs(), divergences.forward_kl, weights=torch.ones(shape))

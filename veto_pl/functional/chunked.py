@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from veto_pl.functional.closed_forms import closed_form
-from veto_pl.functional.heads import Head, LinearHead
+from veto_pl.functional.differentiation import closed_form
+from veto_pl.functional.gradients import Gradients
+from veto_pl.functional.heads import Head, LinearHead, full_precision
 from veto_pl.functional.stat import Stat
 
 BLOCK_ELEMENTS = 2**18
@@ -74,43 +74,48 @@ class RowStream:
         if chunk_rows < 1:
             raise ValueError(f"`chunk_rows` must be at least 1, got {chunk_rows}.")
         self.hidden, self.head, self.chunk_rows = hidden, head, chunk_rows
-        self._sides = [_Side(hidden, head, chunk_rows)]
+        self._sides = [_Side(hidden, head, chunk_rows, trained=True)]
         if teacher_hidden is not None and teacher_head is not None:
             if len(teacher_hidden) != len(hidden) or teacher_head.vocab_size != head.vocab_size:
                 raise ValueError(
                     f"Student and teacher must have the same rows and vocabulary, got {len(hidden)} and "
                     f"{len(teacher_hidden)} rows, {head.vocab_size} and {teacher_head.vocab_size} ids."
                 )
-            self._sides.append(_Side(teacher_hidden, teacher_head, chunk_rows))
+            self._sides.append(_Side(teacher_hidden, teacher_head, chunk_rows, trained=False))
 
-    @torch.no_grad()
     def scores(self, kernel: Kernel) -> dict[str, Tensor]:
-        """The kernel's scores, each [N], without gradients."""
-        return self._run(kernel, None)
+        """The kernel's scores, each [N], without gradients. A pass for gradients may follow where they are enabled."""
+        differentiable = torch.is_grad_enabled()
+        with torch.no_grad():
+            return self._run(kernel, None, differentiable=differentiable)
 
     @torch.no_grad()
     def gradients(self, kernel: Kernel, *, with_teacher: bool = True) -> tuple[dict[str, Tensor], Gradients]:
         """The scores, and the gradients of the kernel's loss with respect to hidden states and head."""
         gradients = Gradients.empty(self.hidden, self.head)
-        return self._run(kernel, gradients, with_teacher), gradients
+        return self._run(kernel, gradients, with_teacher=with_teacher, differentiable=True), gradients
 
-    def _run(self, kernel: Kernel, gradients: Gradients | None, with_teacher: bool = True) -> dict[str, Tensor]:
+    def _run(
+        self, kernel: Kernel, gradients: Gradients | None, *, differentiable: bool, with_teacher: bool = True
+    ) -> dict[str, Tensor]:
         sides = self._sides if with_teacher else self._sides[:1]
         scores: dict[str, Tensor] = {}
         # With N = 0 the kernel still sees one empty block, so that its scores have names.
         for start in range(0, max(len(self.hidden), 1), self.chunk_rows):
-            raw = [side.logits(start) for side in sides]
+            raw = [side.logits(start, differentiable and side is sides[0]) for side in sides]
             block = self._block_rows(raw[0])
             for first in range(0, max(len(raw[0]), 1), block):
                 rows = slice(first, first + block)
                 self._store(scores, self._block(kernel, raw, start, rows, gradients is not None), start + first)
             if gradients is not None and len(raw[0]):
-                self._sides[0].loaded = None
-                gradients.add(self._sides[0].head, raw[0][:, : self.head.vocab_size], self._sides[0].rows(start), start)
+                sides[0].loaded = None
+                gradients.add(sides[0].head, raw[0][:, : self.head.vocab_size], sides[0].rows(start), start)
         return scores
 
     def _store(self, scores: dict[str, Tensor], part: dict[str, Tensor], place: int) -> None:
         """Small tensors that outlived their block would lie in the holes of freed large ones and fragment the heap."""
+        if scores and part.keys() != scores.keys():
+            raise ValueError(f"Every block must have the same scores, got {sorted(part)} after {sorted(scores)}.")
         for name, value in part.items():
             whole = scores.setdefault(name, value.new_empty(len(self.hidden)))
             whole[place : place + len(value)] = value
@@ -123,7 +128,8 @@ class RowStream:
         student = finished[0][:, :vocab_size]
         teacher = finished[1][:, :vocab_size] if len(finished) > 1 else None
         place = slice(start + rows.start, start + rows.start + len(student))
-        scores, gradient = kernel(Block(student, teacher, finished[0][:, vocab_size:], place))
+        with full_precision(student.device):
+            scores, gradient = kernel(Block(student, teacher, finished[0][:, vocab_size:], place))
         if differentiate:
             target = raw[0][rows, :vocab_size]
             target.zero_() if gradient is None else target.copy_(self.head.finish.backward(gradient, student))
@@ -139,8 +145,12 @@ class RowStream:
 class _Side:
     """One model's hidden states and head, and the logits of one chunk of them."""
 
-    def __init__(self, hidden: Tensor, head: Head, chunk_rows: int) -> None:
-        self.hidden = hidden.detach().to(_compute_dtype(hidden))
+    def __init__(self, hidden: Tensor, head: Head, chunk_rows: int, *, trained: bool) -> None:
+        dtype = _compute_dtype(hidden)
+        if dtype == torch.float16 and trained and isinstance(head, LinearHead):
+            # Most of a gradient over a vocabulary would underflow before any loss scale could reach it.
+            dtype = torch.float32
+        self.hidden = hidden.detach().to(dtype)
         self.head = head.cast(self.hidden.dtype)
         self.chunk_rows = chunk_rows
         self.loaded: int | None = None
@@ -149,76 +159,18 @@ class _Side:
     def rows(self, start: int) -> Tensor:
         return self.hidden[start : start + self.chunk_rows]
 
-    def logits(self, start: int) -> Tensor:
+    def logits(self, start: int, differentiable: bool) -> Tensor:
         """[n, R] of one chunk; a chunk that is still there, because it is the only one, is not formed again."""
         if self.loaded != start or self._logits is None:
             rows = self.rows(start)
             out = None if self._logits is None else self._logits[: len(rows)]
-            logits = self.head.forward(rows, out)
-            self._logits = logits if out is None else self._logits
+            with torch.set_grad_enabled(differentiable):
+                logits = self.head.forward(rows, out)
+            if out is None or logits.data_ptr() != out.data_ptr():
+                self._logits = logits
             self.loaded = start
             return logits
         return self._logits[: len(self.rows(start))]
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """Sums of a loss's gradients.
-
-    Args:
-        hidden: [N, D], or None where the hidden states have no gradient.
-        parameters: one for each parameter of the head, None where it is frozen.
-    """
-
-    hidden: Tensor | None
-    parameters: tuple[Tensor | None, ...]
-
-    @classmethod
-    def empty(cls, hidden: Tensor, head: Head) -> Gradients:
-        """Room for the tensors that require a gradient, which the first chunk fills; without any chunk, zeros."""
-
-        def room(tensor: Tensor, dtype: torch.dtype) -> Tensor | None:
-            if not tensor.requires_grad:
-                return None
-            return torch.empty_like(tensor, dtype=dtype) if len(hidden) else torch.zeros_like(tensor, dtype=dtype)
-
-        sums = (room(p, torch.promote_types(p.dtype, torch.float32)) for p in head.parameters)
-        return cls(room(hidden, hidden.dtype), tuple(sums))
-
-    def add(self, head: Head, gradient: Tensor, hidden: Tensor, start: int) -> None:
-        """Adds a chunk: `gradient` [n, V] of its logits, `hidden` [n, D] its rows, which begin at `start`."""
-        of_hidden = head.backward(gradient, hidden, self.parameters, first=start == 0)
-        if self.hidden is not None:
-            self.hidden[start : start + len(hidden)] = of_hidden
-
-    def attach(self, total: Tensor, hidden: Tensor, head: Head) -> Tensor:
-        """The scalar `total` with a graph whose backward pass returns these gradients, scaled."""
-        inputs = (hidden, *head.parameters)
-        known = [
-            None if gradient is None else gradient.to(tensor.dtype)
-            for tensor, gradient in zip(inputs, (self.hidden, *self.parameters), strict=True)
-        ]
-        attached: Tensor = _Known.apply(total.detach(), known, *inputs)  # type: ignore[no-untyped-call]
-        return attached
-
-
-class _Known(torch.autograd.Function):
-    """A scalar whose gradients were computed together with it."""
-
-    @staticmethod
-    def forward(ctx: Any, total: Tensor, gradients: list[Tensor | None], *inputs: Tensor) -> Tensor:
-        ctx.gradients = gradients
-        return total.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.gradients is None:
-            raise RuntimeError("The gradients of the loss head were already used. Compute the loss again.")
-        gradients, ctx.gradients = ctx.gradients, None
-        if upstream.device.type == "cpu" and upstream == 1:  # an accelerator would have to wait for the answer
-            return (None, None, *gradients)
-        return (None, None, *(None if g is None else g.mul_(upstream) for g in gradients))
 
 
 def linear_divergence(
@@ -255,10 +207,10 @@ def linear_divergence(
         `student_head`, as far as they require one; it can be called once.
 
     Raises:
-        ValueError: `chunk_rows` is below 1, or rows or vocabularies differ.
+        ValueError: `chunk_rows` is below 1, `weights` is not [N], or rows or vocabularies differ.
 
-    Numerics: log-softmax and everything after it in float32 at least, also under bfloat16. Gradients agree with the
-    dense formula in float64 to about 1e-6 relative. They are formed in the forward pass, at the time that it takes.
+    Numerics: log-softmax and everything after it in float32 at least, also under autocast; the student's float16
+    products are formed in float32. Gradients agree with the dense formula in float64 to about 1e-6 relative.
 
     Memory above the inputs: the two gradients and 2 x `chunk_rows` x V logits.
 
@@ -273,6 +225,8 @@ def linear_divergence(
     References:
         docs/performance.md has the derivation and the measurements.
     """
+    if weights is not None and weights.shape != student_hidden.shape[:1]:
+        raise ValueError(f"`weights` must be [{len(student_hidden)}], one for each row, got {list(weights.shape)}.")
     head, other = _as_head(student_head), _as_head(teacher_head)
     value_and_gradient = closed_form(divergence)
     extra = () if step is None else (step,)

@@ -9,17 +9,8 @@ that depends on :math:`p` through :math:`A_v = \partial L / \partial p_v` has th
 so no graph is needed. As everywhere, 0 log 0 = 0, and an id that both exclude (-inf) has value and gradient 0.
 """
 
-import math
-from collections.abc import Callable
-from functools import partial
-from typing import Any
-
 import torch
 from torch import Tensor
-
-from veto_pl.functional import divergences
-
-ValueAndGradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def forward_kl(student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,90 +196,15 @@ def negative_log_likelihood(student_logp: Tensor, token_ids: Tensor) -> tuple[Te
     return -student_logp.gather(-1, index).squeeze(-1), gradient
 
 
-def by_autograd(divergence: Callable[[Tensor, Tensor], Tensor]) -> ValueAndGradient:
-    """The value and gradient of any differentiable function of log-probabilities.
-
-    Args:
-        divergence: maps [..., V] and [..., V] to [...], row by row.
-
-    Returns:
-        A function with the signature of this module's others.
-
-    Example:
-        >>> student, target = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()
-        >>> by_autograd(divergences.forward_kl)(student, target)[1]
-        tensor([ 0.2500, -0.2500])
-    """
-
-    def value_and_gradient(student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            leaf = student_logp.detach().requires_grad_()
-            value = divergence(leaf, target_logp)
-        return value.detach(), gradient_of(value, leaf)
-
-    return value_and_gradient
-
-
-def gradient_of(value: Tensor, logp: Tensor) -> Tensor:
-    r"""The gradient with respect to logits of a value that is a function of their log-softmax.
-
-    .. math:: \frac{\partial L}{\partial z} = g - p \sum_v g_v, \qquad g = \frac{\partial L}{\partial \log p}
-
-    Args:
-        value: [...], with a graph down to `logp`, row by row; without one the gradient is 0.
-        logp: [..., V] the leaf.
-
-    Returns:
-        [..., V].
-
-    Example:
-        >>> logp = torch.tensor([0.25, 0.75]).log().requires_grad_()
-        >>> gradient_of(-logp[1], logp)
-        tensor([ 0.2500, -0.2500])
-    """
-    if not value.requires_grad:
-        return torch.zeros_like(logp)
-    (gradient,) = torch.autograd.grad(value, logp, torch.ones_like(value), allow_unused=True, materialize_grads=True)
-    return torch.addcmul(gradient, logp.detach().exp(), gradient.sum(-1, keepdim=True), value=-1)
-
-
-def closed_form(divergence: Callable[..., Any]) -> ValueAndGradient:
-    """The cheapest way to the value and gradient of `divergence`.
-
-    Args:
-        divergence: a function of `veto_pl.functional.divergences` (or a `functools.partial` of one), an object with a
-            method `with_gradient`, or any differentiable function, which autograd then takes care of.
-
-    Returns:
-        A function of (student_logp, target_logp).
-
-    Example:
-        >>> closed_form(divergences.forward_kl) is forward_kl
-        True
-    """
-    if hasattr(divergence, "with_gradient"):
-        found: ValueAndGradient = divergence.with_gradient
-        return found
-    if isinstance(divergence, partial) and divergence.func in _CLOSED_FORMS:
-        return partial(_CLOSED_FORMS[divergence.func], *divergence.args, **divergence.keywords)
-    return _CLOSED_FORMS.get(divergence) or by_autograd(divergence)
-
-
-_CLOSED_FORMS: dict[Callable[..., Any], Callable[..., tuple[Tensor, Tensor]]] = {
-    divergences.forward_kl: forward_kl,
-    divergences.reverse_kl: reverse_kl,
-    divergences.generalized_jsd: generalized_jsd,
-    divergences.skew_kl: skew_kl,
-    divergences.skew_reverse_kl: skew_reverse_kl,
-    divergences.total_variation: total_variation,
-}
-
-
 def _expectation(probability: Tensor, values: Tensor) -> Tensor:
-    """Sum of probability x values, where a value that is undefined or -inf (0 log 0) counts 0; changes `values`."""
-    values.nan_to_num_(nan=0.0, posinf=math.inf, neginf=torch.finfo(values.dtype).min)
+    """Sum of probability x values, where probability 0 counts 0 whatever the value; changes `values`."""
     expectation: Tensor = torch.linalg.vecdot(probability, values)
-    return expectation
+    # 0 x inf shows in the sum. Looking costs a CPU nothing; an accelerator would have to wait, so it always masks.
+    if expectation.device.type == "cpu" and bool(expectation.isfinite().all()):
+        return expectation
+    values.masked_fill_(probability == 0, 0.0)
+    masked: Tensor = torch.linalg.vecdot(probability, values)
+    return masked
 
 
 def _log(probability: Tensor) -> Tensor:

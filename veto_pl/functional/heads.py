@@ -59,10 +59,13 @@ class Head(ABC):
         """[n, D] to [n, R] unfinished logits, into `out` where that is possible."""
 
     @abstractmethod
-    def backward(self, gradient: Tensor, hidden: Tensor, sums: Sequence[Tensor | None], *, first: bool) -> Tensor:
+    def backward(
+        self, gradient: Tensor, hidden: Tensor, sums: Sequence[Tensor | None], *, first: bool, for_hidden: bool = True
+    ) -> Tensor | None:
         """[n, V] gradient of the unfinished logits to [n, D]; those of the parameters are added to `sums`.
 
         What `sums` held before the `first` chunk is nothing, and is overwritten: that saves a pass over the weights.
+        Without `for_hidden`, hidden states have no gradient, and None is returned.
         """
 
 
@@ -102,12 +105,20 @@ class LinearHead(Head):
 
     def forward(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """[n, D] to [n, R]."""
-        if self.bias is None:
-            return torch.mm(hidden, self.weight.T, out=out)
-        return torch.addmm(self.bias, hidden, self.weight.T, out=out)
+        with full_precision(hidden.device):  # `cast` has chosen the dtype already
+            if self.bias is None:
+                return torch.mm(hidden, self.weight.T, out=out)
+            return torch.addmm(self.bias, hidden, self.weight.T, out=out)
 
-    def backward(self, gradient: Tensor, hidden: Tensor, sums: Sequence[Tensor | None], *, first: bool) -> Tensor:
+    def backward(
+        self, gradient: Tensor, hidden: Tensor, sums: Sequence[Tensor | None], *, first: bool, for_hidden: bool = True
+    ) -> Tensor | None:
         """[n, V] to [n, D]."""
+        with full_precision(hidden.device):
+            self._add(gradient, hidden, sums, first)
+            return gradient @ self.weight[: self.vocab_size] if for_hidden else None
+
+    def _add(self, gradient: Tensor, hidden: Tensor, sums: Sequence[Tensor | None], first: bool) -> None:
         if (weight := sums[0]) is not None:
             kept, padding = weight[: self.vocab_size], weight[self.vocab_size :]
             if first:
@@ -121,7 +132,6 @@ class LinearHead(Head):
             if first:
                 bias.zero_()
             bias[: self.vocab_size] += gradient.sum(0, dtype=bias.dtype)
-        return gradient @ self.weight[: self.vocab_size]
 
 
 class FunctionHead(Head):
@@ -157,14 +167,17 @@ class FunctionHead(Head):
         return self
 
     def forward(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """[n, D] to [n, R]; remembers the graph of this chunk for `backward`."""
-        with torch.enable_grad():
-            leaf = hidden.detach().requires_grad_()
-            logits = self.function(leaf)
+        """[n, D] to [n, R]; where gradients are enabled, remembers the graph of this chunk for `backward`."""
+        if not torch.is_grad_enabled():
+            return self.function(hidden)
+        leaf = hidden.detach().requires_grad_()
+        logits = self.function(leaf)
         self._graph = (leaf, logits)
         return logits.detach().clone()
 
-    def backward(self, gradient: Tensor, hidden: Tensor, sums: Sequence[Tensor | None], *, first: bool) -> Tensor:
+    def backward(
+        self, gradient: Tensor, hidden: Tensor, sums: Sequence[Tensor | None], *, first: bool, for_hidden: bool = True
+    ) -> Tensor | None:
         """[n, V] to [n, D]; uses up the graph."""
         assert self._graph is not None, "`forward` runs on the same rows before `backward`"
         (leaf, logits), self._graph = self._graph, None
@@ -178,3 +191,8 @@ class FunctionHead(Head):
             if part is not None:
                 total.add_(part)
         return of_hidden
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """A context without autocast, which would round dot products and products into other buffers."""
+    return torch.autocast(device.type, enabled=False)

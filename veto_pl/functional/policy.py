@@ -1,5 +1,7 @@
 """Policy-gradient terms over sampled tokens; every argument and result is [...], one number per token."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -53,4 +55,4 @@ def importance_weight(logp: Tensor, sampler_logp: Tensor, maximum: float) -> Ten
     References:
         Ionides 2008, "Truncated importance sampling".
     """
-    return (logp - sampler_logp).clamp(max=torch.tensor(maximum).log().item()).exp()
+    return (logp - sampler_logp).clamp(max=math.log(maximum)).exp()

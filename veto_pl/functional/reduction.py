@@ -18,7 +18,7 @@ def token_sum(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         >>> token_sum(torch.tensor([[1.0, 2.0, float("nan")]]), torch.tensor([[True, True, False]]))
         (tensor(3.), tensor(2.))
     """
-    return values.masked_fill(~mask, 0.0).sum(), mask.sum().to(values.dtype)
+    return values.masked_fill(~mask, 0.0).sum(), mask.sum().float()
 
 
 def sequence_mean_sum(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,4 +38,4 @@ def sequence_mean_sum(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """
     lengths = mask.sum(1)
     means = values.masked_fill(~mask, 0.0).sum(1) / lengths.clamp_min(1)
-    return means.sum(), (lengths > 0).sum().to(values.dtype)
+    return means.sum(), (lengths > 0).sum().float()

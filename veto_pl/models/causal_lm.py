@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from veto_pl.functional.alignment import restrict
 from veto_pl.functional.heads import Finish, FunctionHead, Head, LinearHead
 from veto_pl.models.packing import Packing
+from veto_pl.models.probes import check_head, keeps_sequences_apart
 from veto_pl.types import Sequences
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class CausalLM(nn.Module):
         Returns:
             What `readout` returns.
         """
-        packing = Packing.of(sequences, self._attention_cost())
+        packing = Packing.of(sequences, self._attention_cost(), self._widest())
         hidden = self._backbone(packing).flatten(0, 1)[packing.index]
         return readout(hidden, self)
 
@@ -64,7 +65,8 @@ class CausalLM(nn.Module):
         A plain linear layer is read through its weights; anything else (an adapter, a module with hooks) is called.
         """
         module = self.model.get_output_embeddings()
-        if type(module) is nn.Linear and not (module._forward_hooks or module._forward_pre_hooks):
+        hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+        if type(module) is nn.Linear and not hooks and "forward" not in vars(module):
             return LinearHead(module.weight, module.bias, self.finish, self.vocab_size)
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         return FunctionHead(module, trained, self.vocab_size, self.finish)
@@ -129,11 +131,16 @@ class CausalLM(nn.Module):
         logits: Tensor = self.model.get_output_embeddings()(hidden)
         return logits
 
+    def _widest(self) -> int | None:
+        """Some models have masks of this width, whatever the positions in a row."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
     @property
     def packs(self) -> bool:
-        """Whether sequences in one row stay apart in this model: tried out once, on two sequences of three tokens."""
+        """Whether sequences in one row stay apart in this model: tried out once, on a few tokens."""
         if self._packs is None:
-            self._packs = _keeps_sequences_apart(self)
+            check_head(self)
+            self._packs = keeps_sequences_apart(self)
         return self._packs
 
     @property
@@ -155,19 +162,3 @@ def sampling_mode(model: CausalLM) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def _keeps_sequences_apart(model: CausalLM) -> bool:
-    """Compares two sequences in one row with the same in two rows. Recurrent models, among others, let state pass."""
-    base = model.model.base_model
-    device = model.model.device
-    ids = torch.arange(6, device=device)[None] % model.vocab_size
-    positions = torch.arange(3, device=device).repeat(1, 2)
-    with sampling_mode(model):
-        try:
-            together = base(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state.view(2, 3, -1)
-        except TypeError:  # a model without `position_ids`
-            return False
-        apart = base(input_ids=ids.view(2, 3), position_ids=positions.view(2, 3), use_cache=False).last_hidden_state
-    tolerance = 1e-3 if apart.dtype in (torch.float32, torch.float64) else 5e-2
-    return bool((together - apart).abs().max() <= tolerance * apart.abs().max())

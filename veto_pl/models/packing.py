@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,16 +30,17 @@ class Packing:
     index: Tensor
 
     @classmethod
-    def of(cls, sequences: Sequences, attention_cost: float | None) -> Packing:
+    def of(cls, sequences: Sequences, attention_cost: float | None, widest: int | None = None) -> Packing:
         """Packs sequences.
 
         Args:
             sequences: in any padding layout.
             attention_cost: as `pack` takes it; None gives each sequence a row of its own.
+            widest: as `pack` takes it.
         """
         mask = sequences.attention_mask
         lengths: list[int] = mask.sum(1).tolist()
-        rows = [[i] for i in range(len(lengths))] if attention_cost is None else pack(lengths, attention_cost)
+        rows = [[i] for i in range(len(lengths))] if attention_cost is None else pack(lengths, attention_cost, widest)
         width = max([1, *(sum(lengths[i] for i in row) for row in rows)])
         starts = torch.tensor(_starts(rows, lengths, width), device=mask.device, dtype=torch.int64)
         places = starts[:, None] + sequences.position_ids
@@ -56,7 +58,7 @@ class Packing:
         )
 
 
-def pack(lengths: Sequence[int], attention_cost: float) -> list[list[int]]:
+def pack(lengths: Sequence[int], attention_cost: float, widest: int | None = None) -> list[list[int]]:
     r"""Distributes sequences over rows so that the rows, padding included, cost least.
 
     A token of a row of W tokens is taken to cost :math:`1 + c W`: attention sees the whole row, masked or not. Wide
@@ -65,6 +67,7 @@ def pack(lengths: Sequence[int], attention_cost: float) -> list[list[int]]:
     Args:
         lengths: tokens of each sequence.
         attention_cost: c; 0 where attention skips what is masked, which makes one row of all.
+        widest: tokens that a row of several sequences may have; any number by default.
 
     Returns:
         The sequences of each row.
@@ -76,8 +79,12 @@ def pack(lengths: Sequence[int], attention_cost: float) -> list[list[int]]:
 
     def cost(rows: list[list[int]]) -> float:
         width = max(sum(lengths[i] for i in row) for row in rows)
+        if widest is not None and width > widest and len(rows) < len(lengths):
+            return math.inf
         return len(rows) * width * (1 + attention_cost * width)
 
+    if not lengths:
+        return []
     if attention_cost == 0:
         return [list(range(len(lengths)))]
     counts = {-(-len(lengths) // share) for share in range(1, 17)}

@@ -10,8 +10,8 @@ from torch import Tensor
 from veto_pl.contexts import SameText
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import RowStream
-from veto_pl.functional.closed_forms import gradient_of
 from veto_pl.functional.diagnostics import comparison, entropy
+from veto_pl.functional.differentiation import gradient_of
 from veto_pl.functional.divergences import reverse_kl
 from veto_pl.models.causal_lm import CausalLM, sampling_mode
 from veto_pl.objectives.scoring import Scoring
@@ -50,18 +50,20 @@ class TokenObjective(Objective):
         if self.rollout.stored_teacher:
             object.__setattr__(self, "needs_teacher", False)
 
-    def __init_subclass__(cls) -> None:
-        """Another `per_token` does not inherit a closed form that is not its own."""
-        super().__init_subclass__()
-        if "per_token" in vars(cls) and "with_gradient" not in vars(cls):
-            cls.with_gradient = TokenObjective.with_gradient  # type: ignore[method-assign]
-
     @abstractmethod
     def per_token(self, rows: TokenRows) -> Tensor:
         """[n] losses of a few tokens, each a function of its own row."""
 
     def with_gradient(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
-        """The losses [n] and their gradient [n, V] in the student's logits: autograd's, on these few rows alone."""
+        """The losses [n] and their gradient [n, V] in the student's logits. Override it with a closed form.
+
+        It is used as long as it belongs to `per_token`: a class or mixin that brings another `per_token` is
+        differentiated by autograd.
+        """
+        return self.by_autograd(rows)
+
+    def by_autograd(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
+        """`per_token` and its gradient in the student's logits, with a graph of these few rows alone."""
         with torch.enable_grad():
             leaf = rows.student_logp.detach().requires_grad_()
             losses = self.per_token(replace(rows, student_logp=leaf))

@@ -7,6 +7,7 @@ from torch import Tensor
 from veto_pl.divergences import ForwardKL
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.diagnostics import sharpness
+from veto_pl.functional.differentiation import closed_form
 from veto_pl.functional.policy import clipped_surrogate, importance_weight
 from veto_pl.objectives.base import TokenObjective
 from veto_pl.seams import Advantage, Divergence, Support, Target, TokenWeighting
@@ -75,8 +76,10 @@ class Distill(TokenObjective):
         return self.divergence is None and type(self).per_token is Distill.per_token
 
     def on_every_id(self, rows: TokenRows) -> bool:
-        """Whether student and target stand on the whole vocabulary."""
-        return rows.stored is None and isinstance(self.support, FullVocabulary)
+        """Whether student and target stand on the whole vocabulary, as this class composes them."""
+        methods = ("_student_and_target", "_weight")
+        own = all(getattr(type(self), name) is getattr(Distill, name) for name in methods)
+        return own and rows.stored is None and type(self.support) is FullVocabulary
 
     def per_token(self, rows: TokenRows) -> Tensor:
         """The weighted divergence of each token."""
@@ -88,10 +91,10 @@ class Distill(TokenObjective):
     def with_gradient(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
         """By the divergence's closed form where student and target stand on the whole vocabulary."""
         if self.divergence is None or not self.on_every_id(rows):
-            return super().with_gradient(rows)
+            return self.by_autograd(rows)
         student, target = self._student_and_target(rows)
-        losses, gradient = self.divergence.with_gradient(student, target)
-        if isinstance(self.weighting, Uniform):
+        losses, gradient = closed_form(self.divergence)(student, target)
+        if type(self.weighting) is Uniform:
             return losses, gradient
         weight = self._weight(rows)
         return weight * losses, gradient.mul_(weight[:, None])
@@ -109,7 +112,7 @@ class Distill(TokenObjective):
     def token_metrics(self, rows: TokenRows) -> dict[str, Tensor]:
         """Adds how much sharper the target is than the teacher, where it is another distribution."""
         metrics = super().token_metrics(rows)
-        if not isinstance(self.target, Teacher):
+        if type(self.target) is not Teacher:
             _, target = self._student_and_target(rows)
             _, teacher = rows.outcomes(self.support)
             metrics["target_sharpness"] = sharpness(target, teacher)
@@ -125,12 +128,12 @@ class Distill(TokenObjective):
     def _check_stored_teacher(self) -> None:
         """Few outcomes of a stored teacher are known: not every composition can live with them."""
         name = type(self).__name__
-        if self.advantage is not None or not isinstance(self.support, FullVocabulary):
+        if self.advantage is not None or type(self.support) is not FullVocabulary:
             raise ConfigurationError(
                 f"`{name}` has a rollout with a stored teacher, which knows its own likeliest ids and no others. "
                 "Leave out `advantage` and `support`, or use a live teacher."
             )
-        if not isinstance(self.weighting, Uniform):
+        if type(self.weighting) is not Uniform:
             raise ConfigurationError(
                 f"`{name}.weighting` reads the teacher's whole distribution, but its rollout has a stored teacher. "
                 "Leave the weighting out, or use a live teacher."

@@ -46,7 +46,7 @@ class MiniLLM(Objective):
     importance_cap: float = 10.0
     pretraining_weight: float = 1.0
     pretraining_gold: float = 0.5
-    chunk_rows: int = 2048
+    chunk_rows: int = 256
     composition: Sum = field(init=False)
 
     laws = frozenset[Law]()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block, Kernel, RowStream
+from veto_pl.functional.differentiation import belongs
 from veto_pl.functional.reduction import sequence_mean_sum, token_sum
 from veto_pl.scores import TopKScores
 from veto_pl.tokens import TokenGrid, TokenRows
@@ -81,7 +82,7 @@ class Scoring:
         )
         losses = self.objective.over_sequences(_on_grid(scores["loss"], mask), grid)
         reduce = token_sum if self.objective.aggregation == "token" else sequence_mean_sum
-        count = mask.sum().to(losses.dtype)
+        count = mask.sum().float()
         metrics = {
             name.removeprefix("metric/"): Stat(value.sum(), count)
             for name, value in scores.items()
@@ -125,7 +126,7 @@ class Scoring:
         if self.objective.sampled_tokens_only:
             losses, gradient = torch.zeros_like(rows.token_logp()), torch.zeros_like(rows.student_logp)
         else:
-            losses, gradient = self.objective.with_gradient(rows)
+            losses, gradient = self._differentiated(rows)
         temperature = self.objective.temperature
         if pull.loss is not None:
             gradient = gradient.mul_(pull.loss[place, None])
@@ -134,6 +135,13 @@ class Scoring:
             gradient = gradient.addcmul_(rows.student_logp.exp(), credit, value=-1)
             gradient = gradient.scatter_add_(1, rows.token_ids[:, None], credit)
         return losses, gradient if temperature == 1 else gradient.div_(temperature)
+
+    def _differentiated(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
+        """By the objective's closed form if it belongs to its `per_token`, else by autograd."""
+        objective = self.objective
+        if belongs(objective, "with_gradient", "per_token"):
+            return objective.with_gradient(rows)
+        return objective.by_autograd(rows)
 
     def _discarded(self, block: Block, rows: TokenRows) -> Tensor:
         """[n]: the probability of the head's rows without a token, had they been allowed any."""
@@ -163,8 +171,13 @@ class Scoring:
     def _stored(self) -> TopKScores | None:
         """[N] what a stored teacher says, checked against the objective."""
         scores = self.sequences.teacher_scores
-        if scores is None or self.objective.needs_teacher:
+        if self.objective.needs_teacher or not self.objective.rollout.stored_teacher:
             return None
+        if scores is None:
+            raise ConfigurationError(
+                f"`{type(self.objective.rollout).__name__}` has `stored_teacher`, but its sequences have no "
+                "`teacher_scores`. Fill them in, or leave `stored_teacher` out."
+            )
         if scores.temperature != self.objective.temperature:
             raise ConfigurationError(
                 f"The stored teacher was computed at temperature {scores.temperature}, but "

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.closed_forms import negative_log_likelihood
-from veto_pl.objectives.base import TokenObjective
 from veto_pl.objectives.distill import Distill
 from veto_pl.tokens import TokenRows
 
@@ -43,7 +42,7 @@ class SupervisedKD(Distill):
         if not self.gold_weight:
             return super().with_gradient(rows)
         if self.divergence is None or not self.on_every_id(rows):
-            return TokenObjective.with_gradient(self, rows)
+            return self.by_autograd(rows)
         losses, gradient = super().with_gradient(rows)
         gold, pull = negative_log_likelihood(rows.student_logp, rows.token_ids)
         return torch.lerp(losses, gold, self.gold_weight), gradient.lerp_(pull, self.gold_weight)

@@ -1,0 +1,77 @@
+"""What is found out about a model by trying it on a few tokens, once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from veto_pl.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from veto_pl.models.causal_lm import CausalLM
+
+
+def keeps_sequences_apart(model: CausalLM) -> bool:
+    """Whether two sequences in one row, told apart by their positions, do not see each other.
+
+    A change of the first must leave the second as it is, to the bit, and the second must be what it is alone.
+    Recurrent models, among others, let state pass.
+    """
+    if getattr(model.model, "_is_stateful", False):
+        return False
+    first, second, other = (torch.arange(start, start + 3) % model.vocab_size for start in (0, 3, 6))
+    positions = torch.arange(3).repeat(1, 2)
+    try:
+        packed, changed = (_hidden(model, torch.cat([head, second])[None], positions) for head in (first, other))
+    except TypeError:  # a model without `position_ids`
+        return False
+    alone = _hidden(model, second[None], positions[:, :3])
+    return torch.equal(packed[:, 3:], changed[:, 3:]) and _close(model, packed[:, 3:], alone)
+
+
+def check_head(model: CausalLM) -> None:
+    """Raises `ConfigurationError` where the head, as the loss reads it, is not what the model does.
+
+    Some architectures scale or transform hidden states before the head, in ways of their own.
+    """
+    ids = torch.arange(4)[None] % model.vocab_size
+    with _trying(model):
+        expected = model.model(input_ids=ids.to(_device(model)), use_cache=False).logits[..., : model.vocab_size]
+        hidden = model.model.base_model(input_ids=ids.to(_device(model)), use_cache=False).last_hidden_state
+        logits, _ = model.project(hidden)
+    if not _close(model, logits, expected.float()):
+        raise ConfigurationError(
+            f"{type(model.model).__name__} does something between its hidden states and its logits that veto_pl does "
+            f"not know: they differ by {float((logits - expected).abs().max()):.2g}. Use another architecture."
+        )
+
+
+def _hidden(model: CausalLM, ids: Tensor, positions: Tensor) -> Tensor:
+    device = _device(model)
+    with _trying(model):
+        output = model.model.base_model(input_ids=ids.to(device), position_ids=positions.to(device), use_cache=False)
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def _close(model: CausalLM, tensor: Tensor, expected: Tensor) -> bool:
+    """Up to rounding, which is coarse in half precision."""
+    tolerance = 1e-3 if model.model.dtype in (torch.float32, torch.float64) else 5e-2
+    difference = (tensor - expected).nan_to_num(nan=0.0)  # an id that both exclude
+    return bool(difference.abs().max() <= tolerance * expected.nan_to_num(neginf=0.0).abs().max())
+
+
+def _device(model: CausalLM) -> torch.device:
+    return next(model.parameters()).device
+
+
+@contextmanager
+def _trying(model: CausalLM) -> Iterator[None]:
+    from veto_pl.models.causal_lm import sampling_mode
+
+    with sampling_mode(model), torch.autocast(_device(model).type, enabled=False):
+        yield
