@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenRows:
-    """One chunk of completion tokens.
+    """A few completion tokens.
 
     Args:
-        student_logp: [n, V] float32 log-probabilities, with graph.
+        student_logp: [n, V] float32 log-probabilities; with a graph only where `per_token` is differentiated.
         teacher_logp: [n, V] float32, without graph; None where the objective needs no teacher.
         token_ids: [n] int64, the tokens that follow.
         sequence_rows: [n] int64, the row of the batch that each token belongs to.
@@ -37,7 +37,7 @@ class TokenRows:
     stored: TopKScores | None = None
 
     def token_logp(self) -> Tensor:
-        """[n]: the student's log-probability of the tokens, with graph."""
+        """[n]: the student's log-probability of the tokens, in the graph of `student_logp`."""
         return self.student_logp.gather(1, self.token_ids[:, None])[:, 0]
 
     def required_teacher_logp(self) -> Tensor:

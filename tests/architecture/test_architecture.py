@@ -150,6 +150,7 @@ FUNCTIONAL = {
     ],
     "policy": ["clipped_surrogate", "importance_weight"],
     "reduction": ["sequence_mean_sum", "token_sum"],
+    "expectation": ["expectation"],
     "gradients": [],
     "heads": ["full_precision"],
     "schedules": ["cosine", "linear", "piecewise_constant"],

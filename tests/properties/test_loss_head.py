@@ -1,24 +1,21 @@
 """The memory-exact head against the dense formula in float64, its products, its memory, and its fallbacks."""
 
-import math
-from dataclasses import dataclass
 from functools import partial
 
 import pytest
 import torch
+from head_cases import assert_equal_to_dense, dense, inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from veto_pl.divergences import ForwardKL, GeneralizedJSD, ReverseKL, SkewKL, SkewReverseKL, TotalVariation
+from veto_pl.divergences import ForwardKL, GeneralizedJSD
 from veto_pl.functional import divergences
 from veto_pl.functional.chunked import linear_divergence
-from veto_pl.functional.differentiation import belongs, by_autograd, closed_form
 from veto_pl.functional.heads import Finish, FunctionHead, LinearHead
 from veto_pl.functional.targets import geometric_bridge
 from veto_pl.schedules import Linear
-from veto_pl.seams import Divergence
 from veto_pl.targets import GeometricBridge
 from veto_pl.testing.dense import VocabularyProducts, dense_divergence
 from veto_pl.types import Step
@@ -42,29 +39,6 @@ DIVERGENCES = {
     "third party": third_party,
     "object": GeneralizedJSD(0.3),
 }
-
-
-def inputs(rows=7, vocab=11, width=5, teacher_width=3, seed=0, dtype=torch.float64, scale=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    shapes = ((rows, width), (vocab, width), (rows, teacher_width), (vocab, teacher_width))
-    made = [scale * torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
-    return made[0].requires_grad_(), made[1].requires_grad_(), made[2], made[3]
-
-
-def dense(given, divergence, **options):
-    hidden, head, other, other_head = (x.detach().double() for x in given)
-    hidden.requires_grad_(), head.requires_grad_()
-    total = dense_divergence(hidden @ head.T, other @ other_head.T, divergence, **options)
-    return total.detach(), *torch.autograd.grad(total, (hidden, head))
-
-
-def assert_equal_to_dense(given, divergence, tolerance=1e-12, chunk_rows=3, **options):
-    stat = linear_divergence(*given, divergence, chunk_rows=chunk_rows, **options)
-    stat.total.backward()
-    expected = dense(given, divergence, **options)
-    for mine, theirs in zip((stat.total.detach(), given[0].grad, given[1].grad), expected, strict=True):
-        assert (mine.double() - theirs).norm() <= tolerance * theirs.norm() + 1e-14
-    given[0].grad = given[1].grad = None
 
 
 @pytest.mark.parametrize("target", [None, BRIDGE], ids=["teacher", "bridge"])
@@ -317,94 +291,6 @@ def test_without_gradients_only_the_value_is_formed():
     assert not value.requires_grad
     torch.testing.assert_close(value, dense(given, divergences.forward_kl)[0])
     assert cost == 16 * 11 * (5 + 3)
-
-
-BUILT_IN = [ForwardKL(), ReverseKL(), GeneralizedJSD(0.3), SkewKL(0.2), SkewReverseKL(0.2), TotalVariation()]
-
-
-@pytest.mark.parametrize("divergence", BUILT_IN, ids=lambda d: type(d).__name__)
-@settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 999), scale=st.sampled_from([0.1, 1.0, 10.0]), excluded=st.integers(0, 3))
-def test_closed_forms_are_what_autograd_finds(divergence, seed, scale, excluded):
-    generator = torch.Generator().manual_seed(seed)
-    logits = scale * torch.randn(2, 3, 6, generator=generator, dtype=torch.float64)
-    logits[..., 6 - excluded :] = -math.inf
-    student, target = logits.log_softmax(-1)
-    assert belongs(divergence, "with_gradient", "__call__")
-    assert type(divergence).with_gradient is not Divergence.with_gradient
-    value, gradient = divergence.with_gradient(student, target)
-    expected = by_autograd(divergence)(student[:, : 6 - excluded], target[:, : 6 - excluded])
-    torch.testing.assert_close(value, expected[0], atol=1e-12, rtol=1e-9)
-    torch.testing.assert_close(gradient[:, : 6 - excluded], expected[1], atol=1e-12, rtol=1e-9)
-    assert not gradient[:, 6 - excluded :].any()
-
-
-@pytest.mark.parametrize("divergence", BUILT_IN, ids=lambda d: type(d).__name__)
-def test_a_closed_form_changes_none_of_its_arguments(divergence):
-    student, target = torch.randn(2, 4, 6).log_softmax(-1)
-    before = student.clone(), target.clone()
-    divergence.with_gradient(student, target)
-    assert torch.equal(student, before[0])
-    assert torch.equal(target, before[1])
-
-
-class Twice(ForwardKL):
-    def __call__(self, student_logp, target_logp):
-        return 2 * super().__call__(student_logp, target_logp)
-
-
-class Squared:
-    def __call__(self, student_logp, target_logp):
-        return super().__call__(student_logp, target_logp) ** 2
-
-
-class SquaredKL(Squared, ForwardKL):
-    """The mixin brings the function, the built-in class the closed form."""
-
-
-class Renamed(ForwardKL):
-    """Neither."""
-
-
-@pytest.mark.parametrize("divergence", [Twice(), SquaredKL()], ids=lambda d: type(d).__name__)
-def test_another_divergence_does_not_inherit_a_closed_form(divergence):
-    assert not belongs(divergence, "with_gradient", "__call__")
-    assert_equal_to_dense(inputs(), divergence)
-
-
-def test_a_subclass_that_changes_nothing_keeps_it():
-    renamed = Renamed()
-    assert closed_form(renamed) == renamed.with_gradient
-    assert_equal_to_dense(inputs(), renamed)
-
-
-@dataclass
-class Unhashable:
-    factor: float = 2.0
-
-    def __call__(self, student_logp, target_logp):
-        return self.factor * divergences.reverse_kl(student_logp, target_logp)
-
-
-def test_a_function_need_not_be_hashable():
-    assert_equal_to_dense(inputs(), Unhashable())
-
-
-@pytest.mark.parametrize(
-    "closed", [ForwardKL(), ReverseKL(), SkewKL(), GeneralizedJSD()], ids=lambda d: type(d).__name__
-)
-def test_a_diverged_model_is_not_hidden(closed):
-    good, bad = torch.zeros(2, 4).log_softmax(-1), torch.full((2, 4), math.nan)
-    for pair in ((bad, good), (good, bad)):
-        assert closed.with_gradient(*pair)[0].isnan().all()
-
-
-def test_a_probability_that_underflows_meets_an_excluded_id():
-    student = torch.tensor([[0.0, -200.0, -1.0]]).log_softmax(-1)
-    target = torch.tensor([[0.0, -math.inf, -1.5]]).log_softmax(-1)
-    value, gradient = ReverseKL().with_gradient(student, target)
-    torch.testing.assert_close(value, divergences.reverse_kl(student, target))
-    assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("shape", [(1,), (20,), (7, 1)])

@@ -12,6 +12,8 @@ so no graph is needed. As everywhere, 0 log 0 = 0, and an id that both exclude (
 import torch
 from torch import Tensor
 
+from veto_pl.functional.expectation import expectation
+
 
 def forward_kl(student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
     r"""KL(q || p) and its gradient :math:`p - q`.
@@ -31,7 +33,7 @@ def forward_kl(student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tenso
         tensor([ 0.2500, -0.2500])
     """
     target = target_logp.exp()
-    value = _expectation(target, target_logp - student_logp)
+    value, _ = expectation(target, target_logp - student_logp)
     return value, student_logp.exp().sub_(target)
 
 
@@ -54,7 +56,7 @@ def reverse_kl(student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tenso
     """
     student = student_logp.exp()
     ratio = student_logp - target_logp
-    value = _expectation(student, ratio)
+    value, ratio = expectation(student, ratio)
     return value, student.mul_(ratio.sub_(value.unsqueeze(-1)))
 
 
@@ -84,9 +86,9 @@ def generalized_jsd(student_logp: Tensor, target_logp: Tensor, beta: float = 0.5
         raise ValueError(f"`beta` of the generalised JSD must lie in [0, 1], got {beta}.")
     student, target = student_logp.exp(), target_logp.exp()
     mixture = _log(torch.lerp(student, target, beta))
-    of_target = _expectation(target, target_logp - mixture)
+    of_target, _ = expectation(target, target_logp - mixture)
     ratio = torch.sub(student_logp, mixture, out=mixture)
-    of_student = _expectation(student, ratio)
+    of_student, ratio = expectation(student, ratio)
     gradient = student.mul_(ratio.sub_(of_student.unsqueeze(-1))).mul_(1 - beta)
     return beta * of_target + (1 - beta) * of_student, gradient
 
@@ -119,7 +121,7 @@ def skew_kl(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.1) -> tu
         return forward_kl(student_logp, target_logp)
     student, target = student_logp.exp(), target_logp.exp()
     ratio = target_logp - _log(torch.lerp(student, target, alpha))
-    value = _expectation(target, ratio)
+    value, ratio = expectation(target, ratio)
     return value, _through_softmax(student, ratio.exp_().mul_(alpha - 1))
 
 
@@ -150,7 +152,7 @@ def skew_reverse_kl(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.
         return reverse_kl(student_logp, target_logp)
     student = student_logp.exp()
     ratio = student_logp - _log(torch.lerp(target_logp.exp(), student, alpha))
-    value = _expectation(student, ratio)
+    value, ratio = expectation(student, ratio)
     return value, _through_softmax(student, ratio.sub_(ratio.exp(), alpha=alpha))
 
 
@@ -194,17 +196,6 @@ def negative_log_likelihood(student_logp: Tensor, token_ids: Tensor) -> tuple[Te
     gradient = student_logp.exp()
     gradient.scatter_add_(-1, index, gradient.new_full(index.shape, -1.0))
     return -student_logp.gather(-1, index).squeeze(-1), gradient
-
-
-def _expectation(probability: Tensor, values: Tensor) -> Tensor:
-    """Sum of probability x values, where probability 0 counts 0 whatever the value; changes `values`."""
-    expectation: Tensor = torch.linalg.vecdot(probability, values)
-    # 0 x inf shows in the sum. Looking costs a CPU nothing; an accelerator would have to wait, so it always masks.
-    if expectation.device.type == "cpu" and bool(expectation.isfinite().all()):
-        return expectation
-    values.masked_fill_(probability == 0, 0.0)
-    masked: Tensor = torch.linalg.vecdot(probability, values)
-    return masked
 
 
 def _log(probability: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from veto_pl.functional.expectation import expectation
+
 
 def entropy(logp: Tensor) -> Tensor:
     r"""Shannon entropy, :math:`-\sum_v p_v \log p_v`.
@@ -78,9 +80,9 @@ def comparison(student_logp: Tensor, teacher_logp: Tensor) -> dict[str, Tensor]:
     student, teacher = student_logp.exp(), teacher_logp.exp()
     ratio = student_logp - teacher_logp
     return {
-        "entropy": -_expectation(student, student_logp),
-        "kl": _expectation(student, ratio),
-        "forward_kl": -_expectation(teacher, ratio),
+        "entropy": -expectation(student, student_logp)[0],
+        "kl": expectation(student, ratio)[0],
+        "forward_kl": -expectation(teacher, ratio)[0],
         "agreement": _agree(student_logp, teacher_logp),
     }
 
@@ -89,13 +91,3 @@ def _agree(first_logp: Tensor, second_logp: Tensor) -> Tensor:
     """1 where an id is likeliest for both. Distances to the maxima are far cheaper than the places of the maxima."""
     distances = (logp - logp.amax(-1, keepdim=True) for logp in (first_logp, second_logp))
     return (torch.minimum(*distances).amax(-1) == 0).to(first_logp.dtype)
-
-
-def _expectation(probability: Tensor, values: Tensor) -> Tensor:
-    """Sum of probability x values, where probability 0 counts 0 whatever the value."""
-    expectation: Tensor = torch.linalg.vecdot(probability, values)
-    # 0 x inf shows in the sum. Looking costs a CPU nothing; an accelerator would have to wait, so it always masks.
-    if expectation.device.type == "cpu" and bool(expectation.isfinite().all()):
-        return expectation
-    masked: Tensor = torch.linalg.vecdot(probability, values.masked_fill(probability == 0, 0.0))
-    return masked
