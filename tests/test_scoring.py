@@ -114,20 +114,16 @@ class Reversed(Distill):
         return (0.7 * student).log_softmax(-1), target
 
 
-def assigned():
-    """`per_token` replaced after the class was made."""
+@dataclass(frozen=True, kw_only=True)
+class Patched(SFT):
+    """`per_token` is replaced after the class was made."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Patched(SFT):
-        pass
 
-    Patched.per_token = lambda self, rows: -2.0 * rows.token_logp()
-    return Patched()
-
+Patched.per_token = lambda self, rows: -2.0 * rows.token_logp()
 
 OVERRIDDEN = [
     HalfVeto(), Coupled(), MixedVeto(), MixedSFT(), Distill(weighting=Triple()), Distill(support=Flat()), Reversed(),
-    assigned(),
+    Patched(),
 ]  # fmt: skip
 
 

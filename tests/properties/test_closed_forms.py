@@ -43,6 +43,7 @@ def test_a_closed_form_changes_none_of_its_arguments(divergence):
     assert torch.equal(target, before[1])
 
 
+@dataclass(frozen=True)
 class Twice(ForwardKL):
     def __call__(self, student_logp, target_logp):
         return 2 * super().__call__(student_logp, target_logp)
@@ -53,10 +54,12 @@ class Squared:
         return super().__call__(student_logp, target_logp) ** 2
 
 
+@dataclass(frozen=True)
 class SquaredKL(Squared, ForwardKL):
     """The mixin brings the function, the built-in class the closed form."""
 
 
+@dataclass(frozen=True)
 class Renamed(ForwardKL):
     """Neither."""
 
