@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass
 
 import torch
+from measuring import conditions
 
 from veto_pl.models.assemble import load_models
 from veto_pl.models.initialisation import RandomWeights
@@ -141,6 +142,7 @@ def main(rounds=5, threads=1, quick=False):
     """Prints one table: seconds per thousand tokens, and how many times faster the own loop is."""
     torch.set_num_threads(threads)
     rounds = min(rounds, 2) if quick else rounds
+    print(conditions("transformers").replace("processor time", "wall-clock time"), "\n")
     print("| model | case | own loop | Transformers | generate | Transformers / own | generate / own |")
     print("| :--- | :--- | ---: | ---: | ---: | ---: | ---: |")
     for size in list(SIZES)[: 1 if quick else None]:

@@ -82,8 +82,7 @@ def generalized_jsd(student_logp: Tensor, target_logp: Tensor, beta: float = 0.5
         >>> generalized_jsd(student, target)[1]
         tensor([ 0.0639, -0.0639])
     """
-    if not 0 <= beta <= 1:
-        raise ValueError(f"`beta` of the generalised JSD must lie in [0, 1], got {beta}.")
+    _check_weight("`beta` of the generalised JSD", beta)
     student, target = student_logp.exp(), target_logp.exp()
     mixture = _log(torch.lerp(student, target, beta))
     of_target, _ = expectation(target, target_logp - mixture)
@@ -115,8 +114,7 @@ def skew_kl(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.1) -> tu
         >>> bool(torch.equal(skew_kl(student, target, 0.0)[1], forward_kl(student, target)[1]))
         True
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"`alpha` of a skew KL must lie in [0, 1], got {alpha}.")
+    _check_weight("`alpha` of a skew KL", alpha)
     if alpha == 0:
         return forward_kl(student_logp, target_logp)
     student, target = student_logp.exp(), target_logp.exp()
@@ -146,8 +144,7 @@ def skew_reverse_kl(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.
         >>> bool(torch.equal(skew_reverse_kl(student, target, 0.0)[1], reverse_kl(student, target)[1]))
         True
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"`alpha` of a skew KL must lie in [0, 1], got {alpha}.")
+    _check_weight("`alpha` of a skew KL", alpha)
     if alpha == 0:
         return reverse_kl(student_logp, target_logp)
     student = student_logp.exp()
@@ -196,6 +193,11 @@ def negative_log_likelihood(student_logp: Tensor, token_ids: Tensor) -> tuple[Te
     gradient = student_logp.exp()
     gradient.scatter_add_(-1, index, gradient.new_full(index.shape, -1.0))
     return -student_logp.gather(-1, index).squeeze(-1), gradient
+
+
+def _check_weight(name: str, weight: float) -> None:
+    if not 0 <= weight <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {weight}.")
 
 
 def _log(probability: Tensor) -> Tensor:
