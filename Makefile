@@ -29,10 +29,10 @@ smollm2: .venv/developed  ## Distil a pruned SmolLM2-135M on GSM8K; needs DATA=f
 	  --data.task.train_path "$(DATA)/gsm8k_train.jsonl" --data.task.validation_path "$(DATA)/gsm8k_test.jsonl"
 
 test: .venv/developed  ## Run the fast tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-all: .venv/developed  ## Run every test
-	$(BIN)/python -m pytest -n 2 -m ""
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m ""
 
 bench: .venv/developed  ## Measure against peers and write benchmarks/results/ (under 25 minutes on two cores)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"

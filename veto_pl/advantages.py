@@ -6,6 +6,7 @@ from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.advantages import future_mean, whiten
+from veto_pl.ranks import sum_over_ranks
 from veto_pl.seams import Advantage, Law
 from veto_pl.tokens import TokenGrid
 
@@ -29,7 +30,7 @@ class FutureLogRatio(Advantage):
     Args:
         scale: divides the log-ratio of each token.
         clip: bound of the scaled log-ratio of each token, in both directions.
-        whitened: zero mean and unit variance over the tokens of the micro-batch.
+        whitened: zero mean and unit variance over the tokens of the micro-batch, on all ranks.
 
     References:
         arXiv 2306.08543
@@ -53,4 +54,4 @@ class FutureLogRatio(Advantage):
     def __call__(self, grid: TokenGrid) -> Tensor:
         rewards = (grid.log_ratio() / self.scale).clamp(-self.clip, self.clip)
         returns = future_mean(rewards, grid.mask)
-        return whiten(returns, grid.mask) if self.whitened else returns
+        return whiten(returns, grid.mask, all_reduce=sum_over_ranks) if self.whitened else returns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from veto_pl.metrics import CompletionMetric, TokenMetric, default_metrics
 from veto_pl.models.causal_lm import CausalLM, sampling_mode
+from veto_pl.models.sharding import gathered
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.types import Generations, Models, PromptBatch, Sequences, Step
 
@@ -92,12 +94,15 @@ class Evaluation:
         hidden = self._hidden(self.models.student)
         teacher = self.models.teacher
         teacher_hidden = None if teacher is None else self._hidden(teacher)
-        for start in range(0, len(hidden), CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
-            student_logp = _logp(self.models.student, hidden[rows])
-            teacher_logp = None if teacher_hidden is None else _logp(cast(CausalLM, teacher), teacher_hidden[rows])
-            for metric in metrics:
-                metric.update(student_logp, teacher_logp)
+        with ExitStack() as stack:
+            for model in filter(None, (self.models.student, teacher)):
+                stack.enter_context(gathered(model, head_only=True))
+            for start in range(0, len(hidden), CHUNK_ROWS):
+                rows = slice(start, start + CHUNK_ROWS)
+                student_logp = _logp(self.models.student, hidden[rows])
+                teacher_logp = None if teacher_hidden is None else _logp(cast(CausalLM, teacher), teacher_hidden[rows])
+                for metric in metrics:
+                    metric.update(student_logp, teacher_logp)
 
     def _hidden(self, model: CausalLM) -> Tensor:
         with sampling_mode(model):

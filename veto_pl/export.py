@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
+from torch import Tensor
 
+from veto_pl.checkpoint_io import read_checkpoint
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.models.sharding import full_weights
+from veto_pl.sharded_checkpoint import is_sharded, plain_values, read_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from veto_pl.models.causal_lm import CausalLM
 
+STUDENT = "student."
+"""What the names of the student's weights begin with in a checkpoint."""
 CARD = """---
 library_name: transformers
 tags:
@@ -43,10 +49,10 @@ tokenizer = AutoTokenizer.from_pretrained("{title}")
 def export_student(
     student: CausalLM, tokenizer: PreTrainedTokenizerBase, config: str | None, folder: str | Path
 ) -> Path:
-    """Saves the student (safetensors), the tokenizer and a model card.
+    """Saves the student (safetensors), the tokenizer and a model card. Every rank calls it; the first one writes.
 
     Args:
-        student: the trained model.
+        student: the trained model, sharded or whole.
         tokenizer: saved beside it.
         config: YAML of the run, for the card.
         folder: created if need be.
@@ -55,7 +61,10 @@ def export_student(
         The folder.
     """
     folder = Path(folder)
-    student.model.save_pretrained(folder)
+    weights = full_weights(student)
+    if student.shards is not None and not student.shards.first:
+        return folder
+    student.model.save_pretrained(folder, state_dict=None if student.shards is None else weights)
     tokenizer.save_pretrained(folder)
     card = CARD.format(title=folder.resolve().name, config=(config or "not recorded").strip())
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -66,7 +75,7 @@ def export_checkpoint(checkpoint: str | Path, folder: str | Path) -> Path:
     """Rebuilds the student of a Lightning checkpoint from the configuration inside, and exports it.
 
     Args:
-        checkpoint: a `.ckpt` file of a run that the command line started.
+        checkpoint: a `.ckpt` file, or folder of a sharded run, that the command line started.
         folder: where to write.
 
     Raises:
@@ -75,8 +84,7 @@ def export_checkpoint(checkpoint: str | Path, folder: str | Path) -> Path:
     from veto_pl.cli import module_from_config
     from veto_pl.models.assemble import load_student
 
-    state = _read(Path(checkpoint))
-    config = state.get("veto_pl_config")
+    config, read_weights = _read(Path(checkpoint))
     if config is None:
         raise ConfigurationError(
             f"`{checkpoint}` holds no configuration, so its student cannot be rebuilt. Export it from Python with "
@@ -84,14 +92,15 @@ def export_checkpoint(checkpoint: str | Path, folder: str | Path) -> Path:
         )
     module = module_from_config(config)
     student = load_student(module.student_source, module.tokenizer, empty=True)
-    prefix = "student."
-    weights = {k.removeprefix(prefix): v for k, v in state["state_dict"].items() if k.startswith(prefix)}
-    student.load_state_dict(weights)
+    student.load_state_dict(read_weights())
     return export_student(student, module.tokenizer, config, folder)
 
 
-def _read(checkpoint: Path) -> dict[str, Any]:
-    if not checkpoint.is_file():
-        raise ConfigurationError(f"The checkpoint `{checkpoint}` does not exist or is not a file.")
-    state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    return state
+def _read(checkpoint: Path) -> tuple[str | None, Callable[[], dict[str, Tensor]]]:
+    """The run's configuration, and how to get the student's weights."""
+    if is_sharded(checkpoint):
+        config: str | None = plain_values(checkpoint).get("veto_pl_config")
+        return config, lambda: read_whole(checkpoint, f"state_dict.{STUDENT}")
+    state = read_checkpoint(checkpoint)
+    weights = {k.removeprefix(STUDENT): v for k, v in state["state_dict"].items() if k.startswith(STUDENT)}
+    return state.get("veto_pl_config"), lambda: weights

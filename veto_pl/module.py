@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
@@ -19,12 +20,15 @@ from veto_pl.clock import PhaseClock
 from veto_pl.evaluation import Evaluation, validation_metrics
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.metrics import CompletionMetric, TokenMetric
+from veto_pl.metrics.rollouts import rollout_numbers
 from veto_pl.models.assemble import load_models, load_tokenizer
-from veto_pl.normalisation import GradientLedger, joined
+from veto_pl.nonfinite import NonFiniteSteps
+from veto_pl.randomness import global_draws
 from veto_pl.rollouts import Sampling
 from veto_pl.schedules import Constant, scheduled_values
 from veto_pl.seams import ModelSource, Objective, Schedule, TokenizerSource
-from veto_pl.types import LossOutput, Models, PromptBatch, Rollouts, Stat, Step
+from veto_pl.types import Models, PromptBatch, Rollouts, Step
+from veto_pl.window import Window
 
 
 class DistillationModule(L.LightningModule):
@@ -40,6 +44,8 @@ class DistillationModule(L.LightningModule):
         evaluation: how completions are sampled in validation, test and prediction. Greedy by default.
         metrics: metrics of validation and test; None takes the default set.
         seed: every random draw is a function of it, the step, the rank and the purpose.
+        skip_limit: the run stops after so many steps in a row whose loss or gradient is not finite. Such a step is left
+            out: the weights stay as they are, and the rows that caused it are written to `faults.jsonl`.
 
     Raises:
         ConfigurationError: the objective needs a teacher and there is none, or a setting cannot work.
@@ -56,6 +62,7 @@ class DistillationModule(L.LightningModule):
         evaluation: Sampling = Sampling(temperature=0.0),
         metrics: list[CompletionMetric | TokenMetric] | None = None,
         seed: int = 0,
+        skip_limit: int = 10,
     ) -> None:
         super().__init__()
         if objective.needs_teacher and teacher is None:
@@ -75,9 +82,9 @@ class DistillationModule(L.LightningModule):
         self.models: Models | None = None
         self.validation_metrics = validation_metrics(metrics, evaluation, with_teacher=teacher is not None)
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._ledger = GradientLedger()
-        self._terms: dict[str, Stat] = {}
-        self._window: dict[str, Stat] = {}
+        self.logged: dict[str, float] = {}
+        self._non_finite = NonFiniteSteps(skip_limit)
+        self._window: Window | None = None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -91,7 +98,10 @@ class DistillationModule(L.LightningModule):
         if self.models is not None:
             return
         empty = torch.empty(0).is_meta
-        self.models = load_models(self.student_source, self.teacher_source, self.tokenizer, empty=empty)
+        sharding = getattr(self._trainer and self.trainer.strategy, "sharding", None)
+        self.models = load_models(
+            self.student_source, self.teacher_source, self.tokenizer, empty=empty, sharding=sharding
+        )
         # Only the student is a submodule: a teacher is never saved, optimized, wrapped or averaged.
         self.student = self.models.student.train()
 
@@ -105,28 +115,26 @@ class DistillationModule(L.LightningModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
         """Rollout and scoring of one micro-batch. The loss is a sum; `on_before_optimizer_step` divides it."""
         step = self._step(batch_idx)
-        self.clock.enter("rollout")
-        rollouts = self._roll_out(batch, step)
-        self.clock.enter("scoring")
-        output = self.objective.loss(rollouts, self._models, step)
-        self._account(output, rollouts)
+        with global_draws(step, "training", self.device):
+            self.clock.enter("rollout")
+            rollouts = self._roll_out(batch, step)
+            self.clock.enter("scoring")
+            output = self.objective.loss(rollouts, self._models, step)
+        numbers = rollout_numbers(rollouts.values(), self._models.eos_ids)
+        loss = self.window.add(replace(output, metrics={**output.metrics, **numbers}), rollouts)
+        self._non_finite.watch(batch, rollouts, output)
         self.clock.enter("update")
-        return torch.stack([stat.total for stat in self._terms.values()]).sum()
+        return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """One backward pass, or one per term where an accumulation window divides them by different weights."""
-        if len(self._terms) == 1:
-            super().backward(loss, *args, **kwargs)
-        else:
-            self._ledger.backward(self._terms, self.parameters())
+        self.window.backward(lambda: super(DistillationModule, self).backward(loss, *args, **kwargs))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Divides the gradients by the global weights, before they are clipped, and logs the step."""
-        scale = self.trainer.world_size * self.trainer.accumulate_grad_batches
-        self._ledger.normalise(self.parameters(), self._all_reduce, scale)
-        self._ledger.reset()
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        self._log_step(float(optimizer.param_groups[0]["lr"]), nn.utils.get_total_norm(gradients))
+        means, norm = self.window.close()
+        skipped = self._non_finite.leave_out(self, optimizer, means, norm)
+        self._log_step(float(optimizer.param_groups[0]["lr"]), means, grad_norm=norm, skipped=float(skipped))
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Evaluation]:
         """The student answers; every metric is updated."""
@@ -141,8 +149,9 @@ class DistillationModule(L.LightningModule):
         return Evaluation.sample(batch, self._models, self.evaluation, self._step(batch_idx)).rows()
 
     def on_fit_start(self) -> None:
-        """Places the teacher."""
+        """Places the teacher, and begins the first window."""
         self._place_teacher()
+        self._window = Window(self.trainer)
 
     def on_validation_start(self) -> None:
         """Places the teacher."""
@@ -156,13 +165,28 @@ class DistillationModule(L.LightningModule):
         """Places the teacher."""
         self._place_teacher()
 
+    def on_train_batch_start(self, *args: Any) -> None:
+        """Tells the window."""
+        self.window.begin_micro_batch()
+
     def on_train_batch_end(self, *args: Any) -> None:
         """What follows, until the next rollout, is data loading and callbacks."""
         self.clock.enter("data")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the run's configuration in the checkpoint, as YAML, so that it can be exported by itself."""
+        """Keeps the run's configuration, as YAML, so that the checkpoint can be exported, and the steps left out."""
         checkpoint["veto_pl_config"] = self.run_config
+        checkpoint["veto_pl_skipped_in_a_row"] = self._non_finite.in_a_row
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on counting the steps that are left out in a row."""
+        self._non_finite.in_a_row = checkpoint.get("veto_pl_skipped_in_a_row", 0)
+
+    @property
+    def window(self) -> Window:
+        """The micro-batches since the last optimizer step."""
+        assert self._window is not None, "Lightning calls `on_fit_start` before any step"
+        return self._window
 
     @property
     def _models(self) -> Models:
@@ -170,7 +194,7 @@ class DistillationModule(L.LightningModule):
         return self.models
 
     def _place_teacher(self) -> None:
-        if self._models.teacher is not None:
+        if self._models.teacher is not None and self._models.teacher.shards is None:
             self._models.teacher.to(self.device)
 
     def _total_steps(self) -> int:
@@ -182,7 +206,7 @@ class DistillationModule(L.LightningModule):
             )
         return int(total)
 
-    def _step(self, micro: int) -> Step:
+    def _step(self, batch_idx: int) -> Step:
         fitting = self.trainer.training
         return Step(
             index=self.global_step,
@@ -190,7 +214,7 @@ class DistillationModule(L.LightningModule):
             # Evaluation draws its own random numbers, so that looking does not change the run.
             seed=self.seed if fitting else -1 - self.seed,
             rank=self.global_rank,
-            micro=micro,
+            micro=batch_idx % self.trainer.accumulate_grad_batches if fitting else batch_idx,
         )
 
     def _roll_out(self, batch: PromptBatch, step: Step) -> Rollouts:
@@ -201,42 +225,19 @@ class DistillationModule(L.LightningModule):
             self.clock.count(rows.predictions.sum())
         return rollouts
 
-    def _account(self, output: LossOutput, rollouts: Rollouts) -> None:
-        """Books the weights of the micro-batch, and what is to be logged when its window is complete."""
-        terms = dict(output.terms)
-        if len(terms) > 1 and self.trainer.accumulate_grad_batches == 1:
-            terms = {"loss": joined(terms, self._all_reduce, self.trainer.world_size)}
-        elif len(terms) > 1 and (self.trainer.world_size > 1 or self.trainer.precision == "16-mixed"):
-            raise ConfigurationError(
-                f"The objective has loss terms with their own denominators: {', '.join(terms)}. On several ranks, or "
-                "with 16-mixed precision, they cannot be accumulated: set `trainer.accumulate_grad_batches: 1` and a "
-                "larger `data.batch_size`."
-            )
-        self._terms = terms
-        self._ledger.record(terms)
-        lengths = [
-            Stat(rows.predictions.sum().float(), rows.loss_mask.any(1).sum().float()) for rows in rollouts.values()
-        ]
-        logged = {**output.terms, **output.metrics, "completion_length": sum(lengths[1:], lengths[0])}
-        for name, stat in logged.items():
-            seen = self._window.get(name)
-            self._window[name] = stat.detach() if seen is None else seen + stat.detach()
-
-    def _log_step(self, learning_rate: float, grad_norm: Tensor) -> None:
-        sums = self._all_reduce(torch.stack([torch.stack([s.total, s.weight]) for s in self._window.values()]).double())
-        means = {name: Stat(*pair).mean() for name, pair in zip(self._window, sums, strict=True)}
-        self._window = {}
+    def _log_step(self, learning_rate: float, means: dict[str, Tensor], **others: Tensor | float) -> None:
         step = self._step(0)
         values: dict[str, Tensor | float] = {
             **means,
-            "grad_norm": grad_norm,
+            **others,
             "learning_rate": learning_rate,
             **dict(scheduled_values(self.objective, step.index, step.total)),
             **self.clock.read(),
         }
         if "loss" not in values:
             values["loss"] = torch.stack([means[name] for name in means if name.endswith("/loss")]).sum()
-        self.log_dict({f"train/{name}": float(value) for name, value in values.items()})
+        self.logged = {f"train/{name}": float(value) for name, value in values.items()}
+        self.log_dict(self.logged)
 
     def _evaluate(self, batch: PromptBatch, batch_idx: int, prefix: str) -> dict[str, Evaluation]:
         with self.clock.during("validation"):
@@ -251,7 +252,3 @@ class DistillationModule(L.LightningModule):
                 batch_size=len(batch),
             )
         return {"evaluation": evaluation}
-
-    def _all_reduce(self, value: Tensor) -> Tensor:
-        summed: Tensor = self.trainer.strategy.reduce(value, reduce_op="sum")
-        return summed

@@ -29,6 +29,11 @@ class GradientLedger:
         self._weights: dict[str, Tensor] = {}
         self._gradients: dict[str, dict[nn.Parameter, Tensor]] = {}
 
+    @property
+    def separate(self) -> bool:
+        """Whether terms have been kept apart in this window."""
+        return bool(self._gradients)
+
     def reset(self) -> None:
         """A new window begins."""
         self._weights.clear()
@@ -52,24 +57,31 @@ class GradientLedger:
         for parameter in trained:
             parameter.grad = None
 
-    def normalise(self, parameters: Iterable[nn.Parameter], all_reduce: AllReduce, scale: float) -> None:
+    def normalise(
+        self,
+        parameters: Iterable[nn.Parameter],
+        all_reduce: AllReduce,
+        scale: float,
+        over_ranks: AllReduce | None = None,
+    ) -> None:
         """Writes the normalised gradients.
 
         Args:
             parameters: the trained parameters.
             all_reduce: sums over the ranks.
             scale: undoes what the training loop divided the single term by; ranks times accumulated micro-batches.
+            over_ranks: makes of a gradient that was kept apart the sum over the ranks; there is one rank by default.
         """
         weights = self.global_weights(all_reduce)
         inverse = {name: torch.where(weight > 0, 1 / weight, 0.0) for name, weight in weights.items()}
         for parameter in parameters:
-            if not self._gradients:
+            if self._gradients:
+                parts = [g[parameter] * inverse[name] for name, g in self._gradients.items() if parameter in g]
+                whole = sum(parts[1:], parts[0]) if parts else None
+                parameter.grad = whole if whole is None or over_ranks is None else over_ranks(whole)
+            elif parameter.grad is not None:
                 (factor,) = inverse.values()
-                if parameter.grad is not None:
-                    parameter.grad.mul_(factor * scale)
-                continue
-            parts = [g[parameter] * inverse[name] for name, g in self._gradients.items() if parameter in g]
-            parameter.grad = torch.stack(parts).sum(0) if parts else None
+                parameter.grad.mul_(factor * scale)
 
     def global_weights(self, all_reduce: AllReduce) -> dict[str, Tensor]:
         """The weight of every term over the window and all ranks, in one communication."""

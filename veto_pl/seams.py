@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from veto_pl.models.causal_lm import CausalLM
+    from veto_pl.models.weights import StoredWeights
     from veto_pl.rollouts.sampling import Sampling
     from veto_pl.tokens import TokenGrid, TokenRows
 
@@ -186,6 +187,10 @@ class ModelSource(ABC):
 
         model: PreTrainedModel = AutoModelForCausalLM.from_config(self.config())
         return model
+
+    def stored(self) -> StoredWeights | None:
+        """The weights as they are stored, to be read in parts; None where the model has to be made whole first."""
+        return None
 
     @property
     def tokenizer_source(self) -> Mapping[str, Any] | None:

@@ -28,16 +28,42 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Faults:
+    """Which rows of a rollout have numbers that are not finite.
+
+    Args:
+        loss: [B] bool, True where the loss of a token is not.
+        gradient: [B] bool, True where the gradient of a hidden state is not.
+    """
+
+    loss: Tensor
+    gradient: Tensor
+
+    def __or__(self, other: Faults) -> Faults:
+        return Faults(self.loss | other.loss, self.gradient | other.gradient)
+
+
+@dataclass(frozen=True)
 class LossOutput:
-    """What an objective returns: undivided loss terms, each with its own denominator, and undivided metrics."""
+    """What an objective returns.
+
+    Args:
+        terms: undivided losses, each with its own denominator.
+        metrics: undivided numbers to log beside them.
+        faults: the rows of each rollout that cannot be trained on, as far as the objective knows; they are reported.
+    """
 
     terms: Mapping[str, Stat]
     metrics: Mapping[str, Stat] = field(default_factory=dict)
+    faults: Mapping[RolloutSource, Faults] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Step:
-    """Where training stands. Schedules read `index` and `total`; random draws are a pure function of all fields.
+    """Where training stands. Schedules read `index` and `total`; random draws are a pure function of what they need.
+
+    What is drawn for a row depends on the seed, the optimizer step and the number of the row, so it is the same on any
+    number of ranks, in any split into micro-batches, and after a resume.
 
     Args:
         index: optimizer steps done.
@@ -54,11 +80,25 @@ class Step:
     micro: int = 0
 
     def generator(self, purpose: str, device: torch.device | str = "cpu", *, shared: bool = False) -> torch.Generator:
-        """A generator for one purpose at this step; `shared` gives every rank the same one."""
-        rank = "all" if shared else self.rank
-        text = f"{self.seed}/{purpose}/{self.index}/{self.micro}/{rank}"
-        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-        return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
+        """A generator for one purpose; `shared` gives all ranks and micro-batches of a step the same one."""
+        place = "all" if shared else f"{self.micro}/{self.rank}"
+        return torch.Generator(device).manual_seed(self._seed(purpose, place))
+
+    def seeds(self, purpose: str, numbers: Tensor) -> list[int]:
+        """A seed below 2^63 for each row of `numbers` ([B] int64), a function of the row's number alone."""
+        return [self._seed(purpose, f"row {number}") for number in numbers.tolist()]
+
+    def uniform(self, purpose: str, numbers: Tensor, *shape: int) -> Tensor:
+        """[B, *shape] float64 numbers in [0, 1) on the CPU, for each row of `numbers` from a generator of its own."""
+        drawn = torch.empty(len(numbers), *shape, dtype=torch.float64)
+        generator = torch.Generator()
+        for row, seed in zip(drawn, self.seeds(purpose, numbers), strict=True):
+            row.uniform_(generator=generator.manual_seed(seed))
+        return drawn
+
+    def _seed(self, purpose: str, place: str) -> int:
+        digest = hashlib.blake2b(f"{self.seed}/{purpose}/{self.index}/{place}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") >> 1
 
 
 @dataclass(frozen=True)
@@ -81,6 +121,8 @@ class PromptBatch:
         completion_mask: [B, C] bool.
         examples: B rows as the task gave them.
         task: scores completions of these rows; None where nothing can be scored.
+        numbers: [B] int64, the place of each row in its split, which its random numbers depend on; None counts the rows
+            of the batch.
     """
 
     input_ids: Tensor
@@ -89,6 +131,11 @@ class PromptBatch:
     completion_mask: Tensor
     examples: tuple[Example, ...] = ()
     task: Task | None = None
+    numbers: Tensor = None  # type: ignore[assignment]  # filled in below
+
+    def __post_init__(self) -> None:
+        if self.numbers is None:
+            object.__setattr__(self, "numbers", torch.arange(len(self), device=self.input_ids.device))
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -117,7 +164,7 @@ class PromptBatch:
         return replace(sequences, rewards=torch.tensor(scores, dtype=torch.float32, device=sequences.input_ids.device))
 
 
-_PROMPT_TENSORS = ("input_ids", "attention_mask", "completion_ids", "completion_mask")
+_PROMPT_TENSORS = ("input_ids", "attention_mask", "completion_ids", "completion_mask", "numbers")
 
 
 @dataclass(frozen=True)
@@ -246,6 +293,11 @@ class Models:
         extra = getattr(generation, "eos_token_id", None)
         listed = extra if isinstance(extra, list) else [extra]
         return tuple(sorted({i for i in (self.tokenizer.eos_token_id, *listed) if i is not None}))
+
+    @property
+    def sharded(self) -> bool:
+        """Whether every rank has to take part when the student runs."""
+        return self.student.shards is not None
 
     def required_teacher(self) -> CausalLM:
         """The teacher; raises `ConfigurationError` where the run has none."""

@@ -138,26 +138,58 @@ def test_dropout_is_off_while_sampling():
     assert torch.equal(first.input_ids, second.input_ids)
 
 
-def test_draws_depend_on_seed_step_rank_and_micro_batch_and_on_nothing_else():
+def written(source, batch, models, step):
+    return [tuple(ids.tolist()) for ids in source(batch, models, step).completions()]
+
+
+def test_draws_depend_on_seed_and_step_and_not_on_the_rank_or_the_micro_batch():
     models = tiny_models()
     batch = prompt_batch(models, PROMPTS * 4)
     source = FromStudent(Sampling(max_new_tokens=8))
-    steps = [STEP, Step(4, 10, 7), Step(3, 10, 8), Step(3, 10, 7, rank=1), Step(3, 10, 7, micro=1)]
-    drawn = [tuple(map(tuple, [ids.tolist() for ids in source(batch, models, step).completions()])) for step in steps]
-    assert len(set(drawn)) == 5
-    again = [tuple(map(tuple, [ids.tolist() for ids in source(batch, models, step).completions()])) for step in steps]
-    assert drawn == again
+    drawn = written(source, batch, models, STEP)
+    assert (
+        len({tuple(drawn), *(tuple(written(source, batch, models, s)) for s in (Step(4, 10, 7), Step(3, 10, 8)))}) == 3
+    )
+    for same in (STEP, Step(3, 10, 7, rank=1), Step(3, 10, 7, micro=1)):
+        assert written(source, batch, models, same) == drawn
+
+
+def test_a_row_draws_the_same_in_every_batch_that_holds_it():
+    """Other ranks and other micro-batches are other batches."""
+    models = tiny_models()
+    batch = prompt_batch(models, PROMPTS * 4)
+    for source in (
+        FromStudent(Sampling(max_new_tokens=8, num_completions=2)),
+        TeacherMixed(0.4, Sampling(max_new_tokens=8)),
+    ):
+        whole = written(source, batch, models, STEP)
+        copies = len(whole) // len(batch)
+        for part in (torch.arange(1, len(batch), 2), torch.arange(4).flip(0), torch.tensor([5])):
+            alone = written(source, batch.rows(part), models, STEP)
+            assert alone == [whole[int(row) * copies + copy] for row in part for copy in range(copies)]
+
+
+@pytest.mark.parametrize("source", [FromStudent(Sampling(max_new_tokens=3)), TeacherMixed(), FromDataset()], ids=type)
+def test_no_prompt_gives_no_row(source):
+    models = tiny_models()
+    nothing = prompt_batch(models, ["ab>"], ["ba"]).rows(torch.tensor([], dtype=torch.int64))
+    assert len(source(nothing, models, STEP)) == 0
+    assert len(Mixture(source, FromDataset(), coin="sample")(nothing, models, STEP)) == 0
 
 
 @pytest.mark.parametrize("coin", ["batch", "sample"])
-def test_a_mixture_takes_the_same_branch_on_every_rank_and_the_right_share(coin):
+def test_a_mixture_tosses_the_same_coins_on_every_rank_and_has_the_right_share(coin):
     models = tiny_models()
     batch = prompt_batch(models, ["ab>"] * 8, ["ba"] * 8)
     source = Mixture(FromTeacher(Sampling(max_new_tokens=2)), FromDataset(), fraction=0.3, coin=coin)
     share = []
     for index in range(120):
-        choices = [source._toss(8, Step(index, 120, rank=rank)) for rank in range(2)]
+        choices = [source._toss(batch, 0.3, Step(index, 120, rank=rank, micro=rank)) for rank in range(2)]
         assert torch.equal(*choices)
+        if coin == "sample":
+            assert torch.equal(
+                source._toss(batch.rows(torch.tensor([6, 1])), 0.3, Step(index, 120)), choices[0][[6, 1]]
+            )
         share.append(choices[0].double().mean())
     deviation = math.sqrt(0.3 * 0.7 / (120 if coin == "batch" else 960))
     assert abs(torch.stack(share).mean() - 0.3) < 4 * deviation

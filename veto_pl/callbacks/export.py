@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 
 from veto_pl.export import export_student
 from veto_pl.module import DistillationModule
@@ -21,7 +21,6 @@ class Export(L.Callback):
     def __init__(self, folder: str | None = "export") -> None:
         self.folder = folder
 
-    @rank_zero_only
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the folder and says where it is."""
         if self.folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]

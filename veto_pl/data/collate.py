@@ -26,11 +26,13 @@ class Encoded:
         example: the row as the task gave it.
         prompt_ids: the templated prompt.
         completion_ids: the reference completion, EOS included unless it was cut; empty where there is none.
+        number: the row's place in its split.
     """
 
     example: Example
     prompt_ids: list[int]
     completion_ids: list[int] = field(default_factory=list)
+    number: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,8 @@ class Collator:
         for example, ids in zip(examples, prompts, strict=True):
             if not ids:
                 raise DataError(f"The prompt {example.prompt!r} has no tokens, expected at least one. Add text or BOS.")
-        return [Encoded(*parts) for parts in zip(examples, prompts, self._completions(examples), strict=True)]
+        completions = self._completions(examples)
+        return [Encoded(*parts, i) for i, parts in enumerate(zip(examples, prompts, completions, strict=True))]
 
     def pad(self, rows: Sequence[Encoded]) -> PromptBatch:
         """Stacks encoded rows; the masks come from their lengths."""
@@ -74,7 +77,8 @@ class Collator:
         prompts, prompt_mask = pad_left([_tensor(row.prompt_ids) for row in rows], value)
         completions, completion_mask = pad_right([_tensor(row.completion_ids) for row in rows], value)
         examples = tuple(row.example for row in rows)
-        return PromptBatch(prompts, prompt_mask, completions, completion_mask, examples, self.task)
+        numbers = _tensor([row.number for row in rows])
+        return PromptBatch(prompts, prompt_mask, completions, completion_mask, examples, self.task, numbers)
 
     def _completions(self, examples: Sequence[Example]) -> list[list[int]]:
         texts = [self.completion_prefix + e.completion for e in examples if e.completion is not None]

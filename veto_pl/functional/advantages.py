@@ -1,5 +1,7 @@
 """Credit of sampled tokens: [B, S] scalars and a [B, S] mask to [B, S]. Masked positions are 0 in and 0 out."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -48,8 +50,10 @@ def future_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (future / count.clamp_min(1)).masked_fill(~mask, 0.0)
 
 
-def whiten(values: Tensor, mask: Tensor, epsilon: float = 1e-8) -> Tensor:
-    r"""Zero mean and unit variance over the tokens of the batch.
+def whiten(
+    values: Tensor, mask: Tensor, epsilon: float = 1e-8, all_reduce: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    r"""Zero mean and unit variance over the tokens of the batch, on all ranks together.
 
     .. math:: (x - \mu) / \sqrt{\sigma^2 + \epsilon}
 
@@ -57,6 +61,7 @@ def whiten(values: Tensor, mask: Tensor, epsilon: float = 1e-8) -> Tensor:
         values: [B, S].
         mask: [B, S] bool.
         epsilon: added to the (biased) variance.
+        all_reduce: sums over the ranks; the tokens of this rank stand for themselves by default.
 
     Returns:
         [B, S]. It couples the rows of a batch: splitting the batch changes the result.
@@ -65,7 +70,9 @@ def whiten(values: Tensor, mask: Tensor, epsilon: float = 1e-8) -> Tensor:
         >>> whiten(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[True, True, False]]))
         tensor([[-1.,  1.,  0.]])
     """
-    count = mask.sum().clamp_min(1)
-    centred = (values - values.masked_fill(~mask, 0.0).sum() / count).masked_fill(~mask, 0.0)
-    variance = centred.square().sum() / count
+    summed = all_reduce or (lambda value: value)
+    count = summed(mask.sum().to(values.dtype)).clamp_min(1)
+    mean = summed(values.masked_fill(~mask, 0.0).sum()) / count
+    centred = (values - mean).masked_fill(~mask, 0.0)
+    variance = summed(centred.square().sum()) / count
     return centred * torch.rsqrt(variance + epsilon)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.causal_lm import CausalLM
 from veto_pl.models.tokenizers import read_tokenizer
 from veto_pl.models.vocabulary import check_tokenizers, real_ids
+from veto_pl.models.weights import load_sharded
 from veto_pl.seams import ModelSource, TokenizerSource
 from veto_pl.types import Models
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from veto_pl.models.sharding import Sharding
 
 
 def load_tokenizer(source: ModelSource, tokenizer: TokenizerSource | None = None) -> PreTrainedTokenizerBase:
@@ -52,7 +56,12 @@ def load_student(source: ModelSource, tokenizer: PreTrainedTokenizerBase, *, emp
 
 
 def load_models(
-    student: ModelSource, teacher: ModelSource | None, tokenizer: PreTrainedTokenizerBase, *, empty: bool = False
+    student: ModelSource,
+    teacher: ModelSource | None,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    empty: bool = False,
+    sharding: Callable[[str], Sharding] | None = None,
 ) -> Models:
     """Loads student and teacher, frozen, and brings both to the same vocabulary.
 
@@ -61,18 +70,28 @@ def load_models(
         teacher: where the teacher comes from, if there is one.
         tokenizer: of both.
         empty: only the architectures; on the meta device this costs no memory.
+        sharding: how the ranks share the `student` and the `teacher`; each holds both whole by default.
 
     Raises:
         ConfigurationError: a model has fewer rows than the tokenizer has ids, or the tokenizers differ.
     """
-    trained = load_student(student, tokenizer, empty=empty)
-    if teacher is None:
-        return Models(trained, None, tokenizer)
-    if teacher.tokenizer_source is not None:
+
+    def load(role: str, source: ModelSource) -> CausalLM:
+        if sharding is not None:
+            model = load_sharded(source, real_ids(tokenizer), sharding(role))
+        else:
+            model = CausalLM(source.skeleton() if empty else source.load(), real_ids(tokenizer))
+        _check_rows(role, model)
+        return model
+
+    if teacher is not None and teacher.tokenizer_source is not None:
         check_tokenizers(tokenizer, load_tokenizer(teacher))
-    frozen = CausalLM(teacher.skeleton() if empty else teacher.load(), trained.vocab_size)
-    _check_rows("teacher", frozen)
-    frozen.requires_grad_(False).eval()
+    trained, frozen = load("student", student).train(), None
+    if teacher is not None:
+        frozen = load("teacher", teacher).requires_grad_(False).eval()
+    if sharding is not None:
+        for model in filter(None, (trained, frozen)):
+            model.examine()
     return Models(trained, frozen, tokenizer)
 
 

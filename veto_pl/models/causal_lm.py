@@ -18,6 +18,8 @@ from veto_pl.types import Sequences
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from veto_pl.models.sharding import Sharding
+
 Result = TypeVar("Result")
 FEW_ROWS = 8
 """Up to so many rows, weight x hidden is twice as fast on a CPU as hidden x weight: the weight is read once."""
@@ -36,6 +38,7 @@ class CausalLM(nn.Module):
         super().__init__()
         self.model = model
         self.vocab_size = vocab_size
+        self.shards: Sharding | None = None
         self._packs: bool | None = None
 
     @property
@@ -139,9 +142,17 @@ class CausalLM(nn.Module):
     def packs(self) -> bool:
         """Whether sequences in one row stay apart in this model: tried out once, on a few tokens."""
         if self._packs is None:
-            check_head(self)
-            self._packs = keeps_sequences_apart(self)
-        return self._packs
+            self.examine()
+        return bool(self._packs)
+
+    def examine(self) -> None:
+        """Tries the model out on a few tokens. A sharded model is examined when it has its weights.
+
+        Raises:
+            ConfigurationError: the architecture does something unknown between hidden states and logits.
+        """
+        check_head(self)
+        self._packs = keeps_sequences_apart(self)
 
     @property
     def finish(self) -> Finish:

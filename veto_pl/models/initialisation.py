@@ -97,7 +97,7 @@ class Pruned(ModelSource):
     def load(self) -> PreTrainedModel:
         model = self.source.load()
         kept = self._kept(int(model.config.num_hidden_layers))
-        name, layers = _decoder_layers(model)
+        name, layers = decoder_layers(model)
         model.base_model.set_submodule(name, nn.ModuleList(layers[i] for i in kept))
         for index, layer in enumerate(model.base_model.get_submodule(name)):
             for module in layer.modules():
@@ -140,10 +140,13 @@ def _check_rebuilt(model: PreTrainedModel) -> None:
         )
 
 
-def _decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The one list of modules that is as long as the model is deep, by its name in the backbone."""
     depth = model.config.num_hidden_layers
     for name, module in model.base_model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return name, module
-    raise ConfigurationError(f"`Pruned` finds no list of {depth} layers in `{type(model).__name__}`.")
+    raise ConfigurationError(
+        f"`{type(model).__name__}` has no list of its {depth} layers, so they can be neither dropped nor sharded one by "
+        "one. Use another architecture."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import tempfile
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.models.weights import StoredWeights
 from veto_pl.seams import ModelSource
 
 if TYPE_CHECKING:
@@ -82,17 +84,27 @@ class Pretrained(ModelSource):
                 trust_remote_code=self.trust_remote_code,
                 use_safetensors=True,
             )
-        if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        return model
+        return self._prepared(model)
 
     def skeleton(self) -> PreTrainedModel:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, GenerationConfig
 
         # Without the answer the library asks on the terminal whether code from the hub may run.
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             self.config(), trust_remote_code=self.trust_remote_code
         )
+        with contextlib.suppress(OSError):  # not every model has such a file
+            model.generation_config = GenerationConfig.from_pretrained(self.path, revision=self.revision)
+        return self._prepared(model)
+
+    def stored(self) -> StoredWeights:
+        _refuse_pickle(Path(self.path))
+        with _named(self.path):
+            return StoredWeights.find(self.path, self.revision)
+
+    def _prepared(self, model: PreTrainedModel) -> PreTrainedModel:
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         return model
 
     def _location(self) -> dict[str, Any]:
@@ -135,6 +147,12 @@ class Gguf(ModelSource):
 
     def load(self) -> PreTrainedModel:
         return self._converted().load()
+
+    def skeleton(self) -> PreTrainedModel:
+        return self._converted().skeleton()
+
+    def stored(self) -> StoredWeights:
+        return self._converted().stored()
 
     def _converted(self) -> Pretrained:
         file = self._file()

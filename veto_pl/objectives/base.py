@@ -1,5 +1,6 @@
 """Objectives made of token losses: the road from hidden states to an undivided loss."""
 
+import contextlib
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -14,6 +15,7 @@ from veto_pl.functional.diagnostics import comparison, entropy
 from veto_pl.functional.differentiation import gradient_of
 from veto_pl.functional.divergences import reverse_kl
 from veto_pl.models.causal_lm import CausalLM, sampling_mode
+from veto_pl.models.sharding import gathered
 from veto_pl.objectives.scoring import Scoring
 from veto_pl.rollouts import FromDataset
 from veto_pl.seams import Objective, RolloutSource, TeacherContext
@@ -114,10 +116,11 @@ class TokenObjective(Objective):
             return total
 
         # The total comes out of the student's forward, where sharding hooks into the graph.
-        total: Tensor = models.student(sequences, readout)
+        with contextlib.nullcontext() if teacher is None else gathered(teacher, head_only=True):
+            total: Tensor = models.student(sequences, readout)
         return replace(outputs[0], terms={"loss": Stat(total, outputs[0].terms["loss"].weight)})
 
     def _read(self, teacher: CausalLM, sequences: Sequences) -> Tensor:
-        with sampling_mode(teacher), torch.inference_mode():
+        with sampling_mode(teacher):
             hidden: Tensor = teacher(sequences, lambda hidden, _: hidden)
         return hidden

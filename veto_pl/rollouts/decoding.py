@@ -12,9 +12,10 @@ from torch import Tensor
 
 from veto_pl.exceptions import DataError
 from veto_pl.models.causal_lm import CausalLM, sampling_mode
+from veto_pl.models.sharding import Sharding, gathered_to_sample
 from veto_pl.rollouts.endings import Endings
 from veto_pl.rollouts.sampling import Sampling, uniform_type
-from veto_pl.types import Models, PromptBatch, Sequences
+from veto_pl.types import Models, PromptBatch, Sequences, Step
 
 WORTH_A_PASS = 512
 """Tokens of padding that are worth another forward pass over the prompts."""
@@ -29,15 +30,15 @@ def decode(
     draw: Draw,
     sampling: Sampling,
     models: Models,
-    generator: torch.Generator,
+    step: Step,
     *,
     on_policy: bool,
     drop_at: float = 0.25,
 ) -> Sequences:
     """Samples `sampling.num_completions` completions of every prompt.
 
-    Every row has its own sequence of random numbers, a function of the generator, of the row's place in the batch and
-    of the number of rows. So it does not matter to a row which others have ended.
+    Every completion has its own sequence of random numbers, a function of the step and of the prompt's number. So it
+    does not matter which other rows are in the batch, and whether they have ended.
 
     Args:
         prompts: B left-padded prompts.
@@ -45,7 +46,7 @@ def decode(
         draw: from the logits of the writers to a token and its log-probability.
         sampling: lengths, counts and stop strings.
         models: names the ids that end a completion and decodes for stop strings.
-        generator: draws the tokens; the global generators are not touched.
+        step: names the random numbers; the global generators are not touched.
         on_policy: how the rows are marked.
         drop_at: rows that have ended leave the batch and the caches when they are this share of it.
 
@@ -56,13 +57,20 @@ def decode(
     Raises:
         DataError: a model's logits hold NaN.
     """
+    copies, device = sampling.num_completions, prompts.input_ids.device
+    # A rank without prompts writes a row that is thrown away, for as long as the others write.
+    read = prompts if len(prompts) else _nobody(device)
     with ExitStack() as stack:
         for model in writers:
             stack.enter_context(sampling_mode(model))
-        live = _prefilled(prompts, writers, sampling.num_completions, sampling.max_new_tokens)
-        page = _Page.blank(len(live.rows), sampling.max_new_tokens, prompts.input_ids.device)
-        _loop(live, page, draw, Endings(models, sampling, page.ids.device), generator, drop_at)
-    return assemble(prompts, sampling.num_completions, page.ids, page.lived, page.logp, on_policy=on_policy)
+        in_step = stack.enter_context(gathered_to_sample(*writers))
+        live = _prefilled(read, writers, copies, sampling.max_new_tokens, grouped=in_step is None)
+        live.alive &= len(prompts) > 0
+        page = _Page.blank(len(live.rows), sampling.max_new_tokens, device)
+        pace = _Pace(device, in_step)
+        _loop(live, page, draw, Endings(models, sampling, device), _uniform(read, sampling, step), drop_at, pace)
+    written = (values[: len(prompts) * copies] for values in (page.ids, page.lived, page.logp))
+    return assemble(prompts, copies, *written, on_policy=on_policy)
 
 
 def assemble(
@@ -180,14 +188,21 @@ def _padding(mask: Tensor) -> Tensor:
     return (mask.amax(0).cumsum(0) == 0).sum()
 
 
-def _prefilled(prompts: PromptBatch, writers: Sequence[CausalLM], copies: int, new_tokens: int) -> _Live:
-    """Every prompt is read once, whatever the number of its completions, next to prompts of similar length."""
+def _nobody(device: torch.device) -> PromptBatch:
+    one, none = torch.zeros(1, 1, dtype=torch.int64, device=device), torch.zeros(1, 0, dtype=torch.int64, device=device)
+    return PromptBatch(one, one == 0, none, none.bool())
+
+
+def _prefilled(
+    prompts: PromptBatch, writers: Sequence[CausalLM], copies: int, new_tokens: int, *, grouped: bool
+) -> _Live:
+    """Every prompt is read once, whatever the number of its completions; `grouped`, next to prompts of similar length."""
     from veto_pl.rollouts.kv_cache import can_drop_columns, new_cache
 
     mask = prompts.attention_mask.long()
     lengths, order = mask.sum(1).sort(stable=True)
     sizes = [len(lengths)]
-    if all(can_drop_columns(new_cache(model)) for model in writers):
+    if grouped and all(can_drop_columns(new_cache(model)) for model in writers):
         sizes = similar(lengths.tolist())
     if len(sizes) == 1:
         order = torch.arange(len(lengths), device=mask.device)
@@ -244,21 +259,43 @@ def _read(model: CausalLM, ids: Tensor, mask: Tensor, sizes: list[int]) -> tuple
     return torch.cat(logits), merged(caches)
 
 
-def _loop(live: _Live, page: _Page, draw: Draw, endings: Endings, generator: torch.Generator, drop_at: float) -> None:
+def _uniform(prompts: PromptBatch, sampling: Sampling, step: Step) -> Tensor:
+    """[C, R] random numbers: for each token of each completion."""
+    device = prompts.input_ids.device
+    drawn = step.uniform("rollout", prompts.numbers, sampling.num_completions, sampling.max_new_tokens)
+    return drawn.flatten(0, 1).T.contiguous().to(device, uniform_type(device))
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """When to look who has ended, and how long to go on.
+
+    Args:
+        device: asking an accelerator how many rows are left makes it wait; the CPU is never ahead.
+        in_step: the ranks that must run the models equally often, or None.
+    """
+
+    device: torch.device
+    in_step: Sharding | None
+
+    def looks(self, column: int) -> bool:
+        return column % (1 if self.device.type == "cpu" else 4) == 0
+
+    def goes_on(self, alive: bool) -> bool:
+        return alive if self.in_step is None else self.in_step.any(alive)
+
+
+def _loop(live: _Live, page: _Page, draw: Draw, endings: Endings, uniform: Tensor, drop_at: float, pace: _Pace) -> None:
     """Writes until every row has ended or the page is full."""
-    device, total = page.ids.device, page.ids.shape[0]
-    # Asking an accelerator how many rows are left makes it wait; the CPU is never ahead.
-    every = 1 if device.type == "cpu" else 4
     for column in range(1, page.ids.shape[1] + 1):
-        uniform = torch.rand(total, generator=generator, device=device, dtype=uniform_type(device))
-        drawn, logp = draw(live.logits, uniform[live.rows])
+        drawn, logp = draw(live.logits, uniform[column - 1, live.rows])
         page.pending.append((drawn, logp, live.alive))
         live.alive = live.alive & ~endings(live.rows, drawn, live.alive)
-        if column % every == 0:
+        if pace.looks(column):
             survivors = live.alive.nonzero()[:, 0]
-            if len(survivors) == 0:
+            if not pace.goes_on(len(survivors) > 0):
                 break
-            if len(live.rows) - len(survivors) >= max(1.0, drop_at * len(live.rows)):
+            if 0 < len(survivors) <= len(live.rows) - max(1.0, drop_at * len(live.rows)):
                 page.enter(live.rows)
                 live.keep(survivors)
                 drawn = drawn[survivors]

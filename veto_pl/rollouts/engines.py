@@ -13,6 +13,8 @@ from torch.nn.functional import pad
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.causal_lm import CausalLM, sampling_mode
+from veto_pl.models.sharding import gathered
+from veto_pl.randomness import global_draws
 from veto_pl.rollouts.decoding import assemble, decode
 from veto_pl.rollouts.endings import Endings
 from veto_pl.rollouts.sampling import Sampling
@@ -51,9 +53,7 @@ class DecodeLoop(Engine):
         def draw(logits: Sequence[Tensor], uniform: Tensor) -> tuple[Tensor, Tensor]:
             return sampling.draw(logits[0], uniform)
 
-        generator = step.generator("rollout", prompts.input_ids.device)
-        settings: dict[str, Any] = {"on_policy": on_policy, "drop_at": self.drop_at}
-        return decode(prompts, (model,), draw, sampling, models, generator, **settings)
+        return decode(prompts, (model,), draw, sampling, models, step, on_policy=on_policy, drop_at=self.drop_at)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Transformers(Engine):
     """`generate` of transformers: for models that the own loop cannot run, and to compare it with.
 
     Every setting comes from `Sampling`; the model's own generation settings are not read. The global generator is
-    seeded from the step's for the call and put back afterwards.
+    seeded from the step's for the call and put back afterwards. What a row draws depends on the batch that it is in, so
+    other splits into ranks and micro-batches sample other completions. A sharded model is gathered for the call.
     """
 
     def generate(
@@ -70,7 +71,7 @@ class Transformers(Engine):
         device = prompts.input_ids.device
         copies = sampling.num_completions
         record = _Record(model, sampling, Endings(models, sampling, device))
-        with sampling_mode(model), _own_settings(model), _seeded(step, device):
+        with sampling_mode(model), gathered(model), _own_settings(model), global_draws(step, "rollout", device):
             written: Tensor = model.model.generate(
                 # Not `num_return_sequences`, which greedy decoding refuses.
                 prompts.input_ids.repeat_interleave(copies, 0),
@@ -153,17 +154,3 @@ def _own_settings(model: CausalLM) -> Iterator[None]:
         yield
     finally:
         model.model.generation_config = saved
-
-
-@contextmanager
-def _seeded(step: Step, device: torch.device) -> Iterator[None]:
-    """The global generator of the device, seeded from the step and put back afterwards."""
-    generator = step.generator("rollout")
-    seed = int(torch.randint(2**62, (), generator=generator))
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(seed)
-        if devices:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield

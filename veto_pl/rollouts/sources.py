@@ -88,19 +88,18 @@ class TeacherMixed(RolloutSource):
             teacher_logp, student_logp = (self.sampling.shape(values) for values in logits)
             return draw_id(log_mixture(teacher_logp, student_logp, fraction).exp(), uniform)
 
-        generator = step.generator("rollout", prompts.input_ids.device)
-        return decode(prompts, writers, draw, self.sampling, models, generator, on_policy=True)
+        return decode(prompts, writers, draw, self.sampling, models, step, on_policy=True)
 
 
 @dataclass(frozen=True)
 class Mixture(RolloutSource):
-    """Some prompts are completed by one source, the others by another. Every rank draws the same coins.
+    """Some prompts are completed by one source, the others by another.
 
     Args:
         first: completes a prompt with probability `fraction`.
         second: completes it otherwise.
         fraction: a number in [0, 1] or a schedule.
-        coin: one coin for the whole batch, or one for each sample.
+        coin: one coin for all prompts of an optimizer step, on every rank, or one for each prompt.
 
     References:
         arXiv 2306.13649, algorithm 1
@@ -120,20 +119,22 @@ class Mixture(RolloutSource):
             )
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
+        fraction = value_at(self.fraction, step.index, step.total)
+        heads = self._toss(prompts, fraction, step)
+        # Prompts of another rank may fall on a source that has none here, and sharded models need every rank.
+        all_ranks = models.sharded and self.coin == "sample" and 0 < fraction < 1
         parts = []
-        heads = self._toss(len(prompts), step)
         for source, chosen in ((self.first, heads), (self.second, ~heads)):
             rows = chosen.nonzero()[:, 0].to(prompts.input_ids.device)
-            if len(rows):
+            if len(rows) or all_ranks or not len(prompts):
                 part = source(prompts.rows(rows), models, step)
                 parts.append(part.continuing(prompts, rows))
         return Sequences.concatenate(parts).in_prompt_order()
 
-    def _toss(self, size: int, step: Step) -> Tensor:
-        """[size] bool. The generator is shared, so that no rank generates while another does not."""
-        count = 1 if self.coin == "batch" else size
-        coins = torch.rand(count, generator=step.generator("mixture", shared=True), dtype=torch.float64)
-        return (coins < value_at(self.fraction, step.index, step.total)).expand(size)
+    def _toss(self, prompts: PromptBatch, fraction: float, step: Step) -> Tensor:
+        """[B] bool."""
+        numbers = prompts.numbers if self.coin == "sample" else torch.zeros(1, dtype=torch.int64)
+        return (step.uniform("mixture", numbers) < fraction).expand(len(prompts))
 
 
 def _check_fraction(name: str, fraction: float | Schedule) -> None:

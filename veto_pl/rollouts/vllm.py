@@ -14,6 +14,7 @@ from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.causal_lm import CausalLM
+from veto_pl.models.sharding import gathered
 from veto_pl.rollouts.decoding import assemble
 from veto_pl.rollouts.sampling import Sampling
 from veto_pl.seams import Engine
@@ -26,8 +27,8 @@ class Vllm(Engine):
 
     The engine starts at its first use, from the model's configuration with random weights, and gets the weights before
     it samples. Its arithmetic differs from training's, so the sampler's log-probabilities, which come from vLLM, differ
-    a little from those that the student gives the same tokens. Needs a GPU and `pip install vllm`. One GPU per process:
-    sharded students are not gathered.
+    a little from those that the student gives the same tokens. Needs a GPU and `pip install vllm`. One GPU per process;
+    a sharded student is gathered while its weights are pushed.
 
     This class was tested against a stand-in that records the protocol; it has not been run on a GPU.
 
@@ -50,8 +51,7 @@ class Vllm(Engine):
         if self.sleep:
             served.engine.wake_up()
         served.push(model, step)
-        generator = step.generator("rollout")
-        seeds = torch.randint(2**31 - 1, (len(prompts),), generator=generator).tolist()
+        seeds = [seed >> 32 for seed in step.seeds("rollout", prompts.numbers)]
         rows = zip(prompts.input_ids.cpu(), prompts.attention_mask.cpu(), strict=True)
         outputs = served.engine.generate(
             [{"prompt_token_ids": ids[mask].tolist()} for ids, mask in rows],
@@ -103,8 +103,9 @@ class _Served:
         # A write in place counts a tensor's version up, so a checkpoint that is loaded is seen as well.
         state = (step.index if trained else 0, sum(weight._version for weight in model.parameters()))
         if state != self.pushed:
-            weights = [(name, weight.detach()) for name, weight in model.model.named_parameters()]
-            self.engine.collective_rpc(_load_weights, args=(weights,))
+            with gathered(model):
+                weights = [(name, weight.detach()) for name, weight in model.model.named_parameters()]
+                self.engine.collective_rpc(_load_weights, args=(weights,))
             self.engine.reset_prefix_cache()
             self.pushed = state
 

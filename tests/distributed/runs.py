@@ -1,0 +1,144 @@
+"""Small runs that ranks and single processes make alike."""
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from veto_pl import DistillationModule, PromptDataModule
+from veto_pl.data import ExactMatch, JsonLines
+from veto_pl.data.sampler import RankSampler
+from veto_pl.fsdp import FullyShard
+from veto_pl.models import CharacterTokenizer, Pretrained
+from veto_pl.models.sharding import full_weights
+from veto_pl.objectives import GKD, SFT, Distill, MiniLLM, Sum, Veto
+from veto_pl.rollouts import FromDataset, FromStudent, Mixture, Sampling
+from veto_pl.seams import RolloutSource
+from veto_pl.testing.tiny import ALPHABET, tiny_source
+
+WORDS = ["a", "bcdefgh", "ab", "ponm", "abcdefghij", "ccc", "de", "fghijkl", "ko", "p", "mnop", "ghi"] * 4
+SAMPLING = Sampling(max_new_tokens=6)
+SAMPLED = FromStudent(SAMPLING)
+
+
+@dataclass(frozen=True)
+class EvenOnly(RolloutSource):
+    """Leaves nothing of every second row: the second of two ranks has no completion token, or no row at all."""
+
+    source: RolloutSource
+    drop: bool = False
+
+    def __call__(self, prompts, models, step):
+        sequences = self.source(prompts, models, step)
+        even = prompts.numbers[sequences.prompt_rows] % 2 == 0
+        if self.drop:
+            return sequences.rows(even)
+        return replace(sequences, loss_mask=sequences.loss_mask & even[:, None])
+
+
+OBJECTIVES = {
+    "SFT": SFT(),
+    "GKD": GKD(sampling=SAMPLING),
+    "MiniLLM": MiniLLM(sampling=SAMPLING),
+    "Veto": Veto(rollout=SAMPLED),
+    "SFT per sequence": SFT(aggregation="sequence"),
+    "coin per sample": Distill(rollout=Mixture(SAMPLED, FromDataset(), coin="sample")),
+    "sum": Sum(terms={"veto": Veto(rollout=SAMPLED), "sft": SFT()}, weights={"sft": 0.3}),
+    "SFT, no token": SFT(rollout=EvenOnly(FromDataset())),
+    "SFT, no row": SFT(rollout=EvenOnly(FromDataset(), drop=True)),
+    "Veto, no token": Veto(rollout=EvenOnly(SAMPLED)),
+    "Veto, no row": Veto(rollout=EvenOnly(SAMPLED, drop=True)),
+}
+QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+
+
+class Curve(L.Callback):
+    """Loss and gradient norm of every step."""
+
+    def __init__(self):
+        self.points = []
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step > len(self.points):
+            self.points.append([float(trainer.callback_metrics[f"train/{name}"]) for name in ("loss", "grad_norm")])
+
+
+class Dealt(PromptDataModule):
+    """One process that reads, one after another, the micro-batches that two ranks read side by side."""
+
+    def train_dataloader(self):
+        rows = self._rows["train"]
+        order = list(RankSampler(len(rows), seed=self.seed, shuffle=self.shuffle))
+        size = self.batch_size
+        windows = [order[i : i + 2 * size] for i in range(0, len(order), 2 * size)]
+        batches = [window[rank::2] for window in windows for rank in range(2)]
+        return DataLoader(rows, batch_sampler=batches, collate_fn=self.collator.pad)
+
+
+def prepare(folder: str) -> None:
+    """The rows, and a stored student and teacher."""
+    rows = "".join(json.dumps({"prompt": f"{w}>", "completion": w[::-1]}) + "\n" for w in WORDS)
+    Path(folder, "rows.jsonl").write_text(rows)
+    for role, seed in (("student", 0), ("teacher", 1)):
+        tiny_source("qwen2", seed).load().save_pretrained(Path(folder, role), max_shard_size="4KB")
+        CharacterTokenizer(ALPHABET).load().save_pretrained(Path(folder, role))
+
+
+def train(
+    folder: str,
+    objective: str,
+    *,
+    batch_size: int = 8,
+    dealt: bool = False,
+    shuffle: bool = True,
+    source: str | dict[str, Any] = "llama",
+    strategy: str = "auto",
+    gather: tuple[bool, bool] = (True, False),
+    **trainer: Any,
+) -> dict[str, Any]:
+    """Four steps, with a validation after two; what they logged and the weights in the end."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    rows = str(Path(folder, "rows.jsonl"))
+    data = (Dealt if dealt else PromptDataModule)(
+        JsonLines(train=rows, validation=rows, verifier=ExactMatch()),
+        batch_size=batch_size,
+        validation_batch_size=24 if strategy == "auto" else 12,
+        shuffle=shuffle,
+    )
+    module = DistillationModule(
+        OBJECTIVES[objective],
+        *_sources(folder, source),
+        tokenizer=CharacterTokenizer(ALPHABET),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+        evaluation=Sampling(temperature=0.0, max_new_tokens=4),
+    )
+    curve = Curve()
+    settings = {
+        "max_steps": 4, "val_check_interval": 2 * trainer.get("accumulate_grad_batches", 1), "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False, "default_root_dir": folder, "accelerator": "cpu", "gradient_clip_val": 1.0,
+        "strategy": FullyShard(*gather) if strategy == "fsdp2" else strategy, "callbacks": [curve],
+        "devices": 1 if strategy == "auto" else 2,
+    }  # fmt: skip
+    runner = L.Trainer(**(settings | QUIET | trainer))
+    runner.fit(module, data)
+    metrics = {name: float(value) for name, value in runner.callback_metrics.items()}
+    weights = {name: weight.clone() for name, weight in full_weights(module.student).items()}
+    return {"curve": torch.tensor(curve.points), "weights": weights, "metrics": metrics}
+
+
+def train_all(folder: str, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One run after another, in the same processes."""
+    return [train(folder, **case) for case in cases]
+
+
+def _sources(folder: str, source: str | dict[str, Any]) -> tuple[Any, Any]:
+    if source == "untied":
+        return tiny_source(tie_word_embeddings=False), tiny_source(seed=1, tie_word_embeddings=False)
+    if isinstance(source, str):
+        return tiny_source(source), tiny_source(seed=1)
+    return tuple(Pretrained(str(Path(folder, role)), **source) for role in ("student", "teacher"))

@@ -1,0 +1,211 @@
+"""Files and folders that are there whole or not at all, and checkpoints made so."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.cloud_io import get_filesystem
+from lightning.pytorch.utilities import rank_zero_warn
+
+from veto_pl.exceptions import ConfigurationError
+
+OnFailedSave = Literal["warn", "stop"]
+_WRITING, _NEW, _OLD = ".writing", ".new", ".old"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints on a local disk: written beside the old one, brought to the disk, then put in its place.
+
+    A process that is killed while it writes leaves the old checkpoint as it was; what it had written is removed at the
+    next save. Where the disk is full, a quota is used up or a network disk is gone, the old checkpoint stays too, and a
+    run of days goes on with a warning: the next save may find room, and stopping would lose the work since the last
+    good checkpoint without need. With `stop` the error ends the run. Nothing is deleted while the last write failed.
+
+    Args:
+        on_failed_save: `warn` or `stop`.
+    """
+
+    def __init__(self, on_failed_save: OnFailedSave = "warn") -> None:
+        self.on_failed_save = on_failed_save
+        self.failure: OSError | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes the checkpoint; `failure` holds the error of the last write, None where it worked."""
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        self.failure = None
+        try:
+            write_checkpoint(checkpoint, Path(path))
+        except OSError as error:
+            self.report(path, error)
+
+    def report(self, path: Any, error: OSError) -> None:
+        """Remembers that a checkpoint could not be written; warns, or raises the error."""
+        self.failure = error
+        if self.on_failed_save == "stop":
+            raise error
+        rank_zero_warn(f"The checkpoint {path} could not be written: {error}. The run goes on; free some space.")
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = lambda storage, location: storage, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Reads a checkpoint as `read_checkpoint` does, whatever `weights_only` says."""
+        return read_checkpoint(path, map_location)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Removes a checkpoint, unless the one that was to replace it could not be written."""
+        if self.failure is None:
+            super().remove_checkpoint(path)
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Writes a checkpoint whole or not at all, and removes what earlier writes into its folder left half done.
+
+    Raises:
+        OSError: it cannot be written; the file that was there still is.
+    """
+    for leftover in path.parent.glob(f".*{_WRITING}"):
+        _remove(leftover)
+    with beside(path) as temporary, temporary.open("wb") as file:
+        watched = _Watched(file)
+        try:
+            torch.save(checkpoint, watched)  # type: ignore[arg-type]  # it writes and flushes, which is enough
+        except Exception as error:
+            raise watched.error or error from error
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Reads a checkpoint, of tensors and plain values only: no code in it is run.
+
+    Raises:
+        ConfigurationError: it is missing, cut short, no checkpoint, or holds other objects; names those beside it.
+    """
+    try:
+        with get_filesystem(path).open(str(path), "rb") as file:
+            loaded: Any = torch.load(file, map_location=map_location, weights_only=True)
+    except Exception as error:  # what unpickling raises depends on where the bytes go wrong
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigurationError(
+            _unreadable(path, f"cannot be read ({type(error).__name__}: {reason[:150]})")
+        ) from error
+    if not isinstance(loaded, dict) or not {"state_dict", "pytorch-lightning_version"} <= set(loaded):
+        raise ConfigurationError(_unreadable(path, "is no checkpoint of a run"))
+    return loaded
+
+
+def _unreadable(path: str | Path, what: str) -> str:
+    folder = Path(path).parent
+    others = sorted(other.name for other in folder.glob("*.ckpt") if other != Path(path))
+    beside_it = f"Beside it there are: {', '.join(others)}." if others else f"There is no other one in `{folder}`."
+    return f"The checkpoint `{path}` {what}; expected a whole file that a run has written. {beside_it}"
+
+
+@contextmanager
+def beside(final: Path) -> Iterator[Path]:
+    """A path to write to that takes the place of `final` where the block ends well, and is removed where it does not.
+
+    The block writes a file or makes a folder. It lies beside `final`, so that putting it in place moves no data.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(final)
+    _remove(temporary)
+    try:
+        yield temporary
+        swap_in(temporary, final)
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def temporary_name(final: Path) -> Path:
+    """Where `beside` lets its block write."""
+    return _at(final, _WRITING)
+
+
+def swap_in(temporary: Path, final: Path) -> None:
+    """Puts a file or folder that is written completely in the place of another; both lie in the same folder.
+
+    A file replaces a file in one move. A folder cannot: the old one is set aside first. A process that is killed
+    between the two moves leaves what `recover` needs to finish them. The data are on the disk before anything moves.
+    """
+    _sync(temporary)
+    if temporary.is_dir() or final.is_dir():
+        recover(final)
+        temporary.replace(_at(final, _NEW))
+        recover(final)
+    else:
+        temporary.replace(final)
+    _sync_entry(final.parent)
+
+
+def recover(final: Path) -> bool:
+    """Finishes a swap of folders that was cut short, before `final` is read; returns whether there is anything."""
+    new, old = _at(final, _NEW), _at(final, _OLD)
+    if new.exists():
+        if final.exists():
+            _remove(old)
+            final.replace(old)
+        new.replace(final)
+        _sync_entry(final.parent)
+    elif old.exists() and not final.exists():
+        old.replace(final)
+    _remove(old)
+    return final.exists()
+
+
+class _Watched:
+    """Remembers the error of the file, which PyTorch's writer hides behind one of its own."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.error: OSError | None = None
+        self.flush: Callable[[], None] = file.flush
+        self._write = file.write
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def _at(final: Path, suffix: str) -> Path:
+    return final.parent / f".{final.name}{suffix}"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    for inner in sorted(path.rglob("*")) if path.is_dir() else ():
+        _sync_entry(inner)
+    _sync_entry(path)
+
+
+def _sync_entry(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def bring_to_disk(path: Path) -> None:
+    """Waits until what was written to a file is on the disk; a file that is not there is none of its business."""
+    if path.exists():
+        _sync_entry(path)

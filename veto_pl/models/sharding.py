@@ -1,0 +1,150 @@
+"""Models whose weights are spread over the ranks (FSDP2): each rank keeps a part of every tensor.
+
+A rank that needs a layer asks all ranks for it, so every rank has to ask for the same layers in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.models.initialisation import decoder_layers
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import FSDPModule
+
+    from veto_pl.models.causal_lm import CausalLM
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How the ranks share a model.
+
+    Args:
+        mesh: the ranks, in one dimension.
+        device: where this rank keeps its part.
+        whole_to_sample: gather all weights before a rollout and let them go afterwards. Sampling then needs no
+            communication. Otherwise every layer is gathered for every token, in step with the other ranks.
+    """
+
+    mesh: DeviceMesh
+    device: torch.device
+    whole_to_sample: bool
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the first rank."""
+        return int(self.mesh.get_local_rank()) == 0
+
+    def part(self, length: int) -> slice:
+        """The rows of a tensor of `length` rows that this rank keeps, as FSDP2 cuts it."""
+        size = -(-length // self.mesh.size())
+        start = min(self.mesh.get_local_rank() * size, length)
+        return slice(start, min(start + size, length))
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any rank. Every rank waits for the slowest."""
+        votes = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.mesh.get_group())
+        return bool(votes)
+
+
+def shard(model: CausalLM, sharding: Sharding) -> None:
+    """Spreads the weights: one unit for each decoder layer, and one for embeddings, last norm and head.
+
+    Raises:
+        ConfigurationError: the installed PyTorch has no FSDP2.
+    """
+    try:
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    except ImportError as error:
+        raise ConfigurationError(
+            f"Sharding needs PyTorch 2.6 or newer, got {torch.__version__}. Upgrade it."
+        ) from error
+    for layer in decoder_layers(model.model)[1]:
+        fully_shard(layer, mesh=sharding.mesh)
+    fully_shard(model, mesh=sharding.mesh)
+    for method in ("next_logits", "examine"):
+        register_fsdp_forward_method(model, method)
+    model.shards = sharding
+
+
+@contextmanager
+def gathered(model: CausalLM, *, head_only: bool = False) -> Iterator[None]:
+    """Holds the whole weights on every rank, or those outside the layers; nothing to do for a model that is not sharded.
+
+    Inside, weights can be read as ordinary tensors and the model runs without communication. They must not be written.
+    """
+    if model.shards is None:
+        yield
+        return
+    units = _units(model)[:1] if head_only else _units(model)
+    _keep_after_forward(units[1:], True)
+    for unit in units:
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.reshard()
+        _keep_after_forward(units[1:], False)
+
+
+@contextmanager
+def gathered_to_sample(*models: CausalLM) -> Iterator[Sharding | None]:
+    """Gathers the models that are to be whole in a rollout.
+
+    Yields:
+        The ranks that have to keep in step while they sample, or None where each can go its own way.
+    """
+    in_step = [model.shards for model in models if model.shards is not None and not model.shards.whole_to_sample]
+    with ExitStack() as stack:
+        for model in models:
+            if model.shards is not None and model.shards.whole_to_sample:
+                stack.enter_context(gathered(model))
+        yield in_step[0] if in_step else None
+
+
+def full_weights(model: CausalLM) -> dict[str, Tensor]:
+    """The weights of `model.model` by name: on the CPU of the first rank, and nothing on the others.
+
+    Every rank has to call it. Tied weights have one name. Without sharding it is the model's own state.
+    """
+    if model.shards is None:
+        return dict(model.model.state_dict())
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(model, options=options)
+    tied = set(model.state_dict()) - {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    return {name.removeprefix("model."): cast(Tensor, value) for name, value in state.items() if name not in tied}
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this rank holds; all of it without sharding."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def total(tensor: Tensor) -> Tensor:
+    """A number that was computed on shards, added up over the ranks."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _units(model: CausalLM) -> list[FSDPModule]:
+    """The root first."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def _keep_after_forward(units: list[FSDPModule], keep: bool) -> None:
+    for unit in units:
+        unit.set_reshard_after_forward(not keep, recurse=False)

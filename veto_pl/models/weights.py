@@ -1,0 +1,162 @@
+"""Weights in safetensors files, read a part at a time, and models that are made without ever holding them whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from veto_pl.exceptions import DataError
+
+if TYPE_CHECKING:
+    from veto_pl.models.causal_lm import CausalLM
+    from veto_pl.models.sharding import Sharding
+    from veto_pl.seams import ModelSource
+
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """Tensors in safetensors files.
+
+    Args:
+        files: the file that holds each tensor, by the tensor's name.
+    """
+
+    files: Mapping[str, Path]
+
+    @classmethod
+    def find(cls, path: str, revision: str | None = None) -> StoredWeights:
+        """The files of a local folder or, downloaded if need be, of a hub id.
+
+        Raises:
+            DataError: a file that is named does not exist or is not safetensors.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+
+            folder = Path(snapshot_download(path, revision=revision, allow_patterns=["*.safetensors", "*.json"]))
+        if (folder / INDEX).is_file():
+            names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+            return cls({name: folder / Path(file).name for name, file in names.items()})
+        files = sorted(folder.glob("*.safetensors"))
+        return cls({name: file for file in files for name in _open(file).keys()})  # noqa: SIM118
+
+    def match(self, model: nn.Module) -> bool:
+        """Whether each weight of `model` is stored under its own name, so that it can be read without conversion."""
+        return {name for name, _ in model.named_parameters()} <= set(self.files)
+
+    def parts(self, rows: Mapping[str, slice | None]) -> Iterator[tuple[str, Tensor]]:
+        """The named tensors, file by file; of each only `rows` of its first dimension, or all of it."""
+        for file in sorted({self.files[name] for name in rows}):
+            handle = _open(file)
+            for name in (name for name in rows if self.files[name] == file):
+                part = rows[name]
+                yield name, handle.get_tensor(name) if part is None else handle.get_slice(name)[part]
+
+
+def load_sharded(source: ModelSource, vocab_size: int, sharding: Sharding) -> CausalLM:
+    """A model of which this rank only ever holds its part.
+
+    Where the source has its weights in files under the model's own names, each rank reads its rows from there.
+    Otherwise the first rank makes the model whole, on the CPU, and hands out one tensor after another.
+
+    Args:
+        source: where the model comes from.
+        vocab_size: number of real ids.
+        sharding: the ranks, and where to keep the part.
+    """
+    from veto_pl.models.causal_lm import CausalLM
+    from veto_pl.models.sharding import shard
+
+    with parameters_on_meta():
+        model = CausalLM(source.skeleton(), vocab_size)
+    shard(model, sharding)
+    _materialise(model, sharding.device)
+    stored = source.stored()
+    with torch.no_grad():
+        if stored is not None and stored.match(model.model):
+            _read(stored, model.model, sharding)
+        else:
+            _hand_out(source, model.model, sharding)
+    return model
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """New parameters take no memory; buffers, which files do not hold, are computed as always."""
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _materialise(model: nn.Module, device: torch.device) -> None:
+    """Gives parameters memory. `to_empty` would do so for each name, and untie the tied."""
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter not in made:
+                made[parameter] = nn.Parameter(torch.empty_like(parameter, device=device), parameter.requires_grad)
+            if parameter is not None:
+                module._parameters[name] = made[parameter]
+    model.to(device)
+
+
+def _read(stored: StoredWeights, model: nn.Module, sharding: Sharding) -> None:
+    from veto_pl.models.sharding import local
+
+    targets: dict[str, Tensor] = {n: b for n, b in model.named_buffers() if n in stored.files}
+    rows: dict[str, slice | None] = dict.fromkeys(targets)
+    for name, weight in model.named_parameters():
+        targets[name], rows[name] = local(weight), sharding.part(len(weight))
+    for name, part in stored.parts(rows):
+        _copy(targets[name], part, name)
+
+
+def _hand_out(source: ModelSource, model: nn.Module, sharding: Sharding) -> None:
+    from veto_pl.models.sharding import local
+
+    group, first = sharding.mesh.get_group(), sharding.first
+    whole = dict(source.load().named_parameters()) if first else {}
+    for name, weight in model.named_parameters():
+        buffer = torch.empty(weight.shape, dtype=weight.dtype, device=sharding.device)
+        if first:
+            _copy(buffer, whole.pop(name), name)
+        dist.broadcast(buffer, group=group, group_src=0)
+        local(weight).copy_(buffer[sharding.part(len(buffer))])
+
+
+def _copy(target: Tensor, stored: Tensor, name: str) -> None:
+    if target.shape != stored.shape:
+        raise DataError(
+            f"The stored weight `{name}` has the shape {list(stored.shape)}, expected {list(target.shape)} from the "
+            "model's configuration. The files are damaged, or belong to another configuration."
+        )
+    target.copy_(stored)
+
+
+def _open(file: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"`{file}` is not a readable safetensors file ({error}). Fetch or save it again.") from error

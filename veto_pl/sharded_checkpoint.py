@@ -1,0 +1,121 @@
+"""Checkpoints that are folders: every rank writes its part of each tensor, and any number of ranks reads them.
+
+PyTorch's distributed checkpoints, without what could run code when they are read: tensors are stored apart from plain
+values, which are read with `weights_only`, and their table of contents may name a few harmless classes only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from veto_pl.checkpoint_io import beside, temporary_name
+from veto_pl.exceptions import ConfigurationError
+
+PLAIN = "plain.pt"
+TABLE = ".metadata"
+_HARMLESS = {
+    "torch": ("Size",),
+    "torch.serialization": ("_get_layout",),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    "torch.distributed.checkpoint.metadata": (
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
+        "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    ),
+    "pathlib": ("PosixPath", "WindowsPath"),
+}  # fmt: skip
+
+
+def is_sharded(path: str | Path) -> bool:
+    """Whether this is such a folder."""
+    return Path(path, TABLE).is_file()
+
+
+def save_sharded(path: Path, tensors: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+    """Writes a folder whole or not at all. Every rank calls it.
+
+    Args:
+        path: the folder; one that is there is replaced.
+        tensors: nested mappings of tensors, DTensors among them.
+        plain: the rest; that of the first rank is kept.
+
+    Raises:
+        OSError: a rank could not write; the folder that was there still is.
+    """
+    first = dist.get_rank() == 0
+    try:
+        with beside(path) if first else contextlib.nullcontext(temporary_name(path)) as folder:
+            dist.barrier()  # the first rank has removed what a killed write may have left
+            dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(folder))
+            if first:
+                torch.save(dict(plain), folder / PLAIN)
+    except CheckpointException as error:
+        raise OSError(f"the parts could not be written: {error}") from error
+    finally:
+        dist.barrier()
+
+
+def load_sharded_into(path: Path, tensors: dict[str, Any]) -> None:
+    """Fills nested mappings of tensors in place, whatever number of ranks wrote them. Every rank calls it.
+
+    Raises:
+        ConfigurationError: the folder is incomplete, or holds what no checkpoint of this package holds.
+    """
+    try:
+        dcp.load(tensors, storage_reader=_Reader(path), planner=_TensorsOnly())
+    except CheckpointException as error:
+        raise ConfigurationError(f"The checkpoint `{path}` does not fit the model, or is damaged: {error}") from error
+
+
+def plain_values(path: Path) -> dict[str, Any]:
+    """What the folder holds beside tensors."""
+    try:
+        values: dict[str, Any] = torch.load(path / PLAIN, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ConfigurationError(f"The checkpoint `{path}` is incomplete: `{PLAIN}` cannot be read.") from error
+    return values
+
+
+def read_whole(path: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, put together in one process; the names are returned without it."""
+    table = _Reader(path).read_metadata().state_dict_metadata
+    whole = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in table.items()
+        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+    }
+    dcp.load(whole, storage_reader=_Reader(path), planner=_TensorsOnly(), no_dist=True)
+    return {name.removeprefix(prefix): tensor for name, tensor in whole.items()}
+
+
+class _Reader(dcp.FileSystemReader):
+    """Reads the table of contents, a pickle, without looking up any class but those that belong in it."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with Path(self.path, TABLE).open("rb") as file:
+            _TableUnpickler(file).load()  # raises before anything is run
+        return super().read_metadata(*args, **kwargs)
+
+
+class _TableUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        a_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if a_dtype or name in _HARMLESS.get(module, ()):
+            return super().find_class(module, name)
+        raise ConfigurationError(f"The checkpoint's table names `{module}.{name}`, which does not belong there.")
+
+
+class _TensorsOnly(dcp.DefaultLoadPlanner):
+    def load_bytes(self, read_item: Any, value: Any) -> None:
+        raise ConfigurationError(f"The checkpoint holds `{read_item.dest_index.fqn}` as a pickle, which is not read.")
+

@@ -1,0 +1,51 @@
+"""Several ranks on one machine, over gloo, for tests."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+
+def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout: float = 600.0) -> list[Any]:
+    """Calls `function(*args)` in as many processes, as torchrun would start them.
+
+    Args:
+        function: of a module that can be imported; what it returns must be fit for `torch.save`.
+        ranks: number of processes.
+        args: handed to each.
+        timeout: seconds until the processes are killed.
+
+    Returns:
+        What each rank returned.
+
+    Raises:
+        TimeoutError: they wait for each other, or are slow.
+        torch.multiprocessing.ProcessRaisedException: one raised.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        context = mp.start_processes(
+            _enter, (ranks, port, folder, function, args), nprocs=ranks, join=False, start_method="spawn"
+        )
+        if not context.join(timeout, grace_period=5.0) and not context.join(1.0):
+            for process in context.processes:
+                process.kill()
+            raise TimeoutError(f"{ranks} ranks did not end within {timeout:g} s.")
+        return [torch.load(Path(folder, str(rank)), weights_only=True) for rank in range(ranks)]
+
+
+def _enter(rank: int, ranks: int, port: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    launcher = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "ranks"}
+    os.environ.update({name: str(value) for name, value in (place | launcher).items()})
+    torch.set_num_threads(1)
+    torch.save(function(*args), Path(folder, str(rank)))
