@@ -10,6 +10,7 @@ import yaml
 from transformers import PreTrainedTokenizerFast, Qwen2Config
 
 from veto_pl.cli import VetoCLI, main
+from veto_pl.fsdp import FullyShard
 from veto_pl.objectives import SFT, Veto
 from veto_pl.plugins import load_plugins
 from veto_pl.schedules import Linear, WarmUp
@@ -19,6 +20,7 @@ CONFIGS = ROOT / "configs"
 GOLDEN = Path(__file__).parent / "golden"
 DEBUG = sorted(p.stem for p in (CONFIGS / "debug").glob("*.yaml") if p.stem != "base")
 QUICKSTART = sorted(p.stem for p in (CONFIGS / "quickstart").glob("*.yaml") if p.stem != "base")
+STRATEGIES = {"fsdp2": 1, "fsdp2_nodes": 2}
 TASKS = {"gsm8k": 0.8, "code": 1.0, "summarisation": 0.3}
 
 
@@ -40,6 +42,7 @@ def parsed_parameters(module):
 def test_every_config_is_covered():
     covered = {f"debug/{n}.yaml" for n in [*DEBUG, "base"]} | {f"quickstart/{n}.yaml" for n in [*QUICKSTART, "base"]}
     covered |= {f"recipes/paper/{n}.yaml" for n in [*TASKS, "base", "teacher"]} | {"recipes/smollm2_gsm8k.yaml"}
+    covered |= {f"strategy/{name}.yaml" for name in STRATEGIES}
     assert {str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml")} == covered
 
 
@@ -105,6 +108,16 @@ def test_the_teachers_recipe_builds(task, qwen2):
     cli = build(*files, options=["--model.student.path", str(qwen2 / "7B")])
     assert isinstance(cli.model.objective, SFT)
     assert parsed_parameters(cli.model).teacher is None
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_strategies_build_behind_a_recipe(name):
+    options = ["--trainer.num_nodes", "1"]
+    strategy = build("debug/base.yaml", "debug/veto.yaml", f"strategy/{name}.yaml", options=options).trainer.strategy
+    assert isinstance(strategy, FullyShard)
+    assert strategy.gather == {"student": True, "teacher": False}
+    given = yaml.safe_load((CONFIGS / "strategy" / f"{name}.yaml").read_text())["trainer"]
+    assert given.get("num_nodes", 1) == STRATEGIES[name]
 
 
 @pytest.mark.parametrize("name", DEBUG)

@@ -41,7 +41,7 @@ class FutureLogRatio(Advantage):
     whitened: bool = True
 
     def __post_init__(self) -> None:
-        if self.scale <= 0 or self.clip <= 0:
+        if not (self.scale > 0 and self.clip > 0):
             raise ConfigurationError(
                 f"`FutureLogRatio.scale` and `.clip` must be positive, got {self.scale} and {self.clip}."
             )

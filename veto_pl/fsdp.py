@@ -17,8 +17,8 @@ from veto_pl.sharded_checkpoint import is_sharded, load_sharded_into, plain_valu
 class FullyShard(ModelParallelStrategy):
     """FSDP2: every rank keeps a part of each weight, gradient and optimizer state, and of the teacher.
 
-    Named `fsdp2` in `trainer.strategy`. Runs on GPUs over NCCL, and on CPUs over gloo. A checkpoint is a folder that any
-    number of ranks can go on from; one that a single process or DDP wrote is read too.
+    Named `fsdp2` in `trainer.strategy`. Runs on GPUs over NCCL, and on CPUs over gloo. A checkpoint is a folder that
+    any number of ranks can go on from; one that a single process or DDP wrote is read too.
 
     Args:
         gather_student: hold the whole student while it samples; it is let go for the update. Needs the memory, and is
@@ -92,7 +92,8 @@ class FullyShard(ModelParallelStrategy):
             load_sharded_into(path, {name: tensors})
             state = {weight: {**tensors.get(weight, {}), **values} for weight, values in plain["values"].items()}
             groups = get_optimizer_state_dict(self.model, optimizer)["param_groups"]
-            set_optimizer_state_dict(self.model, optimizer, {"state": state, "param_groups": groups})
+            merged: dict[str, Any] = {"state": state, "param_groups": groups}
+            set_optimizer_state_dict(self.model, optimizer, merged)
         for group, saved in zip(optimizer.param_groups, plain["param_groups"], strict=True):
             group.update(_settings(saved))
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from veto_pl.clock import PhaseClock
 from veto_pl.evaluation import Evaluation, validation_metrics
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.fsdp import FullyShard
 from veto_pl.metrics import CompletionMetric, TokenMetric
 from veto_pl.metrics.rollouts import rollout_numbers
 from veto_pl.models.assemble import load_models, load_tokenizer
@@ -27,7 +28,7 @@ from veto_pl.randomness import global_draws
 from veto_pl.rollouts import Sampling
 from veto_pl.schedules import Constant, scheduled_values
 from veto_pl.seams import ModelSource, Objective, Schedule, TokenizerSource
-from veto_pl.types import Models, PromptBatch, Rollouts, Step
+from veto_pl.types import Models, PromptBatch, Rollouts, Sequences, Step
 from veto_pl.window import Window
 
 
@@ -94,16 +95,22 @@ class DistillationModule(L.LightningModule):
         return self._tokenizer
 
     def configure_model(self) -> None:
-        """Loads the models, once; on the meta device only their shapes."""
-        if self.models is not None:
-            return
-        empty = torch.empty(0).is_meta
-        sharding = getattr(self._trainer and self.trainer.strategy, "sharding", None)
-        self.models = load_models(
-            self.student_source, self.teacher_source, self.tokenizer, empty=empty, sharding=sharding
-        )
-        # Only the student is a submodule: a teacher is never saved, optimized, wrapped or averaged.
-        self.student = self.models.student.train()
+        """Loads the models, once, and puts the teacher where the student will be; on the meta device only shapes."""
+        strategy = None if self._trainer is None else self.trainer.strategy
+        if self.models is None:
+            self.models = load_models(
+                self.student_source,
+                self.teacher_source,
+                self.tokenizer,
+                empty=torch.empty(0).is_meta,
+                sharding=strategy.sharding if isinstance(strategy, FullyShard) else None,
+            )
+            # A frozen teacher is no submodule: it is never saved, optimized, wrapped or averaged.
+            self.student = self.models.student.train()
+            if self.teacher_source is not None and self.teacher_source.moves:
+                self.teacher = self.models.teacher
+        if (teacher := self.models.teacher) is not None and teacher.shards is None and strategy is not None:
+            teacher.to(strategy.root_device)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over the trained parameters, and its schedule per step."""
@@ -136,6 +143,14 @@ class DistillationModule(L.LightningModule):
         skipped = self._non_finite.leave_out(self, optimizer, means, norm)
         self._log_step(float(optimizer.param_groups[0]["lr"]), means, grad_norm=norm, skipped=float(skipped))
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The step, and what follows from it: a teacher that moves, and memories."""
+        step = self._step(0)
+        super().optimizer_step(*args, **kwargs)
+        if self.teacher_source is not None and not self.logged["train/skipped"]:
+            self.teacher_source.follow(self._models.required_teacher(), self.student, step)
+        self._models.memories.commit()
+
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Evaluation]:
         """The student answers; every metric is updated."""
         return self._evaluate(batch, batch_idx, "validation")
@@ -149,21 +164,8 @@ class DistillationModule(L.LightningModule):
         return Evaluation.sample(batch, self._models, self.evaluation, self._step(batch_idx)).rows()
 
     def on_fit_start(self) -> None:
-        """Places the teacher, and begins the first window."""
-        self._place_teacher()
+        """Begins the first window."""
         self._window = Window(self.trainer)
-
-    def on_validation_start(self) -> None:
-        """Places the teacher."""
-        self._place_teacher()
-
-    def on_test_start(self) -> None:
-        """Places the teacher."""
-        self._place_teacher()
-
-    def on_predict_start(self) -> None:
-        """Places the teacher."""
-        self._place_teacher()
 
     def on_train_batch_start(self, *args: Any) -> None:
         """Tells the window."""
@@ -174,12 +176,14 @@ class DistillationModule(L.LightningModule):
         self.clock.enter("data")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the run's configuration, as YAML, so that the checkpoint can be exported, and the steps left out."""
+        """Keeps the configuration, as YAML, for exports; what rollout sources remember; and the steps left out."""
         checkpoint["veto_pl_config"] = self.run_config
+        checkpoint["veto_pl_memories"] = self._models.memories.states()
         checkpoint["veto_pl_skipped_in_a_row"] = self._non_finite.in_a_row
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on counting the steps that are left out in a row."""
+        """Gives rollout sources their memories back, and goes on counting the steps that are left out in a row."""
+        self._models.memories.restore(checkpoint.get("veto_pl_memories", []))
         self._non_finite.in_a_row = checkpoint.get("veto_pl_skipped_in_a_row", 0)
 
     @property
@@ -192,10 +196,6 @@ class DistillationModule(L.LightningModule):
     def _models(self) -> Models:
         assert self.models is not None, "Lightning calls `configure_model` before any step"
         return self.models
-
-    def _place_teacher(self) -> None:
-        if self._models.teacher is not None and self._models.teacher.shards is None:
-            self._models.teacher.to(self.device)
 
     def _total_steps(self) -> int:
         total = self.trainer.estimated_stepping_batches
@@ -220,7 +220,7 @@ class DistillationModule(L.LightningModule):
     def _roll_out(self, batch: PromptBatch, step: Step) -> Rollouts:
         rollouts = {source: source(batch, self._models, step) for source in self.objective.sources}
         if self.objective.needs_rewards:
-            rollouts = {source: batch.rewarded(rows, self.tokenizer) for source, rows in rollouts.items()}
+            rollouts = {source: _rewarded(rows, batch, self.tokenizer) for source, rows in rollouts.items()}
         for rows in rollouts.values():
             self.clock.count(rows.predictions.sum())
         return rollouts
@@ -252,3 +252,8 @@ class DistillationModule(L.LightningModule):
                 batch_size=len(batch),
             )
         return {"evaluation": evaluation}
+
+
+def _rewarded(rows: Sequences, batch: PromptBatch, tokenizer: PreTrainedTokenizerBase) -> Sequences:
+    """With rewards by the task; rows that are replayed have prompts of their own."""
+    return (batch if rows.prompts is None else rows.prompts).rewarded(rows, tokenizer)

@@ -173,6 +173,7 @@ class Task(ABC):
 class ModelSource(ABC):
     """Where a causal language model comes from."""
 
+    moves = False  # jsonargparse would look for the name `ClassVar` where subclasses live
     @abstractmethod
     def config(self) -> PretrainedConfig:
         """The architecture, without weights."""
@@ -191,6 +192,9 @@ class ModelSource(ABC):
     def stored(self) -> StoredWeights | None:
         """The weights as they are stored, to be read in parts; None where the model has to be made whole first."""
         return None
+
+    def follow(self, teacher: CausalLM, student: CausalLM, step: Step) -> None:  # noqa: B027
+        """Moves a teacher of this source after an optimizer step. With `moves`, it is saved in checkpoints."""
 
     @property
     def tokenizer_source(self) -> Mapping[str, Any] | None:

@@ -14,10 +14,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from veto_pl.checkpoint_io import beside, temporary_name
 from veto_pl.exceptions import ConfigurationError
@@ -56,7 +59,7 @@ def save_sharded(path: Path, tensors: Mapping[str, Any], plain: Mapping[str, Any
     try:
         with beside(path) if first else contextlib.nullcontext(temporary_name(path)) as folder:
             dist.barrier()  # the first rank has removed what a killed write may have left
-            dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(folder))
+            save(dict(tensors), storage_writer=FileSystemWriter(folder))
             if first:
                 torch.save(dict(plain), folder / PLAIN)
     except CheckpointException as error:
@@ -72,7 +75,7 @@ def load_sharded_into(path: Path, tensors: dict[str, Any]) -> None:
         ConfigurationError: the folder is incomplete, or holds what no checkpoint of this package holds.
     """
     try:
-        dcp.load(tensors, storage_reader=_Reader(path), planner=_TensorsOnly())
+        load(tensors, storage_reader=_Reader(path), planner=_TensorsOnly())
     except CheckpointException as error:
         raise ConfigurationError(f"The checkpoint `{path}` does not fit the model, or is damaged: {error}") from error
 
@@ -94,17 +97,18 @@ def read_whole(path: Path, prefix: str) -> dict[str, Tensor]:
         for name, entry in table.items()
         if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
     }
-    dcp.load(whole, storage_reader=_Reader(path), planner=_TensorsOnly(), no_dist=True)
+    load(whole, storage_reader=_Reader(path), planner=_TensorsOnly(), no_dist=True)
     return {name.removeprefix(prefix): tensor for name, tensor in whole.items()}
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     """Reads the table of contents, a pickle, without looking up any class but those that belong in it."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         with Path(self.path, TABLE).open("rb") as file:
             _TableUnpickler(file).load()  # raises before anything is run
-        return super().read_metadata(*args, **kwargs)
+        table: Metadata = super().read_metadata(*args, **kwargs)
+        return table
 
 
 class _TableUnpickler(pickle.Unpickler):
@@ -115,7 +119,6 @@ class _TableUnpickler(pickle.Unpickler):
         raise ConfigurationError(f"The checkpoint's table names `{module}.{name}`, which does not belong there.")
 
 
-class _TensorsOnly(dcp.DefaultLoadPlanner):
+class _TensorsOnly(DefaultLoadPlanner):
     def load_bytes(self, read_item: Any, value: Any) -> None:
         raise ConfigurationError(f"The checkpoint holds `{read_item.dest_index.fqn}` as a pickle, which is not read.")
-

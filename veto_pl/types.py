@@ -6,10 +6,9 @@ Legend: `B` rows, `P` prompt tokens, `C` completion tokens, `T` tokens of a whol
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.stat import Stat as Stat
+from veto_pl.memory import Memories
+from veto_pl.step import Step as Step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,49 +60,6 @@ class LossOutput:
 
 
 @dataclass(frozen=True)
-class Step:
-    """Where training stands. Schedules read `index` and `total`; random draws are a pure function of what they need.
-
-    What is drawn for a row depends on the seed, the optimizer step and the number of the row, so it is the same on any
-    number of ranks, in any split into micro-batches, and after a resume.
-
-    Args:
-        index: optimizer steps done.
-        total: optimizer steps of the whole run.
-        seed: the run's seed.
-        rank: this process among the data-parallel ones.
-        micro: the micro-batch inside the accumulation window.
-    """
-
-    index: int
-    total: int
-    seed: int = 0
-    rank: int = 0
-    micro: int = 0
-
-    def generator(self, purpose: str, device: torch.device | str = "cpu", *, shared: bool = False) -> torch.Generator:
-        """A generator for one purpose; `shared` gives all ranks and micro-batches of a step the same one."""
-        place = "all" if shared else f"{self.micro}/{self.rank}"
-        return torch.Generator(device).manual_seed(self._seed(purpose, place))
-
-    def seeds(self, purpose: str, numbers: Tensor) -> list[int]:
-        """A seed below 2^63 for each row of `numbers` ([B] int64), a function of the row's number alone."""
-        return [self._seed(purpose, f"row {number}") for number in numbers.tolist()]
-
-    def uniform(self, purpose: str, numbers: Tensor, *shape: int) -> Tensor:
-        """[B, *shape] float64 numbers in [0, 1) on the CPU, for each row of `numbers` from a generator of its own."""
-        drawn = torch.empty(len(numbers), *shape, dtype=torch.float64)
-        generator = torch.Generator()
-        for row, seed in zip(drawn, self.seeds(purpose, numbers), strict=True):
-            row.uniform_(generator=generator.manual_seed(seed))
-        return drawn
-
-    def _seed(self, purpose: str, place: str) -> int:
-        digest = hashlib.blake2b(f"{self.seed}/{purpose}/{self.index}/{place}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") >> 1
-
-
-@dataclass(frozen=True)
 class Example:
     """One row of a task: the text before templating, a reference completion if there is one, and the raw row."""
 
@@ -134,7 +92,7 @@ class PromptBatch:
     numbers: Tensor = None  # type: ignore[assignment]  # filled in below
 
     def __post_init__(self) -> None:
-        if self.numbers is None:
+        if cast("Tensor | None", self.numbers) is None:
             object.__setattr__(self, "numbers", torch.arange(len(self), device=self.input_ids.device))
 
     def __len__(self) -> int:
@@ -280,11 +238,13 @@ class Models:
         student: the model that is trained.
         teacher: the frozen model, or None for objectives that need none.
         tokenizer: shared by both.
+        memories: what rollout sources remember from step to step.
     """
 
     student: CausalLM
     teacher: CausalLM | None
     tokenizer: PreTrainedTokenizerBase
+    memories: Memories = field(default_factory=Memories)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -330,6 +290,20 @@ class Generations:
 
 def pad_right(rows: Sequence[Tensor], value: int = 0) -> tuple[Tensor, Tensor]:
     """Stacks 1-D rows of differing length: ([B, max] ids, [B, max] bool mask). The mask comes from the lengths."""
+    if not rows:
+        return torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, 0, dtype=torch.bool)
     lengths = torch.tensor([len(row) for row in rows])
     ids = pad_sequence(list(rows), batch_first=True, padding_value=value)
     return ids, torch.arange(ids.shape[1])[None] < lengths[:, None]
+
+
+def pad_left(rows: Sequence[Tensor], value: int = 0) -> tuple[Tensor, Tensor]:
+    """Stacks 1-D rows of differing length, ends aligned: ([B, max] ids, [B, max] bool mask from the lengths).
+
+    Example:
+        >>> ids, mask = pad_left([torch.tensor([5]), torch.tensor([6, 7])])
+        >>> ids.tolist(), mask.tolist()
+        ([[0, 5], [6, 7]], [[False, True], [True, True]])
+    """
+    ids, mask = pad_right([row.flip(0) for row in rows], value)
+    return ids.flip(1), mask.flip(1)

@@ -54,8 +54,9 @@ class Window:
             terms = {"loss": joined(terms, self.all_reduce, self.trainer.world_size)}
         elif len(terms) > 1 and self.trainer.precision == "16-mixed":
             raise ConfigurationError(
-                f"The objective has loss terms with their own denominators: {', '.join(terms)}. With 16-mixed precision "
-                "they cannot be accumulated: set `trainer.accumulate_grad_batches: 1` and a larger `data.batch_size`."
+                f"The objective has loss terms with their own denominators: {', '.join(terms)}. With 16-mixed "
+                "precision they cannot be accumulated: set `trainer.accumulate_grad_batches: 1` and a larger "
+                "`data.batch_size`."
             )
         self._terms = terms
         self._ledger.record(terms)

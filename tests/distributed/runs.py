@@ -62,9 +62,14 @@ class Curve(L.Callback):
 
     def __init__(self):
         self.points = []
+        self.step = 0
+
+    def on_train_start(self, trainer, *args):
+        self.step = trainer.global_step
 
     def on_train_batch_end(self, trainer, *args):
-        if trainer.global_step > len(self.points):
+        if trainer.global_step > self.step:
+            self.step = trainer.global_step
             self.points.append([float(trainer.callback_metrics[f"train/{name}"]) for name in ("loss", "grad_norm")])
 
 

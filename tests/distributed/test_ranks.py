@@ -38,7 +38,11 @@ CASES = {
         for name in ("SFT", "GKD", "Veto")
     },
     **{name: case(name, shuffle=False) for name in OBJECTIVES if "no " in name},
-    **{f"{name}, layer by layer": case(name, shuffle=False, two=LAYERS_ONE_BY_ONE) for name in OBJECTIVES if "no " in name},
+    **{
+        f"{name}, layer by layer": case(name, shuffle=False, two=LAYERS_ONE_BY_ONE)
+        for name in OBJECTIVES
+        if "no " in name
+    },
     "MiniLLM, layer by layer": case("MiniLLM", two=LAYERS_ONE_BY_ONE),
     "MiniLLM, whole teacher": case("MiniLLM", two={"gather": (True, True)}),
     "coin per sample": case("coin per sample"),

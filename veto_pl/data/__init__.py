@@ -1,12 +1,13 @@
 """Tasks, templates and verifiers, and the data module that makes batches of them."""
 
-from veto_pl.data.collate import Collator, Encoded, pad_left
+from veto_pl.data.collate import Collator, Encoded
 from veto_pl.data.datamodule import PromptDataModule
 from veto_pl.data.jsonl import read_examples
 from veto_pl.data.rewards import ExactMatch, LastNumber, NoReward, final_number
 from veto_pl.data.sampler import RankSampler, even_batches
 from veto_pl.data.tasks import GSM8K, JsonLines, ReasoningGym
 from veto_pl.data.templates import ChatTemplate, PlainTemplate
+from veto_pl.types import pad_left
 
 __all__ = [
     "GSM8K",

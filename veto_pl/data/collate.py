@@ -12,7 +12,7 @@ from torch import Tensor
 from veto_pl.data.templates import PlainTemplate
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.seams import Task, Template
-from veto_pl.types import Example, PromptBatch, pad_right
+from veto_pl.types import Example, PromptBatch, pad_left, pad_right
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,18 +96,6 @@ class Collator:
         # Not verbose: a text beyond the model's length is this package's to report.
         ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
-
-
-def pad_left(rows: Sequence[Tensor], value: int = 0) -> tuple[Tensor, Tensor]:
-    """Stacks 1-D rows of differing length, ends aligned: ([B, max] ids, [B, max] bool mask from the lengths).
-
-    Example:
-        >>> ids, mask = pad_left([torch.tensor([5]), torch.tensor([6, 7])])
-        >>> ids.tolist(), mask.tolist()
-        ([[0, 5], [6, 7]], [[False, True], [True, True]])
-    """
-    ids, mask = pad_right([row.flip(0) for row in rows], value)
-    return ids.flip(1), mask.flip(1)
 
 
 def _tensor(ids: list[int]) -> Tensor:

@@ -89,10 +89,21 @@ def load_models(
     trained, frozen = load("student", student).train(), None
     if teacher is not None:
         frozen = load("teacher", teacher).requires_grad_(False).eval()
+        if teacher.moves:
+            _check_alike(trained, frozen)
     if sharding is not None:
         for model in filter(None, (trained, frozen)):
             model.examine()
     return Models(trained, frozen, tokenizer)
+
+
+def _check_alike(student: CausalLM, teacher: CausalLM) -> None:
+    ours, theirs = ([tuple(p.shape) for p in model.parameters()] for model in (student, teacher))
+    if ours != theirs:
+        raise ConfigurationError(
+            "A teacher that follows the student must have its architecture, but their weights differ in shape. Give "
+            "`model.teacher.source` what `model.student` has."
+        )
 
 
 def _check_rows(role: str, model: CausalLM) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.loading import Attention, DType
+from veto_pl.models.reading import accepted
 from veto_pl.seams import ModelSource
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ class RandomWeights(ModelSource):
     dtype: DType = "float32"
     attention: Attention = "auto"
 
+    def __post_init__(self) -> None:
+        if not -(2**63) <= self.seed < 2**63:
+            raise ConfigurationError(f"`RandomWeights.seed` must be a number of 64 bits, got {self.seed}.")
+
     def config(self) -> PretrainedConfig:
         from transformers import AutoConfig
 
@@ -51,7 +56,8 @@ class RandomWeights(ModelSource):
                 f"`RandomWeights.dimensions` names {unknown}, which the configuration of `{self.model_type}` does not "
                 f"have. Its fields are: {', '.join(sorted(plain.to_dict()))}."
             )
-        config: PretrainedConfig = AutoConfig.for_model(self.model_type, **self.dimensions)
+        with accepted("RandomWeights.dimensions", self.dimensions):
+            config: PretrainedConfig = AutoConfig.for_model(self.model_type, **self.dimensions)
         if self.attention != "auto":
             config._attn_implementation = self.attention
         if self.dtype != "auto":
@@ -63,6 +69,10 @@ class RandomWeights(ModelSource):
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(self.seed)
             return self.skeleton()
+
+    def skeleton(self) -> PreTrainedModel:
+        with accepted("RandomWeights.dimensions", self.dimensions):
+            return super().skeleton()
 
 
 @dataclass(frozen=True)
@@ -147,6 +157,6 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return name, module
     raise ConfigurationError(
-        f"`{type(model).__name__}` has no list of its {depth} layers, so they can be neither dropped nor sharded one by "
-        "one. Use another architecture."
+        f"`{type(model).__name__}` has no list of its {depth} layers, so they can be neither dropped nor sharded one "
+        "by one. Use another architecture."
     )

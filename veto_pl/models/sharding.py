@@ -79,7 +79,7 @@ def shard(model: CausalLM, sharding: Sharding) -> None:
 
 @contextmanager
 def gathered(model: CausalLM, *, head_only: bool = False) -> Iterator[None]:
-    """Holds the whole weights on every rank, or those outside the layers; nothing to do for a model that is not sharded.
+    """Holds the whole weights on every rank, or those outside the layers; does nothing for a model that is not sharded.
 
     Inside, weights can be read as ordinary tensors and the model runs without communication. They must not be written.
     """
@@ -111,6 +111,15 @@ def gathered_to_sample(*models: CausalLM) -> Iterator[Sharding | None]:
             if model.shards is not None and model.shards.whole_to_sample:
                 stack.enter_context(gathered(model))
         yield in_step[0] if in_step else None
+
+
+@contextmanager
+def settled(model: CausalLM) -> Iterator[None]:
+    """No weights are gathered: what is written here is written to the parts that the ranks keep."""
+    if model.shards is not None:
+        for unit in _units(model):
+            unit.reshard()
+    yield
 
 
 def full_weights(model: CausalLM) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from veto_pl.rollouts.cached import FromCache
 from veto_pl.rollouts.engines import DecodeLoop, Transformers
+from veto_pl.rollouts.replay import Replay
 from veto_pl.rollouts.sampling import Sampling
 from veto_pl.rollouts.sources import FromDataset, FromStudent, FromTeacher, Mixture, TeacherMixed
 from veto_pl.rollouts.vllm import Vllm
@@ -13,6 +14,7 @@ __all__ = [
     "FromStudent",
     "FromTeacher",
     "Mixture",
+    "Replay",
     "Sampling",
     "TeacherMixed",
     "Transformers",

@@ -196,7 +196,7 @@ def _nobody(device: torch.device) -> PromptBatch:
 def _prefilled(
     prompts: PromptBatch, writers: Sequence[CausalLM], copies: int, new_tokens: int, *, grouped: bool
 ) -> _Live:
-    """Every prompt is read once, whatever the number of its completions; `grouped`, next to prompts of similar length."""
+    """Every prompt is read once, whatever the number of its completions; where `grouped`, next to similar prompts."""
     from veto_pl.rollouts.kv_cache import can_drop_columns, new_cache
 
     mask = prompts.attention_mask.long()

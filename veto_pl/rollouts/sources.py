@@ -77,7 +77,7 @@ class TeacherMixed(RolloutSource):
     sampling: Sampling = Sampling()
 
     def __post_init__(self) -> None:
-        _check_fraction("TeacherMixed.teacher_fraction", self.teacher_fraction)
+        check_fraction("TeacherMixed.teacher_fraction", self.teacher_fraction)
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         writers = (models.required_teacher(), models.student)
@@ -111,7 +111,7 @@ class Mixture(RolloutSource):
     coin: Literal["batch", "sample"] = "batch"
 
     def __post_init__(self) -> None:
-        _check_fraction("Mixture.fraction", self.fraction)
+        check_fraction("Mixture.fraction", self.fraction)
         if stored := [type(source).__name__ for source in (self.first, self.second) if source.stored_teacher]:
             raise ConfigurationError(
                 f"`Mixture` cannot hold `{stored[0]}`: the rows of the other source have no stored scores. Use it as "
@@ -137,6 +137,7 @@ class Mixture(RolloutSource):
         return (step.uniform("mixture", numbers) < fraction).expand(len(prompts))
 
 
-def _check_fraction(name: str, fraction: float | Schedule) -> None:
+def check_fraction(name: str, fraction: float | Schedule) -> None:
+    """Raises `ConfigurationError` for a number outside [0, 1]."""
     if not isinstance(fraction, Schedule) and not (0 <= fraction <= 1 and math.isfinite(fraction)):
         raise ConfigurationError(f"`{name}` must lie in [0, 1], got {fraction}.")

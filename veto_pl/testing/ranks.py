@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 
 
 def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout: float = 600.0) -> list[Any]:
@@ -33,13 +34,15 @@ def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout: flo
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        context = mp.start_processes(
+        context = start_processes(  # type: ignore[no-untyped-call]
             _enter, (ranks, port, folder, function, args), nprocs=ranks, join=False, start_method="spawn"
         )
-        if not context.join(timeout, grace_period=5.0) and not context.join(1.0):
-            for process in context.processes:
-                process.kill()
-            raise TimeoutError(f"{ranks} ranks did not end within {timeout:g} s.")
+        deadline = time.monotonic() + timeout
+        while not context.join(max(0.0, deadline - time.monotonic())):  # returns whenever a process ends
+            if time.monotonic() >= deadline:
+                for process in context.processes:
+                    process.kill()
+                raise TimeoutError(f"{ranks} ranks did not end within {timeout:g} s.")
         return [torch.load(Path(folder, str(rank)), weights_only=True) for rank in range(ranks)]
 
 

@@ -1,0 +1,86 @@
+"""Runs of ranks that are stopped in the middle of a window, and resumed."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from runs import OBJECTIVES, QUIET, Curve
+
+from veto_pl import DistillationModule, PromptDataModule
+from veto_pl.callbacks import Checkpoints
+from veto_pl.data import JsonLines
+from veto_pl.models import CharacterTokenizer, MovingAverage
+from veto_pl.models.sharding import full_weights
+from veto_pl.objectives import Veto
+from veto_pl.rollouts import FromStudent, Replay, Sampling
+from veto_pl.testing.tiny import ALPHABET, tiny_source
+
+STEPS = 8
+REMEMBERS = Veto(rollout=Replay(FromStudent(Sampling(max_new_tokens=6)), fraction=0.5, capacity=24))
+
+
+class KilledError(RuntimeError):
+    """Stands for a process that is gone: on several ranks nothing is saved after it."""
+
+
+class Kill(L.Callback):
+    """Ends the run inside the window after `step`."""
+
+    def __init__(self, step: int | None) -> None:
+        self.step = step
+
+    def on_before_backward(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step and trainer.fit_loop.batch_idx % 2 == 1:
+            raise KilledError
+
+
+def run(
+    folder: str,
+    name: str,
+    *,
+    kill: int | None = None,
+    resume: str | None = None,
+    strategy: str = "auto",
+    ranks: int = 1,
+    objective: str = "remembers",
+    optimizer: str = "AdamW",
+) -> dict[str, Any]:
+    """Eight steps of two micro-batches over shuffled epochs of 48 rows, eight rows a micro-batch; saved every 3."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    settings = {"lr": 0.02, "momentum": 0.9} if optimizer == "SGD" else {"lr": 0.02}
+    teacher = MovingAverage(tiny_source(attention_dropout=0.1), decay=0.8)
+    module = DistillationModule(
+        REMEMBERS if objective == "remembers" else OBJECTIVES[objective],
+        tiny_source(attention_dropout=0.1 if objective == "remembers" else 0.0),
+        teacher if objective == "remembers" else tiny_source(seed=1),
+        tokenizer=CharacterTokenizer(ALPHABET),
+        optimizer=lambda parameters: getattr(torch.optim, optimizer)(parameters, **settings),
+    )
+    curve = Curve()
+    checkpoints = Checkpoints(dirpath=str(Path(folder, name)), every_n_train_steps=3)
+    trainer = L.Trainer(
+        max_steps=STEPS, accumulate_grad_batches=2, accelerator="cpu", devices=ranks, strategy=strategy,
+        limit_val_batches=0, use_distributed_sampler=False, gradient_clip_val=1.0, default_root_dir=folder,
+        callbacks=[curve, checkpoints, Kill(kill)], **{**QUIET, "enable_checkpointing": True},
+    )  # fmt: skip
+    data = PromptDataModule(JsonLines(train=str(Path(folder, "rows.jsonl"))), batch_size=8 // ranks)
+    try:
+        trainer.fit(module, data, ckpt_path=resume and str(Path(folder, resume, "last.ckpt")))
+    except KilledError:
+        return {}
+    return {"curve": torch.tensor(curve.points[-2:]), "weights": {k: v.clone() for k, v in _weights(module).items()}}
+
+
+def run_all(folder: str, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One after another, in the same processes."""
+    return [run(folder, **case) for case in cases]
+
+
+def _weights(module: DistillationModule) -> dict[str, torch.Tensor]:
+    assert module.models is not None
+    weights = full_weights(module.student)
+    if module.teacher_source.moves:
+        weights |= {f"teacher.{name}": value for name, value in full_weights(module.models.teacher).items()}
+    return weights

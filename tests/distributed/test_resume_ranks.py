@@ -1,0 +1,105 @@
+"""Ranks that are gone in the middle of a window go on as if they had not been, on as many or other numbers of ranks."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from resumes import run, run_all
+from runs import prepare
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.sharded_checkpoint import TABLE, plain_values, read_whole
+from veto_pl.testing.ranks import run_ranks
+
+pytestmark = pytest.mark.xdist_group("ranks")
+STRATEGIES = ("ddp", "fsdp2")
+
+
+def case(name, strategy, **settings):
+    return {"name": f"{strategy} {name}", "strategy": strategy, "ranks": 2, **settings}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("resumes"))
+    prepare(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def both_ranks(folder):
+    """Runs on two ranks, by name; before them one of a single process, for two to go on with."""
+    run(folder, "alone", kill=4, objective="Veto")
+    cases = [
+        case(name, strategy, **settings, **more)
+        for strategy in STRATEGIES
+        for name, settings in {
+            "AdamW": {},
+            "SGD": {"optimizer": "SGD", "objective": "Veto"},
+        }.items()
+        for name, more in {
+            f"{name} whole": {},
+            f"{name} killed": {"kill": 4},
+            f"{name} resumed": {"resume": f"{strategy} {name} killed"},
+        }.items()
+    ]
+    cases.append(case("Veto whole", "fsdp2", objective="Veto"))
+    cases.append(case("Veto killed", "fsdp2", objective="Veto", kill=4))
+    cases.append(case("after one", "fsdp2", objective="Veto", resume="alone"))
+    first, second = run_ranks(run_all, 2, folder, cases)
+    return {one["name"]: (a, b) for one, a, b in zip(cases, first, second, strict=True)}
+
+
+def close(outcome, expected, tolerance):
+    torch.testing.assert_close(outcome["curve"], expected["curve"], rtol=tolerance, atol=tolerance)
+    assert len(outcome["weights"]) > 10
+    for name, value in outcome["weights"].items():
+        torch.testing.assert_close(value, expected["weights"][name], rtol=0, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_resumed_ranks_end_where_they_would_have(strategy, optimizer, both_ranks):
+    """AdamW's run replays rollouts and follows the student with its teacher; both are in the checkpoint."""
+    whole, resumed = (both_ranks[f"{strategy} {optimizer} {kind}"][0] for kind in ("whole", "resumed"))
+    assert both_ranks[f"{strategy} {optimizer} killed"] == ({}, {})
+    assert ("teacher.model.norm.weight" in whole["weights"]) == (optimizer == "AdamW")
+    close(resumed, whole, 1e-6)
+
+
+def test_one_process_goes_on_with_the_folder_of_two(folder, both_ranks):
+    killed = both_ranks["fsdp2 Veto killed"]
+    assert killed == ({}, {})
+    (alone,) = run_ranks(run_all, 1, folder, [
+        {"name": "one after two", "strategy": "fsdp2", "objective": "Veto", "resume": "fsdp2 Veto killed"}
+    ])  # fmt: skip
+    close(alone[0], both_ranks["fsdp2 Veto whole"][0], 1e-5)
+
+
+def test_two_go_on_with_the_file_of_one_process(folder, both_ranks):
+    close(both_ranks["fsdp2 after one"][0], run(folder, "never stopped", objective="Veto"), 1e-5)
+
+
+def test_the_frozen_teacher_is_not_in_the_folder_and_the_student_can_be_read_without_ranks(folder, both_ranks):
+    path = Path(folder, "fsdp2 Veto killed", "last.ckpt")
+    names = set(read_whole(path, "state_dict."))
+    assert names
+    assert all(name.startswith("student.") for name in names)
+    moved = set(read_whole(Path(folder, "fsdp2 AdamW killed", "last.ckpt"), "state_dict."))
+    assert {name.split(".")[0] for name in moved} == {"student", "teacher"}
+    assert plain_values(path)["global_step"] == 3
+
+
+def test_a_table_that_names_other_code_is_refused_before_it_runs(tmp_path):
+    marker = tmp_path / "ran"
+
+    class Bomb:
+        def __reduce__(self):
+            return Path.touch, (marker,)
+
+    for payload in (Bomb(), {"state_dict_metadata": Bomb()}):
+        (tmp_path / TABLE).write_bytes(pickle.dumps(payload))
+        with pytest.raises(ConfigurationError, match="does not belong"):
+            read_whole(tmp_path, "")
+    assert not marker.exists()

@@ -1,0 +1,86 @@
+"""What a run remembers from one optimizer step to the next, beside weights: it is saved with them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+M = TypeVar("M", bound="Memory")
+State = dict[str, Any]
+"""Tensors on the CPU, and plain values: a checkpoint is read without running code from it."""
+
+
+class Memory(ABC):
+    """The memory of one rollout source on one rank.
+
+    What is remembered during a window of micro-batches counts from the next optimizer step on, because a checkpoint
+    that is taken inside a window is that of the window's beginning.
+    """
+
+    @abstractmethod
+    def commit(self) -> None:
+        """An optimizer step is done: what was remembered since the last one counts."""
+
+    @abstractmethod
+    def state(self) -> State:
+        """What counts."""
+
+    @abstractmethod
+    def restore(self, states: Sequence[State], rank: int) -> None:
+        """Goes on from what all ranks of a run had saved, on one of perhaps another number of ranks.
+
+        Args:
+            states: of each rank of the run that was saved.
+            rank: this one.
+        """
+
+
+class Memories:
+    """The memories of a rank, by whose they are."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Memory] = {}
+        self._saved: list[dict[str, State]] = []
+
+    def of(self, owner: object, new: Callable[[], M]) -> M:
+        """The memory of `owner`, which is told from others by its `repr`; made, or restored, when first asked for."""
+        key = repr(owner)
+        if key not in self._known:
+            memory = new()
+            if self._saved:
+                memory.restore([state[key] for state in self._saved if key in state], _rank())
+            self._known[key] = memory
+        known: Any = self._known[key]
+        return known  # type: ignore[no-any-return]
+
+    def commit(self) -> None:
+        """Tells all that an optimizer step is done."""
+        for memory in self._known.values():
+            memory.commit()
+
+    def states(self) -> list[dict[str, State]]:
+        """Of every rank. Every rank has to ask."""
+        own = {key: memory.state() for key, memory in self._known.items()}
+        # What was saved and not yet asked for is not lost; after a change of ranks it stays with the first ones.
+        saved = self._saved[_rank()] if _rank() < len(self._saved) else {}
+        own = {**saved, **own}
+        if not _several():
+            return [own]
+        everybody: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everybody, own)
+        return everybody
+
+    def restore(self, states: list[dict[str, State]]) -> None:
+        """What `states` gave, to be handed out when it is asked for."""
+        self._known, self._saved = {}, states
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _rank() -> int:
+    return dist.get_rank() if _several() else 0

@@ -1,0 +1,66 @@
+"""A teacher that follows the student."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.models.sharding import local, settled
+from veto_pl.models.weights import StoredWeights
+from veto_pl.schedules import value_at
+from veto_pl.seams import ModelSource, Schedule
+from veto_pl.types import Step
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from veto_pl.models.causal_lm import CausalLM
+
+
+@dataclass(frozen=True)
+class MovingAverage(ModelSource):
+    r"""A teacher that is an exponential moving average of the student.
+
+    .. math:: \theta_T \leftarrow d\,\theta_T + (1 - d)\,\theta_S \quad \text{after every optimizer step}
+
+    It is saved in checkpoints, and stays in its own dtype: in bfloat16 a step below 1/256 of a weight is lost.
+
+    Args:
+        source: the model that it starts from, usually the student's own source.
+        decay: d, a number in [0, 1] or a schedule; 1 keeps the start, 0 is the student of the last step.
+
+    References:
+        arXiv 1703.01780; for distillation arXiv 2601.19897
+    """
+
+    source: ModelSource
+    decay: float | Schedule = 0.99
+    moves = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.decay, Schedule) and not 0 <= self.decay <= 1:
+            raise ConfigurationError(f"`MovingAverage.decay` must lie in [0, 1], got {self.decay}.")
+
+    @property
+    def tokenizer_source(self) -> Mapping[str, Any] | None:
+        return self.source.tokenizer_source
+
+    def config(self) -> "PretrainedConfig":
+        return self.source.config()
+
+    def load(self) -> "PreTrainedModel":
+        return self.source.load()
+
+    def skeleton(self) -> "PreTrainedModel":
+        return self.source.skeleton()
+
+    def stored(self) -> StoredWeights | None:
+        return self.source.stored()
+
+    def follow(self, teacher: "CausalLM", student: "CausalLM", step: Step) -> None:
+        weight = 1 - value_at(self.decay, step.index, step.total)
+        with torch.no_grad(), settled(teacher), settled(student):
+            for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
+                local(old).lerp_(local(new).to(old.dtype), weight)
