@@ -34,7 +34,7 @@ def test_a_step_is_replayed_with_its_log_probabilities_and_its_own_prompts():
     models = tiny_models()
     source = Replay(SAMPLED, fraction=1.0)
     fresh = source(prompt_batch(models, PROMPTS, REFERENCES), models, Step(0, 9))
-    models.memories.commit()
+    models.memories.end_step()
     others = prompt_batch(models, ["k>", "lm>", "n>", "op>"])
     again = source(others, models, Step(1, 9))
     assert fresh.on_policy.all()
@@ -53,8 +53,18 @@ def test_what_a_window_wrote_is_replayed_after_its_step_only():
     source, batch = Replay(SAMPLED, fraction=1.0), prompt_batch(models, PROMPTS)
     for micro in range(3):
         assert source(batch, models, Step(0, 9, micro=micro)).on_policy.all()
-    models.memories.commit()
+    models.memories.end_step()
     assert not source(batch, models, Step(1, 9)).on_policy.any()
+
+
+def test_rows_of_a_step_that_was_left_out_are_forgotten():
+    models = tiny_models()
+    source, batch = Replay(SAMPLED, fraction=1.0), prompt_batch(models, PROMPTS)
+    source(batch, models, Step(0, 9))
+    models.memories.end_step(done=False)
+    assert source(batch, models, Step(1, 9)).on_policy.all()
+    models.memories.end_step()
+    assert len(source(prompt_batch(models, PROMPTS * 3), models, Step(2, 9))) == 4
 
 
 def test_the_share_of_replayed_steps_and_the_oldest_rows_go():
@@ -65,7 +75,7 @@ def test_the_share_of_replayed_steps_and_the_oldest_rows_go():
     for index in range(200):
         before = list(buffer._rows)
         rows = source(batch, models, Step(index, 200))
-        models.memories.commit()
+        models.memories.end_step()
         is_fresh = buffer._rows != before
         fresh += is_fresh
         assert len(rows) == 4
@@ -83,7 +93,7 @@ def test_a_buffer_goes_on_from_a_checkpoint_on_any_number_of_ranks(ranks, tmp_pa
     ))  # fmt: skip
     source = Replay(SAMPLED, fraction=1.0)
     source(example, models, Step(0, 9))
-    models.memories.commit()
+    models.memories.end_step()
     torch.save(models.memories.states() * 2, tmp_path / "saved")  # as two ranks would
     saved = torch.load(tmp_path / "saved", weights_only=True)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
@@ -105,7 +115,7 @@ def test_a_memory_that_nobody_has_asked_for_is_saved_again():
     models, other = tiny_models(), Memories()
     source = Replay(FromDataset())
     source(prompt_batch(models, PROMPTS, REFERENCES), models, Step(0, 9))
-    models.memories.commit()
+    models.memories.end_step()
     other.restore(models.memories.states())
     assert json.dumps(repr(other.states())) == json.dumps(repr(models.memories.states()))
 

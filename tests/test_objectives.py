@@ -17,7 +17,7 @@ from veto_pl.targets import GeometricBridge, Teacher
     ("build", "message"),
     [
         (lambda: GKD(beta=1.5), r"`GKD\.beta` must lie in \[0, 1\], got 1\.5"),
-        (lambda: GKD(lmbda=-0.1), r"`Mixture\.fraction` must lie in \[0, 1\], got -0\.1"),
+        (lambda: GKD(lmbda=-0.1), r"`GKD\.lmbda` must lie in \[0, 1\], got -0\.1"),
         (lambda: GeneralizedJSD(1.0), "Use `ForwardKL` for the limit at 0 and `ReverseKL`"),
         (lambda: SkewKL(1.0), r"`SkewKL\.alpha` must lie in \[0, 1\), got 1\.0"),
         (lambda: Veto(beta=float("nan")), "at least 0 and finite, got nan"),

@@ -125,6 +125,18 @@ def beside(final: Path) -> Iterator[Path]:
         raise
 
 
+def append(path: Path, data: bytes) -> None:
+    """Appends all or nothing; where the disk refuses, the file is as it was, and the `OSError` goes on."""
+    size = path.stat().st_size if path.is_file() else 0
+    try:
+        with path.open("ab") as file:
+            file.write(data)
+    except OSError:
+        if path.is_file():
+            os.truncate(path, size)
+        raise
+
+
 def temporary_name(final: Path) -> Path:
     """Where `beside` lets its block write."""
     return _at(final, _WRITING)

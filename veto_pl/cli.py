@@ -7,28 +7,41 @@ import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 
-from veto_pl.callbacks import Diagnostics, DistillationProgress, Export, PredictionFile, SampleTable
+from veto_pl.callbacks import (
+    Checkpoints,
+    Diagnostics,
+    DistillationProgress,
+    Export,
+    Guards,
+    PredictionFile,
+    SampleTable,
+)
+from veto_pl.callbacks.checkpoints import resume_path
+from veto_pl.checks import check
 from veto_pl.data import PromptDataModule
-from veto_pl.exceptions import VetoError
+from veto_pl.exceptions import ConfigurationError, VetoError
+from veto_pl.logs import Events, MetricsFile, journals
+from veto_pl.mistakes import check_files, nearest, shown
 from veto_pl.module import DistillationModule
+from veto_pl.parser_errors import explained, placed
 from veto_pl.parsing import own_defaults
 from veto_pl.plugins import load_plugins
-from veto_pl.report.run import SAMPLES
 
 DESCRIPTION = """Distil language models. Beside the commands below there are `veto-pl list` (what is available behind
-each seam), `veto-pl export` (a checkpoint as a Hugging Face folder), `veto-pl report` (an HTML page of runs) and
-`veto-pl cache-teacher` (a teacher's scores on disk)."""
+each seam), `veto-pl export` (a checkpoint as a Hugging Face folder), `veto-pl report` (an HTML page of runs),
+`veto-pl cache-teacher` (a teacher's scores on disk) and `veto-pl plan` (the memory and arithmetic of a run)."""
 LINE = 110
 TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
@@ -37,6 +50,20 @@ TRAINER_DEFAULTS = {
     "gradient_clip_val": 1.0,
     "callbacks": [PredictionFile()],
 }
+
+
+ROOTS: dict[str, type | None] = {
+    "model": DistillationModule,
+    "data": PromptDataModule,
+    "trainer": Trainer,
+    "checkpoint": Checkpoints,
+    "samples": SampleTable,
+    "diagnostics": Diagnostics,
+    "guards": Guards,
+    "export": Export,
+    "progress": DistillationProgress,
+} | dict.fromkeys(("seed_everything", "run_dir", "validate_first", "ckpt_path", "weights_only"))
+"""What a configuration may hold, and the classes that stand behind it."""
 
 
 class CompactDumper(yaml.SafeDumper):
@@ -53,7 +80,13 @@ class CompactDumper(yaml.SafeDumper):
 
 
 class CompactParser(LightningArgumentParser):
-    """Prints configurations so compactly that an algorithm fits on a screen."""
+    """Prints configurations so compactly that an algorithm fits on a screen, and mistakes in them in a sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises `ConfigurationError` with the place, what was given and what was expected, instead of the usage."""
+        if not self.exit_on_error:  # a parser inside another one, which adds where it was
+            super().error(message, ex)
+        raise explained(message, ROOTS) from ex
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
         """The configuration as YAML; comments at its head are kept."""
@@ -94,10 +127,10 @@ class VetoCLI(LightningCLI):
         parser.add_argument(
             "--validate_first", type=bool, default=True, help="Validate before the first step of a fit."
         )
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults({"checkpoint.save_last": True})
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(SampleTable, "samples")
         parser.add_lightning_class_args(Diagnostics, "diagnostics")
+        parser.add_lightning_class_args(Guards, "guards")
         parser.add_lightning_class_args(Export, "export")
         parser.add_lightning_class_args(DistillationProgress, "progress")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
@@ -105,8 +138,16 @@ class VetoCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses so that a class that replaces another inherits none of its values."""
+        check_files(sys.argv[1:] if args is None else args)
         with own_defaults():
             self.config = parser.parse_args(args)
+
+    def instantiate_classes(self) -> None:
+        """Builds what the configuration describes; the error of a class that refuses a setting names its path."""
+        try:
+            super().instantiate_classes()
+        except ConfigurationError as error:
+            raise placed(error, self.config.get(str(self.subcommand), self.config).as_dict()) from error
 
     def after_instantiate_classes(self) -> None:
         """Hands the module its own configuration, for checkpoints and model cards."""
@@ -115,11 +156,14 @@ class VetoCLI(LightningCLI):
         self.model.run_config = parser.dump(config, skip_none=False, skip_link_targets=True)
 
     def before_fit(self) -> None:
-        """Starts the run's files afresh and measures where the student starts: every run has its own baseline."""
-        config = self.config[str(self.subcommand)]
-        if config.ckpt_path is None:
-            Path(config.run_dir, SAMPLES).unlink(missing_ok=True)
-        if config.validate_first and config.ckpt_path is None and not config.trainer.fast_dev_run:
+        """Finds where to go on, or starts the run's files afresh and measures where the student starts."""
+        config = self.config_init[str(self.subcommand)]
+        config.ckpt_path = resume_path(self.trainer, config.ckpt_path)
+        if config.ckpt_path is not None:
+            return
+        for journal in journals(self.trainer):
+            journal.cut(self.trainer, rows=0, step=0)
+        if config.validate_first and not config.trainer.fast_dev_run:
             self.trainer.validate(self.model, self.datamodule, verbose=False)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -129,11 +173,24 @@ class VetoCLI(LightningCLI):
         kwargs.setdefault("default_root_dir", trainer.get("default_root_dir") or run_dir)
         if trainer.get("logger") in (None, True):
             kwargs.setdefault("logger", _default_loggers(run_dir))
-        return super().instantiate_trainer(**kwargs)
+        if self.subcommand is not None:
+            check(self.model, self.datamodule, trainer.as_dict(), self.subcommand)
+        with _refusals_of_the_trainer():
+            return super().instantiate_trainer(**kwargs)
+
+
+@contextmanager
+def _refusals_of_the_trainer() -> Iterator[None]:
+    try:
+        yield
+    except VetoError:
+        raise
+    except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+        raise ConfigurationError(f"`trainer`: its settings are refused. It says: {shown(error, 300)}") from error
 
 
 def _default_loggers(run_dir: str) -> list[Logger]:
-    return [CSVLogger(run_dir, name="", version=""), TensorBoardLogger(run_dir, name="", version="tensorboard")]
+    return [MetricsFile(run_dir), Events(run_dir)]
 
 
 def module_from_config(config: str) -> DistillationModule:
@@ -197,6 +254,25 @@ def _cache_teacher(arguments: Sequence[str]) -> None:
     cache_teacher(config, **vars(given))
 
 
+def _plan(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "veto-pl plan",
+        description="Say what a run needs, before it runs. Other options are those of `veto-pl fit`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--device", help="H100-80GB, H200, A100-80GB, A100-40GB, L40S, RTX-4090 or CPU; else this one")
+    parser.add_argument("--memory", type=float, help="GiB of a device, instead of what is known about it")
+    parser.add_argument("--prompt_tokens", type=int, help="of a typical prompt (default: the longest admitted)")
+    parser.add_argument("--completion_tokens", type=int, help="of a typical completion (default: the longest admitted)")
+    parser.add_argument("--share", type=float, default=0.4, help="of the device's peak that is reached (default: 0.4)")
+    parser.add_argument("--json", action="store_true", dest="as_script", help="print JSON, in bytes, FLOP and seconds")
+    given, config = parser.parse_known_args(arguments)
+    load_plugins()
+    from veto_pl.planning.command import print_plan
+
+    print_plan(config, **vars(given))
+
+
 def _leave_out_noise() -> None:
     """Hides what a user can do nothing about: deprecations between the libraries, and Lightning's advertisements."""
     warnings.filterwarnings("ignore", message=r"(?s).*deprecated in v4\.")  # jsonargparse
@@ -207,8 +283,16 @@ def _leave_out_noise() -> None:
         logging.getLogger(name).addFilter(lambda record: "Tip: For seamless cloud" not in record.getMessage())
 
 
-COMMANDS = {"list": _list, "export": _export, "report": _report, "cache-teacher": _cache_teacher}
+COMMANDS = {"list": _list, "export": _export, "report": _report, "cache-teacher": _cache_teacher, "plan": _plan}
 TRAINING = ("fit", "validate", "test", "predict")
+
+
+def _check_command(given: Sequence[str]) -> None:
+    known = (*COMMANDS, *TRAINING)
+    if not given or (given[0] not in known and not given[0].startswith("-")):
+        shown_name = f"`{shown(given[0])}`" if given else "no command"
+        remedy = (nearest(given[0], known) if given else "") or "`veto-pl --help` explains them."
+        raise ConfigurationError(f"given {shown_name}, expected one of {', '.join(sorted(known))}. {remedy}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -219,6 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given and given[0] in COMMANDS:
             COMMANDS[given[0]](given[1:])
         else:
+            _check_command(given)
             load_plugins()
             VetoCLI(given)
     except VetoError as error:

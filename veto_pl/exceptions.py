@@ -11,3 +11,7 @@ class ConfigurationError(VetoError, ValueError):
 
 class DataError(VetoError, ValueError):
     """A row, a file or a template that cannot be used; the message names the file, the line and the field."""
+
+
+class NonFiniteError(VetoError, ArithmeticError):
+    """Training stopped because step after step had a loss or gradient that is not finite; the weights are intact."""

@@ -21,8 +21,8 @@ class Memory(ABC):
     """
 
     @abstractmethod
-    def commit(self) -> None:
-        """An optimizer step is done: what was remembered since the last one counts."""
+    def end_step(self, *, done: bool) -> None:
+        """An optimizer step is done: what was remembered since the last one counts. One left out is forgotten."""
 
     @abstractmethod
     def state(self) -> State:
@@ -56,10 +56,10 @@ class Memories:
         known: Any = self._known[key]
         return known  # type: ignore[no-any-return]
 
-    def commit(self) -> None:
-        """Tells all that an optimizer step is done."""
+    def end_step(self, *, done: bool = True) -> None:
+        """Tells all that an optimizer step is done, or left out."""
         for memory in self._known.values():
-            memory.commit()
+            memory.end_step(done=done)
 
     def states(self) -> list[dict[str, State]]:
         """Of every rank. Every rank has to ask."""

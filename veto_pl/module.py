@@ -147,9 +147,10 @@ class DistillationModule(L.LightningModule):
         """The step, and what follows from it: a teacher that moves, and memories."""
         step = self._step(0)
         super().optimizer_step(*args, **kwargs)
-        if self.teacher_source is not None and not self.logged["train/skipped"]:
+        done = not self.logged["train/skipped"]
+        if self.teacher_source is not None and done:
             self.teacher_source.follow(self._models.required_teacher(), self.student, step)
-        self._models.memories.commit()
+        self._models.memories.end_step(done=done)
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Evaluation]:
         """The student answers; every metric is updated."""

@@ -1,5 +1,6 @@
 """Schedules for any scalar knob; the fraction of the run that is done is `step / total`."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import pairwise
@@ -7,6 +8,12 @@ from itertools import pairwise
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional import schedules as functional
 from veto_pl.seams import Schedule
+
+
+def _check_finite(schedule: Schedule, **given: float | tuple[float, ...]) -> None:
+    for name, value in given.items():
+        if not all(map(math.isfinite, value if isinstance(value, tuple) else (value,))):
+            raise ConfigurationError(f"`{type(schedule).__name__}.{name}` must be finite, got {value}.")
 
 
 @dataclass(frozen=True)
@@ -18,6 +25,9 @@ class Constant(Schedule):
     """
 
     value: float
+
+    def __post_init__(self) -> None:
+        _check_finite(self, value=self.value)
 
     def __call__(self, step: int, total: int) -> float:
         return self.value
@@ -35,6 +45,9 @@ class Linear(Schedule):
     start: float
     end: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check_finite(self, start=self.start, end=self.end)
+
     def __call__(self, step: int, total: int) -> float:
         return functional.linear(self.start, self.end, step / max(total, 1))
 
@@ -50,6 +63,9 @@ class Cosine(Schedule):
 
     start: float
     end: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_finite(self, start=self.start, end=self.end)
 
     def __call__(self, step: int, total: int) -> float:
         return functional.cosine(self.start, self.end, step / max(total, 1))
@@ -69,6 +85,7 @@ class StepWise(Schedule):
     boundaries: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        _check_finite(self, values=self.values)
         ascending = all(a < b for a, b in pairwise((0.0, *self.boundaries, 1.0)))
         if len(self.values) != len(self.boundaries) + 1 or not ascending:
             raise ConfigurationError(

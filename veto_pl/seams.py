@@ -174,6 +174,7 @@ class ModelSource(ABC):
     """Where a causal language model comes from."""
 
     moves = False  # jsonargparse would look for the name `ClassVar` where subclasses live
+
     @abstractmethod
     def config(self) -> PretrainedConfig:
         """The architecture, without weights."""

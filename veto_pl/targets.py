@@ -11,6 +11,9 @@ from veto_pl.schedules import value_at
 from veto_pl.seams import Schedule, Target
 from veto_pl.types import Step
 
+LARGEST_BETA = 1e6
+"""Beyond it the powers of unlikely ids leave the range of float32, and the target is NaN."""
+
 
 @dataclass(frozen=True)
 class Teacher(Target):
@@ -40,6 +43,8 @@ class GeometricBridge(Target):
     def __post_init__(self) -> None:
         if not isinstance(self.beta, Schedule) and not (self.beta >= 0 and math.isfinite(self.beta)):
             raise ConfigurationError(f"`beta` must be at least 0 and finite, got {self.beta}.")
+        if not isinstance(self.beta, Schedule) and self.beta > LARGEST_BETA:
+            raise ConfigurationError(f"`beta` must be at most {LARGEST_BETA:g}, got {self.beta}.")
 
     def __call__(self, teacher_logp: Tensor, student_logp: Tensor, step: Step) -> Tensor:
         return geometric_bridge(teacher_logp, student_logp, value_at(self.beta, step.index, step.total))

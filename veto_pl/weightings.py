@@ -1,10 +1,12 @@
 """How much each token counts."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.diagnostics import entropy
 from veto_pl.seams import TokenWeighting
 from veto_pl.tokens import TokenRows
@@ -30,6 +32,10 @@ class TeacherEntropyAbove(TokenWeighting):
     """
 
     threshold: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.threshold):
+            raise ConfigurationError(f"`TeacherEntropyAbove.threshold` must be finite, got {self.threshold}.")
 
     def __call__(self, rows: TokenRows) -> Tensor:
         return (entropy(rows.required_teacher_logp()) > self.threshold).to(rows.student_logp.dtype)

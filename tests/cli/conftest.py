@@ -46,6 +46,8 @@ def tiny_config(folder: Path) -> dict:
                 },
             },
             "batch_size": 4,
+            "max_prompt_tokens": 16,
+            "max_completion_tokens": 16,
         },
         "model": {
             "objective": {"class_path": "SFT"},

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -96,6 +98,7 @@ def test_a_prompt_without_tokens_is_refused(tokenizer):
 def test_rows_are_encoded_alike_alone_and_together(tokenizer):
     examples = [Example("a", "b"), Example("c", None), Example("de", "")]
     collator = Collator(tokenizer=tokenizer)
-    assert collator.encode(examples) == [collator.encode([example])[0] for example in examples]
+    alone = [replace(collator.encode([example])[0], number=i) for i, example in enumerate(examples)]
+    assert collator.encode(examples) == alone
     assert collator.encode([]) == []
     assert collator.pad([Encoded(examples[0], [7])]).completion_ids.shape == (1, 0)

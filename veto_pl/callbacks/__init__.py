@@ -1,9 +1,20 @@
-"""Lightning callbacks: samples, predictions, progress, diagnostics, export."""
+"""Lightning callbacks: checkpoints, samples, predictions, progress, diagnostics, guards, export."""
 
+from veto_pl.callbacks.checkpoints import Checkpoints
 from veto_pl.callbacks.diagnostics import Diagnostics
 from veto_pl.callbacks.export import Export
+from veto_pl.callbacks.guards import Guard, Guards
 from veto_pl.callbacks.predictions import PredictionFile
 from veto_pl.callbacks.progress import DistillationProgress
 from veto_pl.callbacks.samples import SampleTable
 
-__all__ = ["Diagnostics", "DistillationProgress", "Export", "PredictionFile", "SampleTable"]
+__all__ = [
+    "Checkpoints",
+    "Diagnostics",
+    "DistillationProgress",
+    "Export",
+    "Guard",
+    "Guards",
+    "PredictionFile",
+    "SampleTable",
+]

@@ -1,72 +1,114 @@
-"""What deserves a look while a run goes on, and its summary afterwards."""
+"""The record of a run: its summary, the rows that could not be trained on, and a warning about lost probability."""
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
-from torch import Tensor
+
+from veto_pl.callbacks.guards import Guards
+from veto_pl.checkpoint_io import bring_to_disk
+from veto_pl.logs import Journal
+from veto_pl.nonfinite import FAULTS, faults_file
 
 
-class Diagnostics(L.Callback):
-    """Warns, once each, about what usually means a mistake, and writes `summary.json` into the run folder.
+class Diagnostics(L.Callback, Journal):
+    """Writes `summary.json` into the run folder, also where the run ends early: then it has the reason.
 
-    It warns when no completion token was trained on, when padding rows of the vocabulary hold more than
-    `discarded_mass` of the student's probability, and when the gradient is not finite.
+    It warns, once, when padding rows of the vocabulary hold more than `discarded_mass` of the student's probability.
 
     Args:
         discarded_mass: probability above which the warning is given.
     """
 
+    journal = FAULTS
+
     def __init__(self, discarded_mass: float = 0.01) -> None:
         self.discarded_mass = discarded_mass
-        self._warned: set[str] = set()
-        self._started = 0.0
+        self._faults: Path | None = None
+        self._started: float | None = None
+        self._step = 0
+        self._skipped = 0
+        self._has_warned = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Finds the folder, on all ranks."""
+        self._faults = faults_file(trainer)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
         self._started = time.perf_counter()
+        self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Looks at what the step logged."""
-        metrics = trainer.callback_metrics
-        step = trainer.global_step
-        if float(metrics.get("train/completion_length", 1.0)) == 0.0:
-            self._warn("empty", f"Step {step} trained on no completion token: every completion of the batch is empty.")
-        discarded = float(metrics.get("train/discarded_mass", 0.0))
-        if discarded > self.discarded_mass:
-            self._warn(
-                "mass", f"Step {step}: {discarded:.1%} of the student's probability lies on ids without a token."
-            )
-        if not torch.isfinite(torch.as_tensor(metrics.get("train/grad_norm", 0.0))):
-            self._warn(
-                "gradient", f"Step {step}: the gradient is not finite. Lower the learning rate or clip gradients."
+        """Looks at what an optimizer step logged."""
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        logged: dict[str, float] = getattr(pl_module, "logged", {})
+        self._skipped += int(logged.get("train/skipped", 0))
+        discarded = max((v for name, v in logged.items() if name.endswith("/discarded_mass")), default=0.0)
+        if discarded > self.discarded_mass and not self._has_warned:
+            self._has_warned = True
+            rank_zero_warn(
+                f"Step {self._step}: {discarded:.1%} of the student's probability lies on ids without a token."
             )
 
-    @rank_zero_only
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the summary."""
-        if trainer.log_dir is None:
+        guards = (c.stopped for c in trainer.callbacks if isinstance(c, Guards))  # type: ignore[attr-defined]
+        self._write(trainer, next(filter(None, guards), None))
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Writes the summary of a run that ends early."""
+        self._write(trainer, f"{type(exception).__name__}: {exception}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps left out so far."""
+        return {"skipped": self._skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on counting."""
+        self._skipped = state_dict["skipped"]
+
+    def position(self) -> int:
+        """Rows of faults written so far."""
+        return self._faults.read_bytes().count(b"\n") if self._faults is not None and self._faults.is_file() else 0
+
+    def cut(self, trainer: L.Trainer, rows: int, step: int) -> None:
+        """Keeps the first rows of faults."""
+        path = self._faults
+        if path is None or not trainer.is_global_zero or not path.is_file():
             return
+        with path.open("r+b") as file:
+            for _ in range(rows):
+                file.readline()
+            file.truncate(file.tell())
+        if not rows:
+            path.unlink()
+
+    def bring_to_disk(self) -> None:
+        """Waits until the faults are on the disk."""
+        if self._faults is not None and self._faults.is_file():
+            bring_to_disk(self._faults)
+
+    @rank_zero_only
+    def _write(self, trainer: L.Trainer, stopped: str | None) -> None:
+        if self._faults is None or self._started is None:
+            return
+        values = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         summary = {
             "steps": trainer.global_step,
             "seconds": round(time.perf_counter() - self._started, 1),
-            **{name: round(_number(value), 6) for name, value in sorted(trainer.callback_metrics.items())},
+            "skipped_steps": self._skipped,
+            **({} if stopped is None else {"stopped": stopped}),
+            **{name: round(value, 6) if math.isfinite(value) else None for name, value in values.items()},
         }
-        path = Path(trainer.log_dir) / "summary.json"
+        path = self._faults.with_name("summary.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-
-    def _warn(self, kind: str, message: str) -> None:
-        if kind not in self._warned:
-            self._warned.add(kind)
-            rank_zero_warn(message)
-
-
-def _number(value: Tensor | float) -> float:
-    return float(value)

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 
+from veto_pl.checkpoint_io import append, beside, bring_to_disk
 from veto_pl.evaluation import Evaluation
+from veto_pl.logs import Journal
 from veto_pl.report.run import SAMPLES
 
 
-class SampleTable(L.Callback):
+class SampleTable(L.Callback, Journal):
     """Appends the first completions of each validation to `samples.jsonl` in the run folder, and prints them.
 
     Args:
@@ -24,11 +26,38 @@ class SampleTable(L.Callback):
         width: characters of a text that are printed; the file holds all of them.
     """
 
+    journal = SAMPLES
+
     def __init__(self, number: int = 8, show: bool = True, width: int = 200) -> None:
         self.number = number
         self.show = show
         self.width = width
         self._rows: list[dict[str, Any]] = []
+        self._path: Path | None = None
+        self._written = 0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Finds the file."""
+        self._find(trainer)
+
+    def position(self) -> int:
+        return self._written
+
+    def cut(self, trainer: L.Trainer, rows: int, step: int) -> None:
+        path = self._find(trainer)
+        if path is None or not trainer.is_global_zero or not path.exists():
+            return
+        kept = path.read_bytes().splitlines(keepends=True)[:rows]
+        if kept:
+            with beside(path) as temporary:
+                temporary.write_bytes(b"".join(kept))
+        else:
+            path.unlink()
+        self._written = len(kept)
+
+    def bring_to_disk(self) -> None:
+        if self._path is not None:
+            bring_to_disk(self._path)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forgets the samples of the validation before."""
@@ -48,13 +77,24 @@ class SampleTable(L.Callback):
         """Writes and prints what was kept."""
         if not self._rows:
             return
-        if trainer.log_dir is not None:
-            path = Path(trainer.log_dir) / SAMPLES
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"step": trainer.global_step, **row}) + "\n" for row in self._rows)
+        if self._path is not None:
+            lines = "".join(json.dumps({"step": trainer.global_step, **row}) + "\n" for row in self._rows)
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                append(self._path, lines.encode())
+                self._written += len(self._rows)
+            except OSError as error:
+                rank_zero_warn(f"{self._path} could not be written: {error}. The run goes on without these samples.")
         if self.show:
             Console().print(self._table(trainer.global_step))
+
+    def _find(self, trainer: L.Trainer) -> Path | None:
+        """The file, asked for by all ranks: the trainer's `log_dir` is a broadcast."""
+        if self._path is None and (folder := trainer.log_dir) is not None:
+            self._path = Path(folder) / SAMPLES
+            if self._path.is_file():
+                self._written = self._path.read_bytes().count(b"\n")
+        return self._path
 
     def _table(self, step: int) -> Table:
         table = Table("prompt", "completion", "reference", "reward", title=f"samples at step {step}")

@@ -66,7 +66,9 @@ class Collator:
         prompts = self._tokenise([self.template(example, self.tokenizer) for example in examples])
         for example, ids in zip(examples, prompts, strict=True):
             if not ids:
-                raise DataError(f"The prompt {example.prompt!r} has no tokens, expected at least one. Add text or BOS.")
+                raise DataError(
+                    f"The prompt {example.prompt[:60]!r} has no tokens, expected at least one. Add text or BOS."
+                )
         completions = self._completions(examples)
         return [Encoded(*parts, i) for i, parts in enumerate(zip(examples, prompts, completions, strict=True))]
 
@@ -94,7 +96,12 @@ class Collator:
         if not texts:
             return []
         # Not verbose: a text beyond the model's length is this package's to report.
-        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        try:
+            ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        except TypeError as error:  # a lone surrogate
+            raise DataError(
+                "A prompt or completion of the task is no valid Unicode. Mend or leave out its row."
+            ) from error
         return ids
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,8 @@ class PromptDataModule(LightningDataModule):
         self.num_workers = num_workers
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._rows: dict[str, list[Encoded]] = {}
+        self._order = RankSampler(0)
+        self._start = (0, 0, 0)
 
     def connect(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Sets the tokenizer, for use without a trainer or instead of the module's; rows are tokenised anew."""
@@ -144,8 +147,28 @@ class PromptDataModule(LightningDataModule):
             raise DataError(
                 f"{len(rows)} training rows, expected at least one for each of {world_size} ranks. Use fewer."
             )
-        sampler = RankSampler(len(rows), rank, world_size, self.seed, self.shuffle, even=True)
-        return self._loader(rows, sampler, batch_size=self.batch_size)
+        self._order = RankSampler(len(rows), rank, world_size, self.seed, self.shuffle, even=True)
+        self._start = (0, 0, 0)
+        return self._loader(rows, self._order, batch_size=self.batch_size)
+
+    def row_after(self, epoch: int, batches: int) -> int:
+        """The row of the epoch's global order that follows the first `batches` batches of all ranks."""
+        _, row, before = self._start if self._start[0] == epoch else (epoch, 0, 0)
+        return min(row + (batches - before) * self.batch_size * self._place[1], self._order.length)
+
+    def start_at(self, epoch: int, row: int) -> int:
+        """Lets the present training batches begin at a row of the epoch's global order.
+
+        The row holds for any number of ranks and any batch size, so a run can be resumed on others.
+
+        Returns:
+            How many batches of the present size, over the present ranks, an epoch has before those that are left.
+        """
+        row = min(row, self._order.length)
+        left = self._order.start_at(epoch, row)
+        before = math.ceil(len(self._order) / self.batch_size) - math.ceil(left / self.batch_size)
+        self._start = (epoch, row, before)
+        return before
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Every validation row once; an empty list, which turns validation off, where there are none."""

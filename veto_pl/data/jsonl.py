@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ from veto_pl.exceptions import DataError
 from veto_pl.types import Example
 
 OnBadRow = Literal["error", "skip"]
+LONGEST_LINE = 2**26
+"""Bytes of a row; more is no row but a file that is not JSON Lines, and would be read into memory as a whole."""
 
 
 def read_examples(
@@ -54,37 +57,59 @@ def read_examples(
 def to_example(row: Any, *, prompt: str, completion: str | None, where: str) -> Example:
     """Checks one decoded row and names its fields; `where` opens the message of a `DataError`."""
     if not isinstance(row, dict):
-        raise DataError(f"{where}: expected a JSON object, got {_shown(row)}.")
+        raise DataError(f"{where}: expected a JSON object, got {shown(row)}.")
     text = _text(row, prompt, where)
     if not text.strip():
-        raise DataError(f"{where}: field `{prompt}` expected a prompt that is not blank, got {text!r}.")
+        raise DataError(f"{where}: field `{prompt}` expected a prompt that is not blank, got {shown(text)}.")
     return Example(text, None if completion is None else _text(row, completion, where), row)
 
 
 def _lines(path: str) -> Iterator[bytes]:
     """Bytes, because text mode would also split at other line ends and lose the line of a decoding error."""
-    file = Path(path).expanduser()
+    number = 0
     try:
+        file = Path(path).expanduser()
+        if file.exists() and not file.is_file():  # a pipe would wait for ever, a device would never end
+            raise OSError("it is a folder, a pipe or a device")
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
-            yield from lines
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: expected a readable JSON Lines file, got: {error}. Check the path.") from error
+            while line := lines.readline(LONGEST_LINE + 1):
+                number += 1
+                if len(line) > LONGEST_LINE:
+                    raise DataError(f"{path}:{number}: expected a row, got a line of more than {LONGEST_LINE} bytes.")
+                yield line
+    except (OSError, EOFError, zlib.error, ValueError, RuntimeError) as error:
+        if isinstance(error, DataError):
+            raise
+        where = f" behind line {number}" if number else ""
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"{_short(path)}: expected a readable JSON Lines file, got{where}: {reason}. Check the path and the file."
+        ) from error
 
 
 def _parse(line: bytes, where: str) -> Any:
     try:
-        return json.loads(line.decode("utf-8-sig"))
+        return json.loads(line.decode("utf-8-sig"), object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: expected a JSON object, got invalid JSON ({error}).") from error
 
 
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of a key that stands twice nobody knows which value is meant."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {shown(twice)} stands twice")
+    return row
+
+
 def _text(row: dict[str, Any], field: str, where: str) -> str:
     if field not in row:
-        available = ", ".join(f"`{name}`" for name in row) or "no fields"
-        raise DataError(f"{where}: field `{field}` expected a string, got a row without it; it has {available}.")
+        raise DataError(f"{where}: field `{field}` expected a string, got a row without it; it has {listed(row)}.")
     value = row[field]
     if not isinstance(value, str):
-        raise DataError(f"{where}: field `{field}` expected a string, got {_shown(value)}.")
+        raise DataError(f"{where}: field `{field}` expected a string, got {shown(value)}.")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -92,6 +117,29 @@ def _text(row: dict[str, Any], field: str, where: str) -> str:
     return value
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
+def shown(value: object) -> str:
+    """The type of a value and its beginning, for messages.
+
+    Example:
+        >>> shown(["a"])
+        "list ['a']"
+    """
+    # Not the `repr` of the whole: a value may have gigabytes.
+    text = repr(value[:60] if isinstance(value, str | list) else value)
     return f"{type(value).__name__} {text if len(text) <= 40 else text[:40] + '...'}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names of fields, for messages; of many or long names only the beginning.
+
+    Example:
+        >>> listed(["prompt", "answer"])
+        '`prompt`, `answer`'
+    """
+    text = ", ".join(f"`{name if len(name) <= 40 else name[:37] + '...'}`" for name in islice(names, 20))
+    return text or "no fields"
+
+
+def _short(path: str) -> str:
+    printable = path.encode(errors="backslashreplace").decode()
+    return printable if len(printable) <= 300 else f"...{printable[-297:]}"

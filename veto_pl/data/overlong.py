@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.data.collate import Encoded
-from veto_pl.exceptions import DataError
+from veto_pl.exceptions import ConfigurationError, DataError
 
 Overlong = Literal["drop", "truncate_left", "error"]
 
@@ -24,8 +24,11 @@ def fit_prompts(rows: Sequence[Encoded], *, max_prompt_tokens: int, overlong: Ov
         split: what the rows are called in messages.
 
     Raises:
+        ConfigurationError: for an unknown policy.
         DataError: for a longer prompt under `error`, or where no row is left under `drop`.
     """
+    if overlong not in get_args(Overlong):
+        raise ConfigurationError(f"`overlong` must be one of {', '.join(get_args(Overlong))}, got {overlong!r}.")
     long = [row for row in rows if len(row.prompt_ids) > max_prompt_tokens]
     if not long:
         return list(rows)

@@ -45,18 +45,30 @@ class RankSampler(DistributedSampler[Any]):
             raise ConfigurationError(f"`RankSampler.rank` must lie in [0, {world_size}), got {rank}.")
         rows = cast("Dataset[Any]", range(length))
         super().__init__(rows, num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed, drop_last=even)
-        self.positions = range(rank, length - length % world_size if even else length, world_size)
         self.length = length
+        self._start = (0, 0)
+
+    def start_at(self, epoch: int, row: int) -> int:
+        """Begins `epoch` at `row` of the global order, which is dealt out from there; returns this rank's rows."""
+        self._start = (epoch, row)
+        self.set_epoch(epoch)
+        return len(self._positions(row))
 
     def __iter__(self) -> Iterator[int]:
         order: Sequence[int] = range(self.length)
         if self.shuffle:
             generator = Step(index=self.epoch, total=0, seed=self.seed).generator("data order", shared=True)
             order = torch.randperm(self.length, generator=generator).tolist()
-        return (order[position] for position in self.positions)
+        epoch, row = self._start
+        return (order[position] for position in self._positions(row if epoch == self.epoch else 0))
 
     def __len__(self) -> int:
-        return len(self.positions)
+        """The rows of a whole epoch, wherever this one begins."""
+        return len(self._positions(0))
+
+    def _positions(self, start: int) -> range:
+        dropped = (self.length - start) % self.num_replicas if self.drop_last else 0
+        return range(start + self.rank, self.length - dropped, self.num_replicas)
 
 
 def even_batches(rows: Sequence[T], rank: int, world_size: int, batch_size: int) -> list[list[T]]:

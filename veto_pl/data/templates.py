@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from veto_pl.exceptions import ConfigurationError
+from veto_pl.data.jsonl import listed, shown
+from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.seams import Template
 from veto_pl.types import Example
 
@@ -91,8 +92,11 @@ class ChatTemplate(Template):
             options["chat_template"] = self.template
         try:
             return str(tokenizer.apply_chat_template(messages, **options))
-        except (TemplateError, ValueError) as error:
-            raise ConfigurationError(f"The chat template refused the conversation: {error}. Change it.") from error
+        except MemoryError:
+            raise
+        except Exception as error:  # a template is a program, and may raise anything
+            reason = str(error)[:300] if isinstance(error, (TemplateError, ValueError)) else repr(error)[:300]
+            raise ConfigurationError(f"The chat template refused the conversation: {reason}. Change it.") from error
 
 
 def _names(text: str) -> list[str]:
@@ -113,13 +117,19 @@ def _fill(setting: str, text: str, example: Example) -> str:
     # The prompt wins over a field of that name: the task has said which field the prompt is.
     fields = {**example.row, "prompt": example.prompt}
     try:
-        return text.format_map(fields)
-    except (LookupError, AttributeError, TypeError, ValueError) as error:
-        available = ", ".join(f"`{name}`" for name in fields)
+        filled = text.format_map(fields)
+    except (LookupError, AttributeError, TypeError, ValueError, MemoryError, OverflowError) as error:
         raise ConfigurationError(
-            f"`{setting}` names the field `{_unfillable(text, fields)}`, which the row cannot fill ({error!r}). "
-            f"Available: {available}."
+            f"`{setting}` names the field `{_unfillable(text, fields)}`, which the row cannot fill "
+            f"({type(error).__name__}: {str(error)[:100]}). Available: {listed(fields)}."
         ) from error
+    try:
+        filled.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"`{setting}` got text that is no valid Unicode from the row {shown(example.prompt)}."
+        ) from error
+    return filled
 
 
 def _unfillable(text: str, fields: dict[str, Any]) -> str:

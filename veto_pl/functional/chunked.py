@@ -166,7 +166,7 @@ class _Side:
             out = None if self._logits is None else self._logits[: len(rows)]
             with torch.set_grad_enabled(differentiable):
                 logits = self.head.forward(rows, out)
-            if out is None or logits.data_ptr() != out.data_ptr():
+            if logits is not out:
                 self._logits = logits
             self.loaded = start
             return logits

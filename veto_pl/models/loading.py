@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.models.reading import check_endings, check_folder, check_stored_dropout, check_weights, named
 from veto_pl.models.weights import StoredWeights
 from veto_pl.seams import ModelSource
 
@@ -57,7 +58,8 @@ class Pretrained(ModelSource):
     def config(self) -> PretrainedConfig:
         from transformers import AutoConfig
 
-        with _named(self.path):
+        with named(self.path):
+            check_folder(self.path)
             config: PretrainedConfig = AutoConfig.from_pretrained(
                 **self._location(),
                 trust_remote_code=self.trust_remote_code,
@@ -69,40 +71,45 @@ class Pretrained(ModelSource):
             for name in DROPOUTS:
                 if hasattr(config, name):
                     setattr(config, name, self.dropout)
+        check_stored_dropout(self.path, config, DROPOUTS)
         return config
 
     def load(self) -> PreTrainedModel:
         from transformers import AutoModelForCausalLM
 
-        _refuse_pickle(Path(self.path))
-        with _named(self.path):
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel
+        with named(self.path):
+            model, found = AutoModelForCausalLM.from_pretrained(
                 **self._location(),
                 config=self.config(),
                 dtype=self.dtype,
                 attn_implementation=None if self.attention == "auto" else self.attention,
                 trust_remote_code=self.trust_remote_code,
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+                output_loading_info=True,
             )
+            check_weights(self.path, model, found)
         return self._prepared(model)
 
     def skeleton(self) -> PreTrainedModel:
         from transformers import AutoModelForCausalLM, GenerationConfig
 
-        # Without the answer the library asks on the terminal whether code from the hub may run.
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            self.config(), trust_remote_code=self.trust_remote_code
-        )
+        model: PreTrainedModel
+        with named(self.path):
+            # Without the answer the library asks on the terminal whether code from the hub may run.
+            model = AutoModelForCausalLM.from_config(self.config(), trust_remote_code=self.trust_remote_code)
         with contextlib.suppress(OSError):  # not every model has such a file
             model.generation_config = GenerationConfig.from_pretrained(self.path, revision=self.revision)
         return self._prepared(model)
 
     def stored(self) -> StoredWeights:
-        _refuse_pickle(Path(self.path))
-        with _named(self.path):
+        with named(self.path):
+            check_folder(self.path)
             return StoredWeights.find(self.path, self.revision)
 
     def _prepared(self, model: PreTrainedModel) -> PreTrainedModel:
+        check_endings(self.path, model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         return model
@@ -199,16 +206,22 @@ def _convert(file: Path, folder: Path) -> None:
 
     if missing := [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]:
         raise ConfigurationError(f"Reading GGUF needs {' and '.join(missing)}: pip install 'veto_pl[gguf]'.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"`Gguf.cache` must be a folder that can be written, got {error}.") from error
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype="float32")
+        with named(str(file), expected="a GGUF file of a known architecture"):
+            model = AutoModelForCausalLM.from_pretrained(**source, dtype="float32")
         # The weights are dequantised; what is left of the quantiser would forbid saving them.
         model.hf_quantizer = None
         del model.config.quantization_config
         complete = Path(scratch) / folder.name
         model.save_pretrained(complete)
-        AutoTokenizer.from_pretrained(**source).save_pretrained(complete)
+        with named(str(file), "tokenizer", "a GGUF file with a tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(**source)
+        tokenizer.save_pretrained(complete)
         try:
             complete.rename(folder)
         except OSError:
@@ -219,30 +232,3 @@ def _convert(file: Path, folder: Path) -> None:
 def _check_dropout(owner: str, dropout: float | None) -> None:
     if dropout is not None and not 0 <= dropout < 1:
         raise ConfigurationError(f"`{owner}.dropout` must lie in [0, 1), got {dropout}.")
-
-
-def _refuse_pickle(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
-        if pickles:
-            raise ConfigurationError(
-                f"`{folder}` holds pickled weights only ({', '.join(pickles)}), which can run code when they are read. "
-                "Convert them: load them where you trust them and call `save_pretrained`, which writes safetensors."
-            )
-
-
-class _named:  # noqa: N801
-    """Turns the library's error about a place that does not exist into one that names the setting."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (OSError, ValueError)) and not isinstance(error, ConfigurationError):
-            raise ConfigurationError(
-                f"No model could be read from `{self._path}`. It must be a hub id that can be reached, or a folder "
-                f"with config.json and *.safetensors. The library says: {error}"
-            ) from error

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.models.reading import check_regular, named
 from veto_pl.seams import TokenizerSource
 
 if TYPE_CHECKING:
@@ -98,13 +100,10 @@ def read_tokenizer(location: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     place = location["pretrained_model_name_or_path"]
-    try:
+    with named(place, "tokenizer", "a hub id that can be reached, or a folder with a saved tokenizer"):
+        check_regular(Path(place))
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**location)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"No tokenizer could be read from `{place}`. It must be a hub id that can be reached, or a folder with a "
-            f"saved tokenizer. The library says: {error}"
-        ) from error
+        tokenizer("a", add_special_tokens=False, verbose=False)  # some settings are only refused in use
     # From a folder with nothing but config.json the library makes a tokenizer that knows its special tokens only.
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise ConfigurationError(

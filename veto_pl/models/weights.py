@@ -14,13 +14,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from veto_pl.exceptions import DataError
+from veto_pl.models.reading import INDEX
 
 if TYPE_CHECKING:
     from veto_pl.models.causal_lm import CausalLM
     from veto_pl.models.sharding import Sharding
     from veto_pl.seams import ModelSource
-
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -150,6 +149,8 @@ def _copy(target: Tensor, stored: Tensor, name: str) -> None:
             f"The stored weight `{name}` has the shape {list(stored.shape)}, expected {list(target.shape)} from the "
             "model's configuration. The files are damaged, or belong to another configuration."
         )
+    if not bool(stored.isfinite().all()):
+        raise DataError(f"The stored weight `{name}` has numbers that are NaN or infinite. Fetch or save it again.")
     target.copy_(stored)
 
 

@@ -1,6 +1,7 @@
 """Objectives made of token losses: the road from hidden states to an undivided loss."""
 
 import contextlib
+import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -45,8 +46,8 @@ class TokenObjective(Objective):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        if not self.temperature > 0:
-            raise ConfigurationError(f"`{name}.temperature` must be positive, got {self.temperature}.")
+        if not 0 < self.temperature < math.inf:
+            raise ConfigurationError(f"`{name}.temperature` must be positive and finite, got {self.temperature}.")
         if self.chunk_rows < 1:
             raise ConfigurationError(f"`{name}.chunk_rows` must be at least 1, got {self.chunk_rows}.")
         if self.rollout.stored_teacher:

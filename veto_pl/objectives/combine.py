@@ -1,10 +1,11 @@
 """Sums of objectives."""
 
+import math
 from dataclasses import dataclass, field
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams import Objective, RolloutSource
-from veto_pl.types import LossOutput, Models, Rollouts, Stat, Step
+from veto_pl.types import Faults, LossOutput, Models, Rollouts, Stat, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,10 @@ class Sum(Objective):
                 f"`Sum.weights` must name terms of the sum, got {unknown or 'no terms'}; "
                 f"the terms are {sorted(self.terms)}."
             )
+        if infinite := sorted(name for name, weight in self.weights.items() if not math.isfinite(weight)):
+            raise ConfigurationError(
+                f"`Sum.weights` must be finite, got {self.weights[infinite[0]]} for {infinite[0]!r}."
+            )
         parts = self.terms.values()
         object.__setattr__(self, "needs_teacher", any(part.needs_teacher for part in parts))
         object.__setattr__(self, "needs_rewards", any(part.needs_rewards for part in parts))
@@ -42,9 +47,12 @@ class Sum(Objective):
         """The terms and metrics of all objectives, named `term/name`."""
         losses: dict[str, Stat] = {}
         metrics: dict[str, Stat] = {}
+        faults: dict[RolloutSource, Faults] = {}
         for name, objective in self.terms.items():
             output = objective.loss(rollouts, models, step)
             weight = self.weights.get(name, 1.0)
             losses |= {f"{name}/{key}": stat.scaled(weight) for key, stat in output.terms.items()}
             metrics |= {f"{name}/{key}": stat for key, stat in output.metrics.items()}
-        return LossOutput(losses, metrics)
+            for source, found in output.faults.items():
+                faults[source] = found | faults[source] if source in faults else found
+        return LossOutput(losses, metrics, faults)

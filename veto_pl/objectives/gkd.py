@@ -32,6 +32,8 @@ class GKD(Distill):
     def __post_init__(self) -> None:
         if not 0 <= self.beta <= 1:
             raise ConfigurationError(f"`GKD.beta` must lie in [0, 1], got {self.beta}.")
+        if not isinstance(self.lmbda, Schedule) and not 0 <= self.lmbda <= 1:
+            raise ConfigurationError(f"`GKD.lmbda` must lie in [0, 1], got {self.lmbda}.")
         rollout = Mixture(FromStudent(self.sampling), FromDataset(), self.lmbda)
         object.__setattr__(self, "rollout", rollout)
         object.__setattr__(self, "divergence", _divergence(self.beta))

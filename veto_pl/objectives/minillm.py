@@ -1,9 +1,11 @@
 """MiniLLM: the gradient of the sequence-level reverse KL, with its variance reduction."""
 
+import math
 from dataclasses import dataclass, field
 
 from veto_pl.advantages import FutureLogRatio
 from veto_pl.divergences import ReverseKL
+from veto_pl.exceptions import ConfigurationError
 from veto_pl.objectives.combine import Sum
 from veto_pl.objectives.distill import Distill
 from veto_pl.objectives.supervised_kd import SupervisedKD
@@ -52,6 +54,11 @@ class MiniLLM(Objective):
     laws = frozenset[Law]()
 
     def __post_init__(self) -> None:
+        if not (0 <= self.pretraining_weight < math.inf and 0 <= self.pretraining_gold <= 1):
+            raise ConfigurationError(
+                "`MiniLLM.pretraining_weight` must be at least 0 and finite, `.pretraining_gold` lie in [0, 1], got "
+                f"{self.pretraining_weight} and {self.pretraining_gold}."
+            )
         on_policy = Distill(
             rollout=TeacherMixed(self.teacher_fraction, self.sampling),
             divergence=ReverseKL(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +14,7 @@ from veto_pl.functional.differentiation import belongs
 from veto_pl.functional.reduction import sequence_mean_sum, token_sum
 from veto_pl.scores import TopKScores
 from veto_pl.tokens import TokenGrid, TokenRows
-from veto_pl.types import LossOutput, Sequences, Stat, Step
+from veto_pl.types import Faults, LossOutput, Sequences, Stat, Step
 
 if TYPE_CHECKING:
     from veto_pl.objectives.base import TokenObjective
@@ -66,6 +66,7 @@ class Scoring:
         else:
             scores, gradients = stream.gradients(self._kernel(self._known_pull()))
             output = self.reduce(scores)
+        output = self._with_gradient_faults(output, gradients.hidden)
         return gradients.attach(output.terms["loss"].total, stream.hidden, stream.head), output
 
     def reduce(self, scores: dict[str, Tensor]) -> LossOutput:
@@ -90,7 +91,17 @@ class Scoring:
         }
         rows = count.new_tensor(float(len(self.sequences)))
         metrics["on_policy"] = Stat(self.sequences.on_policy.sum().float(), rows)
-        return LossOutput({"loss": Stat(*reduce(losses, mask))}, metrics)
+        broken = (~losses.detach().isfinite() & mask).any(1)
+        faults = {self.objective.rollout: Faults(loss=broken, gradient=torch.zeros_like(broken))}
+        return LossOutput({"loss": Stat(*reduce(losses, mask))}, metrics, faults)
+
+    def _with_gradient_faults(self, output: LossOutput, of_hidden: Tensor | None) -> LossOutput:
+        """Marks the rows whose hidden states have a gradient [N, D] that is not finite; no host waits for this."""
+        if of_hidden is None:
+            return output
+        broken = _on_grid(~of_hidden.isfinite().all(1), self.sequences.predictions).any(1)
+        faults = {source: replace(known, gradient=broken) for source, known in output.faults.items()}
+        return replace(output, faults=faults)
 
     def _kernel(self, pull: Pull | None, *, metrics: bool = True) -> Kernel:
         """Everything vocabulary-sized happens in here; only [n] scalars and the block's gradient leave."""

@@ -150,11 +150,12 @@ def _kept(folder: Path, identity: Identity, say: Say) -> tuple[Manifest, set[byt
     for shard in manifest.shards:
         try:
             verify(folder, shard)
+            keys = ShardReader(folder / shard.file, identity.k).keys()
         except DataError:
             say(f"{shard.file} is damaged and will be rebuilt")
             continue
         shards.append(shard)
-        known.update(ShardReader(folder / shard.file).keys())
+        known.update(keys)
     return replace(manifest, shards=tuple(shards)), known
 
 

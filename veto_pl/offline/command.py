@@ -20,7 +20,7 @@ from veto_pl.offline.manifest import NAME
 from veto_pl.seams import Objective
 
 
-class _Prepared(VetoCLI):
+class Prepared(VetoCLI):
     """Reads and builds exactly what `fit` does, and stops there."""
 
     def before_fit(self) -> None:
@@ -45,7 +45,7 @@ def cache_teacher(config: Sequence[str], *, out: Path, k: int, split: str, rows_
         DataError: no row can be scored.
     """
     check_sizes("cache-teacher", at_least=1, rows_per_shard=rows_per_shard)
-    cli = _Prepared(["fit", *config])
+    cli = Prepared(["fit", *config])
     temperature = _temperature(cli.model.objective)
     if cli.model.teacher_source is None:
         raise ConfigurationError("`cache-teacher` needs the teacher to be scored, but `model.teacher` is not set.")

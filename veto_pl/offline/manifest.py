@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,6 +33,12 @@ class Identity:
     k: int
     temperature: float
 
+    def __post_init__(self) -> None:
+        for name in ("teacher", "tokenizer"):
+            _typed(name, getattr(self, name), str)
+        if _typed("k", self.k, int) < 1 or not 0 < _typed("temperature", self.temperature, float, int) < math.inf:
+            raise ValueError(f"`k` is {self.k} and `temperature` {self.temperature}")
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -48,6 +55,12 @@ class Shard:
     sha256: str
     rows: int
     cost: TruncationCost
+
+    def __post_init__(self) -> None:
+        _typed("sha256", self.sha256, str)
+        _typed("rows", self.rows, int)
+        if self.file != Path(_typed("file", self.file, str)).name or not self.file.endswith(".safetensors"):
+            raise ValueError(f"`file` is {self.file!r:.80}, which is no safetensors file of the folder")
 
     @property
     def tokens(self) -> int:
@@ -89,9 +102,9 @@ class Manifest:
             )
         try:
             return _from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise DataError(
-                f"`{path}` cannot be read as a manifest of format {FORMAT}: {error!r}. Delete the folder and run "
+                f"`{path}` cannot be read as a manifest of format {FORMAT}: {error!r:.200}. Delete the folder and run "
                 "`veto-pl cache-teacher` again."
             ) from error
 
@@ -106,7 +119,14 @@ def _from_json(content: dict[str, Any]) -> Manifest:
     if content["format"] != FORMAT:
         raise ValueError(f"format {content['format']}")
     shards = [Shard(**shard | {"cost": TruncationCost(**shard["cost"])}) for shard in content["shards"]]
-    return Manifest(Identity(**content["identity"]), tuple(shards), bool(content["complete"]))
+    return Manifest(Identity(**content["identity"]), tuple(shards), _typed("complete", content["complete"], bool))
+
+
+def _typed(name: str, value: Any, *kinds: type) -> Any:
+    """The value; raises `TypeError` where it is of another type, for dataclasses do not look."""
+    if type(value) not in kinds:
+        raise TypeError(f"`{name}` is {value!r:.60}")
+    return value
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -17,6 +18,10 @@ from veto_pl.exceptions import DataError
 from veto_pl.offline.cost import TruncationCost
 from veto_pl.offline.manifest import Shard, replace_file, sha256_of
 from veto_pl.scores import TopKScores
+
+KEY_BYTES = 16
+TYPES = {"keys": "U8", "offsets": "I64", "ids": "I32", "logp": "F32"}
+AGAIN = "Delete the file and run `veto-pl cache-teacher` with the same arguments again."
 
 
 @dataclass(frozen=True)
@@ -66,12 +71,21 @@ class ShardReader:
 
     Args:
         path: the file.
+        k: ids kept per token.
+
+    Raises:
+        DataError: the file is no shard of so many ids.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file: Any = safe_open(str(path), framework="pt")
-        offsets: Tensor = self._file.get_tensor("offsets")  # type: ignore[no-untyped-call]
-        self._offsets: list[int] = offsets.tolist()
+    def __init__(self, path: Path, k: int) -> None:
+        self._path = path
+        try:
+            self._file: Any = safe_open(str(path), framework="pt")
+            offsets: Tensor = self._file.get_tensor("offsets")  # type: ignore[no-untyped-call]
+            self._offsets: list[int] = offsets.tolist()
+            self._check(k)
+        except (SafetensorError, OSError, TypeError, ValueError) as error:
+            raise DataError(f"The shard `{path}` cannot be read: {error!s:.200}. {AGAIN}") from error
 
     def keys(self) -> list[bytes]:
         """The rows' keys, in the order of the file."""
@@ -81,4 +95,22 @@ class ShardReader:
         """The scores of one row, [n, k] and [n, k + 1]."""
         tokens = slice(self._offsets[index], self._offsets[index + 1])
         ids, logp = (self._file.get_slice(name)[tokens] for name in ("ids", "logp"))
+        if len(ids) and not _possible(ids, logp):
+            raise DataError(f"The shard `{self._path}` holds impossible scores of row {index}. {AGAIN}")
         return TopKScores(ids.long(), logp, temperature)
+
+    def _check(self, k: int) -> None:
+        """Raises `ValueError` where the tensors do not fit together."""
+        parts = {name: self._file.get_slice(name) for name in TYPES}
+        found = {name: (part.get_dtype(), *part.get_shape()) for name, part in parts.items()}
+        rows, tokens = len(self._offsets) - 1, self._offsets[-1] if self._offsets else -1
+        shapes = {"keys": (rows, KEY_BYTES), "offsets": (rows + 1,), "ids": (tokens, k), "logp": (tokens, k + 1)}
+        ascending = self._offsets[:1] == [0] and all(a <= b for a, b in pairwise(self._offsets))
+        if found != {name: (TYPES[name], *shape) for name, shape in shapes.items()} or not ascending:
+            raise ValueError(f"tensors that do not fit together: {found}")
+
+
+def _possible(ids: Tensor, logp: Tensor) -> bool:
+    """Whether these are distinct ids, and the probabilities of all outcomes sum to 1."""
+    distinct = (ids.sort(-1).values.diff(dim=-1) > 0).all() and ids.min() >= 0
+    return bool(distinct and logp.isfinite().all() and ((logp.exp().sum(-1) - 1).abs() < 1e-3).all())

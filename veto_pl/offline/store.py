@@ -7,7 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from veto_pl.exceptions import ConfigurationError
+from veto_pl.exceptions import ConfigurationError, DataError
+from veto_pl.models.vocabulary import real_ids
 from veto_pl.offline.fingerprint import row_key, tokenizer_fingerprint
 from veto_pl.offline.manifest import NAME, Manifest
 from veto_pl.offline.shards import ShardReader, verify
@@ -34,9 +35,10 @@ class ScoreStore:
         self._readers: list[ShardReader] = []
         self._places: dict[bytes, tuple[int, int]] = {}
         self._checked: PreTrainedTokenizerBase | None = None
+        self._ids = 2**31
         for number, shard in enumerate(self.manifest.shards):
             verify(self.folder, shard)
-            self._readers.append(ShardReader(self.folder / shard.file))
+            self._readers.append(ShardReader(self.folder / shard.file, self.k))
             self._places |= {key: (number, row) for row, key in enumerate(self._readers[-1].keys())}
 
     def __len__(self) -> int:
@@ -55,7 +57,13 @@ class ScoreStore:
     def find(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> TopKScores | None:
         """The scores [n, k] of the n completion tokens, or None where the row was never scored."""
         place = self._places.get(row_key(prompt_ids, completion_ids))
-        return None if place is None else self._readers[place[0]].row(place[1], self.temperature)
+        scores = None if place is None else self._readers[place[0]].row(place[1], self.temperature)
+        if scores is not None and len(scores.ids) and int(scores.ids.max()) >= self._ids:
+            raise DataError(
+                f"The store `{self.folder}` has scores of the id {int(scores.ids.max())}, but the tokenizer has "
+                f"{self._ids} ids. The store is damaged: delete it and run `veto-pl cache-teacher` again."
+            )
+        return scores
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Refuses a tokenizer whose ids mean something else; raises `ConfigurationError`."""
@@ -68,7 +76,7 @@ class ScoreStore:
                 f"({theirs[:16]}), so its ids mean something else. Set `model.tokenizer` to the one of the teacher, or "
                 "run `veto-pl cache-teacher` with this run's."
             )
-        self._checked = tokenizer
+        self._checked, self._ids = tokenizer, real_ids(tokenizer)
 
 
 def complete_manifest(folder: str | Path) -> Manifest:

@@ -53,8 +53,13 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self.room = None
 
 
+def room_for(size: int) -> int:
+    """How many places a layer makes that has to hold `size` tokens and is full."""
+    return size + max(ROOM, size // 4)
+
+
 def _with_room(held: Tensor, size: int) -> Tensor:
-    buffer = held.new_empty((*held.shape[:-2], size + max(ROOM, size // 4), held.shape[-1]))
+    buffer = held.new_empty((*held.shape[:-2], room_for(size), held.shape[-1]))
     buffer[..., : held.shape[-2], :] = held
     return buffer
 

@@ -110,9 +110,10 @@ class ReplayBuffer(Memory):
         order = torch.randperm(len(self._rows), generator=step.generator("replay"))[: len(prompts)]
         return as_sequences([self._rows[i] for i in order.tolist()], prompts.task, prompts.input_ids.device)
 
-    def commit(self) -> None:
-        self._rows = (self._rows + self._fresh)[-self.capacity :]
-        self.filled |= self._asked
+    def end_step(self, *, done: bool) -> None:
+        if done:
+            self._rows = (self._rows + self._fresh)[-self.capacity :]
+            self.filled |= self._asked
         self._fresh, self._asked = [], False
 
     def state(self) -> State:

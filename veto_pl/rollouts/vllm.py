@@ -44,6 +44,14 @@ class Vllm(Engine):
     sleep: bool = False
     enforce_eager: bool = False
 
+    def __post_init__(self) -> None:
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigurationError(
+                f"`Vllm.gpu_memory_utilization` must lie in (0, 1], got {self.gpu_memory_utilization}."
+            )
+        if self.max_model_len is not None and self.max_model_len < 1:
+            raise ConfigurationError(f"`Vllm.max_model_len` must be at least 1, got {self.max_model_len}.")
+
     def generate(
         self, prompts: PromptBatch, model: CausalLM, sampling: Sampling, models: Models, step: Step, *, on_policy: bool
     ) -> Sequences:

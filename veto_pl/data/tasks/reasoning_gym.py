@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
@@ -12,7 +13,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.data.splits import check_sizes, partition, pick
-from veto_pl.exceptions import ConfigurationError
+from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.seams import Task
 from veto_pl.types import Example
 
@@ -62,9 +63,9 @@ class ReasoningGym(Task):
             train_size=self.train_size,
         )
         if self.dataset not in DATASETS:
-            close = get_close_matches(self.dataset, DATASETS, n=5, cutoff=0.5) or sorted(DATASETS)
+            close = get_close_matches(str(self.dataset), DATASETS, n=5, cutoff=0.5) or [*sorted(DATASETS)[:10], "..."]
             raise ConfigurationError(
-                f"`ReasoningGym.dataset` expected a data set of reasoning_gym, got {self.dataset!r}. "
+                f"`ReasoningGym.dataset` expected a data set of reasoning_gym, got {self.dataset!r:.80}. "
                 f"Close: {', '.join(close)}."
             )
         if taken := {"size", "seed"} & self.arguments.keys():
@@ -88,18 +89,30 @@ class ReasoningGym(Task):
 def _generator(task: ReasoningGym) -> Any:
     import reasoning_gym
 
-    try:
+    with _refusals(task):
         return reasoning_gym.create_dataset(task.dataset, size=task.size, seed=task.seed, **task.arguments)
-    except (TypeError, ValueError, AssertionError) as error:
+
+
+@contextmanager
+def _refusals(task: ReasoningGym) -> Iterator[None]:
+    """Data sets refuse arguments in many ways, some of them only when they make an item."""
+    try:
+        yield
+    except (VetoError, MemoryError):
+        raise
+    except Exception as error:
+        given = str(task.arguments)
         raise ConfigurationError(
-            f"`ReasoningGym.arguments` expected settings that {task.dataset} accepts, got {task.arguments}: {error}."
+            f"`ReasoningGym.arguments` expected settings that {task.dataset} accepts, got {given:.200}: "
+            f"{str(error) or type(error).__name__:.200}."
         ) from error
 
 
 @lru_cache(maxsize=8)
 def _splits(task: ReasoningGym) -> dict[str, list[Example]]:
     _report_unstable(task)
-    items = (item for item in _generator(task) if item["answer"] is not None)
+    with _refusals(task):
+        items = [item for item in _generator(task) if item["answer"] is not None]
     return partition(
         (Example(item["question"], str(item["answer"]), item) for item in items),
         origin=f"reasoning_gym's {task.dataset} of size {task.size}",

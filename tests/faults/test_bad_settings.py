@@ -1,0 +1,129 @@
+"""Numbers out of range, in every setting of every class behind a seam: refused by name, or harmless."""
+
+import dataclasses
+import inspect
+import math
+import typing
+from types import UnionType
+
+import pytest
+
+from veto_pl import seams
+from veto_pl.advantages import FutureLogRatio
+from veto_pl.data import PromptDataModule
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.models import Pruned
+from veto_pl.objectives import Distill
+from veto_pl.plugins import available, load_plugins
+from veto_pl.rollouts import FromStudent, Sampling
+from veto_pl.targets import GeometricBridge
+from veto_pl.testing.tiny import prompt_batch, tiny_models, tiny_source
+from veto_pl.types import Step
+from veto_pl.weightings import TeacherEntropyAbove
+
+load_plugins()
+OTHERS = {
+    "Constant": {"value": 1.0},
+    "Linear": {"start": 1.0},
+    "Cosine": {"start": 1.0},
+    "StepWise": {"values": (1.0, 0.0), "boundaries": (0.5,)},
+    "JsonLines": {"train": "rows.jsonl"},
+    "CharacterTokenizer": {"alphabet": "ab"},
+    "Pretrained": {"path": "x"},
+    "PretrainedTokenizer": {"path": "x"},
+    "Gguf": {"path": "x"},
+    "ReasoningGym": {"dataset": "spell_backward"},
+    "PromptDataModule": {"task": None},
+}
+"""What the classes cannot do without."""
+
+WRONG = {
+    float: [math.nan, math.inf, -math.inf, -1.0, -1e-300, 1e300],
+    int: [-1, -(2**70), 2**70],
+}
+
+
+def numbers_of(cls):
+    """The settings of a class that are numbers, with their kind."""
+    hints = typing.get_type_hints(cls.__init__ if cls is PromptDataModule else cls)
+    names = inspect.signature(cls).parameters
+    for name in names:
+        hint = hints.get(name)
+        kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, UnionType) else (hint,)
+        yield from ((name, kind) for kind in (float, int) if kind in kinds)
+
+
+ABSTRACT = [cls for _, cls in inspect.getmembers(seams, inspect.isabstract) if cls.__module__ == seams.__name__]
+CLASSES = sorted(
+    {cls for seam in ABSTRACT for cls in available(seam) if cls.__module__.startswith("veto_pl.")}
+    | {Sampling, PromptDataModule},
+    key=lambda cls: cls.__name__,
+)
+SETTINGS = [(cls, name, value) for cls in CLASSES for name, kind in numbers_of(cls) for value in WRONG[kind]]
+
+
+def build(cls, name, value):
+    """An instance with one wrong number; what else it needs is given."""
+    needed = [p.name for p in inspect.signature(cls).parameters.values() if p.default is inspect.Parameter.empty]
+    source = {"source": tiny_source()} if "source" in needed else {}
+    rest = {"drop_layers": (0,)} if cls is Pruned else {}
+    return cls(**{**source, **rest, **OTHERS.get(cls.__name__, {}), name: value})
+
+
+@pytest.mark.parametrize(("cls", "name", "value"), SETTINGS, ids=lambda x: getattr(x, "__name__", str(x)))
+def test_a_number_is_refused_by_name_or_kept_as_it_is(cls, name, value):
+    """No other kind of error; and what is no number is never accepted."""
+    try:
+        made = build(cls, name, value)
+    except ConfigurationError as refusal:
+        message = str(refusal)
+        assert f"`{name}`" in message or f".{name}`" in message or f"`.{name}`" in message, message
+        assert len(message) < 400
+        return
+    assert not (isinstance(value, float) and math.isnan(value)), "NaN would be in every weight after a step"
+    if dataclasses.is_dataclass(made):
+        assert getattr(made, name) == value
+
+
+def accepted():
+    for cls, name, value in SETTINGS:
+        try:
+            build(cls, name, value)
+        except ConfigurationError:
+            continue
+        yield name, value
+
+
+def test_what_is_accepted_is_meant():
+    """Infinity switches a bound off, and only numbers without a meaning of their own may be below 0."""
+    kept = list(accepted())
+    assert {name for name, value in kept if value == math.inf} <= {"clip", "importance_cap", "scale", "temperature"}
+    assert not [name for name, value in kept if value == -math.inf]
+    assert {name for name, value in kept if value < 0} <= {"seed", "value", "start", "end", "threshold"}
+
+
+LARGE = {
+    "chunk_rows": Distill(chunk_rows=2**70),
+    "clip": Distill(clip=math.inf, advantage=FutureLogRatio(clip=math.inf, whitened=False)),
+    "importance_cap": Distill(rollout=FromStudent(Sampling(max_new_tokens=4)), importance_cap=math.inf),
+    "scale": Distill(advantage=FutureLogRatio(scale=math.inf, whitened=False)),
+    "temperature": Distill(temperature=1e300),
+    "sampling temperature": Distill(rollout=FromStudent(Sampling(temperature=math.inf, max_new_tokens=4))),
+    "top_k": Distill(rollout=FromStudent(Sampling(top_k=2**70, max_new_tokens=4))),
+    "threshold": Distill(weighting=TeacherEntropyAbove(-1e300)),
+    "beta": Distill(target=GeometricBridge(1e6)),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_the_largest_numbers_that_are_accepted_are_harmless(name):
+    """The loss and every gradient stay finite."""
+    models, objective, step = tiny_models(), LARGE[name], Step(0, 10)
+    batch = prompt_batch(models, ["abc>", "d>"], ["cba", "d"])
+    rollouts = {source: source(batch, models, step) for source in objective.sources}
+    loss = objective.loss(rollouts, models, step).terms["loss"].total
+    loss.backward()
+    assert loss.isfinite()
+    gradients = [weight.grad for weight in models.student.parameters() if weight.grad is not None]
+    assert gradients
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)

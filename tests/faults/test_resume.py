@@ -1,0 +1,236 @@
+"""A run that was stopped anywhere and resumed is, to the bit, the run that was not stopped."""
+
+import errno
+import itertools
+import shutil
+from importlib import import_module
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from veto_pl import DistillationModule, checkpoint_io
+from veto_pl.callbacks import Checkpoints, SampleTable
+from veto_pl.data import RankSampler
+from veto_pl.resume import differences
+
+from .conftest import WORDS, assert_equal_runs, curves, state
+from .faults import StopError, die_in, fault, fit, raising
+
+BY_EPOCH = ("--trainer.max_steps=-1", "--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1",
+            "--trainer.val_check_interval=1.0", "--checkpoint.every_n_train_steps=null")  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def references(tmp_path_factory, config_file):
+    """Runs that nothing stops, by their options."""
+    runs = {}
+
+    def reference(*options):
+        if options not in runs:
+            runs[options] = tmp_path_factory.mktemp("reference")
+            fit(config_file, runs[options], *options)
+        return runs[options]
+
+    return reference
+
+
+LIMITED = ("--trainer.limit_train_batches=4", "--trainer.max_steps=4", "--trainer.val_check_interval=7")
+EVERY_OTHER = ("--trainer.max_steps=-1", "--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=2",
+               "--trainer.val_check_interval=4")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("owner", "where", "count"),
+    [
+        (DistillationModule, "training_step", 4),  # inside the second window
+        (DistillationModule, "training_step", 6),  # the first batch of an epoch
+        (DistillationModule, "on_before_optimizer_step", 3),  # the window that the end of the epoch cuts short
+        (SampleTable, "on_validation_batch_end", 5),  # counted from the baseline's: inside a window's validation
+        (SampleTable, "on_validation_end", 3),  # after a validation, before it is over
+        (Checkpoints, "on_train_batch_end", 9),  # after the update, before its metrics are logged
+        (Checkpoints, "on_train_epoch_end", 1),
+    ],
+)
+def test_an_exception_loses_nothing(owner, where, count, config_file, references, tmp_path):
+    with fault(owner, where, count, raising), pytest.raises(StopError):
+        fit(config_file, tmp_path)
+    stopped_at = state(tmp_path)["global_step"]
+    with fault(DistillationModule, "training_step", 1, lambda: None) as calls:
+        fit(config_file, tmp_path)
+    assert_equal_runs(tmp_path, references())
+    # 14 micro-batches in 8 windows; the micro-batches of complete ones are not repeated.
+    assert calls() == 14 - [0, 2, 4, 5, 7, 9, 10, 12, 14][stopped_at]
+
+
+@pytest.mark.parametrize(
+    ("owner", "where", "count", "options"),
+    [
+        (DistillationModule, "training_step", 2, ()),  # before there is any checkpoint
+        (DistillationModule, "training_step", 10, ()),
+        (DistillationModule, "validation_step", 10, ()),
+        (Checkpoints, "on_train_epoch_end", 2, ()),
+        (DistillationModule, "training_step", 9, ("--data.num_workers=2", "--data.shuffle=false")),
+        (DistillationModule, "validation_step", 6, BY_EPOCH),
+        (DistillationModule, "training_step", 7, BY_EPOCH),
+        (Checkpoints, "on_train_epoch_end", 1, (*LIMITED, "--checkpoint.every_n_train_steps=1")),
+        (SampleTable, "on_validation_start", 2, EVERY_OTHER),
+    ],
+)
+def test_a_killed_process_loses_nothing(owner, where, count, options, config_file, references, tmp_path):
+    assert die_in(owner, where, count, config_file, tmp_path, *options)
+    fit(config_file, tmp_path, *options)
+    assert_equal_runs(tmp_path, references(*options))
+
+
+def test_a_run_that_dies_again_and_again_gets_there(config_file, references, tmp_path):
+    """Three micro-batches each time; a checkpoint after every step keeps one window of them."""
+    every = ("--checkpoint.every_n_train_steps=1",)
+    deaths = 0
+    while die_in(DistillationModule, "training_step", 4, config_file, tmp_path, *every):
+        deaths += 1
+        assert deaths < 12
+    assert deaths >= 4
+    assert_equal_runs(tmp_path, references())
+
+
+@pytest.mark.parametrize("where", ["training_step", "validation_step"])
+def test_the_validation_after_the_last_step_is_made_up_for(where, config_file, references, tmp_path):
+    """The run has all its steps; only Lightning's own bookkeeping would call it complete."""
+    options = ("--trainer.max_steps=5", "--trainer.val_check_interval=9")
+    with fault(SampleTable, "on_validation_batch_end", 5, raising), pytest.raises(StopError):
+        fit(config_file, tmp_path, *options)
+    assert state(tmp_path)["global_step"] == 5
+    with fault(DistillationModule, where, 1, lambda: None) as calls:
+        fit(config_file, tmp_path, *options)
+    assert calls() == {"training_step": 0, "validation_step": 3}[where]
+    assert_equal_runs(tmp_path, references(*options))
+
+
+def test_an_update_that_was_cut_short_is_never_saved(config_file, references, tmp_path):
+    """AdamW stops between its moments and the weights; the checkpoint of two steps before stays."""
+    original, calls = import_module("torch.optim.adam").adam, itertools.count(1)
+
+    def cut(params, grads, exp_avgs, *rest, **options):
+        if next(calls) == 4:
+            torch._foreach_add_(exp_avgs, 1.0)
+            raise StopError
+        return original(params, grads, exp_avgs, *rest, **options)
+
+    with patch("torch.optim.adam.adam", cut), pytest.raises(StopError):
+        fit(config_file, tmp_path)
+    assert state(tmp_path)["global_step"] == 2
+    fit(config_file, tmp_path)
+    assert_equal_runs(tmp_path, references())
+
+
+def test_a_longer_run_goes_on_inside_the_epoch(config_file, tmp_path):
+    flat = ("--model.lr_schedule=Constant", "--model.lr_schedule.value=1")
+    fit(config_file, tmp_path / "once", *flat)
+    fit(config_file, tmp_path / "twice", *flat, "--trainer.max_steps=5")
+    with pytest.warns(UserWarning, match=r"other settings than before: trainer\.max_steps: 5 -> 8\."):
+        fit(config_file, tmp_path / "twice", *flat)
+    assert_equal_runs(tmp_path / "twice", tmp_path / "once")
+
+
+def test_another_batch_size_goes_on_at_the_same_row(config_file, tmp_path):
+    seen = []
+    original = DistillationModule.training_step
+
+    def watching(self, batch, batch_idx):
+        seen.append([self.tokenizer.decode(row[mask]) for row, mask in zip(*parts(batch), strict=True)])
+        return original(self, batch, batch_idx)
+
+    def parts(batch):
+        return batch.input_ids, batch.attention_mask
+
+    options = ("--data.shuffle=false", "--checkpoint.every_n_train_steps=1")
+    with patch.object(DistillationModule, "training_step", watching):
+        with fault(DistillationModule, "on_before_optimizer_step", 2, raising), pytest.raises(StopError):
+            fit(config_file, tmp_path, *options)
+        assert [len(batch) for batch in seen] == [2, 2, 2, 2]
+        seen.clear()
+        more = ("--data.batch_size=5", "--trainer.accumulate_grad_batches=1", "--trainer.max_steps=4")
+        with pytest.warns(UserWarning, match="other settings than before: data.batch_size: 2 -> 5"):
+            fit(config_file, tmp_path, *options, *more)
+    words = [[text.removesuffix(">") for text in batch] for batch in seen]
+    # One step had used four rows. Then come those that are left of the epoch, and the next one.
+    assert words == [WORDS[4:9], WORDS[9:], WORDS[:5]]
+
+
+def test_a_fresh_run_keeps_the_checkpoint_of_an_earlier_one_apart(config_file, references, tmp_path):
+    shutil.copytree(references(), tmp_path, dirs_exist_ok=True)
+    fit(config_file, tmp_path, "--ckpt_path=null", "--trainer.max_steps=1")
+    assert state(tmp_path)["global_step"] == 1
+    earlier = torch.load(tmp_path / "checkpoints" / "earlier.ckpt", weights_only=True)
+    assert earlier["global_step"] == 8
+    assert {row["step"] for row in curves(tmp_path)} == {"0"}
+
+
+def test_a_complete_run_is_left_as_it_is(config_file, references, tmp_path):
+    shutil.copytree(references(), tmp_path, dirs_exist_ok=True)
+    fit(config_file, tmp_path)
+    assert_equal_runs(tmp_path, references())
+
+
+def test_only_what_weights_or_order_depend_on_is_a_difference():
+    before = "{model: {seed: 0, evaluation: {top_p: 1}}, data: {num_workers: 0}, trainer: {devices: 1, logger: true}}"
+    after = "{model: {seed: 1, evaluation: {top_p: 0.5}}, data: {num_workers: 2}, trainer: {devices: 2, logger: false}}"
+    assert differences(before, after) == ["model.seed: 0 -> 1", "trainer.devices: 1 -> 2"]
+    assert differences(before, before) == []
+
+
+@given(length=st.integers(1, 40), world=st.integers(1, 5), epoch=st.integers(0, 3), data=st.data())
+def test_any_number_of_ranks_goes_on_at_the_same_row(length, world, epoch, data):
+    row = data.draw(st.integers(0, length))
+    alone = RankSampler(length, seed=3)
+    alone.set_epoch(epoch)
+    order = list(alone)
+    ranks = [RankSampler(length, rank, world, seed=3, even=True) for rank in range(world)]
+    left = {sampler.start_at(epoch, row) for sampler in ranks}
+    shares = [list(sampler) for sampler in ranks]
+    assert {len(share) for share in shares} == left == {(length - row) // world}
+    dealt = [row for together in zip(*shares, strict=True) for row in together]
+    assert dealt == order[row : row + len(dealt)]
+    for sampler in ranks:
+        sampler.set_epoch(epoch + 1)
+        assert len(list(sampler)) == len(sampler) == length // world
+
+
+def full(count):
+    """A disk that is full for one save, the `count`-th."""
+    original, calls = checkpoint_io.write_checkpoint, itertools.count(1)
+
+    def write(checkpoint, path):
+        if next(calls) == count:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(checkpoint, path)
+
+    return patch.object(checkpoint_io, "write_checkpoint", write)
+
+
+def test_a_disk_that_is_full_for_a_while_does_not_stop_a_run(config_file, references, tmp_path):
+    with full(2), pytest.warns(UserWarning, match=r"last\.ckpt could not be written: .*No space left"):
+        fit(config_file, tmp_path)
+    assert_equal_runs(tmp_path, references())
+
+
+def test_a_full_disk_stops_a_run_that_wants_it_so(config_file, references, tmp_path):
+    """The save on the way out finds room again."""
+    with full(2), pytest.raises(OSError, match="No space left"):
+        fit(config_file, tmp_path, "--checkpoint.on_failed_save=stop")
+    assert state(tmp_path)["global_step"] == 4
+    fit(config_file, tmp_path)
+    assert_equal_runs(tmp_path, references())
+
+
+def test_the_best_checkpoints_are_kept_beside_the_last(config_file, tmp_path):
+    best = ("--checkpoint.monitor=validation/forward_kl", "--checkpoint.save_top_k=2", "--checkpoint.filename={step}")
+    fit(config_file, tmp_path, *best, "--checkpoint.every_n_train_steps=null")
+    kept = {str(path) for path in (tmp_path / "checkpoints").glob("step=*.ckpt")}
+    (callback,) = [part for name, part in state(tmp_path)["callbacks"].items() if name.startswith("Checkpoints")]
+    measured = [float(row["validation/forward_kl"]) for row in curves(tmp_path)[1:] if row["validation/forward_kl"]]
+    assert sorted(map(float, callback["best_k_models"].values())) == pytest.approx(sorted(measured)[:2])
+    assert kept == set(callback["best_k_models"])

@@ -1,0 +1,121 @@
+"""A real process that is sent a signal: it saves, says how to go on, and ends with the usual code."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from veto_pl import DistillationModule
+
+from .conftest import assert_equal_runs, state
+from .faults import StopError, fault, fit, raising
+
+SLURM = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "run", "SLURM_NODEID": "0", "SLURM_LOCALID": "0",
+         "SLURM_PROCID": "0"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, config_file):
+    run = tmp_path_factory.mktemp("reference")
+    fit(config_file, run)
+    return run
+
+
+def start(config_file, run, training=0.1, validation=0.1, **environment):
+    slowly = [sys.executable, str(Path(__file__).with_name("slowly.py")), str(training), str(validation)]
+    command = [*slowly, "fit", "--config", config_file, "--run_dir", str(run)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=os.environ | environment)
+
+
+def wait_for(process, line, times):
+    """Reads what the process prints until it has printed a line so often."""
+    for printed in process.stdout:
+        times -= printed.strip() == line
+        if times == 0:
+            return
+    raise AssertionError(process.stderr.read()[-3000:])
+
+
+@pytest.mark.parametrize(("line", "times", "step"), [("in training_step", 7, 4), ("in validation_step", 2, 2)])
+def test_sigterm_saves_at_once_and_says_how_to_go_on(line, times, step, config_file, reference, tmp_path):
+    """In the middle of an accumulation window, and inside a validation that has batches left."""
+    process = start(config_file, tmp_path, validation=1.5 if "validation" in line else 0)
+    wait_for(process, line, times)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, said
+    assert f"Stopped by SIGTERM at step {step}. `{tmp_path}/checkpoints/last.ckpt` holds step {step}; " in said
+    assert "the same command with `--ckpt_path last` goes on from there." in said
+    assert "Traceback" not in said
+    assert state(tmp_path)["global_step"] == step
+    fit(config_file, tmp_path)
+    assert_equal_runs(tmp_path, reference)
+
+
+def test_slurm_requeues_at_a_point_that_is_whole(config_file, reference, tmp_path, monkeypatch):
+    """Its signal comes inside a window; the job that is started again needs no option to go on."""
+    (tmp_path / "bin").mkdir()
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    scontrol.chmod(0o755)
+    path = f"{scontrol.parent}{os.pathsep}{os.environ['PATH']}"
+    process = start(config_file, tmp_path / "run", **SLURM, PATH=path)
+    wait_for(process, "in training_step", 4)
+    process.send_signal(signal.SIGUSR1)
+    wait_for(process, "in training_step", 2)
+    process.kill()
+    process.communicate(timeout=60)
+    assert (tmp_path / "asked").read_text() == "requeue 17\n"
+    assert (tmp_path / "run" / "hpc_ckpt_1.ckpt").is_file()
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    fit(config_file, tmp_path / "run", "--ckpt_path=null")
+    assert_equal_runs(tmp_path / "run", reference)
+
+
+LONG = ("--trainer.max_steps=1500", "--trainer.val_check_interval=101", "--checkpoint.every_n_train_steps=7")
+
+
+def lives(process, output, clock) -> bool:
+    """Lets a process live for a random time: in one of four lives it dies while it is loading."""
+    seconds = clock.uniform(0, 4) if clock.random() < 0.25 else 120
+    already = len(output.read_text().split("Restored all states"))
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if seconds == 120 and len(output.read_text().split("Restored all states")) > already:
+            until, seconds = time.monotonic() + clock.uniform(0, 1.5), 0
+        if process.poll() is not None:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_random_ends_where_an_undisturbed_one_does(config_file, tmp_path, capsys):
+    """SIGKILL at random moments of a process's life, until the command comes through."""
+    fit(config_file, tmp_path / "reference", *LONG)
+    with fault(DistillationModule, "training_step", 20, raising), pytest.raises(StopError):
+        fit(config_file, tmp_path / "run", *LONG)  # so that each life has something to restore
+    command = [sys.executable, "-m", "veto_pl.cli", "fit", "--config", config_file, "--run_dir", str(tmp_path / "run"),
+               "--ckpt_path", "last", *LONG]  # fmt: skip
+    clock, begun, kills, output = random.Random(0), time.monotonic(), 0, tmp_path / "output"
+    output.touch()
+    while True:
+        with output.open("ab") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=file)
+        if lives(process, output, clock):
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+    assert process.returncode == 0, output.read_text()[-3000:]
+    assert kills >= 20
+    assert_equal_runs(tmp_path / "run", tmp_path / "reference")
+    with capsys.disabled():
+        print(f"\n{kills} kills in {time.monotonic() - begun:.0f} s")

@@ -1,0 +1,58 @@
+"""Signals that end a run, kept until all ranks stand where its state can be saved."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+
+class Signals:
+    """Lets Lightning's own handlers act between two micro-batches, on all ranks at once.
+
+    Lightning saves for a requeue by SLURM in the handler itself, so possibly in the middle of an update, and tells the
+    other ranks about SIGTERM from within the handler, so possibly inside another collective. Here the handlers only
+    take a note.
+    """
+
+    def __init__(self) -> None:
+        self._requeue: Callable[[Any, Any], None] | None = None
+        self._asked = {"requeue": 0, "termination": 0}
+
+    def install(self, trainer: L.Trainer) -> None:
+        """Puts the notes in the place of Lightning's actions, before it registers its handlers."""
+        connector = trainer._signal_connector
+        environment = trainer._accelerator_connector.cluster_environment
+        if self._requeue is None and isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            self._requeue = connector._slurm_sigusr_handler_fn
+            connector._slurm_sigusr_handler_fn = self._note_requeue  # type: ignore[method-assign]
+        if trainer.world_size > 1:
+            launcher = trainer.strategy.launcher
+
+            def note(signum: int, _: Any) -> None:
+                if launcher is not None and not self._asked["termination"]:
+                    launcher.kill(signum)
+                self._asked["termination"] = signum
+
+            connector._sigterm_notifier_fn = note  # type: ignore[method-assign]
+
+    def act_on_termination(self, trainer: L.Trainer) -> None:
+        """Lets all ranks end at the end of this batch if any was sent SIGTERM; all ranks call it at the same point."""
+        if trainer.world_size > 1 and self._on_any_rank(trainer, "termination"):
+            trainer._signal_connector.received_sigterm = True  # Lightning's loops raise when they see it
+
+    def act_on_requeue(self, trainer: L.Trainer) -> None:
+        """Saves and requeues the job if SLURM has asked for it; all ranks call it at the same point."""
+        if self._requeue is not None and self._on_any_rank(trainer, "requeue"):
+            self._asked["requeue"] = 0
+            self._requeue(signal.SIGUSR1, None)
+
+    def _note_requeue(self, signum: int, _: Any) -> None:
+        self._asked["requeue"] = signum
+
+    def _on_any_rank(self, trainer: L.Trainer, what: str) -> bool:
+        asked = bool(self._asked[what])
+        return trainer.strategy.reduce_boolean_decision(asked, all=False) if trainer.world_size > 1 else asked

@@ -1,0 +1,60 @@
+"""Combinations of settings that cannot work, found before any model is loaded.
+
+Each check reads a `Setup` and yields what is wrong. All of them run, so that one attempt shows every mistake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from veto_pl.checks import models, objective
+from veto_pl.checks import trainer as the_trainer
+from veto_pl.checks.setup import Setup
+from veto_pl.data import PromptDataModule
+from veto_pl.mistakes import Mistake, report
+from veto_pl.module import DistillationModule
+
+__all__ = ["Setup", "check"]
+
+Check = Callable[[Setup], Iterator[Mistake]]
+ALWAYS: tuple[Check, ...] = (
+    the_trainer.strategy,
+    the_trainer.distributed_sampler,
+    models.readable_models,
+    models.room_to_answer,
+    models.completions_per_prompt,
+)
+FITTING: tuple[Check, ...] = (
+    the_trainer.length_of_the_run,
+    the_trainer.accumulation,
+    models.top_k,
+    objective.finite_numbers,
+    objective.knobs,
+    objective.rewards,
+    objective.references,
+    objective.optimizer,
+    objective.greedy_rollouts,
+    objective.use_of_the_teacher,
+)
+
+
+def check(
+    module: DistillationModule, data: PromptDataModule, trainer: Trainer | Mapping[str, Any], stage: str = "fit"
+) -> None:
+    """Runs every check.
+
+    Args:
+        module: the module, before its models are loaded.
+        data: the data module.
+        trainer: the trainer, or its settings where it does not exist yet.
+        stage: fit, validate, test or predict.
+
+    Raises:
+        ConfigurationError: something cannot work; the message names everything that was found.
+    """
+    settings = the_trainer.settings_of(trainer) if isinstance(trainer, Trainer) else trainer
+    setup = Setup(module, data, settings, stage)
+    report(mistake for one in (*ALWAYS, *(FITTING if stage == "fit" else ())) for mistake in one(setup))

@@ -1,0 +1,71 @@
+"""What the models can hold, and what they are measured by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from veto_pl.checks.setup import Setup
+from veto_pl.exceptions import VetoError
+from veto_pl.metrics import PassAtK, SelfBLEU
+from veto_pl.mistakes import Mistake, shown
+from veto_pl.rollouts import FromCache, FromDataset, Sampling
+from veto_pl.supports import TopK
+
+
+def room_to_answer(setup: Setup) -> Iterator[Mistake]:
+    """Prompt and answer have to fit into the positions that a model knows."""
+    known = {path: getattr(config, "max_position_embeddings", None) for path, config in setup.models.items()}
+    positions, path = min(((n, path) for path, n in known.items() if isinstance(n, int)), default=(None, ""))
+    answer, setting = max((tokens, name) for name, tokens in _answers(setup))
+    prompt = setup.data.max_prompt_tokens
+    if positions is not None and prompt + answer > positions:
+        room = positions - answer
+        remedy = f"Set it to at most {room}" if room > 0 else f"Lower `{setting}`"
+        yield Mistake("data.max_prompt_tokens", f"{prompt}, and {answer} for `{setting}`",
+                      f"together at most the {positions} positions of `{path}`",
+                      f"{remedy}, or take a model with more positions.")  # fmt: skip
+
+
+def readable_models(setup: Setup) -> Iterator[Mistake]:
+    """The architectures can be read."""
+    for path, config in setup.models.items():
+        if isinstance(config, VetoError):
+            yield Mistake(path, "a source that cannot be read", "a model", shown(config, 500))
+
+
+def top_k(setup: Setup) -> Iterator[Mistake]:
+    """Fewer ids than there are can be kept."""
+    rows = [
+        config.vocab_size for config in setup.models.values() if isinstance(getattr(config, "vocab_size", None), int)
+    ]
+    for path, part in setup.parts():
+        if isinstance(part, TopK) and rows and part.k >= min(rows):
+            yield Mistake(f"{path}.init_args.k", str(part.k), f"fewer than the vocabulary's {min(rows)} ids",
+                          "Lower it, or use `FullVocabulary`.")  # fmt: skip
+
+
+def completions_per_prompt(setup: Setup) -> Iterator[Mistake]:
+    """Metrics of groups need groups."""
+    count = setup.module.evaluation.num_completions
+    for metric in setup.module.validation_metrics.values():
+        if isinstance(metric, PassAtK) and metric.k > count:
+            yield Mistake("model.evaluation.num_completions", f"{count}, with the metric pass@{metric.k}",
+                          f"at least {metric.k}", "Raise it, or leave the metric out.")  # fmt: skip
+        if isinstance(metric, SelfBLEU) and count == 1:
+            yield Mistake("model.evaluation.num_completions", "1, with the metric `SelfBLEU`", "at least 2",
+                          "With one completion per prompt the metric counts nothing.", fatal=False)  # fmt: skip
+    if count > 1 and setup.module.evaluation.temperature == 0:
+        yield Mistake("model.evaluation.temperature", f"0 with {count} completions per prompt", "more than 0",
+                      "Greedy completions of a prompt are all the same.", fatal=False)  # fmt: skip
+
+
+def _answers(setup: Setup) -> Iterator[tuple[str, int]]:
+    """The settings that say how long an answer may be, and how long that is."""
+    yield "model.evaluation.max_new_tokens", setup.module.evaluation.max_new_tokens
+    if setup.stage != "fit":
+        return
+    for path, part in setup.parts():
+        if isinstance(part, Sampling):
+            yield f"{path}.max_new_tokens", part.max_new_tokens
+    if any(isinstance(source, FromDataset | FromCache) for source in setup.sources()):
+        yield "data.max_completion_tokens", setup.data.max_completion_tokens

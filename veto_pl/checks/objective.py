@@ -1,0 +1,103 @@
+"""What the objective is composed of, and what it is trained on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+
+from veto_pl.checks.setup import Setup, settings
+from veto_pl.data import NoReward
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.mistakes import Mistake, shown
+from veto_pl.rollouts import FromCache, FromDataset, FromStudent, TeacherMixed
+from veto_pl.seams import Schedule
+
+STEPS = 100
+UNBOUNDED = ("clip", "importance_cap")
+"""Settings whose infinity means that they are off."""
+
+
+def finite_numbers(setup: Setup) -> Iterator[Mistake]:
+    """One NaN in a setting is a NaN in every weight after the first step."""
+    for path, part in setup.parts():
+        for name, value in settings(part, path):
+            if isinstance(value, float) and not math.isfinite(value) and not _off(name, value):
+                yield Mistake(name, f"{value}", "a finite number", "Correct it.")
+
+
+def knobs(setup: Setup) -> Iterator[Mistake]:
+    """A schedule stays where a number would be allowed, from the first step to the last."""
+    for path, part in setup.parts():
+        scheduled = [f.name for f in fields(part) if f.init] if is_dataclass(part) else []
+        for name in scheduled:
+            if isinstance(schedule := getattr(part, name), Schedule) and (fault := _refused(part, name, schedule)):
+                yield Mistake(f"{path}.init_args.{name}", f"a schedule that comes to {fault[0]:g}", "allowed values "
+                              "only", fault[1])  # fmt: skip
+
+
+def rewards(setup: Setup) -> Iterator[Mistake]:
+    """Rewards need somebody who gives them."""
+    if setup.module.objective.needs_rewards and isinstance(getattr(setup.data.task, "verifier", None), NoReward):
+        yield Mistake("data.task.init_args.verifier", "`NoReward`", f"a verifier, for "
+                      f"`{type(setup.module.objective).__name__}` learns from rewards",
+                      "Set it, for instance to `ExactMatch`; `veto-pl list rewards` shows all.")  # fmt: skip
+
+
+def references(setup: Setup) -> Iterator[Mistake]:
+    """Who trains on references needs some."""
+    readers = [type(source).__name__ for source in setup.sources() if isinstance(source, FromDataset | FromCache)]
+    if readers and getattr(setup.data.task, "completion", "") is None:
+        yield Mistake("data.task.init_args.completion", f"`null` with a rollout `{readers[0]}`", "the field of the "
+                      "reference completions", "Name it, or let the student write (`FromStudent`).")  # fmt: skip
+
+
+def optimizer(setup: Setup) -> Iterator[Mistake]:
+    """The optimizer takes its settings."""
+    try:
+        setup.module.optimizer([torch.nn.Parameter(torch.zeros(2, 2))])
+    except (TypeError, ValueError, RuntimeError) as error:
+        yield Mistake("model.optimizer", shown(error), "settings that the optimizer takes", "Correct them.")
+
+
+def greedy_rollouts(setup: Setup) -> Iterator[Mistake]:
+    """On-policy samples that are no samples."""
+    for path, part in setup.parts():
+        if isinstance(part, FromStudent | TeacherMixed) and (
+            part.sampling.temperature == 0 or part.sampling.top_k == 1
+        ):
+            yield Mistake(f"{path}.init_args.sampling", "greedy decoding (`temperature: 0` or `top_k: 1`)",
+                          "samples from the student", "Greedy completions are not on-policy; "
+                          "raise `temperature`.", fatal=False)  # fmt: skip
+
+
+def use_of_the_teacher(setup: Setup) -> Iterator[Mistake]:
+    """A teacher that nobody reads costs its memory; one that is the student teaches nothing."""
+    module = setup.module
+    measured = any(getattr(metric, "needs_teacher", False) for metric in module.validation_metrics.values())
+    if module.teacher_source is not None and not module.objective.needs_teacher and not measured:
+        yield Mistake("model.teacher", f"a teacher for `{type(module.objective).__name__}`, which reads none", "`null`",
+                      "It would only take memory; leave it out.", fatal=False)  # fmt: skip
+    if module.teacher_source == module.student_source and setup.stage == "fit":
+        yield Mistake("model.teacher", "the same source as `model.student`", "another model",
+                      "A teacher that equals the student has nothing to teach it at first.", fatal=False)  # fmt: skip
+
+
+def _off(name: str, value: float) -> bool:
+    return value == math.inf and name.rpartition(".")[2] in UNBOUNDED
+
+
+def _refused(part: Any, name: str, schedule: Schedule) -> tuple[float, str] | None:
+    """The first of a hundred values that the class refuses as a number, and why; None where it refuses numbers."""
+    for step in range(STEPS + 1):
+        value = schedule(step, STEPS)
+        try:
+            replace(part, **{name: value})
+        except ConfigurationError as error:
+            return value, str(error)
+        except (TypeError, AttributeError):
+            return None
+    return None

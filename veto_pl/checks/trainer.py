@@ -1,0 +1,85 @@
+"""What the trainer is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+
+from veto_pl.checks.setup import Setup
+from veto_pl.mistakes import Mistake
+from veto_pl.seams import Objective
+
+SCALED = ("16", "16-mixed")
+"""Precisions with a gradient scaler."""
+
+USE = "Use `ddp`, or `fsdp2` where a model does not fit on one device."
+
+
+def settings_of(trainer: Trainer) -> dict[str, Any]:
+    """The settings of a trainer that exists."""
+    return {
+        "strategy": trainer.strategy,
+        "precision": trainer.precision,
+        "devices": trainer.world_size,
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "max_steps": trainer.max_steps,
+        "max_epochs": trainer.max_epochs,
+        "use_distributed_sampler": trainer._accelerator_connector.use_distributed_sampler,
+    }
+
+
+def strategy(setup: Setup) -> Iterator[Mistake]:
+    """Strategies that split models in ways that the loss does not know."""
+    chosen = setup.trainer.get("strategy")
+    name = chosen if isinstance(chosen, str) else type(chosen).__name__
+    if isinstance(chosen, DeepSpeedStrategy) or name.startswith("deepspeed"):
+        yield Mistake("trainer.strategy", f"`{name}` (DeepSpeed)", "a strategy that is supported", USE)
+    if isinstance(chosen, FSDPStrategy) or name in ("fsdp", "fsdp_cpu_offload"):
+        yield Mistake("trainer.strategy", f"`{name}` (FSDP1)", "a strategy that is supported", USE)
+    if type(chosen) is ModelParallelStrategy:
+        yield Mistake(
+            "trainer.strategy", "`ModelParallelStrategy` (tensor parallel)", "a strategy that is supported", USE
+        )
+    sharded = name == "fsdp2" or isinstance(chosen, ModelParallelStrategy)
+    if sharded and str(setup.trainer.get("precision")) in SCALED:
+        yield Mistake("trainer.precision", "`16-mixed` with sharded models", "a precision without a gradient scaler",
+                      "Use `bf16-mixed` or `bf16-true`.")  # fmt: skip
+
+
+def distributed_sampler(setup: Setup) -> Iterator[Mistake]:
+    """Lightning's sampler would deal out rows that have been dealt out already."""
+    if setup.trainer.get("use_distributed_sampler"):
+        yield Mistake("trainer.use_distributed_sampler", "`true`", "`false`",
+                      "The data module gives each rank its rows itself; set it to false.")  # fmt: skip
+
+
+def accumulation(setup: Setup) -> Iterator[Mistake]:
+    """A window holds micro-batches, and terms with denominators of their own know no loss scale."""
+    windows, terms = setup.trainer.get("accumulate_grad_batches", 1), _terms(setup.module.objective)
+    if windows < 1:
+        yield Mistake("trainer.accumulate_grad_batches", f"{windows}", "1 or more", "Correct it.")
+    if windows > 1 and terms > 1 and str(setup.trainer.get("precision")) in SCALED:
+        yield Mistake(
+            "trainer.accumulate_grad_batches",
+            f"{windows} in 16-mixed, with {terms} loss terms in `{type(setup.module.objective).__name__}`",
+            "1",
+            "Set it to 1 and raise `data.batch_size`, or use `bf16-mixed`.",
+        )
+
+
+def length_of_the_run(setup: Setup) -> Iterator[Mistake]:
+    """Schedules need an end."""
+    unlimited = [setup.trainer.get("max_steps", 0), setup.trainer.get("max_epochs", 0)]
+    if unlimited == [-1, -1]:
+        yield Mistake("trainer", "an unlimited run (`max_steps: -1`, `max_epochs: -1`)", "a run with an end, which "
+                      "schedules need", "Set `trainer.max_steps` or `trainer.max_epochs`.")  # fmt: skip
+
+
+def _terms(objective: Objective) -> int:
+    """How many losses with denominators of their own an objective consists of."""
+    settings = [getattr(objective, name) for name in getattr(objective, "__dataclass_fields__", ())]
+    parts = [part for value in settings for part in (value.values() if isinstance(value, Mapping) else [value])]
+    return sum(_terms(part) for part in parts if isinstance(part, Objective)) or 1

@@ -1,0 +1,71 @@
+"""What a rollout looks like from its token ids alone: cheap enough for every training step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from veto_pl.functional.stat import Stat
+from veto_pl.types import Sequences
+
+REPEATED = 4
+"""Tokens of an n-gram whose repetition counts."""
+_FACTOR = 6364136223846793005  # odd and well mixed: sums of ids times its powers differ modulo 2^64
+
+
+def rollout_numbers(rollouts: Iterable[Sequences], eos_ids: Iterable[int]) -> dict[str, Stat]:
+    """Repetition within the completions that the student wrote, and the share of them that did not end.
+
+    Args:
+        rollouts: of a micro-batch.
+        eos_ids: end a completion.
+
+    Returns:
+        `repetition`: the mean over completions of the share of their n-grams that they had before. `unfinished`: the
+        share of completions that are as long as the longest and do not end with EOS; those ran into the limit.
+    """
+    ends = tuple(eos_ids)
+    parts = [(_repetition(rows), _unfinished(rows, ends)) for rows in rollouts]
+    repetition, unfinished = zip(*parts, strict=True)
+    return {
+        "repetition": sum(repetition[1:], repetition[0]),
+        "unfinished": sum(unfinished[1:], unfinished[0]),
+    }
+
+
+def _repetition(rows: Sequences) -> Stat:
+    """An n-gram is one int64; equal ones stand beside each other once they are sorted."""
+    written = rows.loss_mask & rows.on_policy[:, None]
+    if written.shape[1] < REPEATED:
+        return Stat(*rows.input_ids.new_zeros(2, dtype=torch.float32))
+    counted = written.unfold(1, REPEATED, 1).all(-1)
+    powers = torch.tensor(_powers(), device=written.device)
+    grams = (rows.input_ids.unfold(1, REPEATED, 1) * powers).sum(-1)
+    ordered = grams.masked_fill(~counted, torch.iinfo(torch.int64).max).sort(1).values
+    number = counted.sum(1)
+    inside = torch.arange(ordered.shape[1] - 1, device=written.device) < number[:, None] - 1
+    repeats = ((ordered[:, 1:] == ordered[:, :-1]) & inside).sum(1)
+    return Stat((repeats / number.clamp_min(1)).sum(), (number > 0).sum().float())
+
+
+def _powers() -> list[int]:
+    """Of the factor, as signed 64-bit numbers."""
+    return [(pow(_FACTOR, n, 2**64) + 2**63) % 2**64 - 2**63 for n in range(REPEATED)]
+
+
+def _unfinished(rows: Sequences, ends: tuple[int, ...]) -> Stat:
+    lengths = rows.loss_mask.sum(1)
+    written = rows.on_policy & (lengths > 0)
+    longest = lengths.masked_fill(~written, 0).max() if len(lengths) else lengths.sum()
+    cut = written & (lengths == longest) & ~_ends_with(rows, ends)
+    return Stat(cut.sum().float(), written.sum().float())
+
+
+def _ends_with(rows: Sequences, ids: tuple[int, ...]) -> Tensor:
+    """[B] bool: whether the last completion token is one of `ids`."""
+    places = torch.arange(rows.loss_mask.shape[1], device=rows.loss_mask.device)
+    last = places.masked_fill(~rows.loss_mask, 0).amax(1)
+    token = rows.input_ids.gather(1, last[:, None])
+    return (token == torch.tensor(ids, dtype=torch.int64, device=token.device)).any(1)

@@ -1,0 +1,174 @@
+"""Watching a computation on tensors without storage: the bytes that would be alive, and the arithmetic."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+aten = torch.ops.aten
+
+
+@dataclass
+class Phase:
+    """The dearest moment of one part of a step, and the part's arithmetic.
+
+    Args:
+        gradients: bytes of the trained parameters' gradients at that moment, on this device.
+        rest: bytes of everything else that was alive then, except for weights and optimizer state.
+        flops: floating-point operations, two for a multiplication with an addition.
+    """
+
+    gradients: int = 0
+    rest: int = 0
+    flops: float = 0.0
+
+    @property
+    def peak(self) -> int:
+        """Gradients and all other things together."""
+        return self.gradients + self.rest
+
+
+@dataclass(frozen=True)
+class _Storage:
+    alive: weakref.ref[Any]
+    size: int
+    gradient: bool = False
+
+
+class Observation(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows every operation while it is active; enter it inside a `FakeTensorMode`.
+
+    What was allocated before it began does not count, so weights do not. Operations that would have to look at values
+    get the answer that costs most: no row has ended, the likeliest ids never hold enough, and a mask is as full as
+    `expect` says.
+
+    Args:
+        shards: over how many devices a gradient is spread as soon as it is complete.
+    """
+
+    def __init__(self, shards: int = 1) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.shards = shards
+        self.phases: dict[str, Phase] = {}
+        self._current = Phase()
+        self._storages: dict[int, _Storage] = {}
+        self._true_counts: dict[tuple[int, ...], int] = {}
+        self._gradients = 0
+        self._rest = 0
+
+    @property
+    def alive(self) -> int:
+        """Bytes that are alive now."""
+        return self._rest + self._gradients // self.shards
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[Phase]:
+        """Books what happens inside under `name`; phases may be nested, and come back."""
+        outer, self._current = self._current, self.phases.setdefault(name, Phase())
+        self._remember()
+        try:
+            yield self._current
+        finally:
+            self._current = outer
+
+    def expect(self, shape: Sequence[int], prompt: int) -> None:
+        """Masks of this shape ([B, T], or [B, T - 1] predictions, or one row) are True behind the first `prompt`."""
+        rows, width = shape
+        new = width - prompt
+        self._true_counts |= {(rows, width): rows * new, (rows, width - 1): rows * new, (width,): new}
+
+    def mark_gradient(self, parameter: Tensor) -> None:
+        """From now on the parameter's gradient counts as a gradient."""
+        if parameter.grad is not None:
+            self._watch(parameter.grad)
+            key = parameter.grad.untyped_storage()._cdata
+            known = self._storages[key]
+            if not known.gradient:
+                self._storages[key] = _Storage(known.alive, known.size, gradient=True)
+                self._count(known.size, gradient=True)
+                self._count(-known.size, gradient=False)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the operation on shapes alone, and books its results."""
+        kwargs = kwargs or {}
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                self._watch(leaf, counted=False)
+        result = self._supposed(func, args)
+        if result is None:
+            result = func(*args, **kwargs)
+        count = _FLOPS.get(func._overloadpacket)
+        if count is not None:
+            self._current.flops += count(*args, **kwargs, out_val=result)
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._watch(leaf)
+        return result
+
+    def _watch(self, tensor: Tensor, counted: bool = True) -> None:
+        """A storage that is first seen as an argument was there before, and does not count."""
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes() if counted else 0
+        if key not in self._storages:
+            self._storages[key] = _Storage(weakref.ref(storage, lambda _: self._forget(key)), size)
+            self._count(size, gradient=False)
+            self._remember()
+
+    def _forget(self, key: int) -> None:
+        known = self._storages.pop(key)
+        self._count(-known.size, known.gradient)
+
+    def _count(self, size: int, gradient: bool) -> None:
+        if gradient:
+            self._gradients += size
+        else:
+            self._rest += size
+
+    def _remember(self) -> None:
+        if self.alive > self._current.peak:
+            self._current.gradients, self._current.rest = self._gradients // self.shards, self._rest
+
+    def _supposed(self, func: Any, args: Any) -> Any:
+        """The answer of an operation that depends on values, or None."""
+        if func is aten._local_scalar_dense.default and args[0].dtype == torch.bool:
+            return False
+        if func is aten._local_scalar_dense.default and args[0].dtype.is_floating_point:
+            return 1.0
+        if func is aten.nonzero.default:
+            return args[0].new_empty((self._true(args[0]), args[0].dim()), dtype=torch.int64)
+        if func is aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1]):
+            values, (mask, *others) = args
+            if mask is not None and not others:
+                return values.new_empty((self._true(mask), *values.shape[mask.dim() :]))
+        return None
+
+    def _true(self, mask: Tensor) -> int:
+        return self._true_counts.get(tuple(mask.shape), mask.numel())
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query.shape, key.shape, value.shape))  # type: ignore[no-untyped-call]
+
+
+def _attention_backward(upstream: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    shapes = (upstream.shape, query.shape, key.shape, value.shape)
+    return int(sdpa_backward_flop_count(*shapes))  # type: ignore[no-untyped-call]
+
+
+_FLOPS: dict[Any, Any] = {
+    **flop_registry,
+    aten.addmm_: flop_registry[aten.addmm],
+    aten.baddbmm_: flop_registry[aten.baddbmm],
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+"""How the arithmetic of an operation follows from its shapes."""

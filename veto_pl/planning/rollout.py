@@ -1,0 +1,216 @@
+"""The rollout of a plan: the moments of the decode loop that need most, without the steps between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.divergences import log_mixture
+from veto_pl.models.causal_lm import CausalLM, sampling_mode
+from veto_pl.offline.manifest import Manifest
+from veto_pl.planning.observation import Phase
+from veto_pl.rollouts import FromCache, FromTeacher, Mixture, Sampling, TeacherMixed, Transformers, Vllm
+from veto_pl.rollouts.kv_cache import GrowingLayer, new_cache, obstacle, room_for
+from veto_pl.rollouts.sampling import draw_id
+from veto_pl.scores import TopKScores
+from veto_pl.seams import RolloutSource
+from veto_pl.types import Models, Sequences
+
+Draw = Callable[[Sequence[Tensor], Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of every row of a batch.
+
+    Args:
+        prompt: of the prompt.
+        reference: of the task's completion.
+        longest: what a sampled completion has at most, beside its own limit; None for that limit alone.
+    """
+
+    prompt: int
+    reference: int
+    longest: int | None = None
+
+    def sampled(self, sampling: Sampling) -> int:
+        """Tokens of a sampled completion."""
+        return min(sampling.max_new_tokens, self.longest or sampling.max_new_tokens)
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What one source of completions does.
+
+    Args:
+        sampling: its settings; None where nothing is sampled.
+        roles: the models that are sampled from.
+        source: the source itself.
+    """
+
+    sampling: Sampling | None
+    roles: tuple[str, ...]
+    source: RolloutSource
+
+
+def writings(source: RolloutSource) -> list[Writing]:
+    """Everything that a source may do; a source that is not known samples from the student, if it samples at all."""
+    if isinstance(source, Mixture):
+        return [*writings(source.first), *writings(source.second)]
+    roles: tuple[str, ...] = ("student",)
+    if isinstance(source, FromTeacher):
+        roles = ("teacher",)
+    elif isinstance(source, TeacherMixed):
+        roles = ("teacher", "student")
+    sampling = getattr(source, "sampling", None)
+    return [Writing(sampling if isinstance(sampling, Sampling) else None, roles, source)]
+
+
+def completed(source: RolloutSource, prompts: int, lengths: Lengths) -> Sequences:
+    """The sequences of the branch that writes most tokens, all of them with their full length."""
+
+    def tokens(writing: Writing) -> int:
+        sampling = writing.sampling
+        return lengths.reference if sampling is None else sampling.num_completions * lengths.sampled(sampling)
+
+    largest = max(writings(source), key=tokens)
+    copies = 1 if largest.sampling is None else largest.sampling.num_completions
+    new = lengths.reference if largest.sampling is None else lengths.sampled(largest.sampling)
+    return sequences(prompts * copies, lengths.prompt, new, largest)
+
+
+def sequences(rows: int, prompt: int, new: int, writing: Writing) -> Sequences:
+    """[rows, prompt + new] without values."""
+    shape = (rows, prompt + new)
+    mask = torch.ones(shape, dtype=torch.bool)
+    stored = None
+    if isinstance(writing.source, FromCache):
+        store = Manifest.read(writing.source.path).identity
+        ids = torch.zeros(*shape, store.k, dtype=torch.int64)
+        stored = TopKScores(ids, torch.zeros(*shape, store.k + 1), store.temperature)
+    return Sequences(
+        input_ids=torch.zeros(shape, dtype=torch.int64),
+        attention_mask=mask,
+        loss_mask=mask.clone(),
+        prompt_rows=torch.arange(rows),
+        on_policy=torch.ones(rows, dtype=torch.bool),
+        sampler_logp=None if writing.sampling is None else torch.zeros(shape),
+        rewards=torch.zeros(rows),
+        teacher_scores=stored,
+    )
+
+
+def roll_out(writing: Writing, models: Models, prompts: int, lengths: Lengths, phase: Phase) -> None:
+    """Reads the prompts, and writes the first token, the one where the caches grow last, and the last.
+
+    The arithmetic of the steps between is that of the first and the last on average, since it grows evenly.
+    """
+    sampling, engine = writing.sampling, getattr(writing.source, "engine", None)
+    if sampling is None or isinstance(engine, Vllm):
+        return
+    writers = [models.student if role == "student" else models.required_teacher() for role in writing.roles]
+    new = lengths.sampled(sampling)
+    with ExitStack() as stack:
+        for model in writers:
+            stack.enter_context(sampling_mode(model))
+        own_loop = not isinstance(engine, Transformers)
+        before = phase.flops
+        loop = _Loop(writers, _draw(writing, sampling), prompts * sampling.num_completions, own_loop)
+        phase.flops = before  # whether the loop can run a model is tried out on one token, once in a run
+        loop.read(prompts, lengths.prompt)
+        counts = [phase.flops]
+        for held in moments(lengths.prompt, new):
+            loop.write(held)
+            counts.append(phase.flops)
+        if len(counts) > 1:
+            phase.flops = counts[0] + (new - 1) * (counts[1] - counts[0] + counts[-1] - counts[-2]) / 2
+
+
+def moments(prompt: int, new: int) -> list[int]:
+    """How many tokens the caches hold when the first token is read, when they grow last, and when the last is read.
+
+    Example:
+        >>> moments(100, 200)
+        [100, 295, 298]
+    """
+    last = prompt + new - 2  # the last token that is drawn is not read
+    return sorted({prompt, _growth(prompt, last)[-1][0], last}) if new > 1 else []
+
+
+class _Loop:
+    """The decode loop at chosen moments."""
+
+    def __init__(self, writers: Sequence[CausalLM], draw: Draw, rows: int, own: bool) -> None:
+        self.writers, self.draw, self.rows = writers, draw, rows
+        if own and (reasons := [reason for model in writers if (reason := obstacle(model))]):
+            raise ConfigurationError(
+                f"This rollout cannot be planned: {reasons[0]}. Plan with `FromDataset`, or with another architecture."
+            )
+        self.caches = [new_cache(m) if own else DynamicCache(config=m.model.config) for m in writers]
+        self.logits: list[Tensor] = []
+        self.prompt = 0
+
+    def read(self, prompts: int, length: int) -> None:
+        ids = torch.zeros(prompts, length, dtype=torch.int64)
+        copies, self.prompt = self.rows // prompts, length
+        self.logits = [m.next_logits(ids, None, c) for m, c in zip(self.writers, self.caches, strict=True)]
+        if copies > 1:
+            for held in self.caches:
+                held.batch_repeat_interleave(copies)
+            self.logits = [values.repeat_interleave(copies, 0) for values in self.logits]
+
+    def write(self, held: int) -> None:
+        """Draws a token, and reads it when the caches hold so many tokens before it."""
+        drawn, _ = self.draw(self.logits, torch.zeros(self.rows, dtype=torch.float64))
+        position = torch.full((self.rows, 1), held)
+        for i, (model, held_cache) in enumerate(zip(self.writers, self.caches, strict=True)):
+            for layer in held_cache.layers:
+                _fill(layer, self.prompt, held)
+            self.logits[i] = model.next_logits(drawn[:, None], None, held_cache, position)
+
+
+def _draw(writing: Writing, sampling: Sampling) -> Draw:
+    """The memory that a source's way to draw needs."""
+
+    def mixed(logits: Sequence[Tensor], uniform: Tensor) -> tuple[Tensor, Tensor]:
+        teacher_logp, student_logp = (sampling.shape(values) for values in logits)
+        return draw_id(log_mixture(teacher_logp, student_logp, 0.5).exp(), uniform)
+
+    return mixed if len(writing.roles) > 1 else lambda logits, uniform: sampling.draw(logits[0], uniform)
+
+
+def _fill(layer: Any, prompt: int, held: int) -> None:
+    """Lets a layer of a cache hold so many tokens, in as much room as it would have by then."""
+    present = layer.keys.shape[-2]
+    if held == present:
+        return
+    if not isinstance(layer, GrowingLayer):
+        kept = min(held, getattr(layer, "sliding_window", held))
+        layer.keys, layer.values = (_sized(values, kept) for values in (layer.keys, layer.values))
+        if hasattr(layer, "cumulative_length"):
+            layer.cumulative_length = held
+        return
+    room = next(room for at, room in reversed(_growth(prompt, held)) if at < held)
+    if layer.room is None or layer.room[0].shape[-2] != room:
+        layer.room = (_sized(layer.keys, room), _sized(layer.values, room))
+    layer.keys, layer.values = (buffer[..., :held, :] for buffer in layer.room)
+
+
+def _sized(values: Tensor, length: int) -> Tensor:
+    return values.new_empty((*values.shape[:-2], length, values.shape[-1]))
+
+
+def _growth(prompt: int, last: int) -> list[tuple[int, int]]:
+    """How many tokens a layer holds each time it grows, and the room that it has afterwards."""
+    grown = [(prompt, room_for(prompt + 1))]
+    while grown[-1][1] <= last:
+        held = grown[-1][1]
+        grown.append((held, room_for(held + 1)))
+    return grown

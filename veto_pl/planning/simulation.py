@@ -1,0 +1,300 @@
+"""One optimizer step in the middle of a run, on tensors without storage."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.optim import Optimizer
+
+from veto_pl.contexts import SameText
+from veto_pl.evaluation import Evaluation
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional import chunked
+from veto_pl.metrics import TokenMetric
+from veto_pl.module import DistillationModule
+from veto_pl.normalisation import GradientLedger
+from veto_pl.planning.models import ENOUGH_ROWS, Weights, booked, skeletons, without_storage
+from veto_pl.planning.observation import Observation, Phase
+from veto_pl.planning.rollout import Lengths, Writing, completed, roll_out, writings
+from veto_pl.rollouts import FromStudent
+from veto_pl.seams import Objective
+from veto_pl.types import Generations, Models, PromptBatch, Stat, Step
+
+SCORING = ("teacher's scoring", "teacher's scoring")
+UPDATE = ("student's forward", "loss head")
+PHASES = ("rollout", SCORING[0], *UPDATE, "backward", "optimizer step", "validation")
+"""The parts of a step, in their order."""
+
+PRECISIONS: dict[str, tuple[torch.dtype | None, torch.dtype | None]] = {
+    "32-true": (None, None),
+    "32": (None, None),
+    "64-true": (torch.float64, None),
+    "64": (torch.float64, None),
+    "bf16-true": (torch.bfloat16, None),
+    "16-true": (torch.float16, None),
+    "bf16-mixed": (None, torch.bfloat16),
+    "bf16": (None, torch.bfloat16),
+    "16-mixed": (None, torch.float16),
+    "16": (None, torch.float16),
+}
+"""What the student's weights become, and what autocast computes in, by `trainer.precision`."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a step's size depends on, beside the models and the objective.
+
+    Args:
+        lengths: tokens of each row.
+        prompts: of a training batch.
+        validation_prompts: of a validation batch; 0 leaves validation out.
+        accumulate: micro-batches of an optimizer step.
+        precision: as in `trainer.precision`.
+        checkpointing: recompute the student's activations, whatever the configuration says.
+        chunk_rows: of every objective; None leaves what the configuration says.
+        shards: over how many devices gradients are spread.
+        accelerator: whether the device works on whole chunks and updates all weights at once.
+    """
+
+    lengths: Lengths
+    prompts: int
+    validation_prompts: int
+    accumulate: int = 1
+    precision: str = "32-true"
+    checkpointing: bool = False
+    chunk_rows: int | None = None
+    shards: int = 1
+    accelerator: bool = False
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What a step needs.
+
+    Args:
+        student: the student's weights.
+        teacher: the teacher's weights, or None.
+        state: bytes of the optimizer's state, over all devices.
+        phases: the parts of one micro-batch, of the optimizer step and of a validation batch.
+        reads: bytes of weights that one device reads while it samples for a micro-batch.
+    """
+
+    student: Weights
+    teacher: Weights | None
+    state: int
+    phases: dict[str, Phase] = field(default_factory=dict)
+    reads: int = 0
+
+
+def simulate(module: DistillationModule, setting: Setting) -> Simulated:
+    """Runs an optimizer step and a validation batch without weights.
+
+    Raises:
+        ConfigurationError: a model cannot be read, or the step depends on values that are not known before the run.
+    """
+    if setting.precision not in PRECISIONS:
+        raise ConfigurationError(
+            f"`trainer.precision` is {setting.precision!r}, which a plan does not know. Plan with one of "
+            f"{', '.join(PRECISIONS)}."
+        )
+    dtype, _ = PRECISIONS[setting.precision]
+    models = skeletons(module, dtype, checkpointing=setting.checkpointing)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), _blocks(setting.accelerator):
+            return _Simulation(module, setting, models).run()
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise ConfigurationError(
+            f"The step cannot be planned, because it depends on values: {error}. Plan with a similar objective, "
+            "rollout or optimizer of the package."
+        ) from error
+    finally:
+        for metric in module.validation_metrics.values():
+            metric.reset()  # type: ignore[operator]  # it has seen tensors without values
+
+
+class _Simulation:
+    """A student, a teacher and an optimizer without storage, and what happens to them."""
+
+    def __init__(self, module: DistillationModule, setting: Setting, models: Models) -> None:
+        self.module, self.setting = module, setting
+        self.student = without_storage(models.student)
+        self.teacher = None if models.teacher is None else without_storage(models.teacher)
+        self.models = Models(self.student, self.teacher, models.tokenizer)
+        self.objective = _adapted(module.objective, setting.chunk_rows)
+        self.trained = [p for p in self.student.parameters() if p.requires_grad]
+        self.observation = Observation(setting.shards)
+        self.ledger = GradientLedger()
+
+    def run(self) -> Simulated:
+        state = self._first_step()
+        for model in filter(None, (self.student, self.teacher)):
+            model.observation = self.observation
+            model.sample = max(ENOUGH_ROWS, 2 * _chunk_rows(self.objective))
+        with self.observation:
+            for parameter in self.trained:
+                self._set_gradient(parameter)
+                parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                    self.observation.mark_gradient
+                )
+            with self._autocast():
+                self._roll_out()
+            self._update()
+            if self.setting.validation_prompts:
+                with self._autocast(), self.observation.phase("validation") as phase:
+                    self._validate(phase)
+        teacher = None if self.teacher is None else Weights.of(self.teacher)
+        return Simulated(Weights.of(self.student), teacher, state, self.observation.phases, self._reads())
+
+    def _first_step(self) -> int:
+        """Bytes of the state that the optimizer makes: it is there before the step that is observed."""
+        with Observation() as first:
+            self.optimizer = _optimizer(self.module, self.trained, self.setting.accelerator)
+            for parameter in self.trained:
+                parameter.grad = torch.empty_like(parameter)
+                first.mark_gradient(parameter)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            state: int = first.alive
+        return state
+
+    def _set_gradient(self, parameter: nn.Parameter) -> None:
+        """The gradient of the step before, which stays until this step's backward pass."""
+        parameter.grad = torch.empty_like(parameter)
+        self.observation.mark_gradient(parameter)
+
+    def _autocast(self) -> Any:
+        _, dtype = PRECISIONS[self.setting.precision]
+        return nullcontext() if dtype is None else torch.autocast("cpu", dtype)
+
+    def _roll_out(self) -> None:
+        """Of sources that choose between others, the dearest choice counts."""
+        with self.observation.phase("rollout") as phase:
+            for source in self.objective.sources:
+                before, costs = phase.flops, [0.0]
+                for writing in writings(source):
+                    roll_out(writing, self.models, self.setting.prompts, self.setting.lengths, phase)
+                    costs.append(phase.flops - before)
+                    phase.flops = before
+                phase.flops = before + max(costs)
+
+    def _reads(self) -> int:
+        """The writers' weights, once for each token of a row."""
+        size = {"student": Weights.of(self.student).bytes}
+        if self.teacher is not None:
+            size["teacher"] = Weights.of(self.teacher).bytes
+        chosen = (
+            max(
+                sum(size[role] for role in writing.roles) * self.setting.lengths.sampled(writing.sampling)
+                if writing.sampling is not None
+                else 0
+                for writing in writings(source)
+            )
+            for source in self.objective.sources
+        )
+        return sum(chosen)
+
+    def _update(self) -> None:
+        """The last micro-batch of a window, and the optimizer step."""
+        terms = self._loss()
+        if self.setting.accumulate > 1 and len(terms) > 1:
+            self._backward(terms)  # an earlier micro-batch leaves a gradient of each term behind
+            for name in (SCORING[0], *UPDATE, "backward"):
+                self.observation.phases.pop(name, None)
+            terms = self._loss()
+        self._backward(terms)
+        with self.observation.phase("optimizer step"):
+            if self.ledger.separate:
+                self.ledger.normalise(self.trained, lambda value: value, 1.0)
+            self.optimizer.step()
+
+    def _loss(self) -> dict[str, Stat]:
+        """The undivided terms; teacher and student book their own parts."""
+        rollouts = {}
+        for source in self.objective.sources:
+            rollouts[source] = completed(source, self.setting.prompts, self.setting.lengths)
+            self.observation.expect(rollouts[source].input_ids.shape, self.setting.lengths.prompt)
+        with ExitStack() as stack:
+            for context in (
+                self.observation.phase("loss head"),
+                self._autocast(),
+                booked(self.student, UPDATE),
+                booked(self.teacher, SCORING),
+            ):
+                stack.enter_context(context)
+            terms = dict(self.objective.loss(rollouts, self.models, Step(0, 1)).terms)
+        self.ledger.record(terms)
+        return terms
+
+    def _backward(self, terms: dict[str, Stat]) -> None:
+        with self.observation.phase("backward"):
+            if self.setting.accumulate > 1 and len(terms) > 1:
+                self.ledger.backward(terms, self.trained)
+                return
+            if self.setting.accumulate == 1:
+                self.optimizer.zero_grad()
+            total = torch.stack([stat.total for stat in terms.values()]).sum()
+            terms.clear()
+            total.backward()  # type: ignore[no-untyped-call]
+
+    def _validate(self, phase: Phase) -> None:
+        writing = Writing(self.module.evaluation, ("student",), FromStudent(self.module.evaluation))
+        lengths, prompts = self.setting.lengths, self.setting.validation_prompts
+        roll_out(writing, self.models, prompts, lengths, phase)
+        metrics = [m for m in self.module.validation_metrics.values() if isinstance(m, TokenMetric)]
+        written = completed(writing.source, prompts, lengths)
+        self.observation.expect(written.input_ids.shape, lengths.prompt)
+        Evaluation(cast(PromptBatch, None), written, cast(Generations, None), self.models).update(metrics)
+
+
+def _optimizer(module: DistillationModule, trained: list[nn.Parameter], accelerator: bool) -> Optimizer:
+    """The run's optimizer. On an accelerator it updates all weights at once, unless told otherwise."""
+    optimizer = module.optimizer(trained)
+    for group in optimizer.param_groups:
+        if accelerator and "foreach" in group and group["foreach"] is None and not group.get("fused"):
+            group["foreach"] = True
+    return optimizer
+
+
+def _adapted(objective: Objective, chunk_rows: int | None) -> Objective:
+    """The same objective, and its terms, with other chunks, and a teacher that reads what the student reads.
+
+    Another context reads the examples of the batch, and a plan has none.
+    """
+    if isinstance(terms := getattr(objective, "terms", None), dict):
+        return replace(objective, terms={name: _adapted(term, chunk_rows) for name, term in terms.items()})  # type: ignore[type-var]
+    changes: dict[str, Any] = {}
+    if chunk_rows is not None and hasattr(objective, "chunk_rows"):
+        changes["chunk_rows"] = chunk_rows
+    if not isinstance(getattr(objective, "context", SameText()), SameText):
+        changes["context"] = SameText()
+    return replace(objective, **changes) if changes else objective  # type: ignore[type-var]
+
+
+def _chunk_rows(objective: Objective) -> int:
+    """The most rows that a term of the objective holds at a time."""
+    terms = getattr(objective, "terms", None)
+    inner = terms.values() if isinstance(terms, dict) else [getattr(objective, "composition", None)]
+    return max([getattr(objective, "chunk_rows", 0), *(_chunk_rows(term) for term in inner if term is not None)])
+
+
+@contextmanager
+def _blocks(accelerator: bool) -> Iterator[None]:
+    """The loss head works on whole chunks on an accelerator; here everything pretends to be on a CPU."""
+    before = chunked.BLOCK_ELEMENTS
+    if accelerator:
+        chunked.BLOCK_ELEMENTS = sys.maxsize
+    try:
+        yield
+    finally:
+        chunked.BLOCK_ELEMENTS = before
