@@ -187,8 +187,7 @@ class ModelSource(ABC):
         """The architecture with arbitrary weights; on the meta device it costs no memory."""
         from transformers import AutoModelForCausalLM
 
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(self.config())
-        return model
+        return AutoModelForCausalLM.from_config(self.config())
 
     def stored(self) -> StoredWeights | None:
         """The weights as they are stored, to be read in parts; None where the model has to be made whole first."""

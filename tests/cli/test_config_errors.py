@@ -206,7 +206,7 @@ IMPOSSIBLE = {
     ),
     "NaN in a weight of a sum": (
         {"model.objective": {"class_path": "Sum", "init_args": TERMS["init_args"] | {"weights": {"a": float("nan")}}}},
-        ["`model.objective.init_args.weights.a`: given nan"],
+        ["`model.objective", "`Sum.weights` must be finite, got nan for 'a'"],
     ),
     "a schedule that leaves its range": (
         {f"{OBJECTIVE}.beta": {"class_path": "Linear", "init_args": {"start": 0.5, "end": -0.1}}},
