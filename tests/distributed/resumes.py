@@ -1,6 +1,7 @@
 """Runs of ranks that are stopped in the middle of a window, and resumed."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,24 @@ from runs import OBJECTIVES, QUIET, Curve
 from veto_pl import DistillationModule, PromptDataModule
 from veto_pl.callbacks import Checkpoints
 from veto_pl.data import JsonLines
+from veto_pl.exceptions import NonFiniteError
 from veto_pl.models import CharacterTokenizer, MovingAverage
 from veto_pl.models.sharding import full_weights
-from veto_pl.objectives import Veto
+from veto_pl.objectives import SFT, Veto
 from veto_pl.rollouts import FromStudent, Replay, Sampling
 from veto_pl.testing.tiny import ALPHABET, tiny_source
 
 STEPS = 8
 REMEMBERS = Veto(rollout=Replay(FromStudent(Sampling(max_new_tokens=6)), fraction=0.5, capacity=24))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoNumber(SFT):
+    """Its loss is NaN from the fifth step on, on the second rank alone."""
+
+    def per_token(self, rows):
+        bad = rows.step.index >= 4 and rows.step.rank == 1
+        return super().per_token(rows) * (float("nan") if bad else 1.0)
 
 
 class KilledError(RuntimeError):
@@ -50,13 +61,15 @@ def run(
     """Eight steps of two micro-batches over shuffled epochs of 48 rows, eight rows a micro-batch; saved every 3."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     settings = {"lr": 0.02, "momentum": 0.9} if optimizer == "SGD" else {"lr": 0.02}
+    objectives = {"remembers": REMEMBERS, "NaN": NoNumber()}
     teacher = MovingAverage(tiny_source(attention_dropout=0.1), decay=0.8)
     module = DistillationModule(
-        REMEMBERS if objective == "remembers" else OBJECTIVES[objective],
+        (OBJECTIVES | objectives)[objective],
         tiny_source(attention_dropout=0.1 if objective == "remembers" else 0.0),
         teacher if objective == "remembers" else tiny_source(seed=1),
         tokenizer=CharacterTokenizer(ALPHABET),
         optimizer=lambda parameters: getattr(torch.optim, optimizer)(parameters, **settings),
+        skip_limit=2,
     )
     curve = Curve()
     checkpoints = Checkpoints(dirpath=str(Path(folder, name)), every_n_train_steps=3)
@@ -68,8 +81,8 @@ def run(
     data = PromptDataModule(JsonLines(train=str(Path(folder, "rows.jsonl"))), batch_size=8 // ranks)
     try:
         trainer.fit(module, data, ckpt_path=resume and str(Path(folder, resume, "last.ckpt")))
-    except KilledError:
-        return {}
+    except (KilledError, NonFiniteError) as error:
+        return {"stopped by": type(error).__name__}
     return {"curve": torch.tensor(curve.points[-2:]), "weights": {k: v.clone() for k, v in _weights(module).items()}}
 
 

@@ -14,6 +14,7 @@ from veto_pl.testing.ranks import run_ranks
 
 pytestmark = pytest.mark.xdist_group("ranks")
 STRATEGIES = ("ddp", "fsdp2")
+KILLED = {"stopped by": "KilledError"}
 
 
 def case(name, strategy, **settings):
@@ -44,6 +45,7 @@ def both_ranks(folder):
             f"{name} resumed": {"resume": f"{strategy} {name} killed"},
         }.items()
     ]
+    cases += [case("NaN", strategy, objective="NaN") for strategy in STRATEGIES]
     cases.append(case("Veto whole", "fsdp2", objective="Veto"))
     cases.append(case("Veto killed", "fsdp2", objective="Veto", kill=4))
     cases.append(case("after one", "fsdp2", objective="Veto", resume="alone"))
@@ -63,14 +65,22 @@ def close(outcome, expected, tolerance):
 def test_resumed_ranks_end_where_they_would_have(strategy, optimizer, both_ranks):
     """AdamW's run replays rollouts and follows the student with its teacher; both are in the checkpoint."""
     whole, resumed = (both_ranks[f"{strategy} {optimizer} {kind}"][0] for kind in ("whole", "resumed"))
-    assert both_ranks[f"{strategy} {optimizer} killed"] == ({}, {})
+    assert both_ranks[f"{strategy} {optimizer} killed"] == 2 * (KILLED,)
     assert ("teacher.model.norm.weight" in whole["weights"]) == (optimizer == "AdamW")
     close(resumed, whole, 1e-6)
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_ranks_that_stop_together_because_of_nan_save_a_checkpoint(strategy, folder, both_ranks):
+    assert both_ranks[f"{strategy} NaN"] == 2 * ({"stopped by": "NonFiniteError"},)
+    path = Path(folder, f"{strategy} NaN", "last.ckpt")
+    saved = plain_values(path) if strategy == "fsdp2" else torch.load(path, weights_only=True)
+    assert saved["global_step"] == 5, "the periodic one is that of step 3"
+
+
 def test_one_process_goes_on_with_the_folder_of_two(folder, both_ranks):
     killed = both_ranks["fsdp2 Veto killed"]
-    assert killed == ({}, {})
+    assert killed == 2 * (KILLED,)
     (alone,) = run_ranks(run_all, 1, folder, [
         {"name": "one after two", "strategy": "fsdp2", "objective": "Veto", "resume": "fsdp2 Veto killed"}
     ])  # fmt: skip
