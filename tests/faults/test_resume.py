@@ -37,6 +37,7 @@ def references(tmp_path_factory, config_file):
     return reference
 
 
+EACH = "--checkpoint.every_n_train_steps=1"
 LIMITED = ("--trainer.limit_train_batches=4", "--trainer.max_steps=4", "--trainer.val_check_interval=7")
 EVERY_OTHER = ("--trainer.max_steps=-1", "--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=2",
                "--trainer.val_check_interval=4")  # fmt: skip
@@ -46,12 +47,12 @@ EVERY_OTHER = ("--trainer.max_steps=-1", "--trainer.max_epochs=2", "--trainer.ch
     ("owner", "where", "count"),
     [
         (DistillationModule, "training_step", 4),  # inside the second window
-        (DistillationModule, "training_step", 6),  # the first batch of an epoch
+        pytest.param(DistillationModule, "training_step", 6, marks=pytest.mark.slow),  # the first batch of an epoch
         (DistillationModule, "on_before_optimizer_step", 3),  # the window that the end of the epoch cuts short
         (SampleTable, "on_validation_batch_end", 5),  # counted from the baseline's: inside a window's validation
         (SampleTable, "on_validation_end", 3),  # after a validation, before it is over
         (Checkpoints, "on_train_batch_end", 9),  # after the update, before its metrics are logged
-        (Checkpoints, "on_train_epoch_end", 1),
+        pytest.param(Checkpoints, "on_train_epoch_end", 1, marks=pytest.mark.slow),
     ],
 )
 def test_an_exception_loses_nothing(owner, where, count, config_file, references, tmp_path):
@@ -69,13 +70,13 @@ def test_an_exception_loses_nothing(owner, where, count, config_file, references
     ("owner", "where", "count", "options"),
     [
         (DistillationModule, "training_step", 2, ()),  # before there is any checkpoint
-        (DistillationModule, "training_step", 10, ()),
+        pytest.param(DistillationModule, "training_step", 10, (), marks=pytest.mark.slow),
         (DistillationModule, "validation_step", 10, ()),
-        (Checkpoints, "on_train_epoch_end", 2, ()),
+        pytest.param(Checkpoints, "on_train_epoch_end", 2, (), marks=pytest.mark.slow),
         (DistillationModule, "training_step", 9, ("--data.num_workers=2", "--data.shuffle=false")),
         (DistillationModule, "validation_step", 6, BY_EPOCH),
-        (DistillationModule, "training_step", 7, BY_EPOCH),
-        (Checkpoints, "on_train_epoch_end", 1, (*LIMITED, "--checkpoint.every_n_train_steps=1")),
+        pytest.param(DistillationModule, "training_step", 7, BY_EPOCH, marks=pytest.mark.slow),
+        pytest.param(Checkpoints, "on_train_epoch_end", 1, (*LIMITED, EACH), marks=pytest.mark.slow),
         (SampleTable, "on_validation_start", 2, EVERY_OTHER),
     ],
 )
@@ -87,25 +88,26 @@ def test_a_killed_process_loses_nothing(owner, where, count, options, config_fil
 
 def test_a_run_that_dies_again_and_again_gets_there(config_file, references, tmp_path):
     """Three micro-batches each time; a checkpoint after every step keeps one window of them."""
-    every = ("--checkpoint.every_n_train_steps=1",)
     deaths = 0
-    while die_in(DistillationModule, "training_step", 4, config_file, tmp_path, *every):
+    while die_in(DistillationModule, "training_step", 4, config_file, tmp_path, EACH):
         deaths += 1
         assert deaths < 12
     assert deaths >= 4
     assert_equal_runs(tmp_path, references())
 
 
-@pytest.mark.parametrize("where", ["training_step", "validation_step"])
-def test_the_validation_after_the_last_step_is_made_up_for(where, config_file, references, tmp_path):
+def test_the_validation_after_the_last_step_is_made_up_for(config_file, references, tmp_path):
     """The run has all its steps; only Lightning's own bookkeeping would call it complete."""
     options = ("--trainer.max_steps=5", "--trainer.val_check_interval=9")
     with fault(SampleTable, "on_validation_batch_end", 5, raising), pytest.raises(StopError):
         fit(config_file, tmp_path, *options)
     assert state(tmp_path)["global_step"] == 5
-    with fault(DistillationModule, where, 1, lambda: None) as calls:
+    with (
+        fault(DistillationModule, "training_step", 1, lambda: None) as trained,
+        fault(DistillationModule, "validation_step", 1, lambda: None) as validated,
+    ):
         fit(config_file, tmp_path, *options)
-    assert calls() == {"training_step": 0, "validation_step": 3}[where]
+    assert (trained(), validated()) == (0, 3)
     assert_equal_runs(tmp_path, references(*options))
 
 
@@ -146,7 +148,7 @@ def test_another_batch_size_goes_on_at_the_same_row(config_file, tmp_path):
     def parts(batch):
         return batch.input_ids, batch.attention_mask
 
-    options = ("--data.shuffle=false", "--checkpoint.every_n_train_steps=1")
+    options = ("--data.shuffle=false", EACH)
     with patch.object(DistillationModule, "training_step", watching):
         with fault(DistillationModule, "on_before_optimizer_step", 2, raising), pytest.raises(StopError):
             fit(config_file, tmp_path, *options)

@@ -26,9 +26,9 @@ def reference(tmp_path_factory, config_file):
     return run
 
 
-def start(config_file, run, training=0.1, validation=0.1, **environment):
+def start(config_file, run, *options, training=0.1, validation=0.1, **environment):
     slowly = [sys.executable, str(Path(__file__).with_name("slowly.py")), str(training), str(validation)]
-    command = [*slowly, "fit", "--config", config_file, "--run_dir", str(run)]
+    command = [*slowly, "fit", "--config", config_file, "--run_dir", str(run), *options]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=os.environ | environment)
 
@@ -36,13 +36,16 @@ def start(config_file, run, training=0.1, validation=0.1, **environment):
 def wait_for(process, line, times):
     """Reads what the process prints until it has printed a line so often."""
     for printed in process.stdout:
-        times -= printed.strip() == line
-        if times == 0:
+        times -= printed.count(line)
+        if times <= 0:
             return
     raise AssertionError(process.stderr.read()[-3000:])
 
 
-@pytest.mark.parametrize(("line", "times", "step"), [("in training_step", 7, 4), ("in validation_step", 2, 2)])
+@pytest.mark.parametrize(
+    ("line", "times", "step"),
+    [pytest.param("in training_step", 7, 4, marks=pytest.mark.slow), ("in validation_step", 2, 2)],
+)
 def test_sigterm_saves_at_once_and_says_how_to_go_on(line, times, step, config_file, reference, tmp_path):
     """In the middle of an accumulation window, and inside a validation that has batches left."""
     process = start(config_file, tmp_path, validation=1.5 if "validation" in line else 0)
@@ -58,6 +61,7 @@ def test_sigterm_saves_at_once_and_says_how_to_go_on(line, times, step, config_f
     assert_equal_runs(tmp_path, reference)
 
 
+@pytest.mark.slow
 def test_slurm_requeues_at_a_point_that_is_whole(config_file, reference, tmp_path, monkeypatch):
     """Its signal comes inside a window; the job that is started again needs no option to go on."""
     (tmp_path / "bin").mkdir()
@@ -79,17 +83,37 @@ def test_slurm_requeues_at_a_point_that_is_whole(config_file, reference, tmp_pat
     assert_equal_runs(tmp_path / "run", reference)
 
 
-LONG = ("--trainer.max_steps=1500", "--trainer.val_check_interval=101", "--checkpoint.every_n_train_steps=7")
+TWO = ("--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=1", "--ckpt_path=last")
 
 
-def lives(process, output, clock) -> bool:
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sigterm_to_one_of_two_processes_stops_both_at_one_point(rank, config_file, tmp_path):
+    assert start(config_file, tmp_path / "reference", *TWO, training=0, validation=0).wait(timeout=120) == 0
+    process = start(config_file, tmp_path / "run", *TWO, training=0.3, validation=0)
+    wait_for(process, "in training_step", 10)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    others = [int(child) for child in children if "slowly.py" in Path(f"/proc/{child}/cmdline").read_text()]
+    os.kill([process.pid, *others][rank], signal.SIGTERM)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 143, said
+    assert said.count("Stopped by SIGTERM") == 1
+    assert 0 < state(tmp_path / "run")["global_step"] < 8
+    assert start(config_file, tmp_path / "run", *TWO, training=0, validation=0).wait(timeout=120) == 0
+    assert_equal_runs(tmp_path / "run", tmp_path / "reference")
+
+
+LONG = ("--trainer.max_steps=450", "--trainer.val_check_interval=101", "--checkpoint.every_n_train_steps=7")
+
+
+def lives(process, output, clock, longest) -> bool:
     """Lets a process live for a random time: in one of four lives it dies while it is loading."""
     seconds = clock.uniform(0, 4) if clock.random() < 0.25 else 120
     already = len(output.read_text().split("Restored all states"))
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if seconds == 120 and len(output.read_text().split("Restored all states")) > already:
-            until, seconds = time.monotonic() + clock.uniform(0, 1.5), 0
+            until, seconds = time.monotonic() + clock.uniform(0, longest), 0
         if process.poll() is not None:
             return True
         time.sleep(0.01)
@@ -99,7 +123,9 @@ def lives(process, output, clock) -> bool:
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_random_ends_where_an_undisturbed_one_does(config_file, tmp_path, capsys):
     """SIGKILL at random moments of a process's life, until the command comes through."""
+    begun = time.monotonic()
     fit(config_file, tmp_path / "reference", *LONG)
+    undisturbed = time.monotonic() - begun
     with fault(DistillationModule, "training_step", 20, raising), pytest.raises(StopError):
         fit(config_file, tmp_path / "run", *LONG)  # so that each life has something to restore
     command = [sys.executable, "-m", "veto_pl.cli", "fit", "--config", config_file, "--run_dir", str(tmp_path / "run"),
@@ -109,7 +135,7 @@ def test_a_run_that_is_killed_at_random_ends_where_an_undisturbed_one_does(confi
     while True:
         with output.open("ab") as file:
             process = subprocess.Popen(command, stdout=file, stderr=file)
-        if lives(process, output, clock):
+        if lives(process, output, clock, undisturbed / 12):
             break
         process.kill()
         process.wait()
