@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from veto_pl.checkpoint_io import AtomicCheckpointIO, recover
+from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.sharding import Sharding
 from veto_pl.sharded_checkpoint import is_sharded, load_sharded_into, plain_values, save_sharded
 
@@ -48,6 +49,8 @@ class FullyShard(ModelParallelStrategy):
         plain: dict[str, Any] = dict(checkpoint)
         for index, state in enumerate(plain.pop("optimizer_states", [])):
             tensors[f"optimizer_{index}"], plain[f"optimizer_{index}"] = _parted(state)
+        if isinstance(self.checkpoint_io, AtomicCheckpointIO):
+            self.checkpoint_io.failure = None
         try:
             save_sharded(path, tensors, plain)
         except OSError as error:
@@ -68,6 +71,10 @@ class FullyShard(ModelParallelStrategy):
             recover(path)
         self.barrier()
         if not is_sharded(path):
+            if not path.is_file():
+                raise ConfigurationError(
+                    f"`{path}` is no checkpoint: neither a file nor a complete folder of a sharded run. Name another."
+                )
             return super().load_checkpoint(path, weights_only=True)
         plain = plain_values(path)
         self._restore_weights(path)

@@ -6,9 +6,9 @@ values, which are read with `weights_only`, and their table of contents may name
 
 from __future__ import annotations
 
-import contextlib
 import pickle
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from veto_pl.checkpoint_io import beside, temporary_name
+from veto_pl.checkpoint_io import swap_in, temporary_name
 from veto_pl.exceptions import ConfigurationError
 
 PLAIN = "plain.pt"
@@ -55,17 +55,14 @@ def save_sharded(path: Path, tensors: Mapping[str, Any], plain: Mapping[str, Any
     Raises:
         OSError: a rank could not write; the folder that was there still is.
     """
-    first = dist.get_rank() == 0
+    folder = temporary_name(path)
+    _first_rank_does(lambda: _make(folder))
     try:
-        with beside(path) if first else contextlib.nullcontext(temporary_name(path)) as folder:
-            dist.barrier()  # the first rank has removed what a killed write may have left
-            save(dict(tensors), storage_writer=FileSystemWriter(folder))
-            if first:
-                torch.save(dict(plain), folder / PLAIN)
-    except CheckpointException as error:
-        raise OSError(f"the parts could not be written: {error}") from error
-    finally:
-        dist.barrier()
+        save(dict(tensors), storage_writer=FileSystemWriter(folder))
+    except CheckpointException as error:  # on all ranks alike
+        _first_rank_does(lambda: shutil.rmtree(folder, ignore_errors=True))
+        raise OSError(f"the parts could not be written: {_first(error)}") from error
+    _first_rank_does(lambda: _complete(folder, path, plain))
 
 
 def load_sharded_into(path: Path, tensors: dict[str, Any]) -> None:
@@ -77,7 +74,9 @@ def load_sharded_into(path: Path, tensors: dict[str, Any]) -> None:
     try:
         load(tensors, storage_reader=_Reader(path), planner=_TensorsOnly())
     except CheckpointException as error:
-        raise ConfigurationError(f"The checkpoint `{path}` does not fit the model, or is damaged: {error}") from error
+        raise ConfigurationError(
+            f"The checkpoint `{path}` does not fit the model, or is damaged: {_first(error)}"
+        ) from error
 
 
 def plain_values(path: Path) -> dict[str, Any]:
@@ -91,14 +90,52 @@ def plain_values(path: Path) -> dict[str, Any]:
 
 def read_whole(path: Path, prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix`, put together in one process; the names are returned without it."""
-    table = _Reader(path).read_metadata().state_dict_metadata
-    whole = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in table.items()
-        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
-    }
-    load(whole, storage_reader=_Reader(path), planner=_TensorsOnly(), no_dist=True)
+    try:
+        table = _Reader(path).read_metadata().state_dict_metadata
+        whole = {
+            name: torch.empty(entry.size, dtype=entry.properties.dtype)
+            for name, entry in table.items()
+            if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+        }
+        load(whole, storage_reader=_Reader(path), planner=_TensorsOnly(), no_dist=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, CheckpointException) as error:
+        raise ConfigurationError(f"The checkpoint `{path}` is incomplete or damaged: {_first(error)}") from error
     return {name.removeprefix(prefix): tensor for name, tensor in whole.items()}
+
+
+def _make(folder: Path) -> None:
+    """Anew: a write that was killed may have left something."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _complete(folder: Path, path: Path, plain: Mapping[str, Any]) -> None:
+    try:
+        torch.save(dict(plain), folder / PLAIN)
+        swap_in(folder, path)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _first_rank_does(work: Callable[[], None]) -> None:
+    """Raises the same `OSError` on every rank where the first one fails; the others wait for it."""
+    problem: list[str | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            work()
+        except (OSError, RuntimeError) as error:  # PyTorch's writer has no other name for a full disk
+            problem = [f"{type(error).__name__}: {error}"]
+    dist.broadcast_object_list(problem)
+    if problem[0] is not None:
+        raise OSError(problem[0])
+
+
+def _first(error: BaseException) -> str:
+    """What happened, without the traces of all ranks."""
+    failures = getattr(error, "failures", None) or {0: (error, None)}
+    cause = next(iter(failures.values()))
+    return str(cause[0] if isinstance(cause, tuple) else cause).strip().partition("\n")[0][:300]
 
 
 class _Reader(FileSystemReader):

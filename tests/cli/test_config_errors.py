@@ -195,6 +195,10 @@ IMPOSSIBLE = {
     "a sampler of Lightning's": ({"trainer.use_distributed_sampler": True}, ["`trainer.use_distributed_sampler`"]),
     "an endless run": ({"trainer.max_steps": -1, "trainer.max_epochs": -1}, ["`trainer`", "unlimited"]),
     "a window of nothing": ({"trainer.accumulate_grad_batches": 0}, ["`trainer.accumulate_grad_batches`", "1 or more"]),
+    "a precision that rounds everything": (
+        {"trainer.precision": "bf16-true"},
+        ["`trainer.precision`: given `bf16-true`", "Set `dtype: bfloat16` on the models"],
+    ),
     "several terms in half precision": (
         {"model.objective": TERMS, "trainer.precision": "16-mixed", "trainer.accumulate_grad_batches": 2},
         ["`trainer.accumulate_grad_batches`", "in 16-mixed, with 2 loss terms in `Sum`"],

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from resumes import run, run_all
 from runs import prepare
 
+from veto_pl import sharded_checkpoint
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.sharded_checkpoint import TABLE, plain_values, read_whole
+from veto_pl.sharded_checkpoint import TABLE, plain_values, read_whole, save_sharded
 from veto_pl.testing.ranks import run_ranks
 
 pytestmark = pytest.mark.xdist_group("ranks")
@@ -113,3 +115,42 @@ def test_a_table_that_names_other_code_is_refused_before_it_runs(tmp_path):
         with pytest.raises(ConfigurationError, match="does not belong"):
             read_whole(tmp_path, "")
     assert not marker.exists()
+
+
+def fail_to_save(folder, where):
+    """Both ranks save; the first one's disk is full in the end, or something is in the way in the beginning."""
+    dist.init_process_group("gloo")
+    path = Path(folder, where, "last.ckpt")
+    outcomes = []
+    with pytest.MonkeyPatch.context() as patched:
+        if where == "full" and dist.get_rank() == 0:
+            patched.setattr(sharded_checkpoint.torch, "save", full_disk)
+        for _ in range(2):
+            try:
+                save_sharded(path, {"state_dict": {"a": torch.ones(3)}}, {"b": 1})
+                outcomes.append("saved")
+            except OSError as error:
+                outcomes.append(f"OSError: {error}")
+            patched.undo()
+            if dist.get_rank() == 0 and Path(folder, where).is_file():
+                Path(folder, where).unlink()
+            dist.barrier()
+    dist.destroy_process_group()
+    return outcomes
+
+
+def full_disk(*args):
+    raise RuntimeError("write failed: no space left")
+
+
+@pytest.mark.parametrize(("where", "reason"), [("full", "no space left"), ("blocked", "Error: ")])
+def test_all_ranks_hear_of_a_save_that_fails_on_one_and_the_next_one_works(where, reason, tmp_path):
+    if where == "blocked":
+        (tmp_path / where).write_text("a file where the folder belongs")
+    first, second = run_ranks(fail_to_save, 2, str(tmp_path), where, timeout=60)
+    assert first == second
+    assert first[0].startswith("OSError")
+    assert reason in first[0]
+    assert first[1] == "saved"
+    assert sorted(file.name for file in (tmp_path / where).iterdir()) == ["last.ckpt"]
+    assert plain_values(tmp_path / where / "last.ckpt") == {"b": 1}

@@ -2,8 +2,10 @@
 
 import errno
 import itertools
+import os
 import shutil
 from importlib import import_module
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -50,7 +52,7 @@ EVERY_OTHER = ("--trainer.max_steps=-1", "--trainer.max_epochs=2", "--trainer.ch
         pytest.param(DistillationModule, "training_step", 6, marks=pytest.mark.slow),  # the first batch of an epoch
         (DistillationModule, "on_before_optimizer_step", 3),  # the window that the end of the epoch cuts short
         (SampleTable, "on_validation_batch_end", 5),  # counted from the baseline's: inside a window's validation
-        (SampleTable, "on_validation_end", 3),  # after a validation, before it is over
+        (SampleTable, "on_validation_end", 4),  # after a validation is logged, before it is over
         (Checkpoints, "on_train_batch_end", 9),  # after the update, before its metrics are logged
         pytest.param(Checkpoints, "on_train_epoch_end", 1, marks=pytest.mark.slow),
     ],
@@ -76,12 +78,20 @@ def test_an_exception_loses_nothing(owner, where, count, config_file, references
         (DistillationModule, "training_step", 9, ("--data.num_workers=2", "--data.shuffle=false")),
         (DistillationModule, "validation_step", 6, BY_EPOCH),
         pytest.param(DistillationModule, "training_step", 7, BY_EPOCH, marks=pytest.mark.slow),
-        pytest.param(Checkpoints, "on_train_epoch_end", 1, (*LIMITED, EACH), marks=pytest.mark.slow),
         (SampleTable, "on_validation_start", 2, EVERY_OTHER),
     ],
 )
 def test_a_killed_process_loses_nothing(owner, where, count, options, config_file, references, tmp_path):
     assert die_in(owner, where, count, config_file, tmp_path, *options)
+    fit(config_file, tmp_path, *options)
+    assert_equal_runs(tmp_path, references(*options))
+
+
+@pytest.mark.parametrize(("count", "options"), [(4, LIMITED), (9, EVERY_OTHER)])
+def test_an_exception_at_the_end_of_what_a_limit_or_an_interval_cuts(count, options, config_file, references, tmp_path):
+    """The last micro-batch that a limit leaves of an epoch, and the one before the first validation of the run."""
+    with fault(Checkpoints, "on_train_batch_end", count, raising), pytest.raises(StopError):
+        fit(config_file, tmp_path, *options)
     fit(config_file, tmp_path, *options)
     assert_equal_runs(tmp_path, references(*options))
 
@@ -236,3 +246,17 @@ def test_the_best_checkpoints_are_kept_beside_the_last(config_file, tmp_path):
     measured = [float(row["validation/forward_kl"]) for row in curves(tmp_path)[1:] if row["validation/forward_kl"]]
     assert sorted(map(float, callback["best_k_models"].values())) == pytest.approx(sorted(measured)[:2])
     assert kept == set(callback["best_k_models"])
+
+
+def test_the_rows_that_a_checkpoint_counts_are_on_the_disk_before_it(config_file, tmp_path):
+    """Else a power cut could leave a checkpoint whose record has lost its end."""
+    synced, original = [], os.fsync
+
+    def sync(descriptor):
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        original(descriptor)
+
+    with patch.object(os, "fsync", sync):
+        fit(config_file, tmp_path, "--trainer.max_steps=2", "--trainer.val_check_interval=4")
+    checkpoint = synced.index(".last.ckpt.writing")
+    assert {"metrics.csv", "samples.jsonl"} <= set(synced[checkpoint - 2 : checkpoint])

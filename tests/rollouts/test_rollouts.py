@@ -7,7 +7,7 @@ import torch
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.divergences import log_mixture
-from veto_pl.rollouts import FromDataset, FromStudent, FromTeacher, Mixture, Sampling, TeacherMixed
+from veto_pl.rollouts import FromDataset, FromStudent, FromTeacher, Mixture, Sampling, TeacherMixed, Transformers
 from veto_pl.schedules import Linear
 from veto_pl.testing.tiny import prompt_batch, tiny_models
 from veto_pl.types import Step
@@ -169,7 +169,7 @@ def test_a_row_draws_the_same_in_every_batch_that_holds_it():
             assert alone == [whole[int(row) * copies + copy] for row in part for copy in range(copies)]
 
 
-@pytest.mark.parametrize("source", [FromStudent(Sampling(max_new_tokens=3)), TeacherMixed(), FromDataset()], ids=type)
+@pytest.mark.parametrize("source", [FromStudent(), FromStudent(engine=Transformers()), TeacherMixed(), FromDataset()])
 def test_no_prompt_gives_no_row(source):
     models = tiny_models()
     nothing = prompt_batch(models, ["ab>"], ["ba"]).rows(torch.tensor([], dtype=torch.int64))
@@ -194,6 +194,20 @@ def test_a_mixture_tosses_the_same_coins_on_every_rank_and_has_the_right_share(c
     deviation = math.sqrt(0.3 * 0.7 / (120 if coin == "batch" else 960))
     assert abs(torch.stack(share).mean() - 0.3) < 4 * deviation
     assert source(batch, models, STEP).prompt_rows.tolist() == list(range(8))
+
+
+def test_a_mixture_inside_a_mixture_tosses_its_own_coins():
+    models = tiny_models()
+    batch = prompt_batch(models, ["ab>"] * 32, ["ba"] * 32)
+    written = [FromTeacher(Sampling(max_new_tokens=1)), FromDataset(), FromStudent(Sampling(max_new_tokens=3))]
+    for coin in ("sample", "batch"):
+        source = Mixture(Mixture(written[0], written[1], coin=coin), written[2], coin=coin)
+        seen = set()
+        for index in range(12):
+            rows = source(batch, models, Step(index, 12))
+            seen |= {(bool(own), int(mask.sum()) > 1) for own, mask in zip(rows.on_policy, rows.loss_mask, strict=True)}
+        assert {(False, False), (False, True)} <= seen, "the teacher's one token, and the reference's three"
+        assert any(own for own, _ in seen)
 
 
 def test_a_mixture_keeps_prompts_and_completions_together():

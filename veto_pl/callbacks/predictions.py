@@ -32,7 +32,8 @@ class PredictionFile(BasePredictionWriter):
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Says where the file is."""
-        rank_zero_info(f"Wrote the predictions to {self._path(trainer)}")
+        others = f" and its neighbours of {trainer.world_size - 1} other ranks" if trainer.world_size > 1 else ""
+        rank_zero_info(f"Wrote the predictions to {self._path(trainer)}{others}")
 
     def _path(self, trainer: L.Trainer) -> Path:
         name = "predictions.jsonl" if trainer.is_global_zero else f"predictions-{trainer.global_rank}.jsonl"

@@ -14,6 +14,8 @@ from veto_pl.seams import Objective
 
 SCALED = ("16", "16-mixed")
 """Precisions with a gradient scaler."""
+WHOLE = ("bf16-true", "16-true")
+"""Precisions in which Lightning converts modules and batches."""
 
 USE = "Use `ddp`, or `fsdp2` where a model does not fit on one device."
 
@@ -44,9 +46,16 @@ def strategy(setup: Setup) -> Iterator[Mistake]:
             "trainer.strategy", "`ModelParallelStrategy` (tensor parallel)", "a strategy that is supported", USE
         )
     sharded = name == "fsdp2" or isinstance(chosen, ModelParallelStrategy)
-    if sharded and str(setup.trainer.get("precision")) in SCALED:
+    precision = str(setup.trainer.get("precision"))
+    if precision in WHOLE:
+        yield Mistake(
+            "trainer.precision", f"`{precision}`", "`32-true`, `bf16-mixed` or `16-mixed`",
+            "Lightning would round the positions' frequencies too. Set `dtype: bfloat16` on the models and leave "
+            "`trainer.precision` out: then weights, gradients and optimizer state are bfloat16.",
+        )  # fmt: skip
+    if sharded and precision in SCALED:
         yield Mistake("trainer.precision", "`16-mixed` with sharded models", "a precision without a gradient scaler",
-                      "Use `bf16-mixed` or `bf16-true`.")  # fmt: skip
+                      "Use `bf16-mixed`.")  # fmt: skip
 
 
 def distributed_sampler(setup: Setup) -> Iterator[Mistake]:

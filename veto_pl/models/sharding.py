@@ -81,7 +81,8 @@ def shard(model: CausalLM, sharding: Sharding) -> None:
 def gathered(model: CausalLM, *, head_only: bool = False) -> Iterator[None]:
     """Holds the whole weights on every rank, or those outside the layers; does nothing for a model that is not sharded.
 
-    Inside, weights can be read as ordinary tensors and the model runs without communication. They must not be written.
+    Inside, weights can be read as ordinary tensors and the model runs without communication. They must not be written,
+    and the context must not be nested.
     """
     if model.shards is None:
         yield

@@ -62,6 +62,11 @@ class StoredWeights:
                 part = rows[name]
                 yield name, handle.get_tensor(name) if part is None else handle.get_slice(name)[part]
 
+    def shape(self, name: str) -> list[int]:
+        """Of the whole tensor."""
+        shape: list[int] = _open(self.files[name]).get_slice(name).get_shape()
+        return shape
+
 
 def load_sharded(source: ModelSource, vocab_size: int, sharding: Sharding) -> CausalLM:
     """A model of which this rank only ever holds its part.
@@ -125,6 +130,7 @@ def _read(stored: StoredWeights, model: nn.Module, sharding: Sharding) -> None:
     targets: dict[str, Tensor] = {n: b for n, b in model.named_buffers() if n in stored.files}
     rows: dict[str, slice | None] = dict.fromkeys(targets)
     for name, weight in model.named_parameters():
+        _check_shape(name, stored.shape(name), weight)
         targets[name], rows[name] = local(weight), sharding.part(len(weight))
     for name, part in stored.parts(rows):
         _copy(targets[name], part, name)
@@ -134,24 +140,29 @@ def _hand_out(source: ModelSource, model: nn.Module, sharding: Sharding) -> None
     from veto_pl.models.sharding import local
 
     group, first = sharding.mesh.get_group(), sharding.first
-    whole = dict(source.load().named_parameters()) if first else {}
-    for name, weight in model.named_parameters():
+    whole = source.load().state_dict() if first else {}
+    learnt = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}
+    for name, weight in (*model.named_parameters(), *learnt.items()):
         buffer = torch.empty(weight.shape, dtype=weight.dtype, device=sharding.device)
         if first:
             _copy(buffer, whole.pop(name), name)
         dist.broadcast(buffer, group=group, group_src=0)
-        local(weight).copy_(buffer[sharding.part(len(buffer))])
+        weight.copy_(buffer) if name in learnt else local(weight).copy_(buffer[sharding.part(len(buffer))])
 
 
 def _copy(target: Tensor, stored: Tensor, name: str) -> None:
-    if target.shape != stored.shape:
-        raise DataError(
-            f"The stored weight `{name}` has the shape {list(stored.shape)}, expected {list(target.shape)} from the "
-            "model's configuration. The files are damaged, or belong to another configuration."
-        )
+    _check_shape(name, list(stored.shape), target)
     if not bool(stored.isfinite().all()):
         raise DataError(f"The stored weight `{name}` has numbers that are NaN or infinite. Fetch or save it again.")
     target.copy_(stored)
+
+
+def _check_shape(name: str, stored: list[int], expected: Tensor) -> None:
+    if stored != list(expected.shape):
+        raise DataError(
+            f"The stored weight `{name}` has the shape {stored}, expected {list(expected.shape)} from the model's "
+            "configuration. The files are damaged, or belong to another configuration."
+        )
 
 
 def _open(file: Path) -> Any:

@@ -59,7 +59,7 @@ def decode(
     """
     copies, device = sampling.num_completions, prompts.input_ids.device
     # A rank without prompts writes a row that is thrown away, for as long as the others write.
-    read = prompts if len(prompts) else _nobody(device)
+    read = prompts if len(prompts) else nobody(device)
     with ExitStack() as stack:
         for model in writers:
             stack.enter_context(sampling_mode(model))
@@ -188,7 +188,8 @@ def _padding(mask: Tensor) -> Tensor:
     return (mask.amax(0).cumsum(0) == 0).sum()
 
 
-def _nobody(device: torch.device) -> PromptBatch:
+def nobody(device: torch.device) -> PromptBatch:
+    """One prompt of one token that stands for none."""
     one, none = torch.zeros(1, 1, dtype=torch.int64, device=device), torch.zeros(1, 0, dtype=torch.int64, device=device)
     return PromptBatch(one, one == 0, none, none.bool())
 

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakSet
 
@@ -15,7 +15,7 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.causal_lm import CausalLM, sampling_mode
 from veto_pl.models.sharding import gathered
 from veto_pl.randomness import global_draws
-from veto_pl.rollouts.decoding import assemble, decode
+from veto_pl.rollouts.decoding import assemble, decode, nobody
 from veto_pl.rollouts.endings import Endings
 from veto_pl.rollouts.sampling import Sampling
 from veto_pl.seams import Engine
@@ -68,6 +68,9 @@ class Transformers(Engine):
     def generate(
         self, prompts: PromptBatch, model: CausalLM, sampling: Sampling, models: Models, step: Step, *, on_policy: bool
     ) -> Sequences:
+        if not len(prompts):  # sharded models need every rank all the same
+            one = self.generate(nobody(prompts.input_ids.device), model, sampling, models, step, on_policy=on_policy)
+            return replace(one.rows(torch.arange(0, device=one.input_ids.device)), prompts=prompts)
         device = prompts.input_ids.device
         copies = sampling.num_completions
         record = _Record(model, sampling, Endings(models, sampling, device))

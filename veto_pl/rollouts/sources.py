@@ -134,7 +134,7 @@ class Mixture(RolloutSource):
     def _toss(self, prompts: PromptBatch, fraction: float, step: Step) -> Tensor:
         """[B] bool."""
         numbers = prompts.numbers if self.coin == "sample" else torch.zeros(1, dtype=torch.int64)
-        return (step.uniform("mixture", numbers) < fraction).expand(len(prompts))
+        return (step.uniform(f"mixture {self!r}", numbers) < fraction).expand(len(prompts))
 
 
 def check_fraction(name: str, fraction: float | Schedule) -> None:
