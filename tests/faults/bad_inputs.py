@@ -15,6 +15,17 @@ import pytest
 
 from veto_pl.exceptions import VetoError
 
+JUNK = {
+    "{": "{",
+    "[]": "[]",
+    "nothing": "",
+    "null": "null",
+    "3": "3",
+    "noise": bytes(range(255, 0, -1)),
+    "deep": "[" * 10**5,
+}
+"""What is no JSON object, by name."""
+
 LONGEST = 1200
 MARKER = "EXECUTED"
 """A file of this name, which every hostile payload would create, must not be there afterwards."""

@@ -9,18 +9,8 @@ import torch
 from veto_pl.exceptions import DataError
 from veto_pl.models import Gguf, Pretrained
 
-from .bad_inputs import Bomb, Case, each, refuse
+from .bad_inputs import JUNK, Bomb, Case, each, refuse
 from .bad_models import INDEX, config, good, hostile, index, pickled, pipe, read, stored, weights, with_file, without
-
-JUNK = {
-    "{": "{",
-    "[]": "[]",
-    "nothing": "",
-    "null": "null",
-    "3": "3",
-    "noise": bytes(range(255, 0, -1)),
-    "deep": "[" * 10**5,
-}
 
 HERE = ("`{folder}`",)
 FIELDS = {

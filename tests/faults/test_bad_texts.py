@@ -12,7 +12,7 @@ from veto_pl.models.vocabulary import check_tokenizers
 from veto_pl.testing.tiny import ALPHABET, tiny_source
 from veto_pl.types import Example
 
-from .bad_inputs import MARKER, Case, each, hostile_module, refuse
+from .bad_inputs import JUNK, MARKER, Case, each, hostile_module, refuse
 
 ROW = Example("ab", "ba", {"m": {"w": 1}, "l": [1], "n": None, "f": 1.5, "s": "\ud800"})
 
@@ -188,15 +188,6 @@ def read(folder):
     return PretrainedTokenizer(str(folder)).load()
 
 
-JUNK = {
-    "{": "{",
-    "[]": "[]",
-    "nothing": "",
-    "null": "null",
-    "3": "3",
-    "noise": bytes(range(255, 0, -1)),
-    "deep": "[" * 100_000,
-}
 STORED = [
     Case(f"{name}: {what}", with_file(name, data), read, ("No tokenizer could be read from `{folder}`",))
     for name in ("tokenizer.json", "tokenizer_config.json")
