@@ -90,7 +90,8 @@ UNREADABLE = {
     "a list for a number": ({f"{SAMPLING}.top_p": [1]}, [f"`{SAMPLING}.top_p`", "[1]", "a number"]),
     "a text for a truth value": ({"samples.show": "perhaps"}, ["`samples.show`", "perhaps", "true or false"]),
     "an unknown choice": ({"data.overlong": "dropp"}, ["`data.overlong`", "`dropp`", "'drop', 'truncate_left'"]),
-    "a misspelt objective": ({"model.objective": {"class_path": "Vetto"}}, ["`Vetto`", "Did you mean `Veto`?"]),
+    "a misspelt objective": ({"model.objective": {"class_path": "Vetto"}}, ["`Vetto`", "Did you mean `Veto`"]),
+    # classes of other tests may be near as well
     "a misspelt class far down": (
         {f"{OBJECTIVE}.divergence": {"class_path": "FowardKL"}},
         [f"`{OBJECTIVE}.divergence`", "Did you mean `ForwardKL`?", "`veto-pl list divergences`"],
