@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from veto_pl import DistillationModule, PromptDataModule
+from veto_pl.advantages import FutureLogRatio
 from veto_pl.data import ExactMatch, JsonLines
 from veto_pl.data.sampler import RankSampler
 from veto_pl.fsdp import FullyShard
@@ -45,6 +46,7 @@ OBJECTIVES = {
     "SFT": SFT(),
     "GKD": GKD(sampling=SAMPLING),
     "MiniLLM": MiniLLM(sampling=SAMPLING),
+    "MiniLLM, not whitened": MiniLLM(sampling=SAMPLING, advantage=FutureLogRatio(whitened=False)),
     "Veto": Veto(rollout=SAMPLED),
     "SFT per sequence": SFT(aggregation="sequence"),
     "coin per sample": Distill(rollout=Mixture(SAMPLED, FromDataset(), coin="sample")),
