@@ -37,7 +37,7 @@ CASES = {
         )
         for name in ("SFT", "GKD", "Veto")
     },
-    # Terms that are kept apart are scaled after the backward pass, and joined ones before: bf16 rounds these differently.
+    # Terms that are kept apart are scaled after the backward pass, joined ones before: bf16 rounds these differently.
     "MiniLLM, not whitened, bf16-mixed": case(
         "MiniLLM, not whitened",
         one={"batch_size": 2, "dealt": True, "accumulate_grad_batches": 4},
