@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from veto_pl.ranks import place
+
 M = TypeVar("M", bound="Memory")
 State = dict[str, Any]
 """Tensors on the CPU, and plain values: a checkpoint is read without running code from it."""
@@ -51,7 +53,7 @@ class Memories:
         if key not in self._known:
             memory = new()
             if self._saved:
-                memory.restore([state[key] for state in self._saved if key in state], _rank())
+                memory.restore([state[key] for state in self._saved if key in state], place()[0])
             self._known[key] = memory
         known: Any = self._known[key]
         return known  # type: ignore[no-any-return]
@@ -65,22 +67,15 @@ class Memories:
         """Of every rank. Every rank has to ask."""
         own = {key: memory.state() for key, memory in self._known.items()}
         # What was saved and not yet asked for is not lost; after a change of ranks it stays with the first ones.
-        saved = self._saved[_rank()] if _rank() < len(self._saved) else {}
+        rank, ranks = place()
+        saved = self._saved[rank] if rank < len(self._saved) else {}
         own = {**saved, **own}
-        if not _several():
+        if ranks == 1:
             return [own]
-        everybody: list[Any] = [None] * dist.get_world_size()
+        everybody: list[Any] = [None] * ranks
         dist.all_gather_object(everybody, own)
         return everybody
 
     def restore(self, states: list[dict[str, State]]) -> None:
         """What `states` gave, to be handed out when it is asked for."""
         self._known, self._saved = {}, states
-
-
-def _several() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def _rank() -> int:
-    return dist.get_rank() if _several() else 0

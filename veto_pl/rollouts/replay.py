@@ -9,6 +9,7 @@ from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.memory import Memory, State
+from veto_pl.ranks import place
 from veto_pl.rollouts.sources import FromStudent, check_fraction
 from veto_pl.schedules import value_at
 from veto_pl.seams import RolloutSource, Schedule, Task
@@ -120,7 +121,7 @@ class ReplayBuffer(Memory):
         return {"rows": [asdict(row) for row in self._rows], "filled": self.filled}
 
     def restore(self, states: Sequence[State], rank: int) -> None:
-        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        ranks = place()[1]
         everything = [row for state in states for row in state["rows"]]
         mine = states[rank]["rows"] if len(states) == ranks else everything[rank::ranks]
         self._rows = [Kept(**row) for row in mine][-self.capacity :]
