@@ -10,11 +10,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from veto_pl.generations import Generations
 from veto_pl.metrics import CompletionMetric, TokenMetric, default_metrics
 from veto_pl.models.causal_lm import CausalLM, sampling_mode
 from veto_pl.models.sharding import gathered
 from veto_pl.rollouts import FromStudent, Sampling
-from veto_pl.types import Generations, Models, PromptBatch, Sequences, Step
+from veto_pl.types import Models, PromptBatch, Sequences, Step
 
 CHUNK_ROWS = 256
 """Tokens whose vocabulary-sized rows are held at a time."""
@@ -52,14 +53,16 @@ class Evaluation:
         completions = sequences.completions()
         texts = models.tokenizer.batch_decode(completions, skip_special_tokens=True)
         rewards = batch.score(texts, sequences.prompt_rows.tolist())
+        stop = (*sampling.stop, *batch.stop)
         ends = torch.tensor([bool(len(ids)) and int(ids[-1]) in models.eos_ids for ids in completions])
-        stopped = torch.tensor([any(stop in text for stop in sampling.stop) for text in texts])
+        stopped = torch.tensor([any(end in text for end in stop) for text in texts])
         shape = (len(batch), sampling.num_completions)
         generations = Generations(
             texts=texts,
             tokens=[ids.tolist() for ids in completions],
             rewards=torch.tensor(rewards).reshape(shape),
             finished=(ends | stopped).reshape(shape),
+            examples=batch.examples,
         )
         return cls(batch, sequences, generations, models)
 

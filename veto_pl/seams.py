@@ -169,6 +169,23 @@ class Task(ABC):
     def reward(self, example: Example, completion: str) -> float:
         """A score; 1.0 and only 1.0 means correct."""
 
+    def rewards(self, examples: Sequence[Example], completions: Sequence[str]) -> list[float]:
+        """The score of each pair; override where judging many at once is faster."""
+        return [self.reward(example, text) for example, text in zip(examples, completions, strict=True)]
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Strings that end a completion of this task, beside those of `Sampling.stop`."""
+        return ()
+
+
+class Judge(ABC):
+    """Which of two answers is better."""
+
+    @abstractmethod
+    def __call__(self, example: Example, first: str, second: str) -> float:
+        """1.0 where the first is better, 0.0 where the second is, 0.5 for a tie."""
+
 
 class ModelSource(ABC):
     """Where a causal language model comes from."""

@@ -61,11 +61,24 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class Example:
-    """One row of a task: the text before templating, a reference completion if there is one, and the raw row."""
+    """One row of a task: the text before templating, its references if there are any, and the raw row.
+
+    Args:
+        prompt: the text before templating.
+        completion: the reference that is trained on.
+        row: the row as the task read it.
+        alternatives: references that are as good as `completion`, for judging.
+    """
 
     prompt: str
     completion: str | None = None
     row: Mapping[str, Any] = field(default_factory=dict)
+    alternatives: tuple[str, ...] = ()
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """All references."""
+        return self.alternatives if self.completion is None else (self.completion, *self.alternatives)
 
 
 @dataclass(frozen=True)
@@ -109,11 +122,16 @@ class PromptBatch:
         examples = tuple(self.examples[i] for i in index.tolist()) if self.examples else ()
         return replace(self, examples=examples, **taken)
 
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Strings that end a completion of the task."""
+        return () if self.task is None else self.task.stop
+
     def score(self, completions: Sequence[str], rows: Sequence[int]) -> list[float]:
         """The task's reward of each completion; `rows` names the prompt of each."""
         if self.task is None:
             return [0.0] * len(completions)
-        return [self.task.reward(self.examples[i], text) for i, text in zip(rows, completions, strict=True)]
+        return self.task.rewards([self.examples[i] for i in rows], completions)
 
     def rewarded(self, sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> Sequences:
         """The same sequences with the task's reward of each."""
@@ -264,28 +282,6 @@ class Models:
         if self.teacher is None:
             raise ConfigurationError("The objective needs a teacher, but `model.teacher` is not set. Name one there.")
         return self.teacher
-
-
-@dataclass(frozen=True)
-class Generations:
-    """What one validation batch produced, for the metrics of whole completions.
-
-    Args:
-        texts: G x K decoded completions, the K samples of a prompt one after another.
-        tokens: the ids of each completion, EOS included where it was reached.
-        rewards: [G, K] float32; a completion is correct at 1.0 and only there.
-        finished: [G, K] bool, True where the completion ended with EOS or a stop string.
-    """
-
-    texts: list[str]
-    tokens: list[list[int]]
-    rewards: Tensor
-    finished: Tensor
-
-    def groups(self) -> list[list[str]]:
-        """The texts prompt by prompt."""
-        size = self.rewards.shape[1]
-        return [self.texts[i : i + size] for i in range(0, len(self.texts), size)]
 
 
 def pad_right(rows: Sequence[Tensor], value: int = 0) -> tuple[Tensor, Tensor]:

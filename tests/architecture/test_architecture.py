@@ -183,4 +183,4 @@ def test_public_functions_are_those_that_were_promised():
 
 def test_the_module_stays_short():
     assert len((PACKAGE / "module.py").read_text().splitlines()) <= 270
-    assert len((PACKAGE / "seams.py").read_text().splitlines()) <= 210
+    assert len((PACKAGE / "seams.py").read_text().splitlines()) <= 240

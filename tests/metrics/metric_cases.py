@@ -5,6 +5,7 @@ import math
 import torch
 from hypothesis import strategies as st
 
+from veto_pl.generations import Generations
 from veto_pl.metrics import (
     Accuracy,
     CompletionLength,
@@ -20,7 +21,6 @@ from veto_pl.metrics import (
     TargetSharpness,
     TopOneAgreement,
 )
-from veto_pl.types import Generations
 
 SAMPLES = 3
 VOCABULARY = 5

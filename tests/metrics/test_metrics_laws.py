@@ -24,8 +24,8 @@ from metric_cases import (
 from torch import distributed
 
 import veto_pl.metrics
+from veto_pl.generations import Generations
 from veto_pl.metrics import CompletionMetric, TokenMetric, default_metrics
-from veto_pl.types import Generations
 
 every_metric = pytest.mark.parametrize("name", METRICS)
 quick = settings(deadline=None, max_examples=10)

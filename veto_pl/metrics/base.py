@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from veto_pl.types import Generations
+from veto_pl.generations import Generations
 
 
 class _Mean(Metric, ABC):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.generations import Generations
 from veto_pl.metrics.base import CompletionMetric
-from veto_pl.types import Generations
 
 
 class DistinctN(CompletionMetric):

@@ -21,6 +21,7 @@ from veto_pl.contexts import SameText
 from veto_pl.evaluation import Evaluation
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional import chunked
+from veto_pl.generations import Generations
 from veto_pl.metrics import TokenMetric
 from veto_pl.module import DistillationModule
 from veto_pl.normalisation import GradientLedger
@@ -29,7 +30,7 @@ from veto_pl.planning.observation import Observation, Phase
 from veto_pl.planning.rollout import Lengths, Writing, completed, roll_out, writings
 from veto_pl.rollouts import FromStudent
 from veto_pl.seams import Objective
-from veto_pl.types import Generations, Models, PromptBatch, Stat, Step
+from veto_pl.types import Models, PromptBatch, Stat, Step
 
 SCORING = ("teacher's scoring", "teacher's scoring")
 UPDATE = ("student's forward", "loss head")

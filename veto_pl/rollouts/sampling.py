@@ -1,6 +1,6 @@
 """How the next token is drawn."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,6 +46,10 @@ class Sampling:
         for name, (valid, expectation) in checks.items():
             if not valid:
                 raise ConfigurationError(f"`Sampling.{name}` must {expectation}, got {getattr(self, name)}.")
+
+    def ending_with(self, stop: tuple[str, ...]) -> "Sampling":
+        """The same settings with more stop strings."""
+        return self if set(stop) <= set(self.stop) else replace(self, stop=(*self.stop, *stop))
 
     def shape(self, logp: Tensor) -> Tensor:
         """The distribution that is sampled from: temperature first, then top-k, then top-p, renormalised.

@@ -39,7 +39,8 @@ class FromStudent(RolloutSource):
     engine: Engine = DecodeLoop()
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
-        return self.engine.generate(prompts, models.student, self.sampling, models, step, on_policy=True)
+        sampling = self.sampling.ending_with(prompts.stop)
+        return self.engine.generate(prompts, models.student, sampling, models, step, on_policy=True)
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class FromTeacher(RolloutSource):
     engine: Engine = DecodeLoop()
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
-        return self.engine.generate(prompts, models.required_teacher(), self.sampling, models, step, on_policy=False)
+        sampling = self.sampling.ending_with(prompts.stop)
+        return self.engine.generate(prompts, models.required_teacher(), sampling, models, step, on_policy=False)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ class TeacherMixed(RolloutSource):
             teacher_logp, student_logp = (self.sampling.shape(values) for values in logits)
             return draw_id(log_mixture(teacher_logp, student_logp, fraction).exp(), uniform)
 
-        return decode(prompts, writers, draw, self.sampling, models, step, on_policy=True)
+        sampling = self.sampling.ending_with(prompts.stop)
+        return decode(prompts, writers, draw, sampling, models, step, on_policy=True)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,148 @@
+"""What a study found: the trials, and what they say together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from veto_pl.report.run import Run
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A completion of a test row, token by token.
+
+    Args:
+        prompt: what the student read.
+        reference: the expected completion, if there is one.
+        reward: the task's score; 1 is right.
+        tokens: the texts of the completion's tokens.
+        forward_kl: KL(teacher || student) at each token, in nats; empty where there is no teacher.
+        reverse_kl: KL(student || teacher) at each token, in nats; empty where there is no teacher.
+    """
+
+    prompt: str
+    reference: str | None
+    reward: float
+    tokens: tuple[str, ...]
+    forward_kl: tuple[float, ...] = ()
+    reverse_kl: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run took.
+
+    Args:
+        steps: optimizer steps.
+        tokens: completion tokens that were trained on.
+        seconds: wall time of the training.
+    """
+
+    steps: int
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One method with one seed, trained and tested.
+
+    Args:
+        method: the method's name.
+        seed: the seed of the run.
+        run: its folder: curves of training and validation.
+        values: the test's metrics, `evaluation/metric` -> value, such as `greedy/accuracy` and `sampled/pass@8`.
+        cost: what the training took.
+        answers: the first test rows, in the same order in every trial, as the first evaluation answered them.
+    """
+
+    method: str
+    seed: int
+    run: Run
+    values: Mapping[str, float]
+    cost: Cost
+    answers: tuple[Answer, ...] = ()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds with its confidence interval; the bounds are NaN for a single seed."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A method minus the baseline, seed by seed.
+
+    Args:
+        difference: the mean difference with its confidence interval.
+        p: of the paired test, corrected for the number of methods (Holm); NaN where it cannot be computed.
+    """
+
+    difference: Estimate
+    p: float
+
+
+@dataclass(frozen=True)
+class Search:
+    """The settings that a method was tried with on the validation split, before the seeds of the comparison ran.
+
+    Args:
+        metric: what the settings are ranked by.
+        scores: setting, as text -> the metric.
+        chosen: the setting that the trials use.
+        at_edge: whether the chosen setting is the least or the greatest of its grid, so that a better one may lie
+            outside.
+    """
+
+    metric: str
+    scores: Mapping[str, float]
+    chosen: str
+    at_edge: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished, or unfinished, study.
+
+    Args:
+        title: headline.
+        intro: plain text; an empty line starts a paragraph.
+        budget: what every run was given, as text, such as `400 steps`.
+        baseline: the method that the others are tested against.
+        methods: names in the order of the study.
+        seeds: all seeds of the study.
+        quantities: the test's metrics that the table shows, in order, such as `greedy/accuracy`.
+        frontier: two names of `quantities`: diversity, and reward.
+        trials: those that are finished.
+        estimates: (method, quantity) -> mean over seeds.
+        contrasts: (method, quantity) -> difference from the baseline; the baseline itself has none.
+        searches: method -> its search; empty where nothing was searched.
+        failures: (method, seed) -> why it did not finish.
+        confidence: of the intervals, such as 0.95.
+        command: what makes this page again.
+    """
+
+    title: str
+    intro: str
+    budget: str
+    baseline: str
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    quantities: tuple[str, ...]
+    frontier: tuple[str, str] | None
+    trials: tuple[Trial, ...]
+    estimates: Mapping[tuple[str, str], Estimate]
+    contrasts: Mapping[tuple[str, str], Contrast]
+    searches: Mapping[str, Search] = field(default_factory=dict)
+    failures: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    confidence: float = 0.95
+    command: str = ""
+
+    def of(self, method: str) -> tuple[Trial, ...]:
+        """The trials of a method, by seed."""
+        return tuple(sorted((t for t in self.trials if t.method == method), key=lambda trial: trial.seed))
