@@ -5,7 +5,7 @@ export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help quickstart smollm2 test test-all bench lint types docs checks clean
+.PHONY: help quickstart smollm2 test test-all test-browser bench lint types docs checks clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,7 +32,10 @@ test: .venv/developed  ## Run the fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-all: .venv/developed  ## Run every test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m ""
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not browser"
+
+test-browser: .venv/developed  ## Open the pages in Chromium and click through them (Debian: chromium, chromium-driver)
+	$(BIN)/python -m pytest -m browser tests/browser
 
 bench: .venv/developed  ## Measure against peers and write benchmarks/results/ (under 25 minutes on two cores)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
@@ -49,7 +52,7 @@ types: .venv/developed  ## Check types (mypy strict)
 docs: .venv/developed  ## Build the documentation; warnings are errors
 	$(BIN)/mkdocs build --quiet --strict
 
-checks: lint types docs test  ## Everything that continuous integration runs
+checks: lint types docs test test-browser  ## Everything that continuous integration runs
 
 clean:  ## Remove what the other targets made, except runs/
 	rm -rf .venv site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,6 +10,9 @@ import yaml
 from transformers import PreTrainedTokenizerFast, Qwen2Config
 
 from veto_pl.cli import VetoCLI, main
+from veto_pl.compare.command import load_study
+from veto_pl.compare.jobs import Jobs
+from veto_pl.compare.worker import prepare
 from veto_pl.fsdp import FullyShard
 from veto_pl.objectives import SFT, Veto
 from veto_pl.plugins import load_plugins
@@ -20,6 +23,8 @@ CONFIGS = ROOT / "configs"
 GOLDEN = Path(__file__).parent / "golden"
 DEBUG = sorted(p.stem for p in (CONFIGS / "debug").glob("*.yaml") if p.stem != "base")
 QUICKSTART = sorted(p.stem for p in (CONFIGS / "quickstart").glob("*.yaml") if p.stem != "base")
+COMPARED = sorted((CONFIGS / "compare").glob("*/*.yaml"))
+STUDIES = sorted((CONFIGS / "compare").glob("*.yaml"))
 STRATEGIES = {"fsdp2": 1, "fsdp2_nodes": 2}
 TASKS = {"gsm8k": 0.8, "code": 1.0, "summarisation": 0.3}
 
@@ -41,14 +46,37 @@ def parsed_parameters(module):
 
 def test_every_config_is_covered():
     covered = {f"debug/{n}.yaml" for n in [*DEBUG, "base"]} | {f"quickstart/{n}.yaml" for n in [*QUICKSTART, "base"]}
-    covered |= {f"recipes/paper/{n}.yaml" for n in [*TASKS, "base", "teacher"]} | {"recipes/smollm2_gsm8k.yaml"}
+    covered |= {f"recipes/paper/{n}.yaml" for n in [*TASKS, "base", "humaneval", "teacher"]}
+    covered |= {"recipes/smollm2_gsm8k.yaml"}
     covered |= {f"strategy/{name}.yaml" for name in STRATEGIES}
+    covered |= {str(p.relative_to(CONFIGS)) for p in [*COMPARED, *STUDIES]}
     assert {str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml")} == covered
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONFIGS)))
 def test_every_config_says_what_it_is_for(path):
     assert path.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("path", COMPARED, ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_what_is_compared_builds_behind_the_base_of_the_quickstart(path):
+    teacher = ("--model.teacher=RandomWeights", "--model.teacher.dimensions={vocab_size: 56}")
+    cli = build("quickstart/base.yaml", "quickstart/teacher.yaml", path, options=teacher)
+    assert cli.model.objective is not None
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda p: p.stem)
+def test_every_study_tells_runs_what_they_can_use(file, tmp_path):
+    study = load_study(file)
+    jobs = Jobs(study, file.parent, tmp_path)
+    method = study.baseline
+    job = jobs.trial(method, study.search.points[-1], study.seeds[0])
+    prepare(job)
+    cli = build(*job.files, job.folder / "settings.yaml")
+    assert cli.model.seed == study.seeds[0]
+    rates = [point.get("model.optimizer.init_args.lr") for point in study.search.points]
+    if study.searches:
+        assert cli.config.model.optimizer.init_args.lr == rates[-1]
 
 
 def small_qwen_tokenizer(folder):
@@ -107,6 +135,14 @@ def test_the_teachers_recipe_builds(task, qwen2):
     files = ("recipes/paper/base.yaml", f"recipes/paper/{task}.yaml", "recipes/paper/teacher.yaml")
     cli = build(*files, options=["--model.student.path", str(qwen2 / "7B")])
     assert isinstance(cli.model.objective, SFT)
+    assert parsed_parameters(cli.model).teacher is None
+
+
+def test_the_humaneval_evaluation_builds_behind_the_base(qwen2):
+    files = ("recipes/paper/base.yaml", "recipes/paper/humaneval.yaml")
+    cli = build(*files, options=["--model.student.path", str(qwen2 / "0.5B")])
+    assert cli.datamodule.task.stop == ()
+    assert list(cli.model.validation_metrics) == ["pass@1", "pass@10", "eos_rate"]
     assert parsed_parameters(cli.model).teacher is None
 
 

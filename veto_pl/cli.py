@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 import tempfile
@@ -20,6 +19,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import Logger
 
 from veto_pl.callbacks import (
+    Answers,
+    Budget,
     Checkpoints,
     Diagnostics,
     DistillationProgress,
@@ -30,6 +31,7 @@ from veto_pl.callbacks import (
 )
 from veto_pl.callbacks.checkpoints import resume_path
 from veto_pl.checks import check
+from veto_pl.commands import COMMANDS
 from veto_pl.data import PromptDataModule
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.logs import Events, MetricsFile, journals
@@ -41,7 +43,9 @@ from veto_pl.plugins import load_plugins
 
 DESCRIPTION = """Distil language models. Beside the commands below there are `veto-pl list` (what is available behind
 each seam), `veto-pl export` (a checkpoint as a Hugging Face folder), `veto-pl report` (an HTML page of runs),
-`veto-pl cache-teacher` (a teacher's scores on disk) and `veto-pl plan` (the memory and arithmetic of a run)."""
+`veto-pl cache-teacher` (a teacher's scores on disk), `veto-pl plan` (the memory and arithmetic of a run), `veto-pl
+compare` (objectives at equal budget, over seeds), `veto-pl judge` (whose answers a judge prefers) and `veto-pl explain`
+(a picture of an objective)."""
 LINE = 110
 TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
@@ -61,6 +65,8 @@ ROOTS: dict[str, type | None] = {
     "diagnostics": Diagnostics,
     "guards": Guards,
     "export": Export,
+    "answers": Answers,
+    "budget": Budget,
     "progress": DistillationProgress,
 } | dict.fromkeys(("seed_everything", "run_dir", "validate_first", "ckpt_path", "weights_only"))
 """What a configuration may hold, and the classes that stand behind it."""
@@ -100,6 +106,7 @@ class VetoCLI(LightningCLI):
     """LightningCLI with a run folder, the package's callbacks, and classes that start from their own defaults."""
 
     def __init__(self, args: Sequence[str] | None = None, *, run: bool = True) -> None:
+        self._asked = (sys.argv[1:] if args is None else [*args])[:1]
         super().__init__(
             DistillationModule,
             PromptDataModule,
@@ -114,6 +121,11 @@ class VetoCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning calls it on the instance
+        """Those of Lightning; where one of them is asked for that one alone, for every parser takes half a second."""
+        known = super().subcommands()
+        return {name: known[name] for name in self._asked if name in known} or known
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the run folder and the callbacks that every run has, and shares the seed."""
@@ -132,6 +144,8 @@ class VetoCLI(LightningCLI):
         parser.add_lightning_class_args(Diagnostics, "diagnostics")
         parser.add_lightning_class_args(Guards, "guards")
         parser.add_lightning_class_args(Export, "export")
+        parser.add_lightning_class_args(Answers, "answers")
+        parser.add_lightning_class_args(Budget, "budget")
         parser.add_lightning_class_args(DistillationProgress, "progress")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
@@ -208,72 +222,7 @@ def module_from_config(config: str) -> DistillationModule:
     return model
 
 
-def _list(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser("veto-pl list", description="What is available behind each seam.")
-    parser.add_argument("seams", nargs="*", help="objectives, divergences, targets, schedules, ...; all by default")
-    from veto_pl.listing import print_listing
-
-    print_listing(parser.parse_args(arguments).seams)
-
-
-def _export(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser("veto-pl export", description="Write a checkpoint as a Hugging Face folder.")
-    parser.add_argument("checkpoint", help="a .ckpt file")
-    parser.add_argument("folder", help="where to write the student, the tokenizer and the model card")
-    given = parser.parse_args(arguments)
-    from veto_pl.export import export_checkpoint
-
-    print(export_checkpoint(given.checkpoint, given.folder))
-
-
-def _report(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser("veto-pl report", description="Write an HTML report of one or several runs.")
-    parser.add_argument("runs", nargs="+", help="run folders")
-    parser.add_argument("--out", default="report.html", help="the page to write")
-    parser.add_argument("--title", default="Distillation report")
-    given = parser.parse_args(arguments)
-    from veto_pl.report import Run, write_report
-
-    print(write_report([Run.read(Path(folder)) for folder in given.runs], Path(given.out), title=given.title))
-
-
-def _cache_teacher(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        "veto-pl cache-teacher",
-        description="Score the task's completions with the teacher, once. Other options are those of `veto-pl fit`.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--out", type=Path, required=True, help="the folder to write; an interrupted build goes on")
-    parser.add_argument("--k", type=int, default=64, help="likeliest ids kept per token (default: 64)")
-    parser.add_argument("--split", default="train", help="train (default), validation or test")
-    parser.add_argument("--rows_per_shard", type=int, default=512, help="rows of a file (default: 512)")
-    given, config = parser.parse_known_args(arguments)
-    load_plugins()
-    from veto_pl.offline.command import cache_teacher
-
-    cache_teacher(config, **vars(given))
-
-
-def _plan(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        "veto-pl plan",
-        description="Say what a run needs, before it runs. Other options are those of `veto-pl fit`.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--device", help="H100-80GB, H200, A100-80GB, A100-40GB, L40S, RTX-4090 or CPU; else this one")
-    parser.add_argument("--memory", type=float, help="GiB of a device, instead of what is known about it")
-    parser.add_argument("--prompt_tokens", type=int, help="of a typical prompt (default: the longest admitted)")
-    parser.add_argument("--completion_tokens", type=int, help="of a typical completion (default: the longest admitted)")
-    parser.add_argument("--share", type=float, default=0.4, help="of the device's peak that is reached (default: 0.4)")
-    parser.add_argument("--json", action="store_true", dest="as_script", help="print JSON, in bytes, FLOP and seconds")
-    given, config = parser.parse_known_args(arguments)
-    load_plugins()
-    from veto_pl.planning.command import print_plan
-
-    print_plan(config, **vars(given))
-
-
-def _leave_out_noise() -> None:
+def leave_out_noise() -> None:
     """Hides what a user can do nothing about: deprecations between the libraries, and Lightning's advertisements."""
     warnings.filterwarnings("ignore", message=r"(?s).*deprecated in v4\.")  # jsonargparse
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
@@ -283,7 +232,6 @@ def _leave_out_noise() -> None:
         logging.getLogger(name).addFilter(lambda record: "Tip: For seamless cloud" not in record.getMessage())
 
 
-COMMANDS = {"list": _list, "export": _export, "report": _report, "cache-teacher": _cache_teacher, "plan": _plan}
 TRAINING = ("fit", "validate", "test", "predict")
 
 
@@ -298,7 +246,7 @@ def _check_command(given: Sequence[str]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; errors that veto_pl raises on purpose end it with their message alone."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    _leave_out_noise()
+    leave_out_noise()
     try:
         if given and given[0] in COMMANDS:
             COMMANDS[given[0]](given[1:])

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from veto_pl import seams
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.metrics import CompletionMetric, TokenMetric
+from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric
 from veto_pl.plugins import available, load_plugins, paper, summary
 
 SEAMS: dict[str, tuple[type[Any], ...]] = {
@@ -28,9 +28,10 @@ SEAMS: dict[str, tuple[type[Any], ...]] = {
     "tasks": (seams.Task,),
     "templates": (seams.Template,),
     "rewards": (seams.Reward,),
+    "judges": (seams.Judge,),
     "models": (seams.ModelSource,),
     "tokenizers": (seams.TokenizerSource,),
-    "metrics": (CompletionMetric, TokenMetric),
+    "metrics": (CompletionMetric, TokenMetric, MetricFamily),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -20,7 +21,7 @@ from veto_pl.clock import PhaseClock
 from veto_pl.evaluation import Evaluation, validation_metrics
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.fsdp import FullyShard
-from veto_pl.metrics import CompletionMetric, TokenMetric
+from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric
 from veto_pl.metrics.rollouts import rollout_numbers
 from veto_pl.models.assemble import load_models, load_tokenizer
 from veto_pl.nonfinite import NonFiniteSteps
@@ -61,7 +62,7 @@ class DistillationModule(L.LightningModule):
         optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=1e-5, weight_decay=0.0),
         lr_schedule: Schedule = Constant(1.0),
         evaluation: Sampling = Sampling(temperature=0.0),
-        metrics: list[CompletionMetric | TokenMetric] | None = None,
+        metrics: list[CompletionMetric | TokenMetric | MetricFamily] | None = None,
         seed: int = 0,
         skip_limit: int = 10,
     ) -> None:
@@ -84,6 +85,7 @@ class DistillationModule(L.LightningModule):
         self.validation_metrics = validation_metrics(metrics, evaluation, with_teacher=teacher is not None)
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self.logged: dict[str, float] = {}
+        self.horizon: Callable[[], float] = lambda: math.inf
         self._non_finite = NonFiniteSteps(skip_limit)
         self._window: Window | None = None
 
@@ -115,8 +117,7 @@ class DistillationModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over the trained parameters, and its schedule per step."""
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
-        total = self._total_steps()
-        schedule = LambdaLR(optimizer, lambda step: self.lr_schedule(step, total))
+        schedule = LambdaLR(optimizer, lambda step: self.lr_schedule(step, self._total_steps()))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
@@ -139,9 +140,10 @@ class DistillationModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Divides the gradients by the global weights, before they are clipped, and logs the step."""
-        means, norm = self.window.close()
-        skipped = self._non_finite.leave_out(self, optimizer, means, norm)
-        self._log_step(float(optimizer.param_groups[0]["lr"]), means, grad_norm=norm, skipped=float(skipped))
+        means, norm, tokens = self.window.close()
+        skipped = float(self._non_finite.leave_out(self, optimizer, means, norm))
+        rate = float(optimizer.param_groups[0]["lr"])
+        self._log_step(rate, means, grad_norm=norm, skipped=skipped, tokens=tokens)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The step, and what follows from it: a teacher that moves, and memories."""
@@ -199,11 +201,11 @@ class DistillationModule(L.LightningModule):
         return self.models
 
     def _total_steps(self) -> int:
-        total = self.trainer.estimated_stepping_batches
+        total = min(self.trainer.estimated_stepping_batches, self.horizon())
         if not math.isfinite(total):
             raise ConfigurationError(
                 "Schedules need the length of the run, but it is unlimited. Set `trainer.max_steps` or "
-                "`trainer.max_epochs`."
+                "`trainer.max_epochs`; beside a `budget`, as many as it will never reach."
             )
         return int(total)
 
@@ -243,7 +245,7 @@ class DistillationModule(L.LightningModule):
     def _evaluate(self, batch: PromptBatch, batch_idx: int, prefix: str) -> dict[str, Evaluation]:
         with self.clock.during("validation"):
             evaluation = Evaluation.sample(batch, self._models, self.evaluation, self._step(batch_idx))
-            evaluation.update(self.validation_metrics.values())
+            evaluation = evaluation.update(self.validation_metrics.values(), annotate=prefix == "test")
         for name, metric in self.validation_metrics.items():
             self.log(
                 f"{prefix}/{name}",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def place() -> tuple[int, int]:
@@ -23,3 +27,13 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     summed = value.detach().clone()
     dist.all_reduce(summed)
     return summed
+
+
+def gather_on_first(value: T) -> list[T] | None:
+    """The values of all ranks, in their order, on the first one; None on the others. Every rank has to ask."""
+    rank, world_size = place()
+    if world_size == 1:
+        return [value]
+    gathered: list[T] | None = [value] * world_size if rank == 0 else None
+    dist.gather_object(value, gathered)
+    return gathered

@@ -184,7 +184,11 @@ class Judge(ABC):
 
     @abstractmethod
     def __call__(self, example: Example, first: str, second: str) -> float:
-        """1.0 where the first is better, 0.0 where the second is, 0.5 for a tie."""
+        """1.0 where the first is better, 0.0 where the second is, 0.5 for a tie.
+
+        Raises:
+            NoVerdictError: it cannot decide.
+        """
 
 
 class ModelSource(ABC):

@@ -76,11 +76,12 @@ class Window:
         else:
             self._ledger.backward(self._terms, self.trained)
 
-    def close(self) -> tuple[dict[str, Tensor], Tensor]:
+    def close(self) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Divides the gradients, before they are clipped, and begins anew.
 
         Returns:
-            The means of what was logged, and the norm of the gradient, both over all ranks.
+            The means of what was logged, the norm of the gradient, and the number of completion tokens, all over all
+            ranks.
         """
         scale = self.trainer.world_size * self.trainer.accumulate_grad_batches
         self._ledger.normalise(self.trained, self.all_reduce, scale, self._over_ranks)
@@ -93,8 +94,9 @@ class Window:
             for name, pair, seen in zip(self._logged, sums, observed, strict=True)
             if seen or name.rpartition("/")[2] in EVEN_OF_NOTHING
         }
+        tokens = sums[list(self._logged).index("completion_length"), 0]
         self._logged = {}
-        return means, total(nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None]))
+        return means, total(nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])), tokens
 
     @property
     def trained(self) -> list[nn.Parameter]:

@@ -135,8 +135,8 @@ PUBLIC = {
         "CharacterTokenizer", "Gguf", "MovingAverage", "Pretrained", "PretrainedTokenizer", "Pruned", "RandomWeights",
     ],
     "veto_pl.callbacks": [
-        "Checkpoints", "Diagnostics", "DistillationProgress", "Export", "Guard", "Guards", "PredictionFile",
-        "SampleTable",
+        "Answers", "Budget", "Checkpoints", "Diagnostics", "DistillationProgress", "Export", "Guard", "Guards",
+        "PredictionFile", "SampleTable",
     ],
     "veto_pl.report": ["ResultTable", "Run", "write_report"],
 }  # fmt: skip

@@ -309,6 +309,7 @@ SUSPICIOUS = {
     "a rollout of the likeliest id": ({f"{SAMPLING}.top_k": 1}, f"`{SAMPLING}`: given greedy"),
     "the student as teacher": ({"model.teacher.init_args.seed": 0}, "the same source as `model.student`"),
     "self-BLEU of one": ({"model.metrics": [{"class_path": "SelfBLEU"}]}, "with the metric `SelfBLEU`"),
+    "a vote of one": ({"model.metrics": [{"class_path": "MajorityVote"}]}, "with the metric `MajorityVote`"),
     "greedy copies": (
         {"model.evaluation.num_completions": 2, "model.evaluation.temperature": 0.0}, "Greedy completions of a prompt",
     ),

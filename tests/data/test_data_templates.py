@@ -21,6 +21,18 @@ def test_nested_fields_and_doubled_braces(tokenizer):
     assert template(EXAMPLE, tokenizer) == "stressed>y \\boxed{}"
 
 
+@given(st.lists(st.one_of(st.text(max_size=3), st.integers(0, 99)), max_size=6))
+def test_the_entries_of_a_list_are_joined_on_demand(entries):
+    row = Example("p", row={"metadata": {"letters": entries}})
+    assert PlainTemplate(format="{metadata[letters]!j}>")(row, None) == "".join(map(str, entries)) + ">"
+    assert PlainTemplate(format="{metadata[letters]}>")(row, None) == f"{entries}>"
+
+
+def test_what_has_no_entries_is_not_joined(tokenizer):
+    with pytest.raises(ConfigurationError, match="number"):
+        PlainTemplate(format="{number!j}")(Example("p", row={"number": 3}), tokenizer)
+
+
 def test_the_prompt_wins_over_a_field_of_that_name(tokenizer):
     example = Example("the prompt", row={"prompt": "a field"})
     assert PlainTemplate()(example, tokenizer) == "the prompt"

@@ -81,9 +81,7 @@ def test_every_page_is_in_the_navigation():
 def test_commands_name_files_that_exist():
     code = [body.replace("\\\n", " ") for _, _, body in blocks("bash")]
     commands = [line for body in code for line in body.splitlines() if line.strip().startswith("veto-pl")]
-    named = {
-        file for line in commands for file in re.findall(r"--config[ =](\S+)", line) if file.startswith("configs/")
-    }
+    named = {file for line in commands for file in re.findall(r"(configs/\S+\.yaml)", line)}
     assert BASE.relative_to(ROOT).as_posix() in named
     assert [file for file in sorted(named) if not (ROOT / file).is_file()] == []
 
@@ -102,11 +100,15 @@ def test_commands_exist():
 )
 def test_configs_build(code, tmp_path):
     from veto_pl.cli import VetoCLI
+    from veto_pl.compare.command import load_study
     from veto_pl.plugins import load_plugins
 
     load_plugins()
     file = tmp_path / "page.yaml"
     file.write_text(code)
+    if "methods" in yaml.safe_load(code):
+        assert load_study(file).baseline in yaml.safe_load(code)["methods"]
+        return
     arguments = ["--config", str(BASE), "--config", str(ROOT / "configs/quickstart/veto.yaml"), "--config", str(file)]
     model = VetoCLI([*arguments, "--run_dir", str(tmp_path)], run=False).model
     named = yaml.safe_load(code).get("model", {}).get("objective", {}).get("class_path")

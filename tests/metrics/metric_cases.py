@@ -4,27 +4,42 @@ import math
 
 import torch
 from hypothesis import strategies as st
+from tiny_bert import tiny_bert
 
 from veto_pl.generations import Generations
+from veto_pl.judging import ReferenceJudge
 from veto_pl.metrics import (
     Accuracy,
+    BERTScore,
+    CalibrationError,
+    CompletionEntropy,
     CompletionLength,
+    DistinctCorrect,
     DistinctN,
     EosRate,
     ForwardKL,
+    MajorityVote,
     MeanReward,
     PassAtK,
+    PassBound,
     RepetitionRate,
     ReverseKL,
+    Rouge,
     SelfBLEU,
+    SequenceLogProb,
     StudentEntropy,
+    TargetRatio,
     TargetSharpness,
     TopOneAgreement,
+    VendiScore,
+    WinRate,
 )
+from veto_pl.types import Example
 
 SAMPLES = 3
 VOCABULARY = 5
 WORDS = ("a", "river", "of", "small", "stones", "runs")
+ROW = Example("what is it", "a river of small stones runs")
 
 COMPLETION_METRICS = {
     "accuracy": Accuracy,
@@ -39,6 +54,21 @@ COMPLETION_METRICS = {
     "self_bleu": SelfBLEU,
     "completion_length": CompletionLength,
     "eos_rate": EosRate,
+    "pass@1_low": PassBound,
+    "pass@2_high": lambda: PassBound(2, upper=True),
+    "vendi_1": lambda: VendiScore(1),
+    "vendi_2": VendiScore,
+    "completion_entropy": CompletionEntropy,
+    "distinct_correct": DistinctCorrect,
+    "majority_vote": MajorityVote,
+    "sequence_logp": SequenceLogProb,
+    "calibration_error": CalibrationError,
+    "sequence_calibration_error": lambda: CalibrationError(per_token=False, bins=4),
+    "rouge1": lambda: Rouge("rouge1"),
+    "rouge2": lambda: Rouge("rouge2"),
+    "rougeL": Rouge,
+    "bert_score": lambda: BERTScore(tiny_bert()),
+    "win_rate": lambda: WinRate(ReferenceJudge()),
 }
 TOKEN_METRICS = {
     "student_entropy": StudentEntropy,
@@ -46,19 +76,23 @@ TOKEN_METRICS = {
     "reverse_kl": ReverseKL,
     "top_one_agreement": TopOneAgreement,
     "target_sharpness": lambda: TargetSharpness(beta=0.5),
+    "mean_ratio_0": TargetRatio,
 }
 METRICS = COMPLETION_METRICS | TOKEN_METRICS
 
 
 def generations(tokens, rewards=None, finished=None):
-    """G prompts of K completions, given as lists of ids; the text of a completion spells its ids."""
+    """G prompts of K completions, given as lists of ids; text and likelihood of a completion follow from its ids."""
     flat = [ids for group in tokens for ids in group]
+    likelihoods = torch.tensor([-0.1 * len(ids) - 0.07 * sum(ids) for ids in flat])
     shape = (len(tokens), len(tokens[0]) if tokens else 1)
     return Generations(
         texts=[" ".join(WORDS[i] for i in ids) for ids in flat],
         tokens=flat,
         rewards=torch.zeros(shape) if rewards is None else torch.tensor(rewards).reshape(shape),
         finished=torch.zeros(shape, dtype=torch.bool) if finished is None else torch.tensor(finished).reshape(shape),
+        examples=(ROW,) * len(tokens),
+        logp=likelihoods.reshape(shape),
     )
 
 

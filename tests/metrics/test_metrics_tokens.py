@@ -7,7 +7,7 @@ from metric_cases import TOKEN_METRICS, log_probabilities, token_batches
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.diagnostics import entropy, sharpness, top_one_agreement
-from veto_pl.metrics import ForwardKL, ReverseKL, StudentEntropy, TargetSharpness, TopOneAgreement
+from veto_pl.metrics import ForwardKL, ReverseKL, StudentEntropy, TargetRatio, TargetSharpness, TopOneAgreement
 
 
 def rows_of(logp):
@@ -32,6 +32,7 @@ ORACLES = {
     "forward_kl": lambda student, teacher: relative(teacher, student),
     "reverse_kl": lambda student, teacher: relative(student, teacher),
     "top_one_agreement": lambda student, teacher: float(student.index(max(student)) == teacher.index(max(teacher))),
+    "mean_ratio_0": lambda student, teacher: max(math.log10(t / s) for s, t in zip(student, teacher, strict=True)),
     "target_sharpness": lambda student, teacher: surprise(teacher) - surprise(bridge(teacher, student, 0.5)),
 }
 
@@ -131,3 +132,38 @@ def test_sharpness_changes_sign_with_its_arguments(pair):
     torch.testing.assert_close(sharpness(one, other), -sharpness(other, one))
     sharper = (3 * one).log_softmax(-1)
     assert (sharpness(sharper, one) > -1e-6).all()
+
+
+def test_the_largest_ratio_is_that_of_all_tokens_in_any_batches():
+    torch.manual_seed(0)
+    student, teacher = (torch.randn(7, 5, dtype=torch.float64).mul(4).log_softmax(-1) for _ in range(2))
+    student[3, 2] = -torch.inf  # an id without probability, which the target then excludes as well
+    whole, parts, least = (TargetRatio(0.4, "largest"), TargetRatio(0.4, "largest"), TargetRatio(0.4))
+    whole.update(student, teacher)
+    for rows in (slice(0, 2), slice(2, 2), slice(2, 7)):
+        parts.update(student[rows], teacher[rows])
+    expected = max(
+        math.log10(q / s)
+        for s_row, t_row in zip(rows_of(student), rows_of(teacher), strict=True)
+        for q, s in zip(bridge(t_row, s_row, 0.4), s_row, strict=True)
+        if s > 0
+    )
+    assert float(whole.compute()) == pytest.approx(expected, rel=1e-5)
+    assert float(parts.compute()) == pytest.approx(expected, rel=1e-5)
+    assert whole.name == "largest_ratio_0.4"
+    least.update(student, teacher)
+    assert float(least.compute()) < expected
+
+
+def test_what_only_the_teacher_admits_has_an_infinite_ratio_that_a_veto_removes():
+    student, teacher = torch.tensor([[1.0, 0.0]]).log(), torch.tensor([[0.5, 0.5]]).log()
+    for beta, expected in ((0.0, math.inf), (0.5, 0.0)):
+        metric = TargetRatio(beta, "largest")
+        metric.update(student, teacher)
+        assert float(metric.compute()) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("beta", [-0.1, math.nan, math.inf])
+def test_a_ratio_without_a_target_is_refused(beta):
+    with pytest.raises(ConfigurationError, match=r"TargetRatio\.beta"):
+        TargetRatio(beta)

@@ -1,48 +1,14 @@
 import json
 import re
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
 
+from report.pages import EVIL, Checker
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.report import ResultTable, Run, write_report
 from veto_pl.report.page import first_and_last
 from veto_pl.report.quantities import in_order
-
-VOID = {"meta", "br", "hr", "img", "link", "input"}
-EVIL = "<script>alert('x')</script></div><img src=x onerror=\"y\">&amp;"
-
-
-class Checker(HTMLParser):
-    """Fails on an unbalanced tag; collects tags, attributes and text."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.open, self.tags, self.attributes, self.words = [], [], [], []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    @property
-    def text(self):
-        return "".join(self.words)
 
 
 @pytest.fixture
@@ -153,7 +119,7 @@ def test_what_is_missing_is_said(make_run, tmp_path):
 
 def test_config_is_shown_in_full_and_folded(make_run, tmp_path):
     page = page_of([make_run("a", config="model:\n\tbeta: 0.5\n")], tmp_path)
-    assert "<details><summary>a</summary>\n<pre><code>model:\n\tbeta: 0.5\n</code></pre></details>" in page
+    assert '<details><summary>a</summary>\n<pre tabindex="0"><code>model:\n\tbeta: 0.5\n</code></pre></details>' in page
 
 
 def test_the_intro_has_paragraphs(make_run, tmp_path):

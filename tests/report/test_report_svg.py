@@ -102,7 +102,7 @@ def test_long_legends_wrap_and_shorten_within_the_width():
     series = {f"{i} " + "wide name " * i: Curve((1,), (1.0,)) for i in range(9)}
     root = parsed(series, "t", "y")
     height = float(root.get("viewBox").split()[3])
-    legend = root.find(f"{SVG}g").findall(f"{SVG}text")
+    legend = list(root.find(f"{SVG}g").iter(f"{SVG}text"))
     assert len(legend) == 9
     assert all(float(text.get("x")) + 6.4 * len(text.text) <= 400.01 for text in legend)
     assert legend[-1].text.endswith("…")

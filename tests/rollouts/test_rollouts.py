@@ -1,6 +1,7 @@
 """Who writes, and how tokens are drawn."""
 
 import math
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.divergences import log_mixture
 from veto_pl.rollouts import FromDataset, FromStudent, FromTeacher, Mixture, Sampling, TeacherMixed, Transformers
 from veto_pl.schedules import Linear
+from veto_pl.seams import Task
 from veto_pl.testing.tiny import prompt_batch, tiny_models
-from veto_pl.types import Step
+from veto_pl.types import Example, Step
 
 STEP = Step(index=3, total=10, seed=7)
 PROMPTS = ["abc>", "a>", "hgfedcba>", "pp>"]
@@ -103,6 +105,47 @@ def test_completions_of_a_prompt_stand_together_and_differ():
     texts = {tuple(ids.tolist()) for ids in sequences.completions()[:5]}
     assert len(texts) > 1
     assert sequences.on_policy.all()
+
+
+@dataclass(frozen=True)
+class Ending(Task):
+    """Ends where `text` is complete, and judges all completions at once."""
+
+    text: str
+
+    def load(self, split):
+        return []
+
+    def reward(self, example, completion):
+        raise AssertionError("completions are judged together")
+
+    def rewards(self, examples, completions):
+        return [float(example.prompt in text) for example, text in zip(examples, completions, strict=True)]
+
+    @property
+    def stop(self):
+        return (self.text,)
+
+
+@pytest.mark.parametrize("source", [FromStudent, FromTeacher, TeacherMixed])
+def test_a_task_names_stop_strings_beside_those_of_the_sampling(source):
+    models = tiny_models()
+    batch = prompt_batch(models, PROMPTS * 4)
+    free = source(sampling=Sampling(max_new_tokens=10))(batch, models, STEP)
+    texts = models.tokenizer.batch_decode(free.completions(), skip_special_tokens=True)
+    first, second = (next(text[i : i + 2] for text in texts if len(text) > 6) for i in (1, 3))
+    asked = Sampling(max_new_tokens=10, stop=(first,))
+    both = source(sampling=replace(asked, stop=(first, second)))(batch, models, STEP)
+    told = source(sampling=asked)(replace(batch, task=Ending(second)), models, STEP)
+    assert torch.equal(both.input_ids, told.input_ids)
+    assert torch.equal(both.loss_mask, told.loss_mask)
+    assert not torch.equal(free.loss_mask, told.loss_mask)
+
+
+def test_completions_are_judged_together():
+    examples = tuple(Example(text) for text in ("a", "b"))
+    batch = replace(prompt_batch(tiny_models(), PROMPTS[:2]), task=Ending("x"), examples=examples)
+    assert batch.score(["ab", "ab", "cc"], [0, 1, 1]) == [1.0, 1.0, 0.0]
 
 
 def test_a_stop_string_ends_a_completion():

@@ -1,5 +1,7 @@
-"""Lightning callbacks: checkpoints, samples, predictions, progress, diagnostics, guards, export."""
+"""Lightning callbacks: answers, checkpoints, samples, predictions, progress, diagnostics, guards, export."""
 
+from veto_pl.callbacks.answers import Answers
+from veto_pl.callbacks.budget import Budget
 from veto_pl.callbacks.checkpoints import Checkpoints
 from veto_pl.callbacks.diagnostics import Diagnostics
 from veto_pl.callbacks.export import Export
@@ -9,6 +11,8 @@ from veto_pl.callbacks.progress import DistillationProgress
 from veto_pl.callbacks.samples import SampleTable
 
 __all__ = [
+    "Answers",
+    "Budget",
     "Checkpoints",
     "Diagnostics",
     "DistillationProgress",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from veto_pl.checks.setup import Setup
 from veto_pl.exceptions import VetoError
-from veto_pl.metrics import PassAtK, SelfBLEU
+from veto_pl.metrics import PassAtK
 from veto_pl.mistakes import Mistake, shown
 from veto_pl.rollouts import FromCache, FromDataset, Sampling
 from veto_pl.supports import TopK
@@ -51,9 +51,10 @@ def completions_per_prompt(setup: Setup) -> Iterator[Mistake]:
         if isinstance(metric, PassAtK) and metric.k > count:
             yield Mistake("model.evaluation.num_completions", f"{count}, with the metric pass@{metric.k}",
                           f"at least {metric.k}", "Raise it, or leave the metric out.")  # fmt: skip
-        if isinstance(metric, SelfBLEU) and count == 1:
-            yield Mistake("model.evaluation.num_completions", "1, with the metric `SelfBLEU`", "at least 2",
-                          "With one completion per prompt the metric counts nothing.", fatal=False)  # fmt: skip
+        if getattr(metric, "needs_group", False) and count == 1:
+            yield Mistake("model.evaluation.num_completions", f"1, with the metric `{type(metric).__name__}`",
+                          "at least 2", "With one completion per prompt the metric says nothing.",
+                          fatal=False)  # fmt: skip
     if count > 1 and setup.module.evaluation.temperature == 0:
         yield Mistake("model.evaluation.temperature", f"0 with {count} completions per prompt", "more than 0",
                       "Greedy completions of a prompt are all the same.", fatal=False)  # fmt: skip

@@ -3,27 +3,37 @@
 from veto_pl.data.collate import Collator, Encoded
 from veto_pl.data.datamodule import PromptDataModule
 from veto_pl.data.jsonl import read_examples
-from veto_pl.data.rewards import ExactMatch, LastNumber, NoReward, final_number
+from veto_pl.data.mathematics import Answer, MathAnswer, final_answer
+from veto_pl.data.overlap import rouge
+from veto_pl.data.rewards import ExactMatch, LastNumber, NoReward, RougeL, final_number
 from veto_pl.data.sampler import RankSampler, even_batches
-from veto_pl.data.tasks import GSM8K, JsonLines, ReasoningGym
+from veto_pl.data.tasks import GSM8K, MBPP, DialogSum, HumanEval, JsonLines, ReasoningGym
 from veto_pl.data.templates import ChatTemplate, PlainTemplate
 from veto_pl.types import pad_left
 
 __all__ = [
     "GSM8K",
+    "MBPP",
+    "Answer",
     "ChatTemplate",
     "Collator",
+    "DialogSum",
     "Encoded",
     "ExactMatch",
+    "HumanEval",
     "JsonLines",
     "LastNumber",
+    "MathAnswer",
     "NoReward",
     "PlainTemplate",
     "PromptDataModule",
     "RankSampler",
     "ReasoningGym",
+    "RougeL",
     "even_batches",
+    "final_answer",
     "final_number",
     "pad_left",
     "read_examples",
+    "rouge",
 ]

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 
+from veto_pl.data.overlap import rouge
 from veto_pl.seams import Reward
 from veto_pl.types import Example
 
@@ -90,3 +91,21 @@ class LastNumber(Reward):
         """1.0 or 0.0."""
         expected = final_number(example.completion or "")
         return float(expected is not None and final_number(completion) == expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RougeL(Reward):
+    """The F measure of ROUGE-L (Lin 2004, ACL W04-1013) against the best reference, in [0, 1].
+
+    It is 1, which counts as correct, only where the words are those of a reference, so accuracy is close to 0 and the
+    mean reward is the number to watch. Words are runs of ASCII letters and digits, in lower case and not stemmed: of a
+    text in another script nothing is counted. 0 where the row has no reference.
+
+    Example:
+        >>> RougeL()(Example("...", "The cat sat.", alternatives=("A cat sat down.",)), "the cat sat")
+        1.0
+    """
+
+    def __call__(self, example: Example, completion: str) -> float:
+        """A score in [0, 1]."""
+        return rouge(completion, example.references)

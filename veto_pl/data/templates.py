@@ -24,8 +24,8 @@ class PlainTemplate(Template):
     r"""A format string over the row.
 
     Args:
-        format: names the prompt as `{prompt}` and any field of the row, nested ones as `{metadata[word]}`; a literal
-            brace is doubled.
+        format: names the prompt as `{prompt}` and any field of the row, nested ones as `{metadata[word]}`; `!j` writes
+            the entries of a list one behind the other, `{metadata[letters]!j}`. A literal brace is doubled.
         add_bos: put the tokenizer's BOS text in front.
 
     Raises:
@@ -99,6 +99,18 @@ class ChatTemplate(Template):
             raise ConfigurationError(f"The chat template refused the conversation: {reason}. Change it.") from error
 
 
+class _Joining(Formatter):
+    """Knows one more conversion than `str.format`: `!j` joins the entries of a list."""
+
+    def convert_field(self, value: Any, conversion: Any) -> Any:
+        if conversion != "j":
+            return super().convert_field(value, conversion)
+        return "".join(map(str, value))
+
+
+_FORMATTER = _Joining()
+
+
 def _names(text: str) -> list[str]:
     return [name for _, name, _, _ in Formatter().parse(text) if name is not None]
 
@@ -117,7 +129,7 @@ def _fill(setting: str, text: str, example: Example) -> str:
     # The prompt wins over a field of that name: the task has said which field the prompt is.
     fields = {**example.row, "prompt": example.prompt}
     try:
-        filled = text.format_map(fields)
+        filled = _FORMATTER.vformat(text, (), fields)
     except (LookupError, AttributeError, TypeError, ValueError, MemoryError, OverflowError) as error:
         raise ConfigurationError(
             f"`{setting}` names the field `{_unfillable(text, fields)}`, which the row cannot fill "

@@ -1,28 +1,46 @@
 """Metrics of completions and of their tokens, as torchmetrics."""
 
 from veto_pl.metrics.agreement import ForwardKL, ReverseKL, StudentEntropy, TopOneAgreement
-from veto_pl.metrics.base import CompletionMetric, TokenMetric
-from veto_pl.metrics.diversity import DistinctN, RepetitionRate, SelfBLEU
+from veto_pl.metrics.base import CompletionMetric, MetricFamily, TokenMetric
+from veto_pl.metrics.consensus import DistinctCorrect, MajorityVote
+from veto_pl.metrics.diversity import CompletionEntropy, DistinctN, RepetitionRate, SelfBLEU, VendiScore
 from veto_pl.metrics.length import CompletionLength, EosRate
+from veto_pl.metrics.likelihood import CalibrationError, SequenceLogProb
+from veto_pl.metrics.pass_curve import PassBound, PassCurve
+from veto_pl.metrics.ratio import TargetRatio
 from veto_pl.metrics.reward import Accuracy, MeanReward, PassAtK
+from veto_pl.metrics.summaries import BERTScore, Rouge, WinRate
 from veto_pl.metrics.target import TargetSharpness
 
 __all__ = [
     "Accuracy",
+    "BERTScore",
+    "CalibrationError",
+    "CompletionEntropy",
     "CompletionLength",
     "CompletionMetric",
+    "DistinctCorrect",
     "DistinctN",
     "EosRate",
     "ForwardKL",
+    "MajorityVote",
     "MeanReward",
+    "MetricFamily",
     "PassAtK",
+    "PassBound",
+    "PassCurve",
     "RepetitionRate",
     "ReverseKL",
+    "Rouge",
     "SelfBLEU",
+    "SequenceLogProb",
     "StudentEntropy",
+    "TargetRatio",
     "TargetSharpness",
     "TokenMetric",
     "TopOneAgreement",
+    "VendiScore",
+    "WinRate",
     "default_metrics",
 ]
 
@@ -44,4 +62,4 @@ def default_metrics(num_completions: int) -> list[CompletionMetric | TokenMetric
     if num_completions == 1:
         return single
     powers = [2**i for i in range(1, num_completions.bit_length()) if 2**i <= num_completions]
-    return [*single, SelfBLEU(), *(PassAtK(k) for k in powers)]
+    return [*single, SelfBLEU(), VendiScore(), DistinctCorrect(), *(PassAtK(k) for k in powers)]

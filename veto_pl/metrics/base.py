@@ -51,7 +51,14 @@ class _Mean(Metric, ABC):
 
 
 class CompletionMetric(_Mean):
-    """A mean over completions or over groups of completions; `name` is the key that it is logged under."""
+    """A mean over completions or over groups of completions; `name` is the key that it is logged under.
+
+    With `needs_logp` the completions come with their log-probability under the student. With `needs_group` a value says
+    nothing where a prompt has one completion.
+    """
+
+    needs_logp = False
+    needs_group = False
 
     @abstractmethod
     def update(self, generations: Generations) -> None:
@@ -70,6 +77,14 @@ class TokenMetric(_Mean):
     @abstractmethod
     def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:
         """[N] values."""
+
+
+class MetricFamily(ABC):
+    """Several metrics that are configured as one, because what they are depends on the evaluation."""
+
+    @abstractmethod
+    def members(self, num_completions: int) -> list[CompletionMetric | TokenMetric]:
+        """The metrics for so many completions per prompt; each is logged under its own name."""
 
 
 def the_teacher(teacher_logp: Tensor | None) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.generations import Generations
@@ -31,9 +33,7 @@ class DistinctN(CompletionMetric):
         self.name = f"distinct_{n}"
 
     def update(self, generations: Generations) -> None:
-        size = generations.rewards.shape[1]
-        groups = [generations.tokens[i : i + size] for i in range(0, len(generations.tokens), size)]
-        grams = [[gram for tokens in group for gram in _ngrams(tokens, self.n)] for group in groups]
+        grams = [[gram for tokens in group for gram in _ngrams(tokens, self.n)] for group in _by_prompt(generations)]
         self._add(_distinct_fractions(grams))
 
 
@@ -61,13 +61,15 @@ class RepetitionRate(CompletionMetric):
 class SelfBLEU(CompletionMetric):
     """BLEU (0 to 100) of each completion against the others of its prompt; the mean over completions.
 
-    Prompts with a single completion count for nothing. sacrebleu computes the BLEU of the sentences.
+    Prompts with a single completion count for nothing. sacrebleu computes the BLEU of the sentences; the time grows
+    with the square of the completions per prompt.
 
     References:
         arXiv 1802.01886
     """
 
     name = "self_bleu"
+    needs_group = True
     higher_is_better = False
 
     def update(self, generations: Generations) -> None:
@@ -83,11 +85,82 @@ class SelfBLEU(CompletionMetric):
         self._add(torch.tensor(scores, dtype=torch.float64))
 
 
+class VendiScore(CompletionMetric):
+    r"""How many different completions a prompt has, in effect: from 1, all alike, to K, nothing in common.
+
+    .. math:: \exp\big({-\textstyle\sum_i} \lambda_i \ln \lambda_i\big)
+
+    with the eigenvalues of :math:`M / K`, where :math:`M_{ij}` is the cosine of the n-gram counts of completions i and
+    j of a prompt; the mean over prompts. A completion that is shorter than n counts as one n-gram.
+
+    Args:
+        n: length of the n-grams of token ids.
+
+    Numerics: eigenvalues in float64; those below 0 count as 0.
+
+    References:
+        arXiv 2210.02410
+    """
+
+    needs_group = True
+    higher_is_better = True
+
+    def __init__(self, n: int = 2) -> None:
+        super().__init__()
+        self.n = _checked(n, "VendiScore")
+        self.name = f"vendi_{n}"
+
+    def update(self, generations: Generations) -> None:
+        if not generations.tokens:
+            return
+        kernels = torch.stack([_cosines([_counts(ids, self.n) for ids in group]) for group in _by_prompt(generations)])
+        weights = torch.linalg.eigvalsh(kernels / kernels.shape[1])
+        self._add(torch.special.entr(weights.clamp_min(0)).sum(1).exp())
+
+
+class CompletionEntropy(CompletionMetric):
+    r"""Entropy of the completions that a prompt got, each distinct one an outcome, in nats; the mean over prompts.
+
+    .. math:: -\sum_c f_c \ln f_c
+
+    with the relative frequency of each completion, by its token ids: from 0, all the same, to :math:`\ln K`.
+    """
+
+    name = "completion_entropy"
+    needs_group = True
+    higher_is_better = True
+
+    def update(self, generations: Generations) -> None:
+        counts = [Counter(map(tuple, group)).values() for group in _by_prompt(generations)]
+        shares = [torch.tensor(list(found), dtype=torch.float64) / sum(found) for found in counts]
+        self._add(torch.tensor([float(torch.special.entr(share).sum()) for share in shares], dtype=torch.float64))
+
+
+def _by_prompt(generations: Generations) -> list[list[list[int]]]:
+    """The ids of the completions of each prompt."""
+    size = generations.rewards.shape[1]
+    return [generations.tokens[i : i + size] for i in range(0, len(generations.tokens), size)]
+
+
+def _counts(tokens: Sequence[int], n: int) -> Counter[tuple[int, ...]]:
+    return Counter(_ngrams(tokens, n) or [tuple(tokens)])
+
+
+def _cosines(counts: Sequence[Counter[tuple[int, ...]]]) -> Tensor:
+    """[K, K] float64."""
+    place = {gram: i for i, gram in enumerate(dict.fromkeys(gram for found in counts for gram in found))}
+    vectors = torch.zeros(len(counts), len(place), dtype=torch.float64)
+    for row, found in enumerate(counts):
+        vectors[row, [place[gram] for gram in found]] = torch.tensor(list(found.values()), dtype=torch.float64)
+    vectors /= vectors.norm(dim=1, keepdim=True)
+    return vectors @ vectors.T
+
+
 def _ngrams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
     return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
 
 
-def _distinct_fractions(grams: Sequence[Sequence[tuple[int, ...]]]) -> torch.Tensor:
+def _distinct_fractions(grams: Sequence[Sequence[tuple[int, ...]]]) -> Tensor:
     return torch.tensor([len(set(listed)) / len(listed) for listed in grams if listed], dtype=torch.float64)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.generations import Generations
@@ -56,6 +57,10 @@ class PassAtK(CompletionMetric):
         self.name = f"pass@{k}"
 
     def update(self, generations: Generations) -> None:
+        self._add(self.chances(generations))
+
+    def chances(self, generations: Generations) -> Tensor:
+        """[G] float64: the estimate of each prompt."""
         rewards = generations.rewards
         count = rewards.shape[1]
         if self.k > count:
@@ -66,4 +71,4 @@ class PassAtK(CompletionMetric):
         wrong = (rewards != 1.0).sum(1, keepdim=True).double()
         # The product of (n - c - i) / (n - i) over i < k; a factor of 0 ends it where fewer than k are wrong.
         drawn = torch.arange(self.k, device=rewards.device)
-        self._add(1 - ((wrong - drawn).clamp_min(0) / (count - drawn)).prod(1))
+        return 1 - ((wrong - drawn).clamp_min(0) / (count - drawn)).prod(1)

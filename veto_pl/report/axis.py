@@ -73,6 +73,39 @@ class Axis:
         return start + (value - self.low) / (self.high - self.low) * (end - start)
 
 
+@dataclass(frozen=True)
+class LogAxis(Axis):
+    """An axis of base-10 logarithms whose ticks are labelled with the numbers themselves."""
+
+    @classmethod
+    def around(cls, values: Sequence[float]) -> LogAxis:
+        """The axis of real logarithms with 5% of room on either side, at least a fifth of a decade wide."""
+        low, high = min(values), max(values)
+        room = max(0.05 * (high - low), (0.2 - (high - low)) / 2)
+        return cls(low - room, high + room, float(max(1, math.ceil((high - low) / 6))))
+
+    def ticks(self) -> list[float]:
+        """Powers of ten, with 2 and 5 times them below three decades; steps of `Axis` within one digit."""
+        span = self.high - self.low
+        digits = (1, 2, 5) if span < 3 else (1,)
+        powers = range(math.floor(self.low) // int(self.spacing) * int(self.spacing), math.ceil(self.high) + 1)
+        found = [power + math.log10(d) for power in powers[:: int(self.spacing)] for d in digits]
+        inside = [tick for tick in found if self.low <= tick <= self.high]
+        return inside if len(inside) > 1 else [math.log10(value) for value in self._plain().ticks() if value > 0]
+
+    def labels(self) -> list[str]:
+        """The numbers at the ticks.
+
+        >>> LogAxis(-2.0, 2.0, 1.0).labels(), LogAxis(0.0, 1.0, 1.0).labels()
+        (['0.01', '0.1', '1', '10', '100'], ['1', '2', '5', '10'])
+        """
+        return [_short(10**tick) for tick in self.ticks()]
+
+    def _plain(self) -> Axis:
+        low, high = 10**self.low, 10**self.high
+        return Axis(low, high, round_spacing(high - low))
+
+
 def round_spacing(span: float) -> float:
     """The smallest of 1, 2 or 5 times a power of ten that cuts `span` into at most six parts.
 
@@ -82,6 +115,13 @@ def round_spacing(span: float) -> float:
     power = math.floor(math.log10(span / 6))
     candidates = [float(f"{digit}e{power + extra}") for extra in (0, 1) for digit in (1, 2, 5)]
     return next(spacing for spacing in candidates if spacing * 6 >= span * (1 - 1e-9))
+
+
+def _short(value: float) -> str:
+    """A round number with the digits that it has."""
+    if 1e-4 <= value < 1e6:
+        return f"{float(f'{value:.6g}'):,.10g}"
+    return _scientific(value, 5)
 
 
 def _scientific(value: float, digits: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from veto_pl.report.marks import Mark
-from veto_pl.report.markup import escape, visible
+from veto_pl.report.markup import escape, tab_stop, visible
 from veto_pl.report.run import Run, Sample
 from veto_pl.report.table import number
 
@@ -46,7 +46,7 @@ def _completion(sample: Sample) -> str:
     kind, verdict = ("correct", "✓ correct") if sample.is_correct else ("other", "○ not correct")
     return (
         f'<div class="completion {kind}"><p class="verdict">{verdict}, reward {number(sample.reward)}</p>\n'
-        f'<div class="text">{visible(sample.completion)}</div></div>\n'
+        f'<div class="text"{tab_stop(sample.completion)}>{visible(sample.completion)}</div></div>\n'
     )
 
 

@@ -44,11 +44,24 @@ class Mark:
         """An SVG path behind the line: what the line smooths."""
         return f'<path d="{path}" fill="none" stroke="{self.colour}" stroke-width="0.9" stroke-opacity="0.28"/>'
 
-    def dot(self, x: float, y: float, tip: str = "") -> str:
+    def area(self, path: str) -> str:
+        """A closed SVG path behind the line: how far its seeds lie apart."""
+        return f'<path d="{path}" fill="{self.colour}" fill-opacity="0.16"/>'
+
+    def dot(self, x: float, y: float, tip: str = "", scale: float = 1.0) -> str:
         """The marker at a point; `tip`, escaped already, shows under a pointer."""
+        edge = ' stroke="var(--page, #fff)" stroke-width="0.5"' if scale > 1 else ""
+        return self._marker(x, y, scale, f'fill="{self.colour}"{edge}', tip)
+
+    def seed(self, x: float, y: float, tip: str = "") -> str:
+        """The marker of one seed among others: the same shape, hollow."""
+        return self._marker(x, y, 1.0, f'fill="{self.colour}" fill-opacity="0.25" stroke="{self.colour}"', tip)
+
+    def _marker(self, x: float, y: float, scale: float, look: str, tip: str) -> str:
         shape = _MARKERS[self.index % len(_MARKERS)].format(r=2.6, w=3.6)
         title = f"<title>{tip}</title>" if tip else ""
-        return f'<path d="{shape}" transform="translate({x:.1f} {y:.1f})" fill="{self.colour}">{title}</path>'
+        size = f" scale({scale:g})" if scale != 1 else ""
+        return f'<path d="{shape}" transform="translate({x:.1f} {y:.1f}){size}" {look}>{title}</path>'
 
     def key(self, x: float, y: float) -> str:
         """A legend's sample of the line, 26 wide, from (x, y) on."""

@@ -53,6 +53,12 @@ def visible(text: str) -> str:
     return "".join(_visible(c) for c in text)
 
 
+def tab_stop(text: str) -> str:
+    """The attribute by which the Tab key reaches a text that is so long that its box scrolls; else nothing."""
+    is_long = len(text) > 250 or text.count("\n") > 12 or len(printable(text)) > 250
+    return ' tabindex="0"' if is_long else ""
+
+
 def _visible(character: str) -> str:
     if character == "\n" or not _is_hidden(character):
         return _escape_html(character)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -31,7 +31,7 @@ _PAGE = """<!DOCTYPE html>
 <body>
 <header>
 <h1>{title}</h1>
-{intro}</header>
+{intro}{contents}</header>
 <main>
 {sections}</main>
 </body>
@@ -59,18 +59,54 @@ def write_report(
         DataError: if a file of a run cannot be read.
     """
     _check_names([run.name for run in runs])
-    sections = (
-        _section("Results", _results(runs, table)),
-        _section("Curves", _charts(runs)),
-        _section("Completions", _absent(runs, SAMPLES) + completions_html(runs)),
-        _section("Configuration", _absent(runs, CONFIG) + "".join(_config(run) for run in runs if run.config)),
-    )
-    style = files("veto_pl.report").joinpath("style.css").read_text(encoding="utf-8")
+    sections = {
+        "Results": _results(runs, table),
+        "Curves": _charts(runs),
+        "Completions": _absent(runs, SAMPLES) + completions_html(runs),
+        "Configuration": _absent(runs, CONFIG) + "".join(_config(run) for run in runs if run.config),
+    }
+    return write_text(page(title, intro, sections), path)
+
+
+def page(title: str, intro: str, sections: Mapping[str, str], *, contents: bool = False, style: str = "") -> str:
+    """The frame of every report: one HTML file without scripts, for light and dark, screen and paper.
+
+    Args:
+        title: headline, plain text.
+        intro: plain text under the headline; an empty line starts a paragraph.
+        sections: heading, plain text -> HTML.
+        contents: whether links to the sections stand under the introduction.
+        style: CSS on top of that of all reports.
+
+    Returns:
+        The text of the file.
+    """
+    shared = files("veto_pl.report").joinpath("style.css").read_text(encoding="utf-8")
     paragraphs = "".join(f"<p>{escape(text)}</p>\n" for text in _paragraphs(intro))
-    page = _PAGE.format(title=escape(title), style=style, intro=paragraphs, sections="".join(sections))
+    links = "".join(f'<li><a href="#{anchor(heading)}">{escape(heading)}</a></li>\n' for heading in sections)
+    return _PAGE.format(
+        title=escape(title),
+        style=shared + style,
+        intro=paragraphs,
+        contents=f'<nav aria-label="Contents">\n<ul>\n{links}</ul>\n</nav>\n' if contents else "",
+        sections="".join(_section(heading, body) for heading, body in sections.items()),
+    )
+
+
+def anchor(heading: str) -> str:
+    """The id of the section with that heading.
+
+    >>> anchor("What was compared")
+    'what-was-compared'
+    """
+    return "-".join("".join(c if c.isalnum() else " " for c in heading.lower()).split())
+
+
+def write_text(text: str, path: Path | str) -> Path:
+    """Writes UTF-8 with line feeds, making the folder if need be, and returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8", newline="\n")
+    path.write_text(text, encoding="utf-8", newline="\n")
     return path
 
 
@@ -115,7 +151,8 @@ def _charts(runs: Sequence[Run]) -> str:
 
 def _config(run: Run) -> str:
     text = escape(run.config, keep="\n\t")
-    return f"<details><summary>{escape(run.name)}</summary>\n<pre><code>{text}</code></pre></details>\n"
+    body = f'<pre tabindex="0"><code>{text}</code></pre>'
+    return f"<details><summary>{escape(run.name)}</summary>\n{body}</details>\n"
 
 
 def _absent(runs: Sequence[Run], file: str) -> str:
@@ -124,7 +161,7 @@ def _absent(runs: Sequence[Run], file: str) -> str:
 
 
 def _section(heading: str, body: str) -> str:
-    return f"<section>\n<h2>{heading}</h2>\n{body}</section>\n"
+    return f'<section id="{anchor(heading)}">\n<h2>{escape(heading)}</h2>\n{body}</section>\n'
 
 
 def _paragraphs(text: str) -> list[str]:

@@ -67,7 +67,7 @@ class ResultTable:
         | veto | 0.500 |
         """
         rule = [":---"] + ["---:"] * len(self.columns)
-        lines = [[_markdown(text) for text in line] for line in [[self.label, *self.columns], *self._lines()]]
+        lines = [[plain(text) for text in line] for line in [[self.label, *self.columns], *self._lines()]]
         return "".join(f"| {' | '.join(line)} |\n" for line in [lines[0], rule, *lines[1:]])
 
     def html(self) -> str:
@@ -99,7 +99,8 @@ def _cell(cell: Cell) -> str:
     return cell if isinstance(cell, str) else number(cell)
 
 
-def _markdown(text: str) -> str:
+def plain(text: str) -> str:
+    """Text that markdown shows as it is, on one line."""
     for character in "\\|`*_[]":
         text = text.replace(character, "\\" + character)
     return printable(text).replace("&", "&amp;").replace("<", "&lt;")

@@ -1,7 +1,9 @@
 """The tasks that come with the package."""
 
+from veto_pl.data.tasks.code import MBPP, HumanEval
+from veto_pl.data.tasks.dialogsum import DialogSum
 from veto_pl.data.tasks.gsm8k import GSM8K
 from veto_pl.data.tasks.jsonlines import JsonLines
 from veto_pl.data.tasks.reasoning_gym import ReasoningGym
 
-__all__ = ["GSM8K", "JsonLines", "ReasoningGym"]
+__all__ = ["GSM8K", "MBPP", "DialogSum", "HumanEval", "JsonLines", "ReasoningGym"]

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from veto_pl.data.hub import hub_rows
 from veto_pl.data.jsonl import read_examples, to_example
-from veto_pl.data.rewards import LastNumber
+from veto_pl.data.mathematics import MathAnswer
 from veto_pl.data.splits import check_sizes, partition, pick
-from veto_pl.exceptions import DataError
 from veto_pl.seams import Task
 from veto_pl.types import Example
 
 
 @dataclass(frozen=True, kw_only=True)
 class GSM8K(Task):
-    """GSM8K (Cobbe et al. 2021, arXiv:2110.14168): rows `question`, `answer`, scored by the number they end in.
+    """GSM8K (Cobbe et al. 2021, arXiv:2110.14168): rows `question`, `answer`, scored by `MathAnswer`.
 
     With any path set, only files are read and a split without a file is empty; with none, the rows come from the hub,
     which has `train` and `test`. Without `validation_path`, validation is held out from the training rows.
@@ -51,8 +51,8 @@ class GSM8K(Task):
         return partition(rows, origin="The training split of GSM8K", validation_size=self.validation_size)[split]
 
     def reward(self, example: Example, completion: str) -> float:
-        """1.0 where the completion ends in the answer's number, else 0.0."""
-        return LastNumber()(example, completion)
+        """1.0 where the completion ends in the answer's number, in any form, else 0.0."""
+        return MathAnswer()(example, completion)
 
     @property
     def _paths(self) -> dict[str, str | None]:
@@ -67,16 +67,7 @@ class GSM8K(Task):
         return [row for row in rows if most is None or len(row.prompt) <= most]
 
     def _from_hub(self, split: str) -> list[Example]:
-        from datasets import load_dataset
-
-        try:
-            rows = load_dataset(self.hub, "main", split=split)
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"`GSM8K.hub` expected a data set that can be loaded, got {self.hub!r}: {error}. Check the name and "
-                f"the connection, or set `GSM8K.{split}_path` to a JSON Lines file."
-            ) from error
         return [
-            to_example(dict(row), prompt="question", completion="answer", where=f"{self.hub}/{split}:{number}")
-            for number, row in enumerate(rows, 1)
+            to_example(row, prompt="question", completion="answer", where=f"{self.hub}/{split}:{number}")
+            for number, row in enumerate(hub_rows(self.hub, split, owner="GSM8K", config="main"), 1)
         ]

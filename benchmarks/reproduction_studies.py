@@ -1,0 +1,119 @@
+"""The studies behind docs/reproduction.md: which commands, in which order."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from veto_pl.compare.command import run_study
+from veto_pl.compare.results import Comparison
+
+STUDIES = Path("configs/compare")
+TASKS = ("spelling", "palindromes")
+SIZES = {"small": [], "large": ["students/large.yaml"], "tiny": ["students/tiny.yaml"]}
+MAIN = {"SFT": "sft", "supervised KD": "supervised_kd", "on-policy KD": "on_policy_kd", "Veto": "veto"}
+FAST = {"model": {"optimizer": {"init_args": {"lr": 8.0e-3}}}}
+LOOSE = {"trainer": {"gradient_clip_val": 0.0}}
+COOL = {"temperature": 0.5, "top_p": 0.5}
+BETAS = (0.0, 0.8)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What differs from `configs/compare/lead.yaml`: the runs, the teacher's training, the student."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    teacher: dict[str, Any] = field(default_factory=dict)
+    size: str = "small"
+
+
+CONDITIONS = {
+    "as in the order": Condition(),
+    "no clipping": Condition(LOOSE),
+    "learning rate 8e-3": Condition(FAST),
+    "learning rate 8e-3, no clipping": Condition({**FAST, **LOOSE}),
+    "bf16": Condition({"trainer": {"precision": "bf16-mixed"}}),
+    "unreliable teacher": Condition(teacher={"trainer": {"max_steps": 240}}),
+    "temperature 0.5, top-p 0.5": Condition(
+        {"model": {"objective": {"init_args": {"rollout": {"init_args": {"sampling": COOL}}}}}}
+    ),
+    "wider gap": Condition(size="tiny"),
+}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A study with the options that make it this one."""
+
+    name: str
+    file: Path
+    options: tuple[str, ...]
+
+    def run(self, folder: Path, workers: int | None) -> Comparison:
+        """Runs it, or goes on with it, and says how anybody else can."""
+        out = folder / self.name
+        print(shlex.join(["veto-pl", "compare", str(self.file), f"--out={out}", *self.options]), flush=True)
+        return run_study(self.file, out, overrides=self.options, workers=workers)
+
+
+def planned(name: str, study: str, task: str, size: str = "small", teacher: Any = None, **entries: Any) -> Planned:
+    """A study of a task, with a size of student and settings of the teacher's training."""
+    stages = {
+        "teacher": {"config": ["../quickstart/teacher.yaml"], "settings": teacher or {}},
+        "start": {"config": [*SIZES[size], "../quickstart/warm_start.yaml"], "per_seed": True},
+    }
+    config = ["../quickstart/base.yaml", f"tasks/{task}.yaml"]
+    options = {"title": name, "config": config, "stages": stages, **entries}
+    return Planned(name, STUDIES / f"{study}.yaml", tuple(f"--{key}={json.dumps(to)}" for key, to in options.items()))
+
+
+def all_studies() -> Iterator[Planned]:
+    """Everything, what tells most first."""
+    yield from (order(task, "small") for task in TASKS)
+    yield from (planned(f"reverse-{task}", "reverse", task) for task in TASKS)
+    yield from (order(task, "large") for task in TASKS)
+    yield from (planned(f"neighbours-{task}", "neighbours", task) for task in TASKS)
+    for condition in CONDITIONS:
+        yield from (lead(task, condition) for task in TASKS)
+
+
+def quick_studies() -> Iterator[Planned]:
+    """One task, one size, the main methods, two seeds, no search."""
+    yield planned("order-spelling-small", "order", "spelling", methods=_methods(MAIN), test=_ratios(), seeds=[1, 2],
+                  search={"grid": {}})  # fmt: skip
+
+
+def order(task: str, size: str) -> Planned:
+    """All methods with the small student, the main ones with others."""
+    entries: dict[str, Any] = {"test": _ratios()}
+    if size != "small":
+        entries["methods"] = _methods(MAIN)
+    return planned(f"order-{task}-{size}", "order", task, size, **entries)
+
+
+def lead(task: str, condition: str) -> Planned:
+    """Veto against on-policy distillation under a condition."""
+    of = CONDITIONS[condition]
+    name = f"lead-{task}-{'-'.join(condition.replace(',', '').split())}"
+    return planned(name, "lead", task, of.size, of.teacher, settings=of.settings)
+
+
+def _methods(names: dict[str, str]) -> dict[str, Any]:
+    return {name: {"config": [f"methods/{file}.yaml"]} for name, file in names.items()}
+
+
+def _ratios() -> dict[str, Any]:
+    """The test measures how far the target reaches above the student, beside the default metrics."""
+    kinds: Sequence[str] = ("mean", "largest")
+    plain = ["Accuracy", "MeanReward", "StudentEntropy", "ForwardKL", "ReverseKL", "DistinctN", "SelfBLEU"]
+    metrics: list[Any] = [{"class_path": f"veto_pl.metrics.{name}"} for name in plain]
+    metrics += [
+        {"class_path": "veto_pl.metrics.TargetRatio", "init_args": {"beta": beta, "over": over}}
+        for beta in BETAS
+        for over in kinds
+    ]
+    return {"model": {"metrics": metrics}}

@@ -1,0 +1,149 @@
+"""`veto-pl compare` as a user runs it: stopped, gone on with, failing."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from veto_pl.cli import main
+from veto_pl.compare.jobs import Job
+from veto_pl.compare.pool import Pool
+
+ROOT = Path(__file__).parents[2]
+STUDY = f"""
+title: a study
+config: [{ROOT}/configs/debug/base.yaml]
+settings:
+  trainer: {{val_check_interval: 3}}
+  data: {{task: {{init_args: {{test_size: 8}}}}}}
+stages:
+  start: {{settings: {{model: {{objective: {{class_path: SFT}}}}, trainer: {{max_steps: 3}}}}, per_seed: true}}
+methods:
+  fine-tuning: {{settings: {{model: {{objective: {{class_path: SFT}}}}}}}}
+  Veto:
+    config: [{ROOT}/configs/debug/veto.yaml]
+    settings: {{model: {{student: {{class_path: Pretrained, init_args: {{path: "{{start}}/export"}}}}}}}}
+baseline: fine-tuning
+budget: {{steps: 3}}
+seeds: [1, 2]
+search: {{grid: {{model.optimizer.init_args.lr: [0.001, 0.01]}}, metric: validation/forward_kl, mode: min}}
+evaluations:
+  greedy: {{temperature: 0.0, max_new_tokens: 8}}
+  sampled: {{temperature: 1.0, max_new_tokens: 8, num_completions: 2}}
+quantities: [greedy/forward_kl, sampled/pass@2]
+answers: 2
+"""
+COMMAND = [str(Path(sys.executable).with_name("veto-pl")), "compare", "study.yaml", "--out=out/a", "--workers=2"]
+
+
+def start(folder):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(COMMAND, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def done(folder, part=""):
+    return {path: path.stat().st_mtime_ns for path in (folder / "out").glob(f"{part}**/done.json")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A study that was stopped in the middle by a signal, and gone on with."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "study.yaml").write_text(STUDY)
+    stopped = start(folder)
+    deadline = time.monotonic() + 120
+    while len(done(folder)) < 5 and time.monotonic() < deadline and stopped.poll() is None:
+        time.sleep(0.05)
+    stopped.send_signal(signal.SIGTERM)
+    _, error = stopped.communicate(timeout=120)
+    before = done(folder)
+    second = start(folder)
+    output, errors = second.communicate(timeout=300)
+    return {
+        "folder": folder,
+        "stopped": (stopped.returncode, error.decode()),
+        "before": before,
+        "second": (second.returncode, output.decode(), errors.decode()),
+    }
+
+
+def test_a_signal_stops_it_in_good_order(finished):
+    code, error = finished["stopped"]
+    assert code == 130
+    assert error.strip().endswith("stopped. The same command goes on from here.")
+    assert "Traceback" not in error
+    assert 5 <= len(finished["before"]) < 11  # three starts, four of the search, four trials
+
+
+def test_the_same_command_goes_on_and_repeats_nothing(finished):
+    code, output, errors = finished["second"]
+    assert code == 0, errors
+    after = done(finished["folder"])
+    assert len(after) == 3 + 4 + 4
+    assert {path: after[path] for path in finished["before"]} == finished["before"]
+    assert "comparison.html" in output
+
+
+def test_the_results_hold_every_trial(finished):
+    folder = finished["folder"] / "out/a"
+    page, table = (folder / "comparison.html").read_text(), (folder / "comparison.md").read_text()
+    assert "fine-tuning" in table
+    assert "2 of 2" in table
+    assert "a study" in page
+    values = json.loads((folder / "trials/Veto/seed-2/sampled/test.json").read_text())["metrics"]
+    assert 0 <= values["pass@2"] <= 1
+    assert not list(folder.glob("**/last*.ckpt"))
+    assert not list(folder.glob("search/**/test.json"))  # the search never sees the test split
+
+
+def test_a_repeated_trial_is_equal_to_the_bit_and_another_setting_is_run_anew(finished, monkeypatch, capsys):
+    monkeypatch.chdir(finished["folder"])
+    trial = Path("out/a/trials/Veto/seed-1")
+    first = (trial / "greedy/answers.jsonl").read_bytes(), (trial / "greedy/test.json").read_bytes()
+    (trial / "done.json").unlink()
+    shutil.rmtree(trial / "greedy")
+    Path("study.yaml").write_text(STUDY.replace("answers: 2", "answers: 2\nconfidence: 0.9"))
+    main(["compare", "study.yaml", "--out=out/a"])
+    assert "trials: 1 runs" in capsys.readouterr().out
+    assert ((trial / "greedy/answers.jsonl").read_bytes(), (trial / "greedy/test.json").read_bytes()) == first
+    main(["compare", "study.yaml", "--out=out/a", "--only_report", "--budget.steps=4"])
+    assert "0 of 2" in Path("out/a/comparison.md").read_text()
+
+
+def test_a_method_that_fails_is_reported_and_the_others_finish(finished, monkeypatch):
+    monkeypatch.chdir(finished["folder"])
+    broken = STUDY.replace(
+        "methods:", "methods:\n  broken: {settings: {data: {batch_size: -3}, model: {objective: {class_path: SFT}}}}"
+    )
+    Path("broken.yaml").write_text(broken)
+    with pytest.raises(SystemExit) as error:
+        main(["compare", "broken.yaml", "--out=out/a"])
+    assert "2 runs of the comparison failed" in str(error.value)
+    assert "batch_size" in str(error.value)
+    table = Path("out/a/comparison.md").read_text()
+    assert table.count("2 of 2") == 2
+    assert "must be 1 or more, got -3" in table
+
+
+class Dying(Pool):
+    """Starts processes that die as one does that the system kills."""
+
+    def _start(self, context, job, place):
+        process = context.Process(target=os.abort)
+        process.start()
+        return process
+
+
+def test_a_process_that_dies_takes_no_other_along(tmp_path):
+    jobs = [Job(f"job {i}", tmp_path / str(i), (), {}) for i in range(3)]
+    seen = []
+    failed = Dying(workers=2, threads=1).run(jobs, lambda job, reason, seconds: seen.append((job.name, reason)))
+    assert failed.keys() == {job.folder for job in jobs}
+    assert all("signal 6" in reason for reason in failed.values())
+    assert sorted(name for name, _ in seen) == ["job 0", "job 1", "job 2"]

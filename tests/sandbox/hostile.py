@@ -1,0 +1,291 @@
+"""Programs that want to pass without knowing the answer, or to do harm.
+
+The test is `f(3) == SECRET`, and only the tests, the environment of the host, and the file `SECRET_FILE` of the host
+know the secret, so a program that gets hold of it passes. Each program sees `CANARY` (a file of the host that everybody
+may write), `PORT` (a listener of the host on loopback) and `PARENT` (the host's process). All are bounded: if the
+sandbox failed, they would start some hundred processes, use a few GiB, or send SIGUSR1, which the host handles.
+"""
+
+# ruff: noqa: E501  # a program a line
+
+import os
+
+SECRET = "secret-" + os.urandom(16).hex()
+
+RESOURCES = {
+    "loop in the call": "def f(x):\n    while True: pass",
+    "loop before the call": "while True: pass",
+    "sleep": "import time\ndef f(x): time.sleep(30)",
+    "pause": "import signal\ndef f(x): signal.pause()",
+    "ignored signals": """
+import signal
+for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
+    signal.signal(number, signal.SIG_IGN)
+def f(x):
+    while True: pass""",
+    "stopped by itself": "import os, signal, time\ndef f(x): os.kill(os.getpid(), signal.SIGSTOP); time.sleep(30)",
+    "fork bomb": """
+import os, time
+def f(x):
+    for _ in range(300):
+        if os.fork() == 0: time.sleep(20); os._exit(0)
+    return 1""",
+    "fork tree": """
+import os, time
+def f(x):
+    for _ in range(8): os.fork()
+    time.sleep(20)""",
+    "sessions of their own": """
+import os, time
+def f(x):
+    for _ in range(10):
+        if os.fork() == 0:
+            os.setsid(); time.sleep(20); os._exit(0)
+    return 1""",
+    "double fork": """
+import os, time
+if os.fork() == 0:
+    if os.fork() == 0: time.sleep(20); open(CANARY, 'w').write('late')
+    os._exit(0)
+def f(x): return 1""",
+    "orphan that ignores all": """
+import os, signal, time
+if os.fork() == 0:
+    for number in (1, 2, 13, 15): signal.signal(number, signal.SIG_IGN)
+    time.sleep(20)
+os._exit(0)""",
+    "threads": """
+import threading, time
+def f(x):
+    for _ in range(300): threading.Thread(target=time.sleep, args=(20,)).start()
+    return 1""",
+    "thread that never ends": """
+import threading, time
+threading.Thread(target=time.sleep, args=(20,)).start()
+raise SystemExit(0)""",
+    "memory at once": "def f(x): return len(bytearray(3 * 2**30)) and 1",
+    "memory in parts": "def f(x):\n    kept = [bytearray(2**24) for _ in range(180)]\n    return 1",
+    "memory map": "import mmap\ndef f(x):\n    m = mmap.mmap(-1, 3 * 2**30); m[::4096] = b'x' * len(m[::4096]); return 1",
+    "memory in files": """
+import os
+def f(x):
+    for _ in range(60):
+        file = os.memfd_create('m')
+        for _ in range(4): os.write(file, bytes(2**25))
+    return 1""",
+    "endless device": "def f(x): return open('/dev/zero', 'rb').read(3 * 2**30)",
+    "output": "def f(x):\n    while True: print('x' * 2**16)",
+    "error output": "import sys\ndef f(x):\n    while True: sys.stderr.write('x' * 2**16)",
+    "output before the call": "import os\nwhile True: os.write(1, b'x' * 2**16); os.write(2, b'x' * 2**16)",
+    "giant answer": "def f(x): return 'x' * 2**27",
+    "giant number": "def f(x): return 1 << 2**31",
+    "slow power": "def f(x): return 9 ** 9 ** 9",
+    "slow pattern": "import re\ndef f(x): return re.match('(a+)+$', 'a' * 60 + 'b')",
+    "slow comparison": "class A:\n    def __bool__(self):\n        while True: pass\ndef f(x): return A()",
+    "recursion": "def f(x): return f(x)",
+    "recursion without limit": "import sys\nsys.setrecursionlimit(10**9)\ndef f(x): return f(x)",
+    "nested answer": "def f(x):\n    a = []\n    for _ in range(10**5): a = [a]\n    return a",
+    "answer that holds itself": "def f(x):\n    a = []\n    a.append(a)\n    return a",
+    "large file": "def f(x):\n    with open('big', 'wb') as file:\n        for _ in range(400): file.write(bytes(2**20))\n    return 1",
+    "many files": """
+def f(x):
+    for number in range(40):
+        with open(f'file{number}', 'wb') as file: file.write(bytes(2**22))
+    raise OSError""",
+    "many small files": "def f(x):\n    for number in range(3000): open(f'file{number}', 'w').close()\n    return 1",
+    "open files": "def f(x):\n    kept = [open('/dev/null') for _ in range(5000)]\n    return 1",
+    "deep folders": "import os\ndef f(x):\n    for _ in range(1500): os.mkdir('d'); os.chdir('d')\n    return 1",
+    "folders that nobody may read": """
+import os
+def f(x):
+    os.makedirs('a/b'); os.mkdir('a/b/c', 0); os.mkdir('d', 0); os.mkdir('e', 0o500)
+    os.close(os.open('a/b/file', os.O_CREAT, 0))
+    return 1""",
+    "read-only folders": """
+import os
+def f(x):
+    os.makedirs('a/b/c'); open('a/b/file', 'w').close()
+    for name in ('a/b/c', 'a/b', 'a', '.'): os.chmod(name, 0)
+    return 1""",
+    "crash": "import ctypes\ndef f(x): return ctypes.string_at(0)",
+    "abort": "import os\ndef f(x): os.abort()",
+    "wider limits": """
+import resource
+def f(x):
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2); return len(bytearray(3 * 2**30))""",
+}  # fmt: skip
+
+ESCAPES = {
+    "delete a file": "import os\ndef f(x): os.remove(CANARY)",
+    "delete a folder": "import os, shutil\ndef f(x): shutil.rmtree(os.path.dirname(CANARY))",
+    "write a file": "def f(x): open(CANARY, 'w').write('changed')",
+    "append to a file": "def f(x): open(CANARY, 'a').write('changed')",
+    "truncate a file": "import os\ndef f(x): os.truncate(CANARY, 0)",
+    "rename a file": "import os\ndef f(x): os.rename(CANARY, CANARY + '.moved')",
+    "new file": "def f(x): open(CANARY + '.new', 'w').write('new')",
+    "new folder": "import os\ndef f(x): os.mkdir(CANARY + '.folder')",
+    "write through a link": "import os\ndef f(x): os.symlink(CANARY, 'link'); open('link', 'w').write('changed')",
+    "hard link": "import os\ndef f(x): os.link(CANARY, 'link'); open('link', 'w').write('changed')",
+    "change the mode": "import os\ndef f(x): os.chmod(CANARY, 0)",
+    "change the times": "import os\ndef f(x): os.utime(CANARY, (1, 1))",
+    "write by a shell": "import os\ndef f(x): return os.system(f'echo changed > {CANARY}')",
+    "write by a subprocess": "import subprocess\ndef f(x): subprocess.run(['rm', '-f', CANARY], check=True)",
+    "leave by the parent folder": "import os\ndef f(x): open('../' * 20 + CANARY.lstrip('/'), 'w').write('changed')",
+    "leave by a descriptor": """
+import os
+def f(x):
+    for number in range(64):
+        try: folder = os.open('../' * 20 + CANARY.lstrip('/'), os.O_WRONLY, dir_fd=number); os.write(folder, b'changed')
+        except OSError: pass""",
+    "leave by a root": "import os\ndef f(x): os.chroot('.'); open(CANARY, 'w').write('changed')",
+    "leave by namespaces": """
+import ctypes
+libc = ctypes.CDLL(None)
+def f(x):
+    libc.unshare(0x10000000); libc.mount(b'none', b'/', None, 0x5020, None); open(CANARY, 'w').write('changed')""",
+    "become root": "import os\ndef f(x):\n    os.setuid(0)\n    open(CANARY, 'w').write('changed')",
+    "become root by a program": "import os\ndef f(x): return os.system('su -c true || sudo -n true') or SECRET",
+    "shared memory file": "def f(x): open(f'/dev/shm/veto-{PARENT}', 'w').write('x'); raise OSError",
+    "system V memory": "import ctypes\ndef f(x): return ctypes.CDLL(None).shmget(2**30 + PARENT, 4096, 0o1666)",
+    "connect": "import socket\ndef f(x): socket.create_connection(('127.0.0.1', PORT), 1).send(b'x')",
+    "connect by IPv6": "import socket\ndef f(x): socket.create_connection(('::ffff:127.0.0.1', PORT), 1).send(b'x')",
+    "datagram": "import socket\ndef f(x): socket.socket(2, 2).sendto(b'x', ('127.0.0.1', PORT))",
+    "download": "from urllib.request import urlopen\ndef f(x): return urlopen(f'http://127.0.0.1:{PORT}', timeout=1).read()",
+    "connect by a shell": "import subprocess\ndef f(x): return subprocess.run(['bash', '-c', f'echo > /dev/tcp/127.0.0.1/{PORT}'])",
+    "connect by 32-bit calls": "import ctypes\ndef f(x): return ctypes.CDLL(None).syscall(0x40000000 + 41, 2, 1, 0)",
+    "signal to the host": "import os, signal\ndef f(x): os.kill(PARENT, signal.SIGUSR1)",
+    "signal to the parent": "import os, signal\ndef f(x): os.kill(os.getppid(), signal.SIGUSR1); return 1",
+    "signal to the group": "import os, signal\ndef f(x): os.killpg(0, signal.SIGUSR1); return 1",
+    "signal by a handle": "import os, signal\ndef f(x): signal.pidfd_send_signal(os.pidfd_open(PARENT), signal.SIGUSR1)",
+    "trace the host": "import ctypes\ndef f(x): return ctypes.CDLL(None).ptrace(0x4206, PARENT, 0, 0)",
+    "secret of the environment": "import os\ndef f(x): return os.environ.get('VETO_TEST_SECRET')",
+    "secret of the host's environment": """
+def f(x):
+    for line in open(f'/proc/{PARENT}/environ').read().split(chr(0)):
+        if line.startswith('VETO_TEST_SECRET='): return line.partition('=')[2]""",
+    "secret of a file": "def f(x): return open(SECRET_FILE).read()",
+    "secret of a file by a shell": "import subprocess\ndef f(x): return subprocess.run(['cat', SECRET_FILE], capture_output=True, text=True).stdout",
+    "secret of another process": """
+import glob, re
+def f(x):
+    for path in glob.glob('/proc/[0-9]*/fd/*') + glob.glob('/proc/[0-9]*/cmdline'):
+        try: found = re.search(rb'secret-[0-9a-f]{32}', open(path, 'rb').read(2**20))
+        except OSError: continue
+        if found: return found[0].decode()""",
+    "secret of an inherited file": """
+import os, re
+found = [re.search(rb'secret-[0-9a-f]{32}', os.pread(n, 2**20, 0)) for n in range(64) if os.path.isfile(f'/proc/self/fd/{n}')]
+def f(x): return found[0][0].decode()""",
+}  # fmt: skip
+
+FAKES = {
+    "exit before the tests": "import sys\nsys.exit(0)",
+    "hard exit before the tests": "import os\nos._exit(0)",
+    "exit in the call": "import sys\ndef f(x): sys.exit(0)",
+    "hard exit in the call": "import os\ndef f(x): os._exit(0)",
+    "quit": "def f(x): quit()",
+    "keyboard interrupt": "def f(x): raise KeyboardInterrupt",
+    "end of a generator": "def f(x): raise GeneratorExit",
+    "own exception": "class A(BaseException): pass\ndef f(x): raise A",
+    "exception that compares": "class A(Exception):\n    __eq__ = lambda *_: True\ndef f(x): raise A()",
+    "exit at the end": "import atexit, os\natexit.register(os._exit, 0)\ndef f(x): return 1",
+    "printed verdict": "print('ready\\npassed')\ndef f(x): print('ready\\npassed', flush=True)",
+    "verdict on every descriptor": """
+import os
+for number in range(1, 256):
+    try: os.write(number, b'ready\\npassed\\n')
+    except OSError: pass
+def f(x): return 1""",
+    "verdict on reopened pipes": """
+import os
+def f(x):
+    for number in range(64):
+        try: os.write(os.open(f'/proc/self/fd/{number}', os.O_WRONLY | os.O_NONBLOCK), b'ready\\npassed\\n')
+        except OSError: pass""",
+    "equal to everything": "class A:\n    __eq__ = lambda *_: True\n    __ne__ = lambda *_: False\n    __hash__ = lambda _: 0\ndef f(x): return A()",
+    "text that compares": "class A(str):\n    __eq__ = lambda *_: True\n    __hash__ = str.__hash__\ndef f(x): return A('x')",
+    "number that compares": "class A(int):\n    __eq__ = lambda *_: True\n    __hash__ = int.__hash__\ndef f(x): return A(1)",
+    "list that compares": "class A(list):\n    __eq__ = lambda *_: True\ndef f(x): return A([1])",
+    "dictionary that compares": "class A(dict):\n    __eq__ = lambda *_: True\ndef f(x): return A(a=1)",
+    "false class": "class A:\n    __class__ = str\n    __eq__ = lambda *_: True\ndef f(x): return A()",
+    "class that compares": "class M(type):\n    __eq__ = lambda *_: True\n    __hash__ = type.__hash__\nclass A(metaclass=M): pass\ndef f(x): return A",
+    "function is a class": "class f:\n    def __init__(self, x): pass\n    __eq__ = lambda *_: True\n    __hash__ = None",
+    "mock": "from unittest.mock import ANY\ndef f(x): return ANY",
+    "not a number": "def f(x): return float('nan')",
+    "coroutine": "async def f(x): return 1",
+    "generator": "def f(x): yield 1",
+    "pickle": "import pickle\nclass A:\n    def __reduce__(self): return (print, ('passed',))\ndef f(x): return pickle.dumps(A())",
+    "patched builtins": "import builtins\nfor name in ('AssertionError', 'isinstance', 'type', 'bool', 'exec'): setattr(builtins, name, lambda *_: True)\ndef f(x): return 1",
+    "patched import": "import builtins\nbuiltins.__import__ = lambda *_, **__: None\ndef f(x): return 1",
+    "patched codec": """
+import sys
+module = sys.modules['veto_pl.sandbox.codec']
+module.encode = lambda *_: b'passed'; module._write = None
+sys.modules['veto_pl.sandbox.candidate'].encode = lambda *_: b'passed'
+def f(x): return 1""",
+    "patched judge": """
+import sys
+sys.modules['veto_pl.sandbox.judge'].judged = lambda *_: 'passed'
+sys.modules['veto_pl.sandbox.judge'].agree = lambda *_: True
+def f(x): return 1""",
+    "other check": "def check(f): pass\nSECRET = 1\ndef agree(*_): return True\ndef f(x): return 1",
+    "frames": """
+import sys
+def f(x):
+    frame = sys._getframe()
+    while frame:
+        frame.f_globals.update(SECRET=1, judged=lambda *_: 'passed')
+        for value in list(frame.f_locals.values()):
+            if isinstance(value, dict): value['SECRET'] = 1; value['code'] = ''
+        frame = frame.f_back
+    return 1""",
+    "searched memory": """
+import gc, re
+def f(x):
+    for thing in gc.get_objects():
+        found = re.search(r'secret-[0-9a-f]{32}', repr(thing)) if isinstance(thing, (list, dict, tuple)) else None
+        if found: return found[0]""",
+    "trace function": "import sys\nsys.settrace(lambda *_: None)\nsys.setprofile(lambda *_: None)\ndef f(x): return 1",
+    "closed pipes": "import os\nos.closerange(3, 256)\ndef f(x): return 1",
+    "closed pipes in the call": "import os\ndef f(x): os.closerange(3, 256)",
+    "answers in advance": """
+import os, struct
+body = b't' + struct.pack('<Q', 2) + b's' + struct.pack('<Q', 5) + b'value' + b'T'
+for number in range(3, 256):
+    try: os.write(number, (struct.pack('<Q', len(body)) + body) * 50)
+    except OSError: pass
+def f(x): return 1""",
+    "nonsense on the pipes": """
+import os
+for number in range(3, 256):
+    try: os.write(number, bytes(range(256)) * 16)
+    except OSError: pass
+def f(x): return 1""",
+    "frame without end": """
+import os, struct
+for number in range(3, 256):
+    try: os.write(number, struct.pack('<Q', 2**62))
+    except OSError: pass
+def f(x): return 1""",
+    "list of wrong length": """
+import os, struct
+body = b'l' + struct.pack('<Q', 2**40) + b'N'
+for number in range(3, 256):
+    try: os.write(number, struct.pack('<Q', len(body)) + body)
+    except OSError: pass
+def f(x): return 1""",
+    "two answers": "import os\ndef f(x): os.fork(); return 1",
+    "empty": "",
+    "other name": "def g(x): return 1",
+    "no function": "f = True",
+    "syntax": "def f(x:\n    return",
+    "zero byte": "def f(x): return 1\0",
+    "lone surrogate": "def f(x): return '\ud800'",
+    "lone surrogate in the name": "\udcff = 1",
+    "open brackets": "(" * 200_000,
+    "minus signs": "x = " + "-" * 200_000 + "1",
+    "too long": "#" * 2**20 + "\ndef f(x): return 1",
+}  # fmt: skip
+
+HOSTILE = {**RESOURCES, **ESCAPES, **FAKES}
+assert len(HOSTILE) == len(RESOURCES) + len(ESCAPES) + len(FAKES)

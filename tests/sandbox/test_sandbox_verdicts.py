@@ -1,0 +1,210 @@
+"""Right programs pass, wrong ones fail, and the sandbox says what it is."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.sandbox import Limits, Protection, SandboxError, Tests, Verdict, judge, protection
+from veto_pl.sandbox import processes as processes_module
+from veto_pl.sandbox import protection as protection_function
+from veto_pl.sandbox import verdicts as verdicts_module
+from veto_pl.sandbox.commands import LEVELS
+from veto_pl.sandbox.judge import agree
+
+SORT = "def f(xs):\n    return sorted(set(xs))"
+MUTANTS = {
+    SORT.replace("sorted", "list"): "AssertionError",
+    SORT.replace("set", "list"): "AssertionError",
+    SORT.replace("xs))", "xs), reverse=True)"): "AssertionError",
+    SORT.replace("return", "xs = "): "AssertionError",
+    SORT.replace("set(xs)", "sett(xs)"): "NameError",
+    SORT.replace("(xs))", "(xs)"): "gone",
+    SORT.replace("def f", "def g"): "KeyError",
+    SORT.replace("(xs):", "():"): "TypeError",
+    SORT.replace("return", "raise ValueError or"): "ValueError",
+}
+SORTED = Tests(code="assert f([3, 1, 3, 2]) == [1, 2, 3]\nassert f([]) == []\nassert f([1, 8]) == [1, 8]", names=("f",))
+
+
+def verdict(code, program, names=("f",), **settings):
+    return judge(Tests(code=code, names=names), program, Limits(**settings))
+
+
+def test_the_right_program_passes():
+    assert judge(SORTED, SORT) == Verdict(True, "passed")
+
+
+@pytest.mark.parametrize("program", MUTANTS)
+def test_each_mutant_fails_for_its_reason(program):
+    assert judge(SORTED, program) == Verdict(False, MUTANTS[program])
+
+
+def test_verdicts_are_deterministic_and_parallel_is_serial():
+    programs = [SORT, *MUTANTS] * 2
+    serial = [judge(SORTED, program) for program in programs]
+    with ThreadPoolExecutor(4) as pool:
+        parallel = list(pool.map(lambda program: judge(SORTED, program), programs))
+    assert serial == parallel
+    assert serial[: len(serial) // 2] == serial[len(serial) // 2 :]
+
+
+def test_random_tests_draw_the_same_numbers_each_time():
+    code = "import random\nassert f(random.randint(0, 1)) == 0\nassert f(random.randint(0, 10**9)) == 0"
+    reasons = {verdict(code, "def f(x): return 0 if x in (0, 1) else x").reason for _ in range(3)}
+    assert len(reasons) == 1
+
+
+def test_sets_have_the_same_order_each_time():
+    program = "def f(): return ''.join({'a', 'b', 'c', 'd', 'e', 'f', 'g'})"
+    orders = [verdict(f"assert f() == {order!r}", program).passed for order in ("abcdefg",) * 2]
+    assert orders[0] == orders[1]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "assert longest([Pair(1, 2), Pair(3, 9)]).b == 9",
+        "p = Pair(1, 2)\np.b = [5]\nassert p.b == [5] and longest([p, Pair(0, 1)]).a == 1",
+        "p = Pair(1, 2)\nassert p.sum(extra=4) == 7",
+        "assert p_of([Pair(1, 2)])['first'].a == 1",
+        "assert Pair(1, 2) != Pair(1, 2) and not Pair(0, 0) and Pair(1, 0)",
+        "assert LIMIT == 10",
+        "try:\n    longest([])\nexcept IndexError:\n    pass\nelse:\n    assert False",
+    ],
+)
+def test_objects_of_the_program_can_be_made_and_passed_back(code):
+    program = """
+LIMIT = 10
+class Pair:
+    def __init__(self, a, b): self.a, self.b = a, b
+    def __bool__(self): return self.a > 0
+    def sum(self, extra=0): return self.a + self.b + extra
+def longest(pairs): return sorted(pairs, key=lambda p: str(p.b))[-1]
+def p_of(pairs): return {'first': pairs[0]}
+"""
+    assert verdict(code, program, ("LIMIT", "Pair", "longest", "p_of")).passed
+
+
+def test_the_effect_on_arguments_is_not_seen():
+    code = "xs = [2, 1]\nassert f(xs) is None\nassert xs == [2, 1]"
+    assert verdict(code, "def f(xs): xs.sort()").passed
+
+
+def test_what_the_tests_use_can_be_defined_by_them():
+    tests = Tests(
+        setup="import math\ndef half(x): return x / 2\ndef f(x): pass\n",
+        code="assert f(half(4)) == math.sqrt(4)",
+        names=("f",),
+    )
+    assert judge(tests, "def f(x): return x").passed
+
+
+def test_tests_have_numpy_and_programs_have_the_standard_library_only():
+    assert verdict("import numpy as np\nassert np.allclose(f(), [1, 2])", "def f(): return [1.0, 2.0]").passed
+    assert verdict("f()", "def f():\n    import numpy").reason == "ModuleNotFoundError"
+    imports = "import bisect, collections, datetime, decimal, fractions, functools, hashlib, heapq, json, re, typing"
+    assert verdict("assert f() == 1", f"{imports}\ndef f(): '\u00e9'.encode('utf-16'); return 1").passed
+
+
+def test_a_broken_conversation_cannot_be_passed_over():
+    code = "for _ in range(3):\n    try:\n        f()\n    except BaseException:\n        pass"
+    assert verdict(code, "import os\ndef f(): os._exit(0)").reason == "gone"
+
+
+def test_a_program_has_an_empty_folder_and_a_clean_environment(monkeypatch):
+    monkeypatch.setenv("SECRET_TOKEN", "x")
+    program = "import os\ndef f(): open('a', 'w').write('b'); return os.listdir('.'), open('a').read(), [*os.environ]"
+    code = "files, text, names = f()\nassert (files, text, 'HOME' in names) == (['a'], 'b', True)"
+    code += "\nassert 'SECRET_TOKEN' not in names"
+    assert all(verdict(code, program).passed for _ in range(2))
+
+
+def test_long_arguments_and_answers_cross():
+    assert verdict("xs = list(range(200_000))\nassert f(xs) == xs", "def f(xs): return [x + 1 - 1 for x in xs]").passed
+
+
+def test_large_numbers_cross():
+    assert verdict("assert f(10**6000) == 10**6000 + 1\nassert len(str(f(0))) == 1", "def f(x): return x + 1").passed
+
+
+@pytest.mark.parametrize("name", ["timeout", "memory", "processes", "file_size", "workers"])
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_limits_are_positive(name, value):
+    with pytest.raises(ConfigurationError, match=rf"`Limits\.{name}` must be a positive number, got"):
+        Limits(**{name: value})
+
+
+def test_agreement_is_that_of_evalplus():
+    assert agree([1, 2.0], [1.0, 2.0 + 1e-9], 1e-6)
+    assert agree({"a": (1.0,)}, {"a": (1.0 + 1e-7,)}, 1e-6)
+    assert agree(float("nan"), float("nan"), 1e-6)
+    assert not agree([1], (1,), 1e-6)
+    assert not agree([1, 2], [1], 1e-6)
+    assert not agree("1", 1, 1e-6)
+    assert not agree(1.1, 1.0, 1e-6)
+
+
+@pytest.fixture
+def fresh_probe():
+    module = __import__("sys").modules["veto_pl.sandbox.protection"]
+    module._first.cache_clear()
+    yield module
+    module._first.cache_clear()
+
+
+def test_the_best_level_that_works_is_taken_and_logged_once(fresh_probe, monkeypatch):
+    said = []
+    for name in ("rank_zero_info", "rank_zero_warn"):
+        monkeypatch.setattr(fresh_probe, name, said.append)
+    absent = {"bubblewrap": "bwrap"}
+    monkeypatch.setattr(fresh_probe, "missing", absent.get)
+    found = [protection() for _ in range(3)]
+    assert found[0].level in LEVELS[1:]
+    assert found == [found[0]] * 3
+    assert said == [f"Programs under test run behind {found[0]}."]
+    with pytest.raises(
+        ConfigurationError, match=r"'bubblewrap', which does not work here: bubblewrap: `bwrap` is not inst"
+    ):
+        protection("bubblewrap")
+
+
+def test_the_weakest_level_says_what_it_lacks():
+    weak = Protection("limits", landlock=False, seccomp=False, own_user=False)
+    assert "use the network" in str(weak)
+    assert "outlive its time" in str(weak)
+    assert Protection("bubblewrap", landlock=False, seccomp=False, own_user=False).gaps == ()
+
+
+def test_a_sandbox_that_does_not_start_is_no_verdict(monkeypatch):
+    protection_function()
+    monkeypatch.setattr(processes_module, "_BOOT", "raise SystemExit('no luck')")
+    with pytest.raises(SandboxError, match="did not start: no luck"):
+        judge(SORTED, SORT)
+
+
+def test_a_candidate_that_does_not_start_is_no_verdict(monkeypatch):
+    start = verdicts_module.start
+
+    def failing(entry, *arguments, **settings):
+        with monkeypatch.context() as patch:
+            if entry == "candidate":
+                patch.setattr(processes_module, "_BOOT", "raise SystemExit(1)")
+            return start(entry, *arguments, **settings)
+
+    monkeypatch.setattr(verdicts_module, "start", failing)
+    with pytest.raises(SandboxError, match="did not start"):
+        judge(SORTED, SORT)
+
+
+def test_a_failed_start_leaves_nothing_open(monkeypatch):
+    def failing(*_, **__):
+        raise OSError("no more processes")
+
+    protection_function()
+    monkeypatch.setattr(verdicts_module, "start", failing)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="no more"):
+        judge(SORTED, SORT)
+    assert os.listdir("/proc/self/fd") == before

@@ -1,0 +1,113 @@
+"""The answers of a test, and its metrics, as files that a comparison reads."""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
+
+from veto_pl.checkpoint_io import beside
+from veto_pl.evaluation import Evaluation
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.ranks import gather_on_first
+
+ANSWERS, TEST = "answers.jsonl", "test.json"
+
+
+class Answers(L.Callback):
+    """Writes the answers of a test into `answers.jsonl` and its metrics into `test.json`, in the run folder.
+
+    A line is a completion: prompt, completion, reference and reward, in the order of the test split, whatever the
+    number of ranks. The first completion of each of the first prompts also has its tokens as texts and, where there is
+    a teacher, `forward_kl` and `reverse_kl` at each of them, in nats. Both files are there whole or not at all.
+
+    Args:
+        annotated: prompts whose first completion is written token by token.
+
+    Raises:
+        ConfigurationError: `annotated` is negative.
+    """
+
+    def __init__(self, annotated: int = 8) -> None:
+        if annotated < 0:
+            raise ConfigurationError(f"`Answers.annotated` must be at least 0, got {annotated}.")
+        self.annotated = annotated
+        self._folder: Path | None = None
+        self._open = ExitStack()
+        self._file: Any = None
+        self._prompts = self._completions = self._seen = 0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Finds the folder, on all ranks: the trainer's `log_dir` is a broadcast."""
+        if stage == "test" and (folder := trainer.log_dir) is not None:
+            self._folder = Path(folder)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Opens a file beside the old one."""
+        self._prompts = self._completions = self._seen = 0
+        if self._folder is not None and trainer.is_global_zero:
+            temporary = self._open.enter_context(beside(self._folder / ANSWERS))
+            self._file = self._open.enter_context(temporary.open("w", encoding="utf-8", newline="\n"))
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Writes the answers of a batch of every rank."""
+        evaluation: Evaluation = outputs["evaluation"]
+        answered = gather_on_first(self._by_prompt(evaluation))
+        if answered is None:
+            return
+        # Ranks take turns with the rows, so the rows of a batch stand between those of the batches beside it.
+        for _, rows in sorted((item for part in answered for item in part), key=lambda item: item[0]):
+            for row in rows:
+                self._write(row)
+            self._prompts += 1
+            self._completions = len(rows)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Puts both files in place."""
+        if self._folder is None or not trainer.is_global_zero:
+            return
+        self._open.close()
+        values = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        found = {
+            "metrics": {
+                name.removeprefix("test/"): value if math.isfinite(value) else None
+                for name, value in values.items()
+                if name.startswith("test/")
+            },
+            "prompts": self._prompts,
+            "completions": self._completions,
+        }
+        with beside(self._folder / TEST) as temporary:
+            temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        rank_zero_info(f"Wrote the answers to {self._folder / ANSWERS} and the metrics to {self._folder / TEST}")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leaves the old file as it was."""
+        self._open.__exit__(type(exception), exception, exception.__traceback__)
+
+    def _by_prompt(self, evaluation: Evaluation) -> list[tuple[int, list[dict[str, Any]]]]:
+        """The rows of each prompt with its place in the split."""
+        rows, size = evaluation.rows(), evaluation.generations.rewards.shape[1]
+        groups = [rows[i : i + size] for i in range(0, len(rows), size)]
+        # Among the first of all ranks are only rows that are among the first of their own.
+        for place in range(min(self.annotated - self._seen, len(groups))):
+            groups[place][0] |= evaluation.annotated(place * size)
+        self._seen += len(groups)
+        return list(zip(evaluation.batch.numbers.tolist(), groups, strict=True))
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self._file is None:
+            return
+        if self._prompts >= self.annotated:
+            row = {name: row[name] for name in row if name not in _ANNOTATIONS}
+        self._file.write(json.dumps(row) + "\n")
+
+
+_ANNOTATIONS = ("tokens", "forward_kl", "reverse_kl")

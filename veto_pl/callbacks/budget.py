@@ -1,0 +1,73 @@
+"""Runs whose length is counted in tokens or seconds instead of steps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning as L
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.module import DistillationModule
+
+PHASES = ("rollout", "scoring", "update", "data")
+"""What counts as training time; validation, checkpoints and the start do not."""
+
+
+class Budget(L.Callback):
+    """Ends a run after so many completion tokens, or so many seconds of training, whichever comes first.
+
+    Schedules then run over the budget: the length of the run that they see is the steps done, divided by the share of
+    the budget that these took. `trainer.max_steps` and `trainer.max_epochs` still hold; the run ends where the first of
+    all limits is reached, with a validation.
+
+    Args:
+        tokens: completion tokens trained on, over all ranks; None for no limit.
+        seconds: of rollout, scoring, update and data loading on the first rank; None for no limit. Such a run depends
+            on the speed of the machine, so another one of it differs.
+
+    Raises:
+        ConfigurationError: a limit that is not above 0.
+    """
+
+    def __init__(self, tokens: int | None = None, seconds: float | None = None) -> None:
+        for name, limit in (("tokens", tokens), ("seconds", seconds)):
+            if limit is not None and not 0 < limit < math.inf:
+                raise ConfigurationError(f"`Budget.{name}` must be above 0, got {limit}.")
+        self.limits = {name: limit for name, limit in (("tokens", tokens), ("seconds", seconds)) if limit is not None}
+        self._spent = {"tokens": 0.0, "seconds": 0.0}
+        self._steps = 0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Tells the module how long the run will be."""
+        assert isinstance(pl_module, DistillationModule), "this callback belongs to `DistillationModule`"
+        if self.limits:
+            pl_module.horizon = self.horizon
+
+    def horizon(self) -> float:
+        """Steps of the whole run, as far as can be seen; infinite before the first step."""
+        shares = [self._spent[name] / limit for name, limit in self.limits.items()]
+        share = max(shares, default=0.0)
+        return max(round(self._steps / share), self._steps, 1) if share else math.inf
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Books an optimizer step, and ends the run where the budget is spent."""
+        if not self.limits or trainer.global_step == self._steps:
+            return
+        assert isinstance(pl_module, DistillationModule), "this callback belongs to `DistillationModule`"
+        logged = pl_module.logged
+        self._steps = trainer.global_step
+        self._spent["tokens"] += logged["train/tokens"]
+        # The clocks of the ranks differ, and all have to stop at the same step.
+        seconds = sum(logged.get(f"train/seconds/{phase}", 0.0) for phase in PHASES)
+        self._spent["seconds"] += trainer.strategy.broadcast(seconds)
+        if any(self._spent[name] >= limit for name, limit in self.limits.items()):
+            trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is spent."""
+        return {"spent": dict(self._spent), "steps": self._steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on counting."""
+        self._spent, self._steps = dict(state_dict["spent"]), state_dict["steps"]

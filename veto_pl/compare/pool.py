@@ -1,0 +1,112 @@
+"""Many runs at once, each in a process of its own, so that one that dies takes no other with it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from veto_pl.compare.jobs import Job
+from veto_pl.compare.worker import FAILURE, LOG, is_done, run
+
+Finished = Callable[[Job, str | None, float], None]
+"""Told of a run that has ended: why it failed, or None, and the seconds that it took."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Runs jobs on the cores or accelerators that there are.
+
+    Args:
+        workers: runs at a time.
+        threads: of each run.
+        devices: whether each place has an accelerator of its own.
+    """
+
+    workers: int
+    threads: int
+    devices: bool = False
+
+    @classmethod
+    def of_this_machine(cls, workers: int | None = None) -> Pool:
+        """One run per accelerator; without one, one per core.
+
+        Args:
+            workers: runs at a time, which share the cores; None means as many as there are places.
+        """
+        import torch
+
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        accelerators = torch.cuda.device_count()
+        places = workers or accelerators or cores
+        return cls(places, max(cores // places, 1), devices=places <= accelerators)
+
+    def run(self, jobs: Sequence[Job], finished: Finished) -> dict[Path, str]:
+        """Runs what is not done yet.
+
+        Returns:
+            Folder of a run that failed -> why.
+        """
+        context = _context()
+        waiting = [job for job in jobs if not is_done(job)]
+        running: dict[int, tuple[Job, BaseProcess, float]] = {}
+        failed: dict[Path, str] = {}
+        try:
+            while waiting or running:
+                for place in range(self.workers):
+                    if waiting and place not in running:
+                        job = waiting.pop(0)
+                        running[place] = (job, self._start(context, job, place), time.monotonic())
+                wait([process.sentinel for _, process, _ in running.values()])
+                for place, (job, process, since) in list(running.items()):
+                    if process.exitcode is not None:
+                        del running[place]
+                        if (reason := _failure(job, process.exitcode)) is not None:
+                            failed[job.folder] = reason
+                        finished(job, reason, time.monotonic() - since)
+        finally:
+            _stop([process for _, process, _ in running.values()])
+        return failed
+
+    def _start(self, context: BaseContext, job: Job, place: int) -> BaseProcess:
+        process = context.Process(  # type: ignore[attr-defined]
+            target=run, args=(job, self.threads, place if self.devices else None)
+        )
+        process.start()
+        return process  # type: ignore[no-any-return]
+
+
+def _context() -> BaseContext:
+    """Processes that start with the libraries imported, where the system can fork."""
+    if sys.platform == "win32":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["veto_pl.compare.worker", "veto_pl.cli"])
+    return context
+
+
+def _failure(job: Job, exit_code: int) -> str | None:
+    if exit_code == 0 and is_done(job):
+        return None
+    try:
+        return (job.folder / FAILURE).read_text(encoding="utf-8")
+    except OSError:
+        died = f"was killed by signal {-exit_code}" if exit_code < 0 else f"ended with {exit_code}"
+        return f"Its process {died} (out of memory?); see {job.folder / LOG}."
+
+
+def _stop(processes: Sequence[BaseProcess]) -> None:
+    """Lets runs save what they have, then ends them."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(60)
+        if process.is_alive():
+            process.kill()

@@ -1,0 +1,194 @@
+"""A study: which methods are compared, on what, with how much."""
+
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, Literal
+
+from veto_pl.exceptions import ConfigurationError
+
+Settings = dict[str, Any]
+"""A part of a configuration of `veto-pl fit`, as nested mappings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A run that others start from, such as the teacher's fine-tuning.
+
+    Args:
+        config: files of settings, behind those of the study.
+        settings: settings, behind the files.
+        per_seed: whether every seed has one of its own, or all share one of seed 0.
+    """
+
+    config: tuple[str, ...] = ()
+    settings: Settings = field(default_factory=dict)
+    per_seed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What is compared.
+
+    Args:
+        config: files of settings, behind those of the study.
+        settings: settings, behind the files.
+        search: whether its settings are searched for; else those that are written here are used.
+    """
+
+    config: tuple[str, ...] = ()
+    settings: Settings = field(default_factory=dict)
+    search: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class EqualBudget:
+    """What every run is given: one of the three.
+
+    Args:
+        steps: optimizer steps.
+        tokens: completion tokens.
+        seconds: seconds of training; then results depend on the machine and its load.
+
+    Raises:
+        ConfigurationError: not exactly one is set.
+    """
+
+    steps: int | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if len(self._given) != 1 or next(iter(self._given.values())) <= 0:
+            raise ConfigurationError(
+                f"`budget` must set one of steps, tokens and seconds to more than 0, got {self._given}."
+            )
+
+    @property
+    def _given(self) -> dict[str, float]:
+        given = {"steps": self.steps, "tokens": self.tokens, "seconds": self.seconds}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def __str__(self) -> str:
+        ((unit, amount),) = self._given.items()
+        return f"{amount:,} {unit}"
+
+    @property
+    def settings(self) -> Settings:
+        """What tells a run."""
+        return {"trainer": {"max_steps": self.steps}} if self.steps is not None else {"budget": self._given}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingSearch:
+    """The same search for every method: all points of a grid, ranked on the validation split.
+
+    Args:
+        grid: place of a setting, such as `model.optimizer.init_args.lr`, -> the values that are tried.
+        seeds: of the runs of the search; they must not be seeds of the comparison.
+        metric: of the validation at the end of a run; its mean over the seeds ranks a point.
+        mode: whether a larger or a smaller value is better.
+    """
+
+    grid: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    metric: str = "validation/accuracy"
+    mode: Literal["max", "min"] = "max"
+
+    @property
+    def points(self) -> list[dict[str, float]]:
+        """All points of the grid; one without any setting where there is no grid."""
+        return [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    r"""Methods compared at equal budget, over seeds.
+
+    `{name}` in a string of the settings stands for the folder of the stage of that name, `{name}/export` for its model.
+
+    Args:
+        title: headline of the page.
+        methods: name -> what it is.
+        baseline: the method that the others are tested against.
+        budget: what every run of a method is given.
+        intro: plain text under the headline; an empty line starts a paragraph.
+        config: files of settings that all runs share, relative to the study's file.
+        settings: settings that all runs share, behind the files.
+        stages: runs that others start from, in order; a stage may name those before it.
+        student: settings of the runs of all methods, which the stages do not share.
+        seeds: every method is run with each of them.
+        search: how the settings of the methods are found.
+        evaluations: name -> settings of `model.evaluation` for the test split.
+        test: settings of the runs of `veto-pl test`, such as other metrics, `{model: {metrics: [...]}}`.
+        quantities: what the table shows, `evaluation/metric`; by default the accuracy of each evaluation.
+        frontier: diversity and reward, two quantities that are drawn against each other.
+        answers: test prompts whose answers the page shows, token by token.
+        confidence: of the intervals.
+
+    Raises:
+        ConfigurationError: names or numbers that do not fit together.
+    """
+
+    title: str
+    methods: dict[str, Method]
+    baseline: str
+    budget: EqualBudget
+    intro: str = ""
+    config: tuple[str, ...] = ()
+    settings: Settings = field(default_factory=dict)
+    stages: dict[str, Stage] = field(default_factory=dict)
+    student: Settings = field(default_factory=dict)
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    search: SettingSearch = SettingSearch()
+    evaluations: dict[str, Settings] = field(default_factory=lambda: {"greedy": {"temperature": 0.0}})
+    test: Settings = field(default_factory=dict)
+    quantities: tuple[str, ...] = ()
+    frontier: tuple[str, str] | None = None
+    answers: int = 8
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        checks = {
+            "methods": (self.methods, "name at least one method", self.methods),
+            "baseline": (self.baseline in self.methods, f"be one of {', '.join(self.methods)}", self.baseline),
+            "seeds": (_distinct(self.seeds), "be distinct numbers, at least one", self.seeds),
+            "search.seeds": (_distinct(self.search.seeds), "be distinct numbers, at least one", self.search.seeds),
+            "search.grid": (all(self.search.grid.values()), "have values for every setting", self.search.grid),
+            "evaluations": (self.evaluations, "name at least one evaluation", self.evaluations),
+            "confidence": (0 < self.confidence < 1, "lie between 0 and 1", self.confidence),
+            "answers": (self.answers >= 0, "be 0 or more", self.answers),
+        }
+        for name, (valid, expectation, given) in checks.items():
+            if not valid:
+                raise ConfigurationError(f"`{name}` of a study must {expectation}, got {given!r:.200}.")
+        self._check_names()
+        if shared := set(self.seeds) & set(self.search.seeds) if self.searches else set():
+            raise ConfigurationError(
+                f"`search.seeds` must not be seeds of the comparison, or the search would choose by luck that counts: "
+                f"both hold {sorted(shared)}."
+            )
+
+    @property
+    def searches(self) -> bool:
+        """Whether there is a choice."""
+        return len(self.search.points) > 1
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The quantities of the table."""
+        return self.quantities or tuple(f"{name}/accuracy" for name in self.evaluations)
+
+    def _check_names(self) -> None:
+        for name in (*self.stages, *self.evaluations, *self.methods):
+            if not name.strip() or "{" in name or "}" in name:
+                raise ConfigurationError(f"A name in a study must hold a letter and no brace, got {name!r:.80}.")
+        for quantity in (*self.quantities, *(self.frontier or ())):
+            if quantity.partition("/")[0] not in self.evaluations:
+                raise ConfigurationError(
+                    f"`quantities` and `frontier` expected an evaluation ({', '.join(self.evaluations)}) and a metric, "
+                    f"such as {next(iter(self.evaluations))}/accuracy, got {quantity!r:.80}."
+                )
+
+
+def _distinct(seeds: tuple[int, ...]) -> bool:
+    return 0 < len(seeds) == len(set(seeds))

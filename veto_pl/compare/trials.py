@@ -1,0 +1,139 @@
+"""What finished runs left behind, read and put together."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from veto_pl.callbacks.budget import PHASES
+from veto_pl.compare.jobs import Job, Point
+from veto_pl.compare.results import Answer, Comparison, Contrast, Cost, Search, Trial
+from veto_pl.compare.statistics import contrast, estimate, holm
+from veto_pl.compare.study import SettingSearch, Study
+from veto_pl.exceptions import DataError
+from veto_pl.report.run import Run
+
+
+def read_trial(method: str, seed: int, job: Job, answers: int) -> Trial:
+    """A finished run of the comparison, with the answers of its first evaluation."""
+    run = Run(f"{method}, seed {seed}", job.folder)
+    values: dict[str, float] = {}
+    for name in job.evaluations:
+        metrics = _json(job.folder / name / "test.json")["metrics"]
+        values |= {f"{name}/{metric}": float(value) for metric, value in metrics.items()}
+    first = job.folder / next(iter(job.evaluations)) / "answers.jsonl"
+    return Trial(method, seed, run, values, _cost(run), tuple(islice(_answers(first), answers)))
+
+
+def read_search(search: SettingSearch, scores: Mapping[str, float], points: Mapping[str, Point]) -> Search:
+    """Ranks the points of a search; a point without a finite score is never chosen.
+
+    Raises:
+        DataError: no point has one.
+    """
+    sign = 1 if search.mode == "max" else -1
+    finite = {text: sign * score for text, score in scores.items() if math.isfinite(score)}
+    if not finite:
+        raise DataError(f"`search.metric` expected a number that the validation logs, got none for `{search.metric}`.")
+    chosen = max(finite, key=lambda text: finite[text])
+    at_edge = any(
+        len(grid) > 1 and points[chosen][place] in (min(grid), max(grid)) for place, grid in search.grid.items()
+    )
+    return Search(search.metric, dict(scores), chosen, at_edge)
+
+
+def search_score(metric: str, jobs: Iterable[Job]) -> float:
+    """The mean over seeds of the metric's last value; NaN where a run has none."""
+    last = [_last(Run(job.name, job.folder), metric) for job in jobs]
+    return sum(last) / len(last)
+
+
+def compare(
+    study: Study,
+    trials: Sequence[Trial],
+    searches: Mapping[str, Search],
+    failures: Mapping[tuple[str, int], str],
+    command: str = "",
+) -> Comparison:
+    """The statistics of what is finished."""
+    values = {(m, q): _values(trials, m, q) for m in study.methods for q in _quantities(study)}
+    estimates = {key: estimate(list(v.values()), study.confidence) for key, v in values.items() if v}
+    return Comparison(
+        title=study.title,
+        intro=study.intro,
+        budget=str(study.budget),
+        baseline=study.baseline,
+        methods=tuple(study.methods),
+        seeds=study.seeds,
+        quantities=study.shown,
+        frontier=study.frontier,
+        trials=tuple(trials),
+        estimates=estimates,
+        contrasts=_contrasts(study, values),
+        searches=searches,
+        failures=failures,
+        confidence=study.confidence,
+        command=command,
+    )
+
+
+def _contrasts(study: Study, values: Mapping[tuple[str, str], dict[int, float]]) -> dict[tuple[str, str], Contrast]:
+    others = [method for method in study.methods if method != study.baseline]
+    found: dict[tuple[str, str], Contrast] = {}
+    for quantity in _quantities(study):
+        baseline = values[study.baseline, quantity]
+        pairs = {m: contrast(values[m, quantity], baseline, study.confidence) for m in others}
+        corrected = holm([pair.p for pair in pairs.values()])
+        for (method, pair), p in zip(pairs.items(), corrected, strict=True):
+            if not math.isnan(pair.difference.mean):
+                found[method, quantity] = Contrast(pair.difference, p)
+    return found
+
+
+def _quantities(study: Study) -> tuple[str, ...]:
+    """Of the table and of the frontier, each once."""
+    return tuple(dict.fromkeys((*study.shown, *(study.frontier or ()))))
+
+
+def _values(trials: Sequence[Trial], method: str, quantity: str) -> dict[int, float]:
+    return {t.seed: t.values[quantity] for t in trials if t.method == method and quantity in t.values}
+
+
+def _cost(run: Run) -> Cost:
+    curves = run.curves()
+    seconds = sum(sum(c.values) for phase in PHASES if (c := curves.get(f"train/seconds/{phase}")) is not None)
+    tokens = curves["train/tokens"]
+    return Cost(len(tokens), round(sum(tokens.values)), seconds)
+
+
+def _last(run: Run, metric: str) -> float:
+    curve = run.curves().get(metric)
+    return curve.values[-1] if curve else math.nan
+
+
+def _answers(path: Path) -> Iterator[Answer]:
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            if "tokens" in row:
+                yield Answer(
+                    row["prompt"],
+                    row["reference"],
+                    row["reward"],
+                    tuple(row["tokens"]),
+                    tuple(row.get("forward_kl", ())),
+                    tuple(row.get("reverse_kl", ())),
+                )
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: expected what `veto-pl test` writes: {error}. Remove its run to repeat it."
+        ) from error

@@ -1,0 +1,135 @@
+"""One run of a study, in a process of its own: training, then evaluations of what it made."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+from filelock import FileLock
+
+from veto_pl.checkpoint_io import beside
+from veto_pl.compare.jobs import Job
+from veto_pl.compare.study import Settings
+from veto_pl.exceptions import VetoError
+
+JOB, DONE, LOG, FAILURE = "job.json", "done.json", "run.log", "failure.txt"
+"""What a run is told; that it is finished; what it printed; and why it failed."""
+
+
+def is_done(job: Job) -> bool:
+    """Whether the run is finished, with these very settings."""
+    return _fingerprint(job.folder / DONE) == job.fingerprint
+
+
+def run(job: Job, threads: int, device: int | None = None) -> None:
+    """Runs a job, or goes on with it where it was stopped. A failure is written down, and ends the process with 1.
+
+    Args:
+        job: what to run.
+        threads: of torch.
+        device: the accelerator that this process may see; None leaves that as it is.
+    """
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(device)
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    # Another study may be at the same stage: wait for it. Outside of the folder, which may have to be removed.
+    with FileLock(job.folder.with_name(f".{job.folder.name}.lock")):
+        if not is_done(job):
+            _run_logged(job, threads)
+
+
+def _run_logged(job: Job, threads: int) -> None:
+    prepare(job)
+    with (job.folder / LOG).open("a", encoding="utf-8", buffering=1) as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
+        try:
+            _run(job, threads)
+        except Exception as error:
+            traceback.print_exc()
+            reason = str(error) if isinstance(error, VetoError) else f"{type(error).__name__}: {error}"
+            (job.folder / FAILURE).write_text(reason[:2000], encoding="utf-8")
+            sys.exit(1)
+
+
+def prepare(job: Job) -> None:
+    """Makes the folder. What another job left there is removed; what this one left is gone on with."""
+    told = job.folder / JOB
+    if told.exists() and _fingerprint(told) != job.fingerprint:
+        shutil.rmtree(job.folder)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / FAILURE).unlink(missing_ok=True)
+    (job.folder / "settings.yaml").write_text(yaml.safe_dump(_plain(job.settings), sort_keys=False), encoding="utf-8")
+    _write(told, job)
+
+
+def command(job: Job) -> list[str]:
+    """The training as arguments of `veto-pl`."""
+    files = [f"--config={file}" for file in (*job.files, job.folder / "settings.yaml")]
+    return ["fit", *files, f"--run_dir={job.folder}", "--ckpt_path=last", "--samples.show=false"]
+
+
+def _run(job: Job, threads: int) -> None:
+    import torch
+
+    from veto_pl.cli import VetoCLI, leave_out_noise
+    from veto_pl.plugins import load_plugins
+
+    torch.set_num_threads(threads)
+    leave_out_noise()
+    load_plugins()
+    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
+    trained = VetoCLI([*command(job), "--trainer.log_every_n_steps=1"])
+    _refuse_cut_short(job, trained)
+    for name, settings in job.evaluations.items():
+        VetoCLI(_test(job, name, settings))
+    for checkpoint in (*job.folder.glob("last*.ckpt"), *job.folder.glob("checkpoints/last*.ckpt")):
+        shutil.rmtree(checkpoint) if checkpoint.is_dir() else checkpoint.unlink()
+    _write(job.folder / DONE, job)
+
+
+def _refuse_cut_short(job: Job, trained: object) -> None:
+    """A signal or a guard ends a fit early without an exception; such a run must not be compared."""
+    summary = json.loads((job.folder / "summary.json").read_text(encoding="utf-8"))
+    trainer = getattr(trained, "trainer", None)
+    interrupted = getattr(trainer, "interrupted", False)
+    if interrupted or "stopped" in summary:
+        raise VetoError(f"The run ended early: {summary.get('stopped', 'interrupted')}")
+
+
+def _test(job: Job, name: str, settings: Settings) -> list[str]:
+    """`veto-pl test` of the exported student, into a folder of its own."""
+    folder = job.folder / name
+    folder.mkdir(exist_ok=True)
+    student = {"class_path": "Pretrained", "init_args": {"path": str(job.folder / "export")}}
+    told = {**settings, "model": {**settings.get("model", {}), "student": student}}
+    (folder / "settings.yaml").write_text(yaml.safe_dump(_plain(told), sort_keys=False), encoding="utf-8")
+    files = (*job.files, job.folder / "settings.yaml", folder / "settings.yaml")
+    return ["test", *(f"--config={file}" for file in files), f"--run_dir={folder}", "--trainer.logger=false"]
+
+
+def _write(path: Path, job: Job) -> None:
+    with beside(path) as temporary:
+        temporary.write_text(json.dumps({"name": job.name, "fingerprint": job.fingerprint}) + "\n", encoding="utf-8")
+
+
+def _fingerprint(path: Path) -> str | None:
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return told.get("fingerprint") if isinstance(told, Mapping) else None
+
+
+def _plain(value: object) -> object:
+    """Tuples as lists: YAML knows no others."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,159 @@
+"""What an objective does to a student, by the objective's own code: expected loss, gradient and target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from veto_pl.exceptions import ConfigurationError, VetoError
+from veto_pl.explain.scene import Scene, one_token, tabled
+from veto_pl.functional.divergences import log_mixture
+from veto_pl.rollouts import FromDataset, FromTeacher, Mixture, TeacherMixed
+from veto_pl.schedules import scheduled_values, value_at
+from veto_pl.seams import Objective, RolloutSource, Support, Target
+from veto_pl.targets import Teacher
+from veto_pl.tokens import TokenRows
+from veto_pl.types import Step
+
+STEPS = 100
+PARTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Of the run, at which the target is drawn."""
+MOST_DRAWS = 400
+
+
+@dataclass(frozen=True)
+class Response:
+    """An objective along a scene's sweep, [n] float64 each.
+
+    Args:
+        student: the student's probability of the teacher's choice.
+        loss: expected over the token that is drawn, in nats.
+        gradient: of that loss, with respect to the student's logit of the teacher's choice.
+        targets: where in the run, as text -> the target's probability of the teacher's choice; empty where the
+            objective has no target but the teacher.
+    """
+
+    student: Tensor
+    loss: Tensor
+    gradient: Tensor
+    targets: Mapping[str, Tensor]
+
+    def pull(self) -> Tensor:
+        """[n] how strongly the probability is raised relative to its size: minus gradient over probability."""
+        return -self.gradient / self.student
+
+
+def respond(objective: Objective, scene: Scene, part: float = 0.0) -> Response:
+    """Draws one token from every rollout of the objective, in all possible ways, at every point of the sweep.
+
+    Who writes a completion decides what it is drawn from: the student, the teacher (which stands for the references of
+    the task as well), or their mixture; temperature and truncation of the sampling are left out. What looks at more
+    than one token, such as a return over the future or a comparison with other completions, has nothing to see here.
+
+    Args:
+        objective: any objective.
+        scene: teacher and sweep.
+        part: of the run that is done, in [0, 1]; schedules are read there.
+
+    Raises:
+        ConfigurationError: the objective needs more than two distributions and a token, or too many rollouts.
+    """
+    step = Step(round(part * STEPS), STEPS)
+    _check(objective, scene)
+    teacher = scene.logp(scene.teacher)
+    found = [_expected(objective, scene.logp(probability), teacher, step) for probability in scene.student()]
+    losses, gradients = (torch.stack(values) for values in zip(*found, strict=True))
+    return Response(scene.student(), losses, gradients, dict(_targets(objective, scene)))
+
+
+def _check(objective: Objective, scene: Scene) -> None:
+    name = type(objective).__name__
+    if any(source.stored_teacher for source in objective.sources):
+        raise ConfigurationError(f"`{name}` reads a stored teacher, which knows real rows alone. Use a live teacher.")
+    if (draws := scene.outcomes ** len(objective.sources)) > MOST_DRAWS:
+        raise ConfigurationError(
+            f"`{name}` has {len(objective.sources)} rollouts: {draws} ways to draw a token from each, more than "
+            f"{MOST_DRAWS}. Use fewer `outcomes`."
+        )
+
+
+def _expected(objective: Objective, student: Tensor, teacher: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    """Loss and gradient at one point. [V] log-probabilities serve as logits."""
+    samplers = [_sampler(source, student, teacher, step) for source in objective.sources]
+    loss = gradient = torch.zeros((), dtype=torch.float64)
+    for tokens in product(range(len(student)), repeat=len(samplers)):
+        logits = student[None].clone().requires_grad_()
+        draws = zip(objective.sources, tokens, samplers, strict=True)
+        rollouts = {source: one_token(token, sampler) for source, token, sampler in draws}
+        chance = math.exp(sum(float(sampler[token]) for token, sampler in zip(tokens, samplers, strict=True)))
+        with _said_clearly(objective), torch.enable_grad():
+            terms = objective.loss(rollouts, tabled(logits, teacher[None]), step).terms.values()
+            total = sum((stat.total / stat.weight for stat in terms), start=torch.zeros(()))
+            (pull,) = torch.autograd.grad(total, logits)
+        loss, gradient = loss + chance * total.detach().double(), gradient + chance * pull[0, 0]
+    return loss, gradient
+
+
+@contextmanager
+def _said_clearly(objective: Objective) -> Iterator[None]:
+    """Whatever an objective stumbles over in a scene is reported as what cannot be drawn."""
+    try:
+        yield
+    except VetoError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(
+            f"`{type(objective).__name__}` cannot be drawn: it asks for more than two distributions and a token "
+            f"({type(error).__name__}: {error})."
+        ) from error
+
+
+def _sampler(source: RolloutSource, student: Tensor, teacher: Tensor, step: Step) -> Tensor:
+    """[V] log-probabilities of the token; an unknown source is taken to be the student."""
+    if isinstance(source, FromDataset | FromTeacher):
+        return teacher
+    if isinstance(source, TeacherMixed):
+        return log_mixture(teacher, student, value_at(source.teacher_fraction, step.index, step.total))
+    if isinstance(source, Mixture):
+        first, second = (_sampler(part, student, teacher, step) for part in (source.first, source.second))
+        return log_mixture(first, second, value_at(source.fraction, step.index, step.total))
+    return student
+
+
+def _targets(objective: Objective, scene: Scene, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The target's probability of id 0 along the sweep, for each part of the run where it is another one."""
+    yield from _own_target(objective, scene, prefix)
+    parts = getattr(objective, "terms", None)
+    if isinstance(parts, Mapping):
+        for name, term in parts.items():
+            yield from _targets(term, scene, f"{prefix}{name}: ")
+    if isinstance(composition := getattr(objective, "composition", None), Objective):
+        yield from _targets(composition, scene, prefix)
+
+
+def _own_target(objective: Objective, scene: Scene, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    target, support = getattr(objective, "target", None), getattr(objective, "support", None)
+    if not isinstance(target, Target) or not isinstance(support, Support) or type(target) is Teacher:
+        return
+    temperature = getattr(objective, "temperature", 1.0)
+    swept = scene.student()
+    student, teacher = (
+        (scene.logp(p) / temperature).log_softmax(-1) for p in (swept, torch.full_like(swept, scene.teacher))
+    )
+    last = None
+    for part in PARTS:
+        step = Step(round(part * STEPS), STEPS)
+        numbers = torch.arange(len(swept))
+        rows = TokenRows(student, teacher, 0 * numbers, numbers, step)
+        seen, believed = rows.outcomes(support)
+        found = target(believed, seen, step)[:, 0].exp()
+        if last is None or not torch.equal(found, last):
+            values = ", ".join(f"{name} {value:g}" for name, value in scheduled_values(target, step.index, step.total))
+            yield f"{prefix}{values or 'target'}", found
+        last = found

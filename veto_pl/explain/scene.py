@@ -1,0 +1,114 @@
+"""A vocabulary of a few ids with a fixed teacher, and a student whose belief in the teacher's choice is swept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.heads import LinearHead
+from veto_pl.models.causal_lm import CausalLM
+from veto_pl.types import Models, Sequences
+
+Result = TypeVar("Result")
+FAINTEST = 1e-6
+"""The student's probability is swept from here to as close to 1."""
+NOTED = (1e-6, 0.01, 0.1, 0.5, 0.99)
+"""Probabilities of the student whose numbers are shown, beside the teacher's own."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One token to predict. Id 0 is the one that the teacher prefers; all others share the rest evenly, in both models.
+
+    Args:
+        teacher: the teacher's probability of id 0.
+        outcomes: ids of the vocabulary.
+        points: values of the student's probability of id 0, evenly spaced in its log-odds, beside those that are noted.
+
+    Raises:
+        ConfigurationError: the teacher does not prefer id 0, or there are too few ids or points.
+    """
+
+    teacher: float = 0.9
+    outcomes: int = 6
+    points: int = 49
+
+    def __post_init__(self) -> None:
+        if self.outcomes < 2 or self.points < 2:
+            raise ConfigurationError(
+                f"A picture needs at least 2 `outcomes` and 2 `points`, got {self.outcomes} and {self.points}."
+            )
+        if not 1 / self.outcomes < self.teacher < 1:
+            raise ConfigurationError(
+                f"`teacher` must lie between 1 / {self.outcomes}, where no id is preferred, and 1, got {self.teacher}."
+            )
+
+    @property
+    def noted(self) -> tuple[float, ...]:
+        """Probabilities of the student whose numbers are shown."""
+        return tuple(sorted({*NOTED, self.teacher}))
+
+    def student(self) -> Tensor:
+        """[n] float64: the student's probabilities of id 0, from the faintest on; those that are noted among them."""
+        end = math.log((1 - FAINTEST) / FAINTEST)
+        even = torch.linspace(-end, end, self.points, dtype=torch.float64).sigmoid()
+        return torch.tensor(sorted({*self.noted, *(round(value, 12) for value in even.tolist())}), dtype=torch.float64)
+
+    def logp(self, preferred: Tensor | float) -> Tensor:
+        """[..., outcomes] float64 log-probabilities of a model that gives id 0 the probability `preferred`."""
+        first = torch.as_tensor(preferred, dtype=torch.float64)[..., None]
+        others = ((1 - first) / (self.outcomes - 1)).expand(*first.shape[:-1], self.outcomes - 1)
+        return torch.cat([first, others], -1).log()
+
+
+class Table(nn.Module):
+    """Stands for a language model in `Objective.loss`: hidden states are logits, and the head passes them on.
+
+    Args:
+        logits: [N, V], those of the N tokens that are predicted.
+    """
+
+    shards = None
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+        self.vocab_size = logits.shape[1]
+
+    def forward(self, sequences: Sequences, readout: Callable[[Tensor, CausalLM], Result]) -> Result:
+        """Hands the logits to `readout`, whatever the sequences say."""
+        return readout(self.logits, cast(CausalLM, self))
+
+    def head(self) -> LinearHead:
+        """The identity."""
+        return LinearHead(torch.eye(self.vocab_size, dtype=self.logits.dtype))
+
+
+def tabled(student: Tensor, teacher: Tensor) -> Models:
+    """Models [N, V] that are nothing but their predictions; there is no tokenizer."""
+    return Models(cast(CausalLM, Table(student)), cast(CausalLM, Table(teacher)), tokenizer=None)
+
+
+def one_token(token: int, sampler_logp: Tensor) -> Sequences:
+    """A prompt and a completion of one token; the reward is 1 where the token is the teacher's choice.
+
+    Args:
+        token: the completion.
+        sampler_logp: [V] of the distribution that it is drawn from.
+    """
+    yes, no = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.bool)
+    return Sequences(
+        input_ids=torch.tensor([[0, token]]),
+        attention_mask=torch.cat([yes, yes], 1),
+        loss_mask=torch.cat([no, yes], 1),
+        prompt_rows=torch.zeros(1, dtype=torch.int64),
+        on_policy=yes[0],
+        sampler_logp=torch.stack([torch.zeros_like(sampler_logp[0]), sampler_logp[token]])[None],
+        rewards=torch.tensor([float(token == 0)]),
+    )

@@ -1,0 +1,152 @@
+"""A chat completion from an OpenAI-compatible server, asked for until it comes."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from email.message import Message
+from http.client import HTTPException
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.judging.verdicts import NoVerdictError
+
+LONGEST_REPLY = 2**22
+"""Bytes of a reply that are read."""
+LONGEST_PAUSE = 60.0
+"""Seconds between two attempts."""
+_PASSING = {408, 409, 425, 429}
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect would take the key to another host."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+    ) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirects)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A failure that may pass.
+
+    Args:
+        reason: what failed.
+        pause: seconds that the server asked for, or 0.
+    """
+
+    reason: str
+    pause: float = 0.0
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a judge is asked.
+
+    Args:
+        base_url: what stands before `/chat/completions`, such as `http://localhost:8000/v1`.
+        api_key_variable: the environment variable that holds the key, or None for no key.
+        timeout: seconds that a reply may take to begin or to go on.
+        retries: further attempts after a failure that may pass: no connection, no answer in time, a reply that is no
+            JSON, and the statuses 408, 409, 425, 429 and 5xx.
+        back_off: seconds before the first further attempt; doubled each time, and at least what the server asks for.
+
+    Raises:
+        ConfigurationError: a setting cannot work.
+    """
+
+    base_url: str
+    api_key_variable: str | None
+    timeout: float
+    retries: int
+    back_off: float
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigurationError(
+                f"`base_url` expected an address such as http://localhost:8000/v1, got {parts.path!r}."
+            )
+        if parts.username or parts.password or parts.query:
+            raise ConfigurationError(
+                "`base_url` expected an address without a password or a query. Put the key into an environment "
+                "variable and name it in `api_key_variable`."
+            )
+
+    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The reply to a request.
+
+        Raises:
+            NoVerdictError: every attempt failed.
+            ConfigurationError: the server refuses this request and would refuse the next, or the key is missing.
+        """
+        outcome = self._once(body)
+        for attempt in range(self.retries):
+            if not isinstance(outcome, _Failure):
+                break
+            time.sleep(min(max(self.back_off * 2**attempt, outcome.pause), LONGEST_PAUSE))
+            outcome = self._once(body)
+        if isinstance(outcome, _Failure):
+            raise NoVerdictError(outcome.reason)
+        return outcome
+
+    def _once(self, body: dict[str, Any]) -> dict[str, Any] | _Failure:
+        key = self._key()
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        address = f"{self.base_url.rstrip('/')}/chat/completions"
+        request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+        try:
+            with _OPENER.open(request, timeout=self.timeout) as reply:
+                decoded = json.loads(reply.read(LONGEST_REPLY))
+        except urllib.error.HTTPError as error:
+            return self._refusal(error, key)
+        except TimeoutError:
+            return _Failure("no answer in time")
+        except (OSError, HTTPException) as error:  # `URLError` is an `OSError`
+            timed_out = isinstance(getattr(error, "reason", None), TimeoutError)
+            return _Failure("no answer in time" if timed_out else "no connection")
+        except (ValueError, RecursionError):
+            return _Failure("no JSON")
+        return decoded if isinstance(decoded, dict) else {}
+
+    def _key(self) -> str | None:
+        if self.api_key_variable is None:
+            return None
+        key = os.environ.get(self.api_key_variable, "").strip()
+        if not key or not key.isascii() or not key.isprintable():
+            raise ConfigurationError(
+                f"`api_key_variable` names {self.api_key_variable}, which is not set to a key. Export it, or set "
+                "`api_key_variable: null` for a server that needs none."
+            )
+        return key
+
+    def _refusal(self, error: urllib.error.HTTPError, key: str | None) -> _Failure:
+        """A status that may pass; raises for others, with the server's words but not the key, which some repeat."""
+        with error:
+            try:
+                said = error.read(2000).decode(errors="replace")
+            except (OSError, HTTPException):
+                said = ""
+        if error.code in _PASSING or error.code >= 500:
+            return _Failure(f"status {error.code}", _seconds(error.headers.get("Retry-After")))
+        shown = " ".join((said.replace(key, "[key]") if key else said).split())[:300]
+        raise ConfigurationError(
+            f"The judge at {self.base_url} refused with status {error.code}: {shown or error.reason}. Check "
+            "`base_url`, `model` and the key that `api_key_variable` names."
+        )
+
+
+def _seconds(text: str | None) -> float:
+    try:
+        return max(0.0, float(text or 0))
+    except ValueError:
+        return 0.0

@@ -1,0 +1,58 @@
+"""How far above the student the target reaches: what a forward KL is pulled by."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.targets import geometric_bridge
+from veto_pl.metrics.base import TokenMetric, the_teacher
+
+
+class TargetRatio(TokenMetric):
+    r"""The largest ratio of Veto's target to the student at a token, in powers of ten.
+
+    .. math:: \log_{10} \max_v Q_\beta(v) / P_S(v)
+
+    A forward KL weighs outcomes by this ratio: where the student does not know what the teacher wants, it explodes.
+
+    Args:
+        beta: exponent of the student in the target, at least 0; at 0 the target is the teacher.
+        over: `mean` or `largest` over the tokens.
+
+    Raises:
+        ConfigurationError: beta is negative or not finite.
+
+    References:
+        arXiv 2601.07155, section 3
+    """
+
+    higher_is_better = False
+    peak: Tensor
+
+    def __init__(self, beta: float = 0.0, over: Literal["mean", "largest"] = "mean") -> None:
+        super().__init__()
+        if not (beta >= 0 and math.isfinite(beta)):
+            raise ConfigurationError(f"`TargetRatio.beta` must be a finite number >= 0, got {beta}.")
+        self.beta = beta
+        self.over = over
+        self.name = f"{over}_ratio_{beta:g}"
+        self.add_state("peak", torch.tensor(-torch.inf, dtype=torch.float64), dist_reduce_fx="max")
+
+    def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:
+        target = geometric_bridge(the_teacher(teacher_logp), student_logp, self.beta)
+        # An id that neither admits has no ratio; one that only the target admits has an infinite one.
+        gap = torch.where(target == -torch.inf, -torch.inf, target - student_logp)
+        return gap.amax(-1) / math.log(10)
+
+    def compute(self) -> Tensor:
+        """The mean or the largest, in powers of ten."""
+        return super().compute() if self.over == "mean" else self.peak.float()
+
+    def _add(self, values: Tensor) -> None:
+        super()._add(values)
+        self.peak = torch.maximum(self.peak, values.double().amax()) if values.numel() else self.peak

@@ -1,0 +1,151 @@
+"""How near completions are to the references of their rows, and how often they are preferred to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+from veto_pl.data.overlap import RougeKind, rouge
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.generations import Generations
+from veto_pl.judging import Pair, ask_all
+from veto_pl.metrics.base import CompletionMetric
+from veto_pl.seams import Judge
+from veto_pl.types import Example
+
+
+class Rouge(CompletionMetric):
+    """The F measure of ROUGE against the best reference, in [0, 1]; the mean over completions.
+
+    Completions of rows without a reference count for nothing. Words are runs of ASCII letters and digits, in lower case
+    and not stemmed.
+
+    Args:
+        kind: `rouge1`, `rouge2` or `rougeL`.
+
+    References:
+        Lin 2004, ACL W04-1013
+    """
+
+    higher_is_better = True
+
+    def __init__(self, kind: RougeKind = "rougeL") -> None:
+        super().__init__()
+        if kind not in ("rouge1", "rouge2", "rougeL"):
+            raise ConfigurationError(f"`Rouge.kind` expected rouge1, rouge2 or rougeL, got {kind!r}.")
+        self.kind = self.name = kind
+
+    def update(self, generations: Generations) -> None:
+        scores = [rouge(text, example.references, self.kind) for example, text in _answered(generations)]
+        self._add(torch.tensor(scores, dtype=torch.float64))
+
+
+class BERTScore(CompletionMetric):
+    """The F measure of BERTScore against the best reference; the mean over completions.
+
+    Tokens are matched by the cosine of their hidden states, without idf weights and without rescaling. torchmetrics
+    computes it, a pair at a time: given many it exchanges them (its sorting by length is not undone). An empty
+    completion has 0. The model is loaded at the first update, on the metric's device, and is in no checkpoint.
+
+    Args:
+        model: folder or hub name of an encoder.
+        layer: whose hidden states are compared, 0 being the embeddings; None for the last. The authors take 17 of
+            roberta-large.
+
+    References:
+        arXiv 1904.09675
+    """
+
+    name = "bert_score"
+    higher_is_better = True
+
+    def __init__(self, model: str = "roberta-large", layer: int | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.layer = layer
+
+    def update(self, generations: Generations) -> None:
+        answered = list(_answered(generations))
+        known = {pair: self._score(*pair) for pair in {(text, one) for row, text in answered for one in row.references}}
+        scores = [max(known[text, one] for one in row.references) for row, text in answered]
+        self._add(torch.tensor(scores, dtype=torch.float64))
+
+    def _score(self, text: str, reference: str) -> float:
+        from torchmetrics.functional.text.bert import bert_score
+
+        if not text.strip() or not reference.strip():
+            return 0.0
+        encoder, tokenizer = _encoder(self.model, str(self.device))
+        with torch.autocast(self.device.type, enabled=False):  # 3 digits of a cosine would be lost
+            found = bert_score(
+                [text],
+                [reference],
+                model=encoder,
+                user_tokenizer=tokenizer,
+                num_layers=self.layer,
+                max_length=_longest(encoder, tokenizer),
+                truncation=True,
+                device=self.device,
+            )
+        return float(torch.as_tensor(found["f1"]).nan_to_num())
+
+
+class WinRate(CompletionMetric):
+    """How often the completion is preferred to the reference, a tie counting as half; the mean over completions.
+
+    Rows without a reference count for nothing, and neither do pairs that the judge does not decide: their number is
+    warned of. With several references the completion is compared to the first.
+
+    Args:
+        judge: decides; it is asked on the rank that has the row.
+        both_orders: ask twice, with the texts exchanged; a verdict that depends on the order is a tie.
+        name: the key that it is logged under, for more than one judge.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, judge: Judge, both_orders: bool = True, name: str = "win_rate") -> None:
+        super().__init__()
+        self.name = name
+        self.judge = judge
+        self.both_orders = both_orders
+
+    def update(self, generations: Generations) -> None:
+        pairs = [Pair(example, text, example.references[0]) for example, text in _answered(generations)]
+        verdicts = ask_all(self.judge, pairs, both_orders=self.both_orders)
+        scores = [verdict.score for verdict in verdicts if verdict.score is not None]
+        if missing := [verdict.reason for verdict in verdicts if verdict.score is None]:
+            name = type(self.judge).__name__
+            rank_zero_warn(f"{name} did not decide {len(missing)} of {len(pairs)} pairs; the first: {missing[0]}.")
+        self._add(torch.tensor(scores, dtype=torch.float64))
+
+
+def _answered(generations: Generations) -> Iterator[tuple[Example, str]]:
+    """Each completion with its row, where the row has a reference."""
+    for example, group in zip(generations.examples, generations.groups(), strict=True):
+        if example.references:
+            yield from ((example, text) for text in group)
+
+
+@lru_cache(maxsize=2)
+def _encoder(name: str, device: str) -> tuple[Any, Any]:
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModel.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"`BERTScore.model` expected a folder or a hub name of an encoder, got {name!r}: {str(error)[:200]}"
+        ) from error
+    return model.eval().to(device), tokenizer
+
+
+def _longest(encoder: Any, tokenizer: Any) -> int:
+    """Tokens that the encoder has positions for; RoBERTa numbers them from behind the padding id."""
+    positions = getattr(encoder.config, "max_position_embeddings", 512)
+    return int(min(positions - 2, tokenizer.model_max_length, 512))

@@ -1,0 +1,62 @@
+"""The child program that holds the untrusted code: runs it, then answers calls of what it defined.
+
+Nothing here is trusted once the code has run: it may patch this module, and gains no more than a reply of its choice.
+"""
+
+from __future__ import annotations
+
+import os
+
+from veto_pl.sandbox.codec import decode, encode, receive, send
+from veto_pl.sandbox.fence import enter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+READY = b"ready"
+
+
+def main(job: dict[str, Any]) -> None:
+    """Enters the fence, says so, runs the code and serves."""
+    enter(job["fence"])
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    send(job["replies"], READY)
+    namespace: dict[str, Any] = {"__name__": "solution"}
+    exec(compile(job["program"], "<solution>", "exec", dont_inherit=True), namespace)
+    serve(namespace, job["calls"], job["replies"])
+    os._exit(0)  # without waiting for threads
+
+
+def serve(namespace: dict[str, Any], calls: int, replies: int) -> None:
+    """Answers requests `(operation, target, ...)` with `("value", ...)` or `("raised", name of the exception)`."""
+    objects: list[Any] = []
+
+    def keep(value: Any) -> tuple[int, bool]:
+        objects.append(value)
+        return len(objects) - 1, _truth(value)
+
+    while (request := receive(calls)) is not None:
+        try:
+            operation, target, *rest = decode(request, lambda number, _: objects[number])
+            reply = encode(("value", _perform(namespace, operation, target, rest)), keep)
+        except BaseException as error:
+            reply = encode(("raised", type(error).__name__), keep)
+        send(replies, reply)
+
+
+def _perform(namespace: dict[str, Any], operation: str, target: Any, rest: list[Any]) -> Any:
+    if operation == "name":
+        return namespace[target]
+    if operation == "call":
+        return target(*rest[0], **rest[1])
+    if operation == "get":
+        return getattr(target, rest[0])
+    return setattr(target, rest[0], rest[1])
+
+
+def _truth(value: Any) -> bool:
+    try:
+        return bool(value)
+    except Exception:
+        return True

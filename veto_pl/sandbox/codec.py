@@ -1,0 +1,161 @@
+"""Plain values as bytes, and frames of bytes on a pipe.
+
+Both child programs use it, so it imports next to nothing. The decoder builds exact builtin types only and runs no code
+of the sender: no pickles, no classes, no names. A value of any other type crosses as a number and its truth.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+LARGEST = 2**26
+"""Bytes of a frame; a longer one ends the conversation."""
+
+_SEQUENCES: dict[bytes, type] = {b"l": list, b"t": tuple, b"e": set, b"z": frozenset}
+_CONSTANTS: dict[bytes, Any] = {b"N": None, b"T": True, b"F": False}
+
+
+def encode(value: Any, opaque: Callable[[Any], tuple[int, bool]]) -> bytes:
+    """Writes a value; an instance of a subclass of a plain type is written as that type.
+
+    Args:
+        value: anything.
+        opaque: maps a value that is not plain to its number and its truth; it may raise.
+
+    Raises:
+        RecursionError: for a value that holds itself, or is nested some hundreds of levels deep.
+    """
+    parts: list[bytes] = []
+    _write(value, parts, opaque)
+    return b"".join(parts)
+
+
+def decode(data: bytes, opaque: Callable[[int, bool], Any]) -> Any:
+    """Reads what `encode` wrote; `opaque` maps number and truth to an object.
+
+    Raises:
+        ValueError: for bytes that `encode` cannot have written.
+        TypeError: for a set or dictionary that holds what cannot be hashed.
+    """
+    reader = _Reader(data, opaque)
+    value = reader.value()
+    if reader.place != len(data):
+        raise ValueError("bytes behind the value")
+    return value
+
+
+def send(pipe: int, data: bytes) -> None:
+    """Writes one frame."""
+    rest = memoryview(struct.pack("<Q", len(data)) + data)
+    while rest:
+        rest = rest[os.write(pipe, rest) :]
+
+
+def receive(pipe: int) -> bytes | None:
+    """Reads one frame; None where the other side has gone, also in the middle of a frame.
+
+    Raises:
+        ValueError: for a frame of more than `LARGEST` bytes.
+    """
+    head = _exactly(pipe, 8)
+    if head is None:
+        return None
+    (length,) = struct.unpack("<Q", head)
+    if length > LARGEST:
+        raise ValueError(f"a frame of {length} bytes")
+    return _exactly(pipe, length)
+
+
+def _exactly(pipe: int, count: int) -> bytes | None:
+    data = bytearray()
+    while len(data) < count:
+        part = os.read(pipe, min(count - len(data), 2**16))
+        if not part:
+            return None
+        data += part
+    return bytes(data)
+
+
+def _write(value: Any, parts: list[bytes], opaque: Callable[[Any], tuple[int, bool]]) -> None:
+    if isinstance(value, bool) or value is None:
+        parts.append(b"N" if value is None else b"T" if value else b"F")
+    elif isinstance(value, int):
+        _text(b"i", int.to_bytes(value, int.bit_length(value) // 8 + 1, "little", signed=True), parts)
+    elif isinstance(value, float):
+        parts.append(b"f" + struct.pack("<d", value))
+    elif isinstance(value, complex):
+        parts.append(b"c" + struct.pack("<dd", value.real, value.imag))
+    elif isinstance(value, str):
+        _text(b"s", str.encode(value, "utf-8", "surrogatepass"), parts)
+    elif isinstance(value, bytes):
+        _text(b"b", value, parts)
+    else:
+        _write_container(value, parts, opaque)
+
+
+def _text(tag: bytes, data: bytes, parts: list[bytes]) -> None:
+    parts.append(tag + struct.pack("<Q", len(data)) + data)
+
+
+def _write_container(value: Any, parts: list[bytes], opaque: Callable[[Any], tuple[int, bool]]) -> None:
+    if isinstance(value, dict):
+        pairs = list(dict.items(value))
+        parts.append(b"d" + struct.pack("<Q", len(pairs)))
+        items = [item for pair in pairs for item in pair]
+    else:
+        tag = next((tag for tag, kind in _SEQUENCES.items() if isinstance(value, kind)), None)
+        if tag is None:
+            parts.append(b"h" + struct.pack("<Q?", *opaque(value)))
+            return
+        items = list(value)
+        parts.append(tag + struct.pack("<Q", len(items)))
+    for item in items:
+        _write(item, parts, opaque)
+
+
+class _Reader:
+    def __init__(self, data: bytes, opaque: Callable[[int, bool], Any]) -> None:
+        self.data, self.opaque, self.place = data, opaque, 0
+
+    def take(self, count: int) -> bytes:
+        part = self.data[self.place : self.place + count]
+        if len(part) < count:
+            raise ValueError("the value is cut off")
+        self.place += count
+        return part
+
+    def unpack(self, layout: str) -> tuple[Any, ...]:
+        return struct.unpack(layout, self.take(struct.calcsize(layout)))
+
+    def value(self) -> Any:
+        tag = self.take(1)
+        if tag in _CONSTANTS:
+            return _CONSTANTS[tag]
+        if tag == b"f":
+            return self.unpack("<d")[0]
+        if tag == b"c":
+            return complex(*self.unpack("<dd"))
+        if tag == b"h":
+            number, truth = self.unpack("<QB")
+            return self.opaque(number, bool(truth))
+        (length,) = self.unpack("<Q")
+        return self.text(tag, length) if tag in b"isb" else self.container(tag, length)
+
+    def text(self, tag: bytes, length: int) -> Any:
+        data = self.take(length)
+        if tag == b"i":
+            return int.from_bytes(data, "little", signed=True)
+        return data if tag == b"b" else data.decode("utf-8", "surrogatepass")
+
+    def container(self, tag: bytes, length: int) -> Any:
+        if tag == b"d":
+            return {self.value(): self.value() for _ in range(length)}
+        if tag not in _SEQUENCES:
+            raise ValueError(f"no value begins with {tag!r}")
+        return _SEQUENCES[tag]([self.value() for _ in range(length)])

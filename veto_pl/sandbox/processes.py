@@ -1,0 +1,183 @@
+"""Starts a child program behind a level of protection, and ends it with all that it has started."""
+
+from __future__ import annotations
+
+import itertools
+import marshal
+import os
+import select
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+from veto_pl.exceptions import VetoError
+from veto_pl.sandbox.commands import command, devices, interpreter, readable
+from veto_pl.sandbox.limits import Level, Limits
+
+_BOOT = """import marshal, sys
+modules, entry, job = marshal.load(sys.stdin.buffer)
+for name, code in modules:
+    sys.modules[name] = module = type(sys)(name)
+    exec(code, module.__dict__)
+sys.modules[entry].main(job)
+"""
+_MODULES = ("codec", "kernel", "fence", "candidate", "judge")
+_RUNS = itertools.count()
+
+
+class SandboxError(VetoError, RuntimeError):
+    """The sandbox itself does not work; no program can be the cause."""
+
+
+@dataclass(frozen=True)
+class Child:
+    """A running child program.
+
+    Args:
+        process: the outermost process, leader of its group.
+        folder: its temporary folder on this machine, or None where it lives in a namespace.
+        user: the user that it runs as, or None for this one's.
+        errors: a file with what a trusted program wrote to its standard error, or None.
+    """
+
+    process: subprocess.Popen[bytes]
+    folder: str | None
+    user: int | None
+    errors: int | None = None
+
+    def settle(self, seconds: float = 0.2) -> None:
+        """Waits for the program to end by itself, which leaves no zombies where nobody reaps orphans."""
+        handle = os.pidfd_open(self.process.pid)
+        try:
+            poll = select.poll()
+            poll.register(handle, select.POLLIN)
+            poll.poll(seconds * 1000)
+        finally:
+            os.close(handle)
+
+    def end(self) -> None:
+        """Kills the process group, and what may have left it, and removes the folder."""
+        os.killpg(self.process.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+        self.process.wait()
+        if self.folder is not None:
+            if self.user is not None and self.errors is None:
+                _kill_user(self.user)
+            _remove(self.folder)
+        if self.errors is not None:
+            os.close(self.errors)
+
+    def complaint(self) -> str:
+        """The end of what the program wrote to its standard error."""
+        return "" if self.errors is None else os.pread(self.errors, 2**16, 0).decode(errors="replace")[-500:].strip()
+
+
+def start(
+    entry: str,
+    job: Mapping[str, Any],
+    pipes: Sequence[int],
+    limits: Limits,
+    level: Level,
+    *,
+    packages: Sequence[str] = (),
+    trusted: bool = False,
+) -> Child:
+    """Starts a child program.
+
+    Args:
+        entry: the module of this package whose `main` gets the job.
+        job: plain values.
+        pipes: file descriptors that the program inherits; it gets no others.
+        limits: what it may use.
+        level: how it is shut in.
+        packages: folders to import from, beside the standard library.
+        trusted: keep what it writes to its standard error; that of other programs is thrown away.
+    """
+    user = spare_user()
+    folder = None if level == "bubblewrap" else tempfile.mkdtemp(prefix="veto-sandbox-")
+    if folder is not None and user is not None:
+        os.chown(folder, user, user)
+    inside = folder or "/tmp"
+    fence = {
+        "limits": limits.resources, "user": user, "packages": list(packages), "readable": [*readable(), *packages],
+        "writable": [inside, *devices()],
+    }  # fmt: skip
+    packed = marshal.dumps((_compiled(), f"veto_pl.sandbox.{entry}", {**job, "fence": fence}))
+    before = command(level, inside, limits.folder_bytes, packages, unprivileged=user is None)
+    errors = os.memfd_create("errors") if trusted else None
+    process = _spawn([*before, interpreter(), "-S", "-s", "-c", _BOOT], packed, pipes, inside, folder, errors)
+    return Child(process, folder, user, errors)
+
+
+def _spawn(
+    line: list[str], packed: bytes, pipes: Sequence[int], inside: str, folder: str | None, errors: int | None
+) -> subprocess.Popen[bytes]:
+    with open(os.memfd_create("job"), "w+b") as work:
+        work.write(packed)
+        work.seek(0)
+        return subprocess.Popen(
+            line,
+            stdin=work,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL if errors is None else errors,
+            pass_fds=pipes,
+            start_new_session=True,
+            cwd=folder or "/",
+            env=_environment(inside),
+        )
+
+
+def spare_user() -> int | None:
+    """For root a user that nobody else has, so that the count of its processes is its own; None for others.
+
+    Of a user namespace with few users, such as that of a rootless container, one of those is taken.
+    """
+    if os.geteuid() != 0:
+        return None
+    run = (os.getpid() << 8) + next(_RUNS) % 256
+    first, _, count = max(_user_map(), key=lambda row: row[2])
+    if count >= 2**31:
+        return first + 2**30 + run
+    return first + 20_000 + run % (count - 20_000) if count > 20_256 else None
+
+
+def _user_map() -> list[tuple[int, int, int]]:
+    rows = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    return [(int(first), int(outside), int(count)) for first, outside, count in rows]
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> tuple[tuple[str, CodeType], ...]:
+    """The modules of the child programs, which cannot import this package: it is not theirs to read."""
+    here = Path(__file__).parent
+    sources = {name: (here / f"{name}.py").read_text(encoding="utf-8") for name in _MODULES}
+    names = {name: f"veto_pl.sandbox.{name}" for name in _MODULES}
+    return tuple((names[name], compile(text, f"<{name}>", "exec", optimize=2)) for name, text in sources.items())
+
+
+def _environment(folder: str) -> dict[str, str]:
+    """Nothing of this process's own environment; equal hashes, so that a verdict does not depend on the run."""
+    return {
+        "HOME": folder, "TMPDIR": folder, "PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8",
+        "PYTHONHASHSEED": "0", "PYTHONINTMAXSTRDIGITS": "0", "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+    }  # fmt: skip
+
+
+def _kill_user(user: int) -> None:
+    """Kills every process of the user at once, also those that have left the process group."""
+    become = f"import os; os.setgroups([]); os.setresgid(*[{user}] * 3); os.setresuid(*[{user}] * 3); os.kill(-1, 9)"
+    subprocess.run([interpreter(), "-I", "-S", "-c", become], capture_output=True, check=False)
+
+
+def _remove(folder: str) -> None:
+    try:
+        os.rmdir(folder)
+    except OSError:  # not empty; a program may have made it read-only, or deeper than Python can recurse
+        subprocess.run(["chmod", "-R", "u+rwX", folder], capture_output=True, check=False)
+        subprocess.run(["rm", "-rf", folder], capture_output=True, check=False)
