@@ -65,8 +65,8 @@ def run_study(
     """
     study = load_study(file, overrides)
     command = shlex.join(["veto-pl", "compare", str(file), f"--out={folder}", *overrides])
-    desk = Desk(study, Jobs(study, file.parent, folder), folder, command, Pool.of_this_machine(workers), only_report)
-    return desk.work()
+    pool = Pool.of_this_machine(workers, study.devices)
+    return Desk(study, Jobs(study, file.parent, folder), folder, command, pool, only_report).work()
 
 
 @dataclass

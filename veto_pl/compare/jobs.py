@@ -29,6 +29,7 @@ class Job:
         settings: behind the files.
         evaluations: name -> settings of `veto-pl test`, behind those of the training.
         needs: fingerprints of the runs that it starts from.
+        devices: processes that it trains on.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Job:
     settings: Settings
     evaluations: Mapping[str, Settings] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    devices: int = 1
 
     @property
     def fingerprint(self) -> str:
@@ -101,6 +103,7 @@ class Jobs:
             files=tuple((self.home / file).resolve() for file in (*self.study.config, *of.config)),
             settings=filled(settings, {name: stage.folder for name, stage in needed.items()}),
             needs=tuple(stage.fingerprint for stage in needed.values()),
+            devices=self.study.devices,
         )
 
     def _seed(self, stage: str, seed: int) -> int:

@@ -26,27 +26,29 @@ class Pool:
 
     Args:
         workers: runs at a time.
-        threads: of each run.
-        devices: whether each place has an accelerator of its own.
+        threads: of each process of a run.
+        accelerators: of each run; 0 leaves those that there are to all.
     """
 
     workers: int
     threads: int
-    devices: bool = False
+    accelerators: int = 0
 
     @classmethod
-    def of_this_machine(cls, workers: int | None = None) -> Pool:
-        """One run per accelerator; without one, one per core.
+    def of_this_machine(cls, workers: int | None = None, devices: int = 1) -> Pool:
+        """As many runs as there are accelerators for; without any, as there are cores for.
 
         Args:
             workers: runs at a time, which share the cores; None means as many as there are places.
+            devices: processes, or accelerators, of each run.
         """
         import torch
 
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         accelerators = torch.cuda.device_count()
-        places = workers or accelerators or cores
-        return cls(places, max(cores // places, 1), devices=places <= accelerators)
+        places = workers or max((accelerators or cores) // devices, 1)
+        own = devices if places * devices <= accelerators else 0
+        return cls(places, max(cores // (places * devices), 1), own)
 
     def run(self, jobs: Sequence[Job], finished: Finished) -> dict[Path, str]:
         """Runs what is not done yet.
@@ -76,8 +78,9 @@ class Pool:
         return failed
 
     def _start(self, context: BaseContext, job: Job, place: int) -> BaseProcess:
+        own = range(place * self.accelerators, (place + 1) * self.accelerators)
         process = context.Process(  # type: ignore[attr-defined]
-            target=run, args=(job, self.threads, place if self.devices else None)
+            target=run, args=(job, self.threads, ",".join(map(str, own)) or None)
         )
         process.start()
         return process  # type: ignore[no-any-return]

@@ -122,6 +122,7 @@ class Study:
         test: settings of the runs of `veto-pl test`, such as other metrics, `{model: {metrics: [...]}}`.
         quantities: what the table shows, `evaluation/metric`; by default the accuracy of each evaluation.
         frontier: diversity and reward, two quantities that are drawn against each other.
+        devices: processes, or accelerators, of each run; as many as its `trainer` asks for.
         answers: test prompts whose answers the page shows, token by token.
         confidence: of the intervals.
 
@@ -144,6 +145,7 @@ class Study:
     test: Settings = field(default_factory=dict)
     quantities: tuple[str, ...] = ()
     frontier: tuple[str, str] | None = None
+    devices: int = 1
     answers: int = 8
     confidence: float = 0.95
 
@@ -156,6 +158,7 @@ class Study:
             "search.grid": (all(self.search.grid.values()), "have values for every setting", self.search.grid),
             "evaluations": (self.evaluations, "name at least one evaluation", self.evaluations),
             "confidence": (0 < self.confidence < 1, "lie between 0 and 1", self.confidence),
+            "devices": (self.devices >= 1, "be at least 1", self.devices),
             "answers": (self.answers >= 0, "be 0 or more", self.answers),
         }
         for name, (valid, expectation, given) in checks.items():

@@ -6,10 +6,13 @@ import json
 import logging
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from filelock import FileLock
@@ -17,7 +20,7 @@ from filelock import FileLock
 from veto_pl.checkpoint_io import beside
 from veto_pl.compare.jobs import Job
 from veto_pl.compare.study import Settings
-from veto_pl.exceptions import VetoError
+from veto_pl.exceptions import ConfigurationError, VetoError
 
 JOB, DONE, LOG, FAILURE = "job.json", "done.json", "run.log", "failure.txt"
 """What a run is told; that it is finished; what it printed; and why it failed."""
@@ -28,16 +31,16 @@ def is_done(job: Job) -> bool:
     return _fingerprint(job.folder / DONE) == job.fingerprint
 
 
-def run(job: Job, threads: int, device: int | None = None) -> None:
+def run(job: Job, threads: int, accelerators: str | None = None) -> None:
     """Runs a job, or goes on with it where it was stopped. A failure is written down, and ends the process with 1.
 
     Args:
         job: what to run.
         threads: of torch.
-        device: the accelerator that this process may see; None leaves that as it is.
+        accelerators: numbers of those that this process may see, `0,1`; None leaves that as it is.
     """
-    if device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(device)
+    if accelerators is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = accelerators
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     # Another study may be at the same stage: wait for it. Outside of the folder, which may have to be removed.
     with FileLock(job.folder.with_name(f".{job.folder.name}.lock")):
@@ -77,31 +80,61 @@ def command(job: Job) -> list[str]:
 
 
 def _run(job: Job, threads: int) -> None:
-    import torch
-
-    from veto_pl.cli import VetoCLI, leave_out_noise
-    from veto_pl.plugins import load_plugins
-
-    torch.set_num_threads(threads)
-    leave_out_noise()
-    load_plugins()
-    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
-    trained = VetoCLI([*command(job), "--trainer.log_every_n_steps=1"])
-    _refuse_cut_short(job, trained)
+    perform = _here(threads) if job.devices == 1 else _as_commands(threads)
+    perform([*command(job), "--trainer.log_every_n_steps=1"])
+    _refuse_cut_short(job)
     for name, settings in job.evaluations.items():
-        VetoCLI(_test(job, name, settings))
+        perform(_test(job, name, settings))
     for checkpoint in (*job.folder.glob("last*.ckpt"), *job.folder.glob("checkpoints/last*.ckpt")):
         shutil.rmtree(checkpoint) if checkpoint.is_dir() else checkpoint.unlink()
     _write(job.folder / DONE, job)
 
 
-def _refuse_cut_short(job: Job, trained: object) -> None:
-    """A signal or a guard ends a fit early without an exception; such a run must not be compared."""
+def _here(threads: int) -> Callable[[list[str]], object]:
+    """Runs commands of `veto-pl` in this process, which spares the seconds that a start takes."""
+    import torch
+    from lightning.pytorch import Trainer
+
+    from veto_pl.cli import VetoCLI, leave_out_noise
+    from veto_pl.plugins import load_plugins
+
+    class Alone(VetoCLI):
+        """Refuses several processes: Lightning would start them with the arguments of `veto-pl compare`."""
+
+        def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+            trainer = super().instantiate_trainer(**kwargs)
+            if trainer.world_size > 1:
+                raise ConfigurationError(
+                    f"`devices` of a study: given 1, but the run's trainer asks for {trainer.world_size} processes. "
+                    "Set it to that number."
+                )
+            return trainer
+
+    torch.set_num_threads(threads)
+    leave_out_noise()
+    load_plugins()
+    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
+    return Alone
+
+
+def _as_commands(threads: int) -> Callable[[list[str]], object]:
+    """Runs commands of `veto-pl` as a shell does, so that they can start more processes."""
+
+    def perform(arguments: list[str]) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        process = subprocess.Popen([sys.executable, "-m", "veto_pl", *arguments], env=environment)
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        if code := process.wait():
+            raise VetoError(f"`veto-pl {arguments[0]}` ended with {code}; its output is in {LOG} of the run.")
+
+    return perform
+
+
+def _refuse_cut_short(job: Job) -> None:
+    """A guard ends a fit early without an exception; such a run must not be compared."""
     summary = json.loads((job.folder / "summary.json").read_text(encoding="utf-8"))
-    trainer = getattr(trained, "trainer", None)
-    interrupted = getattr(trainer, "interrupted", False)
-    if interrupted or "stopped" in summary:
-        raise VetoError(f"The run ended early: {summary.get('stopped', 'interrupted')}")
+    if "stopped" in summary:
+        raise VetoError(f"The run ended early: {summary['stopped']}")
 
 
 def _test(job: Job, name: str, settings: Settings) -> list[str]:
