@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reproduction_claims import CLAIMS, lead_map
+from reproduction_plots import write_plots
 from reproduction_studies import all_studies, quick_studies
 
 from veto_pl.compare.results import Comparison
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(text)
     if given.write is not None:
         page = given.write.read_text(encoding="utf-8")
+        pictures = write_plots(found, given.write.parent / "images")
+        text += "".join(f"\n\n![{file.stem}](images/{file.name})" for file in pictures)
         before, _, rest = page.partition(BEGIN)
         given.write.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 

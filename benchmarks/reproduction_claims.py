@@ -124,7 +124,7 @@ def _distance_of_optimum(divergence: Callable[..., torch.Tensor], beta: float) -
 def on_policy_data(found: Found) -> Row:
     """GKD: the more of the data is the student's own, the better."""
     lines, outcomes = [], []
-    for name in (n for n in found if n.startswith("neighbours-")):
+    for name in (n for n in found if n.startswith("order-") and "GKD 0.5" in found[n].methods):
         for worse, better in (("supervised KD", "GKD 0.5"), ("GKD 0.5", "on-policy KD")):
             text, holds = above(found[name], better, worse, ACCURACY, 100)
             lines.append(f"{_of(name)}: {text} points")
@@ -136,7 +136,7 @@ def on_policy_data(found: Found) -> Row:
 def diversity(found: Found) -> Row:
     """MiniLLM: reverse KL costs some diversity against forward KL."""
     lines, outcomes = [], []
-    for name in (n for n in found if n.startswith("neighbours-")):
+    for name in (n for n in found if n.startswith("order-") and "MiniLLM" in found[n].methods):
         for other in ("on-policy reverse KL", "MiniLLM"):
             text, holds = above(found[name], "on-policy KD", other, "sampled/student_entropy")
             lines.append(f"{_of(name)}: {text} nats of entropy")

@@ -32,7 +32,6 @@ class Condition:
 
 
 CONDITIONS = {
-    "as in the order": Condition(),
     "no clipping": Condition(LOOSE),
     "learning rate 8e-3": Condition(FAST),
     "learning rate 8e-3, no clipping": Condition({**FAST, **LOOSE}),
@@ -76,7 +75,6 @@ def all_studies() -> Iterator[Planned]:
     yield from (order(task, "small") for task in TASKS)
     yield from (planned(f"reverse-{task}", "reverse", task) for task in TASKS)
     yield from (order(task, "large") for task in TASKS)
-    yield from (planned(f"neighbours-{task}", "neighbours", task) for task in TASKS)
     for condition in CONDITIONS:
         yield from (lead(task, condition) for task in TASKS)
 
