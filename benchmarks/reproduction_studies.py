@@ -107,7 +107,7 @@ def _methods(names: dict[str, str]) -> dict[str, Any]:
 def _ratios() -> dict[str, Any]:
     """The test measures how far the target reaches above the student, beside the default metrics."""
     kinds: Sequence[str] = ("mean", "largest")
-    plain = ["Accuracy", "MeanReward", "StudentEntropy", "ForwardKL", "ReverseKL", "DistinctN", "SelfBLEU"]
+    plain = ["Accuracy", "MeanReward", "StudentEntropy", "ForwardKL", "ReverseKL", "DistinctN", "PassCurve"]
     metrics: list[Any] = [{"class_path": f"veto_pl.metrics.{name}"} for name in plain]
     metrics += [
         {"class_path": "veto_pl.metrics.TargetRatio", "init_args": {"beta": beta, "over": over}}

@@ -66,6 +66,22 @@ def test_a_stopped_run_goes_on_with_what_is_left(tmp_path, monkeypatch):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_run_that_has_spent_its_budget_does_no_further_step(tmp_path):
+    whole, _ = fit(tmp_path, "--budget.tokens=300")
+    before = weights(tmp_path)
+    again, _ = fit(tmp_path, "--budget.tokens=300", "--ckpt_path=last")
+    assert [row["step"] for row in again] == [row["step"] for row in whole]
+    assert all(torch.equal(before[name], value) for name, value in weights(tmp_path).items())
+
+
+def test_steps_end_a_run_with_a_validation(tmp_path):
+    """`fit` validates every 1000 steps, so `max_steps` alone ends without one."""
+    steps, validations = fit(tmp_path, "--budget.steps=5")
+    assert len(steps) == 5
+    assert int(validations[-1]["step"]) >= int(steps[-1]["step"])
+    assert float(steps[-1]["train/learning_rate"]) == pytest.approx(0.01 * (1 - 4 / 5))
+
+
 def test_seconds_end_a_run(tmp_path):
     steps, _ = fit(tmp_path, "--budget.seconds=0.4")
     phases = [name for name in steps[0] if name.startswith("train/seconds/") and not name.endswith("validation")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,7 +92,6 @@ def _compare(arguments: Sequence[str]) -> None:
     from veto_pl.compare.command import run_study
 
     folder = given.out or Path("runs/compare") / given.study.stem
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # runs that are under way save what they have
     try:
         found = run_study(
             given.study, folder, overrides=overrides, workers=given.workers, only_report=given.only_report

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from veto_pl.cli import main
+from veto_pl.compare import worker
 from veto_pl.compare.jobs import Job
 from veto_pl.compare.pool import Pool
+from veto_pl.exceptions import ConfigurationError, VetoError
 
 ROOT = Path(__file__).parents[2]
 STUDY = f"""
@@ -129,6 +131,39 @@ def test_a_method_that_fails_is_reported_and_the_others_finish(finished, monkeyp
     table = Path("out/a/comparison.md").read_text()
     assert table.count("2 of 2") == 2
     assert "must be 1 or more, got -3" in table
+
+
+def a_job(folder, **settings):
+    (folder / "more.yaml").write_text("samples: {show: false}\n")
+    files = (ROOT / "configs/debug/base.yaml", ROOT / "configs/debug/sft.yaml", folder / "more.yaml")
+    return Job("a job", folder / "run", files, {"trainer": {"max_steps": 3}, **settings})
+
+
+def test_a_run_that_a_guard_stopped_is_stopped_again(tmp_path):
+    guard = {"metric": "completion_length", "above": 0.5, "patience": 2, "reason": "always", "action": "stop"}
+    job = a_job(tmp_path, guards={"guards": [guard]})
+    for _ in range(2):
+        worker.prepare(job)
+        with pytest.raises(VetoError, match="step 2"):
+            worker._run(job, 1)
+        assert not worker.is_done(job)
+
+
+def test_a_run_whose_files_change_while_it_runs_is_not_done(tmp_path):
+    job = a_job(tmp_path)
+    worker.prepare(job)
+    worker._run(job, 1)
+    assert worker.is_done(job)
+    (tmp_path / "run/done.json").unlink()
+    (tmp_path / "more.yaml").write_text("data: {batch_size: 4}\n")
+    worker._run(job, 1)
+    assert not worker.is_done(job)
+
+
+@pytest.mark.parametrize("workers", [0, -2])
+def test_workers_are_a_count(workers):
+    with pytest.raises(ConfigurationError, match=f"`--workers` must be at least 1, got {workers}"):
+        Pool.of_this_machine(workers)
 
 
 class Dying(Pool):

@@ -134,6 +134,30 @@ def test_names_stay_apart_as_folders(names):
     assert all(s and "/" not in s and s not in (".", "..") for s in slugs)
 
 
+def test_methods_never_share_a_folder():
+    study = a_study(methods={"a b": Method(), "A-b": Method()}, baseline="a b")
+    with pytest.raises(ConfigurationError, match="'a b' and 'A-b'"):
+        jobs(study)
+    long = [slug("m" * 300), slug("m" * 301)]
+    assert len(set(long)) == 2
+    assert max(map(len, long)) < 120
+
+
+def test_no_other_limit_ends_a_run_before_its_budget(tmp_path):
+    short = {"trainer": {"max_steps": 6, "max_epochs": 1}, "budget": {"tokens": 7}}
+    steps = jobs(a_study(settings=short)).trial("A", {}, 1).settings
+    assert (steps["trainer"]["max_steps"], steps["trainer"]["max_epochs"]) == (3, -1)
+    assert steps["budget"] == {"steps": 3, "tokens": None, "seconds": None}
+    tokens = jobs(a_study(settings=short, budget=EqualBudget(tokens=900))).trial("A", {}, 1).settings
+    assert tokens["trainer"]["max_steps"] > 10**8
+    assert tokens["budget"]["tokens"] == 900
+
+
+@given(st.lists(st.floats(1e-9, 1e9) | st.integers(1, 10**9), min_size=2, max_size=4, unique=True))
+def test_different_points_have_different_texts(values):
+    assert len({point_text({"model.lr": value}) for value in values}) == len(values)
+
+
 def test_points_are_written_for_people():
     assert point_text({"model.optimizer.init_args.lr": 1e-3, "model.wd": 0.1}) == "lr 0.001, wd 0.1"
     assert nested(("a.b.c", 1)) == {"a": {"b": {"c": 1}}}
@@ -151,6 +175,11 @@ def test_points_are_written_for_people():
         ({"quantities": ("grady/accuracy",)}, "grady/accuracy"),
         ({"frontier": ("greedy/x", "other/y")}, "other/y"),
         ({"stages": {"a{b": Stage()}}, "brace"),
+        ({"methods": {1: Method()}}, "text"),
+        ({"evaluations": {"../x": {}}}, "folder"),
+        ({"evaluations": {"a/b": {}}}, "folder"),
+        ({"evaluations": {"export": {}}}, "folder"),
+        ({"evaluations": {"metrics.csv": {}}}, "folder"),
         ({"search": SettingSearch(grid={"model.lr": (1.0, 2.0)}, seeds=(3,))}, "search.seeds"),
         ({"search": SettingSearch(grid={"model.lr": ()})}, "search.grid"),
     ],
@@ -181,6 +210,11 @@ def test_options_replace_entries_and_mistakes_are_named(tmp_path):
         load_study(file, ["--seeds=many"])
     with pytest.raises(ConfigurationError, match="wrong"):
         load_study(file, ["--wrong=1"])
+    (points,) = [load_study(file, ['--search.grid={"data.batch_size": [4, 8]}']).search.points]
+    assert [repr(point["data.batch_size"]) for point in points] == ["4", "8"]  # whole numbers stay whole
+    (tmp_path / "b.yaml").write_text(file.read_text().replace("{steps: 12}", "5"))
+    with pytest.raises(ConfigurationError, match="`budget` of a study expected named entries, got 5"):
+        load_study(tmp_path / "b.yaml")
     kept = {"model": {"metrics": [{"class_path": "veto_pl.metrics.Accuracy"}], "x": {"class_path": "decimal.Decimal"}}}
     assert load_study(file, [f"--test={json.dumps(kept)}", f"--settings={json.dumps(kept)}"]).test == kept
     (tmp_path / "s.yaml").write_text("title: t\nmethod: {}\n")

@@ -1,4 +1,4 @@
-"""Runs whose length is counted in tokens or seconds instead of steps."""
+"""Runs that end with a validation after so many steps, tokens or seconds."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ PHASES = ("rollout", "scoring", "update", "data")
 
 
 class Budget(L.Callback):
-    """Ends a run after so many completion tokens, or so many seconds of training, whichever comes first.
+    """Ends a run after so many steps, completion tokens or seconds of training, whichever comes first.
 
     Schedules then run over the budget: the length of the run that they see is the steps done, divided by the share of
     the budget that these took. `trainer.max_steps` and `trainer.max_epochs` still hold; the run ends where the first of
     all limits is reached, with a validation.
 
     Args:
+        steps: optimizer steps; as `trainer.max_steps`, but with a validation wherever the run ends. None for no limit.
         tokens: completion tokens trained on, over all ranks; None for no limit.
         seconds: of rollout, scoring, update and data loading on the first rank; None for no limit. Such a run depends
             on the speed of the machine, so another one of it differs.
@@ -30,11 +31,12 @@ class Budget(L.Callback):
         ConfigurationError: a limit that is not above 0.
     """
 
-    def __init__(self, tokens: int | None = None, seconds: float | None = None) -> None:
-        for name, limit in (("tokens", tokens), ("seconds", seconds)):
+    def __init__(self, steps: int | None = None, tokens: int | None = None, seconds: float | None = None) -> None:
+        given = {"steps": steps, "tokens": tokens, "seconds": seconds}
+        for name, limit in given.items():
             if limit is not None and not 0 < limit < math.inf:
                 raise ConfigurationError(f"`Budget.{name}` must be above 0, got {limit}.")
-        self.limits = {name: limit for name, limit in (("tokens", tokens), ("seconds", seconds)) if limit is not None}
+        self.limits = {name: limit for name, limit in given.items() if limit is not None}
         self._spent = {"tokens": 0.0, "seconds": 0.0}
         self._steps = 0
 
@@ -46,9 +48,12 @@ class Budget(L.Callback):
 
     def horizon(self) -> float:
         """Steps of the whole run, as far as can be seen; infinite before the first step."""
-        shares = [self._spent[name] / limit for name, limit in self.limits.items()]
-        share = max(shares, default=0.0)
+        share = self._share
         return max(round(self._steps / share), self._steps, 1) if share else math.inf
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lets a run that is resumed with nothing left do no further step."""
+        trainer.should_stop |= self._share >= 1
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Books an optimizer step, and ends the run where the budget is spent."""
@@ -61,8 +66,13 @@ class Budget(L.Callback):
         # The clocks of the ranks differ, and all have to stop at the same step.
         seconds = sum(logged.get(f"train/seconds/{phase}", 0.0) for phase in PHASES)
         self._spent["seconds"] += trainer.strategy.broadcast(seconds)
-        if any(self._spent[name] >= limit for name, limit in self.limits.items()):
-            trainer.should_stop = True
+        trainer.should_stop |= self._share >= 1
+
+    @property
+    def _share(self) -> float:
+        """Of the budget, spent."""
+        spent = {**self._spent, "steps": self._steps}
+        return max((spent[name] / limit for name, limit in self.limits.items()), default=0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """What is spent."""

@@ -38,6 +38,9 @@ def load_study(file: Path, overrides: Sequence[str] = ()) -> Study:
         given = parser.parse_args([f"--study={file}", *overrides]).as_dict()
     except ArgumentError as error:
         raise ConfigurationError(f"The study `{file}` cannot be used: {error}") from error
+    for name in ("methods", "stages", "budget", "search", "evaluations"):
+        if not isinstance(given[name], Mapping):
+            raise ConfigurationError(f"`{name}` of a study expected named entries, got {given[name]!r:.80}.")
     # By hand: jsonargparse would build the classes that settings name, which are for the runs to build.
     parts = {
         "methods": {name: Method(**of) for name, of in given["methods"].items()},
@@ -125,6 +128,11 @@ class Desk:
             return float("nan")
         return search_score(self.study.search.metric, jobs)
 
+    @property
+    def _unranked(self) -> str:
+        """Why runs that did not fail are good for nothing."""
+        return f"`search.metric`, `{self.study.search.metric}`, is no number that their validation logs."
+
     def _run(self, what: str, jobs: Sequence[Job]) -> None:
         missing = [job for job in jobs if not is_done(job)]
         if not missing or self.only_report:
@@ -152,10 +160,8 @@ class Desk:
                 failures[method, seed] = self.failures[job.folder]
         for method in self.study.methods:
             if (method, self.study.seeds[0]) not in jobs and not self.only_report:
-                reason = next((r for f, r in self.failures.items() if slug(method) in f.parts), "unknown")
-                failures |= {
-                    (method, seed): f"No run of its search was finished. {reason}" for seed in self.study.seeds
-                }
+                reason = next((r for f, r in self.failures.items() if slug(method) in f.parts), self._unranked)
+                failures |= {(method, seed): f"Its search chose nothing. {reason}" for seed in self.study.seeds}
         comparison = compare(self.study, trials, searches, failures, self.command)
         page = write_page(comparison, self.folder / PAGE)
         table = self.folder / TABLE

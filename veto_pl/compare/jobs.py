@@ -12,10 +12,11 @@ from typing import Any
 
 import veto_pl
 from veto_pl.compare.study import Method, Settings, Stage, Study
-from veto_pl.exceptions import DataError
+from veto_pl.exceptions import ConfigurationError, DataError
 
 Point = Mapping[str, float]
 """Place of a setting -> its value."""
+_LONGEST = 100  # characters of a folder's name; systems know no more than 255 bytes
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,23 @@ class Jobs:
         study: what is compared.
         home: the folder that the study's file names its files from.
         folder: where everything is written.
+
+    Raises:
+        ConfigurationError: two methods have names so alike that they would share a folder.
     """
 
     study: Study
     home: Path
     folder: Path
+
+    def __post_init__(self) -> None:
+        folders: dict[str, str] = {}
+        for name in self.study.methods:
+            other = folders.setdefault(slug(name).casefold(), name)
+            if other != name:
+                raise ConfigurationError(
+                    f"The methods {other!r:.80} and {name!r:.80} of a study would share a folder. Rename one of them."
+                )
 
     def stages(self, name: str) -> list[Job]:
         """The runs of a stage; one for every seed of the search and the comparison where it has one per seed."""
@@ -168,7 +181,12 @@ def filled(settings: Any, folders: Mapping[str, Path]) -> Any:
 
 def point_text(point: Point) -> str:
     """A point of the grid for people: `lr 0.001`."""
-    return ", ".join(f"{place.rpartition('.')[2]} {value:g}" for place, value in point.items()) or "as written"
+    return ", ".join(f"{place.rpartition('.')[2]} {_short(value)}" for place, value in point.items()) or "as written"
+
+
+def _short(value: float) -> str:
+    """Six digits where they are the number, else all, so that two points never have one text."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 def slug(name: str) -> str:
@@ -178,7 +196,7 @@ def slug(name: str) -> str:
         >>> slug("on-policy KD"), slug("β = 1")
         ('on-policy-KD', '1-8a5a5ed5')
     """
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:_LONGEST]
     told_apart = plain == name.replace(" ", "-")
     return plain if told_apart else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
 

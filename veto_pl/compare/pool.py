@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from veto_pl.compare.jobs import Job
 from veto_pl.compare.worker import FAILURE, LOG, is_done, run
+from veto_pl.exceptions import ConfigurationError
 
 Finished = Callable[[Job, str | None, float], None]
 """Told of a run that has ended: why it failed, or None, and the seconds that it took."""
@@ -41,9 +43,14 @@ class Pool:
         Args:
             workers: runs at a time, which share the cores; None means as many as there are places.
             devices: processes, or accelerators, of each run.
+
+        Raises:
+            ConfigurationError: `workers` is below 1.
         """
         import torch
 
+        if workers is not None and workers < 1:
+            raise ConfigurationError(f"`--workers` must be at least 1, got {workers}.")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         accelerators = torch.cuda.device_count()
         places = workers or max((accelerators or cores) // devices, 1)
@@ -60,6 +67,8 @@ class Pool:
         waiting = [job for job in jobs if not is_done(job)]
         running: dict[int, tuple[Job, BaseProcess, float]] = {}
         failed: dict[Path, str] = {}
+        before = signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # runs that are under way save what they have
         try:
             while waiting or running:
                 for place in range(self.workers):
@@ -75,6 +84,7 @@ class Pool:
                         finished(job, reason, time.monotonic() - since)
         finally:
             _stop([process for _, process, _ in running.values()])
+            signal.signal(signal.SIGTERM, before)
         return failed
 
     def _start(self, context: BaseContext, job: Job, place: int) -> BaseProcess:
@@ -96,8 +106,8 @@ def _context() -> BaseContext:
 
 
 def _failure(job: Job, exit_code: int) -> str | None:
-    if exit_code == 0 and is_done(job):
-        return None
+    if exit_code == 0:
+        return None if is_done(job) else "Its files of settings changed while it ran. The same command runs it again."
     try:
         return (job.folder / FAILURE).read_text(encoding="utf-8")
     except OSError:

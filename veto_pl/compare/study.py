@@ -1,5 +1,6 @@
 """A study: which methods are compared, on what, with how much."""
 
+import re
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Literal
@@ -8,6 +9,8 @@ from veto_pl.exceptions import ConfigurationError
 
 Settings = dict[str, Any]
 """A part of a configuration of `veto-pl fit`, as nested mappings."""
+_NEVER = 1_000_000_000  # steps: schedules ask for a finite length until the first share of a budget is spent
+_TAKEN = ("checkpoints", "export", "tensorboard", "train", "validation")  # in the folder of a run, or in its log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +77,9 @@ class EqualBudget:
 
     @property
     def settings(self) -> Settings:
-        """What tells a run."""
-        return {"trainer": {"max_steps": self.steps}} if self.steps is not None else {"budget": self._given}
+        """What tells a run; no other limit that its files set may end it earlier."""
+        limits = {"steps": self.steps, "tokens": self.tokens, "seconds": self.seconds}
+        return {"trainer": {"max_steps": self.steps or _NEVER, "max_epochs": -1, "max_time": None}, "budget": limits}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +93,13 @@ class SettingSearch:
         mode: whether a larger or a smaller value is better.
     """
 
-    grid: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    grid: dict[str, tuple[int | float, ...]] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     metric: str = "validation/accuracy"
     mode: Literal["max", "min"] = "max"
 
     @property
-    def points(self) -> list[dict[str, float]]:
+    def points(self) -> list[dict[str, int | float]]:
         """All points of the grid; one without any setting where there is no grid."""
         return [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
 
@@ -150,6 +154,7 @@ class Study:
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
+        self._check_names()
         checks = {
             "methods": (self.methods, "name at least one method", self.methods),
             "baseline": (self.baseline in self.methods, f"be one of {', '.join(self.methods)}", self.baseline),
@@ -164,7 +169,7 @@ class Study:
         for name, (valid, expectation, given) in checks.items():
             if not valid:
                 raise ConfigurationError(f"`{name}` of a study must {expectation}, got {given!r:.200}.")
-        self._check_names()
+        self._check_quantities()
         if shared := set(self.seeds) & set(self.search.seeds) if self.searches else set():
             raise ConfigurationError(
                 f"`search.seeds` must not be seeds of the comparison, or the search would choose by luck that counts: "
@@ -183,8 +188,18 @@ class Study:
 
     def _check_names(self) -> None:
         for name in (*self.stages, *self.evaluations, *self.methods):
-            if not name.strip() or "{" in name or "}" in name:
-                raise ConfigurationError(f"A name in a study must hold a letter and no brace, got {name!r:.80}.")
+            if not isinstance(name, str) or not name.strip() or "{" in name or "}" in name:
+                raise ConfigurationError(
+                    f"A name in a study must be text that holds a letter and no brace, got {name!r:.80}."
+                )
+        for name in self.evaluations:
+            if not re.fullmatch(r"[\w@-]+", name) or name.lower() in _TAKEN:
+                raise ConfigurationError(
+                    f"The name of an evaluation is that of a folder: it must be made of letters, digits, `_`, `-` and "
+                    f"`@`, and none of {', '.join(_TAKEN)}, got {name!r:.80}."
+                )
+
+    def _check_quantities(self) -> None:
         for quantity in (*self.quantities, *(self.frontier or ())):
             if quantity.partition("/")[0] not in self.evaluations:
                 raise ConfigurationError(

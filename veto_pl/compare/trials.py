@@ -24,7 +24,8 @@ def read_trial(method: str, seed: int, job: Job, answers: int) -> Trial:
     values: dict[str, float] = {}
     for name in job.evaluations:
         metrics = _json(job.folder / name / "test.json")["metrics"]
-        values |= {f"{name}/{metric}": float(value) for metric, value in metrics.items()}
+        # JSON has no NaN: a metric without a finite value is null there.
+        values |= {f"{name}/{metric}": math.nan if v is None else float(v) for metric, v in metrics.items()}
     first = job.folder / next(iter(job.evaluations)) / "answers.jsonl"
     return Trial(method, seed, run, values, _cost(run), tuple(islice(_answers(first), answers)))
 

@@ -70,7 +70,8 @@ def prepare(job: Job) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / FAILURE).unlink(missing_ok=True)
     (job.folder / "settings.yaml").write_text(yaml.safe_dump(_plain(job.settings), sort_keys=False), encoding="utf-8")
-    _write(told, job)
+    with beside(told) as temporary:
+        temporary.write_text(json.dumps({"name": job.name, "fingerprint": job.fingerprint}) + "\n", encoding="utf-8")
 
 
 def command(job: Job) -> list[str]:
@@ -85,9 +86,9 @@ def _run(job: Job, threads: int) -> None:
     _refuse_cut_short(job)
     for name, settings in job.evaluations.items():
         perform(_test(job, name, settings))
-    for checkpoint in (*job.folder.glob("last*.ckpt"), *job.folder.glob("checkpoints/last*.ckpt")):
-        shutil.rmtree(checkpoint) if checkpoint.is_dir() else checkpoint.unlink()
-    _write(job.folder / DONE, job)
+    _remove_checkpoints(job)
+    with beside(job.folder / DONE) as temporary:  # as told at the start: files may have changed since
+        shutil.copyfile(job.folder / JOB, temporary)
 
 
 def _here(threads: int) -> Callable[[list[str]], object]:
@@ -134,7 +135,13 @@ def _refuse_cut_short(job: Job) -> None:
     """A guard ends a fit early without an exception; such a run must not be compared."""
     summary = json.loads((job.folder / "summary.json").read_text(encoding="utf-8"))
     if "stopped" in summary:
+        _remove_checkpoints(job)  # or the next attempt would go on behind the stop
         raise VetoError(f"The run ended early: {summary['stopped']}")
+
+
+def _remove_checkpoints(job: Job) -> None:
+    for checkpoint in (*job.folder.glob("last*.ckpt"), *job.folder.glob("checkpoints/last*.ckpt")):
+        shutil.rmtree(checkpoint) if checkpoint.is_dir() else checkpoint.unlink()
 
 
 def _test(job: Job, name: str, settings: Settings) -> list[str]:
@@ -146,11 +153,6 @@ def _test(job: Job, name: str, settings: Settings) -> list[str]:
     (folder / "settings.yaml").write_text(yaml.safe_dump(_plain(told), sort_keys=False), encoding="utf-8")
     files = (*job.files, job.folder / "settings.yaml", folder / "settings.yaml")
     return ["test", *(f"--config={file}" for file in files), f"--run_dir={folder}", "--trainer.logger=false"]
-
-
-def _write(path: Path, job: Job) -> None:
-    with beside(path) as temporary:
-        temporary.write_text(json.dumps({"name": job.name, "fingerprint": job.fingerprint}) + "\n", encoding="utf-8")
 
 
 def _fingerprint(path: Path) -> str | None:
