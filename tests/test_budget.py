@@ -74,6 +74,26 @@ def test_a_run_that_has_spent_its_budget_does_no_further_step(tmp_path):
     assert all(torch.equal(before[name], value) for name, value in weights(tmp_path).items())
 
 
+@pytest.mark.parametrize(
+    "budget", [["--budget.steps=4"], ["--budget.steps=4", "--trainer.max_steps=4"], ["--budget.tokens=200"]]
+)
+def test_a_run_that_was_stopped_in_its_last_validation_makes_up_for_it(tmp_path, monkeypatch, budget):
+    options = [*budget, "--trainer.val_check_interval=2"]
+    whole = [[row["step"] for row in rows] for rows in fit(tmp_path / "whole", *options)]
+    validate = DistillationModule.validation_step
+
+    def breaks_down(module, *args):
+        if module.global_step == 4:
+            raise BreakDownError
+        return validate(module, *args)
+
+    monkeypatch.setattr(DistillationModule, "validation_step", breaks_down)
+    with pytest.raises(BreakDownError):
+        fit(tmp_path / "parts", *options)
+    monkeypatch.undo()
+    assert [[row["step"] for row in rows] for rows in fit(tmp_path / "parts", *options, "--ckpt_path=last")] == whole
+
+
 def test_steps_end_a_run_with_a_validation(tmp_path):
     """`fit` validates every 1000 steps, so `max_steps` alone ends without one."""
     steps, validations = fit(tmp_path, "--budget.steps=5")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,26 @@ def test_a_method_that_fails_is_reported_and_the_others_finish(finished, monkeyp
     table = Path("out/a/comparison.md").read_text()
     assert table.count("2 of 2") == 2
     assert "must be 1 or more, got -3" in table
+    with pytest.raises(SystemExit, match="2 runs of the comparison failed"):
+        main(["compare", "broken.yaml", "--out=out/a", "--only_report"])
+    assert Path("out/a/comparison.md").read_text().count("must be 1 or more, got -3") == 2
+
+
+def test_what_no_run_has_and_a_search_without_values_are_named(finished, monkeypatch, capsys):
+    monkeypatch.chdir(finished["folder"])
+    Path("study.yaml").write_text(STUDY)
+    main(["compare", "study.yaml", "--out=out/a", "--quantities=[greedy/acuracy]"])
+    assert "no run has 'greedy/acuracy'" in capsys.readouterr().out
+    Path("study.yaml").write_text(STUDY.replace("metric: validation/forward_kl", "metric: validation/fkl"))
+    with pytest.raises(SystemExit, match="`validation/fkl`, has no finite value"):
+        main(["compare", "study.yaml", "--out=out/a"])
+
+
+def test_validation_rows_do_not_stand_in_for_test_rows(tmp_path):
+    job = replace(a_job(tmp_path), evaluations={"greedy": {}})
+    worker.prepare(job)
+    with pytest.raises(ConfigurationError, match="has none"):
+        worker._run(job, 1)
 
 
 def a_job(folder, **settings):

@@ -93,6 +93,13 @@ def test_studies_side_by_side_share_the_stages_that_they_tell_the_same():
     assert {j.folder for j in jobs(changed).stages("start")}.isdisjoint(j.folder for j in here.stages("start"))
 
 
+def test_another_name_of_the_same_folder_repeats_nothing():
+    here, absolute = jobs(a_study()), jobs(a_study(), Path("runs/here").absolute())
+    assert here.trial("B", {}, 1).settings != absolute.trial("B", {}, 1).settings
+    assert here.trial("B", {}, 1).fingerprint == absolute.trial("B", {}, 1).fingerprint
+    assert {job.fingerprint for job in here.stages("start")} == {job.fingerprint for job in absolute.stages("start")}
+
+
 def test_whatever_a_run_is_told_changes_its_fingerprint(tmp_path):
     (tmp_path / "a.yaml").write_text("x: 1\n")
     study = a_study(config=("a.yaml",), evaluations={"greedy": {"temperature": 0.0}})

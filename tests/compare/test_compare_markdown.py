@@ -98,6 +98,15 @@ def test_a_single_seed_has_no_interval_and_no_test(make):
     assert "One seed: there are no confidence intervals and no tests." in text
 
 
+@pytest.mark.parametrize(
+    ("seeds", "most"), [((1, 2), "50%"), ((1, 2, 3), "75%"), ((1, 2, 3, 4), "87.5%"), (range(5), "")]
+)
+def test_few_seeds_are_said_to_be_few(make, seeds, most):
+    found = markdown(make(seeds=tuple(seeds)))
+    assert ("of cases at most" in found) == bool(most)
+    assert f"in {most} of cases at most" in found or not most
+
+
 def test_nothing_finished_is_a_table_of_dashes(make):
     comparison = make(("a", "b"), (0, 1), steps=2, trials=(), estimates={}, contrasts={})
     rows = Parts(by_github(markdown(comparison))).rows

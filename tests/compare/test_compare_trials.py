@@ -2,9 +2,15 @@
 
 import json
 import math
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
 
 from veto_pl.compare.jobs import Job
 from veto_pl.compare.trials import read_trial, search_score
+from veto_pl.compare.worker import _refuse_cut_short
+from veto_pl.exceptions import VetoError
 from veto_pl.report.run import Run
 
 METRICS = "epoch,step,train/tokens,train/seconds/update,train/seconds/validation,validation/accuracy\n"
@@ -22,6 +28,15 @@ def test_a_metric_without_a_finite_value_is_nan(tmp_path):
     trial = read_trial("m", 1, a_finished_run(tmp_path / "a", {"accuracy": 0.5, "wild": None}), answers=2)
     assert trial.values["greedy/accuracy"] == 0.5
     assert math.isnan(trial.values["greedy/wild"])
+
+
+def test_a_run_without_its_last_validation_is_not_compared(tmp_path):
+    rows = "0,0,10,1.5,9,\n0,1,12,0.5,9,\n0,1,,,,0.25\n"
+    for end, whole in (("", True), ("0,2,12,0.5,9,\n", False)):
+        job = replace(a_finished_run(tmp_path / str(whole), {}, rows + end), settings={"budget": {"steps": 3}})
+        (job.folder / "summary.json").write_text("{}")
+        with nullcontext() if whole else pytest.raises(VetoError, match="last validation"):
+            _refuse_cut_short(job)
 
 
 def test_the_cost_leaves_validation_out(tmp_path):

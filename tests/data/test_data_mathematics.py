@@ -150,6 +150,15 @@ CASES = [
     ("\\boxed{3:2}", "3:2", RIGHT),
     ("\\boxed{(1,2)}", "(1, 2)", RIGHT),
     ("\\boxed{(2,1)}", "(1, 2)", WRONG),
+    # Points, separators and quotes around a number.
+    ("The answer is .5", "0.5", RIGHT),
+    (".5", "5", WRONG),
+    ("The answer is ...5", "5", RIGHT),
+    ("\\boxed{1,\\!000}", "1000", RIGHT),
+    ("\\boxed{12,\\!345,\\!678}", "12345678", RIGHT),
+    ("The answer is `5`.", "5", RIGHT),
+    ("It costs 7 each.\nThe answer is:\n\n\\[\n3\n\\]", "3", RIGHT),
+    ("The answer is $$3$$", "3", RIGHT),
 ]
 
 

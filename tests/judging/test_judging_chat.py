@@ -1,3 +1,4 @@
+import json
 import logging
 import re
 import threading
@@ -155,6 +156,15 @@ def test_the_key_is_sent_and_shown_nowhere(monkeypatch, caplog, capfd):
     assert "Incorrect API key: [key]" in str(refused.value)
     shown = f"{refused.value} {judge('http://h', api_key_variable='JUDGE_KEY')!r} {caplog.text} {capfd.readouterr()}"
     assert KEY not in shown
+
+
+@pytest.mark.parametrize(
+    "said", [json.dumps('key ab/"cd'), json.dumps('key ab/"cd').replace("/", "\\/"), 'key ab\\/"cd']
+)
+def test_a_key_that_the_server_has_escaped_is_not_shown(said, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", 'ab/"cd')
+    with pytest.raises(ConfigurationError, match=r"key \[key\]"):
+        asked(lambda *_: (401, said, {}), api_key_variable="JUDGE_KEY")
 
 
 @pytest.mark.parametrize("value", [None, "", "sk-\u00e9", "sk-a\nb"])

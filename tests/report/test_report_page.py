@@ -5,9 +5,9 @@ from xml.etree import ElementTree
 import pytest
 
 from report.pages import EVIL, Checker
-from veto_pl.exceptions import ConfigurationError
+from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.report import ResultTable, Run, write_report
-from veto_pl.report.page import first_and_last
+from veto_pl.report.page import first_and_last, write_text
 from veto_pl.report.quantities import in_order
 
 
@@ -137,3 +137,9 @@ def test_runs_must_be_given_and_differ_in_name(make_run, tmp_path):
         write_report([], tmp_path / "x.html", title="t")
     with pytest.raises(ConfigurationError, match=r"\['a'\] twice"):
         write_report([make_run("a"), make_run("a")], tmp_path / "x.html", title="t")
+
+
+def test_a_page_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="could not be written"):
+        write_text("page", tmp_path / "file" / "page.html")

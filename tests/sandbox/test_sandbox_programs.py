@@ -46,6 +46,11 @@ RIGHT = {
     "fenced with tildes": f"~~~py\n{WHOLE}~~~",
     "fence that is not closed": f"Sure:\n```python\n{WHOLE}",
     "second block": f"Install:\n```bash\npip install numpy\n```\nThen:\n```python\n{WHOLE}```",
+    "import in a block of its own": f"```python\nimport cmath as own\n```\nThen:\n```python\n{WHOLE}    own.pi\n```",
+    "helper in a block of its own": "First:\n```python\ndef other(r):\n    return r\n```\nThen:\n```python\n"
+    + WHOLE.replace("r * r", "r * other(r)") + "```",
+    "example in a block of its own": f"For\n```python\n>>> area(0)\n0.0\n```\nwrite\n```python\n{WHOLE}```",
+    "call in a block of its own": f"So that\n```python\nprint(area(1))\n```\nworks:\n```python\n{WHOLE}```",
     "first of two blocks": f"```python\n{WHOLE}```\nor\n```python\ndef area(r): return 0\n```",
     "indented block": "1. So:\n\n" + "".join(f"   {line}\n" for line in f"```python\n{WHOLE}```".splitlines()),
     "fenced body": f"```python\n{BODY}```",

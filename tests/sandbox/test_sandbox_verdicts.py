@@ -11,7 +11,7 @@ from veto_pl.sandbox import processes as processes_module
 from veto_pl.sandbox import protection as protection_function
 from veto_pl.sandbox import verdicts as verdicts_module
 from veto_pl.sandbox.commands import LEVELS
-from veto_pl.sandbox.judge import agree
+from veto_pl.sandbox.examiner import agree
 
 SORT = "def f(xs):\n    return sorted(set(xs))"
 MUTANTS = {
@@ -144,6 +144,19 @@ def test_agreement_is_that_of_evalplus():
     assert not agree([1, 2], [1], 1e-6)
     assert not agree("1", 1, 1e-6)
     assert not agree(1.1, 1.0, 1e-6)
+    assert not agree(1.0, float("inf"), 1e-6)
+    assert agree(float("inf"), float("inf"), 1e-6)
+
+
+def test_annotations_of_data_classes_may_be_text():
+    future = "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+    program = f"{future}@dataclass\nclass P:\n    x: int\ndef f(x: int) -> int: return P(x).x"
+    assert verdict("assert f(2) == 2", program).passed
+
+
+@pytest.mark.parametrize("name", ["StopIteration", "StopAsyncIteration"])
+def test_an_exception_cannot_end_a_loop_of_the_tests(name):
+    assert not verdict("assert all(x == 0 for x in map(f, [1, 2]))", f"def f(x): raise {name}").passed
 
 
 @pytest.fixture

@@ -81,6 +81,7 @@ class Answers(L.Callback):
                 for name, value in values.items()
                 if name.startswith("test/")
             },
+            "split": getattr(trainer.datamodule, "test_split", "test"),  # type: ignore[attr-defined]
             "prompts": self._prompts,
             "completions": self._completions,
         }

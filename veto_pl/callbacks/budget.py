@@ -9,6 +9,7 @@ import lightning as L
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.module import DistillationModule
+from veto_pl.resume import validates_here
 
 PHASES = ("rollout", "scoring", "update", "data")
 """What counts as training time; validation, checkpoints and the start do not."""
@@ -53,6 +54,13 @@ class Budget(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lets a run that is resumed with nothing left do no further step."""
+        validation = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
+        cut_short = validation.ready > validation.completed
+        if not (cut_short and validates_here(trainer)):  # else what is left of it comes first
+            trainer.should_stop |= self._share >= 1
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """As at the start, after a validation that was made up for."""
         trainer.should_stop |= self._share >= 1
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:

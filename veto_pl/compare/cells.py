@@ -104,11 +104,14 @@ def key(comparison: Comparison) -> str:
     level = f"{comparison.confidence * 100:g}%"
     if seeds < 2:
         return "One seed: there are no confidence intervals and no tests."
+    # A mean lies between the least and the greatest of n values in no more of the cases.
+    few = f" With {seeds} seeds such an interval holds it in {100 - 200 / 2**seeds:.3g}% of cases at most."
     over = f"the finished ones of {seeds} seeds" if missing(comparison) else f"{seeds} seeds"
     return (
         f"Mean over {over} [{level} bootstrap confidence interval]. Differences are from {comparison.baseline}, "
         f"seed by seed; p is that of the paired test, corrected for the number of methods (Holm). "
         "▲ above and ▼ below the baseline: the interval of the difference, which is not corrected, excludes 0."
+        f"{few if seeds < 5 else ''}"
     )
 
 

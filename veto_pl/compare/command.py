@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,15 +11,16 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
-from veto_pl.compare.jobs import Job, Jobs, Point, point_text, slug
+from veto_pl.compare.jobs import Job, Jobs, Point, point_text
 from veto_pl.compare.markdown import markdown
 from veto_pl.compare.page import write_page
 from veto_pl.compare.pool import Pool
 from veto_pl.compare.results import Comparison, Search, Trial
 from veto_pl.compare.study import EqualBudget, Method, SettingSearch, Stage, Study
 from veto_pl.compare.trials import compare, read_search, read_trial, search_score
-from veto_pl.compare.worker import is_done
+from veto_pl.compare.worker import failure, is_done
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.report.page import write_text
 
 PAGE, TABLE = "comparison.html", "comparison.md"
 
@@ -84,12 +86,14 @@ class Desk:
     only_report: bool = False
     console: Console = field(default_factory=Console)
     failures: dict[Path, str] = field(default_factory=dict)
+    unranked: dict[str, str] = field(default_factory=dict)
+    """Method -> why its search chose nothing."""
 
     def work(self) -> Comparison:
         """Everything, in order."""
         for name in self.study.stages:
             self._run(f"stage {name}", self.jobs.stages(name))
-        if self.failures:
+        if self.failures and not self.only_report:
             folder, reason = next(iter(self.failures.items()))
             raise ConfigurationError(f"The methods start from `{folder}`, which failed: {reason}")
         points, searches = self._search()
@@ -118,8 +122,11 @@ class Desk:
         searches: dict[str, Search] = {}
         for method in searched:
             scores = {text: self._score(jobs[method, text]) for text in grid}
-            if any(score == score for score in scores.values()):
+            if any(map(math.isfinite, scores.values())):
                 searches[method] = read_search(study.search, scores, grid)
+            else:
+                folders = [job.folder for text in grid for job in jobs[method, text]]
+                self.unranked[method] = self._why_unranked(folders)
         points = {m: grid[searches[m].chosen] if m in searches else fixed[m] for m in fixed}
         return {m: p for m, p in points.items() if m in searches or m not in searched}, searches
 
@@ -128,13 +135,15 @@ class Desk:
             return float("nan")
         return search_score(self.study.search.metric, jobs)
 
-    @property
-    def _unranked(self) -> str:
-        """Why runs that did not fail are good for nothing."""
-        return f"`search.metric`, `{self.study.search.metric}`, is no number that their validation logs."
+    def _why_unranked(self, folders: Sequence[Path]) -> str:
+        reasons = [self.failures[folder] for folder in folders if folder in self.failures]
+        nothing = f"`search.metric`, `{self.study.search.metric}`, has no finite value at the end of its runs."
+        return "" if self.only_report and not reasons else (*reasons, nothing)[0]
 
     def _run(self, what: str, jobs: Sequence[Job]) -> None:
         missing = [job for job in jobs if not is_done(job)]
+        if self.only_report:
+            self.failures |= {job.folder: reason for job in missing if (reason := failure(job))}
         if not missing or self.only_report:
             return
         self.console.rule(f"{what}: {len(missing)} runs, {self.pool.workers} at a time")
@@ -158,13 +167,22 @@ class Desk:
                 trials.append(read_trial(method, seed, job, self.study.answers))
             elif job.folder in self.failures:
                 failures[method, seed] = self.failures[job.folder]
-        for method in self.study.methods:
-            if (method, self.study.seeds[0]) not in jobs and not self.only_report:
-                reason = next((r for f, r in self.failures.items() if slug(method) in f.parts), self._unranked)
+        for method, reason in self.unranked.items():
+            if reason:
                 failures |= {(method, seed): f"Its search chose nothing. {reason}" for seed in self.study.seeds}
         comparison = compare(self.study, trials, searches, failures, self.command)
         page = write_page(comparison, self.folder / PAGE)
-        table = self.folder / TABLE
-        table.write_text(markdown(comparison), encoding="utf-8")
+        table = write_text(markdown(comparison), self.folder / TABLE)
+        self._warn_of_empty(trials)
         self.console.print(f"page      {page}\ntable     {table}", soft_wrap=True, highlight=False)
         return comparison
+
+    def _warn_of_empty(self, trials: Sequence[Trial]) -> None:
+        """A misspelt quantity would otherwise be a column of dashes."""
+        known = sorted({name for trial in trials for name in trial.values})
+        for quantity in dict.fromkeys((*self.study.shown, *(self.study.frontier or ()))):
+            if trials and quantity not in known:
+                self.console.print(
+                    f"warning   no run has {quantity!r}, which the study shows. There are: {', '.join(known)}",
+                    markup=False, highlight=False, soft_wrap=True,
+                )  # fmt: skip

@@ -30,6 +30,7 @@ class Job:
         settings: behind the files.
         evaluations: name -> settings of `veto-pl test`, behind those of the training.
         needs: fingerprints of the runs that it starts from.
+        starts: their folders.
         devices: processes that it trains on.
     """
 
@@ -39,13 +40,15 @@ class Job:
     settings: Settings
     evaluations: Mapping[str, Settings] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    starts: tuple[Path, ...] = ()
     devices: int = 1
 
     @property
     def fingerprint(self) -> str:
-        """Changes where another run would come out."""
+        """Changes where another run would come out; not where the same folders are only named otherwise."""
         texts = [_read(file) for file in self.files]
-        told = [veto_pl.__version__, texts, self.settings, dict(self.evaluations), list(self.needs)]
+        places = {str(folder): need for folder, need in zip(self.starts, self.needs, strict=True)}
+        told = [veto_pl.__version__, texts, _replaced(self.settings, places), dict(self.evaluations), list(self.needs)]
         return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -116,6 +119,7 @@ class Jobs:
             files=tuple((self.home / file).resolve() for file in (*self.study.config, *of.config)),
             settings=filled(settings, {name: stage.folder for name, stage in needed.items()}),
             needs=tuple(stage.fingerprint for stage in needed.values()),
+            starts=tuple(stage.folder for stage in needed.values()),
             devices=self.study.devices,
         )
 
@@ -169,13 +173,18 @@ def nested(setting: tuple[str, Any]) -> Settings:
 
 def filled(settings: Any, folders: Mapping[str, Path]) -> Any:
     """The settings with the folder of each stage in place of `{name}`; other braces stay."""
+    return _replaced(settings, {f"{{{name}}}": str(folder) for name, folder in folders.items()})
+
+
+def _replaced(settings: Any, words: Mapping[str, str]) -> Any:
+    """The settings with other words in all strings."""
     if isinstance(settings, dict):
-        return {key: filled(value, folders) for key, value in settings.items()}
+        return {key: _replaced(value, words) for key, value in settings.items()}
     if isinstance(settings, list | tuple):
-        return [filled(value, folders) for value in settings]
+        return [_replaced(value, words) for value in settings]
     if isinstance(settings, str):
-        for name, folder in folders.items():
-            settings = settings.replace(f"{{{name}}}", str(folder))
+        for word, other in words.items():
+            settings = settings.replace(word, other)
     return settings
 
 

@@ -21,6 +21,7 @@ from veto_pl.checkpoint_io import beside
 from veto_pl.compare.jobs import Job
 from veto_pl.compare.study import Settings
 from veto_pl.exceptions import ConfigurationError, VetoError
+from veto_pl.report.run import Run
 
 JOB, DONE, LOG, FAILURE = "job.json", "done.json", "run.log", "failure.txt"
 """What a run is told; that it is finished; what it printed; and why it failed."""
@@ -29,6 +30,15 @@ JOB, DONE, LOG, FAILURE = "job.json", "done.json", "run.log", "failure.txt"
 def is_done(job: Job) -> bool:
     """Whether the run is finished, with these very settings."""
     return _fingerprint(job.folder / DONE) == job.fingerprint
+
+
+def failure(job: Job) -> str | None:
+    """Why the last attempt of the run, with these very settings, failed; None where it did not."""
+    try:
+        reason = (job.folder / FAILURE).read_text(encoding="utf-8")
+    except OSError:
+        return None
+    return reason if _fingerprint(job.folder / JOB) == job.fingerprint else None
 
 
 def run(job: Job, threads: int, accelerators: str | None = None) -> None:
@@ -86,6 +96,7 @@ def _run(job: Job, threads: int) -> None:
     _refuse_cut_short(job)
     for name, settings in job.evaluations.items():
         perform(_test(job, name, settings))
+        _refuse_validation_rows(job.folder / name / "test.json")
     _remove_checkpoints(job)
     with beside(job.folder / DONE) as temporary:  # as told at the start: files may have changed since
         shutil.copyfile(job.folder / JOB, temporary)
@@ -132,11 +143,28 @@ def _as_commands(threads: int) -> Callable[[list[str]], object]:
 
 
 def _refuse_cut_short(job: Job) -> None:
-    """A guard ends a fit early without an exception; such a run must not be compared."""
+    """A guard ends a fit early without an exception, and a stop may cost the last validation; neither is comparable."""
     summary = json.loads((job.folder / "summary.json").read_text(encoding="utf-8"))
     if "stopped" in summary:
         _remove_checkpoints(job)  # or the next attempt would go on behind the stop
         raise VetoError(f"The run ended early: {summary['stopped']}")
+    curves = Run(job.name, job.folder).curves()
+    trained, validated = (
+        max((curve.steps[-1] for name, curve in curves.items() if name.startswith(part)), default=-1)
+        for part in ("train/", "validation/")
+    )
+    if "budget" in job.settings and 0 <= validated < trained:
+        _remove_checkpoints(job)
+        raise VetoError("The run was stopped in its last validation. The same command runs it again.")
+
+
+def _refuse_validation_rows(test: Path) -> None:
+    """`veto-pl test` falls back on the validation split, by which the search has chosen."""
+    if json.loads(test.read_text(encoding="utf-8"))["split"] != "test":
+        raise ConfigurationError(
+            "A comparison tests on the test split, but the task of `data.task` has none. Set its `test_size`, or name "
+            "its file of test rows."
+        )
 
 
 def _remove_checkpoints(job: Job) -> None:

@@ -92,6 +92,7 @@ class PromptDataModule(LightningDataModule):
         self.shuffle = shuffle
         self.seed = seed
         self.num_workers = num_workers
+        self.test_split = "test"  # or what stands in for it
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._rows: dict[str, list[Encoded]] = {}
         self._order = RankSampler(0)
@@ -190,6 +191,7 @@ class PromptDataModule(LightningDataModule):
         examples: Sequence[Example] = self.task.load(split)
         if split == "test" and not examples:
             split, examples = "validation", self.task.load("validation")
+            self.test_split = split
         rows = collator.encode(examples[: self.limits.get(split)])
         return fit_prompts(rows, max_prompt_tokens=self.max_prompt_tokens, overlong=self.overlong, split=split)
 

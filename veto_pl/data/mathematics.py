@@ -31,9 +31,11 @@ _DIRECT = re.compile(r"(?:\*\*|__)?[ ]?[-+(]{0,8}(?:\\?[$€£¥(\[])?[ ]?[-+(]{
 _HEADING = re.compile(r"[0-9]{1,2}[.)][ \t]+[^\W\d]")
 _PHRASE = re.compile(
     r"\banswer\b[*_]{0,3}\s{0,2}(?:(?:is|was|equals|would be|will be|should be)\b[*_]{0,3}:?|[:=])[*_]{0,3}\s{0,3}"
+    r"(?:(?:\\[\[(]|\$\$)\s{0,3})?"
     rf"(?!not\b)([^\n]{{1,{_LINE}}})",
     re.IGNORECASE,
 )
+_OPENING = re.compile(r"^(?:[$ `]|\.{2,}|\.(?![0-9]))+")
 _CLAUSE = re.compile(
     r"[.;!?](?=\s|$|\*)|,\s(?=[A-Za-z])(?!and\b|or\b)|(?<![-+*/÷=^])(?<!times)(?<!cdot)\s\("
     r"|\s(?:because|since|as|which|so|where|when|if|after)\b|\s[-\u2013\u2014]\s(?=[A-Za-z])"
@@ -105,7 +107,7 @@ def _boxed(text: str) -> str | None:
 
 
 def _read(body: str) -> Answer:
-    whole = tidy(body[:_LINE]).strip("$ .").strip()
+    whole = _OPENING.sub("", tidy(body[:_LINE]).rstrip("$ .`"))
     sides = re.split(r"=|≈|\\approx", whole)
     text = _signed(sides[-1]) if len(sides) > 1 and sides[-1].strip() else whole
     return Answer(text, read_quantity(text))

@@ -42,7 +42,7 @@ _BEHIND = re.compile(rf"(?:{_SCALED.pattern})?(?:{_PERCENT.pattern})?", re.IGNOR
 _BEFORE = re.compile(r"(?:[^\W\d_]|[ .,'\u2019()$:;~≈\"&-])*")
 _REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"[\u2212\u2012\u2013\uFE63\uFF0D]"), "-"),
-    (re.compile(r"(?<=[0-9])(?:\\[,! ]|[\u00a0\u2009\u202f]|\{,\}(?=[0-9])|\\thinspace)(?=[0-9]{3})"), ","),
+    (re.compile(r"(?<=[0-9])(?:,?\\[,! ]|[\u00a0\u2009\u202f]|\{,\}(?=[0-9])|\\thinspace)(?=[0-9]{3})"), ","),
     (re.compile(r"(?<=[0-9])(?=\\[dt]?frac|[½¼¾])"), " "),
     (re.compile(r"\\[dt]?frac[ ]?\{([0-9.,]{1,40})\}[ ]?\{([0-9.,]{1,40})\}"), r"\1/\2 "),
     (re.compile(r"\\[dt]?frac[ ]?([0-9])[ ]?([0-9])"), r"\1/\2 "),

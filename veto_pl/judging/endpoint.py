@@ -138,11 +138,19 @@ class Endpoint:
                 said = ""
         if error.code in _PASSING or error.code >= 500:
             return _Failure(f"status {error.code}", _seconds(error.headers.get("Retry-After")))
-        shown = " ".join((said.replace(key, "[key]") if key else said).split())[:300]
+        shown = " ".join(_without(key, said).split())[:300]
         raise ConfigurationError(
             f"The judge at {self.base_url} refused with status {error.code}: {shown or error.reason}. Check "
             "`base_url`, `model` and the key that `api_key_variable` names."
         )
+
+
+def _without(key: str | None, text: str) -> str:
+    """The text without the key, also where JSON has escaped it; some encoders escape slashes too."""
+    quoted = json.dumps(key or "")[1:-1]
+    for form in filter(None, (quoted.replace("/", "\\/"), (key or "").replace("/", "\\/"), quoted, key)):
+        text = text.replace(form, "[key]")
+    return text
 
 
 def _seconds(text: str | None) -> float:

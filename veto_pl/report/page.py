@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from veto_pl.exceptions import ConfigurationError
+from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.report.completions import completions_html
 from veto_pl.report.curve import Curve
 from veto_pl.report.markup import escape
@@ -103,10 +103,17 @@ def anchor(heading: str) -> str:
 
 
 def write_text(text: str, path: Path | str) -> Path:
-    """Writes UTF-8 with line feeds, making the folder if need be, and returns the path."""
+    """Writes UTF-8 with line feeds, making the folder if need be, and returns the path.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", newline="\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise DataError(f"`{path}` could not be written: {error.strerror}. Name another file.") from error
     return path
 
 

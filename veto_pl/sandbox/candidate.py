@@ -6,6 +6,7 @@ Nothing here is trusted once the code has run: it may patch this module, and gai
 from __future__ import annotations
 
 import os
+import sys
 
 from veto_pl.sandbox.codec import decode, encode, receive, send
 from veto_pl.sandbox.fence import enter
@@ -22,7 +23,8 @@ def main(job: dict[str, Any]) -> None:
     enter(job["fence"])
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     send(job["replies"], READY)
-    namespace: dict[str, Any] = {"__name__": "solution"}
+    sys.modules["solution"] = module = type(sys)("solution")  # where dataclasses and typing look for names
+    namespace = module.__dict__
     exec(compile(job["program"], "<solution>", "exec", dont_inherit=True), namespace)
     serve(namespace, job["calls"], job["replies"])
     os._exit(0)  # without waiting for threads

@@ -27,7 +27,7 @@ for name, code in modules:
     exec(code, module.__dict__)
 sys.modules[entry].main(job)
 """
-_MODULES = ("codec", "kernel", "fence", "candidate", "judge")
+_MODULES = ("codec", "kernel", "fence", "candidate", "examiner")
 _RUNS = itertools.count()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from textwrap import dedent
 
 _FENCED = re.compile(r"^[ \t]*(```|~~~)[^\n]*\n(.*?)(?:^[ \t]*\1|\Z)", re.MULTILINE | re.DOTALL)
+_HELPERS = re.compile(r"\s*(?:import|from|def|class|async|@)\b")
 _PROSE = re.compile(
     r"^(?!(?:import|from|def|class|async|if|elif|else|for|while|with|try|except|finally|return|pass|assert)\b"
     r"|[\s@#)\]}\"']|[A-Za-z_][\w.]*[ \t]*[=(\[+*/-])",
@@ -40,8 +41,9 @@ def cut(text: str, stop: Sequence[str]) -> str:
 def extract_program(prompt: str, completion: str, names: Sequence[str], stop: Sequence[str]) -> str:
     r"""The program that a completion stands for.
 
-    The first fenced block that defines one of the names is taken, else an unfenced definition, up to prose; both behind
-    the prompt, whose imports and helpers they may use. Any other text continues the prompt, up to a stop string.
+    The first fenced block that defines one of the names is taken, behind earlier blocks of imports and definitions.
+    Else an unfenced definition is taken, up to prose. Both stand behind the prompt, whose imports and helpers they may
+    use. Any other text continues the prompt, up to a stop string.
 
     Args:
         prompt: code that the completion may continue.
@@ -60,7 +62,7 @@ def extract_program(prompt: str, completion: str, names: Sequence[str], stop: Se
         <BLANKLINE>
     """
     blocks = [match[2] for match in _FENCED.finditer(completion)]
-    whole = next((block for block in map(dedent, blocks) if defines(block, names)), None)
+    whole = _first_definition([dedent(block) for block in blocks], names)
     if whole is None and not blocks and not _indented(completion) and defines(completion, names):
         # Behind a function that the prompt has begun, these strings end it; here they may begin it.
         whole = cut(_without_prose(completion), () if defines(prompt, names) else stop)
@@ -70,6 +72,14 @@ def extract_program(prompt: str, completion: str, names: Sequence[str], stop: Se
     opens = completion.lstrip().startswith(("```", "~~~"))
     text = blocks[0] if blocks and opens else completion
     return prompt + _aligned(prompt, cut(text, stop), names)
+
+
+def _first_definition(blocks: Sequence[str], names: Sequence[str]) -> str | None:
+    place = next((place for place, block in enumerate(blocks) if defines(block, names)), None)
+    if place is None:
+        return None
+    helpers = [block for block in blocks[:place] if _HELPERS.match(block) and ">>>" not in block]
+    return "\n".join([*helpers, blocks[place]])
 
 
 def _indented(text: str) -> bool:

@@ -100,7 +100,7 @@ def _start_both(
     ends = {"calls": pipes["calls"], "replies": pipes["answers"], "verdict": pipes["verdict"]}
     work = {"code": tests.code, "names": tests.names, "setup": tests.setup, "values": dict(tests.values)}
     packages = _packages()
-    first = start("judge", {**ends, **work}, [*ends.values()], limits, level, packages=packages, trusted=True)
+    first = start("examiner", {**ends, **work}, [*ends.values()], limits, level, packages=packages, trusted=True)
     stack.callback(first.end)
     ends = {"calls": pipes["requests"], "replies": pipes["replies"]}
     second = start("candidate", {**ends, "program": program}, [*ends.values()], limits, level)
