@@ -17,7 +17,6 @@ from veto_pl.explain.page import charts
 from veto_pl.objectives import GKD, SFT, Distill, MiniLLM, Sum, TokenObjective, Veto
 from veto_pl.rollouts import FromStudent
 from veto_pl.schedules import Linear
-from veto_pl.seams import Objective
 from veto_pl.supports import TopK
 
 SCENE = Scene(teacher=0.9, outcomes=5, points=9)
@@ -152,21 +151,11 @@ def test_an_objective_of_a_third_party_is_drawn():
     assert (response.loss[~agreeing] > 0.01).all()
 
 
-@dataclass(frozen=True)
-class Reader(Objective):
-    """Asks for words, which a scene has not."""
-
-    @property
-    def sources(self):
-        return (FromStudent(),)
-
-    def loss(self, rollouts, models, step):
-        return models.tokenizer.decode([0])
-
-
-def test_what_cannot_be_drawn_says_why():
-    with pytest.raises(ConfigurationError, match="`Reader` cannot be drawn: it asks for more than two distributions"):
-        drawn(Reader())
+def test_what_cannot_be_drawn_says_why(monkeypatch):
+    # Patched: a class of its own would join the objectives that other tests try.
+    monkeypatch.setattr(SFT, "loss", lambda self, rollouts, models, step: models.tokenizer.decode([0]))
+    with pytest.raises(ConfigurationError, match="`SFT` cannot be drawn: it asks for more than two distributions"):
+        drawn(SFT())
     with pytest.raises(ConfigurationError, match="2 rollouts: 441 ways"):
         drawn(MiniLLM(), Scene(outcomes=21))
 

@@ -34,6 +34,9 @@ OTHERS = {
     "Gguf": {"path": "x"},
     "ReasoningGym": {"dataset": "spell_backward"},
     "PromptDataModule": {"task": None},
+    "ChatJudge": {"base_url": "http://localhost", "model": "m"},
+    "HumanEval": {"allow_code_execution": True},
+    "MBPP": {"allow_code_execution": True},
 }
 """What the classes cannot do without."""
 

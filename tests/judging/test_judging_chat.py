@@ -233,7 +233,7 @@ def test_the_request_is_what_the_settings_say():
         ({"template": "{first} {second} {}"}, "expected the fields"),
         ({"concurrency": 0}, r"`ChatJudge\.concurrency` must be 1 or more"),
         ({"retries": -1}, r"`ChatJudge\.retries` must be 0 or more"),
-        ({"timeout": 0.0}, "`timeout` above 0"),
+        ({"timeout": 0.0}, "timeout` must be finite and at least 0.001"),
     ],
 )
 def test_settings_that_cannot_work(settings, match):

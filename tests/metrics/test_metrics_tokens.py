@@ -32,7 +32,9 @@ ORACLES = {
     "forward_kl": lambda student, teacher: relative(teacher, student),
     "reverse_kl": lambda student, teacher: relative(student, teacher),
     "top_one_agreement": lambda student, teacher: float(student.index(max(student)) == teacher.index(max(teacher))),
-    "mean_ratio_0": lambda student, teacher: max(math.log10(t / s) for s, t in zip(student, teacher, strict=True)),
+    "mean_ratio_0": lambda student, teacher: max(
+        math.log10(t / s) for s, t in zip(student, teacher, strict=True) if t > 0
+    ),
     "target_sharpness": lambda student, teacher: surprise(teacher) - surprise(bridge(teacher, student, 0.5)),
 }
 

@@ -203,7 +203,7 @@ def slug(name: str) -> str:
 
     Example:
         >>> slug("on-policy KD"), slug("β = 1")
-        ('on-policy-KD', '1-8a5a5ed5')
+        ('on-policy-KD', '1-f4145f42')
     """
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:_LONGEST]
     told_apart = plain == name.replace(" ", "-")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from dataclasses import dataclass
 from string import Formatter
@@ -82,11 +83,12 @@ class ChatJudge(Judge):
     def __post_init__(self) -> None:
         check_sizes("ChatJudge", at_least=1, concurrency=self.concurrency, max_tokens=self.max_tokens)
         check_sizes("ChatJudge", retries=self.retries)
-        if self.timeout <= 0 or self.back_off < 0 or self.temperature < 0:
-            raise ConfigurationError(
-                "`ChatJudge` expected a `timeout` above 0 and a `back_off` and `temperature` of 0 or more, got "
-                f"{self.timeout}, {self.back_off} and {self.temperature}."
-            )
+        for name in ("timeout", "back_off", "temperature"):
+            least, value = (1e-3 if name == "timeout" else 0.0), getattr(self, name)
+            if not least <= value < math.inf:
+                raise ConfigurationError(
+                    f"`ChatJudge.{name}` must be a finite number of {least:g} or more, got {value}."
+                )
         _check_template(self.template)
         self._endpoint()
 
