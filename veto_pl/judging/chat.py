@@ -86,9 +86,7 @@ class ChatJudge(Judge):
         for name in ("timeout", "back_off", "temperature"):
             least, value = (1e-3 if name == "timeout" else 0.0), getattr(self, name)
             if not least <= value < math.inf:
-                raise ConfigurationError(
-                    f"`ChatJudge.{name}` must be a finite number of {least:g} or more, got {value}."
-                )
+                raise ConfigurationError(f"`ChatJudge.{name}` must be finite and at least {least:g}, got {value}.")
         _check_template(self.template)
         self._endpoint()
 
