@@ -118,7 +118,7 @@ def test_a_program_has_an_empty_folder_and_a_clean_environment(monkeypatch):
     program = "import os\ndef f(): open('a', 'w').write('b'); return os.listdir('.'), open('a').read(), [*os.environ]"
     code = "files, text, names = f()\nassert (files, text, 'HOME' in names) == (['a'], 'b', True)"
     code += "\nassert 'SECRET_TOKEN' not in names"
-    assert all(verdict(code, program).passed for _ in range(2))
+    assert [verdict(code, program).reason for _ in range(2)] == ["passed", "passed"]
 
 
 def test_long_arguments_and_answers_cross():
