@@ -102,7 +102,7 @@ def start(
     folder = None if level == "bubblewrap" else tempfile.mkdtemp(prefix="veto-sandbox-")
     if folder is not None and user is not None:
         os.chown(folder, user, user)
-    inside = folder or "/tmp"
+    inside = folder or "/sandbox"  # not /tmp, where an interpreter that has to be seen may lie
     fence = {
         "limits": limits.resources, "user": user, "packages": list(packages), "readable": [*readable(), *packages],
         "writable": [inside, *devices()],
