@@ -180,7 +180,7 @@ class Desk:
     def _warn_of_empty(self, trials: Sequence[Trial]) -> None:
         """A misspelt quantity would otherwise be a column of dashes."""
         known = sorted({name for trial in trials for name in trial.values})
-        for quantity in dict.fromkeys((*self.study.shown, *(self.study.frontier or ()))):
+        for quantity in self.study.measured:
             if trials and quantity not in known:
                 self.console.print(
                     f"warning   no run has {quantity!r}, which the study shows. There are: {', '.join(known)}",

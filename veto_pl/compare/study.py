@@ -78,7 +78,7 @@ class EqualBudget:
     @property
     def settings(self) -> Settings:
         """What tells a run; no other limit that its files set may end it earlier."""
-        limits = {"steps": self.steps, "tokens": self.tokens, "seconds": self.seconds}
+        limits = {"steps": None, "tokens": None, "seconds": None, **self._given}
         return {"trainer": {"max_steps": self.steps or _NEVER, "max_epochs": -1, "max_time": None}, "budget": limits}
 
 
@@ -185,6 +185,11 @@ class Study:
     def shown(self) -> tuple[str, ...]:
         """The quantities of the table."""
         return self.quantities or tuple(f"{name}/accuracy" for name in self.evaluations)
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The quantities of the table and of the frontier, each once."""
+        return tuple(dict.fromkeys((*self.shown, *(self.frontier or ()))))
 
     def _check_names(self) -> None:
         for name in (*self.stages, *self.evaluations, *self.methods):

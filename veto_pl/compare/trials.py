@@ -61,7 +61,7 @@ def compare(
     command: str = "",
 ) -> Comparison:
     """The statistics of what is finished."""
-    values = {(m, q): _values(trials, m, q) for m in study.methods for q in _quantities(study)}
+    values = {(m, q): _values(trials, m, q) for m in study.methods for q in study.measured}
     estimates = {key: estimate(list(v.values()), study.confidence) for key, v in values.items() if v}
     return Comparison(
         title=study.title,
@@ -85,7 +85,7 @@ def compare(
 def _contrasts(study: Study, values: Mapping[tuple[str, str], dict[int, float]]) -> dict[tuple[str, str], Contrast]:
     others = [method for method in study.methods if method != study.baseline]
     found: dict[tuple[str, str], Contrast] = {}
-    for quantity in _quantities(study):
+    for quantity in study.measured:
         baseline = values[study.baseline, quantity]
         pairs = {m: contrast(values[m, quantity], baseline, study.confidence) for m in others}
         corrected = holm([pair.p for pair in pairs.values()])
@@ -93,11 +93,6 @@ def _contrasts(study: Study, values: Mapping[tuple[str, str], dict[int, float]])
             if not math.isnan(pair.difference.mean):
                 found[method, quantity] = Contrast(pair.difference, p)
     return found
-
-
-def _quantities(study: Study) -> tuple[str, ...]:
-    """Of the table and of the frontier, each once."""
-    return tuple(dict.fromkeys((*study.shown, *(study.frontier or ()))))
 
 
 def _values(trials: Sequence[Trial], method: str, quantity: str) -> dict[int, float]:
