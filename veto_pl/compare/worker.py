@@ -49,6 +49,7 @@ def run(job: Job, threads: int, accelerators: str | None = None) -> None:
         threads: of torch.
         accelerators: numbers of those that this process may see, `0,1`; None leaves that as it is.
     """
+    signal.signal(signal.SIGTERM, _end)
     if accelerators is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = accelerators
     job.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -56,6 +57,12 @@ def run(job: Job, threads: int, accelerators: str | None = None) -> None:
     with FileLock(job.folder.with_name(f".{job.folder.name}.lock")):
         if not is_done(job):
             _run_logged(job, threads)
+
+
+def _end(*_: object) -> None:
+    """Gives back what the process holds before it ends. Where Lightning has put its own handler, that one saves."""
+    if signal.getsignal(signal.SIGTERM) is _end:
+        sys.exit(128 + signal.SIGTERM)
 
 
 def _run_logged(job: Job, threads: int) -> None:
