@@ -65,7 +65,7 @@ def suppression(found: Found) -> Row:
     lines, outcomes = [], []
     for name in (n for n in found if n.startswith("order-")):
         trials = found[name].of("SFT")
-        plain, veto = (max(t.values[f"greedy/largest_ratio_{beta}"] for t in trials) for beta in ("0", "0.8"))
+        plain, veto = (max(t.values[f"greedy/largest_ratio_{beta}"] for t in trials) for beta in ("0", "0_8"))
         lines.append(f"{_of(name)}, after SFT: largest P_T/P_S 10^{plain:.1f}, largest Q/P_S at β 0.8 10^{veto:.1f}")
         outcomes.append(plain > 7 > veto)
     return Row("2. P_T/P_S exceeds 10^7 on tokens that the student does not know; Veto suppresses it", lines,

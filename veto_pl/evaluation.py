@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from veto_pl.functional.chunked import Block, RowStream
 from veto_pl.functional.divergences import forward_kl, reverse_kl
+from veto_pl.exceptions import ConfigurationError
 from veto_pl.generations import Generations
 from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric, default_metrics
 from veto_pl.models.causal_lm import CausalLM, sampling_mode
@@ -34,6 +35,8 @@ def validation_metrics(
     chosen: list[CompletionMetric | TokenMetric] = []
     for metric in default_metrics(count) if metrics is None else metrics:
         chosen += metric.members(count) if isinstance(metric, MetricFamily) else [metric]
+    if dotted := sorted(metric.name for metric in chosen if "." in metric.name):
+        raise ConfigurationError(f"The name of a metric cannot hold a dot, got `{dotted[0]}`. Use another character.")
     usable = [m for m in chosen if with_teacher or not getattr(m, "needs_teacher", False)]
     return nn.ModuleDict({metric.name: metric for metric in usable})
 

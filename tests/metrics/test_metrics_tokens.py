@@ -5,9 +5,11 @@ import torch
 from hypothesis import given, settings
 from metric_cases import TOKEN_METRICS, log_probabilities, token_batches
 
+from veto_pl.evaluation import validation_metrics
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.diagnostics import entropy, sharpness, top_one_agreement
 from veto_pl.metrics import ForwardKL, ReverseKL, StudentEntropy, TargetRatio, TargetSharpness, TopOneAgreement
+from veto_pl.rollouts import Sampling
 
 
 def rows_of(logp):
@@ -152,7 +154,7 @@ def test_the_largest_ratio_is_that_of_all_tokens_in_any_batches():
     )
     assert float(whole.compute()) == pytest.approx(expected, rel=1e-5)
     assert float(parts.compute()) == pytest.approx(expected, rel=1e-5)
-    assert whole.name == "largest_ratio_0.4"
+    assert whole.name == "largest_ratio_0_4"
     least.update(student, teacher)
     assert float(least.compute()) < expected
 
@@ -169,3 +171,15 @@ def test_what_only_the_teacher_admits_has_an_infinite_ratio_that_a_veto_removes(
 def test_a_ratio_without_a_target_is_refused(beta):
     with pytest.raises(ConfigurationError, match=r"TargetRatio\.beta"):
         TargetRatio(beta)
+
+
+def test_the_names_of_ratios_serve_as_names_of_modules():
+    chosen = [TargetRatio(beta=beta, over=over) for beta in (0.0, 0.8, 1e-7) for over in ("mean", "largest")]
+    assert len(validation_metrics(chosen, Sampling(), with_teacher=True)) == 6
+
+
+def test_a_name_with_a_dot_is_refused():
+    metric = TargetRatio()
+    metric.name = "a.b"
+    with pytest.raises(ConfigurationError, match=r"cannot hold a dot, got `a\.b`"):
+        validation_metrics([metric], Sampling(), with_teacher=True)

@@ -40,7 +40,7 @@ class TargetRatio(TokenMetric):
             raise ConfigurationError(f"`TargetRatio.beta` must be a finite number >= 0, got {beta}.")
         self.beta = beta
         self.over = over
-        self.name = f"{over}_ratio_{beta:g}"
+        self.name = f"{over}_ratio_{beta:g}".replace(".", "_")  # a module's name has no dot
         self.add_state("peak", torch.tensor(-torch.inf, dtype=torch.float64), dist_reduce_fx="max")
 
     def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:
