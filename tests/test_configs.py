@@ -26,6 +26,7 @@ QUICKSTART = sorted(p.stem for p in (CONFIGS / "quickstart").glob("*.yaml") if p
 COMPARED = sorted((CONFIGS / "compare").glob("*/*.yaml"))
 STUDIES = sorted((CONFIGS / "compare").glob("*.yaml"))
 STRATEGIES = {"fsdp2": 1, "fsdp2_nodes": 2}
+METHODS = sorted(p.stem for p in (CONFIGS / "recipes/methods").glob("*.yaml"))
 TASKS = {"gsm8k": 0.8, "code": 1.0, "summarisation": 0.3}
 
 
@@ -47,7 +48,7 @@ def parsed_parameters(module):
 def test_every_config_is_covered():
     covered = {f"debug/{n}.yaml" for n in [*DEBUG, "base"]} | {f"quickstart/{n}.yaml" for n in [*QUICKSTART, "base"]}
     covered |= {f"recipes/paper/{n}.yaml" for n in [*TASKS, "base", "humaneval", "teacher"]}
-    covered |= {"recipes/smollm2_gsm8k.yaml"}
+    covered |= {"recipes/smollm2_gsm8k.yaml"} | {f"recipes/methods/{name}.yaml" for name in METHODS}
     covered |= {f"strategy/{name}.yaml" for name in STRATEGIES}
     covered |= {str(p.relative_to(CONFIGS)) for p in [*COMPARED, *STUDIES]}
     assert {str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml")} == covered
@@ -130,6 +131,18 @@ def test_the_papers_recipes_build_with_the_real_shapes(task, qwen2):
     assert (cli.trainer.max_epochs, cli.trainer.accumulate_grad_batches, cli.trainer.precision) == (3, 4, "32-true")
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_recipes_of_the_methods_build_behind_the_papers(method, qwen2):
+    files = ("recipes/paper/base.yaml", "recipes/paper/gsm8k.yaml", f"recipes/methods/{method}.yaml")
+    folders = {role: str(qwen2 / size) for role, size in (("student", "0.5B"), ("teacher", "7B"))}
+    options = [f"--model.{role}.path={folder}" for role, folder in folders.items()]
+    cli = build(*files, options=options)
+    needs = cli.model.objective
+    assert (cli.model.reference_source is not None) == needs.needs_reference
+    models = parsed_parameters(cli.model)
+    assert (models.teacher is not None) >= needs.needs_teacher
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_the_teachers_recipe_builds(task, qwen2):
     files = ("recipes/paper/base.yaml", f"recipes/paper/{task}.yaml", "recipes/paper/teacher.yaml")
@@ -151,7 +164,7 @@ def test_strategies_build_behind_a_recipe(name):
     options = ["--trainer.num_nodes", "1"]
     strategy = build("debug/base.yaml", "debug/veto.yaml", f"strategy/{name}.yaml", options=options).trainer.strategy
     assert isinstance(strategy, FullyShard)
-    assert strategy.gather == {"student": True, "teacher": False}
+    assert strategy.gather == {"student": True, "teacher": False, "reference": False}
     given = yaml.safe_load((CONFIGS / "strategy" / f"{name}.yaml").read_text())["trainer"]
     assert given.get("num_nodes", 1) == STRATEGIES[name]
 

@@ -210,11 +210,11 @@ def _default_loggers(run_dir: str) -> list[Logger]:
 def module_from_config(config: str) -> DistillationModule:
     """Builds the module that a run's YAML describes, on whatever machine this is, without running anything.
 
-    Objective and teacher are left out: they may name files that only the machine of the run has.
+    Objective and frozen models are left out: they may name files that only the machine of the run has.
     """
     load_plugins()
     parts = {key: value for key, value in yaml.safe_load(config).items() if key in ("seed_everything", "model", "data")}
-    parts["model"] |= {"objective": {"class_path": "SFT"}, "teacher": None}
+    parts["model"] |= {"objective": {"class_path": "SFT"}, "teacher": None, "reference": None}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(yaml.safe_dump(parts), encoding="utf-8")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block, RowStream
 from veto_pl.functional.divergences import forward_kl, reverse_kl
-from veto_pl.exceptions import ConfigurationError
 from veto_pl.generations import Generations
 from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric, default_metrics
 from veto_pl.models.causal_lm import CausalLM, sampling_mode

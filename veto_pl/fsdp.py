@@ -30,7 +30,7 @@ class FullyShard(ModelParallelStrategy):
 
     def __init__(self, gather_student: bool = True, gather_teacher: bool = False, **settings: Any) -> None:
         super().__init__(**settings)
-        self.gather = {"student": gather_student, "teacher": gather_teacher}
+        self.gather = {"student": gather_student, "teacher": gather_teacher, "reference": False}
 
     def setup_environment(self) -> None:
         """One dimension of data-parallel ranks; Lightning would choose tensor parallelism within a node."""
@@ -39,7 +39,7 @@ class FullyShard(ModelParallelStrategy):
         super().setup_environment()
 
     def sharding(self, role: str) -> Sharding:
-        """How the ranks share the `student` or the `teacher`."""
+        """How the ranks share the `student`, the `teacher` or the `reference`."""
         return Sharding(self.device_mesh["data_parallel"], self.root_device, self.gather[role])
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:

@@ -28,7 +28,7 @@ from veto_pl.nonfinite import NonFiniteSteps
 from veto_pl.randomness import global_draws
 from veto_pl.rollouts import Sampling
 from veto_pl.schedules import Constant, scheduled_values
-from veto_pl.seams import ModelSource, Objective, Schedule, TokenizerSource
+from veto_pl.seams import ModelSource, Objective, RolloutSource, Schedule, TokenizerSource
 from veto_pl.types import Models, PromptBatch, Rollouts, Sequences, Step
 from veto_pl.window import Window
 
@@ -40,6 +40,8 @@ class DistillationModule(L.LightningModule):
         objective: which tokens to train on, and the loss.
         student: the model that is trained.
         teacher: the frozen model; objectives without a teacher leave it out.
+        reference: another frozen model, for objectives that extrapolate from one: the student's start, or what the
+            teacher was before its own training.
         tokenizer: the tokenizer; the student's own by default.
         optimizer: the optimizer of the student's parameters.
         lr_schedule: multiplies the optimizer's learning rate at every step.
@@ -50,7 +52,7 @@ class DistillationModule(L.LightningModule):
             out: the weights stay as they are, and the rows that caused it are written to `faults.jsonl`.
 
     Raises:
-        ConfigurationError: the objective needs a teacher and there is none, or a setting cannot work.
+        ConfigurationError: the objective needs a model that is not given, or a setting cannot work.
     """
 
     def __init__(
@@ -65,15 +67,21 @@ class DistillationModule(L.LightningModule):
         metrics: list[CompletionMetric | TokenMetric | MetricFamily] | None = None,
         seed: int = 0,
         skip_limit: int = 10,
+        reference: ModelSource | None = None,
     ) -> None:
         super().__init__()
-        if objective.needs_teacher and teacher is None:
-            raise ConfigurationError(
-                f"`{type(objective).__name__}` needs a teacher, but `model.teacher` is not set. Name one there."
-            )
+        for role, needed, source in (
+            ("teacher", objective.needs_teacher, teacher),
+            ("reference", objective.needs_reference, reference),
+        ):
+            if needed and source is None:
+                raise ConfigurationError(
+                    f"`{type(objective).__name__}` needs a {role}, but `model.{role}` is not set. Name one there."
+                )
         self.objective = objective
         self.student_source = student
         self.teacher_source = teacher
+        self.reference_source = reference
         self.tokenizer_source = tokenizer
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
@@ -106,13 +114,15 @@ class DistillationModule(L.LightningModule):
                 self.tokenizer,
                 empty=torch.empty(0).is_meta,
                 sharding=strategy.sharding if isinstance(strategy, FullyShard) else None,
+                reference=self.reference_source,
             )
-            # A frozen teacher is no submodule: it is never saved, optimized, wrapped or averaged.
+            # A frozen model is no submodule: it is never saved, optimized, wrapped or averaged.
             self.student = self.models.student.train()
             if self.teacher_source is not None and self.teacher_source.moves:
                 self.teacher = self.models.teacher
-        if (teacher := self.models.teacher) is not None and teacher.shards is None and strategy is not None:
-            teacher.to(strategy.root_device)
+        for model in (self.models.teacher, self.models.reference):
+            if model is not None and model.shards is None and strategy is not None:
+                model.to(strategy.root_device)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over the trained parameters, and its schedule per step."""
@@ -123,11 +133,12 @@ class DistillationModule(L.LightningModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
         """Rollout and scoring of one micro-batch. The loss is a sum; `on_before_optimizer_step` divides it."""
         step = self._step(batch_idx)
+        objective = self.objective.active(step)
         with global_draws(step, "training", self.device):
             self.clock.enter("rollout")
-            rollouts = self._roll_out(batch, step)
+            rollouts = self._roll_out(objective, batch, step)
             self.clock.enter("scoring")
-            output = self.objective.loss(rollouts, self._models, step)
+            output = objective.loss(rollouts, self._models, step)
         numbers = rollout_numbers(rollouts.values(), self._models.eos_ids)
         loss = self.window.add(replace(output, metrics={**output.metrics, **numbers}), rollouts)
         self._non_finite.watch(batch, rollouts, output)
@@ -220,9 +231,11 @@ class DistillationModule(L.LightningModule):
             micro=batch_idx % self.trainer.accumulate_grad_batches if fitting else batch_idx,
         )
 
-    def _roll_out(self, batch: PromptBatch, step: Step) -> Rollouts:
-        rollouts = {source: source(batch, self._models, step) for source in self.objective.sources}
-        if self.objective.needs_rewards:
+    def _roll_out(self, objective: Objective, batch: PromptBatch, step: Step) -> Rollouts:
+        rollouts: dict[RolloutSource, Sequences] = {}
+        for source in objective.sources:
+            rollouts[source] = source(batch, replace(self._models, rollouts=rollouts), step)
+        if objective.needs_rewards:
             rollouts = {source: _rewarded(rows, batch, self.tokenizer) for source, rows in rollouts.items()}
         for rows in rollouts.values():
             self.clock.count(rows.predictions.sum())

@@ -115,10 +115,17 @@ class TokenWeighting(ABC):
 class Advantage(ABC):
     """The credit of each sampled token in a policy-gradient term."""
 
+    needs_reference: ClassVar[bool] = False
+    needs_rewards: ClassVar[bool] = False
+
     @property
     def laws(self) -> frozenset[Law]:
         """What holds for an objective with this advantage; an advantage that couples rows promises nothing."""
         return frozenset({Law.SPLIT_INVARIANT})
+
+    def scores(self, rows: TokenRows) -> Mapping[str, Tensor]:
+        """[n] numbers that need the distributions of a few tokens; the call finds them as [B, S] in `grid.scores`."""
+        return {}
 
     @abstractmethod
     def __call__(self, grid: TokenGrid) -> Tensor:
@@ -129,13 +136,18 @@ class Objective(ABC):
     """Which tokens to train on, and the loss."""
 
     needs_teacher: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = False
     needs_rewards: ClassVar[bool] = False
     laws: frozenset[Law] = frozenset({Law.SPLIT_INVARIANT})
 
     @property
     @abstractmethod
     def sources(self) -> tuple[RolloutSource, ...]:
-        """The rollouts that the loss reads. Equal sources are rolled out once and shared."""
+        """The rollouts that the loss reads. Equal sources are rolled out once and shared, in this order."""
+
+    def active(self, step: Step) -> Objective:
+        """What is trained on at this step: itself, unless the objective has phases."""
+        return self
 
     @abstractmethod
     def loss(self, rollouts: Rollouts, models: Models, step: Step) -> LossOutput:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -70,6 +71,9 @@ class TokenGrid:
         prompt_rows: [B] int64, the prompt that each row continues; equal values are one group.
         rewards: [B] or None.
         step: where training stands.
+        reference_logp: [B, S] of the tokens under the reference model, without graph; None where there is none.
+        age: [B] optimizer steps since the row was written; None where all are fresh.
+        scores: [B, S] by name: what an `Advantage` asked for in `scores`, without graph.
     """
 
     student_logp: Tensor
@@ -79,10 +83,18 @@ class TokenGrid:
     prompt_rows: Tensor
     rewards: Tensor | None
     step: Step
+    reference_logp: Tensor | None = None
+    age: Tensor | None = None
+    scores: Mapping[str, Tensor] = field(default_factory=dict)
 
     def log_ratio(self) -> Tensor:
         """[B, S] without graph: teacher minus student."""
         return self.teacher_logp - self.student_logp.detach()
+
+    def required_reference_logp(self) -> Tensor:
+        """The reference model's log-probabilities, for objectives that need a reference."""
+        assert self.reference_logp is not None, "an objective with `needs_reference` always gets the reference's scores"
+        return self.reference_logp
 
     def required_sampler_logp(self) -> Tensor:
         """The sampler's log-probabilities; raises `ConfigurationError` where the rollout kept none."""

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.nn.utils.rnn import pad_sequence
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.stat import Stat as Stat
 from veto_pl.memory import Memories
+from veto_pl.padding import pad_left as pad_left
+from veto_pl.padding import pad_right as pad_right
 from veto_pl.step import Step as Step
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from veto_pl.models.causal_lm import CausalLM
     from veto_pl.scores import TopKScores
-    from veto_pl.seams import RolloutSource, Task
+    from veto_pl.seams import RolloutSource, Task, Template
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class PromptBatch:
         completion_mask: [B, C] bool.
         examples: B rows as the task gave them.
         task: scores completions of these rows; None where nothing can be scored.
+        template: made the prompts' texts; None where nobody can make others.
         numbers: [B] int64, the place of each row in its split, which its random numbers depend on; None counts the rows
             of the batch.
     """
@@ -103,6 +105,7 @@ class PromptBatch:
     examples: tuple[Example, ...] = ()
     task: Task | None = None
     numbers: Tensor = None  # type: ignore[assignment]  # filled in below
+    template: Template | None = None
 
     def __post_init__(self) -> None:
         if cast("Tensor | None", self.numbers) is None:
@@ -157,6 +160,9 @@ class Sequences:
             (temperature and truncation included), 0 elsewhere; None where nobody sampled.
         rewards: [B] float32, or None where nothing was scored.
         prompts: the batch that `prompt_rows` points into, with the examples; it is not sliced with the rows.
+        by_teacher: [B, T] bool, True on completion tokens that the teacher wrote into a text of the student's; None
+            where nobody takes turns.
+        age: [B] float32, optimizer steps since the row was written; None where all are fresh.
         teacher_scores: [B, T] what a stored teacher says about each completion token (at the token's own position, not
             at the one that predicts it), or None where a live teacher has to be asked.
     """
@@ -169,6 +175,8 @@ class Sequences:
     sampler_logp: Tensor | None = None
     rewards: Tensor | None = None
     prompts: PromptBatch | None = None
+    by_teacher: Tensor | None = None
+    age: Tensor | None = None
     teacher_scores: TopKScores | None = None
 
     def __len__(self) -> int:
@@ -255,14 +263,18 @@ class Models:
     Args:
         student: the model that is trained.
         teacher: the frozen model, or None for objectives that need none.
-        tokenizer: shared by both.
+        tokenizer: shared by all.
         memories: what rollout sources remember from step to step.
+        reference: another frozen model, such as the student's start, or None.
+        rollouts: what other sources have written for the same prompts, as far as the micro-batch has come.
     """
 
     student: CausalLM
     teacher: CausalLM | None
     tokenizer: PreTrainedTokenizerBase
     memories: Memories = field(default_factory=Memories)
+    reference: CausalLM | None = None
+    rollouts: Rollouts = field(default_factory=dict)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -279,27 +291,19 @@ class Models:
 
     def required_teacher(self) -> CausalLM:
         """The teacher; raises `ConfigurationError` where the run has none."""
-        if self.teacher is None:
-            raise ConfigurationError("The objective needs a teacher, but `model.teacher` is not set. Name one there.")
-        return self.teacher
+        return _required("teacher", self.teacher)
+
+    def required_reference(self) -> CausalLM:
+        """The reference model; raises `ConfigurationError` where the run has none."""
+        return _required("reference", self.reference)
+
+    def rolled_out(self, source: RolloutSource, prompts: PromptBatch, step: Step) -> Sequences:
+        """What `source` writes for the prompts, for a source that builds on another: written once if both are used."""
+        done = self.rollouts.get(source)
+        return done if done is not None and done.prompts is prompts else source(prompts, self, step)
 
 
-def pad_right(rows: Sequence[Tensor], value: int = 0) -> tuple[Tensor, Tensor]:
-    """Stacks 1-D rows of differing length: ([B, max] ids, [B, max] bool mask). The mask comes from the lengths."""
-    if not rows:
-        return torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, 0, dtype=torch.bool)
-    lengths = torch.tensor([len(row) for row in rows])
-    ids = pad_sequence(list(rows), batch_first=True, padding_value=value)
-    return ids, torch.arange(ids.shape[1])[None] < lengths[:, None]
-
-
-def pad_left(rows: Sequence[Tensor], value: int = 0) -> tuple[Tensor, Tensor]:
-    """Stacks 1-D rows of differing length, ends aligned: ([B, max] ids, [B, max] bool mask from the lengths).
-
-    Example:
-        >>> ids, mask = pad_left([torch.tensor([5]), torch.tensor([6, 7])])
-        >>> ids.tolist(), mask.tolist()
-        ([[0, 5], [6, 7]], [[False, True], [True, True]])
-    """
-    ids, mask = pad_right([row.flip(0) for row in rows], value)
-    return ids.flip(1), mask.flip(1)
+def _required(role: str, model: CausalLM | None) -> CausalLM:
+    if model is None:
+        raise ConfigurationError(f"The objective needs a {role}, but `model.{role}` is not set. Name one there.")
+    return model

@@ -37,7 +37,7 @@ FITTING: tuple[Check, ...] = (
     objective.references,
     objective.optimizer,
     objective.greedy_rollouts,
-    objective.use_of_the_teacher,
+    objective.use_of_the_models,
 )
 
 

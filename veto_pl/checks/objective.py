@@ -74,13 +74,16 @@ def greedy_rollouts(setup: Setup) -> Iterator[Mistake]:
                           "raise `temperature`.", fatal=False)  # fmt: skip
 
 
-def use_of_the_teacher(setup: Setup) -> Iterator[Mistake]:
-    """A teacher that nobody reads costs its memory; one that is the student teaches nothing."""
+def use_of_the_models(setup: Setup) -> Iterator[Mistake]:
+    """A model that nobody reads costs its memory; a teacher that is the student teaches nothing."""
     module = setup.module
     measured = any(getattr(metric, "needs_teacher", False) for metric in module.validation_metrics.values())
     if module.teacher_source is not None and not module.objective.needs_teacher and not measured:
         yield Mistake("model.teacher", f"a teacher for `{type(module.objective).__name__}`, which reads none", "`null`",
                       "It would only take memory; leave it out.", fatal=False)  # fmt: skip
+    if module.reference_source is not None and not module.objective.needs_reference:
+        yield Mistake("model.reference", f"a reference for `{type(module.objective).__name__}`, which reads none",
+                      "`null`", "It would only take memory; leave it out.", fatal=False)  # fmt: skip
     if module.teacher_source == module.student_source and setup.stage == "fit":
         yield Mistake("model.teacher", "the same source as `model.student`", "another model",
                       "A teacher that equals the student has nothing to teach it at first.", fatal=False)  # fmt: skip

@@ -42,7 +42,8 @@ class Setup:
     @cached_property
     def models(self) -> dict[str, Any]:
         """The architecture of each model by its path, or the error that reading it gave. No weights are read."""
-        sources = {"model.student": self.module.student_source, "model.teacher": self.module.teacher_source}
+        roles = ("student", "teacher", "reference")
+        sources = {f"model.{role}": getattr(self.module, f"{role}_source") for role in roles}
         return {path: _architecture(source) for path, source in sources.items() if source is not None}
 
 

@@ -80,7 +80,9 @@ class Collator:
         completions, completion_mask = pad_right([_tensor(row.completion_ids) for row in rows], value)
         examples = tuple(row.example for row in rows)
         numbers = _tensor([row.number for row in rows])
-        return PromptBatch(prompts, prompt_mask, completions, completion_mask, examples, self.task, numbers)
+        return PromptBatch(
+            prompts, prompt_mask, completions, completion_mask, examples, self.task, numbers, self.template
+        )
 
     def _completions(self, examples: Sequence[Example]) -> list[list[int]]:
         texts = [self.completion_prefix + e.completion for e in examples if e.completion is not None]

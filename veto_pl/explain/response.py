@@ -19,7 +19,7 @@ from veto_pl.schedules import scheduled_values, value_at
 from veto_pl.seams import Objective, RolloutSource, Support, Target
 from veto_pl.targets import Teacher
 from veto_pl.tokens import TokenRows
-from veto_pl.types import Step
+from veto_pl.types import Models, Step
 
 STEPS = 100
 PARTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -85,7 +85,14 @@ def _check(objective: Objective, scene: Scene) -> None:
 
 def _expected(objective: Objective, student: Tensor, teacher: Tensor, step: Step) -> tuple[Tensor, Tensor]:
     """Loss and gradient at one point. [V] log-probabilities serve as logits."""
+    objective = objective.active(step)
     samplers = [_sampler(source, student, teacher, step) for source in objective.sources]
+    # The reference is where every student starts: undecided.
+    undecided = torch.full_like(teacher, -math.log(len(teacher)))
+
+    def models(logits: Tensor) -> Models:
+        return tabled(logits, teacher[None], undecided[None])
+
     loss = gradient = torch.zeros((), dtype=torch.float64)
     for tokens in product(range(len(student)), repeat=len(samplers)):
         logits = student[None].clone().requires_grad_()
@@ -93,7 +100,7 @@ def _expected(objective: Objective, student: Tensor, teacher: Tensor, step: Step
         rollouts = {source: one_token(token, sampler) for source, token, sampler in draws}
         chance = math.exp(sum(float(sampler[token]) for token, sampler in zip(tokens, samplers, strict=True)))
         with _said_clearly(objective), torch.enable_grad():
-            terms = objective.loss(rollouts, tabled(logits, teacher[None]), step).terms.values()
+            terms = objective.loss(rollouts, models(logits), step).terms.values()
             total = sum((stat.total / stat.weight for stat in terms), start=torch.zeros(()))
             (pull,) = torch.autograd.grad(total, logits)
         loss, gradient = loss + chance * total.detach().double(), gradient + chance * pull[0, 0]

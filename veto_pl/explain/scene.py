@@ -90,9 +90,10 @@ class Table(nn.Module):
         return LinearHead(torch.eye(self.vocab_size, dtype=self.logits.dtype))
 
 
-def tabled(student: Tensor, teacher: Tensor) -> Models:
+def tabled(student: Tensor, teacher: Tensor, reference: Tensor | None = None) -> Models:
     """Models [N, V] that are nothing but their predictions; there is no tokenizer."""
-    return Models(cast(CausalLM, Table(student)), cast(CausalLM, Table(teacher)), tokenizer=None)
+    third = None if reference is None else cast(CausalLM, Table(reference))
+    return Models(cast(CausalLM, Table(student)), cast(CausalLM, Table(teacher)), tokenizer=None, reference=third)
 
 
 def one_token(token: int, sampler_logp: Tensor) -> Sequences:

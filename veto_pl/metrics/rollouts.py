@@ -24,15 +24,19 @@ def rollout_numbers(rollouts: Iterable[Sequences], eos_ids: Iterable[int]) -> di
 
     Returns:
         `repetition`: the mean over completions of the share of their n-grams that they had before. `unfinished`: the
-        share of completions that are as long as the longest and do not end with EOS; those ran into the limit.
+        share of completions that are as long as the longest and do not end with EOS; those ran into the limit. Where a
+        rollout tells, `teacher_share`: the share of completion tokens that the teacher put into the student's text, and
+        `age`: optimizer steps since a row was written.
     """
     ends = tuple(eos_ids)
-    parts = [(_repetition(rows), _unfinished(rows, ends)) for rows in rollouts]
-    repetition, unfinished = zip(*parts, strict=True)
-    return {
-        "repetition": sum(repetition[1:], repetition[0]),
-        "unfinished": sum(unfinished[1:], unfinished[0]),
+    written = list(rollouts)
+    numbers = {
+        "repetition": [_repetition(rows) for rows in written],
+        "unfinished": [_unfinished(rows, ends) for rows in written],
+        "teacher_share": [_by_teacher(rows) for rows in written if rows.by_teacher is not None],
+        "age": [_age(rows) for rows in written if rows.age is not None],
     }
+    return {name: sum(stats[1:], stats[0]) for name, stats in numbers.items() if stats}
 
 
 def _repetition(rows: Sequences) -> Stat:
@@ -53,6 +57,16 @@ def _repetition(rows: Sequences) -> Stat:
 def _powers() -> list[int]:
     """Of the factor, as signed 64-bit numbers."""
     return [(pow(_FACTOR, n, 2**64) + 2**63) % 2**64 - 2**63 for n in range(REPEATED)]
+
+
+def _by_teacher(rows: Sequences) -> Stat:
+    assert rows.by_teacher is not None, "only rollouts that tell are asked"
+    return Stat((rows.by_teacher & rows.loss_mask).sum().float(), rows.loss_mask.sum().float())
+
+
+def _age(rows: Sequences) -> Stat:
+    assert rows.age is not None, "only rollouts that tell are asked"
+    return Stat(rows.age.sum().float(), rows.age.new_tensor(float(len(rows))))
 
 
 def _unfinished(rows: Sequences, ends: tuple[int, ...]) -> Stat:

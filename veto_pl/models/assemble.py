@@ -62,15 +62,17 @@ def load_models(
     *,
     empty: bool = False,
     sharding: Callable[[str], Sharding] | None = None,
+    reference: ModelSource | None = None,
 ) -> Models:
-    """Loads student and teacher, frozen, and brings both to the same vocabulary.
+    """Loads the student and the frozen models, and brings all to the same vocabulary.
 
     Args:
         student: where the student comes from.
         teacher: where the teacher comes from, if there is one.
-        tokenizer: of both.
+        tokenizer: of all.
         empty: only the architectures; on the meta device this costs no memory.
-        sharding: how the ranks share the `student` and the `teacher`; each holds both whole by default.
+        sharding: how the ranks share a model, by its role; each rank holds it whole by default.
+        reference: where another frozen model comes from, if there is one.
 
     Raises:
         ConfigurationError: a model has fewer rows than the tokenizer has ids, or the tokenizers differ.
@@ -84,17 +86,18 @@ def load_models(
         _check_rows(role, model)
         return model
 
-    if teacher is not None and teacher.tokenizer_source is not None:
-        check_tokenizers(tokenizer, load_tokenizer(teacher))
-    trained, frozen = load("student", student).train(), None
-    if teacher is not None:
-        frozen = load("teacher", teacher).requires_grad_(False).eval()
-        if teacher.moves:
-            _check_alike(trained, frozen)
+    given = {role: source for role, source in (("teacher", teacher), ("reference", reference)) if source is not None}
+    for source in given.values():
+        if source.tokenizer_source is not None:
+            check_tokenizers(tokenizer, load_tokenizer(source))
+    trained = load("student", student).train()
+    frozen = {role: load(role, source).requires_grad_(False).eval() for role, source in given.items()}
+    if teacher is not None and teacher.moves:
+        _check_alike(trained, frozen["teacher"])
     if sharding is not None:
-        for model in filter(None, (trained, frozen)):
+        for model in (trained, *frozen.values()):
             model.examine()
-    return Models(trained, frozen, tokenizer)
+    return Models(trained, frozen.get("teacher"), tokenizer, reference=frozen.get("reference"))
 
 
 def _check_alike(student: CausalLM, teacher: CausalLM) -> None:

@@ -5,6 +5,7 @@ from veto_pl.objectives.combine import Sum
 from veto_pl.objectives.distill import Distill
 from veto_pl.objectives.gkd import GKD
 from veto_pl.objectives.minillm import MiniLLM
+from veto_pl.objectives.phases import Phases
 from veto_pl.objectives.sft import SFT, SeqKD
 from veto_pl.objectives.supervised_kd import SupervisedKD
 from veto_pl.objectives.veto import Veto
@@ -15,6 +16,7 @@ __all__ = [
     "SFT",
     "Distill",
     "MiniLLM",
+    "Phases",
     "SeqKD",
     "Sum",
     "SupervisedKD",

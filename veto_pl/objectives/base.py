@@ -3,6 +3,7 @@
 import contextlib
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,8 +16,9 @@ from veto_pl.functional.chunked import RowStream
 from veto_pl.functional.diagnostics import comparison, entropy
 from veto_pl.functional.differentiation import gradient_of
 from veto_pl.functional.divergences import reverse_kl
-from veto_pl.models.causal_lm import CausalLM, sampling_mode
+from veto_pl.models.causal_lm import CausalLM
 from veto_pl.models.sharding import gathered
+from veto_pl.objectives.likelihood import read, token_logp
 from veto_pl.objectives.scoring import Scoring
 from veto_pl.rollouts import FromDataset
 from veto_pl.seams import Objective, RolloutSource, TeacherContext
@@ -82,6 +84,14 @@ class TokenObjective(Objective):
         """Whether `per_token` is constantly 0: then the gradient needs the student's log-probabilities only."""
         return False
 
+    def select(self, sequences: Sequences, step: Step) -> Sequences:
+        """The rollout with the tokens that are trained on: the same rows, with fewer tokens in `loss_mask` perhaps."""
+        return sequences
+
+    def scores(self, rows: TokenRows) -> Mapping[str, Tensor]:
+        """[n] numbers of a few tokens that `over_sequences` will find in `grid.scores`; called without gradients."""
+        return {}
+
     def over_sequences(self, losses: Tensor, grid: TokenGrid) -> Tensor:
         """[B, S] losses once the whole micro-batch is known; by default the token losses as they are."""
         return losses
@@ -103,10 +113,11 @@ class TokenObjective(Objective):
 
     def loss(self, rollouts: Rollouts, models: Models, step: Step) -> LossOutput:
         """Runs teacher and student over the rollout and sums the losses of its completion tokens."""
-        sequences = rollouts[self.rollout]
+        sequences = self.select(rollouts[self.rollout], step)
         teacher = models.required_teacher() if self.needs_teacher else None
-        teacher_hidden = None if teacher is None else self._read(teacher, self.context(sequences, models, step))
-        scoring = Scoring(self, sequences, step)
+        teacher_hidden = None if teacher is None else read(teacher, self.context(sequences, models, step))
+        reference = models.required_reference() if self.needs_reference else None
+        scoring = Scoring(self, sequences, step, None if reference is None else self._token_logp(reference, sequences))
         outputs: list[LossOutput] = []
 
         def readout(hidden: Tensor, student: CausalLM) -> Tensor:
@@ -121,7 +132,5 @@ class TokenObjective(Objective):
             total: Tensor = models.student(sequences, readout)
         return replace(outputs[0], terms={"loss": Stat(total, outputs[0].terms["loss"].weight)})
 
-    def _read(self, teacher: CausalLM, sequences: Sequences) -> Tensor:
-        with sampling_mode(teacher):
-            hidden: Tensor = teacher(sequences, lambda hidden, _: hidden)
-        return hidden
+    def _token_logp(self, model: CausalLM, sequences: Sequences) -> Tensor:
+        return token_logp(model, sequences, temperature=self.temperature, chunk_rows=self.chunk_rows)

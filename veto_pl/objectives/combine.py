@@ -1,10 +1,11 @@
 """Sums of objectives."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.seams import Objective, RolloutSource
+from veto_pl.schedules import value_at
+from veto_pl.seams import Objective, RolloutSource, Schedule
 from veto_pl.types import Faults, LossOutput, Models, Rollouts, Stat, Step
 
 
@@ -16,11 +17,12 @@ class Sum(Objective):
 
     Args:
         terms: the objectives by name.
-        weights: the weight of each term; 1 for a term that is not named.
+        weights: the weight of each term, a number or a schedule; 1 for a term that is not named. At steps where it is
+            0 the term is neither rolled out nor scored.
     """
 
     terms: dict[str, Objective]
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float | Schedule] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.weights) - set(self.terms))
@@ -29,12 +31,14 @@ class Sum(Objective):
                 f"`Sum.weights` must name terms of the sum, got {unknown or 'no terms'}; "
                 f"the terms are {sorted(self.terms)}."
             )
-        if infinite := sorted(name for name, weight in self.weights.items() if not math.isfinite(weight)):
+        numbers = {name: weight for name, weight in self.weights.items() if not isinstance(weight, Schedule)}
+        if infinite := sorted(name for name, weight in numbers.items() if not math.isfinite(weight)):
             raise ConfigurationError(
                 f"`Sum.weights` must be finite, got {self.weights[infinite[0]]} for {infinite[0]!r}."
             )
         parts = self.terms.values()
         object.__setattr__(self, "needs_teacher", any(part.needs_teacher for part in parts))
+        object.__setattr__(self, "needs_reference", any(part.needs_reference for part in parts))
         object.__setattr__(self, "needs_rewards", any(part.needs_rewards for part in parts))
         object.__setattr__(self, "laws", frozenset.intersection(*(part.laws for part in parts)))
 
@@ -43,6 +47,16 @@ class Sum(Objective):
         """The rollouts of all terms, each once."""
         return tuple(dict.fromkeys(source for term in self.terms.values() for source in term.sources))
 
+    def active(self, step: Step) -> Objective:
+        """Without the terms whose weight is 0 now, as long as any other is left."""
+        weighed = {name: part.active(step) for name, part in self.terms.items() if self.weight(name, step)}
+        weights = {name: weight for name, weight in self.weights.items() if name in weighed}
+        return replace(self, terms=weighed, weights=weights) if weighed else self
+
+    def weight(self, term: str, step: Step) -> float:
+        """The weight of a term at a step."""
+        return value_at(self.weights.get(term, 1.0), step.index, step.total)
+
     def loss(self, rollouts: Rollouts, models: Models, step: Step) -> LossOutput:
         """The terms and metrics of all objectives, named `term/name`."""
         losses: dict[str, Stat] = {}
@@ -50,7 +64,7 @@ class Sum(Objective):
         faults: dict[RolloutSource, Faults] = {}
         for name, objective in self.terms.items():
             output = objective.loss(rollouts, models, step)
-            weight = self.weights.get(name, 1.0)
+            weight = self.weight(name, step)
             losses |= {f"{name}/{key}": stat.scaled(weight) for key, stat in output.terms.items()}
             metrics |= {f"{name}/{key}": stat for key, stat in output.metrics.items()}
             for source, found in output.faults.items():

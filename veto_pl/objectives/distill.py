@@ -1,5 +1,6 @@
 """`Distill`: a divergence to a target, a policy-gradient term, or both, composed from the seams."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -61,6 +62,8 @@ class Distill(TokenObjective):
             )
         if self.advantage is not None:
             object.__setattr__(self, "laws", self.laws & self.advantage.laws)
+            for need in ("needs_reference", "needs_rewards"):
+                object.__setattr__(self, need, getattr(self, need) or getattr(self.advantage, need))
         if self.rollout.stored_teacher:
             self._check_stored_teacher()
 
@@ -98,6 +101,10 @@ class Distill(TokenObjective):
             return losses, gradient
         weight = self._weight(rows)
         return weight * losses, gradient.mul_(weight[:, None])
+
+    def scores(self, rows: TokenRows) -> Mapping[str, Tensor]:
+        """What the advantage asks for."""
+        return {} if self.advantage is None else self.advantage.scores(rows)
 
     def over_sequences(self, losses: Tensor, grid: TokenGrid) -> Tensor:
         """Adds the policy-gradient term and applies the importance weights."""

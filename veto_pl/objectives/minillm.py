@@ -10,7 +10,7 @@ from veto_pl.objectives.combine import Sum
 from veto_pl.objectives.distill import Distill
 from veto_pl.objectives.supervised_kd import SupervisedKD
 from veto_pl.rollouts import Sampling, TeacherMixed
-from veto_pl.seams import Law, Objective, RolloutSource
+from veto_pl.seams import Law, Objective, RolloutSource, Schedule
 from veto_pl.types import LossOutput, Models, Rollouts, Step
 
 
@@ -71,7 +71,9 @@ class MiniLLM(Objective):
         terms: dict[str, Objective] = {"on_policy": on_policy}
         if self.pretraining_weight:
             terms["pretraining"] = pretraining
-        weights = {name: self.pretraining_weight for name in terms if name == "pretraining"}
+        weights: dict[str, float | Schedule] = {
+            name: self.pretraining_weight for name in terms if name == "pretraining"
+        }
         object.__setattr__(self, "composition", Sum(terms=terms, weights=weights))
 
     @property

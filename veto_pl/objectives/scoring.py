@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -40,12 +41,16 @@ class Scoring:
         objective: what is computed.
         sequences: the rollout.
         step: where training stands.
+        reference_logp: [N] of the tokens under the reference model, or None.
     """
 
-    def __init__(self, objective: TokenObjective, sequences: Sequences, step: Step) -> None:
+    def __init__(
+        self, objective: TokenObjective, sequences: Sequences, step: Step, reference_logp: Tensor | None = None
+    ) -> None:
         self.objective = objective
         self.sequences = sequences
         self.step = step
+        self.reference_logp = reference_logp
         self.token_ids, self.sequence_rows = sequences.tokens()
         self.stored = self._stored()
 
@@ -80,15 +85,14 @@ class Scoring:
             prompt_rows=self.sequences.prompt_rows,
             rewards=self.sequences.rewards,
             step=self.step,
+            reference_logp=None if self.reference_logp is None else _on_grid(self.reference_logp, mask),
+            age=self.sequences.age,
+            scores={name: _on_grid(value, mask) for name, value in _named("score/", scores)},
         )
         losses = self.objective.over_sequences(_on_grid(scores["loss"], mask), grid)
         reduce = token_sum if self.objective.aggregation == "token" else sequence_mean_sum
         count = mask.sum().float()
-        metrics = {
-            name.removeprefix("metric/"): Stat(value.sum(), count)
-            for name, value in scores.items()
-            if name.startswith("metric/")
-        }
+        metrics = {name: Stat(value.sum(), count) for name, value in _named("metric/", scores)}
         rows = count.new_tensor(float(len(self.sequences)))
         metrics["on_policy"] = Stat(self.sequences.on_policy.sum().float(), rows)
         broken = (~losses.detach().isfinite() & mask).any(1)
@@ -116,6 +120,7 @@ class Scoring:
             if metrics:
                 scores |= {f"metric/{name}": value for name, value in self.objective.token_metrics(rows).items()}
                 scores["metric/discarded_mass"] = self._discarded(block, rows)
+                scores |= {f"score/{name}": value for name, value in self.objective.scores(rows).items()}
             return scores, gradient
 
         return kernel
@@ -196,6 +201,11 @@ class Scoring:
                 "or store the teacher again."
             )
         return scores[:, 1:][self.sequences.predictions]
+
+
+def _named(prefix: str, scores: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The scores of one kind, by what follows the prefix."""
+    return ((name.removeprefix(prefix), value) for name, value in scores.items() if name.startswith(prefix))
 
 
 def _on_grid(values: Tensor, mask: Tensor) -> Tensor:

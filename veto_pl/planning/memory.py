@@ -16,7 +16,7 @@ class Memory:
 
     Args:
         phase: the part.
-        weights: of student and teacher.
+        weights: of all models.
         state: of the optimizer.
         gradients: of the trained parameters, and DDP's copy of them.
         gathered: weights and gradients of sharded models that are whole for a moment.
@@ -44,7 +44,8 @@ def memories(simulated: Simulated, placement: Placement, writers: frozenset[str]
         placement: how the run is spread.
         writers: the models that sample in training, `student` and `teacher`.
     """
-    weights = simulated.student.bytes + (simulated.teacher.bytes if simulated.teacher else 0)
+    models = (simulated.student, simulated.teacher, simulated.reference)
+    weights = sum(model.bytes for model in models if model is not None)
     copies = simulated.student.trained if placement.kind == "ddp" and placement.buckets else 0
     return [
         Memory(
@@ -62,7 +63,7 @@ def memories(simulated: Simulated, placement: Placement, writers: frozenset[str]
 
 def _gathered(phase: str, simulated: Simulated, placement: Placement, writers: frozenset[str]) -> int:
     """The outer weights, one layer at work and the next one on its way; in a rollout all weights, where it says so."""
-    student, teacher = simulated.student, simulated.teacher
+    student, teacher, reference = simulated.student, simulated.teacher, simulated.reference
 
     def sampling(role: str, weights: Weights | None, whole: bool) -> int:
         if weights is None or role not in writers:
@@ -72,7 +73,7 @@ def _gathered(phase: str, simulated: Simulated, placement: Placement, writers: f
     whole = placement.gather_student
     amounts: dict[str, Callable[[], int]] = {
         "rollout": lambda: sampling("student", student, whole) + sampling("teacher", teacher, placement.gather_teacher),
-        "teacher's scoring": lambda: _running(teacher),
+        "teacher's scoring": lambda: max(_running(teacher), _running(reference)),
         "student's forward": lambda: _running(student) + _outer(teacher),
         "loss head": lambda: _running(student) + _outer(teacher),
         # A layer's gradients are whole, and once more in the buffer that is summed over the ranks.

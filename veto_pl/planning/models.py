@@ -124,10 +124,11 @@ def skeletons(module: DistillationModule, dtype: torch.dtype | None, *, checkpoi
     Raises:
         ConfigurationError: a model cannot be read, or cannot do without its activations.
     """
-    sources = [None if s is None else _portable(s) for s in (module.student_source, module.teacher_source)]
-    assert sources[0] is not None, "a module always has a student"
+    given = (module.student_source, module.teacher_source, module.reference_source)
+    student, teacher, reference = (None if source is None else _portable(source) for source in given)
+    assert student is not None, "a module always has a student"
     with torch.device("meta"), _default_dtype(dtype):
-        models = load_models(sources[0], sources[1], module.tokenizer, empty=True)
+        models = load_models(student, teacher, module.tokenizer, empty=True, reference=reference)
     if dtype is not None:
         models.student.to(dtype)
     if checkpointing:

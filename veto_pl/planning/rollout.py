@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +17,13 @@ from veto_pl.models.causal_lm import CausalLM, sampling_mode
 from veto_pl.offline.manifest import Manifest
 from veto_pl.planning.observation import Phase
 from veto_pl.rollouts import FromCache, FromTeacher, Mixture, Sampling, TeacherMixed, Transformers, Vllm
+from veto_pl.rollouts.decoding import Draw
 from veto_pl.rollouts.kv_cache import GrowingLayer, new_cache, obstacle, room_for
+from veto_pl.rollouts.page import Drawn
 from veto_pl.rollouts.sampling import draw_id
 from veto_pl.scores import TopKScores
 from veto_pl.seams import RolloutSource
 from veto_pl.types import Models, Sequences
-
-Draw = Callable[[Sequence[Tensor], Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,8 @@ class _Loop:
 
     def write(self, held: int) -> None:
         """Draws a token, and reads it when the caches hold so many tokens before it."""
-        drawn, _ = self.draw(self.logits, torch.zeros(self.rows, dtype=torch.float64))
+        rows = torch.arange(self.rows)
+        drawn = self.draw(self.logits, torch.zeros(self.rows, dtype=torch.float64), rows).ids
         position = torch.full((self.rows, 1), held)
         for i, (model, held_cache) in enumerate(zip(self.writers, self.caches, strict=True)):
             for layer in held_cache.layers:
@@ -179,11 +180,14 @@ class _Loop:
 def _draw(writing: Writing, sampling: Sampling) -> Draw:
     """The memory that a source's way to draw needs."""
 
-    def mixed(logits: Sequence[Tensor], uniform: Tensor) -> tuple[Tensor, Tensor]:
+    def mixed(logits: Sequence[Tensor], uniform: Tensor, rows: Tensor) -> Drawn:
         teacher_logp, student_logp = (sampling.shape(values) for values in logits)
-        return draw_id(log_mixture(teacher_logp, student_logp, 0.5).exp(), uniform)
+        return Drawn(*draw_id(log_mixture(teacher_logp, student_logp, 0.5).exp(), uniform))
 
-    return mixed if len(writing.roles) > 1 else lambda logits, uniform: sampling.draw(logits[0], uniform)
+    def alone(logits: Sequence[Tensor], uniform: Tensor, rows: Tensor) -> Drawn:
+        return Drawn(*sampling.draw(logits[0], uniform))
+
+    return mixed if len(writing.roles) > 1 else alone
 
 
 def _fill(layer: Any, prompt: int, held: int) -> None:

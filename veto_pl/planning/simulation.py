@@ -86,6 +86,7 @@ class Simulated:
     Args:
         student: the student's weights.
         teacher: the teacher's weights, or None.
+        reference: the reference model's weights, or None.
         state: bytes of the optimizer's state, over all devices.
         phases: the parts of one micro-batch, of the optimizer step and of a validation batch.
         reads: bytes of weights that one device reads while it samples for a micro-batch.
@@ -93,6 +94,7 @@ class Simulated:
 
     student: Weights
     teacher: Weights | None
+    reference: Weights | None
     state: int
     phases: dict[str, Phase] = field(default_factory=dict)
     reads: int = 0
@@ -131,7 +133,8 @@ class _Simulation:
         self.module, self.setting = module, setting
         self.student = without_storage(models.student)
         self.teacher = None if models.teacher is None else without_storage(models.teacher)
-        self.models = Models(self.student, self.teacher, models.tokenizer)
+        self.reference = None if models.reference is None else without_storage(models.reference)
+        self.models = Models(self.student, self.teacher, models.tokenizer, reference=self.reference)
         self.objective = _adapted(module.objective, setting.chunk_rows)
         self.trained = [p for p in self.student.parameters() if p.requires_grad]
         self.observation = Observation(setting.shards)
@@ -139,7 +142,7 @@ class _Simulation:
 
     def run(self) -> Simulated:
         state = self._first_step()
-        for model in filter(None, (self.student, self.teacher)):
+        for model in filter(None, (self.student, self.teacher, self.reference)):
             model.observation = self.observation
             model.sample = max(ENOUGH_ROWS, 2 * _chunk_rows(self.objective))
         with self.observation:
@@ -154,8 +157,8 @@ class _Simulation:
             if self.setting.validation_prompts:
                 with self._autocast(), self.observation.phase("validation") as phase:
                     self._validate(phase)
-        teacher = None if self.teacher is None else Weights.of(self.teacher)
-        return Simulated(Weights.of(self.student), teacher, state, self.observation.phases, self._reads())
+        teacher, reference = (None if m is None else Weights.of(m) for m in (self.teacher, self.reference))
+        return Simulated(Weights.of(self.student), teacher, reference, state, self.observation.phases, self._reads())
 
     def _first_step(self) -> int:
         """Bytes of the state that the optimizer makes: it is there before the step that is observed."""
@@ -231,6 +234,7 @@ class _Simulation:
                 self._autocast(),
                 booked(self.student, UPDATE),
                 booked(self.teacher, SCORING),
+                booked(self.reference, SCORING),
             ):
                 stack.enter_context(context)
             terms = dict(self.objective.loss(rollouts, self.models, Step(0, 1)).terms)

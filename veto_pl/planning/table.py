@@ -49,8 +49,7 @@ def summary(plan: Plan) -> list[str]:
     """What was planned, and the verdict."""
     setting, device = plan.setting, plan.device
     lengths = setting.lengths
-    models = [("student", plan.simulated.student), ("teacher", plan.simulated.teacher)]
-    named = [f"{role} {_millions(weights)}" for role, weights in models if weights is not None]
+    named = [f"{role} {_millions(weights)}" for role, weights in _models(plan).items() if weights is not None]
     verdict = "It fits." if plan.fits else "It does not fit."
     reserve = f" {size(device.reserve)} of it are not the run's." if device.reserve else ""
     return [
@@ -75,16 +74,17 @@ def as_json(plan: Plan, found: Sequence[Remedy]) -> dict[str, Any]:
         "device": {"name": plan.device.name, "memory": plan.device.memory, "reserve": plan.device.reserve},
         "setting": asdict(plan.setting),
         "placement": asdict(plan.placement),
-        "models": {
-            "student": asdict(plan.simulated.student),
-            "teacher": plan.simulated.teacher and asdict(plan.simulated.teacher),
-        },
+        "models": {role: weights and asdict(weights) for role, weights in _models(plan).items()},
         "memory": [_memory(part) for part in plan.memory],
         "work": [asdict(part) for part in plan.work],
         "peak": _memory(plan.peak),
         "fits": plan.fits,
         "remedies": [{"change": remedy.change, "peak": remedy.plan.peak.total} for remedy in found],
     }
+
+
+def _models(plan: Plan) -> dict[str, Weights | None]:
+    return {role: getattr(plan.simulated, role) for role in ("student", "teacher", "reference")}
 
 
 def size(count: float) -> str:

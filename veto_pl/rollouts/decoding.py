@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from veto_pl.exceptions import DataError
 from veto_pl.models.causal_lm import CausalLM, sampling_mode
 from veto_pl.models.sharding import Sharding, gathered_to_sample
 from veto_pl.rollouts.endings import Endings
+from veto_pl.rollouts.page import Drawn, Page, assemble
 from veto_pl.rollouts.sampling import Sampling, uniform_type
 from veto_pl.types import Models, PromptBatch, Sequences, Step
 
 WORTH_A_PASS = 512
 """Tokens of padding that are worth another forward pass over the prompts."""
 
-Draw = Callable[[Sequence[Tensor], Tensor], tuple[Tensor, Tensor]]
-"""Maps the logits of each writer, [L, V], and random numbers [L] to ids [L] and their log-probabilities [L]."""
+
+Draw = Callable[[Sequence[Tensor], Tensor, Tensor], Drawn]
+"""Maps the logits of each writer, [L, V], random numbers [L] and the numbers [L] of the rows in the rollout to tokens.
+
+A row keeps its number, while rows that have ended leave: what a draw remembers of a row it remembers by that number.
+"""
 
 
 def decode(
@@ -66,48 +70,11 @@ def decode(
         in_step = stack.enter_context(gathered_to_sample(*writers))
         live = _prefilled(read, writers, copies, sampling.max_new_tokens, grouped=in_step is None)
         live.alive &= len(prompts) > 0
-        page = _Page.blank(len(live.rows), sampling.max_new_tokens, device)
+        page = Page.blank(len(live.rows), sampling.max_new_tokens, device)
         pace = _Pace(device, in_step)
         _loop(live, page, draw, Endings(models, sampling, device), _uniform(read, sampling, step), drop_at, pace)
-    written = (values[: len(prompts) * copies] for values in (page.ids, page.lived, page.logp))
-    return assemble(prompts, copies, *written, on_policy=on_policy)
-
-
-def assemble(
-    prompts: PromptBatch, copies: int, ids: Tensor, lived: Tensor, logp: Tensor, *, on_policy: bool
-) -> Sequences:
-    """Puts completions behind their prompts; columns that no row uses go, and what is not `lived` becomes 0.
-
-    Args:
-        prompts: B prompts.
-        copies: completions of each.
-        ids: [B x copies, C] tokens.
-        lived: [B x copies, C] bool, True up to where the completion ends.
-        logp: [B x copies, C] the sampler's log-probability of each token.
-        on_policy: how the rows are marked.
-
-    Raises:
-        DataError: a log-probability is NaN.
-    """
-    width = int(lived.sum(1).max()) if len(lived) else 0
-    ids, lived, logp = ids[:, :width], lived[:, :width], logp[:, :width].float()
-    ids, logp = ids.masked_fill(~lived, 0), logp.masked_fill(~lived, 0.0)
-    if bool(logp.isnan().any()):
-        raise DataError(
-            "A model gave NaN instead of probabilities while it was sampled from. Check its weights for overflow: "
-            "a lower learning rate, gradient clipping or bfloat16 instead of float16 may help."
-        )
-    rows = torch.arange(len(prompts), device=ids.device).repeat_interleave(copies)
-    repeated = prompts if copies == 1 else prompts.rows(rows)
-    return Sequences.join(
-        repeated,
-        ids,
-        lived,
-        prompts=prompts,
-        prompt_rows=rows,
-        on_policy=torch.full_like(rows, on_policy, dtype=torch.bool),
-        sampler_logp=torch.cat([logp.new_zeros(repeated.input_ids.shape), logp], 1),
-    )
+    columns = (page.ids, page.lived, page.logp, *(() if page.by_teacher is None else (page.by_teacher,)))
+    return assemble(prompts, copies, *(values[: len(prompts) * copies] for values in columns), on_policy=on_policy)
 
 
 @dataclass
@@ -155,32 +122,6 @@ class _Live:
         self.padded = self.padded and not bool(self.mask.all())
         for cache in self.caches:
             keep(cache, survivors, first)
-
-
-@dataclass
-class _Page:
-    """What has been written: ids, log-probabilities and which of them count, each [R, C].
-
-    Tokens are collected column by column, and entered where the rows change: one write instead of one per token.
-    """
-
-    ids: Tensor
-    logp: Tensor
-    lived: Tensor
-    columns: int = 0
-    pending: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
-
-    @classmethod
-    def blank(cls, rows: int, columns: int, device: torch.device) -> _Page:
-        ids = torch.zeros(rows, columns, dtype=torch.int64, device=device)
-        return cls(ids, torch.zeros_like(ids, dtype=torch.float32), torch.zeros_like(ids, dtype=torch.bool))
-
-    def enter(self, rows: Tensor) -> None:
-        span = slice(self.columns, self.columns + len(self.pending))
-        for whole, part in zip((self.ids, self.logp, self.lived), zip(*self.pending, strict=True), strict=True):
-            whole[rows, span] = torch.stack(part, 1)
-        self.columns = span.stop
-        self.pending.clear()
 
 
 def _padding(mask: Tensor) -> Tensor:
@@ -286,11 +227,12 @@ class _Pace:
         return alive if self.in_step is None else self.in_step.any(alive)
 
 
-def _loop(live: _Live, page: _Page, draw: Draw, endings: Endings, uniform: Tensor, drop_at: float, pace: _Pace) -> None:
+def _loop(live: _Live, page: Page, draw: Draw, endings: Endings, uniform: Tensor, drop_at: float, pace: _Pace) -> None:
     """Writes until every row has ended or the page is full."""
     for column in range(1, page.ids.shape[1] + 1):
-        drawn, logp = draw(live.logits, uniform[column - 1, live.rows])
-        page.pending.append((drawn, logp, live.alive))
+        written = draw(live.logits, uniform[column - 1, live.rows], live.rows)
+        page.pending.append((written, live.alive))
+        drawn = written.ids
         live.alive = live.alive & ~endings(live.rows, drawn, live.alive)
         if pace.looks(column):
             survivors = live.alive.nonzero()[:, 0]

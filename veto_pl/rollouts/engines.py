@@ -15,8 +15,9 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.causal_lm import CausalLM, sampling_mode
 from veto_pl.models.sharding import gathered
 from veto_pl.randomness import global_draws
-from veto_pl.rollouts.decoding import assemble, decode, nobody
+from veto_pl.rollouts.decoding import decode, nobody
 from veto_pl.rollouts.endings import Endings
+from veto_pl.rollouts.page import Drawn, assemble
 from veto_pl.rollouts.sampling import Sampling
 from veto_pl.seams import Engine
 from veto_pl.types import Models, PromptBatch, Sequences, Step
@@ -50,8 +51,8 @@ class DecodeLoop(Engine):
             _tell(model, reason)
             return Transformers().generate(prompts, model, sampling, models, step, on_policy=on_policy)
 
-        def draw(logits: Sequence[Tensor], uniform: Tensor) -> tuple[Tensor, Tensor]:
-            return sampling.draw(logits[0], uniform)
+        def draw(logits: Sequence[Tensor], uniform: Tensor, rows: Tensor) -> Drawn:
+            return Drawn(*sampling.draw(logits[0], uniform))
 
         return decode(prompts, (model,), draw, sampling, models, step, on_policy=on_policy, drop_at=self.drop_at)
 

@@ -12,6 +12,7 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.divergences import log_mixture
 from veto_pl.rollouts.decoding import decode
 from veto_pl.rollouts.engines import DecodeLoop, required_for_the_loop
+from veto_pl.rollouts.page import Drawn
 from veto_pl.rollouts.sampling import Sampling, draw_id
 from veto_pl.schedules import value_at
 from veto_pl.seams import Engine, RolloutSource, Schedule
@@ -86,9 +87,9 @@ class TeacherMixed(RolloutSource):
         required_for_the_loop(type(self).__name__, writers)
         fraction = value_at(self.teacher_fraction, step.index, step.total)
 
-        def draw(logits: Sequence[Tensor], uniform: Tensor) -> tuple[Tensor, Tensor]:
+        def draw(logits: Sequence[Tensor], uniform: Tensor, rows: Tensor) -> Drawn:
             teacher_logp, student_logp = (self.sampling.shape(values) for values in logits)
-            return draw_id(log_mixture(teacher_logp, student_logp, fraction).exp(), uniform)
+            return Drawn(*draw_id(log_mixture(teacher_logp, student_logp, fraction).exp(), uniform))
 
         sampling = self.sampling.ending_with(prompts.stop)
         return decode(prompts, writers, draw, sampling, models, step, on_policy=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.causal_lm import CausalLM
 from veto_pl.models.sharding import gathered
-from veto_pl.rollouts.decoding import assemble
+from veto_pl.rollouts.page import assemble
 from veto_pl.rollouts.sampling import Sampling
 from veto_pl.seams import Engine
 from veto_pl.types import Models, PromptBatch, Sequences, Step, pad_right

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from veto_pl.objectives.base import TokenObjective
+from veto_pl.objectives.likelihood import token_logp
 from veto_pl.objectives.scoring import Scoring
 from veto_pl.tokens import TokenRows
 from veto_pl.types import Models, Rollouts, Step
@@ -53,8 +54,11 @@ def dense_loss(objective: TokenObjective, rollouts: Rollouts, models: Models, st
     Returns:
         A scalar whose backward pass reaches the student's parameters.
     """
-    sequences = rollouts[objective.rollout]
-    scoring = Scoring(objective, sequences, step)
+    sequences = objective.select(rollouts[objective.rollout], step)
+    reference = None
+    if objective.needs_reference:
+        reference = token_logp(models.required_reference(), sequences, temperature=objective.temperature)
+    scoring = Scoring(objective, sequences, step, reference)
 
     def logp(hidden: Tensor, model: object) -> Tensor:
         return torch.log_softmax(model.project(hidden)[0] / objective.temperature, -1)  # type: ignore[attr-defined]
@@ -69,6 +73,7 @@ def dense_loss(objective: TokenObjective, rollouts: Rollouts, models: Models, st
         "loss": objective.per_token(rows),
         "student_logp": rows.token_logp(),
         "teacher_logp": rows.teacher_token_logp(),
+        **{f"score/{name}": value.detach() for name, value in objective.scores(rows).items()},
     }
     return scoring.reduce(scores).terms["loss"].total
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from veto_pl.divergences import ReverseKL, SkewKL, SkewReverseKL
-from veto_pl.objectives import SFT, Distill, MiniLLM, Sum, SupervisedKD
+from veto_pl.objectives import SFT, Distill, MiniLLM, Phases, Sum, SupervisedKD
 from veto_pl.plugins import available
 from veto_pl.rollouts import FromStudent
 from veto_pl.schedules import Constant, Cosine, Linear, StepWise, WarmUp
@@ -37,6 +37,7 @@ EXAMPLES: dict[type, tuple[Any, ...]] = {
             weights={"gold": 0.3},
         ),
     ),
+    Phases: (Phases(first=SFT(), then=Distill(rollout=FromStudent())), Phases(first=SFT(), then=SFT(), switch=0.0)),
     SupervisedKD: (SupervisedKD(), SupervisedKD(gold_weight=0.5)),
     MiniLLM: (MiniLLM(), MiniLLM(pretraining_weight=0.0)),
 }

@@ -37,9 +37,10 @@ def tiny_source(model_type: str = "llama", seed: int = 0, **dimensions: Any) -> 
 def tiny_models(
     model_type: str = "llama", *, student_seed: int = 0, teacher_seed: int = 1, **dimensions: Any
 ) -> Models:
-    """A student and a teacher of one architecture with different weights; `dimensions` goes to the student."""
+    """Student, teacher and reference of one architecture with different weights; `dimensions` goes to the student."""
     student = tiny_source(model_type, student_seed, **dimensions)
-    return load_models(student, tiny_source(model_type, teacher_seed), CharacterTokenizer(ALPHABET).load())
+    teacher, reference = (tiny_source(model_type, seed) for seed in (teacher_seed, teacher_seed + 7))
+    return load_models(student, teacher, CharacterTokenizer(ALPHABET).load(), reference=reference)
 
 
 def prompt_batch(

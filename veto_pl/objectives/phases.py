@@ -1,0 +1,48 @@
+"""One objective after another."""
+
+from dataclasses import dataclass
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.seams import Objective, RolloutSource
+from veto_pl.types import LossOutput, Models, Rollouts, Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phases(Objective):
+    """Trains on one objective first, then on another, as a cold start by fine-tuning before on-policy distillation.
+
+    Only the objective of the phase is rolled out and scored.
+
+    Args:
+        first: the objective of the first phase.
+        then: the objective of the second.
+        switch: the fraction of the run after which the second begins, in [0, 1].
+
+    References:
+        arXiv 2604.13016 (the off-policy cold start)
+    """
+
+    first: Objective
+    then: Objective
+    switch: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.switch <= 1:
+            raise ConfigurationError(f"`Phases.switch` must lie in [0, 1], got {self.switch}.")
+        for need in ("needs_teacher", "needs_reference", "needs_rewards"):
+            object.__setattr__(self, need, getattr(self.first, need) or getattr(self.then, need))
+        object.__setattr__(self, "laws", self.first.laws & self.then.laws)
+
+    @property
+    def sources(self) -> tuple[RolloutSource, ...]:
+        """The rollouts of both phases."""
+        return tuple(dict.fromkeys((*self.first.sources, *self.then.sources)))
+
+    def active(self, step: Step) -> Objective:
+        """The objective of the phase that the step belongs to."""
+        phase = self.first if step.index < self.switch * step.total else self.then
+        return phase.active(step)
+
+    def loss(self, rollouts: Rollouts, models: Models, step: Step) -> LossOutput:
+        """The loss of the phase."""
+        return self.active(step).loss(rollouts, models, step)
