@@ -75,8 +75,13 @@ def planned(name: str, study: str, task: str, size: str = "small", teacher: Any 
         "start": {"config": [*SIZES[size], "../quickstart/warm_start.yaml"], "per_seed": True},
     }
     config = ["../quickstart/base.yaml", f"tasks/{task}.yaml"]
-    options = {"title": name, "config": config, "stages": stages, **entries}
-    return Planned(name, STUDIES / f"{study}.yaml", tuple(f"--{key}={json.dumps(to)}" for key, to in options.items()))
+    options = {"title": name.replace("-", " ").capitalize(), "config": config, "stages": stages, **entries}
+    return Planned(name, STUDIES / f"{study}.yaml", tuple(f"--{key}={_text(to)}" for key, to in options.items()))
+
+
+def _text(value: Any) -> str:
+    """An option's value on the command line: text stands there as it is."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def all_studies() -> Iterator[Planned]:

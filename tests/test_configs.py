@@ -14,6 +14,7 @@ from veto_pl.compare.command import load_study
 from veto_pl.compare.jobs import Jobs
 from veto_pl.compare.worker import prepare
 from veto_pl.fsdp import FullyShard
+from veto_pl.module import DistillationModule
 from veto_pl.objectives import SFT, Veto
 from veto_pl.plugins import load_plugins
 from veto_pl.schedules import Linear, WarmUp
@@ -61,8 +62,11 @@ def test_every_config_says_what_it_is_for(path):
 
 @pytest.mark.parametrize("path", COMPARED, ids=lambda p: str(p.relative_to(CONFIGS)))
 def test_what_is_compared_builds_behind_the_base_of_the_quickstart(path):
-    teacher = ("--model.teacher=RandomWeights", "--model.teacher.dimensions={vocab_size: 56}")
-    cli = build("quickstart/base.yaml", "quickstart/teacher.yaml", path, options=teacher)
+    others = [f"--model.{role}" for role in ("teacher", "reference")]
+    options = [
+        option for role in others for option in (f"{role}=RandomWeights", f"{role}.dimensions={{vocab_size: 56}}")
+    ]
+    cli = build("quickstart/base.yaml", "quickstart/teacher.yaml", path, options=options)
     assert cli.model.objective is not None
 
 
@@ -135,6 +139,12 @@ def test_the_papers_recipes_build_with_the_real_shapes(task, qwen2):
 def test_the_recipes_of_the_methods_build_behind_the_papers(method, qwen2):
     files = ("recipes/paper/base.yaml", "recipes/paper/gsm8k.yaml", f"recipes/methods/{method}.yaml")
     folders = {role: str(qwen2 / size) for role, size in (("student", "0.5B"), ("teacher", "7B"))}
+    recipe = yaml.safe_load((CONFIGS / files[-1]).read_text())["model"]
+    if "reference" in recipe:
+        folders["reference"] = folders["student"]
+    if recipe.get("teacher", {}).get("class_path") == "MovingAverage":
+        folders["teacher.source"] = folders["student"]
+        del folders["teacher"]
     options = [f"--model.{role}.path={folder}" for role, folder in folders.items()]
     cli = build(*files, options=options)
     needs = cli.model.objective
@@ -188,15 +198,44 @@ def test_the_smollm2_recipe_parses():
     assert cli.model.student_source.drop_layers == (24, 25, 26)
 
 
-@pytest.mark.parametrize("name", DEBUG)
-def test_debug_runs_reproduce_their_golden_losses(name, tmp_path, monkeypatch, request):
-    """A change of a loss must be meant: run `pytest tests/test_configs.py --update-golden` and say why it moved."""
-    monkeypatch.chdir(tmp_path)
+def debug_run(name, folder, *options):
+    """The command of a debug config; what each step logged, without times."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     files = [f"--config={CONFIGS / 'debug' / f'{file}.yaml'}" for file in ("base", name)]
-    main(["fit", *files, "--run_dir=run"])
-    with (tmp_path / "run" / "metrics.csv").open() as file:
-        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    main(["fit", *files, f"--run_dir={folder}", *options])
+    with (folder / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    return [
+        {key: cell for key, cell in row.items() if not any(part in key for part in ("second", "time"))} for row in rows
+    ]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The folder and the log of a debug run that nothing stops, run when it is first asked for."""
+    known = {}
+
+    def run(name):
+        if name not in known:
+            folder = tmp_path_factory.mktemp(name)
+            known[name] = folder, debug_run(name, folder)
+        return known[name]
+
+    return run
+
+
+class StoppedError(Exception):
+    """What stops a run."""
+
+
+ONE_BY_ONE = [pytest.param(name, marks=pytest.mark.xdist_group(f"debug {name}")) for name in DEBUG]
+
+
+@pytest.mark.parametrize("name", ONE_BY_ONE)
+def test_debug_runs_reproduce_their_golden_losses(name, straight, request):
+    """A change of a loss must be meant: run `pytest tests/test_configs.py --update-golden` and say why it moved."""
+    folder, log = straight(name)
+    losses = [float(row["train/loss"]) for row in log]
     path = GOLDEN / f"{name}.json"
     if request.config.getoption("--update-golden"):
         path.write_text(json.dumps(losses, indent=1) + "\n")
@@ -205,5 +244,24 @@ def test_debug_runs_reproduce_their_golden_losses(name, tmp_path, monkeypatch, r
     assert losses == pytest.approx(json.loads(path.read_text()), rel=1e-4)
     if name in ("sft", "seq_kd", "supervised_kd"):
         assert losses[-1] < losses[0], "the others change their target or their data as they go"
-    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert saved["trainer"]["max_steps"] == 6
+
+
+@pytest.mark.parametrize("name", ONE_BY_ONE)
+def test_debug_runs_that_were_stopped_go_on_exactly(name, straight, tmp_path, monkeypatch):
+    """To the bit: rollouts, memories, moving teachers and schedules included."""
+    train, calls = DistillationModule.training_step, []
+
+    def stopping(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise StoppedError
+        return train(*arguments)
+
+    monkeypatch.setattr(DistillationModule, "training_step", stopping)
+    with pytest.raises(StoppedError):
+        debug_run(name, tmp_path, "--ckpt_path=last")
+    monkeypatch.undo()
+    assert len(calls) == 4
+    assert debug_run(name, tmp_path, "--ckpt_path=last") == straight(name)[1]

@@ -1,9 +1,19 @@
 """What the teacher reads."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from veto_pl.seams import TeacherContext
-from veto_pl.types import Models, Sequences, Step
+import torch
+from torch import Tensor
+
+from veto_pl.data.templates import check_format, fill, fills
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.seams import Objective, TeacherContext, Template
+from veto_pl.types import Example, Models, PromptBatch, Sequences, Step, pad_left
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -12,3 +22,194 @@ class SameText(TeacherContext):
 
     def __call__(self, sequences: Sequences, models: Models, step: Step) -> Sequences:
         return sequences
+
+
+@dataclass(frozen=True)
+class Privileged(TeacherContext):
+    """The student's completion behind a prompt that tells more, such as the reference answer.
+
+    The example gets the filled hint for its prompt, and the template of the data makes a text of it. A teacher that
+    starts as the student then teaches what the hint tells. How it goes on is the business of `model.teacher`: the
+    student's own source is frozen at the start, `MovingAverage` of that source follows the student, and with `decay: 0`
+    it is the student of the last step.
+
+    Args:
+        hint: a format string over `{prompt}`, the reference `{completion}` and the fields of the row, as in
+            `PlainTemplate.format`.
+        template: makes the text of the hinted prompt; None takes the template of the data, which has to read
+            `{prompt}`.
+
+    Raises:
+        ConfigurationError: the hint is malformed, a row cannot fill it, or the template does not show it.
+
+    References:
+        arXiv 2601.18734
+    """
+
+    hint: str = (
+        "{prompt}\n\nHere is a reference solution:\n\n{completion}\n\n"
+        "Having understood it, solve the problem in your own words."
+    )
+    template: Template | None = None
+
+    def __post_init__(self) -> None:
+        check_format("Privileged.hint", self.hint)
+
+    def __call__(self, sequences: Sequences, models: Models, step: Step) -> Sequences:
+        prompts = _prompts(sequences)
+        texts = [fill("Privileged.hint", self.hint, example, **known(example)) for example in prompts.examples]
+        told = retold(prompts, texts, models.tokenizer, self.template, "Privileged")
+        return behind(told.rows(sequences.prompt_rows), sequences)
+
+
+@dataclass(frozen=True)
+class Peer(TeacherContext):
+    """The student's completion behind a prompt that shows a successful completion by another row, and feedback.
+
+    A row without either keeps its prompt; `SDPO` leaves it out. The peer is the first other completion of the same
+    prompt in the batch that is rewarded enough, so the rollout needs several completions of each prompt.
+
+    Args:
+        hint: a format string over `{prompt}`, `{peer}`, `{feedback}` and the fields of the row; the two are empty where
+            there is none.
+        peer: a format string for the peer, `{completion}` being its text.
+        feedback: a format string over the fields of the row. Empty for no feedback, as for rows that lack a field.
+        threshold: the reward from which a completion is successful.
+        template: makes the text of the hinted prompt; None takes the template of the data, which has to read
+            `{prompt}`.
+
+    Raises:
+        ConfigurationError: a format is malformed, a row cannot fill it, or the template does not show it.
+
+    References:
+        arXiv 2601.20802
+    """
+
+    hint: str = "{prompt}{peer}{feedback}\n\nSolve the problem correctly."
+    peer: str = "\n\nA correct solution:\n\n{completion}"
+    feedback: str = ""
+    threshold: float = 0.5
+    template: Template | None = None
+
+    needs_rewards: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("hint", "peer", "feedback"):
+            check_format(f"Peer.{name}", getattr(self, name))
+        if not abs(self.threshold) < float("inf"):
+            raise ConfigurationError(f"`Peer.threshold` must be finite, got {self.threshold}.")
+
+    def __call__(self, sequences: Sequences, models: Models, step: Step) -> Sequences:
+        repeated = _prompts(sequences).rows(sequences.prompt_rows)
+        completions = _completions(sequences)
+        spoken = models.tokenizer.batch_decode(completions, skip_special_tokens=True) if completions else []
+        peers, comments = self.peers(sequences).tolist(), self._comments(sequences)
+        texts = [
+            self._text(example, None if row < 0 else spoken[row], comment) if row >= 0 or comment else None
+            for example, row, comment in zip(repeated.examples, peers, comments, strict=True)
+        ]
+        return behind(retold(repeated, texts, models.tokenizer, self.template, "Peer"), sequences)
+
+    def informed(self, sequences: Sequences) -> Tensor:
+        """[B] bool: the rows with a peer or with feedback."""
+        comments = torch.tensor([bool(text) for text in self._comments(sequences)], dtype=torch.bool)
+        return (self.peers(sequences) >= 0) | comments.to(sequences.input_ids.device)
+
+    def peers(self, sequences: Sequences) -> Tensor:
+        """[B] int64: the row of a successful completion of the same prompt, not the row itself; -1 where none is."""
+        assert sequences.rewards is not None, "a context with `needs_rewards` always gets them"
+        rows = sequences.prompt_rows
+        usable = (rows[:, None] == rows) & (sequences.rewards >= self.threshold)
+        usable = usable & ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+        first = (usable.cumsum(1) == 0).sum(1)
+        return first.masked_fill(first == len(rows), -1)
+
+    def _comments(self, sequences: Sequences) -> list[str]:
+        examples = [_prompts(sequences).examples[i] for i in sequences.prompt_rows.tolist()]
+        said = [self.feedback and fills(self.feedback, example) for example in examples]
+        return [fill("Peer.feedback", self.feedback, e) if some else "" for e, some in zip(examples, said, strict=True)]
+
+    def _text(self, example: Example, completion: str | None, comment: str) -> str:
+        peer = "" if completion is None else fill("Peer.peer", self.peer, example, completion=completion)
+        return fill("Peer.hint", self.hint, example, peer=peer, feedback=comment)
+
+
+def known(example: Example) -> dict[str, Any]:
+    """What a hint may tell beside the fields of the row: the reference completion, if there is one."""
+    return {} if example.completion is None else {"completion": example.completion}
+
+
+def retold(
+    prompts: PromptBatch,
+    texts: Sequence[str | None],
+    tokenizer: "PreTrainedTokenizerBase",
+    template: Template | None,
+    name: str,
+) -> PromptBatch:
+    """The prompts of the same examples, with other texts.
+
+    Args:
+        prompts: B prompts.
+        texts: for each example in the place of its prompt; None keeps the prompt as it is.
+        tokenizer: of the models.
+        template: makes prompts of the texts; None takes that of the data.
+        name: of the class whose hint this is, for messages.
+
+    Raises:
+        ConfigurationError: the template does not show the text, or there is none.
+    """
+    template = prompts.template if template is None else template
+    if template is None:
+        raise ConfigurationError(f"`{name}` must make new prompts, but the batch has no template. Set `.template`.")
+    before = [ids[mask].cpu() for ids, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True)]
+    told = []
+    for example, text, old in zip(prompts.examples, texts, before, strict=True):
+        if text is None or text == example.prompt:
+            told.append(old)
+            continue
+        words = template(replace(example, prompt=text), tokenizer)
+        told.append(torch.tensor(tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]).long())
+        if torch.equal(told[-1], old):
+            raise ConfigurationError(
+                f"The hint of `{name}` does not reach the teacher: the template of the data makes the same text of it "
+                f"as of the plain prompt. Use `{{prompt}}` there, or set the `template` of `{name}`."
+            )
+    ids, mask = (part.to(prompts.input_ids.device) for part in pad_left(told))
+    return replace(prompts, input_ids=ids, attention_mask=mask)
+
+
+def behind(prompts: PromptBatch, sequences: Sequences) -> Sequences:
+    """The same completions, with what counts of them, behind other prompts ([B], one each)."""
+    written = _written(sequences)
+    width = int(written.sum(1).max()) if len(sequences) else 0
+    order = written.int().argsort(dim=1, descending=True, stable=True)[:, :width]
+    lived = written.gather(1, order)
+    ids = sequences.input_ids.gather(1, order).masked_fill(~lived, 0)
+    counted = torch.cat([torch.zeros_like(prompts.attention_mask), sequences.loss_mask.gather(1, order) & lived], 1)
+    return Sequences.join(prompts, ids, lived, loss_mask=counted, on_policy=sequences.on_policy)
+
+
+def read_alike(objective: Objective) -> Objective:
+    """The same objective, and its parts, with a teacher that reads what the student reads: no examples are needed."""
+    if isinstance(terms := getattr(objective, "terms", None), dict):
+        return replace(objective, terms={name: read_alike(term) for name, term in terms.items()})  # type: ignore[type-var]
+    given = {part.name: getattr(objective, part.name) for part in fields(objective) if part.init}  # type: ignore[arg-type]
+    changes: dict[str, Any] = {name: read_alike(part) for name, part in given.items() if isinstance(part, Objective)}
+    if not isinstance(given.get("context", SameText()), SameText):
+        changes["context"] = SameText()
+    return replace(objective, **changes) if changes else objective  # type: ignore[type-var]
+
+
+def _prompts(sequences: Sequences) -> PromptBatch:
+    assert sequences.prompts is not None, "every source names the prompts that it has completed"
+    return sequences.prompts
+
+
+def _written(sequences: Sequences) -> Tensor:
+    """[B, T] bool: what follows the prompt, whether it counts or not."""
+    lengths = _prompts(sequences).attention_mask.sum(1)[sequences.prompt_rows]
+    return sequences.attention_mask & (sequences.attention_mask.cumsum(1) > lengths[:, None])
+
+
+def _completions(sequences: Sequences) -> list[Tensor]:
+    return [ids[mask] for ids, mask in zip(sequences.input_ids, _written(sequences), strict=True)]

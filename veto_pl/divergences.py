@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional import alpha as families
 from veto_pl.functional import closed_forms
 from veto_pl.functional import divergences as functional
 from veto_pl.seams import Divergence
@@ -126,6 +127,54 @@ class TotalVariation(Divergence):
 
     def with_gradient(self, student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
         return closed_forms.total_variation(student_logp, target_logp)
+
+
+@dataclass(frozen=True)
+class AlphaDivergence(Divergence):
+    r"""Amari's alpha divergence: a path from the reverse KL to the forward KL.
+
+    Args:
+        alpha: place on the path, in [0, 1]: 0 is the reverse KL, 1 the forward KL, 1/2 the Hellinger distance.
+
+    References:
+        Cichocki and Amari 2010, doi:10.3390/e12061532
+    """
+
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise ConfigurationError(f"`AlphaDivergence.alpha` must lie in [0, 1], got {self.alpha}.")
+
+    def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:
+        return families.alpha_divergence(student_logp, target_logp, self.alpha)
+
+    def with_gradient(self, student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
+        return closed_forms.alpha_divergence(student_logp, target_logp, self.alpha)
+
+
+@dataclass(frozen=True)
+class Renyi(Divergence):
+    r"""Renyi divergence of the target from the student: a forward KL that forgives the more, the lower its order.
+
+    Args:
+        alpha: the order, in (0, 1]; 1 is the forward KL.
+
+    References:
+        arXiv 1206.2459
+    """
+
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha <= 1:
+            raise ConfigurationError(f"`Renyi.alpha` must lie in (0, 1], got {self.alpha}: at 0 it vanishes.")
+
+    def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:
+        return families.renyi(student_logp, target_logp, self.alpha)
+
+    def with_gradient(self, student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
+        return closed_forms.renyi(student_logp, target_logp, self.alpha)
 
 
 def _check_alpha(divergence: SkewKL | SkewReverseKL) -> None:

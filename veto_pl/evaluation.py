@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block, RowStream
@@ -39,6 +40,11 @@ def validation_metrics(
         raise ConfigurationError(f"The name of a metric cannot hold a dot, got `{dotted[0]}`. Use another character.")
     usable = [m for m in chosen if with_teacher or not getattr(m, "needs_teacher", False)]
     return nn.ModuleDict({metric.name: metric for metric in usable})
+
+
+def computed(metrics: nn.ModuleDict, prefix: str) -> dict[str, float]:
+    """The value of each metric on all ranks, by its logged name. Every rank has to ask."""
+    return {f"{prefix}/{name}": float(cast(Metric, metric).compute()) for name, metric in metrics.items()}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -25,6 +25,17 @@ class Memory(ABC):
     @abstractmethod
     def end_step(self, *, done: bool) -> None:
         """An optimizer step is done: what was remembered since the last one counts. One left out is forgotten."""
+
+    def observe(self, metrics: Mapping[str, float]) -> None:  # noqa: B027
+        """A validation during the fit is done. What is made of it counts at once: checkpoints are saved behind it.
+
+        Args:
+            metrics: its values by their logged names, such as `validation/forward_kl`; the same on all ranks.
+        """
+
+    def numbers(self) -> Mapping[str, float]:
+        """What to log of it at every step, under `train/`; the same on all ranks."""
+        return {}
 
     @abstractmethod
     def state(self) -> State:
@@ -52,8 +63,8 @@ class Memories:
         key = repr(owner)
         if key not in self._known:
             memory = new()
-            if self._saved:
-                memory.restore([state[key] for state in self._saved if key in state], place()[0])
+            if states := [state[key] for state in self._saved if key in state]:
+                memory.restore(states, place()[0])
             self._known[key] = memory
         known: Any = self._known[key]
         return known  # type: ignore[no-any-return]
@@ -62,6 +73,15 @@ class Memories:
         """Tells all that an optimizer step is done, or left out."""
         for memory in self._known.values():
             memory.end_step(done=done)
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """Shows all what a validation has come to."""
+        for memory in self._known.values():
+            memory.observe(metrics)
+
+    def numbers(self) -> dict[str, float]:
+        """What all have to log."""
+        return {name: value for memory in self._known.values() for name, value in memory.numbers().items()}
 
     def states(self) -> list[dict[str, State]]:
         """Of every rank. Every rank has to ask."""

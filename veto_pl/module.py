@@ -18,7 +18,7 @@ from torchmetrics import Metric
 from transformers import PreTrainedTokenizerBase
 
 from veto_pl.clock import PhaseClock
-from veto_pl.evaluation import Evaluation, validation_metrics
+from veto_pl.evaluation import Evaluation, computed, validation_metrics
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.fsdp import FullyShard
 from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric
@@ -169,6 +169,11 @@ class DistillationModule(L.LightningModule):
         """The student answers; every metric is updated."""
         return self._evaluate(batch, batch_idx, "validation")
 
+    def on_validation_epoch_end(self) -> None:
+        """Tells memories what the validation has come to; the metrics keep the values that are logged afterwards."""
+        if not self.trainer.sanity_checking:
+            self._models.memories.observe(computed(self.validation_metrics, "validation"))
+
     def test_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Evaluation]:
         """As `validation_step`, logged under `test/`."""
         return self._evaluate(batch, batch_idx, "test")
@@ -248,6 +253,7 @@ class DistillationModule(L.LightningModule):
             **others,
             "learning_rate": learning_rate,
             **dict(scheduled_values(self.objective, step.index, step.total)),
+            **self._models.memories.numbers(),
             **self.clock.read(),
         }
         if "loss" not in values:
@@ -259,14 +265,9 @@ class DistillationModule(L.LightningModule):
         with self.clock.during("validation"):
             evaluation = Evaluation.sample(batch, self._models, self.evaluation, self._step(batch_idx))
             evaluation = evaluation.update(self.validation_metrics.values(), annotate=prefix == "test")
+        shared: dict[str, Any] = {"on_epoch": True, "batch_size": len(batch)}
         for name, metric in self.validation_metrics.items():
-            self.log(
-                f"{prefix}/{name}",
-                cast(Metric, metric),
-                on_epoch=True,
-                prog_bar=name == "accuracy",
-                batch_size=len(batch),
-            )
+            self.log(f"{prefix}/{name}", cast(Metric, metric), prog_bar=name == "accuracy", **shared)
         return {"evaluation": evaluation}
 
 

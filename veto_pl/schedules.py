@@ -120,6 +120,25 @@ class WarmUp(Schedule):
         return self.then(step - rise, total - rise)
 
 
+@dataclass(frozen=True)
+class AtMost(Schedule):
+    """Another schedule, but never above a bound.
+
+    Args:
+        of: the other schedule.
+        bound: the largest value.
+    """
+
+    of: Schedule
+    bound: float
+
+    def __post_init__(self) -> None:
+        _check_finite(self, bound=self.bound)
+
+    def __call__(self, step: int, total: int) -> float:
+        return min(self.of(step, total), self.bound)
+
+
 def value_at(knob: float | Schedule, step: int, total: int) -> float:
     """The number that a knob stands for at a step, be it a number or a schedule."""
     return knob(step, total) if isinstance(knob, Schedule) else float(knob)

@@ -67,9 +67,15 @@ class Engine(ABC):
 class TeacherContext(ABC):
     """What the teacher reads: the same text, or the same completion behind another prompt."""
 
+    needs_rewards: ClassVar[bool] = False
+
     @abstractmethod
     def __call__(self, sequences: Sequences, models: Models, step: Step) -> Sequences:
         """Rows that hold the same completion tokens in the same order. `sequences.prompts` has the examples."""
+
+    def informed(self, sequences: Sequences) -> Tensor:
+        """[B] bool: the rows of which the teacher is told what there is to tell."""
+        return sequences.on_policy | True
 
 
 class Support(ABC):

@@ -28,6 +28,7 @@ class TokenRows:
         sequence_rows: [n] int64, the row of the batch that each token belongs to.
         step: where training stands.
         stored: [n] what a stored teacher says; None where a live one was asked.
+        ahead: [n] by name: what a `TokenObjective` asked for in `look_ahead`, without graph.
     """
 
     student_logp: Tensor
@@ -36,6 +37,7 @@ class TokenRows:
     sequence_rows: Tensor
     step: Step
     stored: TopKScores | None = None
+    ahead: Mapping[str, Tensor] = field(default_factory=dict)
 
     def token_logp(self) -> Tensor:
         """[n]: the student's log-probability of the tokens, in the graph of `student_logp`."""
@@ -95,6 +97,11 @@ class TokenGrid:
         """The reference model's log-probabilities, for objectives that need a reference."""
         assert self.reference_logp is not None, "an objective with `needs_reference` always gets the reference's scores"
         return self.reference_logp
+
+    def required_rewards(self) -> Tensor:
+        """The reward of each row, for objectives that need rewards."""
+        assert self.rewards is not None, "an objective with `needs_rewards` always gets rewards"
+        return self.rewards
 
     def required_sampler_logp(self) -> Tensor:
         """The sampler's log-probabilities; raises `ConfigurationError` where the rollout kept none."""

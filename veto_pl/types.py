@@ -138,7 +138,8 @@ class PromptBatch:
 
     def rewarded(self, sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> Sequences:
         """The same sequences with the task's reward of each."""
-        texts = tokenizer.batch_decode(sequences.completions(), skip_special_tokens=True)
+        # Decoding no rows at all gives one empty text.
+        texts = tokenizer.batch_decode(sequences.completions(), skip_special_tokens=True) if len(sequences) else []
         scores = self.score(texts, sequences.prompt_rows.tolist())
         return replace(sequences, rewards=torch.tensor(scores, dtype=torch.float32, device=sequences.input_ids.device))
 

@@ -124,44 +124,56 @@ def test_nobody_compares_with_the_pad_id():
 PUBLIC = {
     "veto_pl": ["DistillationModule", "PromptDataModule", "__version__"],
     "veto_pl.objectives": [
-        "GKD", "SFT", "Distill", "MiniLLM", "Phases", "SeqKD", "Sum", "SupervisedKD", "TokenGrid", "TokenObjective",
-        "TokenRows", "Veto",
+        "AKL", "BRTS", "EOPD", "GKD", "OPD", "OPSD", "REOPOLD", "SDFT", "SDPO", "SFT", "SKD", "VOPD", "AdaSwitch",
+        "AdaptiveSkew", "DistiLLM", "DistiLLM2", "Distill", "ExOPD", "ImitKD", "ListOPD", "MiniLLM", "Phases",
+        "SeqKD", "Sum", "SupervisedKD", "ToDi", "TokenGrid", "TokenObjective", "TokenRows", "TopKOPD", "UniOPD",
+        "Veto",
     ],
     "veto_pl.rollouts": [
-        "DecodeLoop", "FromCache", "FromDataset", "FromStudent", "FromTeacher", "Mixture", "Replay", "Sampling",
-        "TeacherMixed", "Transformers", "Vllm",
+        "AdaptiveReplay", "BestTeacher", "DecodeLoop", "FromCache", "FromDataset", "FromStudent", "FromTeacher",
+        "Mixture", "Replay", "Sampling", "TeacherCorrected", "TeacherMixed", "TeacherSwitched", "Transformers",
+        "Vllm",
     ],
     "veto_pl.models": [
         "CharacterTokenizer", "Gguf", "MovingAverage", "Pretrained", "PretrainedTokenizer", "Pruned", "RandomWeights",
     ],
     "veto_pl.callbacks": [
-        "Answers", "Budget", "Checkpoints", "Diagnostics", "DistillationProgress", "Export", "Guard", "Guards",
-        "PredictionFile", "SampleTable",
+        "Answers", "Budget", "Checkpoints", "Diagnostics", "DistillationProgress", "Export", "ExtrapolationMonitor",
+        "Guard", "Guards", "PredictionFile", "SampleTable",
     ],
     "veto_pl.report": ["ResultTable", "Run", "write_report"],
 }  # fmt: skip
 
 FUNCTIONAL = {
-    "advantages": ["future_mean", "reverse_cumsum", "whiten"],
+    "advantages": [
+        "discounted_sum", "extrapolated_ratio", "future_mean", "most_uncertain", "reverse_cumsum", "reward_floor",
+        "row_mean", "whiten",
+    ],
     "alignment": ["restrict"],
+    "alpha": ["alpha_divergence", "log_power_mean", "power_gap", "renyi"],
     "chunked": ["linear_divergence"],
     "closed_forms": [
-        "forward_kl", "generalized_jsd", "negative_log_likelihood", "reverse_kl", "skew_kl", "skew_reverse_kl",
-        "total_variation",
+        "alpha_divergence", "forward_kl", "generalized_jsd", "mixed_kl", "negative_log_likelihood", "renyi",
+        "reverse_kl", "skew_kl", "skew_reverse_kl", "total_variation",
     ],
-    "diagnostics": ["comparison", "entropy", "sharpness", "top_one_agreement"],
+    "diagnostics": [
+        "comparison", "entropy", "entropy_gap", "hidden_kl", "overlap", "sharpness", "top_k_mass", "top_one_agreement",
+    ],
     "differentiation": ["belongs", "by_autograd", "closed_form", "gradient_of"],
     "divergences": [
         "forward_kl", "generalized_jsd", "log_mixture", "reverse_kl", "skew_kl", "skew_reverse_kl", "total_variation",
     ],
+    "mixing": ["head_share", "mixed_kl", "ratio_share"],
+    "order": ["balanced", "group_gap", "group_mean", "margin_mask", "margin_shift"],
     "policy": ["clipped_surrogate", "importance_weight"],
     "reduction": ["sequence_mean_sum", "token_sum"],
     "expectation": ["expectation"],
+    "extrapolation": ["extrapolated", "lambda_star"],
     "gradients": [],
     "heads": ["full_precision"],
     "schedules": ["cosine", "linear", "piecewise_constant"],
     "stat": [],
-    "supports": ["top_k_with_tail"],
+    "supports": ["members", "top_k_ids", "top_k_with_tail"],
     "targets": ["geometric_bridge"],
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ from veto_pl.explain import Scene, respond
 from veto_pl.explain.axes import LogAxis, LogitAxis
 from veto_pl.explain.command import explain
 from veto_pl.explain.page import charts
-from veto_pl.objectives import GKD, SFT, Distill, MiniLLM, Sum, TokenObjective, Veto
+from veto_pl.objectives import GKD, OPD, SFT, VOPD, Distill, ExOPD, MiniLLM, Sum, TokenObjective, UniOPD, Veto
 from veto_pl.rollouts import FromStudent
 from veto_pl.schedules import Linear
 from veto_pl.supports import TopK
@@ -53,6 +53,24 @@ def test_the_gradient_of_the_reverse_kl_is_its_formula():
 
 def test_veto_without_a_veto_is_the_forward_kl():
     same(drawn(Veto(beta=0.0)), drawn(Distill()))
+
+
+SAMPLED = [OPD(), OPD(reward_weight=1.0), VOPD(), UniOPD(outlier=None), ExOPD(extrapolation=1.0)]
+
+
+@pytest.mark.parametrize("objective", SAMPLED, ids=lambda x: type(x).__name__)
+def test_sampled_tokens_give_the_gradient_of_the_reverse_kl(objective):
+    response, exact = drawn(objective), drawn(Distill(divergence=ReverseKL()))
+    torch.testing.assert_close(response.gradient, exact.gradient, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.5])
+def test_extrapolation_from_an_undecided_reference_sharpens_the_teacher(strength):
+    """T^lambda, normalised, for the reference says nothing."""
+    response = drawn(ExOPD(extrapolation=strength))
+    powers = torch.tensor([SCENE.teacher, *4 * [(1 - SCENE.teacher) / 4]], dtype=torch.float64) ** strength
+    s, t = response.student, powers[0] / powers.sum()
+    torch.testing.assert_close(response.gradient, s * ((s / t).log() - binary(s, t)), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("beta", [0.3, 0.8, 1.0])

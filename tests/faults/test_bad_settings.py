@@ -10,12 +10,14 @@ import pytest
 
 from veto_pl import seams
 from veto_pl.advantages import FutureLogRatio
+from veto_pl.contexts import SameText
 from veto_pl.data import PromptDataModule
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models import Pruned
-from veto_pl.objectives import Distill
+from veto_pl.objectives import EOPD, OPSD, SDFT, SFT, Distill
 from veto_pl.plugins import available, load_plugins
 from veto_pl.rollouts import FromStudent, Sampling
+from veto_pl.schedules import Linear
 from veto_pl.targets import GeometricBridge
 from veto_pl.testing.tiny import prompt_batch, tiny_models, tiny_source
 from veto_pl.types import Step
@@ -27,6 +29,8 @@ OTHERS = {
     "Linear": {"start": 1.0},
     "Cosine": {"start": 1.0},
     "StepWise": {"values": (1.0, 0.0), "boundaries": (0.5,)},
+    "AtMost": {"of": Linear(0.0, 2.0), "bound": 1.0},
+    "Phases": {"first": SFT(), "then": SFT()},
     "JsonLines": {"train": "rows.jsonl"},
     "CharacterTokenizer": {"alphabet": "ab"},
     "Pretrained": {"path": "x"},
@@ -100,19 +104,23 @@ def accepted():
 def test_what_is_accepted_is_meant():
     """Infinity switches a bound off, and only numbers without a meaning of their own may be below 0."""
     kept = list(accepted())
-    assert {name for name, value in kept if value == math.inf} <= {"clip", "importance_cap", "scale", "temperature"}
+    unbounded = {"clip", "importance_cap", "scale", "tau", "temperature"}
+    assert {name for name, value in kept if value == math.inf} <= unbounded
     assert not [name for name, value in kept if value == -math.inf]
-    assert {name for name, value in kept if value < 0} <= {"seed", "value", "start", "end", "threshold"}
+    assert {name for name, value in kept if value < 0} <= {"seed", "value", "start", "end", "threshold", "bound"}
 
 
 LARGE = {
     "chunk_rows": Distill(chunk_rows=2**70),
+    "loss_cap": OPSD(rollout=FromStudent(Sampling(max_new_tokens=4)), context=SameText(), loss_cap=1e300),
+    "skip_tokens": SDFT(rollout=FromStudent(Sampling(max_new_tokens=4)), context=SameText(), skip_tokens=2**70),
     "clip": Distill(clip=math.inf, advantage=FutureLogRatio(clip=math.inf, whitened=False)),
     "importance_cap": Distill(rollout=FromStudent(Sampling(max_new_tokens=4)), importance_cap=math.inf),
     "scale": Distill(advantage=FutureLogRatio(scale=math.inf, whitened=False)),
     "temperature": Distill(temperature=1e300),
     "sampling temperature": Distill(rollout=FromStudent(Sampling(temperature=math.inf, max_new_tokens=4))),
     "top_k": Distill(rollout=FromStudent(Sampling(top_k=2**70, max_new_tokens=4))),
+    "tau": EOPD(rollout=FromStudent(Sampling(max_new_tokens=4)), tau=math.inf, k=2**70),
     "threshold": Distill(weighting=TeacherEntropyAbove(-1e300)),
     "beta": Distill(target=GeometricBridge(1e6)),
 }

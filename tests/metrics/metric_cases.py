@@ -20,6 +20,7 @@ from veto_pl.metrics import (
     ForwardKL,
     MajorityVote,
     MeanReward,
+    ParseRate,
     PassAtK,
     PassBound,
     RepetitionRate,
@@ -30,6 +31,7 @@ from veto_pl.metrics import (
     StudentEntropy,
     TargetRatio,
     TargetSharpness,
+    TopKDiagnostic,
     TopOneAgreement,
     VendiScore,
     WinRate,
@@ -38,8 +40,8 @@ from veto_pl.types import Example
 
 SAMPLES = 3
 VOCABULARY = 5
-WORDS = ("a", "river", "of", "small", "stones", "runs")
-ROW = Example("what is it", "a river of small stones runs")
+WORDS = ("a", "river", "of", "small", "stones", "7")  # the last one is JSON
+ROW = Example("what is it", "a river of small stones 7")
 
 COMPLETION_METRICS = {
     "accuracy": Accuracy,
@@ -54,6 +56,7 @@ COMPLETION_METRICS = {
     "self_bleu": SelfBLEU,
     "completion_length": CompletionLength,
     "eos_rate": EosRate,
+    "parse_rate": ParseRate,
     "pass@1_low": PassBound,
     "pass@2_high": lambda: PassBound(2, upper=True),
     "vendi_1": lambda: VendiScore(1),
@@ -77,6 +80,13 @@ TOKEN_METRICS = {
     "top_one_agreement": TopOneAgreement,
     "target_sharpness": lambda: TargetSharpness(beta=0.5),
     "mean_ratio_0": TargetRatio,
+    "overlap_ratio_2": lambda: TopKDiagnostic("overlap_ratio", 2),
+    "overlap_mass_2": lambda: TopKDiagnostic("overlap_mass", 2),
+    "overlap_advantage_3": lambda: TopKDiagnostic("overlap_advantage", 3),
+    "entropy_gap": lambda: TopKDiagnostic("entropy_gap"),
+    "student_mass_2": lambda: TopKDiagnostic("student_mass", 2),
+    "teacher_mass_2": lambda: TopKDiagnostic("teacher_mass", 2),
+    "hidden_kl_1": lambda: TopKDiagnostic("hidden_kl", 1),
 }
 METRICS = COMPLETION_METRICS | TOKEN_METRICS
 

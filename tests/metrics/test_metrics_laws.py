@@ -26,7 +26,7 @@ from torchmetrics import Metric
 
 import veto_pl.metrics
 from veto_pl.generations import Generations
-from veto_pl.metrics import CompletionMetric, TokenMetric, default_metrics
+from veto_pl.metrics import CompletionMetric, TokenMetric, TopKDiagnostic, default_metrics
 
 every_metric = pytest.mark.parametrize("name", METRICS)
 quick = settings(deadline=None, max_examples=10)
@@ -201,4 +201,5 @@ def test_default_metrics_ask_for_no_more_completions_than_there_are(samples, pow
     assert [name for name in names if name.startswith("pass@")] == [f"pass@{k}" for k in powers]
     for name in ("self_bleu", "vendi_2", "distinct_correct"):
         assert (name in names) == (samples > 1)
-    assert set(TOKEN_METRICS) - set(names) == {"mean_ratio_0", "target_sharpness"}
+    diagnostics = {name for name, make in TOKEN_METRICS.items() if isinstance(make(), TopKDiagnostic)}
+    assert set(TOKEN_METRICS) - set(names) == {"mean_ratio_0", "target_sharpness"} | diagnostics

@@ -1,3 +1,4 @@
+import dataclasses
 from itertools import combinations
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from metric_cases import generations
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.metrics import Accuracy, CompletionLength, EosRate, MeanReward, PassAtK
+from veto_pl.metrics import Accuracy, CompletionLength, EosRate, MeanReward, ParseRate, PassAtK
 
 
 def of_rewards(rows):
@@ -74,3 +75,23 @@ def test_sums_do_not_lose_small_addends():
         metric.update(of_rewards([[1.0]]))
     assert metric.total.dtype == torch.float64
     assert float(metric.total) == 2.0**24 + 4
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("[1, 2]", {"any", "list"}),
+        (' {"a": [NaN]}', set()),
+        (' {"a": [1]}\n', {"any", "object"}),
+        ("3", {"any"}),
+        ("[1, 2", set()),
+        ("[1] [2]", set()),
+        ("['a']", set()),
+        ("Infinity", set()),
+        ("[" * 100_000, set()),
+        ("", set()),
+    ],
+)
+def test_only_json_of_the_kind_parses(text, kinds):
+    batch = dataclasses.replace(generations([[[1]]]), texts=[text])
+    assert {kind for kind in ("any", "list", "object") if computed(ParseRate(kind), batch)} == kinds

@@ -1,14 +1,36 @@
 import math
+from typing import get_args
 
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from metric_cases import TOKEN_METRICS, log_probabilities, token_batches
 
 from veto_pl.evaluation import validation_metrics
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.functional.diagnostics import entropy, sharpness, top_one_agreement
-from veto_pl.metrics import ForwardKL, ReverseKL, StudentEntropy, TargetRatio, TargetSharpness, TopOneAgreement
+from veto_pl.functional.diagnostics import (
+    entropy,
+    entropy_gap,
+    hidden_kl,
+    overlap,
+    sharpness,
+    top_k_mass,
+    top_one_agreement,
+)
+from veto_pl.functional.divergences import reverse_kl
+from veto_pl.functional.supports import top_k_with_tail
+from veto_pl.metrics import (
+    ForwardKL,
+    ReverseKL,
+    StudentEntropy,
+    TargetRatio,
+    TargetSharpness,
+    TopKDiagnostic,
+    TopKDiagnostics,
+    TopOneAgreement,
+)
+from veto_pl.metrics.top_k import Quantity
 from veto_pl.rollouts import Sampling
 
 
@@ -29,6 +51,28 @@ def bridge(teacher, student, beta):
     return [w / sum(weights) for w in weights]
 
 
+def likeliest(row, k):
+    return set(sorted(range(len(row)), key=lambda v: -row[v])[:k])
+
+
+def shared(student, teacher, k):
+    return sorted(likeliest(student, k) & likeliest(teacher, k))
+
+
+def advantage(student, teacher, ids):
+    p, q = ([row[v] / sum(row[v] for v in ids) for v in ids] for row in (student, teacher))
+    return -relative(p, q)
+
+
+def pooled(row, ids):
+    return [*(row[v] for v in ids), sum(p for v, p in enumerate(row) if v not in ids)]
+
+
+def hidden(student, teacher, k):
+    ids = likeliest(student, k)
+    return relative(student, teacher) - relative(pooled(student, ids), pooled(teacher, ids))
+
+
 ORACLES = {
     "student_entropy": lambda student, _: surprise(student),
     "forward_kl": lambda student, teacher: relative(teacher, student),
@@ -37,6 +81,13 @@ ORACLES = {
     "mean_ratio_0": lambda student, teacher: max(
         math.log10(t / s) for s, t in zip(student, teacher, strict=True) if t > 0
     ),
+    "overlap_ratio_2": lambda student, teacher: len(shared(student, teacher, 2)) / 2,
+    "overlap_mass_2": lambda student, teacher: sum(student[v] for v in shared(student, teacher, 2)),
+    "overlap_advantage_3": lambda student, teacher: advantage(student, teacher, shared(student, teacher, 3)),
+    "entropy_gap": lambda student, teacher: abs(surprise(student) - surprise(teacher)),
+    "student_mass_2": lambda student, teacher: sum(sorted(student)[-2:]),
+    "teacher_mass_2": lambda student, teacher: sum(sorted(teacher)[-2:]),
+    "hidden_kl_1": lambda student, teacher: hidden(student, teacher, 1),
     "target_sharpness": lambda student, teacher: surprise(teacher) - surprise(bridge(teacher, student, 0.5)),
 }
 
@@ -183,3 +234,62 @@ def test_a_name_with_a_dot_is_refused():
     metric.name = "a.b"
     with pytest.raises(ConfigurationError, match=r"cannot hold a dot, got `a\.b`"):
         validation_metrics([metric], Sampling(), with_teacher=True)
+
+
+@settings(deadline=None, max_examples=30)
+@given(token_batches(), st.integers(1, 6))
+def test_what_a_truncation_hides_is_what_pooling_loses_and_small_where_the_tail_is(pair, k):
+    student, teacher = (logp.double().log_softmax(-1) for logp in pair)
+    ids = student.topk(min(k, 5), -1).indices
+    lost = hidden_kl(student, teacher, ids)
+    if k < 5:
+        tails = [top_k_with_tail(logp, ids) for logp in (student, teacher)]
+        torch.testing.assert_close(lost, reverse_kl(student, teacher) - reverse_kl(*tails), atol=1e-9, rtol=1e-9)
+    tail = [
+        [row[v] for v in range(5) if v not in kept] for row, kept in zip(rows_of(student), ids.tolist(), strict=True)
+    ]
+    other = [
+        [row[v] for v in range(5) if v not in kept] for row, kept in zip(rows_of(teacher), ids.tolist(), strict=True)
+    ]
+    for value, p, q in zip(lost.tolist(), tail, other, strict=True):
+        ratios = [math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0]
+        bound = sum(p) * (max(ratios) - math.log(sum(p) / sum(q))) if ratios else 0.0
+        assert -1e-9 <= value <= bound + 1e-9
+
+
+@settings(deadline=None, max_examples=30)
+@given(token_batches(), st.integers(1, 9))
+def test_models_that_agree_share_everything(pair, k):
+    student, _ = pair
+    same = overlap(student, student, k)
+    assert same["overlap_ratio"].tolist() == [1.0] * len(student)
+    torch.testing.assert_close(same["overlap_mass"], top_k_mass(student, k))
+    assert not same["overlap_advantage"].any()
+
+
+def test_models_that_share_nothing_have_no_overlap():
+    nobody = torch.tensor([[0.0, 0.0, -9.0, -9.0], [-9.0, -9.0, 0.0, 0.0]]).log_softmax(-1)
+    assert all(value.tolist() == [0.0, 0.0] for value in overlap(nobody, nobody.flip(0), 2).values())
+
+
+@settings(deadline=None, max_examples=30)
+@given(token_batches())
+def test_the_gap_of_entropies_is_never_negative(pair):
+    student, teacher = pair
+    torch.testing.assert_close(entropy_gap(student, teacher), entropy_gap(teacher, student))
+    assert (entropy_gap(student, teacher) >= 0).all()
+    assert not entropy_gap(student, student).any()
+
+
+def test_the_family_has_every_diagnostic_once():
+    names = [metric.name for metric in TopKDiagnostics(k=4).members(1)]
+    assert names == [name if name == "entropy_gap" else f"{name}_4" for name in get_args(Quantity)]
+    assert len(validation_metrics([TopKDiagnostics(), TopKDiagnostics(2)], Sampling(), with_teacher=True)) == 13
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: TopKDiagnostic(k=0), lambda: TopKDiagnostics(k=0), lambda: TopKDiagnostic("x")]
+)
+def test_diagnostics_without_a_meaning_are_refused(make):
+    with pytest.raises(ConfigurationError, match=r"`TopKDiagnostics?\.(k|of)` must be"):
+        make()

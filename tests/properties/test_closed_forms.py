@@ -9,12 +9,25 @@ from head_cases import assert_equal_to_dense, inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from veto_pl.divergences import ForwardKL, GeneralizedJSD, ReverseKL, SkewKL, SkewReverseKL, TotalVariation
+from veto_pl.divergences import (
+    AlphaDivergence,
+    ForwardKL,
+    GeneralizedJSD,
+    Renyi,
+    ReverseKL,
+    SkewKL,
+    SkewReverseKL,
+    TotalVariation,
+)
 from veto_pl.functional import divergences
 from veto_pl.functional.differentiation import belongs, by_autograd, closed_form
 from veto_pl.seams import Divergence
 
-BUILT_IN = [ForwardKL(), ReverseKL(), GeneralizedJSD(0.3), SkewKL(0.2), SkewReverseKL(0.2), TotalVariation()]
+BUILT_IN = [
+    *(ForwardKL(), ReverseKL(), GeneralizedJSD(0.3), SkewKL(0.2), SkewReverseKL(0.2), TotalVariation()),
+    *(AlphaDivergence(order) for order in (0.0, 1e-9, 0.3, 0.7, 1 - 1e-9, 1.0)),
+    *(Renyi(order) for order in (1e-9, 0.3, 0.7, 1 - 1e-9, 1.0)),
+]
 
 
 @pytest.mark.parametrize("divergence", BUILT_IN, ids=lambda d: type(d).__name__)
@@ -89,7 +102,9 @@ def test_a_function_need_not_be_hashable():
 
 
 @pytest.mark.parametrize(
-    "closed", [ForwardKL(), ReverseKL(), SkewKL(), GeneralizedJSD()], ids=lambda d: type(d).__name__
+    "closed",
+    [ForwardKL(), ReverseKL(), SkewKL(), GeneralizedJSD(), AlphaDivergence(), Renyi()],
+    ids=lambda d: type(d).__name__,
 )
 def test_a_diverged_model_is_not_hidden(closed):
     good, bad = torch.zeros(2, 4).log_softmax(-1), torch.full((2, 4), math.nan)

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veto_pl.divergences import GeneralizedJSD, SkewKL
+from veto_pl.divergences import AlphaDivergence, GeneralizedJSD, Renyi, SkewKL
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional import alpha, closed_forms
 from veto_pl.functional import divergences as functional
 from veto_pl.functional.diagnostics import entropy
 from veto_pl.functional.supports import top_k_with_tail
@@ -31,12 +32,16 @@ def close(value, expected, tolerance=1e-9):
     )
 
 
+def function(name):
+    return getattr(alpha if name in ("alpha_divergence", "renyi") else functional, name)
+
+
 def against_oracle(name, pair, *args):
     expected = [
         getattr(oracles, name)(student, target, *args)
         for student, target in zip(*map(oracles.distributions, pair), strict=True)
     ]
-    close(getattr(functional, name)(*logps(pair), *args), expected)
+    close(function(name)(*logps(pair), *args), expected)
 
 
 @pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "total_variation"])
@@ -49,6 +54,78 @@ def test_without_settings_against_the_oracle(name, pair):
 @given(pair=small, weight=weights | st.sampled_from([0.0, 1.0]))
 def test_with_a_mixture_against_the_oracle(name, pair, weight):
     against_oracle(name, pair, weight)
+
+
+orders = weights | st.sampled_from([1e-12, 1e-6, 0.5, 1 - 1e-6, 1 - 1e-12])
+
+
+@given(pair=small, order=orders | st.sampled_from([0.0, 1.0]))
+def test_alpha_divergences_against_the_oracle_also_near_their_ends(pair, order):
+    against_oracle("alpha_divergence", pair, order)
+
+
+@given(pair=small, order=orders | st.just(1.0))
+def test_renyi_against_the_oracle_also_near_its_end(pair, order):
+    against_oracle("renyi", pair, order)
+
+
+@given(pair=logits_pairs(), order=weights)
+def test_alpha_and_renyi_are_functions_of_one_another(pair, order):
+    student, target = logps(pair)
+    amari, renyi = alpha.alpha_divergence(student, target, order), alpha.renyi(student, target, order)
+    close(order * (1 - order) * amari, -torch.expm1((order - 1) * renyi), 1e-7)
+
+
+@given(pair=logits_pairs(), order=weights)
+def test_exchanging_the_roles_mirrors_the_order(pair, order):
+    student, target = logps(pair)
+    close(alpha.alpha_divergence(student, target, order), alpha.alpha_divergence(target, student, 1 - order))
+    close((1 - order) * alpha.renyi(student, target, order), order * alpha.renyi(target, student, 1 - order))
+
+
+@given(pair=logits_pairs(), given=st.tuples(orders, orders).map(sorted))
+def test_renyi_grows_with_its_order_up_to_the_forward_kl(pair, given):
+    student, target = logps(pair)
+    less, more = (alpha.renyi(student, target, order) for order in given)
+    tolerance = 1e-9 + 1e-9 * more.abs()
+    assert (less <= more + tolerance).all()
+    assert (more <= functional.forward_kl(student, target) + tolerance).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("near", [1e-4, 1e-8, 1e-12])
+def test_alpha_divergences_reach_the_kls_without_a_jump(near, dtype):
+    """A difference of sums would lose every digit here; what is left is the distance of the orders themselves."""
+    student, target = (logits.to(dtype).log_softmax(-1) for logits in logits_of_kind("ordinary", 6, 9, 1))
+    tolerance = {"rtol": 10 * near + (1e-5 if dtype is torch.float32 else 1e-11), "atol": 1e-6 * near}
+    for order, limit in ((near, functional.reverse_kl), (1 - near, functional.forward_kl)):
+        torch.testing.assert_close(alpha.alpha_divergence(student, target, order), limit(student, target), **tolerance)
+    expected = functional.forward_kl(student, target)
+    torch.testing.assert_close(alpha.renyi(student, target, 1 - near), expected, **tolerance)
+
+
+def test_half_an_alpha_is_the_hellinger_distance():
+    student, target = logps(logits_of_kind("ordinary", 4, 6, 0))
+    distance = (student.exp().sqrt() - target.exp().sqrt()).square().sum(-1) / 2
+    close(alpha.alpha_divergence(student, target, 0.5), 4 * distance)
+
+
+def test_families_where_the_two_share_nothing():
+    close(alpha.alpha_divergence(*NOBODY, 0.3), [1 / (0.3 * 0.7)])
+    assert alpha.renyi(*NOBODY, 0.3).tolist() == [math.inf]
+
+
+@pytest.mark.parametrize(("name", "order"), [("alpha_divergence", -0.1), ("alpha_divergence", 1.1), ("renyi", 0.0)])
+def test_orders_out_of_range_are_refused(name, order):
+    for call in (getattr(alpha, name), getattr(closed_forms, name)):
+        with pytest.raises(ValueError, match=str(order)):
+            call(*NOBODY, order)
+
+
+@pytest.mark.parametrize("make", [lambda: AlphaDivergence(1.1), lambda: AlphaDivergence(math.nan), lambda: Renyi(0.0)])
+def test_orders_without_a_divergence_are_refused(make):
+    with pytest.raises(ConfigurationError, match=r"\.alpha` must lie in"):
+        make()
 
 
 @given(pair=small)

@@ -5,6 +5,7 @@ from veto_pl.callbacks.budget import Budget
 from veto_pl.callbacks.checkpoints import Checkpoints
 from veto_pl.callbacks.diagnostics import Diagnostics
 from veto_pl.callbacks.export import Export
+from veto_pl.callbacks.extrapolation import ExtrapolationMonitor
 from veto_pl.callbacks.guards import Guard, Guards
 from veto_pl.callbacks.predictions import PredictionFile
 from veto_pl.callbacks.progress import DistillationProgress
@@ -17,6 +18,7 @@ __all__ = [
     "Diagnostics",
     "DistillationProgress",
     "Export",
+    "ExtrapolationMonitor",
     "Guard",
     "Guards",
     "PredictionFile",

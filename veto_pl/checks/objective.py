@@ -10,11 +10,20 @@ from typing import Any
 import torch
 
 from veto_pl.checks.setup import Setup, settings
+from veto_pl.contexts import SameText
 from veto_pl.data import NoReward
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.mistakes import Mistake, shown
-from veto_pl.rollouts import FromCache, FromDataset, FromStudent, TeacherMixed
-from veto_pl.seams import Schedule
+from veto_pl.rollouts import (
+    BestTeacher,
+    FromCache,
+    FromDataset,
+    FromStudent,
+    TeacherCorrected,
+    TeacherMixed,
+    TeacherSwitched,
+)
+from veto_pl.seams import Schedule, TeacherContext
 
 STEPS = 100
 UNBOUNDED = ("clip", "importance_cap")
@@ -41,7 +50,8 @@ def knobs(setup: Setup) -> Iterator[Mistake]:
 
 def rewards(setup: Setup) -> Iterator[Mistake]:
     """Rewards need somebody who gives them."""
-    if setup.module.objective.needs_rewards and isinstance(getattr(setup.data.task, "verifier", None), NoReward):
+    judged = setup.module.objective.needs_rewards or any(isinstance(one, BestTeacher) for one in setup.sources())
+    if judged and isinstance(getattr(setup.data.task, "verifier", None), NoReward):
         yield Mistake("data.task.init_args.verifier", "`NoReward`", f"a verifier, for "
                       f"`{type(setup.module.objective).__name__}` learns from rewards",
                       "Set it, for instance to `ExactMatch`; `veto-pl list rewards` shows all.")  # fmt: skip
@@ -66,7 +76,7 @@ def optimizer(setup: Setup) -> Iterator[Mistake]:
 def greedy_rollouts(setup: Setup) -> Iterator[Mistake]:
     """On-policy samples that are no samples."""
     for path, part in setup.parts():
-        if isinstance(part, FromStudent | TeacherMixed) and (
+        if isinstance(part, FromStudent | TeacherMixed | TeacherCorrected | TeacherSwitched) and (
             part.sampling.temperature == 0 or part.sampling.top_k == 1
         ):
             yield Mistake(f"{path}.init_args.sampling", "greedy decoding (`temperature: 0` or `top_k: 1`)",
@@ -84,7 +94,9 @@ def use_of_the_models(setup: Setup) -> Iterator[Mistake]:
     if module.reference_source is not None and not module.objective.needs_reference:
         yield Mistake("model.reference", f"a reference for `{type(module.objective).__name__}`, which reads none",
                       "`null`", "It would only take memory; leave it out.", fatal=False)  # fmt: skip
-    if module.teacher_source == module.student_source and setup.stage == "fit":
+    contexts = [part for _, part in setup.parts() if isinstance(part, TeacherContext)]
+    alike = all(isinstance(context, SameText) for context in contexts)
+    if module.teacher_source == module.student_source and alike and setup.stage == "fit":
         yield Mistake("model.teacher", "the same source as `model.student`", "another model",
                       "A teacher that equals the student has nothing to teach it at first.", fatal=False)  # fmt: skip
 

@@ -41,11 +41,11 @@ class PlainTemplate(Template):
     add_bos: bool = False
 
     def __post_init__(self) -> None:
-        _check("PlainTemplate.format", self.format)
+        check_format("PlainTemplate.format", self.format)
 
     def __call__(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
         """The filled format."""
-        text = _fill("PlainTemplate.format", self.format, example)
+        text = fill("PlainTemplate.format", self.format, example)
         if not self.add_bos:
             return text
         if tokenizer.bos_token is None:
@@ -74,7 +74,7 @@ class ChatTemplate(Template):
     arguments: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        _check("ChatTemplate.user", self.user)
+        check_format("ChatTemplate.user", self.user)
         if taken := [name for name in _RESERVED if name in self.arguments]:
             raise ConfigurationError(f"`ChatTemplate.arguments` must not set {', '.join(taken)}. Remove them.")
 
@@ -86,7 +86,7 @@ class ChatTemplate(Template):
                 "set `ChatTemplate.template`."
             )
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
-        messages.append({"role": "user", "content": _fill("ChatTemplate.user", self.user, example)})
+        messages.append({"role": "user", "content": fill("ChatTemplate.user", self.user, example)})
         options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, **self.arguments}
         if self.template is not None:
             options["chat_template"] = self.template
@@ -115,8 +115,16 @@ def _names(text: str) -> list[str]:
     return [name for _, name, _, _ in Formatter().parse(text) if name is not None]
 
 
-def _check(setting: str, text: str) -> None:
-    """Refuses what no row could fill."""
+def check_format(setting: str, text: str) -> None:
+    """Refuses what no row could fill.
+
+    Args:
+        setting: the name of the format, for messages.
+        text: the format string.
+
+    Raises:
+        ConfigurationError: it is malformed, or has fields without a name.
+    """
     try:
         names = _names(text)
     except ValueError as error:
@@ -125,9 +133,21 @@ def _check(setting: str, text: str) -> None:
         raise ConfigurationError(f"`{setting}` expected named fields such as {{prompt}}, got {text!r}. Name them.")
 
 
-def _fill(setting: str, text: str, example: Example) -> str:
+def fill(setting: str, text: str, example: Example, **more: Any) -> str:
+    """The format string `text`, filled with the fields of the row, `{prompt}` and `more`.
+
+    Args:
+        setting: the name of the format, for messages.
+        text: the format string.
+        example: the row.
+        more: further fields, which win over those of the row.
+
+    Raises:
+        ConfigurationError: a field is named that there is not.
+        DataError: the row's text is no valid Unicode.
+    """
     # The prompt wins over a field of that name: the task has said which field the prompt is.
-    fields = {**example.row, "prompt": example.prompt}
+    fields = {**example.row, **more, "prompt": example.prompt}
     try:
         filled = _FORMATTER.vformat(text, (), fields)
     except (LookupError, AttributeError, TypeError, ValueError, MemoryError, OverflowError) as error:
@@ -142,6 +162,14 @@ def _fill(setting: str, text: str, example: Example) -> str:
             f"`{setting}` got text that is no valid Unicode from the row {shown(example.prompt)}."
         ) from error
     return filled
+
+
+def fills(text: str, example: Example) -> bool:
+    """Whether the row has every field that the format string names, and something in each."""
+    fields = {**example.row, "prompt": example.prompt}
+    if not all(_found(name, fields) for name in _names(text)):
+        return False
+    return all(Formatter().get_field(name, (), fields)[0] not in (None, "") for name in _names(text))
 
 
 def _unfillable(text: str, fields: dict[str, Any]) -> str:

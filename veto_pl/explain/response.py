@@ -11,10 +11,20 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from veto_pl.contexts import read_alike
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.explain.scene import Scene, one_token, tabled
 from veto_pl.functional.divergences import log_mixture
-from veto_pl.rollouts import FromDataset, FromTeacher, Mixture, TeacherMixed
+from veto_pl.rollouts import (
+    AdaptiveReplay,
+    BestTeacher,
+    FromDataset,
+    FromTeacher,
+    Mixture,
+    Replay,
+    TeacherCorrected,
+    TeacherMixed,
+)
 from veto_pl.schedules import scheduled_values, value_at
 from veto_pl.seams import Objective, RolloutSource, Support, Target
 from veto_pl.targets import Teacher
@@ -66,6 +76,7 @@ def respond(objective: Objective, scene: Scene, part: float = 0.0) -> Response:
     """
     step = Step(round(part * STEPS), STEPS)
     _check(objective, scene)
+    objective = read_alike(objective)  # what the teacher has been told is in the scene's numbers
     teacher = scene.logp(scene.teacher)
     found = [_expected(objective, scene.logp(probability), teacher, step) for probability in scene.student()]
     losses, gradients = (torch.stack(values) for values in zip(*found, strict=True))
@@ -123,10 +134,17 @@ def _said_clearly(objective: Objective) -> Iterator[None]:
 
 def _sampler(source: RolloutSource, student: Tensor, teacher: Tensor, step: Step) -> Tensor:
     """[V] log-probabilities of the token; an unknown source is taken to be the student."""
-    if isinstance(source, FromDataset | FromTeacher):
+    if isinstance(source, FromDataset | FromTeacher | BestTeacher):
         return teacher
+    if isinstance(source, Replay):
+        return _sampler(source.source, student, teacher, step)
+    if isinstance(source, TeacherCorrected):
+        kept, refused = source.split(student.exp(), teacher)
+        return (kept + refused * teacher.exp()).log()
     if isinstance(source, TeacherMixed):
         return log_mixture(teacher, student, value_at(source.teacher_fraction, step.index, step.total))
+    if isinstance(source, AdaptiveReplay):
+        source = Mixture(source.student, source.dataset, source.start)
     if isinstance(source, Mixture):
         first, second = (_sampler(part, student, teacher, step) for part in (source.first, source.second))
         return log_mixture(first, second, value_at(source.fraction, step.index, step.total))

@@ -1,9 +1,11 @@
 """Credit of sampled tokens: [B, S] scalars and a [B, S] mask to [B, S]. Masked positions are 0 in and 0 out."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 def reverse_cumsum(values: Tensor, mask: Tensor) -> Tensor:
@@ -76,3 +78,112 @@ def whiten(
     centred = (values - mean).masked_fill(~mask, 0.0)
     variance = summed(centred.square().sum()) / count
     return centred * torch.rsqrt(variance + epsilon)
+
+
+def discounted_sum(values: Tensor, mask: Tensor, discount: float) -> Tensor:
+    r"""Discounted sum of what is still to come, :math:`R_t = \sum_{t' \ge t} \gamma^{t' - t} r_{t'}`.
+
+    Args:
+        values: [B, S].
+        mask: [B, S] bool. Masked positions add nothing, and time passes over them.
+        discount: gamma in [0, 1]; 0 leaves the values as they are, 1 is `reverse_cumsum`.
+
+    Returns:
+        [B, S].
+
+    Numerics: log2(S) vector additions, by doubling the horizon: the sum over the next 2k positions is that over the
+    next k, plus :math:`\gamma^k` times the same k positions later.
+
+    Example:
+        >>> discounted_sum(torch.tensor([[1.0, 2.0, 4.0]]), torch.ones(1, 3, dtype=torch.bool), 0.5)
+        tensor([[3., 4., 4.]])
+    """
+    total = values.masked_fill(~mask, 0.0)
+    horizon, factor = 1, discount
+    while horizon < total.shape[1] and factor > 0:
+        total = total + factor * pad(total[:, horizon:], (0, horizon))
+        horizon, factor = 2 * horizon, factor * factor
+    return total.masked_fill(~mask, 0.0)
+
+
+def row_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean over the tokens of each row.
+
+    Args:
+        values: [B, S].
+        mask: [B, S] bool.
+
+    Returns:
+        [B]; 0 for a row without tokens.
+
+    Example:
+        >>> row_mean(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[True, True, False]]))
+        tensor([2.])
+    """
+    return values.masked_fill(~mask, 0.0).sum(1) / mask.sum(1).clamp_min(1)
+
+
+def extrapolated_ratio(teacher_logp: Tensor, student_logp: Tensor, reference_logp: Tensor, strength: float) -> Tensor:
+    r"""Credit that leads beyond the teacher, away from a reference.
+
+    .. math:: A = \lambda (\log T - \log B) - (\log S - \log B)
+        = (\log T - \log S) + (\lambda - 1) (\log T - \log B)
+
+    Args:
+        teacher_logp: [...] log-probability of the token.
+        student_logp: [...] the same under the student.
+        reference_logp: [...] the same under the reference.
+        strength: lambda.
+
+    Returns:
+        [...]; at lambda = 1 exactly the log-ratio of teacher and student, whatever the reference says.
+
+    Example:
+        >>> t, s, b = torch.tensor([-1.0]), torch.tensor([-2.0]), torch.tensor([-3.0])
+        >>> extrapolated_ratio(t, s, b, 1.0), extrapolated_ratio(t, s, b, 1.5)
+        (tensor([1.]), tensor([2.]))
+
+    References:
+        arXiv 2602.12125
+    """
+    ratio = teacher_logp - student_logp
+    return ratio if strength == 1 else ratio + (strength - 1) * (teacher_logp - reference_logp)
+
+
+def reward_floor(mixture: float) -> float:
+    r"""The lowest log-ratio that REOPOLD lets through, :math:`\log \frac{\lambda}{1 - \lambda}`.
+
+    Args:
+        mixture: lambda in (0, 1).
+
+    Returns:
+        The floor in nats; negative below 1/2.
+
+    Example:
+        >>> round(reward_floor(0.2), 4)
+        -1.3863
+
+    References:
+        arXiv 2603.11137
+    """
+    return math.log(mixture) - math.log1p(-mixture)
+
+
+def most_uncertain(entropy: Tensor, mask: Tensor, fraction: float) -> Tensor:
+    """The tokens of each row with the highest entropy.
+
+    Args:
+        entropy: [B, S].
+        mask: [B, S] bool.
+        fraction: of the n tokens of a row, ceil(fraction x n) are taken; of equal entropies the earlier ones.
+
+    Returns:
+        [B, S] bool. Each row is looked at alone, so the other rows of a batch do not matter.
+
+    Example:
+        >>> most_uncertain(torch.tensor([[0.1, 0.9, 0.5]]), torch.ones(1, 3, dtype=torch.bool), 0.5)
+        tensor([[False,  True,  True]])
+    """
+    order = entropy.masked_fill(~mask, -math.inf).argsort(dim=1, descending=True, stable=True)
+    rank = order.argsort(1)
+    return mask & (rank < (fraction * mask.sum(1, keepdim=True).double()).ceil())

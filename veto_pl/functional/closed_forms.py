@@ -12,6 +12,8 @@ so no graph is needed. As everywhere, 0 log 0 = 0, and an id that both exclude (
 import torch
 from torch import Tensor
 
+from veto_pl.functional.alpha import log_power_mean, power_gap
+from veto_pl.functional.alpha import renyi as renyi_value
 from veto_pl.functional.expectation import expectation
 
 
@@ -173,6 +175,92 @@ def total_variation(student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, 
     student = student_logp.exp()
     difference = student - target_logp.exp()
     return 0.5 * difference.abs().sum(-1), _through_softmax(student, difference.sign_().mul_(0.5))
+
+
+def alpha_divergence(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.5) -> tuple[Tensor, Tensor]:
+    r"""Amari's alpha divergence and its gradient :math:`(p \sum_u s_u - s) / \alpha`.
+
+    Args:
+        student_logp: [..., V] log-probabilities of the student.
+        target_logp: [..., V] log-probabilities of the target.
+        alpha: in [0, 1]; 0 is the reverse KL, 1 the forward KL.
+
+    Returns:
+        [...] nats, and [..., V] the gradient with respect to the student's logits.
+
+    Raises:
+        ValueError: `alpha` outside [0, 1].
+
+    Numerics: with :math:`s = q^\alpha p^{1-\alpha} = b + x`, where :math:`b` is the nearer of the two and :math:`x` the
+    `power_gap`, the difference is :math:`p - b + p \sum_u x_u - x`, which is small term by term.
+
+    Example:
+        >>> student, target = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()
+        >>> alpha_divergence(student, target)[1]
+        tensor([ 0.2588, -0.2588])
+    """
+    _check_weight("`alpha` of an alpha divergence", alpha)
+    if alpha in (0, 1):
+        return (forward_kl if alpha == 1 else reverse_kl)(student_logp, target_logp)
+    gap = power_gap(student_logp, target_logp, alpha)
+    student, total = student_logp.exp(), gap.sum(-1)
+    gradient = torch.addcmul(-gap, student, total.unsqueeze(-1))
+    if alpha >= 0.5:
+        gradient.add_(student).sub_(target_logp.exp())
+    return total / (alpha * (alpha - 1)), gradient.div_(alpha)
+
+
+def renyi(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.5) -> tuple[Tensor, Tensor]:
+    r"""The Renyi divergence and its gradient :math:`p - r`, :math:`r \propto q^\alpha p^{1-\alpha}`.
+
+    Args:
+        student_logp: [..., V] log-probabilities of the student.
+        target_logp: [..., V] log-probabilities of the target.
+        alpha: the order, in (0, 1]; 1 is the forward KL.
+
+    Returns:
+        [...] nats, and [..., V] the gradient with respect to the student's logits.
+
+    Raises:
+        ValueError: `alpha` outside (0, 1].
+
+    Numerics: `r` is a geometric bridge, so the gradient's absolute values sum to 2 at most.
+
+    Example:
+        >>> student, target = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()
+        >>> renyi(student, target)[1]
+        tensor([ 0.1340, -0.1340])
+    """
+    if alpha == 1:
+        return forward_kl(student_logp, target_logp)
+    value = renyi_value(student_logp, target_logp, alpha)
+    bridge = torch.softmax(log_power_mean(student_logp, target_logp, alpha), -1)
+    return value, student_logp.exp().sub_(bridge)
+
+
+def mixed_kl(student_logp: Tensor, target_logp: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The mixed KL and its gradient :math:`g - p \sum_u g_u`, :math:`g = (1 - a)\, p\, (1 + \log p/q) - a\, q`.
+
+    Args:
+        student_logp: [..., V] log-probabilities of the student.
+        target_logp: [..., V] log-probabilities of the target.
+        share: [..., V] or [..., 1], the forward KL's share :math:`a`, held fixed.
+
+    Returns:
+        [...] nats, and [..., V] the gradient with respect to the student's logits.
+
+    Example:
+        >>> student, target = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()
+        >>> mixed_kl(student, target, torch.tensor([1.0]))[1]
+        tensor([ 0.2500, -0.2500])
+    """
+    student, target = student_logp.exp(), target_logp.exp()
+    ratio = student_logp - target_logp
+    reverse = (1 - share) * student
+    surprise = torch.where(student > 0, ratio, 0.0)
+    value = reverse * surprise - share * target * torch.where(target > 0, ratio, 0.0)
+    pull = reverse * (1 + surprise) - share * target
+    return value.sum(-1), pull.sub_(student.mul_(pull.sum(-1, keepdim=True)))
 
 
 def negative_log_likelihood(student_logp: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from veto_pl.functional import closed_forms, divergences
+from veto_pl.functional import alpha, closed_forms, divergences
 
 ValueAndGradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -121,4 +121,6 @@ _CLOSED_FORMS: tuple[tuple[Callable[..., Any], Callable[..., tuple[Tensor, Tenso
     (divergences.skew_kl, closed_forms.skew_kl),
     (divergences.skew_reverse_kl, closed_forms.skew_reverse_kl),
     (divergences.total_variation, closed_forms.total_variation),
+    (alpha.alpha_divergence, closed_forms.alpha_divergence),
+    (alpha.renyi, closed_forms.renyi),
 )

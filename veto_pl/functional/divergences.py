@@ -181,19 +181,19 @@ def total_variation(student_logp: Tensor, target_logp: Tensor) -> Tensor:
     return 0.5 * (student_logp.exp() - target_logp.exp()).abs().sum(-1)
 
 
-def log_mixture(first_logp: Tensor, second_logp: Tensor, weight: float) -> Tensor:
+def log_mixture(first_logp: Tensor, second_logp: Tensor, weight: float | Tensor) -> Tensor:
     r"""Logarithm of a mixture, :math:`\log(w\,a + (1-w)\,b)`.
 
     Args:
         first_logp: [..., V] log-probabilities :math:`a`.
         second_logp: [..., V] log-probabilities :math:`b`.
-        weight: :math:`w`, in [0, 1].
+        weight: :math:`w`, in [0, 1]; a tensor [..., 1] of numbers strictly between is not checked.
 
     Returns:
         [..., V] log-probabilities.
 
     Raises:
-        ValueError: `weight` outside [0, 1].
+        ValueError: `weight` is a number outside [0, 1].
 
     Numerics: exact at both end points; -inf on both sides stays -inf with a zero gradient, where `logaddexp` has NaN.
 
@@ -202,12 +202,19 @@ def log_mixture(first_logp: Tensor, second_logp: Tensor, weight: float) -> Tenso
         >>> log_mixture(a, b, 0.25).exp()
         tensor([0.2500, 0.7500])
     """
+    if isinstance(weight, Tensor):
+        return _log_sum(first_logp, second_logp, weight.log(), torch.log1p(-weight))
     if not 0 <= weight <= 1:
         raise ValueError(f"The weight of a mixture must lie in [0, 1], got {weight}.")
     if weight in (0, 1):
         return first_logp if weight == 1 else second_logp
+    return _log_sum(first_logp, second_logp, math.log(weight), math.log1p(-weight))
+
+
+def _log_sum(first_logp: Tensor, second_logp: Tensor, one: float | Tensor, other: float | Tensor) -> Tensor:
+    """log(e^one a + e^other b)."""
     excluded = (first_logp == -math.inf) & (second_logp == -math.inf)
-    first = first_logp.masked_fill(excluded, 0.0) + math.log(weight)
-    second = second_logp.masked_fill(excluded, 0.0) + math.log1p(-weight)
+    first = first_logp.masked_fill(excluded, 0.0) + one
+    second = second_logp.masked_fill(excluded, 0.0) + other
     # With one side at -inf, `logaddexp` is exact and its gradient finite; only -inf against -inf is not.
     return torch.logaddexp(first, second).masked_fill(excluded, -math.inf)

@@ -4,6 +4,7 @@ from veto_pl.metrics.agreement import ForwardKL, ReverseKL, StudentEntropy, TopO
 from veto_pl.metrics.base import CompletionMetric, MetricFamily, TokenMetric
 from veto_pl.metrics.consensus import DistinctCorrect, MajorityVote
 from veto_pl.metrics.diversity import CompletionEntropy, DistinctN, RepetitionRate, SelfBLEU, VendiScore
+from veto_pl.metrics.form import ParseRate
 from veto_pl.metrics.length import CompletionLength, EosRate
 from veto_pl.metrics.likelihood import CalibrationError, SequenceLogProb
 from veto_pl.metrics.pass_curve import PassBound, PassCurve
@@ -11,6 +12,7 @@ from veto_pl.metrics.ratio import TargetRatio
 from veto_pl.metrics.reward import Accuracy, MeanReward, PassAtK
 from veto_pl.metrics.summaries import BERTScore, Rouge, WinRate
 from veto_pl.metrics.target import TargetSharpness
+from veto_pl.metrics.top_k import TopKDiagnostic, TopKDiagnostics
 
 __all__ = [
     "Accuracy",
@@ -26,6 +28,7 @@ __all__ = [
     "MajorityVote",
     "MeanReward",
     "MetricFamily",
+    "ParseRate",
     "PassAtK",
     "PassBound",
     "PassCurve",
@@ -38,6 +41,8 @@ __all__ = [
     "TargetRatio",
     "TargetSharpness",
     "TokenMetric",
+    "TopKDiagnostic",
+    "TopKDiagnostics",
     "TopOneAgreement",
     "VendiScore",
     "WinRate",

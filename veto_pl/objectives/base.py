@@ -54,6 +54,8 @@ class TokenObjective(Objective):
             raise ConfigurationError(f"`{name}.chunk_rows` must be at least 1, got {self.chunk_rows}.")
         if self.rollout.stored_teacher:
             object.__setattr__(self, "needs_teacher", False)
+        if self.context.needs_rewards:
+            object.__setattr__(self, "needs_rewards", True)
 
     @abstractmethod
     def per_token(self, rows: TokenRows) -> Tensor:
@@ -90,6 +92,18 @@ class TokenObjective(Objective):
 
     def scores(self, rows: TokenRows) -> Mapping[str, Tensor]:
         """[n] numbers of a few tokens that `over_sequences` will find in `grid.scores`; called without gradients."""
+        return {}
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether `look_ahead` does something: then the tokens are read once before their losses are."""
+        return type(self).look_ahead is not TokenObjective.look_ahead
+
+    def look_ahead(self, grid: TokenGrid) -> Mapping[str, Tensor]:
+        """[B, S] numbers of whole completions that `per_token` will find in `rows.ahead`; called without gradients.
+
+        They cost one more pass through the heads, and none through the models.
+        """
         return {}
 
     def over_sequences(self, losses: Tensor, grid: TokenGrid) -> Tensor:

@@ -41,6 +41,8 @@ class Distill(TokenObjective):
         clip: clipping of the probability ratio in the policy-gradient term.
         importance_cap: truncation of the weights student / sampler that correct for how tokens were sampled;
             None switches them off.
+        staleness_decay: in (0, 1]; the loss of a row that was written `age` optimizer steps ago is multiplied by
+            `staleness_decay ** age`. Fresh rows, and rollouts that tell no ages, are left alone.
     """
 
     support: Support = FullVocabulary()
@@ -50,6 +52,7 @@ class Distill(TokenObjective):
     advantage: Advantage | None = None
     clip: float = 0.2
     importance_cap: float | None = None
+    staleness_decay: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,6 +63,9 @@ class Distill(TokenObjective):
                 f"`clip` and `importance_cap` of `{type(self).__name__}` must be positive, got {self.clip} and "
                 f"{self.importance_cap}."
             )
+        if not 0 < self.staleness_decay <= 1:
+            name = f"{type(self).__name__}.staleness_decay"
+            raise ConfigurationError(f"`{name}` must lie in (0, 1], got {self.staleness_decay}.")
         if self.advantage is not None:
             object.__setattr__(self, "laws", self.laws & self.advantage.laws)
             for need in ("needs_reference", "needs_rewards"):
@@ -69,9 +75,10 @@ class Distill(TokenObjective):
 
     @property
     def couples_tokens(self) -> bool:
-        """Whether a policy-gradient term or importance weights ask for all tokens first."""
+        """Whether a policy-gradient term, or weights of importance or age, ask for all tokens first."""
         own = type(self).over_sequences is Distill.over_sequences
-        return not own or self.advantage is not None or self.importance_cap is not None
+        weighed = self.importance_cap is not None or self.staleness_decay < 1
+        return not own or self.advantage is not None or weighed
 
     @property
     def sampled_tokens_only(self) -> bool:
@@ -107,13 +114,15 @@ class Distill(TokenObjective):
         return {} if self.advantage is None else self.advantage.scores(rows)
 
     def over_sequences(self, losses: Tensor, grid: TokenGrid) -> Tensor:
-        """Adds the policy-gradient term and applies the importance weights."""
+        """Adds the policy-gradient term and applies the weights of importance and age."""
         if self.advantage is not None:
             advantage = self.advantage(grid).detach()
             losses = losses + clipped_surrogate(grid.student_logp, grid.student_logp.detach(), advantage, self.clip)
         if self.importance_cap is not None:
             sampler = grid.required_sampler_logp()
             losses = losses * importance_weight(grid.student_logp.detach(), sampler, self.importance_cap)
+        if self.staleness_decay < 1 and grid.age is not None:
+            losses = losses * (self.staleness_decay**grid.age)[:, None]
         return losses
 
     def token_metrics(self, rows: TokenRows) -> dict[str, Tensor]:

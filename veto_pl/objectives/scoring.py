@@ -53,6 +53,7 @@ class Scoring:
         self.reference_logp = reference_logp
         self.token_ids, self.sequence_rows = sequences.tokens()
         self.stored = self._stored()
+        self.ahead: dict[str, Tensor] = {}
 
     def run(self, stream: RowStream) -> tuple[Tensor, LossOutput]:
         """The total with its graph, and everything that is logged.
@@ -61,6 +62,8 @@ class Scoring:
         are coupled (advantages, importance weights), a first pass scores the tokens, the coupling is differentiated on
         scalars, and a second pass forms the gradients. Rows that fit into one chunk are not projected again.
         """
+        if self.objective.looks_ahead:
+            self.look_ahead(stream.scores(self._token_logps))
         if not torch.is_grad_enabled():
             output = self.reduce(stream.scores(self._kernel(None)))
             return output.terms["loss"].total, output
@@ -77,7 +80,24 @@ class Scoring:
     def reduce(self, scores: dict[str, Tensor]) -> LossOutput:
         """Sums over the batch of the scores [N], in the graph that they have."""
         mask = self.sequences.predictions
-        grid = TokenGrid(
+        losses = self.objective.over_sequences(_on_grid(scores["loss"], mask), self._grid(scores))
+        reduce = token_sum if self.objective.aggregation == "token" else sequence_mean_sum
+        count = mask.sum().float()
+        metrics = {name: Stat(value.sum(), count) for name, value in _named("metric/", scores)}
+        rows = count.new_tensor(float(len(self.sequences)))
+        metrics["on_policy"] = Stat(self.sequences.on_policy.sum().float(), rows)
+        broken = (~losses.detach().isfinite() & mask).any(1)
+        faults = {self.objective.rollout: Faults(loss=broken, gradient=torch.zeros_like(broken))}
+        return LossOutput({"loss": Stat(*reduce(losses, mask))}, metrics, faults)
+
+    def look_ahead(self, scores: dict[str, Tensor]) -> None:
+        """Asks the objective for numbers of whole completions, given `student_logp` and `teacher_logp` [N]."""
+        numbers = self.objective.look_ahead(self._grid(scores))
+        self.ahead = {name: value[self.sequences.predictions] for name, value in numbers.items()}
+
+    def _grid(self, scores: dict[str, Tensor]) -> TokenGrid:
+        mask = self.sequences.predictions
+        return TokenGrid(
             student_logp=_on_grid(scores["student_logp"], mask),
             teacher_logp=_on_grid(scores["teacher_logp"], mask),
             sampler_logp=self.sequences.sampled_logp(),
@@ -89,15 +109,6 @@ class Scoring:
             age=self.sequences.age,
             scores={name: _on_grid(value, mask) for name, value in _named("score/", scores)},
         )
-        losses = self.objective.over_sequences(_on_grid(scores["loss"], mask), grid)
-        reduce = token_sum if self.objective.aggregation == "token" else sequence_mean_sum
-        count = mask.sum().float()
-        metrics = {name: Stat(value.sum(), count) for name, value in _named("metric/", scores)}
-        rows = count.new_tensor(float(len(self.sequences)))
-        metrics["on_policy"] = Stat(self.sequences.on_policy.sum().float(), rows)
-        broken = (~losses.detach().isfinite() & mask).any(1)
-        faults = {self.objective.rollout: Faults(loss=broken, gradient=torch.zeros_like(broken))}
-        return LossOutput({"loss": Stat(*reduce(losses, mask))}, metrics, faults)
 
     def _with_gradient_faults(self, output: LossOutput, of_hidden: Tensor | None) -> LossOutput:
         """Marks the rows whose hidden states have a gradient [N, D] that is not finite; no host waits for this."""
@@ -125,6 +136,11 @@ class Scoring:
 
         return kernel
 
+    def _token_logps(self, block: Block) -> tuple[dict[str, Tensor], None]:
+        """A kernel that looks at the tokens and at nothing else."""
+        rows = self._rows(block)
+        return {"student_logp": rows.token_logp(), "teacher_logp": rows.teacher_token_logp()}, None
+
     def _rows(self, block: Block) -> TokenRows:
         temperature = self.objective.temperature
         student, teacher = (
@@ -133,8 +149,9 @@ class Scoring:
         )
         assert student is not None, "every block has the student's logits"
         stored = None if self.stored is None else self.stored[block.rows]
+        ahead = {name: value[block.rows] for name, value in self.ahead.items()}
         return TokenRows(
-            student, teacher, self.token_ids[block.rows], self.sequence_rows[block.rows], self.step, stored
+            student, teacher, self.token_ids[block.rows], self.sequence_rows[block.rows], self.step, stored, ahead
         )
 
     def _gradient(self, rows: TokenRows, pull: Pull, place: slice) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,20 @@ from veto_pl.functional.divergences import log_mixture
 from veto_pl.models.causal_lm import CausalLM, sampling_mode
 from veto_pl.offline.manifest import Manifest
 from veto_pl.planning.observation import Phase
-from veto_pl.rollouts import FromCache, FromTeacher, Mixture, Sampling, TeacherMixed, Transformers, Vllm
+from veto_pl.rollouts import (
+    AdaptiveReplay,
+    BestTeacher,
+    FromCache,
+    FromTeacher,
+    Mixture,
+    Replay,
+    Sampling,
+    TeacherCorrected,
+    TeacherMixed,
+    TeacherSwitched,
+    Transformers,
+    Vllm,
+)
 from veto_pl.rollouts.decoding import Draw
 from veto_pl.rollouts.kv_cache import GrowingLayer, new_cache, obstacle, room_for
 from veto_pl.rollouts.page import Drawn
@@ -53,24 +66,36 @@ class Writing:
         sampling: its settings; None where nothing is sampled.
         roles: the models that are sampled from.
         source: the source itself.
+        chooses: whether only one completion of each prompt is kept.
     """
 
     sampling: Sampling | None
     roles: tuple[str, ...]
     source: RolloutSource
+    chooses: bool = False
+
+    @property
+    def kept(self) -> int:
+        """Completions of each prompt that are trained on."""
+        return 1 if self.sampling is None or self.chooses else self.sampling.num_completions
 
 
 def writings(source: RolloutSource) -> list[Writing]:
     """Everything that a source may do; a source that is not known samples from the student, if it samples at all."""
     if isinstance(source, Mixture):
         return [*writings(source.first), *writings(source.second)]
+    if isinstance(source, AdaptiveReplay):
+        return [*writings(source.student), *writings(source.dataset)]
+    if isinstance(source, Replay):
+        return writings(source.source)
     roles: tuple[str, ...] = ("student",)
-    if isinstance(source, FromTeacher):
+    if isinstance(source, FromTeacher | BestTeacher):
         roles = ("teacher",)
-    elif isinstance(source, TeacherMixed):
+    elif isinstance(source, TeacherMixed | TeacherCorrected | TeacherSwitched):
         roles = ("teacher", "student")
     sampling = getattr(source, "sampling", None)
-    return [Writing(sampling if isinstance(sampling, Sampling) else None, roles, source)]
+    chooses = isinstance(source, BestTeacher)
+    return [Writing(sampling if isinstance(sampling, Sampling) else None, roles, source, chooses)]
 
 
 def completed(source: RolloutSource, prompts: int, lengths: Lengths) -> Sequences:
@@ -78,12 +103,11 @@ def completed(source: RolloutSource, prompts: int, lengths: Lengths) -> Sequence
 
     def tokens(writing: Writing) -> int:
         sampling = writing.sampling
-        return lengths.reference if sampling is None else sampling.num_completions * lengths.sampled(sampling)
+        return lengths.reference if sampling is None else writing.kept * lengths.sampled(sampling)
 
     largest = max(writings(source), key=tokens)
-    copies = 1 if largest.sampling is None else largest.sampling.num_completions
     new = lengths.reference if largest.sampling is None else lengths.sampled(largest.sampling)
-    return sequences(prompts * copies, lengths.prompt, new, largest)
+    return sequences(prompts * largest.kept, lengths.prompt, new, largest)
 
 
 def sequences(rows: int, prompt: int, new: int, writing: Writing) -> Sequences:

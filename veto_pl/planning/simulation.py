@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.optim import Optimizer
 
-from veto_pl.contexts import SameText
+from veto_pl.contexts import read_alike
 from veto_pl.evaluation import Evaluation
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional import chunked
@@ -278,12 +278,10 @@ def _adapted(objective: Objective, chunk_rows: int | None) -> Objective:
     """
     if isinstance(terms := getattr(objective, "terms", None), dict):
         return replace(objective, terms={name: _adapted(term, chunk_rows) for name, term in terms.items()})  # type: ignore[type-var]
-    changes: dict[str, Any] = {}
-    if chunk_rows is not None and hasattr(objective, "chunk_rows"):
-        changes["chunk_rows"] = chunk_rows
-    if not isinstance(getattr(objective, "context", SameText()), SameText):
-        changes["context"] = SameText()
-    return replace(objective, **changes) if changes else objective  # type: ignore[type-var]
+    alike = read_alike(objective)
+    if chunk_rows is None or not hasattr(alike, "chunk_rows"):
+        return alike
+    return replace(alike, chunk_rows=chunk_rows)  # type: ignore[type-var]
 
 
 def _chunk_rows(objective: Objective) -> int:

@@ -1,7 +1,7 @@
 """Rollouts of earlier steps, once more."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from veto_pl.memory import Memory, State
 from veto_pl.ranks import place
 from veto_pl.rollouts.sources import FromStudent, check_fraction
 from veto_pl.schedules import value_at
-from veto_pl.seams import RolloutSource, Schedule, Task
+from veto_pl.seams import RolloutSource, Schedule
 from veto_pl.types import Example, Models, PromptBatch, Sequences, Step, pad_left, pad_right
 
 
@@ -20,13 +20,16 @@ from veto_pl.types import Example, Models, PromptBatch, Sequences, Step, pad_lef
 class Replay(RolloutSource):
     """Generation is dear, so some steps train on rollouts of earlier steps. Their sampler's log-probabilities are kept.
 
-    Rows that are replayed are not `on_policy`: an older student wrote them. The buffer is in checkpoints.
+    Rows that are replayed are not `on_policy`: an older student wrote them. Every row knows its `age` in optimizer
+    steps, which `Distill.staleness_decay` turns into weights. The buffer is in checkpoints.
 
     Args:
         source: writes fresh completions.
         fraction: probability that a step trains on the buffer, a number in [0, 1] or a schedule. The first steps, with
             an empty buffer, are always fresh.
         capacity: rows that each rank keeps; the oldest go.
+        max_age: rows that were written more optimizer steps ago are not replayed; None for no limit. A step without any
+            that is young enough is fresh.
 
     References:
         arXiv 2402.03898, section 3.2 (an adaptive fraction is a schedule's business)
@@ -35,25 +38,28 @@ class Replay(RolloutSource):
     source: RolloutSource = FromStudent()
     fraction: float | Schedule = 0.5
     capacity: int = 1024
+    max_age: int | None = None
 
     def __post_init__(self) -> None:
         check_fraction("Replay.fraction", self.fraction)
         if self.capacity < 1:
             raise ConfigurationError(f"`Replay.capacity` must be at least 1, got {self.capacity}.")
+        if self.max_age is not None and self.max_age < 1:
+            raise ConfigurationError(f"`Replay.max_age` must be at least 1, got {self.max_age}.")
         if self.source.stored_teacher:
             raise ConfigurationError(
                 f"`Replay.source` cannot be `{type(self.source).__name__}`, whose rows come from a file anyway."
             )
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
-        buffer = models.memories.of(self, lambda: ReplayBuffer(self.capacity))
+        buffer = models.memories.of(self, lambda: ReplayBuffer(self.capacity, self.max_age))
         # One coin for all ranks, which have filled their buffers at the same steps.
         coin = float(step.uniform("replay", torch.zeros(1, dtype=torch.int64)))
-        if buffer.filled and coin < value_at(self.fraction, step.index, step.total):
+        if buffer.filled(step) and coin < value_at(self.fraction, step.index, step.total):
             return buffer.draw(prompts, step)
         fresh = self.source(prompts, models, step)
-        buffer.add(fresh)
-        return fresh
+        buffer.add(fresh, step)
+        return replace(fresh, age=torch.zeros(len(fresh), device=fresh.input_ids.device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +74,8 @@ class Kept:
         prompt: the example's prompt.
         completion: its reference.
         row: its fields; what is no plain value is kept as its `repr`.
+        written: the optimizer step that it was written at; checkpoints of older versions do not tell, and their rows
+            count as written at the start of the run.
     """
 
     prompt_ids: Tensor
@@ -77,6 +85,7 @@ class Kept:
     prompt: str
     completion: str | None
     row: Mapping[str, Any]
+    written: int = 0
 
     @property
     def example(self) -> Example:
@@ -89,47 +98,61 @@ class ReplayBuffer(Memory):
 
     Args:
         capacity: how many.
+        max_age: optimizer steps after which a row is not drawn any more; None for no limit.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.filled = False
+    def __init__(self, capacity: int, max_age: int | None = None) -> None:
+        self.capacity, self.max_age = capacity, max_age
         self._rows: list[Kept] = []
         self._fresh: list[Kept] = []
-        self._asked = False
+        self._latest: int | None = None
+        self._asked: int | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def add(self, sequences: Sequences) -> None:
+    def filled(self, step: Step) -> bool:
+        """Whether some rank may have rows that are young enough: the same answer on all of them."""
+        return self._latest is not None and self._young(self._latest, step)
+
+    def add(self, sequences: Sequences, step: Step) -> None:
         """Keeps rows from the next optimizer step on."""
-        self._asked = True
-        self._fresh += kept_rows(sequences)
+        self._asked = step.index
+        self._fresh += kept_rows(sequences, step.index)
 
     def draw(self, prompts: PromptBatch, step: Step) -> Sequences:
-        """As many rows as there are prompts, or all there are, each once; `prompts` names the task and the device."""
-        order = torch.randperm(len(self._rows), generator=step.generator("replay"))[: len(prompts)]
-        return as_sequences([self._rows[i] for i in order.tolist()], prompts.task, prompts.input_ids.device)
+        """As many rows as there are prompts, or all there are, each once; `prompts` names task, template and device."""
+        young = [row for row in self._rows if self._young(row.written, step)]
+        order = torch.randperm(len(young), generator=step.generator("replay"))[: len(prompts)]
+        rows = [young[i] for i in order.tolist()]
+        drawn = as_sequences(rows, prompts)
+        ages = torch.tensor([float(step.index - row.written) for row in rows])
+        return replace(drawn, age=ages.to(prompts.input_ids.device))
 
     def end_step(self, *, done: bool) -> None:
         if done:
             self._rows = (self._rows + self._fresh)[-self.capacity :]
-            self.filled |= self._asked
-        self._fresh, self._asked = [], False
+            self._latest = self._latest if self._asked is None else self._asked
+        self._fresh, self._asked = [], None
 
     def state(self) -> State:
-        return {"rows": [asdict(row) for row in self._rows], "filled": self.filled}
+        return {"rows": [asdict(row) for row in self._rows], "latest": self._latest}
 
     def restore(self, states: Sequence[State], rank: int) -> None:
         ranks = place()[1]
         everything = [row for state in states for row in state["rows"]]
         mine = states[rank]["rows"] if len(states) == ranks else everything[rank::ranks]
         self._rows = [Kept(**row) for row in mine][-self.capacity :]
-        self.filled = any(state["filled"] for state in states)
+        # Checkpoints of older versions say `filled`, and not when.
+        told = [state.get("latest", 0 if state.get("filled") else None) for state in states]
+        self._latest = max((latest for latest in told if latest is not None), default=None)
+
+    def _young(self, written: int, step: Step) -> bool:
+        return self.max_age is None or step.index - written <= self.max_age
 
 
-def kept_rows(sequences: Sequences) -> list[Kept]:
-    """The rows of a rollout, one by one."""
+def kept_rows(sequences: Sequences, written: int) -> list[Kept]:
+    """The rows of a rollout that was written at this optimizer step, one by one."""
     assert sequences.prompts is not None, "every source names the prompts that it has completed"
     logp = sequences.sampler_logp
     columns = [sequences.input_ids, sequences.attention_mask, sequences.loss_mask]
@@ -147,20 +170,23 @@ def kept_rows(sequences: Sequences) -> list[Kept]:
                 prompt=example.prompt,
                 completion=example.completion,
                 row=_plain(dict(example.row)),
+                written=written,
             )
         )
     return rows
 
 
-def as_sequences(rows: Sequence[Kept], task: Task | None, device: torch.device) -> Sequences:
-    """The rows as a rollout with prompts of its own."""
+def as_sequences(rows: Sequence[Kept], batch: PromptBatch) -> Sequences:
+    """The rows as a rollout with prompts of its own; task, template and device are those of `batch`."""
+    device = batch.input_ids.device
     prompt_ids, prompt_mask = pad_left([row.prompt_ids for row in rows])
     ids, mask = pad_right([row.completion_ids for row in rows])
     logp, _ = pad_right([row.sampler_logp for row in rows])
     numbers = torch.tensor([row.number for row in rows], dtype=torch.int64)
     none = torch.zeros(len(rows), 0, dtype=torch.int64)
     examples = tuple(row.example for row in rows)
-    prompts = PromptBatch(prompt_ids, prompt_mask, none, none.bool(), examples, task, numbers).to(device)
+    prompts = PromptBatch(prompt_ids, prompt_mask, none, none.bool(), examples, batch.task, numbers, batch.template)
+    prompts = prompts.to(device)
     before = torch.zeros(prompt_ids.shape, device=device)
     moved = ids.to(device), mask.to(device)
     return Sequences.join(prompts, *moved, sampler_logp=torch.cat([before, logp.to(device)], 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -69,6 +70,10 @@ def dense_loss(objective: TokenObjective, rollouts: Rollouts, models: Models, st
         with torch.no_grad():
             teacher = models.required_teacher()(objective.context(sequences, models, step), logp)
     rows = TokenRows(student, teacher, scoring.token_ids, scoring.sequence_rows, step)
+    if objective.looks_ahead:
+        logps = {"student_logp": rows.token_logp().detach(), "teacher_logp": rows.teacher_token_logp()}
+        scoring.look_ahead(logps)
+        rows = replace(rows, ahead=scoring.ahead)
     scores = {
         "loss": objective.per_token(rows),
         "student_logp": rows.token_logp(),

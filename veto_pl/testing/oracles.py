@@ -66,6 +66,23 @@ def total_variation(student: Distribution, target: Distribution) -> float:
         return float(sum((max(a - b, Decimal()) for a, b in zip(student, target, strict=True)), Decimal()))
 
 
+def alpha_divergence(student: Distribution, target: Distribution, alpha: float) -> float:
+    r""":math:`(1 - \sum_v q_v^\alpha p_v^{1-\alpha}) / (\alpha (1 - \alpha))`, and the KLs at the ends."""
+    if alpha in (0, 1):
+        return forward_kl(student, target) if alpha else reverse_kl(student, target)
+    with localcontext(_CONTEXT):
+        return float((1 - _affinity(student, target, Decimal(alpha))) / (Decimal(alpha) * (1 - Decimal(alpha))))
+
+
+def renyi(student: Distribution, target: Distribution, alpha: float) -> float:
+    r""":math:`\log \sum_v q_v^\alpha p_v^{1-\alpha} / (\alpha - 1)`, and the forward KL at 1."""
+    if alpha == 1:
+        return forward_kl(student, target)
+    with localcontext(_CONTEXT):
+        affinity = _affinity(student, target, Decimal(alpha))
+        return float(affinity.ln() / (Decimal(alpha) - 1)) if affinity else math.inf
+
+
 def geometric_bridge(teacher: Distribution, student: Distribution, beta: float) -> list[float]:
     r""":math:`\log \left( T_v S_v^\beta / \sum_u T_u S_u^\beta \right)`; -inf where either is 0."""
     with localcontext(_CONTEXT):
@@ -123,6 +140,11 @@ def _kl(first: Distribution, second: Distribution) -> Decimal:
     if any(not b for _, b in pairs):
         return Decimal("Infinity")
     return sum((a * (a / b).ln() for a, b in pairs), Decimal())
+
+
+def _affinity(student: Distribution, target: Distribution, alpha: Decimal) -> Decimal:
+    pairs = [(p, q) for p, q in zip(student, target, strict=True) if p and q]
+    return sum(((alpha * q.ln() + (1 - alpha) * p.ln()).exp() for p, q in pairs), Decimal())
 
 
 def _mix(first: Distribution, second: Distribution, weight: Decimal) -> list[Decimal]:

@@ -61,6 +61,14 @@ def _called(instance: Any, student: Tensor, teacher: Tensor) -> tuple[Tensor, ..
     return (instance(TokenRows(student, teacher, index % student.shape[-1], index, STEP)),)
 
 
+def scored(instance: Advantage, shape: torch.Size, generator: torch.Generator) -> dict[str, Tensor]:
+    """What an advantage asks for, [B, S] each, of made-up distributions."""
+    student, teacher = torch.randn(2, shape.numel(), 4, generator=generator, dtype=torch.float64).log_softmax(-1)
+    index = torch.arange(len(student))
+    scores = instance.scores(TokenRows(student, teacher, index % 4, index // shape[1], STEP))
+    return {name: value.view(shape) for name, value in scores.items()}
+
+
 def _close(one: Tensor, other: Tensor, tolerance: float = 1e-9) -> None:
     torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance, check_dtype=False)
 
@@ -193,7 +201,10 @@ def test_advantages_ignore_what_is_masked(instance: Advantage, grid: Pair, seed:
     teacher, garbage = torch.randn(2, *mask.shape, generator=generator, dtype=torch.float64)
     rewards = torch.randint(2, (len(mask),), generator=generator).double()
     rows = torch.arange(len(mask)) // 2
-    clean = TokenGrid(student, teacher, teacher, mask, rows, rewards, STEP)
+    scores = scored(instance, mask.shape, generator)
+    clean = TokenGrid(
+        student, teacher, teacher, mask, rows, rewards, STEP, reference_logp=teacher.flip(1), scores=scores
+    )
     dirty = dataclasses.replace(clean, student_logp=torch.where(mask, student, garbage * 100))
     credit = instance(clean)
     assert credit.shape == mask.shape

@@ -1,0 +1,220 @@
+"""Watches over objectives that extrapolate from a reference: how far they may go before structure is lost."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from torch import Tensor
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.chunked import Block, RowStream
+from veto_pl.functional.extrapolation import lambda_star
+from veto_pl.models.sharding import gathered
+from veto_pl.objectives import ListOPD
+from veto_pl.objectives.likelihood import read
+from veto_pl.ranks import sum_over_ranks
+from veto_pl.rollouts import FromDataset
+from veto_pl.seams import RolloutSource
+from veto_pl.types import Models, PromptBatch, Step
+
+EXTRAPOLATION = "extrapolation.json"
+CHUNK_ROWS = 256
+SMALLEST = 1e-9
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One token of the structure: what both models make of it where the teacher prefers it.
+
+    Args:
+        token: as text.
+        count: positions at which it was looked at.
+        modal_probability: p, the teacher's mean probability of the token.
+        warm_start_mass: b, the mean probability that the base gives it: the reference, or the student as it starts.
+        bound: lambda*(p, b, c); infinite where the base is as sure as the teacher.
+    """
+
+    token: str
+    count: int
+    modal_probability: float
+    warm_start_mass: float
+    bound: float
+
+
+class ExtrapolationMonitor(L.Callback):
+    r"""Measures, before the first step, how far `ListOPD` may extrapolate, and acts where it is set to go further.
+
+    At the positions of a few validation rows where the teacher prefers a structural token, the mean probability p that
+    the teacher gives it and the mean mass b that the base gives it bound the extrapolation by
+    :math:`\lambda^*(p, b, c)`, c being `ListOPD.importance_cap`. The token with the smallest bound binds. All of it is
+    written to `extrapolation.json` in the run folder.
+
+    Args:
+        structural: the tokens that make up the structure, as texts; None takes every token that the teacher is
+            `certain` of, in the mean over the positions where it prefers it.
+        certain: the mean probability from which on a token counts as structure where `structural` is None.
+        prompts: validation rows that are looked at, on each rank.
+        rollout: who writes the completions that are looked at.
+        margin: lambda is held to (1 - margin) times the bound.
+        action: `warn`, `cap` lambda for the run, or `stop` the run before it begins.
+
+    Raises:
+        ConfigurationError: the objective is no `ListOPD`, a number lies outside its range, there is no structural
+            position, or the run is stopped.
+
+    References:
+        arXiv 2605.08737
+    """
+
+    def __init__(
+        self,
+        structural: list[str] | None = None,
+        certain: float = 0.95,
+        prompts: int = 64,
+        rollout: RolloutSource = FromDataset(),
+        margin: float = 0.02,
+        action: Literal["warn", "cap", "stop"] = "warn",
+    ) -> None:
+        if not (0 < certain < 1 and 0 <= margin < 1 and prompts >= 1):
+            raise ConfigurationError(
+                "`ExtrapolationMonitor` needs `certain` in (0, 1), `margin` in [0, 1) and `prompts` of at least 1, got "
+                f"{certain}, {margin} and {prompts}."
+            )
+        self.structural = structural
+        self.certain = certain
+        self.prompts = prompts
+        self.rollout = rollout
+        self.margin = margin
+        self.action = action
+        self.found: list[Structure] = []
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Refuses objectives that do not extrapolate."""
+        if not isinstance(pl_module.objective, ListOPD):
+            raise ConfigurationError(
+                f"`ExtrapolationMonitor` watches over `ListOPD`, got `{type(pl_module.objective).__name__}`. Leave the "
+                "callback out, or use that objective."
+            )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Measures, unless the run goes on from a checkpoint that has the measurement, and acts."""
+        objective = pl_module.objective
+        if not self.found:
+            batches = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+            sums = self._measure(_rows(batches, self.prompts), pl_module.models, pl_module.device)
+            self.found = self._structures(sums, pl_module.models, objective.importance_cap)
+        if not self.found:
+            raise ConfigurationError(
+                "`ExtrapolationMonitor` found no structural position in the validation rows. Name tokens that the "
+                "completions hold in `structural`, or lower `certain`."
+            )
+        self._write(trainer)
+        binding = min(self.found, key=lambda structure: structure.bound)
+        total = int(trainer.estimated_stepping_batches)
+        highest = max(objective.extrapolation_at(Step(index, total)) for index in range(max(total, 1)))
+        if highest > (1 - self.margin) * binding.bound:
+            self._act(pl_module, objective, binding, highest)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured: a resumed run has no warm start to measure anew."""
+        return {"found": [asdict(structure) for structure in self.found]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with what was measured."""
+        self.found = [Structure(**values) for values in state_dict["found"]]
+
+    def _act(self, pl_module: Any, objective: ListOPD, binding: Structure, highest: float) -> None:
+        message = (
+            f"`ListOPD.extrapolation` reaches {highest:.4g}, but {binding.token!r}, which the teacher writes with "
+            f"probability {binding.modal_probability:.4g} and the base with {binding.warm_start_mass:.4g}, bounds it "
+            f"by {binding.bound:.4g}. Beyond, the student may lose the structure."
+        )
+        if self.action == "stop":
+            raise ConfigurationError(f"{message} Lower it to {(1 - self.margin) * binding.bound:.4g}.")
+        capped = " It is capped." if self.action == "cap" else ""
+        rank_zero_warn(f"{message}{capped}")
+        if self.action == "cap":
+            p, b = _inside(binding.modal_probability), _inside(binding.warm_start_mass)
+            pl_module.objective = replace(objective, modal_probability=p, warm_start_mass=b, margin=self.margin)
+
+    def _measure(self, rows: Sequence[PromptBatch], models: Models, device: torch.device) -> Tensor:
+        """[3, V] sums over all ranks, by the token that the teacher prefers: positions, p and b."""
+        sums = torch.zeros(3, models.student.vocab_size, dtype=torch.float64)
+        for batch in rows:
+            sums += _by_preferred(batch.to(device), models, self.rollout)
+        return sum_over_ranks(sums.to(device)).cpu()
+
+    def _structures(self, sums: Tensor, models: Models, cap: float | None) -> list[Structure]:
+        counts, teacher, base = sums
+        p, b = teacher / counts.clamp_min(1), base / counts.clamp_min(1)
+        if self.structural is None:
+            ids = ((counts > 0) & (p >= self.certain)).nonzero()[:, 0].tolist()
+        else:
+            ids = [i for i in counts.nonzero()[:, 0].tolist() if models.tokenizer.decode([i]) in self.structural]
+        return [
+            Structure(
+                token=models.tokenizer.decode([i]),
+                count=int(counts[i]),
+                modal_probability=float(p[i]),
+                warm_start_mass=float(b[i]),
+                bound=_bound(float(p[i]), float(b[i]), cap),
+            )
+            for i in ids
+        ]
+
+    @rank_zero_only
+    def _write(self, trainer: L.Trainer) -> None:
+        file = Path(trainer.log_dir or trainer.default_root_dir) / EXTRAPOLATION
+        file.parent.mkdir(parents=True, exist_ok=True)
+        ordered = sorted(self.found, key=lambda structure: structure.bound)
+        rows = [asdict(s) | {"bound": s.bound if math.isfinite(s.bound) else None} for s in ordered]
+        file.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _bound(p: float, b: float, cap: float | None) -> float:
+    """The bound; infinite where no weight is clipped. A mean that is rounded to 0 or 1 is moved inside."""
+    return lambda_star(_inside(p), _inside(b), math.inf if cap is None else cap)
+
+
+def _inside(probability: float) -> float:
+    return min(max(probability, SMALLEST), 1 - SMALLEST)
+
+
+def _rows(batches: Any, count: int) -> list[PromptBatch]:
+    """The first batches, until they have so many rows."""
+    taken: list[PromptBatch] = []
+    for batch in batches:
+        taken.append(batch.rows(torch.arange(min(len(batch), count - sum(map(len, taken))))))
+        if sum(map(len, taken)) >= count:
+            break
+    return taken
+
+
+def _by_preferred(batch: PromptBatch, models: Models, rollout: RolloutSource) -> Tensor:
+    """[3, V] of one batch."""
+    sequences = rollout(batch, models, Step(0, 1, seed=-1))
+    teacher, base = models.required_teacher(), models.reference or models.student
+
+    def look(block: Block) -> tuple[dict[str, Tensor], None]:
+        assert block.teacher is not None, "the stream has a teacher"
+        logp = torch.log_softmax(block.teacher, -1).max(-1)
+        ids, believed = logp.indices, torch.log_softmax(block.student, -1)
+        mass = believed.gather(1, ids[:, None])[:, 0].exp()
+        return {"id": ids.double(), "p": logp.values.exp().double(), "b": mass.double()}, None
+
+    with torch.no_grad(), gathered(base, head_only=True), gathered(teacher, head_only=True):
+        stream = RowStream(
+            read(base, sequences), base.head(), read(teacher, sequences), teacher.head(), chunk_rows=CHUNK_ROWS
+        )
+        scores = stream.scores(look)
+    ids = scores["id"].long().cpu()
+    columns = torch.stack([torch.ones(len(ids), dtype=torch.float64), scores["p"].cpu(), scores["b"].cpu()])
+    return torch.zeros(3, models.student.vocab_size, dtype=torch.float64).index_add_(1, ids, columns)

@@ -1,0 +1,123 @@
+"""The student writes as often as validation asks for it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.memory import Memory, State
+from veto_pl.rollouts.replay import ReplayBuffer
+from veto_pl.rollouts.sources import FromDataset, FromStudent, check_fraction
+from veto_pl.seams import RolloutSource
+from veto_pl.types import Models, PromptBatch, Sequences, Step
+
+
+@dataclass(frozen=True)
+class AdaptiveReplay(RolloutSource):
+    r"""The task's completions, until validation gets worse: then more and more of the student's, most of them replayed.
+
+    With a uniform number r for each step: where :math:`r < \phi (1 - t/T)` the student writes, and the rows are kept;
+    else where :math:`r < \phi` earlier rows are replayed; else the task's completions are used. Whenever the loss of a
+    validation is at least `tolerance` above that of the validation at which :math:`\phi` last moved (at first: of the
+    first validation), :math:`\phi` grows by `increment`, up to 1. It is logged as `train/phi`, and saved in
+    checkpoints with the loss and the rows.
+
+    The published code watches the likelihood of the task's completions, which `monitor` can name too where it is
+    measured; it compares with a validation before training at first; and it lets the student write instead of
+    replaying until its buffer is full, here while it is empty.
+
+    Args:
+        student: writes fresh completions.
+        dataset: gives the others.
+        start: the first :math:`\phi`, in [0, 1].
+        increment: what it grows by.
+        tolerance: by how much the loss has to be worse.
+        capacity: rows that each rank keeps; the oldest go.
+        monitor: the logged name of the loss.
+
+    References:
+        arXiv 2402.03898
+    """
+
+    student: RolloutSource = FromStudent()
+    dataset: RolloutSource = FromDataset()
+    start: float = 0.0
+    increment: float = 0.1
+    tolerance: float = 0.1
+    capacity: int = 1000
+    monitor: str = "validation/forward_kl"
+
+    def __post_init__(self) -> None:
+        check_fraction("AdaptiveReplay.start", self.start)
+        check_fraction("AdaptiveReplay.increment", self.increment)
+        if not 0 <= self.tolerance < math.inf:
+            raise ConfigurationError(f"`AdaptiveReplay.tolerance` must be at least 0 and finite, got {self.tolerance}.")
+        if self.capacity < 1:
+            raise ConfigurationError(f"`AdaptiveReplay.capacity` must be at least 1, got {self.capacity}.")
+        if stored := [type(source).__name__ for source in (self.student, self.dataset) if source.stored_teacher]:
+            raise ConfigurationError(
+                f"`AdaptiveReplay` cannot hold `{stored[0]}`: the rows of the other source have no stored scores."
+            )
+
+    def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
+        memory = models.memories.of(self, lambda: AdaptiveMemory(self))
+        phi = memory.phi_of(step)
+        # One number for all ranks, which have seen the same validations and filled their buffers at the same steps.
+        coin = float(step.uniform("adaptive replay", torch.zeros(1, dtype=torch.int64)))
+        if coin >= phi:
+            return self.dataset(prompts, models, step)
+        if memory.buffer.filled(step) and coin >= phi * (1 - step.index / max(step.total, 1)):
+            return memory.buffer.draw(prompts, step)
+        fresh = self.student(prompts, models, step)
+        memory.buffer.add(fresh, step)
+        return replace(fresh, age=torch.zeros(len(fresh), device=fresh.input_ids.device))
+
+
+class AdaptiveMemory(Memory):
+    """How often the student writes, and what it has written.
+
+    Args:
+        source: has the settings.
+    """
+
+    def __init__(self, source: AdaptiveReplay) -> None:
+        self.source = source
+        self.buffer = ReplayBuffer(source.capacity)
+        self.phi = source.start
+        self.compared: float | None = None
+        self._window = (-1, source.start)
+
+    def phi_of(self, step: Step) -> float:
+        """A validation in the middle of an accumulation window counts from the next window on."""
+        if self._window[0] != step.index:
+            self._window = (step.index, self.phi)
+        return self._window[1]
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        loss = metrics.get(self.source.monitor)
+        if loss is None:
+            raise ConfigurationError(
+                f"`AdaptiveReplay.monitor` must be a metric of the validation, got `{self.source.monitor}`; there are "
+                f"{', '.join(sorted(metrics))}."
+            )
+        if self.compared is None:
+            self.compared = loss
+        elif loss >= self.compared + self.source.tolerance:
+            self.phi = min(1.0, self.phi + self.source.increment)
+            self.compared = loss
+
+    def numbers(self) -> Mapping[str, float]:
+        return {"phi": self._window[1]}
+
+    def end_step(self, *, done: bool) -> None:
+        self.buffer.end_step(done=done)
+
+    def state(self) -> State:
+        return {"phi": self.phi, "compared": self.compared, "window": self._window, "buffer": self.buffer.state()}
+
+    def restore(self, states: Sequence[State], rank: int) -> None:
+        self.phi, self.compared, window = (states[0][name] for name in ("phi", "compared", "window"))
+        self._window = tuple(window)
+        self.buffer.restore([state["buffer"] for state in states], rank)

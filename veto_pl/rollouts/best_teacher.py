@@ -1,0 +1,140 @@
+"""Of several answers of the teacher, the one that is right and closest to what the student would say."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from veto_pl.contexts import behind, known, retold
+from veto_pl.data.templates import check_format, fill
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.chunked import Block, RowStream
+from veto_pl.models.causal_lm import CausalLM, sampling_mode
+from veto_pl.models.sharding import gathered
+from veto_pl.rollouts.engines import DecodeLoop
+from veto_pl.rollouts.sampling import Sampling
+from veto_pl.rollouts.sources import FromStudent, FromTeacher
+from veto_pl.seams import Engine, RolloutSource, Template
+from veto_pl.types import Models, PromptBatch, Sequences, Step
+
+CHUNK_ROWS = 256
+
+
+@dataclass(frozen=True)
+class BestTeacher(RolloutSource):
+    r"""One completion of each prompt by the teacher, chosen by correctness first and closeness to the student second.
+
+    The overlap of a completion y with the student's own rollout is the share of its tokens that are among the student's
+    likeliest ids at the same place of that rollout:
+
+    .. math:: o(y) = \frac{1}{|y|} \sum_t 1[y_t \in \mathrm{TopK}(p_S(\cdot \mid x, \hat y_{<t}))]
+
+    A place that the rollout does not reach has no such ids. First, of the correct completions the one with the largest
+    overlap is taken. Where none is correct, the teacher answers once more with the reference in its prompt, and the
+    answer is taken, behind the plain prompt, if it is correct. Where that fails too, `fallback` decides. A completion
+    is correct if the task's reward is 1; the rows carry the rewards.
+
+    Args:
+        sampling: how the teacher samples; `num_completions` are tried for each prompt.
+        student: the student's own rollout, written once if the objective uses it too; the first completion of a prompt
+            counts.
+        top_k: the student's likeliest ids at each place.
+        hint: a format string over `{prompt}`, the reference `{completion}` and the fields of the row for the second
+            try. A prompt without a reference keeps its text.
+        template: makes the text of the hinted prompt; None takes the template of the data, which has to read
+            `{prompt}`.
+        fallback: `overlap` takes the completion with the largest overlap, though it is wrong; `skip` trains on nothing.
+        engine: what runs the teacher.
+
+    Raises:
+        ConfigurationError: the hint is malformed, a row cannot fill it, or the template of the data does not show it.
+
+    References:
+        arXiv 2605.09725
+    """
+
+    sampling: Sampling = Sampling(temperature=0.7, top_p=0.95, num_completions=4)
+    student: FromStudent = FromStudent()
+    top_k: int = 16
+    hint: str = (
+        "{prompt}\n\n[For checking only, never to be mentioned: the answer is {completion}. Derive it from the problem "
+        "alone, and look at it when you have an answer of your own.]"
+    )
+    template: Template | None = None
+    fallback: Literal["overlap", "skip"] = "overlap"
+    engine: Engine = DecodeLoop()
+
+    def __post_init__(self) -> None:
+        check_format("BestTeacher.hint", self.hint)
+        if self.top_k < 1:
+            raise ConfigurationError(f"`BestTeacher.top_k` must be at least 1, got {self.top_k}.")
+
+    def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
+        tried = FromTeacher(self.sampling, self.engine)(prompts, models, step)
+        tried = prompts.rewarded(tried, models.tokenizer)
+        own = models.rolled_out(self.student, prompts, step)
+        overlap = overlaps(tried, own, likeliest(models.student, own, self.top_k))
+        best, correct = (values.view(-1, self.sampling.num_completions) for values in (overlap, _correct(tried)))
+        # A correct completion comes before every other one, whatever the overlaps.
+        chosen = (best + 2 * correct).argmax(1) + torch.arange(len(prompts), device=best.device) * best.shape[1]
+        taken = replace(tried, sampler_logp=None).rows(chosen)
+        failed = (~correct.any(1)).nonzero()[:, 0]
+        # Sharded models need every rank, whether it has failures or not.
+        if len(failed) or models.sharded or not len(prompts):
+            taken = self._once_more(taken, failed, prompts, models, step)
+        if self.fallback == "skip":
+            taken = replace(taken, loss_mask=taken.loss_mask & _correct(taken)[:, None])
+        return taken
+
+    def _once_more(
+        self, taken: Sequences, failed: Tensor, prompts: PromptBatch, models: Models, step: Step
+    ) -> Sequences:
+        """Puts correct answers of a teacher who knows the reference in the place of the rows `failed` ([F] int64)."""
+        plain = prompts.rows(failed)
+        texts = [fill("BestTeacher.hint", self.hint, e, **known(e)) if known(e) else None for e in plain.examples]
+        told = retold(plain, texts, models.tokenizer, self.template, "BestTeacher")
+        answers = FromTeacher(replace(self.sampling, num_completions=1), self.engine)(told, models, step)
+        answers = plain.rewarded(behind(plain, answers), models.tokenizer)
+        right = _correct(answers)
+        answers = answers.rows(right).continuing(prompts, failed)
+        kept = taken.rows(~torch.isin(taken.prompt_rows, answers.prompt_rows))
+        return Sequences.concatenate([kept, answers]).in_prompt_order()
+
+
+def likeliest(model: CausalLM, sequences: Sequences, k: int) -> Tensor:
+    """[N, K] int64: the model's likeliest ids at each completion token, all of them where there are fewer than k."""
+    k = min(k, model.vocab_size)
+
+    def kernel(block: Block) -> tuple[dict[str, Tensor], None]:
+        ids = block.student.topk(k, -1).indices
+        return {str(place): ids[:, place] for place in range(k)}, None
+
+    with sampling_mode(model), gathered(model, head_only=True):
+        hidden: Tensor = model(sequences, lambda hidden, _: hidden)
+        found = RowStream(hidden, model.head(), chunk_rows=CHUNK_ROWS).scores(kernel)
+    return torch.stack(list(found.values()), 1)
+
+
+def overlaps(tried: Sequences, own: Sequences, ids: Tensor) -> Tensor:
+    """[R]: the share of each completion's tokens that are among the ids of its prompt's first row in `own`.
+
+    Args:
+        tried: R completions.
+        own: the student's rollout of the same prompts.
+        ids: [N, K] the student's likeliest ids at each completion token of `own`.
+    """
+    rows = torch.split(ids, own.predictions.sum(1).tolist())
+    first = dict(reversed(list(zip(own.prompt_rows.tolist(), rows, strict=True))))
+    shares = [torch.zeros(0, device=ids.device)]
+    for prompt, completion in zip(tried.prompt_rows.tolist(), tried.completions(), strict=True):
+        length = min(len(first[prompt]), len(completion))
+        hits = (completion[:length, None] == first[prompt][:length]).any(1).sum()
+        shares.append(hits.float()[None] / max(len(completion), 1))
+    return torch.cat(shares)
+
+
+def _correct(sequences: Sequences) -> Tensor:
+    """[B] bool."""
+    assert sequences.rewards is not None, "rows are rewarded before they are chosen from"
+    return sequences.rewards == 1
