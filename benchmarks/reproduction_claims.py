@@ -17,6 +17,7 @@ from veto_pl.functional.targets import geometric_bridge
 Found = Mapping[str, Comparison]
 HOLDS, FAILS, UNTESTED = "holds here", "does not hold here", "cannot be tested here"
 ACCURACY = "greedy/accuracy"
+STEPS = 6000
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,15 @@ def _distance_of_optimum(divergence: Callable[..., torch.Tensor], beta: float) -
     generator = torch.Generator().manual_seed(0)
     teacher = torch.randn(20, 6, generator=generator, dtype=torch.float64).log_softmax(-1)
     logits = torch.zeros_like(teacher, requires_grad=True)
-    optimizer = torch.optim.Adam([logits], lr=0.05)
-    for _ in range(6000):
+    optimizer = torch.optim.Adam([logits], lr=0.2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)  # a constant rate keeps circling
+    for _ in range(STEPS):
         student = logits.log_softmax(-1)
         loss = divergence(student, geometric_bridge(teacher, student.detach(), beta)).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
     optimum = (teacher / (1 - beta)).softmax(-1)
     return float((logits.detach().softmax(-1) - optimum).abs().sum(-1).max() / 2)
 

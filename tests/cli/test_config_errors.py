@@ -97,8 +97,8 @@ UNREADABLE = {
         [f"`{OBJECTIVE}.divergence`", "Did you mean `ForwardKL`?", "`veto-pl list divergences`"],
     ),
     "a misspelt term": (
-        {"model.objective": {"class_path": "Sum", "init_args": {"terms": {"a": {"class_path": "SFTT"}}}}},
-        [f"`{OBJECTIVE}.terms`", "`SFTT`", "Did you mean `SFT`?"],
+        {"model.objective": {"class_path": "Sum", "init_args": {"terms": {"a": {"class_path": "Vetoo"}}}}},
+        [f"`{OBJECTIVE}.terms`", "`Vetoo`", "Did you mean `Veto`?"],
     ),
     "a misspelt metric": ({"model.metrics": [{"class_path": "Accurcy"}]}, ["`model.metrics`", "`Accuracy`"]),
     "a misspelt callback": ({"trainer.callbacks": [{"class_path": "Exprt"}]}, ["`trainer.callbacks`", "`Export`"]),

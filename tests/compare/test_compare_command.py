@@ -18,6 +18,8 @@ from veto_pl.compare.jobs import Job
 from veto_pl.compare.pool import Pool
 from veto_pl.exceptions import ConfigurationError, VetoError
 
+pytestmark = pytest.mark.xdist_group("compare")  # the fixture is dear
+
 ROOT = Path(__file__).parents[2]
 STUDY = f"""
 title: a study
