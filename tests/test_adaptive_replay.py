@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from dataclasses import replace
 
 import lightning as L
@@ -79,8 +80,13 @@ def test_phi_grows_where_a_validation_is_worse_than_the_last_that_moved_it(losse
     source = AdaptiveReplay(start=0.2, increment=increment, tolerance=tolerance)
     memory, phi, compared = AdaptiveMemory(source), 0.2, None
     for loss in losses:
-        memory.observe({LOSS: loss, "validation/accuracy": 0.0})
-        if compared is None:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            memory.observe({LOSS: loss, "validation/accuracy": 0.0})
+        assert bool(said) != math.isfinite(loss), "one that cannot be compared is passed over, and said"
+        if not math.isfinite(loss):
+            pass
+        elif compared is None:
             compared = loss
         elif loss >= compared + tolerance:
             phi, compared = min(1.0, phi + increment), loss

@@ -152,6 +152,23 @@ def test_the_students_rollout_is_written_once(models, monkeypatch):
     assert torch.equal(source(batch, known, STEP).input_ids, expected.input_ids)
 
 
+def test_teacher_and_student_draw_apart_and_so_does_the_second_try(models):
+    """With equal weights and equal numbers they would write the same text."""
+    same = replace(models, teacher=models.student)
+    batch, step = prompt_batch(same, ["abc>", "d>", "efghij>"] * 4), Step(0, 1)
+    sampling = Sampling(max_new_tokens=8)
+    texts = [
+        [ids.tolist() for ids in source(batch, same, at).completions()]
+        for source, at in (
+            (FromTeacher(sampling), step),
+            (FromTeacher(sampling), step.aside("second try")),
+            (FromStudent(sampling), step),
+        )
+    ]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert sum(a == b for a, b in zip(texts[one], texts[other], strict=True)) < 6
+
+
 def test_no_prompts_give_no_rows(models):
     batch = judged(models).rows(torch.arange(0))
     assert len(BestTeacher(TRIES, STUDENT, hint=HINT)(batch, models, STEP)) == 0

@@ -9,6 +9,7 @@ import torch
 import yaml
 from transformers import PreTrainedTokenizerFast, Qwen2Config
 
+from veto_pl.checks import Setup
 from veto_pl.cli import VetoCLI, main
 from veto_pl.compare.command import load_study
 from veto_pl.compare.jobs import Jobs
@@ -17,6 +18,7 @@ from veto_pl.fsdp import FullyShard
 from veto_pl.module import DistillationModule
 from veto_pl.objectives import SFT, Veto
 from veto_pl.plugins import load_plugins
+from veto_pl.rollouts import Sampling
 from veto_pl.schedules import Linear, WarmUp
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,6 +153,9 @@ def test_the_recipes_of_the_methods_build_behind_the_papers(method, qwen2):
     assert (cli.model.reference_source is not None) == needs.needs_reference
     models = parsed_parameters(cli.model)
     assert (models.teacher is not None) >= needs.needs_teacher
+    assert models.student.model.config.attention_dropout == 0.0, "Veto's dropout is not that of other papers"
+    lengths = [p.max_new_tokens for _, p in Setup(cli.model, cli.datamodule, {}).parts() if isinstance(p, Sampling)]
+    assert min(lengths) >= cli.model.evaluation.max_new_tokens
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -381,3 +381,9 @@ def test_what_the_objectives_do_to_one_token_can_be_drawn(objective):
 def test_settings_out_of_range_are_named(make, named):
     with pytest.raises(ConfigurationError, match=named.replace(".", r"\.")):
         make()
+
+
+def test_akl_refuses_a_stored_teacher_whose_tail_is_one_outcome(monkeypatch):
+    monkeypatch.setattr(FromDataset, "stored_teacher", True)
+    with pytest.raises(ConfigurationError, match="`AKL` tells likely ids from unlikely ones"):
+        AKL()

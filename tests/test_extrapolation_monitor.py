@@ -79,6 +79,14 @@ def test_it_measures_what_a_loop_over_the_rows_finds(rows, tmp_path):
     assert [row["bound"] for row in written] == sorted(s.bound for s in monitor.found)
 
 
+def test_it_measures_at_the_temperature_of_the_loss(rows, tmp_path):
+    cool, warm = (ExtrapolationMonitor(certain=0.01) for _ in range(2))
+    run(rows, tmp_path, cool, ListOPD(rollout=SAMPLED, extrapolation=1.0))
+    run(rows, tmp_path, warm, ListOPD(rollout=SAMPLED, extrapolation=1.0, temperature=100.0))
+    assert all(abs(s.modal_probability - 1 / (len(ALPHABET) + 3)) < 0.02 for s in warm.found)
+    assert max(s.modal_probability for s in cool.found) > 0.2
+
+
 def test_named_tokens_are_the_structure(rows, tmp_path):
     every = ExtrapolationMonitor(certain=0.01)
     run(rows, tmp_path, every, ListOPD(rollout=SAMPLED, extrapolation=1.0))

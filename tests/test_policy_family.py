@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 from itertools import product
 
 import pytest
@@ -531,3 +532,27 @@ def test_a_guarded_list_opd_is_exopd_at_the_guard(seed):
     guarded = ListOPD(extrapolation=5.0, modal_probability=0.95, importance_cap=2.0)
     plain = ExOPD(extrapolation=guarded.guard, importance_cap=2.0)
     assert torch.equal(expected(guarded, student, teacher, reference), expected(plain, student, teacher, reference))
+
+
+def test_the_balance_keeps_as_many_as_fit_into_the_ratio():
+    ratios = (Fraction(3, 5), Fraction(1, 10), Fraction(7, 10), Fraction(3))
+    for ratio, right, wrong in product(ratios, (1, 7, 9), (2, 15, 18)):
+        total = right + wrong
+        correct = torch.arange(total) < right
+        kept = balanced(correct, torch.zeros(total, dtype=torch.int64), torch.rand(total), float(ratio))
+        most = {True: math.floor(wrong * ratio), False: math.floor(right / ratio)}
+        for of, size in ((True, right), (False, wrong)):
+            expected = size if most[of] < 1 else min(size, most[of])
+            assert int((kept & (correct == of)).sum()) == expected, (ratio, right, wrong, of)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"importance_cap": 0.5}, r"`ListOPD\.importance_cap` must be at least 1, or null, got 0\.5"),
+        ({"extrapolation": math.inf, "modal_probability": 0.9}, "`extrapolation` must lie in"),
+    ],
+)
+def test_a_cap_hides_no_mistake(settings, message):
+    with pytest.raises(ConfigurationError, match=message):
+        ListOPD(**settings)

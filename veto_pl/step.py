@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,6 +46,10 @@ class Step:
         for row, seed in zip(drawn, self.seeds(purpose, numbers), strict=True):
             row.uniform_(generator=generator.manual_seed(seed))
         return drawn
+
+    def aside(self, name: str) -> Step:
+        """The same place with other random numbers: for another rollout, which would repeat those of the first."""
+        return replace(self, seed=self._seed(f"aside {name}", "all"))
 
     def _seed(self, purpose: str, place: str) -> int:
         digest = hashlib.blake2b(f"{self.seed}/{purpose}/{self.index}/{place}".encode(), digest_size=8).digest()

@@ -100,6 +100,10 @@ UNREADABLE = {
         {"model.objective": {"class_path": "Sum", "init_args": {"terms": {"a": {"class_path": "Vetoo"}}}}},
         [f"`{OBJECTIVE}.terms`", "`Vetoo`", "Did you mean `Veto`?"],
     ),
+    "a monitor that nobody measures": (
+        {"model.objective": {"class_path": "DistiLLM"}, "model.metrics": [{"class_path": "Accuracy"}]},
+        ["monitor", "`validation/forward_kl`", "There are validation/accuracy"],
+    ),
     "a misspelt metric": ({"model.metrics": [{"class_path": "Accurcy"}]}, ["`model.metrics`", "`Accuracy`"]),
     "a misspelt callback": ({"trainer.callbacks": [{"class_path": "Exprt"}]}, ["`trainer.callbacks`", "`Export`"]),
     "a misspelt optimizer": ({"model.optimizer": {"class_path": "torch.optim.AdamWW"}}, ["`AdamWW`", "`AdamW`"]),
@@ -306,6 +310,12 @@ def advice(module, data, **settings):
 
 SUSPICIOUS = {
     "a greedy rollout": ({f"{SAMPLING}.temperature": 0.0}, f"`{SAMPLING}`: given greedy"),
+    "greedy proposals": (
+        {"model.objective": {"class_path": "SKD", "init_args": {
+            "sampling": {"temperature": 0.0, "max_new_tokens": 4}, "teacher_sampling": {"max_new_tokens": 4},
+        }}},
+        "given greedy",
+    ),
     "a rollout of the likeliest id": ({f"{SAMPLING}.top_k": 1}, f"`{SAMPLING}`: given greedy"),
     "the student as teacher": ({"model.teacher.init_args.seed": 0}, "the same source as `model.student`"),
     "self-BLEU of one": ({"model.metrics": [{"class_path": "SelfBLEU"}]}, "with the metric `SelfBLEU`"),

@@ -109,7 +109,7 @@ class ExtrapolationMonitor(L.Callback):
         objective = pl_module.objective
         if not self.found:
             batches = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
-            sums = self._measure(_rows(batches, self.prompts), pl_module.models, pl_module.device)
+            sums = self._measure(_rows(batches, self.prompts), pl_module)
             self.found = self._structures(sums, pl_module.models, objective.importance_cap)
         if not self.found:
             raise ConfigurationError(
@@ -145,11 +145,12 @@ class ExtrapolationMonitor(L.Callback):
             p, b = _inside(binding.modal_probability), _inside(binding.warm_start_mass)
             pl_module.objective = replace(objective, modal_probability=p, warm_start_mass=b, margin=self.margin)
 
-    def _measure(self, rows: Sequence[PromptBatch], models: Models, device: torch.device) -> Tensor:
+    def _measure(self, rows: Sequence[PromptBatch], pl_module: Any) -> Tensor:
         """[3, V] sums over all ranks, by the token that the teacher prefers: positions, p and b."""
+        models, device, temperature = pl_module.models, pl_module.device, pl_module.objective.temperature
         sums = torch.zeros(3, models.student.vocab_size, dtype=torch.float64)
         for batch in rows:
-            sums += _by_preferred(batch.to(device), models, self.rollout)
+            sums += _by_preferred(batch.to(device), models, self.rollout, temperature)
         return sum_over_ranks(sums.to(device)).cpu()
 
     def _structures(self, sums: Tensor, models: Models, cap: float | None) -> list[Structure]:
@@ -198,15 +199,15 @@ def _rows(batches: Any, count: int) -> list[PromptBatch]:
     return taken
 
 
-def _by_preferred(batch: PromptBatch, models: Models, rollout: RolloutSource) -> Tensor:
-    """[3, V] of one batch."""
+def _by_preferred(batch: PromptBatch, models: Models, rollout: RolloutSource, temperature: float) -> Tensor:
+    """[3, V] of one batch, of the distributions that the loss compares."""
     sequences = rollout(batch, models, Step(0, 1, seed=-1))
     teacher, base = models.required_teacher(), models.reference or models.student
 
     def look(block: Block) -> tuple[dict[str, Tensor], None]:
         assert block.teacher is not None, "the stream has a teacher"
-        logp = torch.log_softmax(block.teacher, -1).max(-1)
-        ids, believed = logp.indices, torch.log_softmax(block.student, -1)
+        logp = torch.log_softmax(block.teacher / temperature, -1).max(-1)
+        ids, believed = logp.indices, torch.log_softmax(block.student / temperature, -1)
         mass = believed.gather(1, ids[:, None])[:, 0].exp()
         return {"id": ids.double(), "p": logp.values.exp().double(), "b": mass.double()}, None
 

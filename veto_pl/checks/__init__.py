@@ -37,6 +37,7 @@ FITTING: tuple[Check, ...] = (
     objective.references,
     objective.optimizer,
     objective.greedy_rollouts,
+    objective.monitors,
     objective.use_of_the_models,
 )
 

@@ -15,6 +15,7 @@ from veto_pl.data import NoReward
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.mistakes import Mistake, shown
 from veto_pl.rollouts import (
+    AdaptiveReplay,
     BestTeacher,
     FromCache,
     FromDataset,
@@ -75,13 +76,25 @@ def optimizer(setup: Setup) -> Iterator[Mistake]:
 
 def greedy_rollouts(setup: Setup) -> Iterator[Mistake]:
     """On-policy samples that are no samples."""
-    for path, part in setup.parts():
+    parts = list(setup.parts())
+    given = [part for _, part in parts]
+    built = [("model.objective", source) for source in dict.fromkeys(setup.sources()) if source not in given]
+    for path, part in (*parts, *built):
         if isinstance(part, FromStudent | TeacherMixed | TeacherCorrected | TeacherSwitched) and (
             part.sampling.temperature == 0 or part.sampling.top_k == 1
         ):
             yield Mistake(f"{path}.init_args.sampling", "greedy decoding (`temperature: 0` or `top_k: 1`)",
                           "samples from the student", "Greedy completions are not on-policy; "
                           "raise `temperature`.", fatal=False)  # fmt: skip
+
+
+def monitors(setup: Setup) -> Iterator[Mistake]:
+    """Who follows a metric of the validation needs it to be measured."""
+    measured = [f"validation/{name}" for name in setup.module.validation_metrics]
+    for path, part in setup.parts():
+        if isinstance(part, AdaptiveReplay) and part.monitor not in measured:
+            yield Mistake(f"{path}.init_args.monitor", f"`{part.monitor}`", "a metric of the validation",
+                          f"There are {', '.join(measured)}; `model.metrics` adds others.")  # fmt: skip
 
 
 def use_of_the_models(setup: Setup) -> Iterator[Mistake]:

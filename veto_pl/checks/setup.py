@@ -10,7 +10,7 @@ from typing import Any
 from veto_pl.data import PromptDataModule
 from veto_pl.exceptions import VetoError
 from veto_pl.module import DistillationModule
-from veto_pl.rollouts import AdaptiveReplay, Mixture, Sampling
+from veto_pl.rollouts import AdaptiveReplay, Mixture, Replay, Sampling
 from veto_pl.seams import ModelSource
 
 
@@ -74,6 +74,9 @@ def settings(part: Any, path: str) -> Iterator[tuple[str, Any]]:
 def _used(source: Any) -> Iterator[Any]:
     if isinstance(source, AdaptiveReplay):
         yield from (*_used(source.student), *_used(source.dataset))
+        return
+    if isinstance(source, Replay):
+        yield from _used(source.source)
         return
     if not isinstance(source, Mixture):
         yield source

@@ -170,7 +170,7 @@ def balanced(correct: Tensor, groups: Tensor, lots: Tensor, ratio: float) -> Ten
         ratio: r, at least 0; 0 keeps wrong completions only.
 
     Returns:
-        [B] bool, True for what is kept. A group that lacks a class, or would lose one, is left alone.
+        [B] bool, True for what is kept. A group that lacks a class, or would lose one, is left alone, unless r is 0.
 
     Example:
         >>> right, one = torch.tensor([True, True, True, False]), torch.zeros(4, dtype=torch.int64)
@@ -183,7 +183,8 @@ def balanced(correct: Tensor, groups: Tensor, lots: Tensor, ratio: float) -> Ten
     if ratio == 0:
         return ~correct
     same = groups[:, None] == groups
-    right, wrong = (same & correct).sum(1), (same & ~correct).sum(1)
-    own, wanted = torch.where(correct, right, wrong), torch.where(correct, wrong * ratio, right / ratio).floor()
+    right, wrong = (same & correct).sum(1).double(), (same & ~correct).sum(1).double()
+    own, wanted = torch.where(correct, right, wrong), torch.where(correct, wrong * ratio, right / ratio)
+    wanted = (wanted + 1e-6).floor()  # 9 / 0.6 is a little below 15
     place = (same & (correct[:, None] == correct) & (lots < lots[:, None])).sum(1)
     return (own <= wanted) | (wanted < 1) | (place < wanted)

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from veto_pl.exceptions import ConfigurationError
 from veto_pl.generations import Generations
 from veto_pl.metrics.base import CompletionMetric
 
@@ -27,6 +28,8 @@ class ParseRate(CompletionMetric):
 
     def __init__(self, kind: Literal["any", "list", "object"] = "any") -> None:
         super().__init__()
+        if kind not in _KINDS:
+            raise ConfigurationError(f"`ParseRate.kind` must be one of {', '.join(_KINDS)}, got {kind!r}.")
         self.kind = _KINDS[kind]
 
     def update(self, generations: Generations) -> None:

@@ -38,7 +38,8 @@ class Distill(TokenObjective):
         divergence: the dissimilarity to the target; None leaves the policy-gradient term alone.
         weighting: how much each token counts.
         advantage: credit of the sampled tokens; None leaves the divergence alone.
-        clip: clipping of the probability ratio in the policy-gradient term.
+        clip: clipping of the probability ratio in the policy-gradient term. There is one update per rollout, so the
+            ratio is 1 and nothing is clipped; it is here for subclasses that look back.
         importance_cap: truncation of the weights student / sampler that correct for how tokens were sampled;
             None switches them off.
         staleness_decay: in (0, 1]; the loss of a row that was written `age` optimizer steps ago is multiplied by

@@ -97,11 +97,12 @@ class ListOPD(ExOPD):
 
     def _check(self) -> None:
         p, b, cap = self.modal_probability, self.warm_start_mass, self.importance_cap
+        Extrapolated(self.extrapolation)  # refuses what a cap would hide
         checks = {
             "modal_probability": (p is None or 0 < p < 1, "lie in (0, 1), or be null"),
             "warm_start_mass": (0 < b < 1, "lie in (0, 1)"),
             "margin": (0 <= self.margin < 1, "lie in [0, 1)"),
-            "importance_cap": (p is None or cap is None or cap >= 1, "be at least 1 with a `modal_probability`"),
+            "importance_cap": (cap is None or cap >= 1, "be at least 1, or null"),
         }
         for name, (valid, expectation) in checks.items():
             if not valid:

@@ -54,6 +54,11 @@ class AKL(MixedKL):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.rollout.stored_teacher:
+            raise ConfigurationError(
+                "`AKL` tells likely ids from unlikely ones, but a stored teacher knows the likely ones alone. Use a "
+                "live teacher, or `ToDi`."
+            )
         if not 0 <= self.head <= 1:
             raise ConfigurationError(f"`AKL.head` must lie in [0, 1], got {self.head}.")
 

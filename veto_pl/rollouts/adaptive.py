@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.memory import Memory, State
@@ -102,7 +103,9 @@ class AdaptiveMemory(Memory):
                 f"`AdaptiveReplay.monitor` must be a metric of the validation, got `{self.source.monitor}`; there are "
                 f"{', '.join(sorted(metrics))}."
             )
-        if self.compared is None:
+        if not math.isfinite(loss):  # nothing could be compared with it ever after
+            rank_zero_warn(f"`{self.source.monitor}` is {loss}: `AdaptiveReplay` takes no notice of this validation.")
+        elif self.compared is None:
             self.compared = loss
         elif loss >= self.compared + self.source.tolerance:
             self.phi = min(1.0, self.phi + self.source.increment)

@@ -41,7 +41,7 @@ class BestTeacher(RolloutSource):
             counts.
         top_k: the student's likeliest ids at each place.
         hint: a format string over `{prompt}`, the reference `{completion}` and the fields of the row for the second
-            try. A prompt without a reference keeps its text.
+            try. A prompt without a reference has none.
         template: makes the text of the hinted prompt; None takes the template of the data, which has to read
             `{prompt}`.
         fallback: `overlap` takes the completion with the largest overlap, though it is wrong; `skip` trains on nothing.
@@ -79,7 +79,7 @@ class BestTeacher(RolloutSource):
         # A correct completion comes before every other one, whatever the overlaps.
         chosen = (best + 2 * correct).argmax(1) + torch.arange(len(prompts), device=best.device) * best.shape[1]
         taken = replace(tried, sampler_logp=None).rows(chosen)
-        failed = (~correct.any(1)).nonzero()[:, 0]
+        failed = (~correct.any(1) & _referenced(prompts)).nonzero()[:, 0]
         # Sharded models need every rank, whether it has failures or not.
         if len(failed) or models.sharded or not len(prompts):
             taken = self._once_more(taken, failed, prompts, models, step)
@@ -92,9 +92,10 @@ class BestTeacher(RolloutSource):
     ) -> Sequences:
         """Puts correct answers of a teacher who knows the reference in the place of the rows `failed` ([F] int64)."""
         plain = prompts.rows(failed)
-        texts = [fill("BestTeacher.hint", self.hint, e, **known(e)) if known(e) else None for e in plain.examples]
+        texts = [fill("BestTeacher.hint", self.hint, e, **known(e)) for e in plain.examples]
         told = retold(plain, texts, models.tokenizer, self.template, "BestTeacher")
-        answers = FromTeacher(replace(self.sampling, num_completions=1), self.engine)(told, models, step)
+        again = FromTeacher(replace(self.sampling, num_completions=1), self.engine)
+        answers = again(told, models, step.aside("second try"))
         answers = plain.rewarded(behind(plain, answers), models.tokenizer)
         right = _correct(answers)
         answers = answers.rows(right).continuing(prompts, failed)
@@ -132,6 +133,12 @@ def overlaps(tried: Sequences, own: Sequences, ids: Tensor) -> Tensor:
         hits = (completion[:length, None] == first[prompt][:length]).any(1).sum()
         shares.append(hits.float()[None] / max(len(completion), 1))
     return torch.cat(shares)
+
+
+def _referenced(prompts: PromptBatch) -> Tensor:
+    """[B] bool: the prompts with a reference that can be shown."""
+    shown = [bool(known(example)) for example in prompts.examples] or [False] * len(prompts)
+    return torch.tensor(shown, dtype=torch.bool, device=prompts.input_ids.device)
 
 
 def _correct(sequences: Sequences) -> Tensor:

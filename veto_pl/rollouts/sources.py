@@ -60,8 +60,9 @@ class FromTeacher(RolloutSource):
     engine: Engine = DecodeLoop()
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
-        sampling = self.sampling.ending_with(prompts.stop)
-        return self.engine.generate(prompts, models.required_teacher(), sampling, models, step, on_policy=False)
+        sampling, teacher = self.sampling.ending_with(prompts.stop), models.required_teacher()
+        # With the student's random numbers, a student that has come close to the teacher would write the same text.
+        return self.engine.generate(prompts, teacher, sampling, models, step.aside("teacher"), on_policy=False)
 
 
 @dataclass(frozen=True)
