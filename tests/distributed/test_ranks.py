@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from runs import FAMILY, OBJECTIVES, prepare, train, train_all
+
 from veto_pl.testing.ranks import run_ranks
 
 pytestmark = pytest.mark.xdist_group("ranks")  # the fixtures are dear
