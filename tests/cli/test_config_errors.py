@@ -97,8 +97,8 @@ UNREADABLE = {
         [f"`{OBJECTIVE}.divergence`", "Did you mean `ForwardKL`?", "`veto-pl list divergences`"],
     ),
     "a misspelt term": (
-        {"model.objective": {"class_path": "Sum", "init_args": {"terms": {"a": {"class_path": "Vetoo"}}}}},
-        [f"`{OBJECTIVE}.terms`", "`Vetoo`", "Did you mean `Veto`?"],
+        {"model.objective": {"class_path": "Sum", "init_args": {"terms": {"a": {"class_path": "MiniLLLM"}}}}},
+        [f"`{OBJECTIVE}.terms`", "`MiniLLLM`", "Did you mean `MiniLLM`?"],
     ),
     "a monitor that nobody measures": (
         {"model.objective": {"class_path": "DistiLLM"}, "model.metrics": [{"class_path": "Accuracy"}]},
