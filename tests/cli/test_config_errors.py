@@ -98,7 +98,7 @@ UNREADABLE = {
     ),
     "a misspelt term": (
         {"model.objective": {"class_path": "Sum", "init_args": {"terms": {"a": {"class_path": "MiniLLLM"}}}}},
-        [f"`{OBJECTIVE}.terms`", "`MiniLLLM`", "Did you mean `MiniLLM`?"],
+        [f"`{OBJECTIVE}.terms`", "`MiniLLLM`", "Did you mean `MiniLLM`"],
     ),
     "a monitor that nobody measures": (
         {"model.objective": {"class_path": "DistiLLM"}, "model.metrics": [{"class_path": "Accuracy"}]},
