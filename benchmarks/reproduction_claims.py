@@ -163,7 +163,10 @@ CLAIMS: tuple[Callable[[Found], Row], ...] = (
 
 def lead_map(found: Found) -> list[str]:
     """Veto minus on-policy distillation in points of accuracy, under each condition."""
-    lines = ["| condition | " + " | ".join(TASKS) + " |", "| :--- |" + " ---: |" * len(TASKS)]
+    caption = (
+        "Accuracy of on-policy KD (%), then Veto minus on-policy KD in points, bold where the interval excludes 0:"
+    )
+    lines = [caption, "", "| condition | " + " | ".join(TASKS) + " |", "| :--- |" + " ---: |" * len(TASKS)]
     for condition in CONDITIONS:
         cells = []
         for task in TASKS:
