@@ -1,5 +1,6 @@
 """A tiny run that every command-line test starts from."""
 
+import copy
 import json
 import os
 import subprocess
@@ -94,3 +95,21 @@ def veto_pl(*arguments, cwd=None, path=()):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, path), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "veto_pl.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300)
+
+
+ABSENT = object()
+
+
+def changed(config, changes):
+    """A copy with values at dotted paths replaced, or taken away."""
+    config = copy.deepcopy(config)
+    for path, value in changes.items():
+        at = config
+        *way, last = path.split(".")
+        for key in way:
+            at = at.setdefault(key, {})
+        if value is ABSENT:
+            del at[last]
+        else:
+            at[last] = value
+    return config

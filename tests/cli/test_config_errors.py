@@ -17,6 +17,8 @@ from veto_pl.objectives import SFT, Veto
 from veto_pl.plugins import load_plugins
 from veto_pl.rollouts import FromStudent, Sampling
 
+from .conftest import ABSENT, changed
+
 OBJECTIVE = "model.objective.init_args"
 SAMPLING = f"{OBJECTIVE}.rollout.init_args.sampling"
 DISTILLING = {
@@ -24,22 +26,6 @@ DISTILLING = {
     "init_args": {"rollout": {"class_path": "FromStudent", "init_args": {"sampling": {"max_new_tokens": 4}}}},
 }
 TERMS = {"class_path": "Sum", "init_args": {"terms": {"a": {"class_path": "SFT"}, "b": {"class_path": "SFT"}}}}
-ABSENT = object()
-
-
-def changed(config, changes):
-    """A copy with values at dotted paths replaced, or taken away."""
-    config = copy.deepcopy(config)
-    for path, value in changes.items():
-        at = config
-        *way, last = path.split(".")
-        for key in way:
-            at = at.setdefault(key, {})
-        if value is ABSENT:
-            del at[last]
-        else:
-            at[last] = value
-    return config
 
 
 @pytest.fixture
