@@ -16,7 +16,7 @@ from veto_pl.functional.chunked import Block, RowStream
 from veto_pl.functional.divergences import forward_kl, reverse_kl
 from veto_pl.generations import Generations
 from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric, default_metrics
-from veto_pl.models.causal_lm import CausalLM, sampling_mode
+from veto_pl.models.likelihood import read
 from veto_pl.models.sharding import gathered
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.types import Models, PromptBatch, Sequences, Step
@@ -156,19 +156,14 @@ class Evaluation:
             return kept, None
 
         student, teacher = self.models.student, self.models.teacher
-        hidden = self._hidden(student)
-        teacher_hidden = None if teacher is None else self._hidden(teacher)
+        hidden = read(student, self.sequences)
+        teacher_hidden = None if teacher is None else read(teacher, self.sequences)
         with ExitStack() as stack, torch.no_grad():
             for model in filter(None, (student, teacher)):
                 stack.enter_context(gathered(model, head_only=True))
             teacher_head = None if teacher is None else teacher.head()
             stream = RowStream(hidden, student.head(), teacher_hidden, teacher_head, chunk_rows=CHUNK_ROWS)
             return stream.scores(look)
-
-    def _hidden(self, model: CausalLM) -> Tensor:
-        with sampling_mode(model):
-            hidden: Tensor = model(self.sequences, lambda hidden, _: hidden)
-        return hidden
 
     def _of_completions(self, per_token: Tensor) -> Tensor:
         """[N] to [G, K]: the sum over each completion's tokens."""

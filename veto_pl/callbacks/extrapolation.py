@@ -17,9 +17,9 @@ from torch import Tensor
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block, RowStream
 from veto_pl.functional.extrapolation import lambda_star
+from veto_pl.models.likelihood import read
 from veto_pl.models.sharding import gathered
 from veto_pl.objectives import ListOPD
-from veto_pl.objectives.likelihood import read
 from veto_pl.ranks import sum_over_ranks
 from veto_pl.rollouts import FromDataset
 from veto_pl.seams import RolloutSource

@@ -17,8 +17,8 @@ from veto_pl.functional.diagnostics import comparison, entropy
 from veto_pl.functional.differentiation import gradient_of
 from veto_pl.functional.divergences import reverse_kl
 from veto_pl.models.causal_lm import CausalLM
+from veto_pl.models.likelihood import read, token_logp
 from veto_pl.models.sharding import gathered
-from veto_pl.objectives.likelihood import read, token_logp
 from veto_pl.objectives.scoring import Scoring
 from veto_pl.rollouts import FromDataset
 from veto_pl.seams import Objective, RolloutSource, TeacherContext

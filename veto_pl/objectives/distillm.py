@@ -9,6 +9,7 @@ from torch import Tensor
 
 from veto_pl.divergences import SkewKL
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.advantages import row_mean
 from veto_pl.functional.divergences import forward_kl, log_mixture, reverse_kl
 from veto_pl.objectives.base import TokenObjective
 from veto_pl.objectives.combine import Sum
@@ -76,10 +77,7 @@ class AdaptiveSkew(TokenObjective):
     def look_ahead(self, grid: TokenGrid) -> Mapping[str, Tensor]:
         """The skew of each completion, at all of its tokens."""
         count = grid.mask.sum(1)
-        means = [
-            (logp.masked_fill(~grid.mask, 0.0).sum(1) / count.clamp_min(1)).exp()
-            for logp in (grid.teacher_logp, grid.student_logp)
-        ]
+        means = [row_mean(logp, grid.mask).exp() for logp in (grid.teacher_logp, grid.student_logp)]
         gap = means[0] - means[1] if self.direction == "forward" else means[1] - means[0]
         total, number = sum_over_ranks(torch.stack([gap.masked_fill(count == 0, 0.0).sum(), (count > 0).sum()]))
         skew = 1 - (1 - self.alpha) * total / number.clamp_min(1) / (gap + 1e-5)

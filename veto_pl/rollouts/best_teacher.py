@@ -11,6 +11,7 @@ from veto_pl.data.templates import check_format, fill
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block, RowStream
 from veto_pl.models.causal_lm import CausalLM, sampling_mode
+from veto_pl.models.likelihood import read
 from veto_pl.models.sharding import gathered
 from veto_pl.rollouts.engines import DecodeLoop
 from veto_pl.rollouts.sampling import Sampling
@@ -112,8 +113,7 @@ def likeliest(model: CausalLM, sequences: Sequences, k: int) -> Tensor:
         return {str(place): ids[:, place] for place in range(k)}, None
 
     with sampling_mode(model), gathered(model, head_only=True):
-        hidden: Tensor = model(sequences, lambda hidden, _: hidden)
-        found = RowStream(hidden, model.head(), chunk_rows=CHUNK_ROWS).scores(kernel)
+        found = RowStream(read(model, sequences), model.head(), chunk_rows=CHUNK_ROWS).scores(kernel)
     return torch.stack(list(found.values()), 1)
 
 

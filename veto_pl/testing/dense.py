@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from veto_pl.models.likelihood import token_logp
 from veto_pl.objectives.base import TokenObjective
-from veto_pl.objectives.likelihood import token_logp
 from veto_pl.objectives.scoring import Scoring
 from veto_pl.tokens import TokenRows
 from veto_pl.types import Models, Rollouts, Step
