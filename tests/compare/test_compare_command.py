@@ -205,3 +205,26 @@ def test_a_process_that_dies_takes_no_other_along(tmp_path):
     assert failed.keys() == {job.folder for job in jobs}
     assert all("signal 6" in reason for reason in failed.values())
     assert sorted(name for name, _ in seen) == ["job 0", "job 1", "job 2"]
+
+
+class Interrupted(Pool):
+    """Is told to stop while a process starts: what it starts with has not been handed over yet."""
+
+    def _start(self, context, job, place):
+        os.kill(os.getpid(), signal.SIGTERM)
+        process = context.Process(target=time.sleep, args=(60,))
+        process.start()
+        started.append(process)
+        return process
+
+
+started = []
+
+
+def test_a_process_that_is_half_started_is_stopped_with_the_others(tmp_path):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    started.clear()
+    with pytest.raises(KeyboardInterrupt):
+        Interrupted(workers=2, threads=1).run([Job("job", tmp_path / "job", (), {})], print)
+    assert [process.exitcode for process in started] == [-signal.SIGTERM]
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
@@ -74,7 +75,8 @@ class Pool:
                 for place in range(self.workers):
                     if waiting and place not in running:
                         job = waiting.pop(0)
-                        running[place] = (job, self._start(context, job, place), time.monotonic())
+                        with _signals_held():  # a process that is half started could not be stopped
+                            running[place] = (job, self._start(context, job, place), time.monotonic())
                 wait([process.sentinel for _, process, _ in running.values()])
                 for place, (job, process, since) in list(running.items()):
                     if process.exitcode is not None:
@@ -103,6 +105,23 @@ def _context() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["veto_pl.compare.worker", "veto_pl.cli"])
     return context
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Lets the signals that end a study wait for the end of the block."""
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def _failure(job: Job, exit_code: int) -> str | None:
