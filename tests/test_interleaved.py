@@ -217,6 +217,13 @@ def test_settings_that_cannot_work_are_refused(make, message):
         make()
 
 
+@pytest.mark.parametrize("make", [SKD, AdaSwitch, TeacherCorrected, TeacherSwitched])
+def test_both_writers_have_the_lengths_of_the_student(make):
+    """Else the teacher's default length would count where it is asked whether an answer has room."""
+    made = make(sampling=Sampling(max_new_tokens=5), teacher_sampling=Sampling(temperature=0.5))
+    assert made.teacher_sampling == Sampling(temperature=0.5, max_new_tokens=5)
+
+
 def test_a_picture_draws_the_token_from_the_mixture():
     student, teacher = torch.tensor([0.5, 0.3, 0.1, 0.1]).log(), torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
     found = _sampler(Replay(TeacherCorrected(2)), student, teacher, STEP).exp()

@@ -22,7 +22,7 @@ class SKD(Distill):
     Args:
         top_k: ids in K.
         sampling: how the student proposes; lengths and counts.
-        teacher_sampling: temperature and truncation of the teacher's tokens.
+        teacher_sampling: temperature and truncation of the teacher's tokens; lengths are the student's.
 
     References:
         arXiv 2410.11325
@@ -35,6 +35,7 @@ class SKD(Distill):
 
     def __post_init__(self) -> None:
         rollout = TeacherCorrected(self.top_k, self.sampling, self.teacher_sampling)
+        object.__setattr__(self, "teacher_sampling", rollout.teacher_sampling)
         object.__setattr__(self, "rollout", rollout)
         super().__post_init__()
 
@@ -51,7 +52,7 @@ class AdaSwitch(Distill):
     Args:
         threshold: c.
         sampling: how the student writes; lengths and counts.
-        teacher_sampling: temperature and truncation of the teacher's tokens.
+        teacher_sampling: temperature and truncation of the teacher's tokens; lengths are the student's.
 
     References:
         arXiv 2510.07842
@@ -64,6 +65,7 @@ class AdaSwitch(Distill):
 
     def __post_init__(self) -> None:
         rollout = TeacherSwitched(self.threshold, self.sampling, self.teacher_sampling)
+        object.__setattr__(self, "teacher_sampling", rollout.teacher_sampling)
         object.__setattr__(self, "rollout", rollout)
         super().__post_init__()
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ class TeacherCorrected(RolloutSource):
     def __post_init__(self) -> None:
         if self.top_k < 1:
             raise ConfigurationError(f"`TeacherCorrected.top_k` must be at least 1, got {self.top_k}.")
+        _share_lengths(self)
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         writers = (models.required_teacher(), models.student)
@@ -105,6 +106,7 @@ class TeacherSwitched(RolloutSource):
             raise ConfigurationError(
                 f"`TeacherSwitched.threshold` must be at least 0 and finite, got {self.threshold}."
             )
+        _share_lengths(self)
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         writers = (models.required_teacher(), models.student)
@@ -120,6 +122,12 @@ class TeacherSwitched(RolloutSource):
             return Drawn(ids, logp, by_teacher)
 
         return decode(prompts, writers, draw, sampling, models, step, on_policy=True)
+
+
+def _share_lengths(source: TeacherCorrected | TeacherSwitched) -> None:
+    """A text of two writers has one length, so that what is said of lengths elsewhere is true of both."""
+    shared = replace(source.teacher_sampling, max_new_tokens=source.sampling.max_new_tokens)
+    object.__setattr__(source, "teacher_sampling", shared)
 
 
 class Straying:
