@@ -31,7 +31,7 @@ PICTURES = {PARSED: "samples that are JSON (%)", "sampled/accuracy": "samples th
 
 
 def write_rows(folder: Path) -> None:
-    """Three to five numbers below 100 and their sorted list; no prompt is in two files."""
+    """Three to five digits and their sorted list; no prompt is in two files."""
     generator = random.Random(0)
     seen: set[str] = set()
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def write_rows(folder: Path) -> None:
 
 def _rows(generator: random.Random, count: int, seen: set[str]) -> Iterator[str]:
     while count:
-        numbers = [generator.randrange(100) for _ in range(generator.randint(3, 5))]
+        numbers = [generator.randrange(10) for _ in range(generator.randint(3, 5))]
         prompt = " ".join(map(str, numbers))
         if prompt not in seen:
             seen.add(prompt)
