@@ -1,14 +1,17 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veto_pl.data import ChatTemplate, PlainTemplate
+from veto_pl.data import ChatTemplate, PlainTemplate, TemplateMixture
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.types import Example
 
 EXAMPLE = Example(
     "stressed", "desserts", {"question": "Spell it.", "metadata": {"word": "stressed"}, "tags": ["x", "y"]}
 )
+FIRST, SECOND = PlainTemplate(format="first"), PlainTemplate(format="second")
 
 
 @given(st.text())
@@ -110,3 +113,24 @@ def test_templates_are_values():
     assert one == same
     assert hash(one) == hash(same)
     assert one != other
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
+def test_a_mixture_of_templates_shows_each_its_share_and_a_row_always_alike(tokenizer, fraction):
+    mixed = TemplateMixture(first=FIRST, second=SECOND, fraction=fraction)
+    examples = [Example(str(number), row={"number": number, "other": object()}) for number in range(2000)]
+    shown = [mixed(example, tokenizer) for example in examples]
+    assert shown.count("first") / len(shown) == pytest.approx(fraction, abs=0.04)
+    hinted = [replace(example, prompt=f"another {example.prompt}") for example in examples]
+    assert [mixed(example, tokenizer) for example in hinted] == shown
+
+
+def test_a_mixture_of_templates_tells_rows_without_fields_by_their_prompt(tokenizer):
+    mixed = TemplateMixture(first=FIRST, second=SECOND)
+    assert {mixed(Example(str(number)), tokenizer) for number in range(20)} == {"first", "second"}
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])
+def test_a_share_outside_of_its_range_is_refused(fraction):
+    with pytest.raises(ConfigurationError, match=r"TemplateMixture.fraction.* must lie in \[0, 1\]"):
+        TemplateMixture(first=FIRST, second=SECOND, fraction=fraction)

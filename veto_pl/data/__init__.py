@@ -8,7 +8,7 @@ from veto_pl.data.overlap import rouge
 from veto_pl.data.rewards import ExactMatch, LastNumber, NoReward, RougeL, final_number
 from veto_pl.data.sampler import RankSampler, even_batches
 from veto_pl.data.tasks import GSM8K, MBPP, DialogSum, HumanEval, JsonLines, ReasoningGym
-from veto_pl.data.templates import ChatTemplate, PlainTemplate
+from veto_pl.data.templates import ChatTemplate, PlainTemplate, TemplateMixture
 from veto_pl.types import pad_left
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "RankSampler",
     "ReasoningGym",
     "RougeL",
+    "TemplateMixture",
     "even_batches",
     "final_answer",
     "final_number",

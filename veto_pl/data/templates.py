@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from string import Formatter
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from jinja2 import TemplateError
 
@@ -97,6 +99,41 @@ class ChatTemplate(Template):
         except Exception as error:  # a template is a program, and may raise anything
             reason = str(error)[:300] if isinstance(error, (TemplateError, ValueError)) else repr(error)[:300]
             raise ConfigurationError(f"The chat template refused the conversation: {reason}. Change it.") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateMixture(Template):
+    """Some rows are shown by one template, the others by another, so that a model learns to read both.
+
+    A row is always shown by the same template, on every rank and in every epoch: its content decides.
+
+    Args:
+        first: shows the share `fraction` of the rows.
+        second: shows the others.
+        fraction: in [0, 1].
+
+    Raises:
+        ConfigurationError: `fraction` lies outside [0, 1].
+    """
+
+    first: Template
+    second: Template
+    fraction: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fraction <= 1:
+            raise ConfigurationError(f"`TemplateMixture.fraction` must lie in [0, 1], got {self.fraction}.")
+
+    def __call__(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
+        """The text of the template whose turn it is."""
+        return (self.first if _place(example) < self.fraction else self.second)(example, tokenizer)
+
+
+def _place(example: Example) -> float:
+    """A number in [0, 1) that depends on the row alone: a hint may have changed its prompt."""
+    row = example.row or {"prompt": example.prompt}
+    told = json.dumps(row, skipkeys=True, default=lambda value: type(value).__name__)
+    return crc32(told.encode()) / 2**32
 
 
 class _Joining(Formatter):
