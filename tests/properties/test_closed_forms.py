@@ -19,7 +19,7 @@ from veto_pl.divergences import (
     SkewReverseKL,
     TotalVariation,
 )
-from veto_pl.functional import divergences
+from veto_pl.functional import closed_forms, divergences
 from veto_pl.functional.differentiation import belongs, by_autograd, closed_form
 from veto_pl.seams import Divergence
 
@@ -45,6 +45,34 @@ def test_closed_forms_are_what_autograd_finds(divergence, seed, scale, excluded)
     torch.testing.assert_close(value, expected[0], atol=1e-12, rtol=1e-9)
     torch.testing.assert_close(gradient[:, : 6 - excluded], expected[1], atol=1e-12, rtol=1e-9)
     assert not gradient[:, 6 - excluded :].any()
+
+
+@pytest.fixture(params=["as it sees fit", "always"])
+def masking(request, monkeypatch):
+    """Where sums are masked: a CPU looks whether it has to, an accelerator always does."""
+
+    def always(probability, values):
+        values = values.masked_fill(probability == 0, 0.0)
+        return torch.linalg.vecdot(probability, values), values
+
+    if request.param == "always":
+        monkeypatch.setattr(closed_forms, "expectation", always)
+
+
+@pytest.mark.parametrize("gap", [-math.inf, -1e4, -150.0], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("divergence", BUILT_IN, ids=lambda d: type(d).__name__)
+def test_an_id_that_the_teacher_alone_excludes(divergence, dtype, gap, masking):
+    generator = torch.Generator().manual_seed(0)
+    student, target = torch.randn(2, 6, 8, generator=generator, dtype=dtype)
+    target[::2, 1] = target[1::2, 6] = gap
+    student, target = student.log_softmax(-1), target.log_softmax(-1)
+    value, gradient = divergence.with_gradient(student, target)
+    expected = by_autograd(divergence)(student, target)
+    finite = expected[0].isfinite()  # KL(p || q) is infinite where q is 0 and p is not
+    torch.testing.assert_close(value, expected[0], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(gradient[finite], expected[1][finite], atol=1e-6, rtol=1e-5)
+    assert finite.all() or gap == -math.inf
 
 
 @pytest.mark.parametrize("divergence", BUILT_IN, ids=lambda d: type(d).__name__)

@@ -122,7 +122,8 @@ def skew_kl(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.1) -> tu
     student, target = student_logp.exp(), target_logp.exp()
     ratio = target_logp - _log(torch.lerp(student, target, alpha))
     value, ratio = expectation(target, ratio)
-    return value, _through_softmax(student, ratio.exp_().mul_(alpha - 1))
+    # The expectation may have put 0 in the place of the ratio where the target is 0; q / m is 0 there, not 1.
+    return value, _through_softmax(student, ratio.exp_().mul_(alpha - 1).masked_fill_(target == 0, 0.0))
 
 
 def skew_reverse_kl(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.1) -> tuple[Tensor, Tensor]:
