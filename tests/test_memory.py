@@ -48,6 +48,43 @@ def test_a_step_is_replayed_with_its_log_probabilities_and_its_own_prompts():
         assert text.startswith(again.prompts.examples[row].prompt)
 
 
+def groups(models, sequences):
+    """The texts of each prompt of a rollout, in order."""
+    found = {}
+    for prompt, text in zip(sequences.prompt_rows.tolist(), texts(models, sequences), strict=True):
+        found.setdefault(sequences.prompts.examples[prompt].prompt, []).append(text)
+    return found
+
+
+def test_the_completions_of_a_prompt_are_replayed_together():
+    """Peers, shifts and mean rewards are looked for among the completions of one prompt."""
+    models = tiny_models()
+    source = Replay(FromStudent(Sampling(max_new_tokens=6, num_completions=3)), fraction=1.0)
+    fresh = source(prompt_batch(models, PROMPTS, REFERENCES), models, Step(0, 9))
+    models.memories.end_step()
+    again = source(prompt_batch(models, ["k>", "lm>", "n>"]), models, Step(1, 9))
+    written, found = groups(models, fresh), groups(models, again)
+    assert len(found) == len(again.prompts) == 3
+    assert found.items() <= written.items()
+    assert again.age.tolist() == [1.0] * 9
+    for row, text in zip(again.prompt_rows.tolist(), texts(models, again), strict=True):
+        assert text.startswith(again.prompts.examples[row].prompt)
+
+
+@pytest.mark.parametrize(("capacity", "left"), [(1, 1), (3, 1), (5, 1), (6, 2), (11, 3), (12, 4)])
+def test_the_completions_of_a_prompt_go_together(capacity, left):
+    models = tiny_models()
+    buffer = ReplayBuffer(capacity)
+    sampled = FromStudent(Sampling(max_new_tokens=6, num_completions=3))
+    fresh = sampled(prompt_batch(models, PROMPTS, REFERENCES), models, Step(0, 9))
+    buffer.add(fresh, Step(0, 9))
+    buffer.end_step(done=True)
+    again = buffer.draw(prompt_batch(models, PROMPTS * 2), Step(1, 9))
+    kept = PROMPTS[4 - left :]
+    assert groups(models, again).keys() == set(kept)
+    assert len(again) == len(buffer) == 3 * left
+
+
 def test_what_a_window_wrote_is_replayed_after_its_step_only():
     models = tiny_models()
     source, batch = Replay(SAMPLED, fraction=1.0), prompt_batch(models, PROMPTS)
@@ -73,14 +110,14 @@ def test_the_share_of_replayed_steps_and_the_oldest_rows_go():
     buffer = models.memories.of(source, lambda: ReplayBuffer(6))
     fresh = 0
     for index in range(200):
-        before = list(buffer._rows)
+        before = list(buffer._groups)
         rows = source(batch, models, Step(index, 200))
         models.memories.end_step()
-        is_fresh = buffer._rows != before
+        is_fresh = buffer._groups != before
         fresh += is_fresh
         assert len(rows) == 4
         if is_fresh and index:
-            assert buffer._rows == [*before, *buffer._rows[-4:]][-6:]
+            assert buffer._groups == [*before, *buffer._groups[-4:]][-6:]
         assert len(buffer) == (4 if index == 0 else 6) or not is_fresh
     assert 0.6 < fresh / 200 < 0.8
 

@@ -11,9 +11,9 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.memory import Memories
 from veto_pl.metrics.rollouts import rollout_numbers
 from veto_pl.objectives import Distill
-from veto_pl.rollouts import FromDataset, FromStudent, Replay, Sampling
+from veto_pl.rollouts import FromDataset, FromStudent, Mixture, Replay, Sampling
 from veto_pl.testing.tiny import ALPHABET, prompt_batch, tiny_models
-from veto_pl.types import Step
+from veto_pl.types import Sequences, Step
 
 LETTERS = ALPHABET[1:]
 quick = settings(deadline=None, derandomize=True, max_examples=15)
@@ -84,9 +84,10 @@ def old_states(source, models):
     own = replace(models, memories=Memories())
     run(source, own, 7, 8)
     ((key, state),) = own.memories.states()[0].items()
-    for row in state["rows"]:
+    rows = [row for group in state["groups"] for row in group]
+    for row in rows:
         del row["written"]
-    return [{key: {"rows": state["rows"], "filled": True}}]
+    return [{key: {"rows": rows, "filled": True}}]
 
 
 def test_rows_of_a_checkpoint_without_ages_count_from_the_start(models):
@@ -160,3 +161,25 @@ def test_a_decay_outside_its_range_is_refused(decay):
 def test_an_age_below_1_is_refused():
     with pytest.raises(ConfigurationError, match=r"`Replay\.max_age` must be at least 1, got 0"):
         Replay(max_age=0)
+
+
+def test_ages_and_writers_are_known_in_a_mixture(models):
+    """A part that lacks the field is fresh, and nobody took turns there: its rows must not cost the others theirs."""
+    batch = prompt_batch(models, ["abc>", "d>", "fg>"], ["cba", "d", "gfabcd"])
+    replayed = replace(FromDataset()(batch, models, Step(0, 9)), age=torch.tensor([3.0, 1.0, 2.0]))
+    plain = FromDataset()(batch, models, Step(0, 9))
+    taken = replace(plain, by_teacher=plain.loss_mask)
+    joined = Sequences.concatenate([replayed, taken, plain])
+    assert joined.age.tolist() == [3.0, 1.0, 2.0, *[0.0] * 6]
+    assert torch.equal(joined.by_teacher.any(1), torch.tensor([False] * 3 + [True] * 3 + [False] * 3))
+    assert Sequences.concatenate([plain, plain]).age is None
+    assert Sequences.concatenate([replace(plain, sampler_logp=plain.loss_mask.float()), plain]).sampler_logp is None
+
+
+def test_a_mixture_with_a_replay_decays(models):
+    source = Mixture(Replay(FromStudent(Sampling(max_new_tokens=3)), fraction=1.0), FromDataset(), coin="sample")
+    own = replace(models, memories=Memories())
+    for index in range(3):
+        rows = source(prompt_batch(models, ["abc>", "d>", "fg>", "h>"], ["cba", "d", "gf", "h"]), own, Step(index, 9))
+        own.memories.end_step()
+    assert rows.age.max() > 0

@@ -245,9 +245,22 @@ def test_replayed_rows_can_be_told_more(models):
     source(batch, own, STEP)
     own.memories.end_step()
     again = source(batch, own, Step(1, 10))
-    hints = [f"{REFERENCES[PROMPTS.index(example.prompt)]}>{example.prompt}" for example in again.prompts.examples]
+    prompts = [again.prompts.examples[row].prompt for row in again.prompt_rows.tolist()]
+    hints = [f"{REFERENCES[PROMPTS.index(prompt)]}>{prompt}" for prompt in prompts]
     expected = [hint + text for hint, text in zip(hints, said(models, again), strict=True)]
     assert texts(models, ANSWER(again, own, STEP)) == expected
+
+
+def test_replayed_rows_have_their_peers(models):
+    own, batch = replace(models, memories=Memories()), prompt_batch(models, PROMPTS, REFERENCES)
+    objective = SDPO(rollout=Replay(ROLLOUT, fraction=1.0), support=TopK(4, of="student"))
+    weights = []
+    for index in range(2):
+        rows = objective.rollout(batch, own, Step(index, 10))
+        rows = replace(rows, rewards=torch.ones(len(rows)))
+        weights.append(float(objective.loss({objective.rollout: rows}, own, Step(index, 10)).terms["loss"].weight))
+        own.memories.end_step()
+    assert weights[0] == weights[1] > 0
 
 
 def test_no_rows_are_no_trouble(models, rows):

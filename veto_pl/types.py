@@ -6,7 +6,7 @@ Legend: `B` rows, `P` prompt tokens, `C` completion tokens, `T` tokens of a whol
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -225,11 +225,13 @@ class Sequences:
 
     @staticmethod
     def concatenate(parts: Sequence[Sequences]) -> Sequences:
-        """The rows of all parts of one prompt batch, right-padded; a field that one part lacks is dropped."""
+        """The rows of all parts of one prompt batch, right-padded; a field that one part cannot have is dropped."""
         width = max(part.input_ids.shape[1] for part in parts)
 
         def stack(name: str) -> Tensor | None:
             values = [getattr(part, name) for part in parts]
+            if name in _ABSENT and any(value is not None for value in values):
+                values = [_ABSENT[name](p) if v is None else v for p, v in zip(parts, values, strict=True)]
             if any(value is None for value in values):
                 return None
             return torch.cat([pad(v, (0, width - v.shape[1])) if v.dim() == 2 else v for v in values])
@@ -252,6 +254,11 @@ class Sequences:
         return self.rows(self.prompt_rows.argsort(stable=True))
 
 
+_ABSENT: Mapping[str, Callable[[Sequences], Tensor]] = {
+    "age": lambda part: torch.zeros(len(part), device=part.input_ids.device),
+    "by_teacher": lambda part: torch.zeros_like(part.loss_mask),
+}
+"""What a field means that rows do not have: they are fresh, and nobody took turns."""
 _SEQUENCE_TENSORS = tuple(name for name in Sequences.__dataclass_fields__ if name != "prompts")
 
 Rollouts = Mapping["RolloutSource", Sequences]

@@ -20,14 +20,15 @@ from veto_pl.types import Example, Models, PromptBatch, Sequences, Step, pad_lef
 class Replay(RolloutSource):
     """Generation is dear, so some steps train on rollouts of earlier steps. Their sampler's log-probabilities are kept.
 
-    Rows that are replayed are not `on_policy`: an older student wrote them. Every row knows its `age` in optimizer
-    steps, which `Distill.staleness_decay` turns into weights. The buffer is in checkpoints.
+    A replayed step has as many prompts as a fresh one, each with all completions that were written with it. These rows
+    are not `on_policy`: an older student wrote them. Every row knows its `age` in optimizer steps, which
+    `Distill.staleness_decay` turns into weights. The buffer is in checkpoints.
 
     Args:
         source: writes fresh completions.
         fraction: probability that a step trains on the buffer, a number in [0, 1] or a schedule. The first steps, with
             an empty buffer, are always fresh.
-        capacity: rows that each rank keeps; the oldest go.
+        capacity: rows that each rank keeps; the oldest go, those of one prompt together.
         max_age: rows that were written more optimizer steps ago are not replayed; None for no limit. A step without any
             that is young enough is fresh.
 
@@ -93,23 +94,27 @@ class Kept:
         return Example(self.prompt, self.completion, self.row)
 
 
+Group = tuple[Kept, ...]
+"""The completions of one prompt that were written together: what compares them finds them together again."""
+
+
 class ReplayBuffer(Memory):
-    """The last rows that were written.
+    """The last completions that were written, prompt by prompt.
 
     Args:
-        capacity: how many.
-        max_age: optimizer steps after which a row is not drawn any more; None for no limit.
+        capacity: how many completions. The oldest go, all those of a prompt together; the last prompt's stay.
+        max_age: optimizer steps after which a completion is not drawn any more; None for no limit.
     """
 
     def __init__(self, capacity: int, max_age: int | None = None) -> None:
         self.capacity, self.max_age = capacity, max_age
-        self._rows: list[Kept] = []
-        self._fresh: list[Kept] = []
+        self._groups: list[Group] = []
+        self._fresh: list[Group] = []
         self._latest: int | None = None
         self._asked: int | None = None
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return sum(map(len, self._groups))
 
     def filled(self, step: Step) -> bool:
         """Whether some rank may have rows that are young enough: the same answer on all of them."""
@@ -118,78 +123,92 @@ class ReplayBuffer(Memory):
     def add(self, sequences: Sequences, step: Step) -> None:
         """Keeps rows from the next optimizer step on."""
         self._asked = step.index
-        self._fresh += kept_rows(sequences, step.index)
+        self._fresh += kept_groups(sequences, step.index)
 
     def draw(self, prompts: PromptBatch, step: Step) -> Sequences:
-        """As many rows as there are prompts, or all there are, each once; `prompts` names task, template and device."""
-        young = [row for row in self._rows if self._young(row.written, step)]
+        """The completions of as many prompts as there are in `prompts`, or of all there are, each once.
+
+        `prompts` names task, template and device.
+        """
+        young = [group for group in self._groups if self._young(group[0].written, step)]
         order = torch.randperm(len(young), generator=step.generator("replay"))[: len(prompts)]
-        rows = [young[i] for i in order.tolist()]
-        drawn = as_sequences(rows, prompts)
-        ages = torch.tensor([float(step.index - row.written) for row in rows])
-        return replace(drawn, age=ages.to(prompts.input_ids.device))
+        drawn = as_sequences([young[i] for i in order.tolist()], prompts)
+        ages = [float(step.index - row.written) for i in order.tolist() for row in young[i]]
+        return replace(drawn, age=torch.tensor(ages, device=prompts.input_ids.device))
 
     def end_step(self, *, done: bool) -> None:
         if done:
-            self._rows = (self._rows + self._fresh)[-self.capacity :]
+            self._groups = self._newest(self._groups + self._fresh)
             self._latest = self._latest if self._asked is None else self._asked
         self._fresh, self._asked = [], None
 
     def state(self) -> State:
-        return {"rows": [asdict(row) for row in self._rows], "latest": self._latest}
+        return {"groups": [[asdict(row) for row in group] for group in self._groups], "latest": self._latest}
 
     def restore(self, states: Sequence[State], rank: int) -> None:
         ranks = place()[1]
-        everything = [row for state in states for row in state["rows"]]
-        mine = states[rank]["rows"] if len(states) == ranks else everything[rank::ranks]
-        self._rows = [Kept(**row) for row in mine][-self.capacity :]
+        # Checkpoints of older versions know single rows.
+        stored = [state["groups"] if "groups" in state else [[row] for row in state["rows"]] for state in states]
+        everything = [group for groups in stored for group in groups]
+        mine = stored[rank] if len(states) == ranks else everything[rank::ranks]
+        self._groups = self._newest([tuple(Kept(**row) for row in group) for group in mine])
         # Checkpoints of older versions say `filled`, and not when.
         told = [state.get("latest", 0 if state.get("filled") else None) for state in states]
         self._latest = max((latest for latest in told if latest is not None), default=None)
+
+    def _newest(self, groups: list[Group]) -> list[Group]:
+        excess, first = sum(map(len, groups)) - self.capacity, 0
+        while excess > 0 and first < len(groups) - 1:
+            excess -= len(groups[first])
+            first += 1
+        return groups[first:]
 
     def _young(self, written: int, step: Step) -> bool:
         return self.max_age is None or step.index - written <= self.max_age
 
 
-def kept_rows(sequences: Sequences, written: int) -> list[Kept]:
-    """The rows of a rollout that was written at this optimizer step, one by one."""
+def kept_groups(sequences: Sequences, written: int) -> list[Group]:
+    """The rows of a rollout that was written at this optimizer step, by their prompts."""
     assert sequences.prompts is not None, "every source names the prompts that it has completed"
     logp = sequences.sampler_logp
     columns = [sequences.input_ids, sequences.attention_mask, sequences.loss_mask]
     ids, attended, counted = (column.cpu() for column in columns)
     scores = torch.zeros(ids.shape) if logp is None else logp.cpu().float()
-    rows = []
+    groups: dict[int, Group] = {}
     for i, prompt in enumerate(sequences.prompt_rows.tolist()):
         example = sequences.prompts.examples[prompt] if sequences.prompts.examples else Example("")
-        rows.append(
-            Kept(
-                prompt_ids=ids[i, attended[i] & ~counted[i]].clone(),
-                completion_ids=ids[i, counted[i]].clone(),
-                sampler_logp=scores[i, counted[i]].clone(),
-                number=int(sequences.prompts.numbers[prompt]),
-                prompt=example.prompt,
-                completion=example.completion,
-                row=_plain(dict(example.row)),
-                written=written,
-            )
+        row = Kept(
+            prompt_ids=ids[i, attended[i] & ~counted[i]].clone(),
+            completion_ids=ids[i, counted[i]].clone(),
+            sampler_logp=scores[i, counted[i]].clone(),
+            number=int(sequences.prompts.numbers[prompt]),
+            prompt=example.prompt,
+            completion=example.completion,
+            row=_plain(dict(example.row)),
+            written=written,
         )
-    return rows
+        groups[prompt] = (*groups.get(prompt, ()), row)
+    return list(groups.values())
 
 
-def as_sequences(rows: Sequence[Kept], batch: PromptBatch) -> Sequences:
+def as_sequences(groups: Sequence[Group], batch: PromptBatch) -> Sequences:
     """The rows as a rollout with prompts of its own; task, template and device are those of `batch`."""
     device = batch.input_ids.device
-    prompt_ids, prompt_mask = pad_left([row.prompt_ids for row in rows])
-    ids, mask = pad_right([row.completion_ids for row in rows])
-    logp, _ = pad_right([row.sampler_logp for row in rows])
-    numbers = torch.tensor([row.number for row in rows], dtype=torch.int64)
-    none = torch.zeros(len(rows), 0, dtype=torch.int64)
-    examples = tuple(row.example for row in rows)
+    prompt_ids, prompt_mask = pad_left([group[0].prompt_ids for group in groups])
+    numbers = torch.tensor([group[0].number for group in groups], dtype=torch.int64)
+    none = torch.zeros(len(groups), 0, dtype=torch.int64)
+    examples = tuple(group[0].example for group in groups)
     prompts = PromptBatch(prompt_ids, prompt_mask, none, none.bool(), examples, batch.task, numbers, batch.template)
     prompts = prompts.to(device)
-    before = torch.zeros(prompt_ids.shape, device=device)
-    moved = ids.to(device), mask.to(device)
-    return Sequences.join(prompts, *moved, sampler_logp=torch.cat([before, logp.to(device)], 1))
+    rows = [row for group in groups for row in group]
+    place_of = torch.tensor([i for i, group in enumerate(groups) for _ in group], dtype=torch.int64, device=device)
+    ids, mask = (part.to(device) for part in pad_right([row.completion_ids for row in rows]))
+    logp, _ = pad_right([row.sampler_logp for row in rows])
+    before = torch.zeros(len(rows), prompt_ids.shape[1], device=device)
+    return Sequences.join(
+        prompts.rows(place_of), ids, mask, prompts=prompts, prompt_rows=place_of,
+        sampler_logp=torch.cat([before, logp.to(device)], 1),
+    )  # fmt: skip
 
 
 def _plain(value: Any) -> Any:
