@@ -113,6 +113,17 @@ def test_top_k_opd_is_the_sum_over_its_support(support, weights, pair, k):
         close(gradient[i], gradient_in_logits(surrogate, pair[0][i]))
 
 
+@pytest.mark.parametrize("support", ["student", "overlap", "teacher"])
+def test_weights_of_a_teacher_who_excludes_the_support_are_0(support):
+    """Three ids each, of which the teacher knows one."""
+    student = torch.tensor([[0.0, 5.0, 4.0, 3.0, -9.0]], dtype=torch.float64)
+    teacher = torch.tensor([[0.0, *[-math.inf] * 4]], dtype=torch.float64)
+    losses, gradient = TopKOPD(k=3, support=support, weights="teacher").with_gradient(rows_of((student, teacher)))
+    expected = float(student.log_softmax(-1)[0, 0]) if support == "teacher" else 0.0
+    assert float(losses[0]) == pytest.approx(expected)
+    assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("objective", [TopKOPD(k=3, support="union"), EOPD(tau=0.5, k=3), AKL(), ToDi()])
 @quick
 @given(pair=logits_pairs(["ordinary", "peaked", "excluded"], max_vocabulary=8))
@@ -289,6 +300,16 @@ def test_the_skew_of_a_completion(direction, seed, lengths):
     assert torch.equal(alpha, alpha[:, :1].expand_as(alpha))
 
 
+def test_a_completion_whose_writer_is_further_ahead_has_more_skew():
+    mask = torch.ones(3, 1, dtype=torch.bool)
+    ahead, behind = torch.tensor([[0.5], [0.6], [0.9]]).log(), torch.tensor([[0.4], [0.4], [0.4]]).log()
+    for direction, teacher, student in (("forward", ahead, behind), ("reverse", behind, ahead)):
+        grid = TokenGrid(student, teacher, None, mask, torch.arange(3), None, STEP)
+        skew = AdaptiveSkew(direction=direction, alpha=0.9).look_ahead(grid)["alpha"][:, 0]
+        assert (skew.diff() >= 0).all()
+        assert skew[2] > skew[0]
+
+
 @pytest.mark.parametrize("objective", [AdaptiveSkew(alpha=0.2, smallest=0.2), AdaptiveSkew()])
 @pytest.mark.parametrize("chunk_rows", [2, 1000])
 def test_completions_are_read_ahead_without_another_pass_through_the_models(models, objective, chunk_rows, monkeypatch):
@@ -326,7 +347,7 @@ def test_distillm2_is_the_weighted_sum_of_its_two_terms(models):
     beta = 1.0 + 0.5 * STEP.index / STEP.total
     for name, direction, weight in (("teacher", "forward", 2 - beta), ("student", "reverse", beta)):
         source = both.composition.terms[name].rollout
-        term = AdaptiveSkew(rollout=source, direction=direction, smallest=0.05)
+        term = AdaptiveSkew(rollout=source, direction=direction, smallest=0.05, aggregation="sequence")
         alone = float(term.loss(rollouts, models, STEP).terms["loss"].total.detach())
         assert totals[f"{name}/loss"] == pytest.approx(weight * alone, rel=1e-6)
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from veto_pl import DistillationModule, PromptDataModule
-from veto_pl.callbacks import ExtrapolationMonitor
+from veto_pl.callbacks import ExtrapolationMonitor, extrapolation
 from veto_pl.callbacks.extrapolation import Structure
 from veto_pl.data import JsonLines
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.extrapolation import lambda_star
 from veto_pl.models import CharacterTokenizer
-from veto_pl.objectives import SFT, ListOPD
+from veto_pl.objectives import SFT, ListOPD, Phases, Sum
 from veto_pl.rollouts import FromDataset, FromStudent, Sampling
 from veto_pl.schedules import Linear
 from veto_pl.testing.tiny import ALPHABET, tiny_source
@@ -132,6 +132,34 @@ def test_a_cap_holds_a_schedule_too(rows, tmp_path):
     assert module.logged["train/capped_extrapolation"] == pytest.approx(guard)
 
 
+def test_it_watches_over_the_second_phase_too(rows, tmp_path):
+    objective = Phases(first=SFT(), then=ListOPD(rollout=SAMPLED, extrapolation=Linear(1.0, 3.0)))
+    with pytest.warns(UserWarning, match="capped"):
+        module = run(rows, tmp_path, measured(ExtrapolationMonitor(action="cap")), objective, steps=3)
+    assert module.objective.first == SFT()
+    assert module.objective.then.guard == pytest.approx(0.98 * lambda_star(0.99, 0.5, 5.0))
+    assert module.logged["train/capped_extrapolation"] == pytest.approx(module.objective.then.guard)
+
+
+def test_a_bound_near_1_leaves_the_teacher_within_reach(rows, tmp_path, recwarn):
+    """At lambda 1 the student is drawn to the teacher itself, however surely it writes the structure."""
+    objective = ListOPD(rollout=SAMPLED, extrapolation=1.0)
+    module = run(rows, tmp_path, measured(ExtrapolationMonitor(action="stop"), bound=1.001), objective)
+    assert not [w for w in recwarn if "extrapolation" in str(w.message)]
+    assert module.objective == objective
+
+
+@pytest.mark.parametrize(("prompts", "elsewhere", "looked_at"), [(4, False, 4), (4, True, 6), (5, False, 6)])
+def test_ranks_look_at_equally_many_batches(prompts, elsewhere, looked_at, rows, tmp_path, monkeypatch):
+    """A rank that has enough goes on while another has not: sharded models would wait for it forever."""
+    monkeypatch.setattr(
+        extrapolation, "sum_over_ranks", lambda value: value if value.dim() else value + float(elsewhere)
+    )
+    monitor = ExtrapolationMonitor(certain=0.01, prompts=prompts)
+    run(rows, tmp_path, monitor, ListOPD(rollout=SAMPLED, extrapolation=1.0))
+    assert sum(s.count for s in monitor.found) == looked_at * 4  # three letters and EOS
+
+
 def test_a_run_that_goes_too_far_is_stopped_before_it_begins(rows, tmp_path):
     with pytest.raises(ConfigurationError, match=r"bounds it by 1\.2.*Lower it to 1\.176"):
         run(rows, tmp_path, measured(ExtrapolationMonitor(action="stop")))
@@ -150,7 +178,8 @@ def test_below_the_bound_nothing_is_said(rows, tmp_path, recwarn):
         ({"certain": 1.0}, None, "`certain` in \\(0, 1\\)"),
         ({"margin": 1.0}, None, "`margin` in \\[0, 1\\)"),
         ({"prompts": 0}, None, "`prompts` of at least 1"),
-        ({}, SFT(), "watches over `ListOPD`, got `SFT`"),
+        ({}, SFT(), "watches over one `ListOPD`, got 0 of them in `SFT`"),
+        ({}, Sum(terms={"a": ListOPD(margin=0.1), "b": ListOPD(margin=0.2)}), "one `ListOPD`, got 2 of them in `Sum`"),
         ({"structural": ["?"]}, None, "found no structural position"),
     ],
 )

@@ -239,6 +239,11 @@ def test_a_context_that_reads_rewards_has_them_made():
     assert not OPSD().needs_rewards
 
 
+def test_a_hint_that_says_nothing_is_refused(models, rows):
+    with pytest.raises(ConfigurationError, match=r"`Privileged` makes an empty text.*Let it say `\{prompt\}`"):
+        Privileged("", template=PlainTemplate())(rows, models, STEP)
+
+
 def test_replayed_rows_can_be_told_more(models):
     own, batch = replace(models, memories=Memories()), prompt_batch(models, PROMPTS, REFERENCES)
     source = Replay(ROLLOUT, fraction=1.0)

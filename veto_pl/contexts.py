@@ -1,7 +1,7 @@
 """What the teacher reads."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from veto_pl.data.templates import check_format, fill, fills
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.parts import changed
 from veto_pl.seams import Objective, TeacherContext, Template
 from veto_pl.types import Example, Models, PromptBatch, Sequences, Step, pad_left
 
@@ -156,7 +157,7 @@ def retold(
         name: of the class whose hint this is, for messages.
 
     Raises:
-        ConfigurationError: the template does not show the text, or there is none.
+        ConfigurationError: the template does not show the text, or makes an empty one of it, or there is none.
     """
     template = prompts.template if template is None else template
     if template is None:
@@ -169,6 +170,11 @@ def retold(
             continue
         words = template(replace(example, prompt=text), tokenizer)
         told.append(torch.tensor(tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]).long())
+        if not len(told[-1]):
+            raise ConfigurationError(
+                f"The hint of `{name}` makes an empty text, and the teacher needs a token in front of the completion. "
+                "Let it say `{prompt}` at least."
+            )
         if torch.equal(told[-1], old):
             raise ConfigurationError(
                 f"The hint of `{name}` does not reach the teacher: the template of the data makes the same text of it "
@@ -191,13 +197,12 @@ def behind(prompts: PromptBatch, sequences: Sequences) -> Sequences:
 
 def read_alike(objective: Objective) -> Objective:
     """The same objective, and its parts, with a teacher that reads what the student reads: no examples are needed."""
-    if isinstance(terms := getattr(objective, "terms", None), dict):
-        return replace(objective, terms={name: read_alike(term) for name, term in terms.items()})  # type: ignore[type-var]
-    given = {part.name: getattr(objective, part.name) for part in fields(objective) if part.init}  # type: ignore[arg-type]
-    changes: dict[str, Any] = {name: read_alike(part) for name, part in given.items() if isinstance(part, Objective)}
-    if not isinstance(given.get("context", SameText()), SameText):
-        changes["context"] = SameText()
-    return replace(objective, **changes) if changes else objective  # type: ignore[type-var]
+
+    def alike(part: Objective) -> Objective:
+        context = getattr(part, "context", SameText())
+        return part if isinstance(context, SameText) else replace(part, context=SameText())  # type: ignore[type-var]
+
+    return changed(objective, alike)
 
 
 def _prompts(sequences: Sequences) -> PromptBatch:

@@ -134,7 +134,8 @@ class AlphaDivergence(Divergence):
     r"""Amari's alpha divergence: a path from the reverse KL to the forward KL.
 
     Args:
-        alpha: place on the path, in [0, 1]: 0 is the reverse KL, 1 the forward KL, 1/2 the Hellinger distance.
+        alpha: place on the path, in [0, 1]: 0 is the reverse KL, 1 the forward KL, 1/2 four times
+            the squared Hellinger distance.
 
     References:
         Cichocki and Amari 2010, doi:10.3390/e12061532

@@ -168,7 +168,7 @@ FUNCTIONAL = {
     "policy": ["clipped_surrogate", "importance_weight"],
     "reduction": ["sequence_mean_sum", "token_sum"],
     "expectation": ["expectation"],
-    "extrapolation": ["extrapolated", "lambda_star"],
+    "extrapolation": ["extrapolated", "lambda_star", "within"],
     "gradients": [],
     "heads": ["full_precision"],
     "schedules": ["cosine", "linear", "piecewise_constant"],

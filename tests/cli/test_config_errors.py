@@ -337,6 +337,10 @@ INNOCENT = {
         "data.task.init_args.completion": None,
     },
     "a budget that just fits": {"data.max_prompt_tokens": 60},
+    "infinity where it switches something off": {
+        "model.objective": {"class_path": "EOPD", "init_args": {
+            "tau": float("inf"), "importance_cap": float("inf"), "rollout": DISTILLING["init_args"]["rollout"]}}
+    },
 }  # fmt: skip
 
 

@@ -272,6 +272,17 @@ def test_models_that_share_nothing_have_no_overlap():
     assert all(value.tolist() == [0.0, 0.0] for value in overlap(nobody, nobody.flip(0), 2).values())
 
 
+def test_a_teacher_who_knows_few_ids_hides_and_shares_nothing_undefined():
+    student = torch.tensor([[0.0, 5.0, 4.0, 3.0, -9.0]]).log_softmax(-1)
+    teacher = torch.tensor([[0.0, *[-math.inf] * 4]]).log_softmax(-1)
+    found = overlap(student, teacher, 3)
+    assert (float(found["overlap_mass"]), float(found["overlap_advantage"])) == (0.0, 0.0)
+    assert hidden_kl(student, teacher, torch.tensor([[0, 1]])).item() == 0.0  # the pooled KL is infinite too
+    assert hidden_kl(teacher, student, torch.tensor([[0, 1]])).item() == 0.0
+    few = torch.tensor([[0.0, 1.0, *[-math.inf] * 3]]).log_softmax(-1)
+    assert hidden_kl(student, few, torch.tensor([[1]])).item() == math.inf
+
+
 @settings(deadline=None, max_examples=30)
 @given(token_batches())
 def test_the_gap_of_entropies_is_never_negative(pair):

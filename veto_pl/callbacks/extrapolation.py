@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +16,14 @@ from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block, RowStream
-from veto_pl.functional.extrapolation import lambda_star
+from veto_pl.functional.extrapolation import lambda_star, within
 from veto_pl.models.likelihood import read
 from veto_pl.models.sharding import gathered
 from veto_pl.objectives import ListOPD
+from veto_pl.parts import changed, objectives_in
 from veto_pl.ranks import sum_over_ranks
 from veto_pl.rollouts import FromDataset
-from veto_pl.seams import RolloutSource
+from veto_pl.seams import Objective, RolloutSource
 from veto_pl.types import Models, PromptBatch, Step
 
 EXTRAPOLATION = "extrapolation.json"
@@ -52,6 +53,8 @@ class Structure:
 class ExtrapolationMonitor(L.Callback):
     r"""Measures, before the first step, how far `ListOPD` may extrapolate, and acts where it is set to go further.
 
+    The objective is a `ListOPD`, or holds one, as `Phases` may behind a fine-tuning.
+
     At the positions of a few validation rows where the teacher prefers a structural token, the mean probability p that
     the teacher gives it and the mean mass b that the base gives it bound the extrapolation by
     :math:`\lambda^*(p, b, c)`, c being `ListOPD.importance_cap`. The token with the smallest bound binds. All of it is
@@ -61,14 +64,14 @@ class ExtrapolationMonitor(L.Callback):
         structural: the tokens that make up the structure, as texts; None takes every token that the teacher is
             `certain` of, in the mean over the positions where it prefers it.
         certain: the mean probability from which on a token counts as structure where `structural` is None.
-        prompts: validation rows that are looked at, on each rank.
+        prompts: validation rows that are looked at, on each rank; whole batches are.
         rollout: who writes the completions that are looked at.
-        margin: lambda is held to (1 - margin) times the bound.
+        margin: lambda is held to (1 - margin) times the bound, and never below 1.
         action: `warn`, `cap` lambda for the run, or `stop` the run before it begins.
 
     Raises:
-        ConfigurationError: the objective is no `ListOPD`, a number lies outside its range, there is no structural
-            position, or the run is stopped.
+        ConfigurationError: the objective holds no `ListOPD`, or several; a number lies outside its range; there is no
+            structural position; or the run is stopped.
 
     References:
         arXiv 2605.08737
@@ -98,18 +101,14 @@ class ExtrapolationMonitor(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Refuses objectives that do not extrapolate."""
-        if not isinstance(pl_module.objective, ListOPD):
-            raise ConfigurationError(
-                f"`ExtrapolationMonitor` watches over `ListOPD`, got `{type(pl_module.objective).__name__}`. Leave the "
-                "callback out, or use that objective."
-            )
+        _watched(pl_module.objective)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Measures, unless the run goes on from a checkpoint that has the measurement, and acts."""
-        objective = pl_module.objective
+        objective = _watched(pl_module.objective)
         if not self.found:
             batches = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
-            sums = self._measure(_rows(batches, self.prompts), pl_module)
+            sums = self._measure(batches, pl_module, objective.temperature)
             self.found = self._structures(sums, pl_module.models, objective.importance_cap)
         if not self.found:
             raise ConfigurationError(
@@ -120,7 +119,7 @@ class ExtrapolationMonitor(L.Callback):
         binding = min(self.found, key=lambda structure: structure.bound)
         total = int(trainer.estimated_stepping_batches)
         highest = max(objective.extrapolation_at(Step(index, total)) for index in range(max(total, 1)))
-        if highest > (1 - self.margin) * binding.bound:
+        if highest > within(binding.bound, self.margin):
             self._act(pl_module, objective, binding, highest)
 
     def state_dict(self) -> dict[str, Any]:
@@ -138,19 +137,23 @@ class ExtrapolationMonitor(L.Callback):
             f"by {binding.bound:.4g}. Beyond, the student may lose the structure."
         )
         if self.action == "stop":
-            raise ConfigurationError(f"{message} Lower it to {(1 - self.margin) * binding.bound:.4g}.")
-        capped = " It is capped." if self.action == "cap" else ""
-        rank_zero_warn(f"{message}{capped}")
+            raise ConfigurationError(f"{message} Lower it to {within(binding.bound, self.margin):.4g}.")
+        rank_zero_warn(message + (" It is capped." if self.action == "cap" else ""))
         if self.action == "cap":
             p, b = _inside(binding.modal_probability), _inside(binding.warm_start_mass)
-            pl_module.objective = replace(objective, modal_probability=p, warm_start_mass=b, margin=self.margin)
+            capped = replace(objective, modal_probability=p, warm_start_mass=b, margin=self.margin)
+            pl_module.objective = changed(pl_module.objective, lambda part: capped if part == objective else part)
 
-    def _measure(self, rows: Sequence[PromptBatch], pl_module: Any) -> Tensor:
+    def _measure(self, batches: Iterable[PromptBatch], pl_module: Any, temperature: float) -> Tensor:
         """[3, V] sums over all ranks, by the token that the teacher prefers: positions, p and b."""
-        models, device, temperature = pl_module.models, pl_module.device, pl_module.objective.temperature
+        models, device, left = pl_module.models, pl_module.device, self.prompts
         sums = torch.zeros(3, models.student.vocab_size, dtype=torch.float64)
-        for batch in rows:
+        for batch in batches:
             sums += _by_preferred(batch.to(device), models, self.rollout, temperature)
+            left -= len(batch)
+            # Batches may differ in size between ranks, and sharded models need every rank.
+            if not sum_over_ranks(torch.tensor(float(left > 0), device=device)):
+                break
         return sum_over_ranks(sums.to(device)).cpu()
 
     def _structures(self, sums: Tensor, models: Models, cap: float | None) -> list[Structure]:
@@ -180,6 +183,17 @@ class ExtrapolationMonitor(L.Callback):
         file.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _watched(objective: Objective) -> ListOPD:
+    """The one that extrapolates."""
+    found = list(dict.fromkeys(part for part in objectives_in(objective) if isinstance(part, ListOPD)))
+    if len(found) != 1:
+        raise ConfigurationError(
+            f"`ExtrapolationMonitor` watches over one `ListOPD`, got {len(found)} of them in "
+            f"`{type(objective).__name__}`. Leave the callback out, or use that objective."
+        )
+    return found[0]
+
+
 def _bound(p: float, b: float, cap: float | None) -> float:
     """The bound; infinite where no weight is clipped. A mean that is rounded to 0 or 1 is moved inside."""
     return lambda_star(_inside(p), _inside(b), math.inf if cap is None else cap)
@@ -187,16 +201,6 @@ def _bound(p: float, b: float, cap: float | None) -> float:
 
 def _inside(probability: float) -> float:
     return min(max(probability, SMALLEST), 1 - SMALLEST)
-
-
-def _rows(batches: Any, count: int) -> list[PromptBatch]:
-    """The first batches, until they have so many rows."""
-    taken: list[PromptBatch] = []
-    for batch in batches:
-        taken.append(batch.rows(torch.arange(min(len(batch), count - sum(map(len, taken))))))
-        if sum(map(len, taken)) >= count:
-            break
-    return taken
 
 
 def _by_preferred(batch: PromptBatch, models: Models, rollout: RolloutSource, temperature: float) -> Tensor:

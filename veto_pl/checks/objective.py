@@ -27,7 +27,7 @@ from veto_pl.rollouts import (
 from veto_pl.seams import Schedule, TeacherContext
 
 STEPS = 100
-UNBOUNDED = ("clip", "importance_cap")
+UNBOUNDED = ("clip", "importance_cap", "tau")
 """Settings whose infinity means that they are off."""
 
 

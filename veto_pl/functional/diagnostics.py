@@ -101,7 +101,8 @@ def overlap(student_logp: Tensor, teacher_logp: Tensor, k: int = 16) -> dict[str
         k: ids of each model; all where there are fewer.
 
     Returns:
-        `overlap_ratio`, the share of ids that both have; `overlap_mass`, the student's probability of those; and
+        `overlap_ratio`, the share of ids that both have; `overlap_mass`, the student's probability of those, ids
+        aside that a model excludes; and
         `overlap_advantage`, what the teacher would have of those, in nats, at most 0, which it reaches where both
         weigh them alike, and where there are none; each [...].
 
@@ -114,9 +115,11 @@ def overlap(student_logp: Tensor, teacher_logp: Tensor, k: int = 16) -> dict[str
         arXiv 2604.13016
     """
     ids, shared = top_k_ids(student_logp, teacher_logp, k, "overlap")
-    student, teacher = (logp.gather(-1, ids).masked_fill(~shared, -torch.inf) for logp in (student_logp, teacher_logp))
+    student, teacher = student_logp.gather(-1, ids), teacher_logp.gather(-1, ids)
+    weighed = shared & (student > -torch.inf) & (teacher > -torch.inf)  # a model may have fewer than k ids to name
+    student, teacher = (logp.masked_fill(~weighed, -torch.inf) for logp in (student, teacher))
     totals = student.logsumexp(-1, keepdim=True), teacher.logsumexp(-1, keepdim=True)
-    weight = (student - totals[0]).exp().masked_fill(~shared, 0.0)
+    weight = (student - totals[0]).exp().masked_fill(~weighed, 0.0)
     gain = teacher - totals[1] - (student - totals[0])
     return {
         "overlap_ratio": shared.sum(-1).to(student.dtype) / (ids.shape[-1] // 2),
@@ -177,7 +180,7 @@ def hidden_kl(first_logp: Tensor, second_logp: Tensor, ids: Tensor) -> Tensor:
         ids: [..., K] int64, the ids that are kept, distinct.
 
     Returns:
-        [...] nats; 0 where nothing is pooled.
+        [...] nats; 0 where nothing is pooled, and where q has no tail: the pooled KL is infinite then as well.
 
     Numerics: 0 log 0 = 0; rounding may give -1e-7 in float32.
 
@@ -190,7 +193,8 @@ def hidden_kl(first_logp: Tensor, second_logp: Tensor, ids: Tensor) -> Tensor:
     weight = first.exp()
     mass = weight.sum(-1)
     of_tail = (weight * torch.where(weight > 0, first - second, 0.0)).sum(-1)
-    return of_tail - mass * torch.where(mass > 0, first.logsumexp(-1) - second.logsumexp(-1), 0.0)
+    pooled = mass * torch.where(mass > 0, first.logsumexp(-1) - second.logsumexp(-1), 0.0)
+    return torch.where(second.isneginf().all(-1), 0.0, of_tail - pooled)
 
 
 def _agree(first_logp: Tensor, second_logp: Tensor) -> Tensor:

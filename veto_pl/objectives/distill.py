@@ -25,7 +25,8 @@ class Distill(TokenObjective):
     .. math:: w_t \left[ u_t\, D(p_S, Q)_t - A_t \log p_S(y_t) \right]
 
     with the target :math:`Q`, the token weights :math:`u`, the advantage :math:`A` and the importance weights :math:`w`
-    all held fixed: this class detaches them.
+    all held fixed: this class detaches them. The policy-gradient term has the gradient that is written here; its
+    reported value is :math:`-A_t`.
 
     Args:
         rollout: who writes the completions.

@@ -44,7 +44,7 @@ class DistiLLM(Distill):
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveSkew(TokenObjective):
-    r"""A skew KL whose skew is each completion's own: the less, the more the two models are at odds on it.
+    r"""A skew KL whose skew is each completion's own: the more, the further its writer is ahead of the other.
 
     .. math:: \alpha = \mathrm{clip}\!\left( 1 - (1 - \alpha_0) \frac{m}{d + 10^{-5}},\; \alpha_{min},\; \alpha_0
         \right), \qquad d = \bar p_T(y) - \bar p_S(y)
@@ -101,7 +101,7 @@ class DistiLLM2(Objective):
 
     .. math:: (2 - \beta)\, \mathrm{SKL}(y_T) + \beta\, \mathrm{SRKL}(y_S)
 
-    with the skew of `AdaptiveSkew`. Each term is divided by its own number of tokens.
+    with the skew of `AdaptiveSkew`. Each term is the mean over its own completions of the mean over their tokens.
 
     Departures: both write afresh at every step, where the paper collects completions once per epoch from the student
     of the epoch before; and the mean gap m is that of the micro-batch.
@@ -112,6 +112,7 @@ class DistiLLM2(Objective):
         beta: weight of the reverse term, a number in [0, 2] or a schedule.
         alpha: the largest skew.
         smallest: the smallest.
+        aggregation: `sequence` weighs every completion alike, as the published code does; `token` every token.
         chunk_rows: tokens whose vocabulary-sized rows are held at a time.
 
     References:
@@ -123,6 +124,7 @@ class DistiLLM2(Objective):
     beta: float | Schedule = 1.0
     alpha: float = 0.1
     smallest: float = 0.01
+    aggregation: Literal["token", "sequence"] = "sequence"
     chunk_rows: int = 256
     composition: Sum = field(init=False)
 
@@ -158,6 +160,7 @@ class DistiLLM2(Objective):
             direction=direction,
             alpha=self.alpha,
             smallest=self.smallest,
+            aggregation=self.aggregation,
             chunk_rows=self.chunk_rows,
         )
 

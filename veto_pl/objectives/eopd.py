@@ -27,6 +27,7 @@ class EOPD(Distill):
         \frac{\tilde p_T(v)}{p_S(v)}
 
     :math:`\tilde p_T` is the teacher renormalised over its k likeliest ids; the student is not renormalised.
+    There is one update per rollout, so the clipping of PPO never binds.
 
     Args:
         alpha: weight of the forward KL.

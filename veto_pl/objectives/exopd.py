@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from veto_pl.advantages import Extrapolated
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.functional.extrapolation import lambda_star
+from veto_pl.functional.extrapolation import lambda_star, within
 from veto_pl.objectives.policy_gradient import PolicyGradient
 from veto_pl.schedules import AtMost, value_at
 from veto_pl.seams import Advantage, Schedule
@@ -42,11 +42,11 @@ class ExOPD(PolicyGradient):
 class ListOPD(ExOPD):
     r"""`ExOPD` that stays below the bound from which near-certain tokens, such as those of a format, are lost.
 
-    .. math:: \lambda \le (1 - \epsilon)\, \lambda^*(p, b, c)
+    .. math:: \lambda \le \max\left(1,\ (1 - \epsilon)\, \lambda^*(p, b, c)\right)
 
     with the bound :math:`\lambda^*` of `veto_pl.functional.extrapolation.lambda_star`, which is derived there, and the
-    truncation c of the importance weights, `importance_cap`. Measure p and b on the tokens that the teacher is surest
-    of: the smallest bound binds.
+    truncation c of the importance weights, `importance_cap`; but never below 1, where the student is drawn to the
+    teacher itself. Measure p and b on the tokens that the teacher is surest of: the smallest bound binds.
 
     The paper's settings (c, p, the learning rate) and its code were not found; the defaults here are those of `ExOPD`,
     without a guard.
@@ -78,8 +78,8 @@ class ListOPD(ExOPD):
         return math.inf if p is None else self.bound(p, self.warm_start_mass)
 
     def bound(self, p: float, b: float) -> float:
-        """(1 - margin) lambda*(p, b, c); infinite where the importance weights are not truncated."""
-        return (1 - self.margin) * lambda_star(p, b, self.importance_cap or math.inf)
+        """max(1, (1 - margin) lambda*(p, b, c)); infinite where the importance weights are not truncated."""
+        return within(lambda_star(p, b, self.importance_cap or math.inf), self.margin)
 
     def capped(self, extrapolation: float | Schedule) -> float | Schedule:
         """The same lambda, or schedule of lambda, but never above the guard."""

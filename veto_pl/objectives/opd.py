@@ -52,13 +52,14 @@ class VOPD(PolicyGradient):
     .. math:: A_t = \log p_T(y_t) - \log p_S(y_t) + \mathrm{KL}(p_S \Vert p_T)_t
 
     The baseline does not depend on the sampled token, so the expected gradient is that of `OPD`, :math:`\nabla
-    \mathrm{KL}(p_S \Vert p_T)`, with `top_k` too. On the whole vocabulary, the mean square of the advantage is never
-    larger than without it. The variance of the gradient is not always smaller: a large log-ratio on a token that the
-    student is nearly sure of moves the logits little, and a baseline of its size adds noise to the other tokens. Of
-    random pairs of distributions (independent normal logits) it is smaller for 30% over 2 ids, 57% over 5, and 99% over
-    50.
+    \mathrm{KL}(p_S \Vert p_T)`, with `top_k` too, as long as the importance weights are whole and the sampler leaves no
+    id out. On the whole vocabulary, the mean square of the advantage is never larger than without it. The variance of
+    the gradient is not always smaller: a large log-ratio on a token that the student is nearly sure of moves the logits
+    little, and a baseline of its size adds noise to the other tokens. Of random pairs of distributions (independent
+    normal logits) it is smaller for 30% over 2 ids, 57% over 5, and 99% over 50.
 
-    Left out of the published code: its adapters, and the reward that it can add.
+    Departures from the published code: importance weights are truncated at 5; there are no adapters, and no reward
+    beside the log-ratio.
 
     Args:
         top_k: the baseline is taken on the student's k likeliest ids, both models renormalised; None takes all ids, 100

@@ -17,8 +17,9 @@ class PolicyGradient(Distill):
 
     .. math:: -\min\left(\frac{p_S(y_t)}{\mu(y_t)}, c\right) A_t \log p_S(y_t)
 
-    :math:`\mu` is the distribution that sampled the token, and the weight and :math:`A` are held fixed. There is one
-    update per rollout, so the clipping of PPO never binds.
+    :math:`\mu` is the distribution that sampled the token, and the weight and :math:`A` are held fixed. This is the
+    gradient's form; the loss that is reported is the weight times :math:`-A`. There is one update per rollout, so the
+    clipping of PPO never binds.
 
     Args:
         rollout: who writes the completions.

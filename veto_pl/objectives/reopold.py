@@ -16,7 +16,7 @@ class REOPOLD(PolicyGradient):
 
     with :math:`M_t = 0` for tokens below the floor before the switch, and for all but the tokens with the highest
     entropy after it. The denominator stays the number of all tokens. Where neither binds, the gradient is that of
-    `OPD`.
+    `OPD`. Importance weights are truncated at 5 unless `importance_cap` says otherwise.
 
     The paper's values of `mixture`, `keep` and `switch` were not found, nor was code by its authors: the defaults are
     choices of this package. So is the reading of "strong negatives" as tokens below the floor. The entropy is ranked

@@ -82,6 +82,7 @@ class TopKOPD(TokenObjective):
         if self.weights == "none":
             return chosen.to(student.dtype)
         logp = (student if self.weights == "student" else teacher).masked_fill(~chosen, -torch.inf)
+        possible = chosen & (logp > -torch.inf)
         if self.support != "symmetric_difference":
             logp = logp - logp.logsumexp(-1, keepdim=True)
-        return logp.exp().masked_fill(~chosen, 0.0)
+        return logp.exp().masked_fill(~possible, 0.0)
