@@ -42,7 +42,7 @@ def writer(sequences):
 
 
 def memory_of(models, source):
-    return models.memories.of(source, lambda: AdaptiveMemory(source))
+    return models.memories.of(source)
 
 
 @pytest.mark.parametrize("phi", [0.0, 0.5, 1.0])

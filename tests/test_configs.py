@@ -253,6 +253,31 @@ def test_debug_runs_reproduce_their_golden_losses(name, straight, request):
     assert saved["trainer"]["max_steps"] == 6
 
 
+EACH_STEP = ("--ckpt_path=last", "--trainer.val_check_interval=1", "--checkpoint.every_n_train_steps=1")
+
+
+@pytest.mark.xdist_group("debug distillm")
+def test_memories_see_a_validation_that_was_cut_short(tmp_path, monkeypatch):
+    """It is made up for before the first rollout of the process that goes on."""
+    replay = "--model.objective.init_args.rollout.init_args"
+    options = (*EACH_STEP, f"{replay}.start=0.1", f"{replay}.increment=0.3")
+    expected = debug_run("distillm", tmp_path / "straight", *options)
+    assert len({row["train/phi"] for row in expected}) > 2
+    validate, calls = DistillationModule.validation_step, []
+
+    def stopping(*arguments):
+        calls.append(arguments)
+        if len(calls) == 7:  # two batches each: before the first step, after it, after the second, and the third
+            raise StoppedError
+        return validate(*arguments)
+
+    monkeypatch.setattr(DistillationModule, "validation_step", stopping)
+    with pytest.raises(StoppedError):
+        debug_run("distillm", tmp_path / "stopped", *options)
+    monkeypatch.undo()
+    assert debug_run("distillm", tmp_path / "stopped", *options) == expected
+
+
 @pytest.mark.parametrize("name", ONE_BY_ONE)
 def test_debug_runs_that_were_stopped_go_on_exactly(name, straight, tmp_path, monkeypatch):
     """To the bit: rollouts, memories, moving teachers and schedules included."""

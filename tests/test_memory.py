@@ -107,7 +107,7 @@ def test_rows_of_a_step_that_was_left_out_are_forgotten():
 def test_the_share_of_replayed_steps_and_the_oldest_rows_go():
     models = tiny_models()
     source, batch = Replay(FromDataset(), fraction=0.3, capacity=6), prompt_batch(models, PROMPTS, REFERENCES)
-    buffer = models.memories.of(source, lambda: ReplayBuffer(6))
+    buffer = models.memories.of(source)
     fresh = 0
     for index in range(200):
         before = list(buffer._groups)

@@ -202,7 +202,7 @@ def read_alike(objective: Objective) -> Objective:
         context = getattr(part, "context", SameText())
         return part if isinstance(context, SameText) else replace(part, context=SameText())  # type: ignore[type-var]
 
-    return changed(objective, alike)
+    return changed(objective, Objective, alike)  # type: ignore[type-abstract]
 
 
 def _prompts(sequences: Sequences) -> PromptBatch:

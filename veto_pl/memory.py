@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
+from veto_pl.parts import inside
 from veto_pl.ranks import place
 
-M = TypeVar("M", bound="Memory")
+if TYPE_CHECKING:
+    from veto_pl.seams import RolloutSource
+
 State = dict[str, Any]
 """Tensors on the CPU, and plain values: a checkpoint is read without running code from it."""
 
@@ -52,22 +55,28 @@ class Memory(ABC):
 
 
 class Memories:
-    """The memories of a rank, by whose they are."""
+    """The memories of a rank, by whose they are: a source is told from others by its `repr`."""
 
     def __init__(self) -> None:
+        self._owners: dict[str, RolloutSource] = {}
         self._known: dict[str, Memory] = {}
         self._saved: list[dict[str, State]] = []
 
-    def of(self, owner: object, new: Callable[[], M]) -> M:
-        """The memory of `owner`, which is told from others by its `repr`; made, or restored, when first asked for."""
-        key = repr(owner)
-        if key not in self._known:
-            memory = new()
-            if states := [state[key] for state in self._saved if key in state]:
-                memory.restore(states, place()[0])
-            self._known[key] = memory
-        known: Any = self._known[key]
-        return known  # type: ignore[no-any-return]
+    def claim(self, sources: Iterable[RolloutSource]) -> None:
+        """Begins the memories of the sources and of those inside of them, or goes on with what was saved of them.
+
+        A run does so before its first step: a validation may come before the first rollout.
+        """
+        from veto_pl.seams import RolloutSource
+
+        for source in sources:
+            for owner in inside(source, RolloutSource):  # type: ignore[type-abstract]
+                self._begin(owner)
+
+    def of(self, owner: RolloutSource) -> Any:
+        """The memory of a source that has one."""
+        self._begin(owner)
+        return self._known[repr(owner)]
 
     def end_step(self, *, done: bool = True) -> None:
         """Tells all that an optimizer step is done, or left out."""
@@ -86,7 +95,7 @@ class Memories:
     def states(self) -> list[dict[str, State]]:
         """Of every rank. Every rank has to ask."""
         own = {key: memory.state() for key, memory in self._known.items()}
-        # What was saved and not yet asked for is not lost; after a change of ranks it stays with the first ones.
+        # What was saved and belongs to nobody is not lost; after a change of ranks it stays with the first ones.
         rank, ranks = place()
         saved = self._saved[rank] if rank < len(self._saved) else {}
         own = {**saved, **own}
@@ -97,5 +106,15 @@ class Memories:
         return everybody
 
     def restore(self, states: list[dict[str, State]]) -> None:
-        """What `states` gave, to be handed out when it is asked for."""
+        """Goes on with what `states` gave."""
         self._known, self._saved = {}, states
+        for owner in self._owners.values():
+            self._begin(owner)
+
+    def _begin(self, owner: RolloutSource) -> None:
+        key = repr(owner)
+        if key in self._known or (memory := owner.new_memory()) is None:
+            return
+        if states := [state[key] for state in self._saved if key in state]:
+            memory.restore(states, place()[0])
+        self._owners[key], self._known[key] = owner, memory

@@ -10,6 +10,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
@@ -116,6 +117,7 @@ class DistillationModule(L.LightningModule):
                 sharding=strategy.sharding if isinstance(strategy, FullyShard) else None,
                 reference=self.reference_source,
             )
+            self.models.memories.claim(self.objective.sources)
             # A frozen model is no submodule: it is never saved, optimized, wrapped or averaged.
             self.student = self.models.student.train()
             if self.teacher_source is not None and self.teacher_source.moves:
@@ -170,8 +172,8 @@ class DistillationModule(L.LightningModule):
         return self._evaluate(batch, batch_idx, "validation")
 
     def on_validation_epoch_end(self) -> None:
-        """Tells memories what the validation has come to; the metrics keep the values that are logged afterwards."""
-        if not self.trainer.sanity_checking:
+        """Tells memories what a validation of a fit has come to; the metrics keep what is logged afterwards."""
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             self._models.memories.observe(computed(self.validation_metrics, "validation"))
 
     def test_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Evaluation]:

@@ -1,33 +1,34 @@
-"""Objectives inside of objectives, such as the terms of a sum."""
+"""Strategies inside of strategies, such as the terms of a sum, or the sources of a mixture."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
 
-from veto_pl.seams import Objective
+P = TypeVar("P")
 
 
-def objectives_in(objective: Objective) -> Iterator[Objective]:
-    """The objective itself, and all that it was given, at any depth."""
-    yield objective
-    for value in _given(objective).values():
+def inside(whole: object, kind: type[P]) -> Iterator[P]:
+    """Everything of a kind among a strategy and what it was given, at any depth."""
+    if isinstance(whole, kind):
+        yield whole
+    for value in _given(whole).values():
         for part in value.values() if isinstance(value, dict) else (value,):
-            if isinstance(part, Objective):
-                yield from objectives_in(part)
+            yield from inside(part, kind)
 
 
-def changed(objective: Objective, change: Callable[[Objective], Objective]) -> Objective:
-    """The same objective with every one inside of it, and at last itself, put through `change`."""
+def changed(whole: P, kind: type[P], change: Callable[[P], P]) -> P:
+    """The same strategy with every one of a kind inside of it, and at last itself, put through `change`."""
 
     def of(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: of(part) for name, part in value.items()}
-        return changed(value, change) if isinstance(value, Objective) else value
+        return changed(value, kind, change) if isinstance(value, kind) else value
 
-    given = _given(objective)
-    altered = {name: new for name, value in given.items() if (new := of(value)) != value}
-    return change(replace(objective, **altered) if altered else objective)  # type: ignore[type-var]
+    altered = {name: new for name, value in _given(whole).items() if (new := of(value)) != value}
+    return change(replace(whole, **altered) if altered else whole)  # type: ignore[type-var]
 
 
-def _given(objective: Objective) -> dict[str, Any]:
-    return {part.name: getattr(objective, part.name) for part in fields(objective) if part.init}  # type: ignore[arg-type]
+def _given(whole: object) -> dict[str, Any]:
+    if not is_dataclass(whole):
+        return {}
+    return {part.name: getattr(whole, part.name) for part in fields(whole) if part.init}

@@ -20,6 +20,7 @@ from veto_pl.types import Example, LossOutput, Models, PromptBatch, Rollouts, Se
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from veto_pl.memory import Memory
     from veto_pl.models.causal_lm import CausalLM
     from veto_pl.models.weights import StoredWeights
     from veto_pl.rollouts.sampling import Sampling
@@ -52,6 +53,10 @@ class RolloutSource(ABC):
     @abstractmethod
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         """Completes the prompts."""
+
+    def new_memory(self) -> Memory | None:
+        """What is remembered from step to step, as a run begins; the call finds it by `models.memories.of(self)`."""
+        return None
 
 
 class Engine(ABC):

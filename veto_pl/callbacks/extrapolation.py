@@ -20,7 +20,7 @@ from veto_pl.functional.extrapolation import lambda_star, within
 from veto_pl.models.likelihood import read
 from veto_pl.models.sharding import gathered
 from veto_pl.objectives import ListOPD
-from veto_pl.parts import changed, objectives_in
+from veto_pl.parts import changed, inside
 from veto_pl.ranks import sum_over_ranks
 from veto_pl.rollouts import FromDataset
 from veto_pl.seams import Objective, RolloutSource
@@ -142,7 +142,8 @@ class ExtrapolationMonitor(L.Callback):
         if self.action == "cap":
             p, b = _inside(binding.modal_probability), _inside(binding.warm_start_mass)
             capped = replace(objective, modal_probability=p, warm_start_mass=b, margin=self.margin)
-            pl_module.objective = changed(pl_module.objective, lambda part: capped if part == objective else part)
+            held = changed(pl_module.objective, Objective, lambda part: capped if part == objective else part)
+            pl_module.objective = held
 
     def _measure(self, batches: Iterable[PromptBatch], pl_module: Any, temperature: float) -> Tensor:
         """[3, V] sums over all ranks, by the token that the teacher prefers: positions, p and b."""
@@ -185,7 +186,7 @@ class ExtrapolationMonitor(L.Callback):
 
 def _watched(objective: Objective) -> ListOPD:
     """The one that extrapolates."""
-    found = list(dict.fromkeys(part for part in objectives_in(objective) if isinstance(part, ListOPD)))
+    found = list(dict.fromkeys(inside(objective, ListOPD)))
     if len(found) != 1:
         raise ConfigurationError(
             f"`ExtrapolationMonitor` watches over one `ListOPD`, got {len(found)} of them in "

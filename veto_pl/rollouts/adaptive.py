@@ -63,7 +63,7 @@ class AdaptiveReplay(RolloutSource):
             )
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
-        memory = models.memories.of(self, lambda: AdaptiveMemory(self))
+        memory: AdaptiveMemory = models.memories.of(self)
         phi = memory.phi_of(step)
         # One number for all ranks, which have seen the same validations and filled their buffers at the same steps.
         coin = float(step.uniform("adaptive replay", torch.zeros(1, dtype=torch.int64)))
@@ -74,6 +74,10 @@ class AdaptiveReplay(RolloutSource):
         fresh = self.student(prompts, models, step)
         memory.buffer.add(fresh, step)
         return replace(fresh, age=torch.zeros(len(fresh), device=fresh.input_ids.device))
+
+    def new_memory(self) -> Memory:
+        """The first phi, and an empty buffer."""
+        return AdaptiveMemory(self)
 
 
 class AdaptiveMemory(Memory):

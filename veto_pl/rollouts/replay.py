@@ -53,7 +53,7 @@ class Replay(RolloutSource):
             )
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
-        buffer = models.memories.of(self, lambda: ReplayBuffer(self.capacity, self.max_age))
+        buffer: ReplayBuffer = models.memories.of(self)
         # One coin for all ranks, which have filled their buffers at the same steps.
         coin = float(step.uniform("replay", torch.zeros(1, dtype=torch.int64)))
         if buffer.filled(step) and coin < value_at(self.fraction, step.index, step.total):
@@ -61,6 +61,10 @@ class Replay(RolloutSource):
         fresh = self.source(prompts, models, step)
         buffer.add(fresh, step)
         return replace(fresh, age=torch.zeros(len(fresh), device=fresh.input_ids.device))
+
+    def new_memory(self) -> Memory:
+        """An empty buffer."""
+        return ReplayBuffer(self.capacity, self.max_age)
 
 
 @dataclass(frozen=True, eq=False)
