@@ -1,13 +1,21 @@
 import gzip
 import json
 import warnings
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veto_pl.data import GSM8K, ExactMatch, JsonLines, read_examples
+from veto_pl.cli import VetoCLI
+from veto_pl.data import GSM8K, DialogSum, ExactMatch, JsonLines, read_examples
 from veto_pl.exceptions import ConfigurationError, DataError
+from veto_pl.plugins import load_plugins
+from veto_pl.rollouts import FromStudent, Sampling
+from veto_pl.testing.tiny import prompt_batch, tiny_models
+from veto_pl.types import Step
 
 GOOD = {"prompt": "2+2=", "completion": "4", "note": [1]}
 BAD = {
@@ -173,3 +181,37 @@ def test_gsm8k_without_a_connection_says_what_to_set(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     with pytest.raises(DataError, match=r"no route.*GSM8K.test_path"):
         GSM8K().load("test")
+
+
+TASKS = {"GSM8K": GSM8K, "DialogSum": DialogSum, "JsonLines": partial(JsonLines, train="rows.jsonl")}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_rollout_ends_where_the_task_says(name):
+    models, step = tiny_models(), Step(0, 1)
+    batch = prompt_batch(models, ["ab", "cd", "ef", "gh"] * 4)
+    source = FromStudent(Sampling(max_new_tokens=10))
+
+    def texts(stop):
+        rollouts = source(replace(batch, task=TASKS[name](stop=stop)), models, step)
+        return models.tokenizer.batch_decode(rollouts.completions(), skip_special_tokens=True)
+
+    free = texts(())
+    stop = next(text[2:4] for text in free if len(text) > 6)
+    cut = [text[: place + 2] if (place := text.find(stop)) >= 0 else text for text in free]
+    assert texts((stop,)) == cut != free
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_an_empty_stop_string_is_refused(name):
+    with pytest.raises(ConfigurationError, match=rf"`{name}\.stop` must hold no empty string, got \('a', ''\)"):
+        TASKS[name](stop=("a", ""))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_config_names_stop_strings(name):
+    load_plugins()
+    base = Path(__file__).parents[2] / "configs" / "quickstart" / "base.yaml"
+    options = ["--data.task", name, "--data.task.stop", '["Question:", "\\n\\n"]', "--model.objective", "SFT"]
+    options += ["--data.task.train", "rows.jsonl"] if name == "JsonLines" else []
+    assert VetoCLI(["--config", str(base), *options], run=False).datamodule.task.stop == ("Question:", "\n\n")

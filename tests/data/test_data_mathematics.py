@@ -3,6 +3,7 @@ import multiprocessing
 import re
 import sys
 import threading
+import unicodedata
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +17,8 @@ from veto_pl.data.quantities import read_quantity, tidy
 from veto_pl.data.symbolic import harmless, same_expression
 from veto_pl.types import Example
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = ROOT.parent / "shared" / "data"
 
 
 def judged(text, *references):
@@ -159,12 +161,145 @@ CASES = [
     ("The answer is `5`.", "5", RIGHT),
     ("It costs 7 each.\nThe answer is:\n\n\\[\n3\n\\]", "3", RIGHT),
     ("The answer is $$3$$", "3", RIGHT),
+    # Sentences that correct themselves on one line.
+    ("The answer is 18. Wait, the answer is 17.", "18", WRONG),
+    ("The answer is 18. Wait, the answer is 17.", "17", RIGHT),
+    ("The answer is 5? No. The answer is 18.", "18", RIGHT),
+    ("The answer is 5? No. The answer is 18.", "5", WRONG),
+    ("The answer is 18, because the answer is doubled.", "18", RIGHT),
+    ("The answer is\n- 18 eggs", "18", RIGHT),
+    ("Final Answer: The final answer is $18$. I hope it is correct.", "18", RIGHT),
+    # Powers, fractions and digits that Unicode has characters for.
+    ("\\boxed{5²}", "25", RIGHT),
+    ("\\boxed{5²}", "5", WRONG),
+    ("10⁶", "1000000", RIGHT),
+    ("10⁻³", "0.001", RIGHT),
+    ("10⁶", "10", WRONG),
+    ("2⅔ cups", "8/3", RIGHT),
+    ("2⅔ cups", "2", WRONG),
+    ("#### ½ cup", "0.5", RIGHT),
+    ("#### ¾", "0.75", RIGHT),
+    ("5/½", "10", RIGHT),
+    ("5①", "5", WRONG),
+    ("5万", "5", WRONG),
+    ("5ⁿ", "5", WRONG),
+    ("5 m²", "5", RIGHT),
+    ("So the area is 5 m².", "5", RIGHT),
+    ("It is \uff11\uff0c\uff18\uff10\uff10\uff0e", "1800", RIGHT),
+    ("#### ٣", "3", RIGHT),
+    ("#### 18\u200b", "18", RIGHT),
+    # Another number near the number.
+    ("#### 18 times 2", "18", WRONG),
+    ("18 per 2", "18", WRONG),
+    ("#### 5 groups of 3", "5", WRONG),
+    ("18 and 2", "18", WRONG),
+    ("\\boxed{18 \\text{ times } 3}", "18", WRONG),
+    ("5 m 2", "5", WRONG),
+    ("5 m2", "5", RIGHT),
+    ("The answer is 18 or nineteen", "18", WRONG),
+    ("The answer is 18 million two hundred thousand", "18", WRONG),
+    ("It is 1 800", "800", WRONG),
+    ("It is 1 800", "1800", RIGHT),
+    ("It is 1, 800", "800", WRONG),
+    ("They are 17, 18", "18", WRONG),
+    ("It is the product of 9 and 2.", "2", WRONG),
+    ("So it is 18 * x", "18", WRONG),
+    ("So it is x + 18", "18", WRONG),
+    ("\\boxed{x - 18}", "18", WRONG),
+    ("x != 18", "18", WRONG),
+    ("x \\geq 18", "18", WRONG),
+    ("x = 3, y = 18", "18", WRONG),
+    # Signs.
+    ("It is \u201118.", "-18", RIGHT),
+    ("It is \u201118.", "18", WRONG),
+    ("It is \u201018.", "18", WRONG),
+    ("#### \u201118", "-18", RIGHT),
+    ("#### \u201418", "-18", RIGHT),
+    ("#### \u201318\nDone in 3 steps.", "-18", RIGHT),
+    ("#### \u201318\nDone in 3 steps.", "3", WRONG),
+    ("#### - 18", "18", WRONG),
+    ("\\boxed{-\\text{18}}", "-18", RIGHT),
+    ("\\boxed{-\\text{18}}", "18", WRONG),
+    ("\\boxed{-\\,18}", "-18", RIGHT),
+    ("\\boxed{-\\,18}", "18", WRONG),
+    ("it is -(18)", "-18", RIGHT),
+    ("it is -(18)", "18", WRONG),
+    ("$ - 18", "-18", RIGHT),
+    ("$ - 18", "18", WRONG),
+    ("so x = - 18", "18", WRONG),
+    ("It costs one thing \u2014 18 dollars.", "18", RIGHT),
+    ("The answer is 18 \u2014 nine times two.", "18", RIGHT),
+    ("\u00b118", "18", WRONG),
+    ("It is \\pm 18", "18", WRONG),
+    # Explanations behind the number.
+    ("The answer is 18 (9*2).", "18", RIGHT),
+    ("#### 18 (9*2)", "18", RIGHT),
+    ("#### 18 (9 x 2 = 18)", "18", RIGHT),
+    ("#### 18, which is 9*2", "18", RIGHT),
+    ("The answer is 2 (x+1).", "2", WRONG),
+    ("The answer is 5 - x.", "5", WRONG),
+    ("The answer is 9 (2).", "9", WRONG),
+    ("The answer is eighteen (18).", "18", RIGHT),
+    # More LaTeX.
+    ("\\boxed {18}", "18", RIGHT),
+    ("$\\boxed 18$", "18", RIGHT),
+    ("\\fbox{18} or 3", "18", RIGHT),
+    ("\\boxed{\\text{\\$18}}", "18", RIGHT),
+    ("\\boxed{\\mathbf{\\text{18}}}", "18", RIGHT),
+    ("\\boxed{\\mathbf{\\$18}}", "18", RIGHT),
+    ("\\boxed{36 \\div 2}", "18", RIGHT),
+    ("\\boxed{\\cfrac{36}{2}}", "18", RIGHT),
+    ("\\boxed{\\frac{1}2}", "0.5", RIGHT),
+    ("\\boxed{18~\\text{eggs}}", "18", RIGHT),
+    ("\\boxed{18 \\mathrm{~cm}}", "18", RIGHT),
+    ("\\boxed{1\\;800}", "1800", RIGHT),
+    ("\\boxed{1{\\,}800}", "1800", RIGHT),
+    ("x = √18", "18", WRONG),
+    ("x = √18", "3\\sqrt{2}", RIGHT),
+    ("π/2", "\\frac{\\pi}{2}", RIGHT),
+    ("&= 18 \\\\\n\\end{align*}", "18", RIGHT),
+    ("#### \\(18\\)\nDone in 3 steps.", "18", RIGHT),
+    ("#### x = 18\nDone in 3 steps.", "18", RIGHT),
+    ("The answer is *18*.", "18", RIGHT),
+    ("\\boxed{18 = x}", "18", RIGHT),
+    ("9 * 2 =", "18", WRONG),
+    # Products and fractions that math-verify reads in another way.
+    ("\\boxed{2(3)}", "6", RIGHT),
+    ("\\boxed{2(3)}", "5", WRONG),
+    ("\\boxed{3 4}", "7", WRONG),
+    ("\\boxed{\\frac{1}{2}x}", "\\frac{x}{2}", RIGHT),
+    ("\\boxed{\\frac{1}{2}x}", "\\frac{1}{2x}", WRONG),
+    ("\\boxed{5/\\frac{1}{2}}", "10", RIGHT),
+    ("\\boxed{5/\\frac{1}{2}}", "2.5", WRONG),
+    ("\\boxed{2^\\frac12}", "1", WRONG),
+    ("\\boxed{\\frac{3}{2}^2}", "0.75", WRONG),
+    # Dozens are a scale, as millions are.
+    ("#### 3 dozen", "36", RIGHT),
+    ("#### 3 dozen eggs", "3", RIGHT),
+    ("#### 3", "3 dozen", WRONG),
+    ("#### 36", "3 dozen", RIGHT),
 ]
 
 
 @pytest.mark.parametrize(("text", "reference", "verdict"), CASES)
 def test_verdicts(text, reference, verdict):
     assert judged(text, reference) is verdict
+
+
+def documented():
+    """What the table of docs/judging.md says: written, a number, and whether it is that number."""
+    for line in (ROOT / "docs" / "judging.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        sides = [(cells[0], cells[1], RIGHT), (cells[3], cells[4], WRONG)] if len(cells) == 5 else []
+        for written, number, verdict in sides:
+            value = re.match(r"-?[0-9./]+(?=$|[:,])", number)
+            yield from ((text, value[0], verdict) for text in re.findall("`([^`]+)`", written) if value)
+
+
+def test_the_table_of_the_docs_is_true():
+    rows = list(documented())
+    assert len(rows) > 50
+    assert [row for row in rows if judged(row[0], row[1]) is not row[2]] == []
 
 
 def test_any_reference_will_do_and_none_is_no_answer():
@@ -180,16 +315,22 @@ INTEGERS = st.integers(-(10**15), 10**15)
 def forms(n):
     """Ways to write an integer."""
     sign, size = ("-" if n < 0 else ""), abs(n)
+    wide = {ord("0") + digit: chr(0xFF10 + digit) for digit in range(10)}
+    groups, dashes = f"{n:,}", [f"{n}".replace("-", dash) for dash in "\u2010\u2011\u2013\u2212\uff0d"]
     return [
-        f"{n}", f"{n:,}", f"{n}.0", f"{n:,}.00", f"{sign}${size:,}", f"${n}", f"{n:,} apples", f"**{n}**", f"{n}%",
-        f"{n} km/h", f"\\${n}", f"{n * 4}/4", f"\\frac{{{abs(n) * 3}}}{{3}}" if n >= 0 else f"{n}", f"{n} m^2",
-        f"{n:,} dollars".replace(",", "{,}"), f"{n}".replace("-", "\N{MINUS SIGN}"), f"{n * 100}e-2" if n else "0e5",
+        *dashes, f"{n}".translate(wide), groups.replace(",", "\\,"), groups.replace(",", "\\;"),
+        groups.replace(",", " "), groups.replace(",", "{\\,}"), f"{sign}\\text{{{size}}}", f"{sign}({size})",
+        f"{n}~\\text{{cm}}", f"\\mathbf{{{n}}}", f"{n} m²", f"{n} cm2", f"*{n}*", f"{n} = x",
+        f"{sign}\\cfrac{{{size * 7}}}{{7}}", f"{n}", f"{n:,}", f"{n}.0", f"{n:,}.00", f"{sign}${size:,}", f"${n}",
+        f"{n:,} apples", f"**{n}**", f"{n}%", f"{n} km/h", f"\\${n}", f"{n * 4}/4",
+        f"{sign}\\frac{{{size * 3}}}{{3}}", f"{n} m^2", f"{n:,} dollars".replace(",", "{,}"),
+        f"{n}".replace("-", "\N{MINUS SIGN}"), f"{n * 100}e-2" if n else "0e5",
     ]  # fmt: skip
 
 
 FRAMES = [
-    "{}", "#### {}", "3 + 4 = 7\n#### {}", "so \\boxed{{{}}}", "$\\boxed{{{}}}$.", "The answer is {}.", "Answer: {}",
-    "Of 7 things it is {}", "Therefore x = {}", "**Final answer:** {}\n",
+    "{}", "#### {}", "3 + 4 = 7\n#### {}", "so \\boxed{{{}}}", "so \\boxed {{{}}}", "$\\boxed{{{}}}$.",
+    "The answer is {}.", "Answer: {}", "Of 7 things it is {}", "Therefore x = {}", "**Final answer:** {}\n",
 ]  # fmt: skip
 
 
@@ -200,6 +341,62 @@ def test_an_integer_in_any_form_is_itself_and_no_other(n, data):
     assert judged(written, wanted.format(n)), written
     for other in (n + 1, n - 1, n + 10, n * 10 + 10):
         assert not judged(written, wanted.format(other)), (written, other)
+
+
+NOUNS = [
+    "eggs", "minutes to get home", "days to finish", "more than Tom", "third graders", "double rooms",
+    "half-hour lessons", "dollars for the two shirts", "times as many as Tom", "cups of tea or coffee",
+    "two-bedroom flats", "first-class tickets", "square feet", "m^2", "km/h", "dollars a day", "more days to go",
+    "boys and a girl", "dollars' worth of bread", "left", "negative reviews", "least used words",
+    "plus-size dresses", "people at the party, not counting Tom", "years old", "times", "fewer",
+    "years later, when he is grown", "points", "boxes (large)", "minutes \u2014 nine times two",
+]  # fmt: skip
+SAID = [
+    "#### {} {}",
+    "The answer is {} {}.",
+    "**Answer:** {} {}",
+    "\\boxed{{{}\\text{{ {}}}}}",
+    "{} {}",
+    "So Ann has {} {}.",
+]
+
+
+@given(st.integers(0, 10**6), st.sampled_from(SAID), st.sampled_from(NOUNS), st.integers(0, 10**6))
+def test_a_noun_phrase_behind_the_number_changes_no_verdict(n, frame, noun, other):
+    written = frame.format(n, noun)
+    assert judged(written, f"#### {n}"), written
+    assert judged(written, f"#### {other}") is (n == other)
+
+
+ALTERED = [
+    "not {}", "never {}", "less than {}", "at least {}", "half of {}", "twice as much as {}", "two times {}", "√{}",
+    "5 of {}", "5 to {}", "5 - {}", "x - {}", "x + {}", "40% of {}", "±{}", "2^{}", "5:{}", "{}²", "{}½", "{}x",
+    "{} - x", "{} times 5", "{} to 5", "{} or more", "{} thirds", "{} and a half", "{} squared", "{} plus",
+    "{} out of 5", "{} or nineteen", "{}/5", "{} hours 5 minutes", "{} doubled", "{} more than twenty",
+    "{} \\times 5", "{}\\sqrt{{5}}", "\\log {}", "isn't {}", "-{}", "\u2011{}", "-({})", "-\\text{{{}}}", "-\\,{}",
+]  # fmt: skip
+
+
+@given(st.integers(20, 10**6), st.sampled_from(ALTERED), st.sampled_from(FRAMES))
+def test_what_makes_another_number_of_a_number_is_not_that_number(n, alteration, frame):
+    written = frame.format(alteration.format(n))
+    assert not judged(written, f"#### {n}"), written
+
+
+@given(st.lists(INTEGERS, min_size=1, max_size=4), st.sampled_from([" ", " Wait. ", "\n", " No, so "]))
+def test_the_last_of_several_answers_counts(numbers, between):
+    text = between.join(f"The answer is {n}." for n in numbers)
+    for n in numbers:
+        assert judged(text, f"#### {n}") is (n == numbers[-1])
+
+
+@given(st.sampled_from("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"), st.integers(0, 10**6), st.integers(-20, 20))
+def test_a_fraction_or_a_power_of_one_character_is_read_exactly(part, whole, power):
+    value = Fraction(unicodedata.numeric(part)).limit_denominator(10)
+    assert read_quantity(tidy(part)).value == value
+    assert read_quantity(tidy(f"{whole}{part} cups")).value == whole + value
+    raised = str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    assert read_quantity(tidy(f"10{raised}")).value == Fraction(10) ** power
 
 
 @given(st.fractions(min_value=-1000, max_value=1000, max_denominator=10**6))
@@ -250,7 +447,10 @@ def test_a_calculation_is_its_value_and_none_of_its_numbers(formula, frame):
 
 
 ALPHABET = st.characters() | st.sampled_from("#$-+.,%/ 019^*(){}=\\\n") | st.sampled_from(
-    ["\\boxed{", "#### ", "answer is ", "\\frac{", "\\sqrt", "million", "<<", "e9"]
+    [
+        "\\boxed{", "#### ", "answer is ", "\\frac{", "\\sqrt", "million", "<<", "e9", "²", "½", "—", "√", "\uff15",
+        "not ", " of ",
+    ]
 )  # fmt: skip
 TEXTS = st.lists(ALPHABET, max_size=30).map("".join)
 
@@ -261,8 +461,10 @@ def test_no_text_makes_it_raise(reference, completion):
 
 
 PARTS = [
-    "(", "{", "9", "1,", "1/", "1 ", "a1", "**", "#### ", "answer is ", "answer:\n", "\\boxed{", "\\frac{", "<<1", "^9",
-    " ", "\n", "-", "x^", "1 and ", ".5", "\\text{", "½", "9!", "**9", "####" + " " * 99, "answer" + "\n" * 99,
+    "(", "{", "9", "1,", "1/", "1 ", "a1", "**", "#### ", "answer is ", "answer:\n", "\\boxed{", "\\frac{", "<<1",
+    "^9", "½", "²", "\uff15", "answer is 1. ", "not ", "half a ", "1 000 ", "\\boxed ", "√(", "5 (9 x ", "*a",
+    "two or ", "a=", " ", "\n", "-", "x^", "1 and ", ".5", "\\text{", "½", "9!", "**9", "####" + " " * 99,
+    "answer" + "\n" * 99,
 ]  # fmt: skip
 BOMBS = [
     "9**9**9**9", "9^{9^{9^{9}}}", "99999999!", "(" * 40 + "1" + ")" * 40, "(((x+1)^{9})^{9})^{9}", "10^{999999999}",
@@ -339,3 +541,16 @@ def test_it_agrees_with_the_last_number_on_worked_answers():
         example, number = Example("?", right), other.split("####")[1].strip()
         for text in (right, other, f"So it is {number}.", f"The answer is ${number}", number):
             assert MathAnswer()(example, text) == LastNumber()(example, text), (right, text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "fewest"), [("train", 7250), ("test", 1282)])
+def test_the_published_answers_are_read(name, fewest):
+    """Where they are on this machine: with their mark all, and without it those whose last number is the answer."""
+    file = SHARED / f"gsm8k_{name}.jsonl"
+    answers = [json.loads(line)["answer"] for line in file.read_text().splitlines()] if file.exists() else []
+    for answer in answers:
+        found = final_answer(answer)
+        assert found.quantity.value == Fraction(answer.partition("####")[2].strip().replace(",", ""))
+        assert judged(answer, answer)
+    assert not answers or sum(judged(answer.partition("####")[0], answer) for answer in answers) >= fewest

@@ -26,6 +26,8 @@ REWARDS = [NoReward(), ExactMatch(), ExactMatch(strip=False, casefold=True), Las
         ("from 10-3", "3"),
         ("x = -3", "-3"),
         ("minus \N{MINUS SIGN}3", "-3"),
+        ("minus \u20113", "-3"),
+        ("from 10\u20133", "3"),
         ("a loss of -$5", "-5"),
         ("a loss of $-5", "-5"),
         ("(2)-5", "5"),

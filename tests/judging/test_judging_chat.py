@@ -4,6 +4,7 @@ import re
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from chat_server import message, serving
@@ -218,6 +219,15 @@ def test_the_request_is_what_the_settings_say():
     assert body["messages"][0] == {"role": "system", "content": "Judge."}
     assert list(sections(body["messages"][1]["content"])) == ["task", "reference", "text B", "text A"]
     assert body["messages"][1]["content"].endswith("|{}")
+
+
+def test_a_template_that_wants_a_reference_has_no_verdict_without_one():
+    row, template = Example("Summarise: the cat sat."), "{reference}|{second}|{first}"
+    assert asked(lambda *_: message("tie"), row)[0] == 0.5
+    with pytest.raises(NoVerdictError, match=r"^no reference to compare with$"):
+        asked(lambda *_: message("tie"), row, template=template)
+    _, requests = asked(lambda *_: message("tie"), replace(row, alternatives=("A cat.",)), template=template)
+    assert "A cat." in requests[0]["body"]["messages"][0]["content"]
 
 
 @pytest.mark.parametrize(

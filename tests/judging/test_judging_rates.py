@@ -121,5 +121,5 @@ def test_the_margin_makes_ties():
 
 
 def test_a_row_without_a_reference_has_no_verdict():
-    with pytest.raises(NoVerdictError, match="the row has no reference"):
+    with pytest.raises(NoVerdictError, match="no reference to compare with"):
         ReferenceJudge()(Example("p"), "a", "b")

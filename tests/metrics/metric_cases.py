@@ -41,7 +41,7 @@ from veto_pl.types import Example
 SAMPLES = 3
 VOCABULARY = 5
 WORDS = ("a", "river", "of", "small", "stones", "7")  # the last one is JSON
-ROW = Example("what is it", "a river of small stones 7")
+ROW = Example("what is it", "a river of small stones 7", alternatives=("small stones of a river",))
 
 COMPLETION_METRICS = {
     "accuracy": Accuracy,
@@ -80,6 +80,7 @@ TOKEN_METRICS = {
     "top_one_agreement": TopOneAgreement,
     "target_sharpness": lambda: TargetSharpness(beta=0.5),
     "mean_ratio_0": TargetRatio,
+    "largest_ratio_0": lambda: TargetRatio(over="largest"),
     "overlap_ratio_2": lambda: TopKDiagnostic("overlap_ratio", 2),
     "overlap_mass_2": lambda: TopKDiagnostic("overlap_mass", 2),
     "overlap_advantage_3": lambda: TopKDiagnostic("overlap_advantage", 3),

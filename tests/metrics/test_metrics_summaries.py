@@ -152,6 +152,42 @@ def test_win_rate_against_the_reference():
         assert value(WinRate(Picky()), ["the cat sat", "dog"], ["the cat"], ["the cat"]) == 1.0
 
 
+SUMMARIES = ["Ann greets Ben.", "Ann says hello to Ben.", "Ann meets Ben and says hello."]
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("Ann says hello to Ben!", 1.0),
+        ("A perfect summary: Ann greets Ben and says hello to him.", 1.0),
+        (SUMMARIES[0], 0.5),
+        ("ANN greets Ben!", 0.5),
+        ("Somebody greets somebody.", 0.0),
+    ],
+)
+def test_a_completion_wins_ties_and_loses_by_the_references_that_it_is_not_compared_to(text, rate):
+    assert value(WinRate(ReferenceJudge()), [text], SUMMARIES) == rate
+
+
+@pytest.mark.parametrize("references", [SUMMARIES[:1], [SUMMARIES[0]] * 3])
+def test_where_no_other_reference_is_left_there_is_no_verdict(references):
+    metric = WinRate(ReferenceJudge())
+    with pytest.warns(UserWarning, match="ReferenceJudge did not decide 1 of 1 pairs; the first: no reference to comp"):
+        assert value(metric, ["Ann says hello."], references) == 0.0
+    assert metric.weight == 0
+
+
+def test_a_judge_is_shown_the_other_references_once_the_opponent_is_taken_out():
+    class Seen(Judge):
+        def __call__(self, example, first, second):
+            seen.append((example.prompt, example.references))
+            return 0.5
+
+    seen = []
+    assert value(WinRate(Seen(), both_orders=False), ["a", "b"], ["x", "y", "x", "z"], ["x"]) == 0.5
+    assert seen == [("p", ("y", "z")), ("p", ())]
+
+
 @pytest.mark.parametrize("both_orders", [True, False])
 def test_a_judge_that_likes_the_first_place_gives_half_where_both_orders_are_asked(both_orders):
     class First(Judge):

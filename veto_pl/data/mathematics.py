@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from veto_pl.data.quantities import LONGEST, Quantity, last_quantity, read_quantity, tidy
+from veto_pl.data.quantities import LONGEST, Quantity, last_quantity, plain, read_quantity, tidy
 from veto_pl.data.symbolic import harmless, same_expression
 from veto_pl.seams import Reward
 from veto_pl.types import Example
@@ -27,19 +27,26 @@ WINDOW = 20_000
 _LINE = 400
 _CALCULATION = re.compile(r"<<[^<>\n]{0,200}>>")  # GSM8K's notes for a calculator
 _MARK = re.compile(rf"####(?!#)[ \t]*([^\n#<]{{1,{_LINE}}})")
-_DIRECT = re.compile(r"(?:\*\*|__)?[ ]?[-+(]{0,8}(?:\\?[$€£¥(\[])?[ ]?[-+(]{0,8}(?:[0-9.\u2212]|\\[a-zA-Z])")
+_DIRECT = re.compile(r"(?:\W|_){0,16}(?:[A-Za-z][ ]?=(?:\W|_){0,8})?(?:[0-9]|(?<=\\)[A-Za-z])")
 _HEADING = re.compile(r"[0-9]{1,2}[.)][ \t]+[^\W\d]")
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])[ ]{0,3}")
 _PHRASE = re.compile(
-    r"\banswer\b[*_]{0,3}\s{0,2}(?:(?:is|was|equals|would be|will be|should be)\b[*_]{0,3}:?|[:=])[*_]{0,3}\s{0,3}"
-    r"(?:(?:\\[\[(]|\$\$)\s{0,3})?"
-    rf"(?!not\b)([^\n]{{1,{_LINE}}})",
+    r"\banswer\b[*_]{0,3}\s{0,2}(?:(?:is|was|equals|would be|will be|should be)\b[*_]{0,3}:?|[:=])[*_]{0,3}"
+    r"(?:\s{0,3}\n[ \t]{0,3}(?:[-*\u2022][ \t]{1,3})?|[ \t]{0,3})(?:(?:\\[\[(]|\$\$)\s{0,3})?(?!not\b|never\b)",
     re.IGNORECASE,
 )
 _OPENING = re.compile(r"^(?:[$ `]|\.{2,}|\.(?![0-9]))+")
-_CLAUSE = re.compile(
-    r"[.;!?](?=\s|$|\*)|,\s(?=[A-Za-z])(?!and\b|or\b)|(?<![-+*/÷=^])(?<!times)(?<!cdot)\s\("
-    r"|\s(?:because|since|as|which|so|where|when|if|after)\b|\s[-\u2013\u2014]\s(?=[A-Za-z])"
+_CALCULATED = r"[^()A-Za-z\\]{0,40}[0-9)](?:[ ]?[-+*/÷=]|[ ]x[ ])(?:[^()A-Za-z\\]|[ ]x[ ]){1,80}\)"
+# What explains an answer: the rest of a sentence, words or a calculation in brackets, `because`.
+_EXPLANATION = re.compile(
+    rf"[.;!?](?=\s|$)|,\s(?=[A-Za-z])(?!and\b|or\b|[A-Za-z]\s?=)|\s-\s(?=[A-Za-z]{{2}})"
+    rf"|(?<![-+*/÷=^])\s\((?=[^()\\]{{0,80}}[A-Za-z]{{2}}|{_CALCULATED})"
+    r"|\s(?:because|since|as|which|so|where|when|if|after)\b"
 )
+_EQUALS = re.compile(r"(?<![<>!])=|≈")
+_SEVERAL = re.compile(r"(?:[,;]|\band|\bor)[ ]?[A-Za-z]\w{0,9}[ ]?=")
+_NAME = re.compile(r"[A-Za-z\\ ]*")
+_BULLET = re.compile(r"^\s*[-*\u2022][ \t]+")
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ def final_answer(text: str) -> Answer | None:
         >>> final_answer("The answer is $1,200 per year, not 5.").text, final_answer("no idea")
         ('1,200 per year', None)
     """
-    text = _CALCULATION.sub("", text[-WINDOW:])
+    text = _CALCULATION.sub("", plain(text[-WINDOW:]))
     marked = _marked(text)
     return marked if marked is not None else _whole(text) or _last_line(text)
 
@@ -79,57 +86,64 @@ def final_answer(text: str) -> Answer | None:
 def _marked(text: str) -> Answer | None:
     for body in reversed(_MARK.findall(text)):
         if _DIRECT.match(body) and not _HEADING.match(body):
-            return _read(_boxed(body) or body)
-    box, (place, phrase) = text.rfind(r"\boxed"), _phrase(text)
-    if box < 0 and phrase is None:
-        return None
-    return _read(_boxed(text[box:]) or "" if box >= place else phrase or "")
+            return _read(_boxed(body) or _said(body))
+    boxes, (place, phrase) = list(_BOX.finditer(text)), _phrase(text)
+    if boxes and boxes[-1].start() >= place:
+        return _read(_boxed(text[boxes[-1].start() :]) or "")
+    return None if phrase is None else _read(phrase)
 
 
 def _phrase(text: str) -> tuple[int, str | None]:
     """Where the last sentence begins that names an answer with a digit or a formula, and what it says."""
     for found in reversed(list(_PHRASE.finditer(text))):
-        clause = _CLAUSE.split(found[1], maxsplit=1)[0]
-        if re.search(r"[0-9\\]", clause):
-            return found.start(), clause
+        line = text[found.end() : found.end() + _LINE].partition("\n")[0]
+        said = _said(line) if re.search(r"[0-9\\]", line) else ""
+        if re.search(r"[0-9\\]", said):
+            return found.start(), said
     return -1, None
 
 
+def _said(body: str) -> str:
+    """What a line states before it explains it."""
+    return _EXPLANATION.split(_OPENING.sub("", tidy(body[:_LINE])), maxsplit=1)[0]
+
+
 def _boxed(text: str) -> str | None:
-    """The content of the first box; None where there is none, or none that ends."""
-    start = text.find(r"\boxed{")
+    """The tidy content of the first box; None where there is none, or none that ends."""
+    box = _BOX.search(text)
+    if box is None:
+        return None
+    if text[box.end() : box.end() + 1] != "{":  # `\boxed 18`
+        return tidy(re.split(r"[$\n]", text[box.end() : box.end() + _LINE], maxsplit=1)[0])
     depth = 0
-    for place in range(start + 6, min(len(text), start + _LINE)) if start >= 0 else ():
+    for place in range(box.end(), min(len(text), box.end() + _LINE)):
         depth += (text[place] == "{") - (text[place] == "}")
         if depth == 0:
-            return _signed(text[start + 7 : place])
+            return tidy(text[box.end() + 1 : place])
     return None
 
 
-def _read(body: str) -> Answer:
-    whole = _OPENING.sub("", tidy(body[:_LINE]).rstrip("$ .`"))
-    sides = re.split(r"=|≈|\\approx", whole)
-    text = _signed(sides[-1]) if len(sides) > 1 and sides[-1].strip() else whole
+def _read(said: str) -> Answer:
+    """The answer that a tidy text is; of an equation the last side that is no mere name."""
+    whole = _OPENING.sub("", said).rstrip("$ .`")
+    sides = [whole] if _SEVERAL.search(whole) or whole.endswith("=") else _EQUALS.split(whole)
+    side = next((side for side in reversed(sides) if not _NAME.fullmatch(side)), sides[-1])
+    text = re.sub(r"^-\s+", "-", side.strip())  # no bullet begins an answer
     return Answer(text, read_quantity(text))
-
-
-def _signed(text: str) -> str:
-    """A dash that opens a formula is a sign, whatever space follows it; elsewhere it may be a bullet."""
-    return re.sub(r"^-\s+", "-", text.strip())
 
 
 def _whole(text: str) -> Answer | None:
     line = text.strip()
     if not line or len(line) > LONGEST or "\n" in line:
         return None
-    answer = _read(line)
+    answer = _read(tidy(_BULLET.sub("", line)))
     return answer if answer.quantity is not None or harmless(answer.text) else None
 
 
 def _last_line(text: str) -> Answer | None:
     for line in reversed(text.splitlines()):
         if re.search(r"[0-9]", line):
-            quantity = last_quantity(tidy(line[-_LINE:]))
+            quantity = last_quantity(tidy(_BULLET.sub("", line)[-_LINE:]))
             return None if quantity is None else Answer("", quantity)
     return None
 

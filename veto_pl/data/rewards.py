@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from veto_pl.data.overlap import rouge
+from veto_pl.data.quantities import DASHES
 from veto_pl.seams import Reward
 from veto_pl.types import Example
 
@@ -29,7 +30,7 @@ def final_number(text: str) -> Decimal | None:
         >>> final_number("16 - 3 = 13\n#### $1,300.50"), final_number("So it is 12."), final_number("no idea")
         (Decimal('1300.50'), Decimal('12'), None)
     """
-    text = text.replace("\N{MINUS SIGN}", "-")
+    text = text.translate(DASHES)
     numbers = _MARKED.findall(text) or _ANYWHERE.findall(text)
     return Decimal(re.sub("[$,]", "", numbers[-1])) if numbers else None
 

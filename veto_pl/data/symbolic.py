@@ -21,6 +21,9 @@ _PARTS = re.compile(
     r"|[-+*/÷^(){},=. ])*"
 )
 _POWERS = re.compile(r"\^ ?(?:\{ ?(-?[0-9]) ?\}|([0-9])(?![0-9]))")
+# math-verify reads `3 4` as 7, `2(3)` as 5 and `1/2x` as 1/(2x).
+_AMBIGUOUS = re.compile(r"[0-9)}][ ]+\.?[0-9]|/[ ]?[0-9.]{1,20}[ ]?[A-Za-z(\\]")
+_PRODUCT = re.compile(r"(?<=[0-9)}])[ ]?\(")
 _OPERATORS = re.compile(r"[-+*/÷^,=]|\\frac|\\sqrt")
 _MOST_OPERATORS, _MOST_ROOTS, _MOST_VARIABLES, _DEEPEST, _LARGEST_POWER = 12, 2, 2, 4, 6
 _NEAR = 1e-5
@@ -34,6 +37,8 @@ def harmless(text: str) -> bool:
         (True, False, False, False)
     """
     if not text or len(text) > LONGEST or not _PARTS.fullmatch(text) or not re.search(r"[0-9a-zA-Z]", text):
+        return False
+    if _AMBIGUOUS.search(text):
         return False
     powers = [abs(int(braced or single)) for braced, single in _POWERS.findall(text)]
     return (
@@ -71,7 +76,7 @@ def _verified(expected: str, given: str) -> bool:
     try:
         gold, answer = (
             parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
-            for text in (expected, given)
+            for text in (_PRODUCT.sub("*(", expected), _PRODUCT.sub("*(", given))
         )
         if not gold or not answer or _differ(gold[0], answer[0]):
             return False
@@ -100,9 +105,8 @@ def _quieten() -> None:
 
 
 def _plain(text: str) -> str:
-    """One way to write roots, powers and products."""
-    text = re.sub(r"(?<!\\)\bsqrt ?\(([^()]{1,40})\)", r"\\sqrt{\1}", text.strip(" $."))
-    return text.replace("**", "^").replace("π", r"\pi ").replace("√", r"\sqrt ").replace("\\cdot", "*").strip()
+    """One way to write powers and products."""
+    return text.strip(" $.").replace("**", "^").replace("\\cdot", "*").strip()
 
 
 def _depth(text: str) -> int:

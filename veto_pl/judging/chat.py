@@ -12,7 +12,7 @@ from typing import Any
 from veto_pl.data.splits import check_sizes
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.judging.endpoint import Endpoint
-from veto_pl.judging.verdicts import NoVerdictError
+from veto_pl.judging.verdicts import NO_REFERENCE, NoVerdictError
 from veto_pl.seams import Judge
 from veto_pl.types import Example
 
@@ -53,8 +53,8 @@ class ChatJudge(Judge):
         base_url: what stands before `/chat/completions`, such as `http://localhost:8000/v1`.
         model: the name that the server knows the model by.
         api_key_variable: the environment variable that holds the key, or None for no key.
-        template: a format string with `{prompt}`, `{first}` and `{second}`, and `{reference}` where it is wanted. It
-            must ask for a last line `Verdict: A`, `Verdict: B` or `Verdict: tie`.
+        template: a format string with `{prompt}`, `{first}` and `{second}`, and `{reference}` where it is wanted: a row
+            without one then has no verdict. It must ask for a last line `Verdict: A`, `Verdict: B` or `Verdict: tie`.
         system: a system message, or None for none.
         temperature: of the judge's sampling.
         max_tokens: of the judge's message; None leaves it to the server.
@@ -96,9 +96,11 @@ class ChatJudge(Judge):
 
     def request(self, example: Example, first: str, second: str) -> dict[str, Any]:
         """The body of the request."""
+        if not example.references and "reference" in _fields(self.template):
+            raise NoVerdictError(NO_REFERENCE)
         mark = hashlib.sha256("\0".join((example.prompt, first, second)).encode(errors="replace")).hexdigest()[:12]
         parts = {"prompt": ("task", example.prompt), "first": ("text A", first), "second": ("text B", second)}
-        parts["reference"] = ("reference", example.completion or "")
+        parts["reference"] = ("reference", next(iter(example.references), ""))
         fields = {name: _delimited(title, text, mark) for name, (title, text) in parts.items()}
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
         messages.append({"role": "user", "content": self.template.format(**fields)})
@@ -143,9 +145,13 @@ def _delimited(title: str, text: str, mark: str) -> str:
     return f"<<<{title} {mark}>>>\n{text}\n<<<end of {title} {mark}>>>"
 
 
+def _fields(template: str) -> set[str]:
+    return {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+
+
 def _check_template(template: str) -> None:
     try:
-        names = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+        names = _fields(template)
     except ValueError as error:
         raise ConfigurationError(f"`ChatJudge.template` is malformed: {error}. Double literal braces.") from error
     if not {"first", "second"} <= names or not names <= _FIELDS:

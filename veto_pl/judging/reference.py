@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from veto_pl.data.overlap import RougeKind, rouge
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.judging.verdicts import NoVerdictError
+from veto_pl.judging.verdicts import NO_REFERENCE, NoVerdictError
 from veto_pl.seams import Judge
 from veto_pl.types import Example
 
@@ -39,6 +39,6 @@ class ReferenceJudge(Judge):
     def __call__(self, example: Example, first: str, second: str) -> float:
         """1.0, 0.5 or 0.0."""
         if not example.references:
-            raise NoVerdictError("the row has no reference")
+            raise NoVerdictError(NO_REFERENCE)
         lead = rouge(first, example.references, self.kind) - rouge(second, example.references, self.kind)
         return 0.5 if abs(lead) <= self.margin else float(lead > 0)

@@ -11,6 +11,9 @@ from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.seams import Judge
 from veto_pl.types import Example
 
+NO_REFERENCE = "no reference to compare with"
+"""Why a judge that reads the reference decides nothing about a row that has none."""
+
 
 class NoVerdictError(VetoError):
     """A judge that was asked has not decided; the message is the reason, short enough to be counted by."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -97,8 +98,10 @@ class BERTScore(CompletionMetric):
 class WinRate(CompletionMetric):
     """How often the completion is preferred to the reference, a tie counting as half; the mean over completions.
 
-    Rows without a reference count for nothing, and neither do pairs that the judge does not decide: their number is
-    warned of. With several references the completion is compared to the first.
+    With several references the completion is compared to the first, and the judge is shown the others only: one that
+    compares with the opponent itself cannot prefer anything to it. Rows without a reference count for nothing, and
+    neither do pairs that the judge does not decide, as `ReferenceJudge` does not where no other reference is left;
+    their number is warned of.
 
     Args:
         judge: decides; it is asked on the rank that has the row.
@@ -115,7 +118,7 @@ class WinRate(CompletionMetric):
         self.both_orders = both_orders
 
     def update(self, generations: Generations) -> None:
-        pairs = [Pair(example, text, example.references[0]) for example, text in _answered(generations)]
+        pairs = [Pair(_unseen(example), text, example.references[0]) for example, text in _answered(generations)]
         verdicts = ask_all(self.judge, pairs, both_orders=self.both_orders)
         scores = [verdict.score for verdict in verdicts if verdict.score is not None]
         if missing := [verdict.reason for verdict in verdicts if verdict.score is None]:
@@ -129,6 +132,13 @@ def _answered(generations: Generations) -> Iterator[tuple[Example, str]]:
     for example, group in zip(generations.examples, generations.groups(), strict=True):
         if example.references:
             yield from ((example, text) for text in group)
+
+
+def _unseen(example: Example) -> Example:
+    """The row without its first reference, however often it stands there."""
+    first, *others = example.references
+    rest = [one for one in others if one != first]
+    return replace(example, completion=rest[0] if rest else None, alternatives=tuple(rest[1:]))
 
 
 @lru_cache(maxsize=2)

@@ -10,6 +10,7 @@ from veto_pl.data.hub import hub_rows
 from veto_pl.data.jsonl import read_examples, to_example
 from veto_pl.data.rewards import RougeL
 from veto_pl.data.splits import check_sizes, pick
+from veto_pl.data.tasks.jsonlines import check_stop
 from veto_pl.seams import Task
 from veto_pl.types import Example
 
@@ -30,8 +31,10 @@ class DialogSum(Task):
         test_path: JSON Lines file of the test rows.
         hub: the data set's name on the Hugging Face hub.
         max_dialogue_chars: leave out rows with a longer dialogue; None for no limit.
+        stop: strings that end a completion, beside those of `Sampling.stop`.
 
     Raises:
+        ConfigurationError: a number is negative, or a stop string empty.
         DataError: for a file or a row that cannot be used, or an unreachable hub.
     """
 
@@ -40,9 +43,11 @@ class DialogSum(Task):
     test_path: str | None = None
     hub: str = "knkarthick/dialogsum"
     max_dialogue_chars: int | None = None
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_sizes("DialogSum", max_dialogue_chars=self.max_dialogue_chars)
+        check_stop("DialogSum", self.stop)
 
     def load(self, split: str) -> Sequence[Example]:
         """The rows of the split."""

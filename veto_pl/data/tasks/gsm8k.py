@@ -9,6 +9,7 @@ from veto_pl.data.hub import hub_rows
 from veto_pl.data.jsonl import read_examples, to_example
 from veto_pl.data.mathematics import MathAnswer
 from veto_pl.data.splits import check_sizes, partition, pick
+from veto_pl.data.tasks.jsonlines import check_stop
 from veto_pl.seams import Task
 from veto_pl.types import Example
 
@@ -27,8 +28,10 @@ class GSM8K(Task):
         hub: the data set's name on the Hugging Face hub.
         validation_size: the first distinct training rows, held out for validation where `validation_path` is not set.
         max_question_chars: leave out rows with a longer question; None for no limit.
+        stop: strings that end a completion, beside those of `Sampling.stop`.
 
     Raises:
+        ConfigurationError: a number is negative, or a stop string empty.
         DataError: for a file or a row that cannot be used, or an unreachable hub.
     """
 
@@ -38,9 +41,11 @@ class GSM8K(Task):
     hub: str = "openai/gsm8k"
     validation_size: int = 256
     max_question_chars: int | None = None
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_sizes("GSM8K", validation_size=self.validation_size, max_question_chars=self.max_question_chars)
+        check_stop("GSM8K", self.stop)
 
     def load(self, split: str) -> Sequence[Example]:
         """The rows of the split."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from veto_pl.data.jsonl import OnBadRow, read_examples
 from veto_pl.data.rewards import NoReward
 from veto_pl.data.splits import check_sizes, pick
+from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams import Reward, Task
 from veto_pl.types import Example
 
@@ -25,8 +26,10 @@ class JsonLines(Task):
         verifier: scores completions.
         limit: read so many rows of each file, or None for all.
         on_bad_row: `error` stops at the first bad row, `skip` leaves bad rows out and warns with their number.
+        stop: strings that end a completion, beside those of `Sampling.stop`.
 
     Raises:
+        ConfigurationError: a number is negative, or a stop string empty.
         DataError: for a file that cannot be read, or a bad row, named as `file:line: field`.
     """
 
@@ -38,9 +41,11 @@ class JsonLines(Task):
     verifier: Reward = NoReward()
     limit: int | None = None
     on_bad_row: OnBadRow = "error"
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_sizes("JsonLines", limit=self.limit)
+        check_stop("JsonLines", self.stop)
 
     def load(self, split: str) -> Sequence[Example]:
         """The rows of the split's file; none where it has no file."""
@@ -54,3 +59,13 @@ class JsonLines(Task):
     def reward(self, example: Example, completion: str) -> float:
         """The verifier's score."""
         return self.verifier(example, completion)
+
+
+def check_stop(owner: str, stop: tuple[str, ...]) -> None:
+    """Raises `ConfigurationError` for an empty stop string, which would end every completion before it begins.
+
+    Example:
+        >>> check_stop("JsonLines", ("Question:",))
+    """
+    if not all(stop):
+        raise ConfigurationError(f"`{owner}.stop` must hold no empty string, got {stop}.")
