@@ -96,6 +96,14 @@ def test_named_tokens_are_the_structure(rows, tmp_path):
     assert [s.token for s in monitor.found] == [chosen]
 
 
+def test_tokens_that_never_occur_are_named(rows, tmp_path):
+    every = ExtrapolationMonitor(certain=0.01)
+    run(rows, tmp_path, every, ListOPD(rollout=SAMPLED, extrapolation=1.0))
+    monitor = ExtrapolationMonitor(structural=[every.found[0].token, "zz"])
+    with pytest.warns(UserWarning, match=r"`ExtrapolationMonitor.structural` names \['zz'\]"):
+        run(rows, tmp_path, monitor, ListOPD(rollout=SAMPLED, extrapolation=1.0))
+
+
 def test_the_reference_is_the_base(rows, tmp_path):
     same, other = ExtrapolationMonitor(certain=0.01), ExtrapolationMonitor(certain=0.01)
     low = ListOPD(rollout=SAMPLED, extrapolation=1.0)
@@ -118,7 +126,7 @@ def test_a_resumed_run_keeps_what_was_measured(rows, tmp_path):
     monitor = measured(ExtrapolationMonitor(action="cap"))
     assert ExtrapolationMonitor().state_dict() == {"found": []}
     assert monitor.state_dict()["found"][0]["token"] == "["
-    with pytest.warns(UserWarning, match=r"'\[', which the teacher writes.* It is capped"):
+    with pytest.warns(UserWarning, match=r"'\[', which the teacher writes.* It is capped at 1\.176"):
         module = run(rows, tmp_path, monitor)
     assert monitor.found == found()
     assert module.objective.guard == pytest.approx(0.98 * lambda_star(0.99, 0.5, 5.0))

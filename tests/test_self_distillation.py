@@ -16,7 +16,7 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.memory import Memories
 from veto_pl.module import DistillationModule
 from veto_pl.objectives import OPSD, SDFT, SDPO, SFT, Distill, Phases, Sum
-from veto_pl.rollouts import FromStudent, Replay, Sampling
+from veto_pl.rollouts import FromDataset, FromStudent, Replay, Sampling
 from veto_pl.supports import TopK
 from veto_pl.testing.tiny import prompt_batch, tiny_models, tiny_source
 from veto_pl.tokens import TokenRows
@@ -242,6 +242,37 @@ def test_a_context_that_reads_rewards_has_them_made():
 def test_a_hint_that_says_nothing_is_refused(models, rows):
     with pytest.raises(ConfigurationError, match=r"`Privileged` makes an empty text.*Let it say `\{prompt\}`"):
         Privileged("", template=PlainTemplate())(rows, models, STEP)
+
+
+def test_a_hint_beyond_the_teachers_positions_is_refused(models, rows):
+    long = Privileged("{prompt}" * 99, template=PlainTemplate())
+    room = models.teacher.model.config.max_position_embeddings
+    with pytest.raises(ConfigurationError, match=rf"`Privileged` a prompt .* more than the {room} positions"):
+        long(rows, models, STEP)
+
+
+@pytest.mark.parametrize("objective", [OPSD, SDFT, lambda **given: Distill(context=ANSWER, **given)])
+def test_a_stored_teacher_has_been_told_nothing(objective, monkeypatch):
+    monkeypatch.setattr(FromDataset, "stored_teacher", True)
+    with pytest.raises(ConfigurationError, match=r"\.rollout` has a stored teacher, .*\.context` is `Privileged`"):
+        objective(rollout=FromDataset())
+
+
+def test_the_share_of_selected_tokens_is_logged(models, rows):
+    rewarded = replace(rows, rewards=torch.zeros(len(rows)))
+    found = {
+        objective: objective.loss({objective.rollout: rewarded}, models, STEP).metrics.get("selected")
+        for objective in (
+            OPSD(rollout=ROLLOUT, context=ANSWER),
+            SDFT(rollout=ROLLOUT, context=ANSWER, skip_tokens=2),
+            SDPO(rollout=ROLLOUT, support=TopK(4, of="student")),
+        )
+    }
+    none, some, nothing = found.values()
+    lengths = rows.predictions.sum(1)
+    assert none is None
+    assert float(some.mean()) == pytest.approx(float((lengths - 2).clamp_min(0).sum() / lengths.sum()))
+    assert float(nothing.mean()) == 0.0
 
 
 def test_replayed_rows_can_be_told_more(models):

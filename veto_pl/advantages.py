@@ -109,6 +109,7 @@ class WithReward(Advantage):
     weight: float = 1.0
 
     needs_rewards = True
+    compares_completions = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= LARGEST:
@@ -218,6 +219,7 @@ class OrderConsistent(Advantage):
     outlier: float | None = 10.0
 
     needs_rewards = True
+    compares_completions = True
 
     def __post_init__(self) -> None:
         checks = {

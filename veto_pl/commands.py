@@ -83,16 +83,17 @@ def _compare(arguments: Sequence[str]) -> None:
         "options replace entries of the study, such as --seeds='[1,2]'.",
         allow_abbrev=False,
     )
-    parser.add_argument("study", type=Path, help="the YAML file of a study, such as configs/compare/spelling.yaml")
+    parser.add_argument("study", type=Path, help="the YAML file of a study, such as configs/compare/debug.yaml")
     parser.add_argument("--out", type=Path, help="folder of runs and results (default: runs/compare/NAME)")
     parser.add_argument("--workers", type=int, help="runs at a time (default: one per accelerator, else per core)")
     parser.add_argument("--only_report", action="store_true", help="run nothing; report what is finished")
     given, overrides = parser.parse_known_args(arguments)
-    load_plugins()
-    from veto_pl.compare.command import run_study
-
     folder = given.out or Path("runs/compare") / given.study.stem
     try:
+        load_plugins()
+        from veto_pl.compare.cells import counted
+        from veto_pl.compare.command import run_study
+
         found = run_study(
             given.study, folder, overrides=overrides, workers=given.workers, only_report=given.only_report
         )
@@ -100,8 +101,8 @@ def _compare(arguments: Sequence[str]) -> None:
         print("veto-pl: stopped. The same command goes on from here.", file=sys.stderr)
         sys.exit(130)
     if found.failures:
-        (method, seed), reason = next(iter(found.failures.items()))
-        raise VetoError(f"{len(found.failures)} runs of the comparison failed; {method}, seed {seed}: {reason:.500}")
+        name, reason = next(iter(found.failures.items()))
+        raise VetoError(f"{counted(len(found.failures), 'failure')} in the comparison; {name}: {reason:.500}")
 
 
 def _judge(arguments: Sequence[str]) -> None:

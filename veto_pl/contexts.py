@@ -16,6 +16,8 @@ from veto_pl.types import Example, Models, PromptBatch, Sequences, Step, pad_lef
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from veto_pl.models.causal_lm import CausalLM
+
 
 @dataclass(frozen=True)
 class SameText(TeacherContext):
@@ -60,7 +62,9 @@ class Privileged(TeacherContext):
         prompts = _prompts(sequences)
         texts = [fill("Privileged.hint", self.hint, example, **known(example)) for example in prompts.examples]
         told = retold(prompts, texts, models.tokenizer, self.template, "Privileged")
-        return behind(told.rows(sequences.prompt_rows), sequences)
+        told_rows = behind(told.rows(sequences.prompt_rows), sequences)
+        check_room(told_rows, models.required_teacher(), "Privileged")
+        return told_rows
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,11 @@ class Peer(TeacherContext):
 
     needs_rewards: ClassVar[bool] = True
 
+    @property
+    def compares_completions(self) -> bool:  # type: ignore[override]
+        """Feedback is there without a peer."""
+        return not self.feedback
+
     def __post_init__(self) -> None:
         for name in ("hint", "peer", "feedback"):
             check_format(f"Peer.{name}", getattr(self, name))
@@ -109,7 +118,10 @@ class Peer(TeacherContext):
             self._text(example, None if row < 0 else spoken[row], comment) if row >= 0 or comment else None
             for example, row, comment in zip(repeated.examples, peers, comments, strict=True)
         ]
-        return behind(retold(repeated, texts, models.tokenizer, self.template, "Peer"), sequences)
+        told = retold(repeated, texts, models.tokenizer, self.template, "Peer")
+        told_rows = behind(told, sequences)
+        check_room(told_rows, models.required_teacher(), "Peer")
+        return told_rows
 
     def informed(self, sequences: Sequences) -> Tensor:
         """[B] bool: the rows with a peer or with feedback."""
@@ -193,6 +205,30 @@ def behind(prompts: PromptBatch, sequences: Sequences) -> Sequences:
     ids = sequences.input_ids.gather(1, order).masked_fill(~lived, 0)
     counted = torch.cat([torch.zeros_like(prompts.attention_mask), sequences.loss_mask.gather(1, order) & lived], 1)
     return Sequences.join(prompts, ids, lived, loss_mask=counted, on_policy=sequences.on_policy)
+
+
+def check_room(rows: Sequences | PromptBatch, teacher: "CausalLM", name: str, new_tokens: int = 0) -> None:
+    """Refuses hints that are too long.
+
+    Args:
+        rows: what the teacher has to read, hint included.
+        teacher: who has to read it.
+        name: of the class whose hint this is, for messages.
+        new_tokens: what is to be written behind each row.
+
+    Raises:
+        ConfigurationError: the teacher knows fewer positions.
+    """
+    positions = getattr(teacher.model.config, "max_position_embeddings", None)
+    # Without padding perhaps no row is so long; nobody waits for the lengths as long as padding fits too.
+    if not isinstance(positions, int) or rows.input_ids.shape[1] + new_tokens <= positions:
+        return
+    longest = int(rows.attention_mask.sum(1).max()) + new_tokens
+    if longest > positions:
+        raise ConfigurationError(
+            f"With the hint of `{name}` a prompt and its completion come to {longest} tokens, more than the "
+            f"{positions} positions of the teacher. Shorten the hint, or take a teacher with more positions."
+        )
 
 
 def read_alike(objective: Objective) -> Objective:

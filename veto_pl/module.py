@@ -251,10 +251,10 @@ class DistillationModule(L.LightningModule):
     def _log_step(self, learning_rate: float, means: dict[str, Tensor], **others: Tensor | float) -> None:
         step = self._step(0)
         values: dict[str, Tensor | float] = {
+            **dict(scheduled_values(self.objective, step.index, step.total)),
             **means,
             **others,
             "learning_rate": learning_rate,
-            **dict(scheduled_values(self.objective, step.index, step.total)),
             **self._models.memories.numbers(),
             **self.clock.read(),
         }

@@ -144,17 +144,22 @@ def value_at(knob: float | Schedule, step: int, total: int) -> float:
     return knob(step, total) if isinstance(knob, Schedule) else float(knob)
 
 
-def scheduled_values(configured: object, step: int, total: int) -> Iterator[tuple[str, float]]:
-    """The name and the present value of every schedule inside a dataclass or a mapping, nested ones included."""
-    for name, value in _parts(configured):
+def scheduled_values(configured: object, step: int, total: int, inside: str = "") -> Iterator[tuple[str, float]]:
+    """The name and the present value of every schedule inside a dataclass, nested ones included.
+
+    A schedule is named by its field. Inside of a mapping, the key is put in front, as in the metrics of a sum's terms:
+    `kd/beta` for the beta of the term `kd`, and `weights/kd` for its weight.
+    """
+    parts = fields(configured) if is_dataclass(configured) and not isinstance(configured, type) else ()
+    for part in parts:
+        name, value = part.name, getattr(configured, part.name)
         if isinstance(value, Schedule):
-            yield name, value(step, total)
+            yield f"{inside}{name}", value(step, total)
+        elif isinstance(value, Mapping):
+            for key, entry in value.items():
+                if isinstance(entry, Schedule):
+                    yield f"{inside}{name}/{key}", entry(step, total)
+                else:
+                    yield from scheduled_values(entry, step, total, f"{inside}{key}/")
         else:
-            yield from scheduled_values(value, step, total)
-
-
-def _parts(configured: object) -> Iterator[tuple[str, object]]:
-    if isinstance(configured, Mapping):
-        yield from configured.items()
-    elif is_dataclass(configured) and not isinstance(configured, type):
-        yield from ((field.name, getattr(configured, field.name)) for field in fields(configured))
+            yield from scheduled_values(value, step, total, inside)

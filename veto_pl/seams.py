@@ -7,7 +7,6 @@ been imported can be named in a config. Tensors follow one order, `(student_logp
 
 from __future__ import annotations
 
-import enum
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from veto_pl.functional.differentiation import by_autograd
+from veto_pl.laws import Law as Law
 from veto_pl.types import Example, LossOutput, Models, PromptBatch, Rollouts, Sequences, Step
 
 if TYPE_CHECKING:
@@ -25,16 +25,6 @@ if TYPE_CHECKING:
     from veto_pl.models.weights import StoredWeights
     from veto_pl.rollouts.sampling import Sampling
     from veto_pl.tokens import TokenGrid, TokenRows
-
-
-class Law(str, enum.Enum):
-    """A property that a class promises; `veto_pl.testing` checks each promise on generated inputs."""
-
-    ZERO_AT_EQUALITY = "zero where student and target agree"
-    NON_NEGATIVE = "never below zero"
-    PERMUTATION_INVARIANT = "unchanged when the vocabulary is renumbered"
-    NORMALISED = "the target is a distribution"
-    SPLIT_INVARIANT = "the same update however the batch is split"
 
 
 class Schedule(ABC):
@@ -73,6 +63,7 @@ class TeacherContext(ABC):
     """What the teacher reads: the same text, or the same completion behind another prompt."""
 
     needs_rewards: ClassVar[bool] = False
+    compares_completions: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, sequences: Sequences, models: Models, step: Step) -> Sequences:
@@ -128,6 +119,7 @@ class Advantage(ABC):
 
     needs_reference: ClassVar[bool] = False
     needs_rewards: ClassVar[bool] = False
+    compares_completions: ClassVar[bool] = False
 
     @property
     def laws(self) -> frozenset[Law]:
@@ -149,6 +141,7 @@ class Objective(ABC):
     needs_teacher: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = False
     needs_rewards: ClassVar[bool] = False
+    compares_completions: ClassVar[bool] = False
     laws: frozenset[Law] = frozenset({Law.SPLIT_INVARIANT})
 
     @property

@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+_GAMMA = -0x61C8864680B583EB
+"""SplitMix64's odd constant, 0x9E3779B97F4A7C15, as a signed number."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -46,6 +49,18 @@ class Step:
         for row, seed in zip(drawn, self.seeds(purpose, numbers), strict=True):
             row.uniform_(generator=generator.manual_seed(seed))
         return drawn
+
+    def lots(self, purpose: str, keys: Tensor) -> Tensor:
+        """[...] float64 numbers in [0, 1), one for each of `keys` ([...] int64), a function of the key alone.
+
+        They are formed on the keys' device, and nobody waits for the keys. Nearby keys have unrelated numbers
+        (SplitMix64: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014).
+        """
+        mixed = keys * _GAMMA + self._seed(purpose, "all")
+        for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+            mixed = (mixed ^ (mixed >> shift & (1 << 64 - shift) - 1)) * factor
+        mixed = mixed ^ (mixed >> 31 & (1 << 33) - 1)
+        return (mixed >> 11 & (1 << 53) - 1).double() / (1 << 53)
 
     def aside(self, name: str) -> Step:
         """The same place with other random numbers: for another rollout, which would repeat those of the first."""

@@ -84,6 +84,16 @@ class Reader:
         """
         return self.driver.execute_script(script)
 
+    def beyond_pictures(self):
+        """Texts that begin or end outside of their picture."""
+        script = """
+        return [...document.querySelectorAll("svg.chart text")].filter(t => {
+          const own = t.getBoundingClientRect(), whole = t.closest("svg").getBoundingClientRect();
+          return t.checkVisibility() && (own.left < whole.left - 1 || own.right > whole.right + 1);
+        }).map(t => t.textContent);
+        """
+        return self.driver.execute_script(script)
+
     def tab_stops(self):
         """What Tab reaches, from the start of the page until it leaves it, as `tag id or text`."""
         stops = []

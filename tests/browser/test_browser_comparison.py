@@ -17,7 +17,7 @@ HARD = ("<b>", "\n", "\t", " שלום", " 👩\u200d🔬", "\x1b", "x" * 300, " 
 @pytest.fixture
 def page(make, tmp_path):
     def write(**changes):
-        given = {"searches": SEARCHES, "failures": {("Veto", 4): "Error: " + "long" * 200}} | changes
+        given = {"searches": SEARCHES, "failures": {"Veto, seed 4": "Error: " + "long" * 200}} | changes
         comparison = make(METHODS, (0, 1, 2), steps=60, tokens=30, **given)
         kept = tuple(trial for trial in comparison.trials if (trial.method, trial.seed) != ("Veto", 2))
         return write_page(dataclasses.replace(comparison, trials=kept), tmp_path / "page.html")
@@ -154,6 +154,15 @@ def test_no_texts_of_a_picture_meet(reader, page, width):
     return met;
     """
     assert reader.driver.execute_script(script) == []
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_no_name_leaves_its_picture(reader, make, tmp_path, width):
+    names = ("on-policy KD", "REOPOLD", "AdaSwitch", "MMWW WWMM", "DISTILLM-2", "SKD", "mmwm " * 12, "方法方法", "EOPD")
+    reader.show(dark=False, width=width)
+    reader.open(write_page(make(names, range(5), steps=60), tmp_path / "page.html"))
+    reader.unfold()
+    assert reader.beyond_pictures() == []
 
 
 def test_every_control_is_reached_by_tab_and_works_by_keys(reader, page):

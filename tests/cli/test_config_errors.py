@@ -17,7 +17,7 @@ from veto_pl.objectives import SFT, Veto
 from veto_pl.plugins import load_plugins
 from veto_pl.rollouts import FromStudent, Sampling
 
-from .conftest import ABSENT, changed
+from .conftest import ABSENT, TINY_MODEL, changed
 
 OBJECTIVE = "model.objective.init_args"
 SAMPLING = f"{OBJECTIVE}.rollout.init_args.sampling"
@@ -235,6 +235,16 @@ IMPOSSIBLE = {
         {f"{OBJECTIVE}.support": {"class_path": "TopK", "init_args": {"k": 9}}},
         [f"`{OBJECTIVE}.support.init_args.k`", "9 ids"],
     ),
+    "more ids than there are in BRTS": (
+        {"model.objective": {"class_path": "BRTS", "init_args": {
+            "sampling": {"max_new_tokens": 4}, "teacher_sampling": {"max_new_tokens": 4, "num_completions": 2},
+            "top_k": 64}}},
+        [f"`{OBJECTIVE}.top_k`: given 64", "9 ids", "Lower it."],
+    ),
+    "no room for texts of two writers": (
+        {"model.objective": {"class_path": "SKD", "init_args": {"sampling": {"max_new_tokens": 64}}}},
+        [f"Lower `{OBJECTIVE}.sampling.max_new_tokens`"],
+    ),
     "a learning rate below 0": (
         {"model.optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": -1}}},
         ["`model.optimizer`", "Invalid learning rate"],
@@ -304,6 +314,16 @@ SUSPICIOUS = {
     ),
     "a rollout of the likeliest id": ({f"{SAMPLING}.top_k": 1}, f"`{SAMPLING}`: given greedy"),
     "the student as teacher": ({"model.teacher.init_args.seed": 0}, "the same source as `model.student`"),
+    "the student's own average as teacher": (
+        {"model.teacher": {"class_path": "MovingAverage", "init_args": {"source": TINY_MODEL}}},
+        "the same source as `model.student`",
+    ),
+    "rewards without rivals": (
+        {"model.objective": {"class_path": "OPD", "init_args": {
+            "reward_weight": 0.5, "rollout": DISTILLING["init_args"]["rollout"]}},
+         "data.task.init_args.verifier": {"class_path": "ExactMatch"}},
+        "`OPD`, which compares the completions of a prompt",
+    ),
     "self-BLEU of one": ({"model.metrics": [{"class_path": "SelfBLEU"}]}, "with the metric `SelfBLEU`"),
     "a vote of one": ({"model.metrics": [{"class_path": "MajorityVote"}]}, "with the metric `MajorityVote`"),
     "greedy copies": (
@@ -342,6 +362,14 @@ INNOCENT = {
             "tau": float("inf"), "importance_cap": float("inf"), "rollout": DISTILLING["init_args"]["rollout"]}}
     },
 }  # fmt: skip
+
+
+def test_who_follows_validations_needs_some(built):
+    replay = {"class_path": "AdaptiveReplay", "init_args": {"student": DISTILLING["init_args"]["rollout"]}}
+    parts = built({"model.objective": {"class_path": "DistiLLM", "init_args": {"rollout": replay}}})
+    assert advice(*parts) == []
+    (message,) = advice(*parts, limit_val_batches=0)
+    assert "`trainer.limit_val_batches`: given 0" in message
 
 
 @pytest.mark.parametrize("case", INNOCENT)

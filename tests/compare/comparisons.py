@@ -100,7 +100,7 @@ def contrasts(trials, quantities, baseline):
             difference = estimate(paired)
             score = 2.5 * abs(difference.mean) / max(difference.high - difference.mean, 1e-9)
             p = 2 * (1 - NormalDist().cdf(score)) if len(paired) > 1 else math.nan
-            found[method, quantity] = Contrast(difference, p)
+            found[method, quantity] = Contrast(difference, p, len(paired))
     return found
 
 

@@ -115,7 +115,7 @@ def test_a_repeated_trial_is_equal_to_the_bit_and_another_setting_is_run_anew(fi
     shutil.rmtree(trial / "greedy")
     Path("study.yaml").write_text(STUDY.replace("answers: 2", "answers: 2\nconfidence: 0.9"))
     main(["compare", "study.yaml", "--out=out/a"])
-    assert "trials: 1 runs" in capsys.readouterr().out
+    assert "trials: 1 run, " in capsys.readouterr().out
     assert ((trial / "greedy/answers.jsonl").read_bytes(), (trial / "greedy/test.json").read_bytes()) == first
     main(["compare", "study.yaml", "--out=out/a", "--only_report", "--budget.steps=4"])
     assert "0 of 2" in Path("out/a/comparison.md").read_text()
@@ -129,12 +129,14 @@ def test_a_method_that_fails_is_reported_and_the_others_finish(finished, monkeyp
     Path("broken.yaml").write_text(broken)
     with pytest.raises(SystemExit) as error:
         main(["compare", "broken.yaml", "--out=out/a"])
-    assert "2 runs of the comparison failed" in str(error.value)
-    assert "batch_size" in str(error.value)
+    failed = "3 failures in the comparison; broken, lr 0.001, seed 0: `data.batch_size`"
+    assert failed in str(error.value)
     table = Path("out/a/comparison.md").read_text()
     assert table.count("2 of 2") == 2
     assert "must be 1 or more, got -3" in table
-    with pytest.raises(SystemExit, match="2 runs of the comparison failed"):
+    for seed in (1, 2):
+        assert not Path(f"out/a/trials/broken/seed-{seed}").exists()
+    with pytest.raises(SystemExit, match=failed):
         main(["compare", "broken.yaml", "--out=out/a", "--only_report"])
     assert Path("out/a/comparison.md").read_text().count("must be 1 or more, got -3") == 2
 
@@ -145,8 +147,31 @@ def test_what_no_run_has_and_a_search_without_values_are_named(finished, monkeyp
     main(["compare", "study.yaml", "--out=out/a", "--quantities=[greedy/acuracy]"])
     assert "no run has 'greedy/acuracy'" in capsys.readouterr().out
     Path("study.yaml").write_text(STUDY.replace("metric: validation/forward_kl", "metric: validation/fkl"))
-    with pytest.raises(SystemExit, match="`validation/fkl`, has no finite value"):
+    nothing = r"2 failures in .*; the search of fine-tuning: .* no run ended with a finite `validation/fkl`"
+    with pytest.raises(SystemExit, match=nothing):
         main(["compare", "study.yaml", "--out=out/a"])
+
+
+def test_a_point_that_fails_is_reported_and_the_others_are_chosen_from(finished, monkeypatch, capsys):
+    monkeypatch.chdir(finished["folder"])
+    Path("points.yaml").write_text(STUDY.replace("[0.001, 0.01]", "[-1.0, 0.001, 0.01]"))
+    failed = r"2 failures in the comparison; fine-tuning, lr -1, seed 0: .*learning rate"
+    for more in ([], ["--only_report"]):
+        with pytest.raises(SystemExit, match=failed):
+            main(["compare", "points.yaml", "--out=out/a", *more])
+        table = Path("out/a/comparison.md").read_text()
+        assert table.count("chosen of 2 (of 3, 1 has no score)") == 2
+        assert "Veto, lr -1, seed 0, failed: " in table
+        assert table.count("2 of 2") == 2
+    assert "search: 2 runs, 1 at a time" in capsys.readouterr().out.replace("2 at a time", "1 at a time")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(finished, monkeypatch, capfd):
+    monkeypatch.chdir(finished["folder"])
+    Path("occupied").write_text("")
+    with pytest.raises(SystemExit, match="`--out` expected a folder to write in, got `occupied/b`: Not a directory"):
+        main(["compare", "study.yaml", "--out=occupied/b"])
+    assert capfd.readouterr() == ("", "")
 
 
 def test_validation_rows_do_not_stand_in_for_test_rows(tmp_path):
@@ -190,20 +215,29 @@ def test_workers_are_a_count(workers):
 
 
 class Dying(Pool):
-    """Starts processes that die as one does that the system kills."""
+    """Starts processes that die of a signal."""
+
+    deadly = signal.SIGABRT
 
     def _start(self, context, job, place):
-        process = context.Process(target=os.abort)
+        process = context.Process(target=signal.raise_signal, args=(self.deadly,))
         process.start()
         return process
 
 
-def test_a_process_that_dies_takes_no_other_along(tmp_path):
+class Killed(Dying):
+    """Starts processes that the system kills, as it does where memory runs out."""
+
+    deadly = signal.SIGKILL
+
+
+@pytest.mark.parametrize(("kind", "words"), [(Dying, "signal 6; see"), (Killed, "signal 9 (out of memory?); see")])
+def test_a_process_that_dies_takes_no_other_along(tmp_path, kind, words):
     jobs = [Job(f"job {i}", tmp_path / str(i), (), {}) for i in range(3)]
     seen = []
-    failed = Dying(workers=2, threads=1).run(jobs, lambda job, reason, seconds: seen.append((job.name, reason)))
+    failed = kind(workers=2, threads=1).run(jobs, lambda job, reason, seconds: seen.append((job.name, reason)))
     assert failed.keys() == {job.folder for job in jobs}
-    assert all("signal 6" in reason for reason in failed.values())
+    assert all(f"was killed by {words}" in reason for reason in failed.values())
     assert sorted(name for name, _ in seen) == ["job 0", "job 1", "job 2"]
 
 
@@ -214,6 +248,8 @@ class Interrupted(Pool):
         os.kill(os.getpid(), signal.SIGTERM)
         process = context.Process(target=time.sleep, args=(60,))
         process.start()
+        os.kill(process.pid, signal.SIGINT)  # as a terminal does, which knows no order
+        process.join(0.5)
         started.append(process)
         return process
 
@@ -223,8 +259,10 @@ started = []
 
 def test_a_process_that_is_half_started_is_stopped_with_the_others(tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     started.clear()
     with pytest.raises(KeyboardInterrupt):
         Interrupted(workers=2, threads=1).run([Job("job", tmp_path / "job", (), {})], print)
     assert [process.exitcode for process in started] == [-signal.SIGTERM]
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == blocked

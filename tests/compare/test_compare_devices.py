@@ -40,7 +40,7 @@ def test_a_run_of_two_processes_is_the_run_of_one(tmp_path):
 def test_a_run_that_asks_for_more_processes_than_the_study_says_is_refused(tmp_path):
     (tmp_path / "s.yaml").write_text(STUDY)
     found = run_study(tmp_path / "s.yaml", tmp_path / "out" / "s", workers=1)
-    assert "`devices` of a study: given 1, but the run's trainer asks for 2" in found.failures["Veto", 1]
+    assert "`devices` of a study: given 1, but the run's trainer asks for 2" in found.failures["Veto, seed 1"]
 
 
 def test_places_follow_from_cores_and_accelerators(monkeypatch):

@@ -58,6 +58,14 @@ def test_another_class_inherits_nothing_and_the_same_class_everything():
     assert joined(old, {"objective": {"init_args": {"beta": 1}}})["objective"]["init_args"] == {"beta": 1}
 
 
+def test_a_run_is_named_by_its_method_its_point_and_its_seed():
+    made = jobs(a_study())
+    assert made.search("A", {"model.lr": 0.1}, 0).name == "A, lr 0.1, seed 0"
+    assert made.trial("A", {}, 1).name == "A, seed 1"
+    names = [job.name for name in ("teacher", "start") for job in made.stages(name)]
+    assert names[:2] == ["stage teacher", "stage start, seed 1"]
+
+
 def test_folders_replace_their_names_and_other_braces_stay():
     settings = {"a": ["{start}/export", "{metadata[word]}"], "b": {"c": "{other}", "d": 3}}
     assert filled(settings, {"start": Path("x/y")}) == {
@@ -229,3 +237,25 @@ def test_options_replace_entries_and_mistakes_are_named(tmp_path):
         load_study(tmp_path / "s.yaml")
     with pytest.raises(ConfigurationError, match="no file"):
         load_study(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("group", "entry", "message"),
+    [
+        (
+            "methods",
+            "{setings: {model: {x: 1}}}",
+            r"Option 'setings\.model\.x' is not accepted\. It takes config, settings",
+        ),
+        ("methods", "{serch: true}", r"Option 'serch' is not accepted"),
+        ("methods", "{settings: 5}", r"(?s:.*)Expected a <class 'dict'>"),
+        ("stages", "{per_sed: true}", r"Option 'per_sed' is not accepted\. It takes config, settings, per_seed"),
+    ],
+)
+def test_a_mistake_in_one_of_many_entries_is_named_with_it(tmp_path, group, entry, message):
+    entries = "".join(f"  {name}: {entry if name == 'B' else '{}'}\n" for name in "ABC")
+    methods = "" if group == "methods" else "methods: {A: {}}\n"
+    text = f"title: t\nbaseline: A\nbudget: {{steps: 1}}\n{methods}{group}:\n{entries}"
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(ConfigurationError, match=rf"`{group}\.B` of the study .*{message}"):
+        load_study(tmp_path / "s.yaml")

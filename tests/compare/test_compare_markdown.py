@@ -9,6 +9,7 @@ from markdown_it import MarkdownIt
 
 from compare.comparisons import SEARCHES
 from veto_pl.compare.markdown import markdown
+from veto_pl.compare.results import Search
 from veto_pl.report.quantities import Quantity
 
 
@@ -49,7 +50,7 @@ def by_site(text):
 
 
 RENDERERS = pytest.mark.parametrize("render", [by_github, by_site], ids=["github", "mkdocs"])
-NUMBER = r"[-\d.,]+(?:e-?\d+)?"
+NUMBER = r"[−\d.,]+(?:e-?\d+)?"  # noqa: RUF001
 
 
 @RENDERERS
@@ -65,7 +66,7 @@ def test_the_table_reads_back_as_the_numbers_that_were_given(make, render):
             estimate = comparison.estimates[row[0], quantity.column]
             read = re.match(rf"({NUMBER}) \[({NUMBER}), ({NUMBER})\]", cell).groups()
             expected = [v * quantity.factor for v in (estimate.mean, estimate.low, estimate.high)]
-            assert [float(text) for text in read] == pytest.approx(expected, rel=0.02)
+            assert [float(text.replace("\N{MINUS SIGN}", "-")) for text in read] == pytest.approx(expected, rel=0.02)
             contrast = comparison.contrasts.get((row[0], quantity.column))
             sure = contrast is not None and contrast.difference.low * contrast.difference.high > 0
             assert ("▲" in cell or "▼" in cell) == sure
@@ -74,11 +75,11 @@ def test_the_table_reads_back_as_the_numbers_that_were_given(make, render):
 
 @RENDERERS
 def test_the_lines_around_the_table_say_what_was_given_searched_and_missing(make, render):
-    failures = {("Veto", 2): "RuntimeError: *row* 3\n```\n<b>"}
+    failures = {"Veto, lr 0.1, seed 2": "RuntimeError: *row* 3\n```\n<b>"}
     comparison = make(("GKD", "Veto"), (0, 1, 2), steps=7, searches=SEARCHES, failures=failures)
     kept = tuple(trial for trial in comparison.trials if (trial.method, trial.seed) != ("Veto", 2))
     parts = Parts(render(markdown(dataclasses.replace(comparison, trials=kept)))).parts
-    assert parts["p"][0] == "Unfinished: 1 of 6 runs are missing (Veto: seed 2)."
+    assert parts["p"][0] == "Unfinished: 1 of 6 runs is missing (Veto: seed 2)."
     assert parts["p"][1] == "Budget of every run: 7 steps. Seeds: 0, 1, 2."
     reading = "Mean over the finished ones of 3 seeds [95% bootstrap confidence interval]. Differences are from GKD"
     assert parts["p"][2].startswith(reading)
@@ -86,7 +87,7 @@ def test_the_lines_around_the_table_say_what_was_given_searched_and_missing(make
         "GKD: beta=0.5, chosen of 3 on the validation split with accuracy (%) 47.0.",
         "Veto: beta=0.9, chosen of 3 on the validation split with accuracy (%) 54.0; at the edge of its grid: a better "
         "setting may lie outside.",
-        "Veto, seed 2, failed: RuntimeError: *row* 3\\n```\\n<b>",
+        "Veto, lr 0.1, seed 2, failed: RuntimeError: *row* 3\\n```\\n<b>",
     ]
     assert parts["code"] == ["veto-pl compare study.yaml --out=out\n"]
 
@@ -104,7 +105,28 @@ def test_a_single_seed_has_no_interval_and_no_test(make):
 def test_few_seeds_are_said_to_be_few(make, seeds, most):
     found = markdown(make(seeds=tuple(seeds)))
     assert ("of cases at most" in found) == bool(most)
-    assert f"in {most} of cases at most" in found or not most
+    assert f"in {most} of cases at most: no difference is marked." in found or not most
+    assert ("▲ above and ▼ below" in found) == (not most)
+    assert ("▲" in found or "▼" in found) == (not most)
+
+
+def test_what_speaks_against_a_choice_is_said(make):
+    scores = {"lr 0.1": 0.5, "lr 0.2": 0.3 + 0.2, "lr 0.3": math.nan}
+    search = Search("validation/accuracy", scores, "lr 0.1", at_edge=True)
+    text = markdown(make(("a",), (0,), steps=2, searches={"a": search}))
+    assert "lr 0.1, chosen of 2 (of 3, 1 has no score) on the validation split with accuracy (%) 50.0" in text
+    assert "; 2 settings tied: the search decided nothing, and the first was taken; at the edge of its grid" in text
+    other = dataclasses.replace(search, scores=scores | {"lr 0.4": 0.1}, at_edge=False)
+    text = markdown(make(("a",), (0,), steps=2, searches={"a": other}))
+    assert "; 2 settings tied: the search did not decide between them, and the first was taken." in text
+
+
+def test_updates_that_were_left_out_are_counted(make):
+    comparison = make(("a", "b"), (0, 1), steps=4)
+    broken = [dataclasses.replace(t, cost=dataclasses.replace(t.cost, skipped=3)) for t in comparison.of("b")]
+    said = "Updates left out because the loss or its gradient was not finite: b: 6 of 8."
+    assert said in markdown(dataclasses.replace(comparison, trials=(*comparison.of("a"), *broken)))
+    assert "Updates left out" not in markdown(comparison)
 
 
 def test_nothing_finished_is_a_table_of_dashes(make):
@@ -114,7 +136,7 @@ def test_nothing_finished_is_a_table_of_dashes(make):
 
 
 def test_long_reasons_are_cut_with_a_count(make):
-    text = markdown(make(("a",), (0,), steps=2, failures={("a", 1): "x" * 5000}))
+    text = markdown(make(("a",), (0,), steps=2, failures={"a, seed 1": "x" * 5000}))
     assert "more characters)" in text
     assert len(text) < 2000
 

@@ -11,7 +11,7 @@ from report.pages import EVIL, Checker
 from compare.comparisons import QUANTITIES, SEARCHES
 from veto_pl.compare.cells import direction, p_value, reading
 from veto_pl.compare.page import write_page
-from veto_pl.compare.results import Answer, Contrast, Estimate
+from veto_pl.compare.results import Answer, Contrast, Estimate, Search
 from veto_pl.compare.tables import duration
 from veto_pl.report.marks import COLOURS
 from veto_pl.report.quantities import Quantity
@@ -36,7 +36,7 @@ def rows(table):
 
 
 def test_the_sections_come_in_the_agreed_order_and_the_contents_lead_to_them(make, tmp_path):
-    page = page_of(make(searches=SEARCHES, failures={("GKD", 9): "why"}), tmp_path)
+    page = page_of(make(searches=SEARCHES, failures={"GKD, seed 9": "why"}), tmp_path)
     expected = ["What was compared", "Results", "Cost", "Seeds and differences", "Curves", "Gradient norms"]
     expected += ["Reward and diversity", "Completions", "Failures"]
     assert re.findall(r"<h2>(.*?)</h2>", page) == expected
@@ -63,7 +63,8 @@ def test_nothing_from_the_data_becomes_markup(make, tmp_path):
     other = EVIL + "!"
     comparison = make(
         (EVIL, other), (0, 1), steps=3, quantities=(metric, "x"), frontier=(metric, "x"), title=EVIL, intro=EVIL,
-        budget=EVIL, command=EVIL, searches={EVIL: search}, failures={(other, 7): EVIL}, answer=lambda *_, **__: answer,
+        budget=EVIL, command=EVIL, searches={EVIL: search}, failures={f"{other}, seed 7": EVIL},
+        answer=lambda *_, **__: answer,
     )  # fmt: skip
     checker = Checker(page_of(comparison, tmp_path))
     assert not {"script", "img"} & set(checker.tags)
@@ -87,33 +88,45 @@ def test_every_picture_is_xml_and_a_method_has_one_colour_throughout(make, tmp_p
 
 
 def test_the_table_holds_means_intervals_differences_and_tests(make, tmp_path):
-    quantity, low = "greedy/accuracy", Contrast(Estimate(-0.1, -0.15, -0.05), 0.0004)
-    none = Contrast(Estimate(0.02, -0.01, 0.05), 0.25)
+    quantity, low = "greedy/accuracy", Contrast(Estimate(-0.1, -0.15, -0.05), 0.0004, 5)
+    none = Contrast(Estimate(0.02, -0.01, 0.05), 0.25, 5)
     comparison = dataclasses.replace(
-        make(("A", "B", "C"), (0, 1), steps=2, quantities=[quantity], frontier=None),
+        make(("A", "B", "C"), range(5), steps=2, quantities=[quantity], frontier=None),
         estimates={("A", quantity): Estimate(0.5, 0.4, 0.61), ("B", quantity): Estimate(0.4, 0.35, 0.45)},
         contrasts={("B", quantity): low, ("C", quantity): none},
     )
     table = rows(section(page_of(comparison, tmp_path), "Results"))
     assert table == [
         ["A baseline", "50.0 [40.0, 61.0]"],
-        ["B", "40.0 [35.0, 45.0] ▼ -10.0 [-15.0, -5.0] p < 0.001"],
-        ["C", "— +2.00 [-1.00, 5.00] p = 0.25"],
+        ["B", "40.0 [35.0, 45.0] ▼ −10.0 [−15.0, −5.0] p < 0.001"],  # noqa: RUF001
+        ["C", "— +2.00 [−1.00, 5.00] p = 0.25"],  # noqa: RUF001
     ]
 
 
-@given(REALS, REALS, REALS)
-def test_a_difference_is_marked_exactly_where_its_interval_excludes_zero(mean, one, other):
+@given(REALS, REALS, REALS, st.integers(2, 9))
+def test_a_difference_is_marked_exactly_where_the_interval_of_enough_seeds_excludes_zero(mean, one, other, seeds):
     low, high = sorted((one, other))
-    shown = direction(Contrast(Estimate(mean, low, high), 0.5))
-    assert shown == ("▲" if low > 0 else "▼" if high < 0 else "")
-    assert direction(Contrast(Estimate(mean, math.nan, math.nan), math.nan)) == ""
+    shown = direction(Contrast(Estimate(mean, low, high), 0.5, seeds))
+    assert shown == ("" if seeds < 5 else "▲" if low > 0 else "▼" if high < 0 else "")
+    assert direction(Contrast(Estimate(mean, math.nan, math.nan), math.nan, seeds)) == ""
+
+
+def test_a_difference_of_few_seeds_is_not_set_in_bold_and_the_key_says_why(make, tmp_path):
+    contrast = Contrast(Estimate(0.1, 0.05, 0.15), 0.9, 3)
+    for seeds, marked in ((3, False), (5, True)):
+        given = dict.fromkeys([("B", "greedy/accuracy")], dataclasses.replace(contrast, seeds=seeds))
+        comparison = make(("A", "B"), range(seeds), steps=2, quantities=["greedy/accuracy"], frontier=None)
+        page = page_of(dataclasses.replace(comparison, contrasts=given), tmp_path)
+        assert ('class="difference sure"' in page) == marked
+        assert ('font-weight="700"' in page) == marked
+        assert ("no difference is marked." in section(page, "Results")) == (not marked)
 
 
 @given(REALS, st.floats(0, 1e6), st.floats(0, 1e6), st.booleans())
 def test_a_reading_keeps_three_digits_of_the_largest_number(mean, below, above, sign):
     values = (mean, mean - below, mean + above)
-    numbers = re.findall(r"[-+]?[\d.,]*\d(?:e-?\d+)?", reading(Estimate(*values), Quantity.of("x"), sign=sign))
+    shown = reading(Estimate(*values), Quantity.of("x"), sign=sign).replace("\N{MINUS SIGN}", "-")
+    numbers = re.findall(r"[-+]?[\d.,]*\d(?:e-?\d+)?", shown)
     largest = max(map(abs, values))
     for text, value in zip(numbers, values, strict=True):
         rounding = max(largest, 1e-3) * 0.06 if largest < 1e-3 else max(largest * 0.0051, 0.5 * (largest >= 100))
@@ -121,8 +134,8 @@ def test_a_reading_keeps_three_digits_of_the_largest_number(mean, below, above, 
 
 
 def test_p_values_keep_two_digits():
-    shown = [p_value(Contrast(Estimate(0.0, 0.0, 0.0), p)) for p in (1.0, 0.25, 0.01234, 0.001, 0.0009, math.nan)]
-    assert shown == ["p = 1", "p = 0.25", "p = 0.012", "p = 0.001", "p < 0.001", "p —"]
+    shown = [p_value(Contrast(Estimate(0.0, 0.0, 0.0), p, 5)) for p in (1.0, 0.1, 0.01234, 0.001, 0.0009, math.nan)]
+    assert shown == ["p = 1.0", "p = 0.10", "p = 0.012", "p = 0.0010", "p < 0.001", "p —"]
 
 
 def test_costs_are_means_over_the_finished_runs(make, tmp_path):
@@ -134,14 +147,14 @@ def test_costs_are_means_over_the_finished_runs(make, tmp_path):
 
 
 def test_an_unfinished_study_says_so_at_its_top_and_why(make, tmp_path):
-    failures = {("Veto", 1): "x" * 3000 + "the end"}
+    failures = {"Veto, lr 0.1, seed 1": "x" * 3000 + "the end"}
     comparison = make(("SFT", "Veto"), (0, 1, 2), steps=2, failures=failures)
     kept = tuple(trial for trial in comparison.trials if trial.method == "SFT" or trial.seed == 0)
     page = page_of(dataclasses.replace(comparison, trials=kept), tmp_path)
     assert "Unfinished: 2 of 6 runs are missing (Veto: seeds 1, 2)." in Checker(page).text
     assert page.index("Unfinished") < page.index("<h2>Results")
     failed = Checker(section(page, "Failures")).text
-    assert "Veto, seed 1" in failed
+    assert "Veto, lr 0.1, seed 1" in failed
     assert "the end" in failed
     assert "1,007 characters before this" in failed
     assert "Unfinished" not in page_of(comparison, tmp_path)
@@ -156,6 +169,37 @@ def test_searches_show_all_settings_and_remark_on_the_edge(make, tmp_path):
         for setting, score in search.scores.items():
             chosen = "✓" if setting == search.chosen else ""
             assert f'<th scope="row">{setting}</th><td>{100 * score:.1f}</td><td>{chosen}</td>' in part
+
+
+def test_failures_of_a_search_and_updates_that_were_left_out_are_said_at_the_top(make, tmp_path):
+    scores = {"lr 0.1": math.nan, "lr 0.2": 0.5, "lr 0.3": 0.5}
+    searches = {"SFT": Search("validation/accuracy", scores, "lr 0.2", at_edge=True)}
+    comparison = make(("SFT", "Veto"), (0,), steps=4, searches=searches, failures={"SFT, lr 0.1, seed 9": "no memory"})
+    cost = dataclasses.replace(comparison.trials[0].cost, skipped=3)
+    trials = (dataclasses.replace(comparison.trials[0], cost=cost), comparison.trials[1])
+    page = page_of(dataclasses.replace(comparison, trials=trials), tmp_path)
+    top = Checker(section(page, "What was compared")).text
+    assert "1 failure: the reasons are under Failures." in top
+    assert "Updates left out because the loss or its gradient was not finite: SFT: 3 of 4." in top
+    assert "lr 0.2, best of 2 (of 3, 1 has no score) by validation/accuracy ⚠ 2 settings tied ⚠ at the edge" in top
+    assert '<th scope="row">lr 0.1</th><td>—</td><td></td>' in page
+    assert "no memory" in Checker(section(page, "Failures")).text
+
+
+@pytest.mark.parametrize(
+    ("across", "drawn"), [("sampled/self_bleu", True), ("sampled/student_entropy", False), ("sampled/novelty", False)]
+)
+def test_a_front_is_drawn_where_both_directions_are_known(make, tmp_path, across, drawn):
+    frontier = (across, "sampled/pass@8")
+    comparison = make(("A", "B"), (0, 1), steps=2, quantities=frontier, frontier=frontier)
+    shown = section(page_of(comparison, tmp_path), "Reward and diversity")
+    assert ('stroke-dasharray="4 3"' in shown) == drawn
+    assert ("Right and up is better. The dashed line is the Pareto front" in shown) == drawn
+    assert ("is better is not known, so no Pareto front is drawn." in shown) == (not drawn)
+    assert ("→" in shown) == drawn
+    words = {"sampled/self_bleu": "self-BLEU", "sampled/novelty": "novelty"}.get(across, "student entropy")
+    assert f">Pass@8 against {words}</text>" in shown
+    assert ">pass@8 (%), sampled ↑</text>" in shown
 
 
 def test_each_answer_keeps_its_text_and_numbers(make, tmp_path):
@@ -185,7 +229,8 @@ def test_seeds_and_their_differences_from_the_baseline_are_drawn(make, tmp_path)
     comparison = make(("A", "B"), (4, 7), steps=2, quantities=("greedy/accuracy",), frontier=None)
     values = {(trial.method, trial.seed): 100 * trial.values["greedy/accuracy"] for trial in comparison.trials}
     own, differences = section(page_of(comparison, tmp_path), "Seeds and differences").split("<figure>")[1:]
-    tips = [re.findall(r"<title>(\w), seed (\d): (-?[\d.e-]+)", figure) for figure in (own, differences)]
+    plain = [figure.replace("\N{MINUS SIGN}", "-") for figure in (own, differences)]
+    tips = [re.findall(r"<title>(\w), seed (\d): (-?[\d.e-]+)", figure) for figure in plain]
     assert {(m, int(seed)): float(v) for m, seed, v in tips[0]} == pytest.approx(values, rel=6e-3)
     expected = {("B", seed): values["B", seed] - values["A", seed] for seed in (4, 7)}
     assert {(m, int(seed)): float(v) for m, seed, v in tips[1]} == pytest.approx(expected, rel=6e-3, abs=1e-4)
@@ -252,7 +297,7 @@ def test_values_that_are_not_finite_are_shown_as_such(make, tmp_path):
         trials=(*comparison.of("a"), *broken),
         estimates={k: v for k, v in comparison.estimates.items() if k[0] == "a"}
         | {("b", q): nothing for q in QUANTITIES},
-        contrasts={("b", q): Contrast(nothing, math.nan) for q in QUANTITIES},
+        contrasts={("b", q): Contrast(nothing, math.nan, 2) for q in QUANTITIES},
     )
     page = page_of(comparison, tmp_path)
     assert rows(section(page, "Results"))[1] == ["b", *["—"] * 4]

@@ -58,6 +58,7 @@ def test_a_contrast_is_that_of_the_shared_seeds():
     method, baseline = {1: 3.0, 2: 5.0, 3: 9.0, 7: 100.0}, {3: 4.0, 1: 1.0, 2: 4.5, 8: -100.0}
     found = contrast(method, baseline)
     assert found.difference == estimate([2.0, 0.5, 5.0])
+    assert found.seeds == 3
     assert found.p == pytest.approx(stats.ttest_rel([3.0, 5.0, 9.0], [1.0, 4.5, 4.0]).pvalue)
 
 
@@ -66,6 +67,19 @@ def test_contrasts_without_a_test():
     assert math.isnan(contrast({1: 1.0}, {2: 2.0}).difference.mean)
     assert contrast({1: 1.0, 2: 3.0}, {1: 1.0, 2: 3.0}).p == 1.0
     assert math.isnan(contrast({1: 2.0, 2: 2.0}, {1: 1.0, 2: 1.0}).p)
+
+
+@given(st.lists(st.floats(0.01, 100).map(lambda x: round(x, 2)), min_size=2, max_size=6), st.sampled_from([0.0, 0.03]))
+def test_what_single_precision_rounds_is_no_spread(values, shift):
+    """A metric is logged as float32: equal differences come back as differences that are equal up to rounding."""
+    logged = [{seed: float(np.float32(v + s)) for seed, v in enumerate(values)} for s in (shift, 0.0)]
+    p = contrast(*logged).p
+    assert p == 1.0 if shift < 1e-6 * max(values) else math.isnan(p)
+
+
+def test_a_spread_above_rounding_is_one():
+    method, baseline = {1: 0.53, 2: 0.6301, 3: 0.40}, {1: 0.50, 2: 0.60, 3: 0.37}
+    assert contrast(method, baseline).p == pytest.approx(stats.ttest_rel([0.53, 0.6301, 0.4], [0.5, 0.6, 0.37]).pvalue)
 
 
 def _closed_test(p_values):

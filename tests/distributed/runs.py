@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from veto_pl import DistillationModule, PromptDataModule
 from veto_pl.advantages import FutureLogRatio
+from veto_pl.callbacks import ExtrapolationMonitor
 from veto_pl.contexts import Peer, Privileged
 from veto_pl.data import ExactMatch, JsonLines, PlainTemplate
 from veto_pl.data.sampler import RankSampler
@@ -165,6 +166,7 @@ def train(
     source: str | dict[str, Any] = "llama",
     strategy: str = "auto",
     gather: tuple[bool, bool] = (True, False),
+    watched: bool = False,
     **trainer: Any,
 ) -> dict[str, Any]:
     """Four steps, with a validation after two; what they logged and the weights in the end."""
@@ -184,18 +186,20 @@ def train(
         evaluation=Sampling(temperature=0.0, max_new_tokens=4),
         reference=tiny_source(seed=2) if OBJECTIVES[objective].needs_reference else None,
     )
-    curve = Curve()
+    curve, monitor = Curve(), ExtrapolationMonitor(certain=0.01, prompts=100, action="cap")
     settings = {
         "max_steps": 4, "val_check_interval": 2 * trainer.get("accumulate_grad_batches", 1), "num_sanity_val_steps": 0,
         "use_distributed_sampler": False, "default_root_dir": folder, "accelerator": "cpu", "gradient_clip_val": 1.0,
-        "strategy": FullyShard(*gather) if strategy == "fsdp2" else strategy, "callbacks": [curve],
+        "strategy": FullyShard(*gather) if strategy == "fsdp2" else strategy,
+        "callbacks": [curve, *([monitor] if watched else [])],
         "devices": 1 if strategy == "auto" else 2,
     }  # fmt: skip
     runner = L.Trainer(**(settings | QUIET | trainer))
     runner.fit(module, data)
     metrics = {name: float(value) for name, value in runner.callback_metrics.items()}
     weights = {name: weight.clone() for name, weight in full_weights(module.student).items()}
-    return {"curve": torch.tensor(curve.points), "weights": weights, "metrics": metrics}
+    bounds = {structure.token: structure.bound for structure in monitor.found}
+    return {"curve": torch.tensor(curve.points), "weights": weights, "metrics": metrics, "bounds": bounds}
 
 
 def train_all(folder: str, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:

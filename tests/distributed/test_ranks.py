@@ -57,6 +57,7 @@ CASES = {
     "SFT per sequence": case("SFT per sequence"),
     "sum": case("sum"),
     **{name: case(name) for name in FAMILY},
+    "ListOPD, watched": case("ListOPD", watched=True),
     "sum, accumulation": case("sum", one={"batch_size": 4}, two={"batch_size": 2}, accumulate_grad_batches=2),
     "sum, activation checkpointing": case("sum", **STORED),
     "stored weights": case("Veto", source={}),
@@ -111,6 +112,15 @@ def test_two_ranks_do_what_one_process_does(name, strategy, alone, both_ranks):
         validated = {key: value for key, value in expected["metrics"].items() if key.startswith("validation/")}
         assert len(validated) > 5
         assert {key: first["metrics"][key] for key in validated} == pytest.approx(validated, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_ranks_find_the_bounds_of_one_process(strategy, alone, both_ranks):
+    name = "ListOPD, watched"
+    bounds = alone(name)["bounds"]
+    assert len(bounds) > 3
+    for found in both_ranks[name, strategy]:
+        assert found["bounds"] == pytest.approx(bounds, rel=1e-4)
 
 
 def test_the_runs_learn_something(alone):

@@ -14,9 +14,28 @@ from veto_pl.explain import Scene, respond
 from veto_pl.explain.axes import LogAxis, LogitAxis
 from veto_pl.explain.command import explain
 from veto_pl.explain.page import charts
-from veto_pl.objectives import GKD, OPD, SFT, VOPD, Distill, ExOPD, MiniLLM, Sum, TokenObjective, UniOPD, Veto
+from veto_pl.objectives import (
+    BRTS,
+    GKD,
+    OPD,
+    OPSD,
+    SDFT,
+    SDPO,
+    SFT,
+    VOPD,
+    Distill,
+    ExOPD,
+    MiniLLM,
+    Phases,
+    Sum,
+    TokenObjective,
+    UniOPD,
+    Veto,
+)
+from veto_pl.plugins import available, load_plugins
 from veto_pl.rollouts import FromStudent
 from veto_pl.schedules import Linear
+from veto_pl.seams import Objective
 from veto_pl.supports import TopK
 
 SCENE = Scene(teacher=0.9, outcomes=5, points=9)
@@ -154,6 +173,36 @@ def test_the_gradient_is_the_slope_of_the_loss_where_the_target_is_fixed(objecti
     assert slope == pytest.approx(float(response.gradient[1]), rel=1e-4, abs=1e-7)
 
 
+load_plugins()
+GIVEN = {Phases: {"first": SFT(), "then": SDPO()}, Sum: {"terms": {"a": SDFT(), "b": SFT()}}}
+
+
+@pytest.mark.parametrize("kind", available(Objective), ids=lambda kind: kind.__name__)
+def test_every_objective_is_drawn_with_its_defaults(kind):
+    response = drawn(kind(**GIVEN.get(kind, {})), FEW)
+    for values in (response.loss, response.gradient, response.pull(), *response.targets.values()):
+        assert values.isfinite().all()
+    assert response.gradient.any()
+
+
+def test_a_token_stands_behind_those_that_are_left_out():
+    same(drawn(SDFT(skip_tokens=3)), drawn(Distill()))
+    same(drawn(SDFT(skip_tokens=100)), drawn(Distill()))
+    both = drawn(Sum(terms={"skips": SDFT(), "counts": SFT()}), FEW)
+    torch.testing.assert_close(both.gradient, drawn(SDFT(), FEW).gradient + drawn(SFT(), FEW).gradient)
+    with pytest.raises(ConfigurationError, match="`SDFT` cannot be drawn: it trains on none of the first 1024 tokens"):
+        drawn(SDFT(skip_tokens=1024), Scene(points=2))
+
+
+def test_more_ids_than_there_are_mean_all_of_them():
+    kept = drawn(SDPO(), FEW)
+    same(kept, drawn(OPSD(), FEW))
+    assert (kept.kept, drawn(Distill(support=TopK(2)), FEW).kept) == (100, None)
+    both, forward, reverse = drawn(BRTS(), FEW), drawn(Distill(), FEW), drawn(Distill(divergence=ReverseKL()), FEW)
+    torch.testing.assert_close(both.gradient, reverse.gradient + 10 * forward.gradient)
+    assert both.kept == 16
+
+
 @dataclass(frozen=True, kw_only=True)
 class Focal(TokenObjective):
     """A third party's objective."""
@@ -213,11 +262,14 @@ def test_the_command_draws_what_is_named_and_what_is_in_a_file(tmp_path, capsys)
     config = tmp_path / "mine.yaml"
     config.write_text("model: {objective: {class_path: Distill, init_args: {divergence: {class_path: ReverseKL}}}}\n")
     named = ["--objective", "Veto", "--objective.beta", "1.0", "--objective=Veto", "--objective.beta=0.0"]
+    named += ["--objective=SDPO"]
     explain([*named, "--config", str(config), "--out", str(tmp_path / "page.html"), "--svg", str(tmp_path / "svg")])
     page, printed = (tmp_path / "page.html").read_text(), capsys.readouterr().out
     for name in ("Veto (beta 1.0)", "Veto (beta 0.0)", "mine"):
         assert name in page
         assert name in printed
+    assert "SDPO keeps the 100 likeliest ids. Here there are 6, and all are compared." in page
+    assert page.count("are compared.") == 1
     assert "<script" not in page
     assert not re.search(r"(src|href)=\"http", page)
     assert {path.name for path in (tmp_path / "svg").iterdir()} == {

@@ -81,6 +81,15 @@ def test_distinct_correct_counts_each_right_text_once():
     )
 
 
+def test_distinct_correct_reads_the_last_answer_by_its_pattern():
+    texts = [["2 + 2 is #### 4", "so #### 5, no, it is #### 4", "#### 8 / 2", "no answer"]]
+    right = of_texts(texts, [[1.0] * 4])
+    assert computed(DistinctCorrect(), right) == 1.0  # reasoning makes all texts differ
+    assert computed(DistinctCorrect(r"#### (\d+)"), right) == 2 / 4
+    assert computed(DistinctCorrect(r"#### (\d+)"), of_texts(texts, [[1.0, 1.0, 0.0, 0.0]])) == 1 / 4
+    assert computed(DistinctCorrect(r"#### (\d+)"), of_texts([["none", "here"]], [[1.0, 1.0]])) == 0.0
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_distinct_correct_lies_between_a_share_of_pass_at_n_and_accuracy(data):
@@ -116,5 +125,7 @@ def test_majority_of_two_answers_is_the_larger_camp(answers):
 def test_bad_settings_are_refused():
     with pytest.raises(ConfigurationError, match=r"`MajorityVote\.pattern` must be a regular expression"):
         MajorityVote("(")
+    with pytest.raises(ConfigurationError, match=r"`DistinctCorrect\.pattern` must be a regular expression"):
+        DistinctCorrect("(")
     with pytest.raises(ConfigurationError, match=r"`VendiScore\.n` must be at least 1, got 0"):
         VendiScore(0)

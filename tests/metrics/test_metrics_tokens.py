@@ -73,14 +73,17 @@ def hidden(student, teacher, k):
     return relative(student, teacher) - relative(pooled(student, ids), pooled(teacher, ids))
 
 
+def ratio(student, teacher):
+    return max(math.log10(t / s) for s, t in zip(student, teacher, strict=True) if t > 0)
+
+
 ORACLES = {
     "student_entropy": lambda student, _: surprise(student),
     "forward_kl": lambda student, teacher: relative(teacher, student),
     "reverse_kl": lambda student, teacher: relative(student, teacher),
     "top_one_agreement": lambda student, teacher: float(student.index(max(student)) == teacher.index(max(teacher))),
-    "mean_ratio_0": lambda student, teacher: max(
-        math.log10(t / s) for s, t in zip(student, teacher, strict=True) if t > 0
-    ),
+    "mean_ratio_0": lambda student, teacher: ratio(student, teacher),
+    "largest_ratio_0": lambda student, teacher: ratio(student, teacher),
     "overlap_ratio_2": lambda student, teacher: len(shared(student, teacher, 2)) / 2,
     "overlap_mass_2": lambda student, teacher: sum(student[v] for v in shared(student, teacher, 2)),
     "overlap_advantage_3": lambda student, teacher: advantage(student, teacher, shared(student, teacher, 3)),
@@ -98,8 +101,9 @@ ORACLES = {
 def test_token_metrics_match_plain_arithmetic(name, pair):
     metric = TOKEN_METRICS[name]()
     metric.update(*pair)
-    expected = [ORACLES[name](*rows) for rows in zip(*map(rows_of, pair), strict=True)]
-    assert float(metric.compute()) == pytest.approx(sum(expected) / len(expected), abs=1e-5)
+    values = [ORACLES[name](*rows) for rows in zip(*map(rows_of, pair), strict=True)]
+    expected = max(values) if name.startswith("largest") else sum(values) / len(values)
+    assert float(metric.compute()) == pytest.approx(expected, abs=1e-5)
 
 
 def test_forward_kl_is_infinite_where_the_student_excludes_what_the_teacher_likes():
@@ -216,6 +220,19 @@ def test_what_only_the_teacher_admits_has_an_infinite_ratio_that_a_veto_removes(
         metric = TargetRatio(beta, "largest")
         metric.update(student, teacher)
         assert float(metric.compute()) == pytest.approx(expected, abs=1e-6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(token_batches(), st.sampled_from([0.0, 0.4, 1.0, 2.0]))
+def test_the_largest_ratio_is_0_where_there_are_no_tokens_and_never_below(pair, beta):
+    metric = TargetRatio(beta, "largest")
+    assert float(metric.compute()) == 0.0
+    metric.update(*(logp[:0] for logp in pair))
+    assert float(metric.compute()) == 0.0
+    for logp in pair:
+        same = TargetRatio(beta, "largest")
+        same.update(logp, logp)
+        assert float(same.compute()) >= 0.0
 
 
 @pytest.mark.parametrize("beta", [-0.1, math.nan, math.inf])

@@ -44,6 +44,13 @@ def test_a_model_that_cannot_be_reached_is_named(tmp_path, capsys):
         printed(capsys, *DEBUG, "--model.student=Pretrained", f"--model.student.path={tmp_path / 'nothing'}")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "configs/debug").glob("*.yaml") if p.stem != "base"))
+def test_every_objective_can_be_planned(name, capsys):
+    plan = as_json(capsys, DEBUG[0], f"--config={ROOT / 'configs' / 'debug' / name}.yaml", "--device", "CPU")
+    assert plan["fits"] is True
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

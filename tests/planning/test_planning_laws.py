@@ -10,11 +10,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.planning.conftest import VOCABULARY, llama, module, on_policy, part, planned
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.objectives import GKD, MiniLLM, SeqKD, Sum, SupervisedKD
+from veto_pl.objectives import GKD, SFT, VOPD, DistiLLM2, MiniLLM, Phases, SeqKD, Sum, SupervisedKD, UniOPD
 from veto_pl.planning.observation import Observation
 from veto_pl.planning.placement import Placement
 from veto_pl.planning.rollout import moments
-from veto_pl.rollouts import Sampling
+from veto_pl.planning.stages import stages
+from veto_pl.rollouts import FromStudent, Sampling
+from veto_pl.schedules import Linear
 from veto_pl.seams import TeacherContext
 
 
@@ -134,6 +136,7 @@ def test_chunks_bound_the_loss_head():
         SeqKD(),
         SupervisedKD(gold_weight=0.5),
         Sum(terms={"one": SupervisedKD(), "two": SupervisedKD(temperature=2.0)}),
+        UniOPD(rollout=FromStudent(Sampling(max_new_tokens=4, num_completions=2))),
     ],
     ids=lambda objective: type(objective).__name__,
 )
@@ -142,6 +145,23 @@ def test_every_objective_can_be_planned(objective):
     result = planned(built, accumulate=2, validated=2)
     assert result.peak.total > result.simulated.student.bytes + result.simulated.teacher.bytes + result.simulated.state
     assert {"teacher's scoring", "student's forward", "backward"} <= {part.phase for part in result.work}
+
+
+def test_weights_that_change_make_no_stages():
+    both = DistiLLM2(beta=Linear(0.5, 1.5))
+    assert len(stages(both)) == 1
+    assert [set(stage.terms) for stage in stages(DistiLLM2(beta=Linear(0.0, 1.0)))] == [
+        {"teacher"},
+        {"teacher", "student"},
+    ]
+    assert stages(Phases(first=SFT(), then=both, switch=0.5))[0] == SFT()
+
+
+def test_every_phase_of_a_run_is_planned():
+    many = VOPD(rollout=FromStudent(Sampling(max_new_tokens=16, num_completions=8)))
+    orders = [Phases(first=SFT(), then=many), Phases(first=many, then=SFT()), many]
+    peaks = [planned(module(teacher=llama(seed=1), objective=o)).peak.total for o in orders]
+    assert peaks[0] == peaks[1] == peaks[2] > planned(module(teacher=llama(seed=1), objective=SFT())).peak.total
 
 
 def test_terms_that_are_kept_apart_have_a_gradient_each():

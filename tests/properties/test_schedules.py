@@ -78,5 +78,8 @@ def test_pieces_that_do_not_fit_are_refused(boundaries):
 
 def test_every_schedule_inside_is_found():
     objective = Sum(terms={"a": Veto(beta=Linear(0.8, 0.0)), "b": Veto(beta=0.5)})
-    assert ("beta", near(0.4)) in list(scheduled_values(objective, 5, 10))
+    assert dict(scheduled_values(objective, 5, 10)) == {"a/beta": near(0.4)}
+    weighed = Sum(terms={"loss": Veto(beta=Linear(0.8, 0.0))}, weights={"loss": Linear(1.0, 0.0)})
+    assert dict(scheduled_values(weighed, 5, 10)) == {"loss/beta": near(0.4), "weights/loss": near(0.5)}
+    assert dict(scheduled_values(Veto(beta=Linear(0.8, 0.0)), 5, 10)) == {"beta": near(0.4)}
     assert list(scheduled_values(Veto(beta=0.5), 5, 10)) == []

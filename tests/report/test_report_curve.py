@@ -102,7 +102,8 @@ def test_axes_hold_the_data_and_few_distinct_round_ticks(values):
     assert max(map(len, labels)) <= 14
     assert f"{axis.spacing:e}"[0] in "125"
     for tick, label in zip(ticks, labels, strict=True):
-        assert float(label.replace(",", "")) == pytest.approx(tick, rel=1e-9, abs=axis.spacing * 1e-6)
+        read = float(label.replace(",", "").replace("\N{MINUS SIGN}", "-"))
+        assert read == pytest.approx(tick, rel=1e-9, abs=axis.spacing * 1e-6)
     if min(values) >= 0:
         assert axis.low >= 0
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.report import ResultTable
 from veto_pl.report.markup import escape, printable, visible
-from veto_pl.report.table import number
+from veto_pl.report.table import for_terminal, number
 
 TABLE = ResultTable(["accuracy (%)", "steps", "note"], {"a|b": [58.04, 400, None], "<i>[red]": [0.0, 1200, "x\\|y\n"]})
 
@@ -44,6 +44,9 @@ def test_rich_shows_markup_as_text():
     Console(file=out, width=100).print(TABLE.rich())
     assert "<i>[red]" in out.getvalue()
     assert "58.0" in out.getvalue()
+    assert ResultTable(["x"], {"a": [-1.5]}).html().count("−1.50") == 1  # noqa: RUF001
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    Console(file=out).print(ResultTable(["x"], {"a": [-1.5]}).rich())
 
 
 def test_a_short_row_is_refused():
@@ -53,12 +56,14 @@ def test_a_short_row_is_refused():
 
 @given(st.floats(-1e300, 1e300))
 def test_numbers_keep_three_digits(value):
-    shown = float(number(value).replace(",", ""))
+    shown = float(number(value).replace(",", "").replace("\N{MINUS SIGN}", "-"))
     assert shown == pytest.approx(value, rel=6e-2 if abs(value) < 1e-3 or abs(value) >= 1e15 else 5.1e-3, abs=1e-320)
 
 
 def test_special_numbers():
-    assert [number(value) for value in (math.nan, -math.inf, 0.0, -12345)] == ["nan", "-inf", "0", "-12,345"]
+    shown = [number(value) for value in (math.nan, -math.inf, -0.0, -12345, -2e-5, -0.5)]
+    assert shown == ["nan", "−inf", "0", "−12,345", "−2.0e-5", "−0.500"]  # noqa: RUF001
+    assert [for_terminal(text) for text in shown] == ["nan", "-inf", "0", "-12,345", "-2.0e-5", "-0.500"]
 
 
 @given(st.text(st.characters()))

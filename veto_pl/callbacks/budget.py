@@ -24,7 +24,7 @@ class Budget(L.Callback):
 
     Args:
         steps: optimizer steps; as `trainer.max_steps`, but with a validation wherever the run ends. None for no limit.
-        tokens: completion tokens trained on, over all ranks; None for no limit.
+        tokens: completion tokens of the rollouts, trained on or left out, over all ranks; None for no limit.
         seconds: of rollout, scoring, update and data loading on the first rank; None for no limit. Such a run depends
             on the speed of the machine, so another one of it differs.
 

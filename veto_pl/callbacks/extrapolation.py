@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
@@ -115,6 +115,11 @@ class ExtrapolationMonitor(L.Callback):
                 "`ExtrapolationMonitor` found no structural position in the validation rows. Name tokens that the "
                 "completions hold in `structural`, or lower `certain`."
             )
+        if missing := sorted(set(self.structural or ()) - {structure.token for structure in self.found}):
+            rank_zero_warn(
+                f"`ExtrapolationMonitor.structural` names {missing}, which the teacher prefers nowhere in the rows "
+                "that were looked at: nothing bounds the extrapolation there."
+            )
         self._write(trainer)
         binding = min(self.found, key=lambda structure: structure.bound)
         total = int(trainer.estimated_stepping_batches)
@@ -136,9 +141,10 @@ class ExtrapolationMonitor(L.Callback):
             f"probability {binding.modal_probability:.4g} and the base with {binding.warm_start_mass:.4g}, bounds it "
             f"by {binding.bound:.4g}. Beyond, the student may lose the structure."
         )
+        allowed = f"{within(binding.bound, self.margin):.4g}"
         if self.action == "stop":
-            raise ConfigurationError(f"{message} Lower it to {within(binding.bound, self.margin):.4g}.")
-        rank_zero_warn(message + (" It is capped." if self.action == "cap" else ""))
+            raise ConfigurationError(f"{message} Lower it to {allowed}.")
+        rank_zero_warn(message + (f" It is capped at {allowed}." if self.action == "cap" else ""))
         if self.action == "cap":
             p, b = _inside(binding.modal_probability), _inside(binding.warm_start_mass)
             capped = replace(objective, modal_probability=p, warm_start_mass=b, margin=self.margin)
@@ -175,9 +181,10 @@ class ExtrapolationMonitor(L.Callback):
             for i in ids
         ]
 
-    @rank_zero_only
     def _write(self, trainer: L.Trainer) -> None:
-        file = Path(trainer.log_dir or trainer.default_root_dir) / EXTRAPOLATION
+        file = Path(trainer.log_dir or trainer.default_root_dir) / EXTRAPOLATION  # every rank has to ask for the folder
+        if not trainer.is_global_zero:
+            return
         file.parent.mkdir(parents=True, exist_ok=True)
         ordered = sorted(self.found, key=lambda structure: structure.bound)
         rows = [asdict(s) | {"bound": s.bound if math.isfinite(s.bound) else None} for s in ordered]

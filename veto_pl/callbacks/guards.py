@@ -101,6 +101,13 @@ DEFAULTS = (
         "at `samples.jsonl`.",
     ),
     Guard(
+        metric="selected",
+        below=1e-6,
+        reason="The objective leaves out every completion token, so nothing is learned: no row has the peer or the "
+        "feedback that it waits for, or completions are shorter than what is skipped. Sample more completions of each "
+        "prompt, or look at what the objective selects.",
+    ),
+    Guard(
         metric="entropy",
         below=0.01,
         of_first=20,

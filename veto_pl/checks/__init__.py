@@ -34,6 +34,7 @@ FITTING: tuple[Check, ...] = (
     objective.finite_numbers,
     objective.knobs,
     objective.rewards,
+    objective.rivals,
     objective.references,
     objective.optimizer,
     objective.greedy_rollouts,

@@ -8,6 +8,7 @@ from veto_pl.checks.setup import Setup
 from veto_pl.exceptions import VetoError
 from veto_pl.metrics import PassAtK
 from veto_pl.mistakes import Mistake, shown
+from veto_pl.objectives import BRTS
 from veto_pl.rollouts import FromCache, FromDataset, Sampling
 from veto_pl.supports import TopK
 
@@ -16,7 +17,8 @@ def room_to_answer(setup: Setup) -> Iterator[Mistake]:
     """Prompt and answer have to fit into the positions that a model knows."""
     known = {path: getattr(config, "max_position_embeddings", None) for path, config in setup.models.items()}
     positions, path = min(((n, path) for path, n in known.items() if isinstance(n, int)), default=(None, ""))
-    answer, setting = max((tokens, name) for name, tokens in _answers(setup))
+    # Of equal ones the shortest name: a text of two writers has the lengths of `sampling`, not of `teacher_sampling`.
+    setting, answer = max(_answers(setup), key=lambda known: (known[1], -len(known[0])))
     prompt = setup.data.max_prompt_tokens
     if positions is not None and prompt + answer > positions:
         room = positions - answer
@@ -39,9 +41,11 @@ def top_k(setup: Setup) -> Iterator[Mistake]:
         config.vocab_size for config in setup.models.values() if isinstance(getattr(config, "vocab_size", None), int)
     ]
     for path, part in setup.parts():
-        if isinstance(part, TopK) and rows and part.k >= min(rows):
-            yield Mistake(f"{path}.init_args.k", str(part.k), f"fewer than the vocabulary's {min(rows)} ids",
-                          "Lower it, or use `FullVocabulary`.")  # fmt: skip
+        name, remedy = ("k", ", or use `FullVocabulary`") if isinstance(part, TopK) else ("top_k", "")
+        kept = getattr(part, name) if isinstance(part, TopK | BRTS) else 0
+        if rows and kept >= min(rows):
+            yield Mistake(f"{path}.init_args.{name}", str(kept), f"fewer than the vocabulary's {min(rows)} ids",
+                          f"Lower it{remedy}.")  # fmt: skip
 
 
 def completions_per_prompt(setup: Setup) -> Iterator[Mistake]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -14,17 +14,19 @@ from veto_pl.contexts import SameText
 from veto_pl.data import NoReward
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.mistakes import Mistake, shown
+from veto_pl.parts import inside
 from veto_pl.rollouts import (
     AdaptiveReplay,
     BestTeacher,
     FromCache,
     FromDataset,
     FromStudent,
+    Sampling,
     TeacherCorrected,
     TeacherMixed,
     TeacherSwitched,
 )
-from veto_pl.seams import Schedule, TeacherContext
+from veto_pl.seams import Objective, RolloutSource, Schedule, TeacherContext
 
 STEPS = 100
 UNBOUNDED = ("clip", "importance_cap", "tau")
@@ -56,6 +58,19 @@ def rewards(setup: Setup) -> Iterator[Mistake]:
         yield Mistake("data.task.init_args.verifier", "`NoReward`", f"a verifier, for "
                       f"`{type(setup.module.objective).__name__}` learns from rewards",
                       "Set it, for instance to `ExactMatch`; `veto-pl list rewards` shows all.")  # fmt: skip
+
+
+def rivals(setup: Setup) -> Iterator[Mistake]:
+    """Who compares the completions of a prompt needs several."""
+    for path, part in setup.parts():
+        if not isinstance(part, Objective) or not part.compares_completions:
+            continue
+        sampled = [getattr(source, "sampling", None) for source in _with_their_own(part.sources)]
+        counts = [sampling.num_completions for sampling in sampled if isinstance(sampling, Sampling)]
+        if counts and max(counts) == 1:
+            yield Mistake(path, f"`{type(part).__name__}`, which compares the completions of a prompt, with "
+                          "`num_completions: 1`", "at least 2", "Raise it: with one there is nothing to compare.",
+                          fatal=False)  # fmt: skip
 
 
 def references(setup: Setup) -> Iterator[Mistake]:
@@ -91,7 +106,11 @@ def greedy_rollouts(setup: Setup) -> Iterator[Mistake]:
 def monitors(setup: Setup) -> Iterator[Mistake]:
     """Who follows a metric of the validation needs it to be measured."""
     measured = [f"validation/{name}" for name in setup.module.validation_metrics]
+    never = setup.trainer.get("limit_val_batches") == 0
     for path, part in setup.parts():
+        if isinstance(part, AdaptiveReplay) and never:
+            yield Mistake("trainer.limit_val_batches", f"0, with `{path}`, which follows validations", "validations",
+                          "Without them the student never writes more than at the start.", fatal=False)  # fmt: skip
         if isinstance(part, AdaptiveReplay) and part.monitor not in measured:
             yield Mistake(f"{path}.init_args.monitor", f"`{part.monitor}`", "a metric of the validation",
                           f"There are {', '.join(measured)}; `model.metrics` adds others.")  # fmt: skip
@@ -109,9 +128,16 @@ def use_of_the_models(setup: Setup) -> Iterator[Mistake]:
                       "`null`", "It would only take memory; leave it out.", fatal=False)  # fmt: skip
     contexts = [part for _, part in setup.parts() if isinstance(part, TeacherContext)]
     alike = all(isinstance(context, SameText) for context in contexts)
-    if module.teacher_source == module.student_source and alike and setup.stage == "fit":
+    # A moving average is what it starts from, at first.
+    start = getattr(module.teacher_source, "source", None) if getattr(module.teacher_source, "moves", False) else None
+    if module.student_source in (module.teacher_source, start) and alike and setup.stage == "fit":
         yield Mistake("model.teacher", "the same source as `model.student`", "another model",
                       "A teacher that equals the student has nothing to teach it at first.", fatal=False)  # fmt: skip
+
+
+def _with_their_own(sources: Iterable[RolloutSource]) -> Iterator[RolloutSource]:
+    for source in sources:
+        yield from inside(source, RolloutSource)  # type: ignore[type-abstract]
 
 
 def _off(name: str, value: float) -> bool:

@@ -98,14 +98,30 @@ def _frontier(comparison: Comparison) -> str:
     x, y = map(Quantity.of, comparison.frontier)
     clouds = {method: _cloud(comparison, i, x, y) for i, method in enumerate(comparison.methods)}
     means = {name: cloud.mean for name, cloud in clouds.items() if cloud.mean}
-    front = pareto_front(means, (x.better or 1, y.better or 1))
+    unknown = [quantity for quantity in (x, y) if not quantity.better]
+    front = [] if unknown else pareto_front(means, (x.better, y.better))
+    read = _undirected(unknown) if unknown else _directed(front)
+    note = f'<p class="note">Hollow marks: seeds. Large marks: means. {read}</p>\n'
+    return f'<figure class="frontier">{scatter(clouds, _against(y, x), x, y, front=front)}</figure>\n{note}'
+
+
+def _against(y: Quantity, x: Quantity) -> str:
+    up, across = map(_words, (y, x))
+    return f"{up[:1].upper()}{up[1:]} against {across}"
+
+
+def _words(quantity: Quantity) -> str:
+    return quantity.unit.partition(" (")[0]
+
+
+def _directed(front: Sequence[str]) -> str:
     names = ", ".join(f"<bdi>{escape(name)}</bdi>" for name in front) or "none"
-    note = (
-        f'<p class="note">Hollow marks: seeds. Large marks: means. Right and up is better. '
-        f"The dashed line is the Pareto front of the means: {names}.</p>\n"
-    )
-    title = f"{y.title}, against {x.title[:1].lower()}{x.title[1:]}"
-    return f'<figure class="frontier">{scatter(clouds, title, x, y, front=front)}</figure>\n{note}'
+    return f"Right and up is better. The dashed line is the Pareto front of the means: {names}."
+
+
+def _undirected(unknown: Sequence[Quantity]) -> str:
+    names = " or ".join(escape(_words(quantity)) for quantity in unknown)
+    return f"Whether more {names} is better is not known, so no Pareto front is drawn."
 
 
 def _values_row(comparison: Comparison, i: int, quantity: Quantity) -> Row:

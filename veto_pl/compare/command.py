@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
+from veto_pl.compare.cells import counted
 from veto_pl.compare.jobs import Job, Jobs, Point, point_text
 from veto_pl.compare.markdown import markdown
 from veto_pl.compare.page import write_page
@@ -20,6 +22,7 @@ from veto_pl.compare.study import EqualBudget, Method, SettingSearch, Stage, Stu
 from veto_pl.compare.trials import compare, read_search, read_trial, search_score
 from veto_pl.compare.worker import failure, is_done
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.mistakes import shown
 from veto_pl.report.page import write_text
 
 PAGE, TABLE = "comparison.html", "comparison.md"
@@ -33,6 +36,7 @@ def load_study(file: Path, overrides: Sequence[str] = ()) -> Study:
     """
     if not file.is_file():
         raise ConfigurationError(f"`veto-pl compare` expected the file of a study, got `{file}`, which is no file.")
+    _check_entries(file)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--study", action="config")
     parser.add_class_arguments(Study)
@@ -53,6 +57,26 @@ def load_study(file: Path, overrides: Sequence[str] = ()) -> Study:
     return Study(**{name: value for name, value in {**given, **parts}.items() if name != "study"})
 
 
+def _check_entries(file: Path) -> None:
+    """The parser of the whole study would not say which of its methods or stages is meant."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return  # which the parser of the whole study reports
+    for group, kind in (("methods", Method), ("stages", Stage)):
+        entries = content.get(group) if isinstance(content, Mapping) else None
+        for name, given in entries.items() if isinstance(entries, Mapping) else ():
+            parser = ArgumentParser(exit_on_error=False)
+            parser.add_class_arguments(kind)
+            try:
+                parser.parse_object(given if isinstance(given, Mapping) else {})
+            except ArgumentError as error:
+                known = ", ".join(part.name for part in fields(kind))
+                raise ConfigurationError(
+                    f"`{group}.{name}` of the study `{file}` cannot be used: {shown(error, 300)}. It takes {known}."
+                ) from error
+
+
 def run_study(
     file: Path, folder: Path, *, overrides: Sequence[str] = (), workers: int | None = None, only_report: bool = False
 ) -> Comparison:
@@ -66,9 +90,14 @@ def run_study(
         only_report: run nothing; report what is finished.
 
     Raises:
-        ConfigurationError: the study cannot be used, or a stage that all runs start from failed.
+        ConfigurationError: the study or the folder cannot be used, or a stage that all runs start from failed.
+        DataError: a file of a finished run is missing or damaged.
     """
     study = load_study(file, overrides)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"`--out` expected a folder to write in, got `{folder}`: {error.strerror}.") from error
     command = shlex.join(["veto-pl", "compare", str(file), f"--out={folder}", *overrides])
     pool = Pool.of_this_machine(workers, study.devices)
     return Desk(study, Jobs(study, file.parent, folder), folder, command, pool, only_report).work()
@@ -85,17 +114,16 @@ class Desk:
     pool: Pool
     only_report: bool = False
     console: Console = field(default_factory=Console)
-    failures: dict[Path, str] = field(default_factory=dict)
-    unranked: dict[str, str] = field(default_factory=dict)
-    """Method -> why its search chose nothing."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """Name of a run, or of a search -> why it failed."""
 
     def work(self) -> Comparison:
         """Everything, in order."""
         for name in self.study.stages:
-            self._run(f"stage {name}", self.jobs.stages(name))
-        if self.failures and not self.only_report:
-            folder, reason = next(iter(self.failures.items()))
-            raise ConfigurationError(f"The methods start from `{folder}`, which failed: {reason}")
+            failed = self._run(f"stage {name}", self.jobs.stages(name))
+            if failed and not self.only_report:
+                folder, reason = next(iter(failed.items()))
+                raise ConfigurationError(f"The methods start from `{folder}`, which failed: {reason}")
         points, searches = self._search()
         trials = {
             (method, seed): self.jobs.trial(method, points[method], seed)
@@ -114,39 +142,42 @@ class Desk:
         searched = [m for m, of in study.methods.items() if of.search] if study.searches else []
         grid = {point_text(point): point for point in study.search.points}
         jobs = {
-            (m, text): [self.jobs.search(m, point, seed) for seed in study.search.seeds]
-            for text, point in grid.items()
+            m: {text: [self.jobs.search(m, point, seed) for seed in study.search.seeds] for text, point in grid.items()}
             for m in searched
         }
-        self._run("search", [job for group in jobs.values() for job in group])
-        searches: dict[str, Search] = {}
-        for method in searched:
-            scores = {text: self._score(jobs[method, text]) for text in grid}
-            if any(map(math.isfinite, scores.values())):
-                searches[method] = read_search(study.search, scores, grid)
-            else:
-                folders = [job.folder for text in grid for job in jobs[method, text]]
-                self.unranked[method] = self._why_unranked(folders)
+        self._run("search", [job for text in grid for m in searched for job in jobs[m][text]])
+        searches = {m: found for m in searched if (found := self._ranked(m, jobs[m], grid)) is not None}
         points = {m: grid[searches[m].chosen] if m in searches else fixed[m] for m in fixed}
         return {m: p for m, p in points.items() if m in searches or m not in searched}, searches
+
+    def _ranked(self, method: str, jobs: Mapping[str, Sequence[Job]], grid: Mapping[str, Point]) -> Search | None:
+        """The search of a method, if a setting has a score; if none can get one any more, that is a failure."""
+        search = self.study.search
+        scores = {text: self._score(group) for text, group in jobs.items()}
+        if any(map(math.isfinite, scores.values())):
+            return read_search(search, scores, grid)
+        if all(is_done(job) or job.name in self.failures for group in jobs.values() for job in group):
+            nothing = f"no run ended with a finite `{search.metric}`, which is `search.metric`"
+            self.failures[f"the search of {method}"] = f"No setting has a score: {nothing}."
+        return None
 
     def _score(self, jobs: Sequence[Job]) -> float:
         if not all(map(is_done, jobs)):
             return float("nan")
         return search_score(self.study.search.metric, jobs)
 
-    def _why_unranked(self, folders: Sequence[Path]) -> str:
-        reasons = [self.failures[folder] for folder in folders if folder in self.failures]
-        nothing = f"`search.metric`, `{self.study.search.metric}`, has no finite value at the end of its runs."
-        return "" if self.only_report and not reasons else (*reasons, nothing)[0]
-
-    def _run(self, what: str, jobs: Sequence[Job]) -> None:
+    def _run(self, what: str, jobs: Sequence[Job]) -> dict[Path, str]:
+        """Runs what is missing. Returns folder -> why it failed."""
         missing = [job for job in jobs if not is_done(job)]
         if self.only_report:
-            self.failures |= {job.folder: reason for job in missing if (reason := failure(job))}
-        if not missing or self.only_report:
-            return
-        self.console.rule(f"{what}: {len(missing)} runs, {self.pool.workers} at a time")
+            failed = {job.folder: reason for job in missing if (reason := failure(job))}
+        else:
+            failed = self._run_all(what, missing) if missing else {}
+        self.failures |= {job.name: failed[job.folder] for job in missing if job.folder in failed}
+        return failed
+
+    def _run_all(self, what: str, missing: Sequence[Job]) -> dict[Path, str]:
+        self.console.rule(f"{what}: {counted(len(missing), 'run')}, {self.pool.workers} at a time")
         left = len(missing)
 
         def finished(job: Job, reason: str | None, seconds: float) -> None:
@@ -157,20 +188,11 @@ class Desk:
                 f"{job.name:40} {outcome}, {seconds:.0f} s, {left} left", markup=False, highlight=False, soft_wrap=True
             )
 
-        self.failures |= self.pool.run(missing, finished)
+        return self.pool.run(missing, finished)
 
     def _report(self, jobs: Mapping[tuple[str, int], Job], searches: Mapping[str, Search]) -> Comparison:
-        trials: list[Trial] = []
-        failures: dict[tuple[str, int], str] = {}
-        for (method, seed), job in jobs.items():
-            if is_done(job):
-                trials.append(read_trial(method, seed, job, self.study.answers))
-            elif job.folder in self.failures:
-                failures[method, seed] = self.failures[job.folder]
-        for method, reason in self.unranked.items():
-            if reason:
-                failures |= {(method, seed): f"Its search chose nothing. {reason}" for seed in self.study.seeds}
-        comparison = compare(self.study, trials, searches, failures, self.command)
+        trials = [read_trial(m, seed, job, self.study.answers) for (m, seed), job in jobs.items() if is_done(job)]
+        comparison = compare(self.study, trials, searches, self.failures, self.command)
         page = write_page(comparison, self.folder / PAGE)
         table = write_text(markdown(comparison), self.folder / TABLE)
         self._warn_of_empty(trials)

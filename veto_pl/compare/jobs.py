@@ -96,13 +96,15 @@ class Jobs:
     ) -> Job:
         method = self.study.methods[name]
         told = (self.study.student, method.settings, self.study.budget.settings, *map(nested, point.items()))
-        job = self._job(f"{name}, seed {seed}", method, seed, told, folder / f"seed-{seed}")
+        title = ", ".join([name, *([point_text(point)] if point else []), f"seed {seed}"])
+        job = self._job(title, method, seed, told, folder / f"seed-{seed}")
         return replace(job, evaluations=tests or {})
 
     def _stage(self, name: str, seed: int) -> Job:
         stage = self.study.stages[name]
         own = self._seed(name, seed)
-        job = self._job(f"{name}, seed {own}" if stage.per_seed else name, stage, own, (stage.settings,), Path(), name)
+        title = f"stage {name}, seed {own}" if stage.per_seed else f"stage {name}"
+        job = self._job(title, stage, own, (stage.settings,), Path(), name)
         # Studies side by side share the stages that they tell the same.
         return replace(job, folder=self.folder.parent / "stages" / f"{slug(name)}-{job.fingerprint}")
 

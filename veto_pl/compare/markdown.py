@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import math
 
-from veto_pl.compare.cells import direction, heading, key, mean_cost, missing_text, p_value, reading, search_text
+from veto_pl.compare.cells import (
+    direction,
+    heading,
+    key,
+    mean_cost,
+    missing_text,
+    p_value,
+    reading,
+    search_text,
+    skipped_text,
+)
 from veto_pl.compare.results import Comparison
 from veto_pl.report.markup import printable
 from veto_pl.report.quantities import Quantity
@@ -19,11 +29,12 @@ def markdown(comparison: Comparison) -> str:
     """
     paragraphs = [
         missing_text(comparison),
+        skipped_text(comparison),
         f"Budget of every run: {comparison.budget}. Seeds: {', '.join(map(str, comparison.seeds))}.",
     ]
     before = "".join(f"{plain(text)}\n\n" for text in paragraphs if text)
     lines = [f"{method}: {search_text(search)}." for method, search in comparison.searches.items()]
-    lines += [f"{method}, seed {seed}, failed: {why}" for (method, seed), why in comparison.failures.items()]
+    lines += [f"{name}, failed: {why}" for name, why in comparison.failures.items()]
     after = "".join(f"- {plain(_cut(line))}\n" for line in lines)
     made = f"\n```bash\n{_fenced(comparison.command)}\n```\n" if comparison.command else ""
     return f"{before}{_table(comparison).markdown()}\n{plain(key(comparison))}\n{chr(10) if after else ''}{after}{made}"

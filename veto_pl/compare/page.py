@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.resources import files
+from math import isfinite
 from pathlib import Path
 
 from veto_pl.compare.answers import PROMPTS, answers_html
-from veto_pl.compare.cells import missing_text, search_text, seeds_text
+from veto_pl.compare.cells import counted, doubts, missing_text, search_text, settings_text, skipped_text
 from veto_pl.compare.charts import curves_html, diversity_html, forests_html, gradient_norms_html
 from veto_pl.compare.results import Comparison, Search
 from veto_pl.compare.tables import cost_html, results_html
@@ -66,13 +67,16 @@ def _compared(comparison: Comparison) -> str:
         "Finished runs": f"{len(comparison.trials)} of {len(comparison.methods) * len(comparison.seeds)}",
     }
     rows = "".join(f"<div><dt>{name}</dt><dd><bdi>{escape(text)}</bdi></dd></div>\n" for name, text in facts.items())
-    left = missing_text(comparison)
-    callout = f'<p class="callout">{escape(left)}{_reasons(comparison)}</p>\n' if left else ""
-    return f"{callout}<dl>\n{rows}</dl>\n{_command(comparison)}{_searched(comparison)}{_methods(comparison)}"
+    made = _command(comparison) + _searched(comparison)
+    return f"{_callouts(comparison)}<dl>\n{rows}</dl>\n{made}{_methods(comparison)}"
 
 
-def _reasons(comparison: Comparison) -> str:
-    return ' The reasons are under <a href="#failures">Failures</a>.' if comparison.failures else ""
+def _callouts(comparison: Comparison) -> str:
+    said = [escape(text) for text in (missing_text(comparison), skipped_text(comparison)) if text]
+    if comparison.failures:
+        count = counted(len(comparison.failures), "failure")
+        said.append(f'{count}: the reasons are under <a href="#failures">Failures</a>.')
+    return "".join(f'<p class="callout">{text}</p>\n' for text in said)
 
 
 def _command(comparison: Comparison) -> str:
@@ -98,10 +102,10 @@ def _searched(comparison: Comparison) -> str:
 
 def _searches(comparison: Comparison) -> Iterator[str]:
     for method, search in comparison.searches.items():
-        edge = ' <strong class="edge">⚠ at the edge of its grid</strong>' if search.at_edge else ""
-        chosen = f"<code>{escape(search.chosen)}</code>, best of {len(search.scores)} by {escape(search.metric)}"
+        marked = "".join(f' <strong class="edge">⚠ {what}</strong>' for what in doubts(search))
+        chosen = f"<code>{escape(search.chosen)}</code>, best of {settings_text(search)} by {escape(search.metric)}"
         yield (
-            f"<details><summary><bdi>{escape(method)}</bdi>: {chosen}{edge}</summary>\n"
+            f"<details><summary><bdi>{escape(method)}</bdi>: {chosen}{marked}</summary>\n"
             f"<p>{escape(search_text(search))}.</p>\n{_scores(search)}</details>\n"
         )
 
@@ -109,7 +113,7 @@ def _searches(comparison: Comparison) -> Iterator[str]:
 def _scores(search: Search) -> str:
     quantity = Quantity.of(search.metric)
     rows = {
-        setting: [number(score * quantity.factor), "✓" if setting == search.chosen else ""]
+        setting: [number(score * quantity.factor) if isfinite(score) else None, "✓" if setting == search.chosen else ""]
         for setting, score in search.scores.items()
     }
     table = ResultTable([quantity.unit, "chosen"], rows, "setting").html()
@@ -118,9 +122,8 @@ def _scores(search: Search) -> str:
 
 def _failures(comparison: Comparison) -> str:
     parts = []
-    for (method, seed), reason in comparison.failures.items():
+    for name, reason in comparison.failures.items():
         cut = f"{len(reason) - _LONGEST:,} characters before this …\n" if len(reason) > _LONGEST else ""
         text = escape(cut + reason[-_LONGEST:], keep="\n\t")
-        name = f"<bdi>{escape(method)}</bdi>, {seeds_text([seed])}"
-        parts.append(f'<h3>{name}</h3>\n<pre class="wrapped"><code>{text}</code></pre>\n')
+        parts.append(f'<h3><bdi>{escape(name)}</bdi></h3>\n<pre class="wrapped"><code>{text}</code></pre>\n')
     return "".join(parts)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -104,6 +105,7 @@ def _context() -> BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["veto_pl.compare.worker", "veto_pl.cli"])
+    resource_tracker.ensure_running()  # it unblocks signals where it starts, so it must not start with the first run
     return context
 
 
@@ -116,12 +118,29 @@ def _signals_held() -> Iterator[None]:
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        yield
+        with _interrupts_blocked():
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         for late in came:
             signal.raise_signal(late)
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Processes that start in the block never see SIGINT, which a terminal sends to all: the study stops them in order.
+
+    Windows cannot block signals.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _failure(job: Job, exit_code: int) -> str | None:
@@ -131,7 +150,8 @@ def _failure(job: Job, exit_code: int) -> str | None:
         return (job.folder / FAILURE).read_text(encoding="utf-8")
     except OSError:
         died = f"was killed by signal {-exit_code}" if exit_code < 0 else f"ended with {exit_code}"
-        return f"Its process {died} (out of memory?); see {job.folder / LOG}."
+        guess = " (out of memory?)" if exit_code < 0 and -exit_code == signal.SIGKILL else ""
+        return f"Its process {died}{guess}; see {job.folder / LOG}."
 
 
 def _stop(processes: Sequence[BaseProcess]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -37,11 +38,13 @@ class Cost:
         steps: optimizer steps.
         tokens: completion tokens that were trained on.
         seconds: wall time of the training.
+        skipped: steps without an update, because the loss or its gradient was not finite.
     """
 
     steps: int
     tokens: int
     seconds: float
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,12 @@ class Contrast:
     Args:
         difference: the mean difference with its confidence interval.
         p: of the paired test, corrected for the number of methods (Holm); NaN where it cannot be computed.
+        seeds: number of seeds that both have.
     """
 
     difference: Estimate
     p: float
+    seeds: int
 
 
 @dataclass(frozen=True)
@@ -93,16 +98,28 @@ class Search:
 
     Args:
         metric: what the settings are ranked by.
-        scores: setting, as text -> the metric.
+        scores: setting, as text -> the metric; NaN where a run failed, or ended without a finite value.
         chosen: the setting that the trials use.
-        at_edge: whether the chosen setting is the least or the greatest of its grid, so that a better one may lie
-            outside.
+        at_edge: whether the chosen setting lacks a neighbour in its grid that has a score, so that a better one may lie
+            there.
     """
 
     metric: str
     scores: Mapping[str, float]
     chosen: str
     at_edge: bool
+
+    @property
+    def ranked(self) -> list[float]:
+        """The scores that there are."""
+        return [score for score in self.scores.values() if math.isfinite(score)]
+
+    @property
+    def tied(self) -> int:
+        """How many settings have the score of the chosen one, itself included."""
+        best = self.scores[self.chosen]
+        # The same scores of several seeds may add up to means that differ by rounding.
+        return sum(math.isclose(score, best, rel_tol=1e-9) for score in self.ranked)
 
 
 @dataclass(frozen=True)
@@ -122,7 +139,7 @@ class Comparison:
         estimates: (method, quantity) -> mean over seeds.
         contrasts: (method, quantity) -> difference from the baseline; the baseline itself has none.
         searches: method -> its search; empty where nothing was searched.
-        failures: (method, seed) -> why it did not finish.
+        failures: a run, or a search, by its name -> why it failed.
         confidence: of the intervals, such as 0.95.
         command: what makes this page again.
     """
@@ -139,7 +156,7 @@ class Comparison:
     estimates: Mapping[tuple[str, str], Estimate]
     contrasts: Mapping[tuple[str, str], Contrast]
     searches: Mapping[str, Search] = field(default_factory=dict)
-    failures: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    failures: Mapping[str, str] = field(default_factory=dict)
     confidence: float = 0.95
     command: str = ""
 

@@ -10,6 +10,7 @@ import numpy as np
 from veto_pl.compare.results import Contrast, Estimate
 
 RESAMPLES = 10_000
+_ROUNDING = 1e-6  # relative: metrics are logged in single precision
 Values = Mapping[int, float]
 """Seed -> value."""
 
@@ -51,7 +52,8 @@ def contrast(method: Values, baseline: Values, confidence: float = 0.95) -> Cont
     """
     seeds = sorted(method.keys() & baseline.keys())
     differences = [method[seed] - baseline[seed] for seed in seeds]
-    return Contrast(estimate(differences, confidence), _paired_test(differences))
+    largest = max((abs(values[seed]) for values in (method, baseline) for seed in seeds), default=0.0)
+    return Contrast(estimate(differences, confidence), _paired_test(differences, _ROUNDING * largest), len(seeds))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -70,11 +72,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _paired_test(differences: Sequence[float]) -> float:
+def _paired_test(differences: Sequence[float], rounding: float) -> float:
+    """The p-value; a spread, or a difference, of no more than `rounding` is none."""
     from scipy.stats import ttest_1samp
 
     if len(differences) < 2 or not all(map(math.isfinite, differences)):
         return math.nan
-    if max(differences) == min(differences):  # no spread: certain, or no difference at all
-        return 1.0 if differences[0] == 0 else math.nan
+    if max(differences) - min(differences) <= rounding:  # no spread: certain, or no difference at all
+        return 1.0 if max(map(abs, differences)) <= rounding else math.nan
     return float(ttest_1samp(differences, 0.0).pvalue)

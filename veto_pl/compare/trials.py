@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from veto_pl.callbacks.budget import PHASES
-from veto_pl.compare.jobs import Job, Point
+from veto_pl.compare.jobs import Job, Point, point_text
 from veto_pl.compare.results import Answer, Comparison, Contrast, Cost, Search, Trial
 from veto_pl.compare.statistics import contrast, estimate, holm
 from veto_pl.compare.study import SettingSearch, Study
+from veto_pl.compare.worker import DONE
 from veto_pl.exceptions import DataError
-from veto_pl.report.run import Run
+from veto_pl.report.run import METRICS, Run
 
 
 def read_trial(method: str, seed: int, job: Job, answers: int) -> Trial:
-    """A finished run of the comparison, with the answers of its first evaluation."""
+    """A finished run of the comparison, with the answers of its first evaluation.
+
+    Raises:
+        DataError: a file that the run wrote is missing or damaged.
+    """
     run = Run(f"{method}, seed {seed}", job.folder)
     values: dict[str, float] = {}
     for name in job.evaluations:
-        metrics = _json(job.folder / name / "test.json")["metrics"]
-        # JSON has no NaN: a metric without a finite value is null there.
-        values |= {f"{name}/{metric}": math.nan if v is None else float(v) for metric, v in metrics.items()}
-    first = job.folder / next(iter(job.evaluations)) / "answers.jsonl"
-    return Trial(method, seed, run, values, _cost(run), tuple(islice(_answers(first), answers)))
+        with _written(job, f"{name}/test.json") as path:
+            metrics = json.loads(path.read_text(encoding="utf-8"))["metrics"]
+            # JSON has no NaN: a metric without a finite value is null there.
+            values |= {f"{name}/{metric}": math.nan if v is None else float(v) for metric, v in metrics.items()}
+    with _written(job, f"{next(iter(job.evaluations))}/answers.jsonl") as path:
+        shown = tuple(islice(_answers(path), answers))
+    return Trial(method, seed, run, values, _cost(job, run), shown)
 
 
 def read_search(search: SettingSearch, scores: Mapping[str, float], points: Mapping[str, Point]) -> Search:
@@ -41,15 +49,17 @@ def read_search(search: SettingSearch, scores: Mapping[str, float], points: Mapp
     if not finite:
         raise DataError(f"`search.metric` expected a number that the validation logs, got none for `{search.metric}`.")
     chosen = max(finite, key=lambda text: finite[text])
-    at_edge = any(
-        len(grid) > 1 and points[chosen][place] in (min(grid), max(grid)) for place, grid in search.grid.items()
-    )
+    at_edge = any(_lacks_neighbour(points[chosen], place, grid, finite) for place, grid in search.grid.items())
     return Search(search.metric, dict(scores), chosen, at_edge)
 
 
 def search_score(metric: str, jobs: Iterable[Job]) -> float:
-    """The mean over seeds of the metric's last value; NaN where a run has none."""
-    last = [_last(Run(job.name, job.folder), metric) for job in jobs]
+    """The mean over seeds of the metric's last value; NaN where a run has none.
+
+    Raises:
+        DataError: a file that a run wrote is missing or damaged.
+    """
+    last = [_last(job, metric) for job in jobs]
     return sum(last) / len(last)
 
 
@@ -57,7 +67,7 @@ def compare(
     study: Study,
     trials: Sequence[Trial],
     searches: Mapping[str, Search],
-    failures: Mapping[tuple[str, int], str],
+    failures: Mapping[str, str],
     command: str = "",
 ) -> Comparison:
     """The statistics of what is finished."""
@@ -91,7 +101,7 @@ def _contrasts(study: Study, values: Mapping[tuple[str, str], dict[int, float]])
         corrected = holm([pair.p for pair in pairs.values()])
         for (method, pair), p in zip(pairs.items(), corrected, strict=True):
             if not math.isnan(pair.difference.mean):
-                found[method, quantity] = Contrast(pair.difference, p)
+                found[method, quantity] = replace(pair, p=p)
     return found
 
 
@@ -99,15 +109,28 @@ def _values(trials: Sequence[Trial], method: str, quantity: str) -> dict[int, fl
     return {t.seed: t.values[quantity] for t in trials if t.method == method and quantity in t.values}
 
 
-def _cost(run: Run) -> Cost:
-    curves = run.curves()
+def _lacks_neighbour(point: Point, place: str, grid: Sequence[float], scored: Container[str]) -> bool:
+    """Whether the next smaller or the next larger value of a setting was not tried, or has no score."""
+    values = sorted(set(grid))
+    at = values.index(point[place])
+    beside = [point_text({**point, place: value}) for value in values[max(at - 1, 0) : at + 2] if value != point[place]]
+    return len(values) > 1 and (len(beside) < 2 or any(text not in scored for text in beside))
+
+
+def _cost(job: Job, run: Run) -> Cost:
+    with _written(job, METRICS):
+        curves = run.curves()
+        tokens = curves["train/tokens"]
     seconds = sum(sum(c.values) for phase in PHASES if (c := curves.get(f"train/seconds/{phase}")) is not None)
-    tokens = curves["train/tokens"]
-    return Cost(len(tokens), round(sum(tokens.values)), seconds)
+    with _written(job, "summary.json") as path:
+        skipped = int(json.loads(path.read_text(encoding="utf-8"))["skipped_steps"])
+    return Cost(len(tokens), round(sum(tokens.values)), seconds, skipped)
 
 
-def _last(run: Run, metric: str) -> float:
-    curve = run.curves().get(metric)
+def _last(job: Job, metric: str) -> float:
+    with _written(job, METRICS) as path:
+        path.stat()  # a run reads a missing file as an empty one
+        curve = Run(job.name, job.folder).curves().get(metric)
     return curve.values[-1] if curve else math.nan
 
 
@@ -126,10 +149,15 @@ def _answers(path: Path) -> Iterator[Answer]:
                 )
 
 
-def _json(path: Path) -> Any:
+@contextmanager
+def _written(job: Job, file: str) -> Iterator[Path]:
+    """A file of a finished run; whatever its reader stumbles over is reported with the file, and what to do."""
+    path = job.folder / file
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        yield path
+    except (DataError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = str(error) if isinstance(error, DataError) else f"{path}: {type(error).__name__}: {error}."
         raise DataError(
-            f"{path}: expected what `veto-pl test` writes: {error}. Remove its run to repeat it."
+            f"{job.name} is finished, but a file of it is missing or damaged. {reason} Remove `{job.folder / DONE}`: "
+            "the same command then runs it again."
         ) from error

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from veto_pl.report.axis import Axis
 
 _PROBABILITIES = {
-    1e-6: "1e-6", 1e-4: "1e-4", 0.01: "0.01", 0.1: "0.1", 0.5: "0.5", 0.9: "0.9", 0.99: "0.99", 1 - 1e-6: "1-1e-6"
+    1e-6: "1e-6", 1e-4: "1e-4", 0.01: "0.01", 0.1: "0.1", 0.5: "0.5", 0.9: "0.9", 0.99: "0.99",
+    1 - 1e-6: "1\N{MINUS SIGN}1e-6",
 }  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def curves(
     """
     shown = {name: [p for p in points if _drawable(p[1], logarithmic)] for name, points in series.items()}
     marks = {name: Mark(i) for i, name in enumerate(series)}
-    body, height = [headline(title, y_label)], TOP + plot_height + BOTTOM
+    body, height = [headline(title, y_label, width)], TOP + plot_height + BOTTOM
     if values := [value for points in shown.values() for _, value in points]:
         x = LogitAxis.around([p for points in series.values() for p, _ in points])
         y = LogAxis.around(values) if logarithmic else Axis(0.0, 1.0, 0.2) if share else Axis.around(values)

@@ -20,6 +20,7 @@ from veto_pl.mistakes import shown
 from veto_pl.parsing import own_defaults
 from veto_pl.plugins import load_plugins
 from veto_pl.report.page import write_text
+from veto_pl.report.table import for_terminal
 from veto_pl.seams import Objective
 
 OPTION, PLACE = "--objective", "model.objective"
@@ -120,5 +121,5 @@ def _built(arguments: Sequence[str]) -> Objective:
 def _table(name: str, response: Response, scene: Scene) -> Table:
     table = Table("student", *COLUMNS, title=name, title_justify="left")
     for label, cells in number_rows(response, scene):
-        table.add_row(label, *cells)
+        table.add_row(label, *map(for_terminal, cells))
     return table

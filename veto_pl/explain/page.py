@@ -31,12 +31,12 @@ def write_explanation(
         `path`.
     """
     targets = list(_targets(responses, scene))
-    sections = {"Loss and gradient": _grid(_shared(responses, scene))}
+    sections = {"Loss and gradient": _notes(responses, scene) + _grid(_shared(responses, scene))}
     if targets:
         sections["Target"] = _grid(targets)
     sections["Numbers"] = "".join(_numbers(name, response, scene) for name, response in responses.items())
     sections["Objectives"] = "".join(
-        f"<details><summary>{escape(name)}</summary>\n<pre><code>{escape(text)}</code></pre></details>\n"
+        f'<details><summary>{escape(name)}</summary>\n<pre tabindex="0"><code>{escape(text)}</code></pre></details>\n'
         for name, text in described.items()
     )
     return write_text(page("What the objective does", introduction(scene, part), sections), path)
@@ -51,6 +51,15 @@ def introduction(scene: Scene, part: float) -> str:
         "All values come from the objective's own code, expected over the token that its rollout would draw. A "
         "negative gradient raises the student's logit of the teacher's choice. Returns over the future and comparisons "
         "of completions have nothing to see in one token."
+    )
+
+
+def _notes(responses: Mapping[str, Response], scene: Scene) -> str:
+    return "".join(
+        f'<p class="note">{escape(name)} keeps the {response.kept:,} likeliest ids. Here there are {scene.outcomes}, '
+        "and all are compared.</p>\n"
+        for name, response in responses.items()
+        if response.kept is not None
     )
 
 

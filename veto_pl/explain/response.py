@@ -14,6 +14,7 @@ from torch import Tensor
 from veto_pl.contexts import read_alike
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.explain.scene import Scene, one_token, tabled
+from veto_pl.explain.supports import kept_ids, narrowed
 from veto_pl.functional.divergences import log_mixture
 from veto_pl.rollouts import (
     AdaptiveReplay,
@@ -29,12 +30,14 @@ from veto_pl.schedules import scheduled_values, value_at
 from veto_pl.seams import Objective, RolloutSource, Support, Target
 from veto_pl.targets import Teacher
 from veto_pl.tokens import TokenRows
-from veto_pl.types import Models, Step
+from veto_pl.types import Stat, Step
 
 STEPS = 100
 PARTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Of the run, at which the target is drawn."""
 MOST_DRAWS = 400
+COPIES = tuple(2**n for n in range(11))
+"""Of the token in a completion, which are tried until one is trained on: an objective may leave out the first ones."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,14 @@ class Response:
         gradient: of that loss, with respect to the student's logit of the teacher's choice.
         targets: where in the run, as text -> the target's probability of the teacher's choice; empty where the
             objective has no target but the teacher.
+        kept: the likeliest ids that the objective keeps, where the scene has no more than them; else None.
     """
 
     student: Tensor
     loss: Tensor
     gradient: Tensor
     targets: Mapping[str, Tensor]
+    kept: int | None = None
 
     def pull(self) -> Tensor:
         """[n] how strongly the probability is raised relative to its size: minus gradient over probability."""
@@ -72,15 +77,19 @@ def respond(objective: Objective, scene: Scene, part: float = 0.0) -> Response:
         part: of the run that is done, in [0, 1]; schedules are read there.
 
     Raises:
-        ConfigurationError: the objective needs more than two distributions and a token, or too many rollouts.
+        ConfigurationError: the objective needs more than two distributions and a token, has too many rollouts, or
+            trains on no token of a short completion.
     """
     step = Step(round(part * STEPS), STEPS)
     _check(objective, scene)
+    kept = kept_ids(objective)
     objective = read_alike(objective)  # what the teacher has been told is in the scene's numbers
+    objective = narrowed(objective, scene.outcomes - 1)
     teacher = scene.logp(scene.teacher)
     found = [_expected(objective, scene.logp(probability), teacher, step) for probability in scene.student()]
     losses, gradients = (torch.stack(values) for values in zip(*found, strict=True))
-    return Response(scene.student(), losses, gradients, dict(_targets(objective, scene)))
+    targets = dict(_targets(objective, scene))
+    return Response(scene.student(), losses, gradients, targets, kept if kept >= scene.outcomes else None)
 
 
 def _check(objective: Objective, scene: Scene) -> None:
@@ -97,25 +106,36 @@ def _check(objective: Objective, scene: Scene) -> None:
 def _expected(objective: Objective, student: Tensor, teacher: Tensor, step: Step) -> tuple[Tensor, Tensor]:
     """Loss and gradient at one point. [V] log-probabilities serve as logits."""
     objective = objective.active(step)
-    samplers = [_sampler(source, student, teacher, step) for source in objective.sources]
+    for copies in COPIES:
+        logits = student[None].clone().requires_grad_()
+        with _said_clearly(objective), torch.enable_grad():
+            terms = _terms(objective, logits, teacher, copies, step).values()
+            if all(float(stat.weight) > 0 for stat in terms):
+                loss = sum((stat.total / stat.weight for stat in terms), start=torch.zeros((), dtype=torch.float64))
+                (gradient,) = torch.autograd.grad(loss, logits)
+                return loss.detach(), gradient[0, 0]
+    raise ConfigurationError(
+        f"`{type(objective).__name__}` cannot be drawn: it trains on none of the first {COPIES[-1]} tokens of a "
+        "completion."
+    )
+
+
+def _terms(objective: Objective, logits: Tensor, teacher: Tensor, copies: int, step: Step) -> dict[str, Stat]:
+    """The terms of the loss, expected over the tokens that are drawn; a completion is one token, repeated."""
+    student = logits.detach()[0]
     # The reference is where every student starts: undecided.
     undecided = torch.full_like(teacher, -math.log(len(teacher)))
-
-    def models(logits: Tensor) -> Models:
-        return tabled(logits, teacher[None], undecided[None])
-
-    loss = gradient = torch.zeros((), dtype=torch.float64)
+    models = tabled(logits, teacher[None], undecided[None])
+    samplers = [_sampler(source, student, teacher, step) for source in objective.sources]
+    expected: dict[str, Stat] = {}
     for tokens in product(range(len(student)), repeat=len(samplers)):
-        logits = student[None].clone().requires_grad_()
         draws = zip(objective.sources, tokens, samplers, strict=True)
-        rollouts = {source: one_token(token, sampler) for source, token, sampler in draws}
+        rollouts = {source: one_token(token, sampler, copies) for source, token, sampler in draws}
         chance = math.exp(sum(float(sampler[token]) for token, sampler in zip(tokens, samplers, strict=True)))
-        with _said_clearly(objective), torch.enable_grad():
-            terms = objective.loss(rollouts, models(logits), step).terms.values()
-            total = sum((stat.total / stat.weight for stat in terms), start=torch.zeros(()))
-            (pull,) = torch.autograd.grad(total, logits)
-        loss, gradient = loss + chance * total.detach().double(), gradient + chance * pull[0, 0]
-    return loss, gradient
+        for name, stat in objective.loss(rollouts, models, step).terms.items():
+            drawn = Stat(chance * stat.total.double(), chance * stat.weight.double())
+            expected[name] = expected[name] + drawn if name in expected else drawn
+    return expected
 
 
 @contextmanager

@@ -71,7 +71,7 @@ class Table(nn.Module):
     """Stands for a language model in `Objective.loss`: hidden states are logits, and the head passes them on.
 
     Args:
-        logits: [N, V], those of the N tokens that are predicted.
+        logits: [N, V], those of the N tokens that are predicted, or [1, V], those of every token.
     """
 
     shards = None
@@ -82,8 +82,8 @@ class Table(nn.Module):
         self.vocab_size = logits.shape[1]
 
     def forward(self, sequences: Sequences, readout: Callable[[Tensor, CausalLM], Result]) -> Result:
-        """Hands the logits to `readout`, whatever the sequences say."""
-        return readout(self.logits, cast(CausalLM, self))
+        """Hands the logits to `readout`, whatever the tokens are."""
+        return readout(self.logits.expand(len(sequences.token_ids()), -1), cast(CausalLM, self))
 
     def head(self) -> LinearHead:
         """The identity."""
@@ -96,20 +96,22 @@ def tabled(student: Tensor, teacher: Tensor, reference: Tensor | None = None) ->
     return Models(cast(CausalLM, Table(student)), cast(CausalLM, Table(teacher)), tokenizer=None, reference=third)
 
 
-def one_token(token: int, sampler_logp: Tensor) -> Sequences:
+def one_token(token: int, sampler_logp: Tensor, copies: int = 1) -> Sequences:
     """A prompt and a completion of one token; the reward is 1 where the token is the teacher's choice.
 
     Args:
         token: the completion.
         sampler_logp: [V] of the distribution that it is drawn from.
+        copies: how often the token is repeated.
     """
-    yes, no = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.bool)
+    prompt, written = torch.zeros(1, 1, dtype=torch.int64), torch.full((1, copies), token)
+    counted = torch.arange(1 + copies)[None] > 0
     return Sequences(
-        input_ids=torch.tensor([[0, token]]),
-        attention_mask=torch.cat([yes, yes], 1),
-        loss_mask=torch.cat([no, yes], 1),
+        input_ids=torch.cat([prompt, written], 1),
+        attention_mask=torch.ones_like(counted),
+        loss_mask=counted,
         prompt_rows=torch.zeros(1, dtype=torch.int64),
-        on_policy=yes[0],
-        sampler_logp=torch.stack([torch.zeros_like(sampler_logp[0]), sampler_logp[token]])[None],
+        on_policy=torch.ones(1, dtype=torch.bool),
+        sampler_logp=torch.where(counted, sampler_logp[token], 0.0),
         rewards=torch.tensor([float(token == 0)]),
     )

@@ -18,7 +18,8 @@ class TargetRatio(TokenMetric):
 
     .. math:: \log_{10} \max_v Q_\beta(v) / P_S(v)
 
-    A forward KL weighs outcomes by this ratio: where the student does not know what the teacher wants, it explodes.
+    A forward KL weighs outcomes by this ratio: where the student does not know what the teacher wants, it explodes. It
+    is never below 0, for the target cannot lie below the student everywhere.
 
     Args:
         beta: exponent of the student in the target, at least 0; at 0 the target is the teacher.
@@ -41,7 +42,7 @@ class TargetRatio(TokenMetric):
         self.beta = beta
         self.over = over
         self.name = f"{over}_ratio_{beta:g}".replace(".", "_")  # a module's name has no dot
-        self.add_state("peak", torch.tensor(-torch.inf, dtype=torch.float64), dist_reduce_fx="max")
+        self.add_state("peak", torch.zeros((), dtype=torch.float64), dist_reduce_fx="max")
 
     def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:
         target = geometric_bridge(the_teacher(teacher_logp), student_logp, self.beta)
@@ -50,7 +51,7 @@ class TargetRatio(TokenMetric):
         return gap.amax(-1) / math.log(10)
 
     def compute(self) -> Tensor:
-        """The mean or the largest, in powers of ten."""
+        """The mean or the largest, in powers of ten; 0 where there are no tokens."""
         return super().compute() if self.over == "mean" else self.peak.float()
 
     def _add(self, values: Tensor) -> None:

@@ -53,9 +53,15 @@ class TokenObjective(Objective):
         if self.chunk_rows < 1:
             raise ConfigurationError(f"`{name}.chunk_rows` must be at least 1, got {self.chunk_rows}.")
         if self.rollout.stored_teacher:
+            if not isinstance(self.context, SameText):
+                raise ConfigurationError(
+                    f"`{name}.rollout` has a stored teacher, which has read the plain text, but `{name}.context` is "
+                    f"`{type(self.context).__name__}`. Use a live teacher, or the context `SameText`."
+                )
             object.__setattr__(self, "needs_teacher", False)
-        if self.context.needs_rewards:
-            object.__setattr__(self, "needs_rewards", True)
+        for need in ("needs_rewards", "compares_completions"):
+            if getattr(self.context, need):
+                object.__setattr__(self, need, True)
 
     @abstractmethod
     def per_token(self, rows: TokenRows) -> Tensor:
@@ -87,7 +93,10 @@ class TokenObjective(Objective):
         return False
 
     def select(self, sequences: Sequences, step: Step) -> Sequences:
-        """The rollout with the tokens that are trained on: the same rows, with fewer tokens in `loss_mask` perhaps."""
+        """The rollout with the tokens that are trained on: the same rows, with fewer tokens in `loss_mask` perhaps.
+
+        Their share is logged as `selected`.
+        """
         return sequences
 
     def scores(self, rows: TokenRows) -> Mapping[str, Tensor]:
@@ -144,7 +153,11 @@ class TokenObjective(Objective):
         # The total comes out of the student's forward, where sharding hooks into the graph.
         with contextlib.nullcontext() if teacher is None else gathered(teacher, head_only=True):
             total: Tensor = models.student(sequences, readout)
-        return replace(outputs[0], terms={"loss": Stat(total, outputs[0].terms["loss"].weight)})
+        terms, metrics = {"loss": Stat(total, outputs[0].terms["loss"].weight)}, dict(outputs[0].metrics)
+        if type(self).select is not TokenObjective.select:
+            written = rollouts[self.rollout].predictions
+            metrics["selected"] = Stat(sequences.predictions.sum().float(), written.sum().float())
+        return replace(outputs[0], terms=terms, metrics=metrics)
 
     def _token_logp(self, model: CausalLM, sequences: Sequences) -> Tensor:
         return token_logp(model, sequences, temperature=self.temperature, chunk_rows=self.chunk_rows)

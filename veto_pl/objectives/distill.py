@@ -70,7 +70,7 @@ class Distill(TokenObjective):
             raise ConfigurationError(f"`{name}` must lie in (0, 1], got {self.staleness_decay}.")
         if self.advantage is not None:
             object.__setattr__(self, "laws", self.laws & self.advantage.laws)
-            for need in ("needs_reference", "needs_rewards"):
+            for need in ("needs_reference", "needs_rewards", "compares_completions"):
                 object.__setattr__(self, need, getattr(self, need) or getattr(self.advantage, need))
         if self.rollout.stored_teacher:
             self._check_stored_teacher()

@@ -14,6 +14,9 @@ from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import Advantage, RolloutSource
 from veto_pl.types import Sequences, Step
 
+PLACES = 1 << 20
+"""More completions than any prompt has."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class UniOPD(PolicyGradient):
@@ -81,5 +84,4 @@ def _lots(sequences: Sequences, step: Step) -> Tensor:
     groups, prompts = sequences.prompt_rows, sequences.prompts
     numbers = groups if prompts is None else prompts.numbers[groups]
     place = (groups[:, None] == groups).tril(-1).sum(1)
-    drawn = step.uniform("balance", numbers, int(place.max()) + 1 if len(place) else 1)
-    return drawn.to(groups.device).gather(1, place[:, None])[:, 0]
+    return step.lots("balance", numbers * PLACES + place)

@@ -12,6 +12,7 @@ from veto_pl.planning.memory import Memory, memories
 from veto_pl.planning.placement import Placement
 from veto_pl.planning.rollout import writings
 from veto_pl.planning.simulation import Setting, Simulated, simulate
+from veto_pl.planning.stages import dearest, stages
 
 FEW_ROWS = 64
 """Rows of a chunk of the loss head that still make products of a useful size."""
@@ -64,7 +65,7 @@ def plan(
         ConfigurationError: a model cannot be read, or the step cannot be planned.
     """
     setting = replace(setting, shards=placement.shards, accelerator=device.accelerator)
-    simulated = simulate(module, setting)
+    simulated = dearest([simulate(module, setting, objective) for objective in stages(module.objective)])
     writers = frozenset(
         role
         for source in module.objective.sources

@@ -25,6 +25,7 @@ from veto_pl.generations import Generations
 from veto_pl.metrics import TokenMetric
 from veto_pl.module import DistillationModule
 from veto_pl.normalisation import GradientLedger
+from veto_pl.parts import changed, inside
 from veto_pl.planning.models import ENOUGH_ROWS, Weights, booked, skeletons, without_storage
 from veto_pl.planning.observation import Observation, Phase
 from veto_pl.planning.rollout import Lengths, Writing, completed, roll_out, writings
@@ -100,8 +101,8 @@ class Simulated:
     reads: int = 0
 
 
-def simulate(module: DistillationModule, setting: Setting) -> Simulated:
-    """Runs an optimizer step and a validation batch without weights.
+def simulate(module: DistillationModule, setting: Setting, objective: Objective) -> Simulated:
+    """Runs an optimizer step on the objective, and a validation batch, without weights.
 
     Raises:
         ConfigurationError: a model cannot be read, or the step depends on values that are not known before the run.
@@ -115,7 +116,7 @@ def simulate(module: DistillationModule, setting: Setting) -> Simulated:
     models = skeletons(module, dtype, checkpointing=setting.checkpointing)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), _blocks(setting.accelerator):
-            return _Simulation(module, setting, models).run()
+            return _Simulation(module, setting, models, objective).run()
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise ConfigurationError(
             f"The step cannot be planned, because it depends on values: {error}. Plan with a similar objective, "
@@ -129,13 +130,13 @@ def simulate(module: DistillationModule, setting: Setting) -> Simulated:
 class _Simulation:
     """A student, a teacher and an optimizer without storage, and what happens to them."""
 
-    def __init__(self, module: DistillationModule, setting: Setting, models: Models) -> None:
+    def __init__(self, module: DistillationModule, setting: Setting, models: Models, objective: Objective) -> None:
         self.module, self.setting = module, setting
         self.student = without_storage(models.student)
         self.teacher = None if models.teacher is None else without_storage(models.teacher)
         self.reference = None if models.reference is None else without_storage(models.reference)
         self.models = Models(self.student, self.teacher, models.tokenizer, reference=self.reference)
-        self.objective = _adapted(module.objective, setting.chunk_rows)
+        self.objective = _adapted(objective, setting.chunk_rows)
         self.trained = [p for p in self.student.parameters() if p.requires_grad]
         self.observation = Observation(setting.shards)
         self.ledger = GradientLedger()
@@ -276,19 +277,19 @@ def _adapted(objective: Objective, chunk_rows: int | None) -> Objective:
 
     Another context reads the examples of the batch, and a plan has none.
     """
-    if isinstance(terms := getattr(objective, "terms", None), dict):
-        return replace(objective, terms={name: _adapted(term, chunk_rows) for name, term in terms.items()})  # type: ignore[type-var]
-    alike = read_alike(objective)
-    if chunk_rows is None or not hasattr(alike, "chunk_rows"):
-        return alike
-    return replace(alike, chunk_rows=chunk_rows)  # type: ignore[type-var]
+
+    def chunked(part: Objective) -> Objective:
+        if chunk_rows is None or not hasattr(part, "chunk_rows"):
+            return part
+        return replace(part, chunk_rows=chunk_rows)  # type: ignore[type-var]
+
+    return changed(read_alike(objective), Objective, chunked)  # type: ignore[type-abstract]
 
 
 def _chunk_rows(objective: Objective) -> int:
     """The most rows that a term of the objective holds at a time."""
-    terms = getattr(objective, "terms", None)
-    inner = terms.values() if isinstance(terms, dict) else [getattr(objective, "composition", None)]
-    return max([getattr(objective, "chunk_rows", 0), *(_chunk_rows(term) for term in inner if term is not None)])
+    parts = inside(objective, Objective)  # type: ignore[type-abstract]
+    return max((getattr(part, "chunk_rows", 0) for part in parts), default=0)
 
 
 @contextmanager

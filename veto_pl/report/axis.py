@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from veto_pl.report.markup import minus
+
 # Below this relative spread a range counts as constant: its labels would be all digits.
 _FLAT = 1e-6
 
@@ -64,9 +66,9 @@ class Axis:
         largest = max((abs(tick) for tick in ticks), default=0.0)
         finest = math.floor(math.log10(self.spacing) + 1e-9)
         if 1e-3 <= largest < 1e6:
-            return [f"{tick:,.{max(0, -finest)}f}" for tick in ticks]
+            return [minus(f"{tick:,.{max(0, -finest)}f}") for tick in ticks]
         digits = math.floor(math.log10(largest)) - finest if largest else 0
-        return [_scientific(tick, max(0, digits)) for tick in ticks]
+        return [minus(_scientific(tick, max(0, digits))) for tick in ticks]
 
     def at(self, value: float, start: float, end: float) -> float:
         """Where `value` lies when the axis runs from `start` to `end`."""

@@ -64,7 +64,7 @@ def band_chart(
     drawn = {name: [_log(curve) for curve in curves] if log else curves for name, curves in series.items()}
     envelopes = {name: (Mark(i), Envelope.of(curves, points)) for i, (name, curves) in enumerate(drawn.items())}
     shown = {name: item for name, item in envelopes.items() if item[1].low.points()}
-    body, height = [headline(title, y_label)], TOP + _PLOT + BOTTOM
+    body, height = [headline(title, y_label, width)], TOP + _PLOT + BOTTOM
     if shown:
         frame = _frame([envelope for _, envelope in shown.values()], log, band, width)
         shown = {name: item for name, item in shown.items() if only in (None, name)}

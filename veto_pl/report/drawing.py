@@ -11,7 +11,10 @@ from veto_pl.report.marks import Mark
 from veto_pl.report.markup import escape, printable
 
 TOP, RIGHT, BOTTOM, ROW = 44.0, 12.0, 40.0, 17.0
-_CHARACTER = 6.4  # mean width of a character at font size 11
+# Widths at font size 11, of a broad sans-serif: where the reader's is narrower, there is only more room.
+_NARROW = dict.fromkeys(" !'()*,-./:;I[\\]`fijlrt|", 4.6)
+_BROAD = dict.fromkeys("%@MWmw…—", 11.0)
+_LARGE = 1.33  # how much wider a text is at font size 13, in bold
 
 
 def picture(title: str, description: str, body: str, width: float, height: float) -> str:
@@ -23,9 +26,10 @@ def picture(title: str, description: str, body: str, width: float, height: float
     )
 
 
-def headline(title: str, label: str) -> str:
-    """The title, and below it what the picture shows."""
-    return text_at(0, 13, title, size=13, weight=600) + text_at(0, 30, label, faint=True)
+def headline(title: str, label: str, width: float) -> str:
+    """The title, and below it what the picture shows, cut to fit."""
+    large = shortened(printable(title), width / _LARGE)
+    return text_at(0, 13, large, size=13, weight=600) + text_at(0, 30, shortened(printable(label), width), faint=True)
 
 
 def text_at(
@@ -44,8 +48,16 @@ def rule(path: str, opacity: float) -> str:
 
 
 def text_width(text: str) -> float:
-    """About how wide a text is at font size 11."""
-    return _CHARACTER * sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    """How wide a text is at font size 11, at most."""
+    return sum(_width(c) for c in text)
+
+
+def _width(character: str) -> float:
+    if known := _NARROW.get(character) or _BROAD.get(character):
+        return known
+    if unicodedata.east_asian_width(character) in "WF":
+        return 13.0
+    return 7.0 if character.islower() or character.isdigit() else 9.2
 
 
 def shortened(name: str, room: float) -> str:
@@ -101,7 +113,7 @@ class Frame:
         cls, x: Axis, y: Axis, width: float, plot_height: float, mirrored: tuple[bool, bool] = (False, False)
     ) -> Frame:
         """A frame `width` wide with room for the labels of `y`."""
-        left = max(28.0, 8 + _CHARACTER * max((len(label) for label in y.labels()), default=0))
+        left = max(28.0, 8 + max(map(text_width, y.labels()), default=0.0))
         return cls(x, y, left, width - RIGHT, TOP + plot_height, mirrored)
 
     def place(self, x: float, y: float) -> tuple[float, float]:
@@ -130,7 +142,7 @@ class Frame:
         return "".join([*parts, text_at(middle, self.bottom + 30, x_label, anchor="middle", faint=True)])
 
     def _anchor(self, x: float, label: str) -> str:
-        return "end" if x + _CHARACTER * len(label) / 2 > self.right + RIGHT else "middle"
+        return "end" if x + text_width(label) / 2 > self.right + RIGHT else "middle"
 
     def path(self, points: Sequence[tuple[float, float]]) -> str:
         """A polyline through points in the units of the axes."""

@@ -57,7 +57,7 @@ def forest_plot(rows: Sequence[Row], title: str, label: str, *, zero: bool = Fal
     """
     values = [value for row in rows for value in (*row.seeds.values(), row.mean, row.low, row.high) if drawable(value)]
     bottom = _TOP + _ROW * len(rows)
-    body = [headline(title, label)]
+    body = [headline(title, label, width)]
     axis = Axis.around([*values, 0.0] if zero else values) if values else None
     if axis:
         body += _axis(axis, bottom, width, zero)
@@ -71,8 +71,9 @@ def _axis(axis: Axis, bottom: float, width: float, zero: bool) -> Iterator[str]:
     for tick, label in zip(axis.ticks(), axis.labels(), strict=True):
         x = axis.at(tick, _LEFT, width - _RIGHT)
         yield rule(f"M{x:.1f},{_TOP:.1f}V{bottom:.1f}", 0.6 if zero and tick == 0 else 0.1)
-        end = x + text_width(label) / 2 > width
-        yield text_at(width if end else x, bottom + 16, label, anchor="end" if end else "middle", faint=True)
+        half = text_width(label) / 2
+        place, anchor = (0.0, "start") if x < half else (width, "end") if x + half > width else (x, "middle")
+        yield text_at(place, bottom + 16, label, anchor=anchor, faint=True)
     yield rule(f"M{_LEFT:.1f},{bottom:.1f}H{width - _RIGHT:.1f}", 0.5)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from veto_pl.report.markup import escape, tab_stop, visible
+from veto_pl.report.markup import escape, minus, tab_stop, visible
 from veto_pl.report.table import number
 
 LEVELS = 8
@@ -99,4 +99,4 @@ def _list(tokens: Sequence[str], values: Mapping[Scale, Sequence[float]]) -> str
 
 
 def _fixed(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else f"{value:g}"
+    return minus(f"{value:.3f}" if math.isfinite(value) else f"{value:g}")

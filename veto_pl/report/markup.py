@@ -53,6 +53,11 @@ def visible(text: str) -> str:
     return "".join(_visible(c) for c in text)
 
 
+def minus(text: str) -> str:
+    """The text of a number, with a minus sign where it starts with a hyphen."""
+    return f"\N{MINUS SIGN}{text[1:]}" if text.startswith("-") else text
+
+
 def tab_stop(text: str) -> str:
     """The attribute by which the Tab key reaches a text that is so long that its box scrolls; else nothing."""
     is_long = len(text) > 250 or text.count("\n") > 12 or len(printable(text)) > 250

@@ -54,7 +54,7 @@ def pareto_front(points: Mapping[str, Point], better: tuple[int, int] = (1, 1)) 
 def scatter(
     clouds: Mapping[str, Cloud], title: str, x: Quantity, y: Quantity, *, front: Sequence[str] = (), width: float = 400
 ) -> str:
-    """Draws clouds so that better is always right and up: the axis of a quantity where less is better is mirrored.
+    """Draws clouds so that better is right and up, with arrows: where less is better, the axis is mirrored.
 
     Args:
         clouds: method -> its seeds.
@@ -68,7 +68,7 @@ def scatter(
         One `<svg>` element, well-formed XML. Everything of method `i` is in groups of the class `m<i>`.
     """
     points = [p for cloud in clouds.values() for p in (*cloud.seeds.values(), cloud.mean) if p and _has_place(p)]
-    body, height = [headline(title, _label(y, "↑"))], TOP + _PLOT + BOTTOM
+    body, height = [headline(title, _label(y, "↑"), width)], TOP + _PLOT + BOTTOM
     if points:
         axes = (Axis.around([a for a, _ in points]), Axis.around([b for _, b in points]))
         frame = Frame.between(*axes, width, _PLOT, (x.better < 0, y.better < 0))
@@ -84,7 +84,10 @@ def scatter(
 
 
 def _label(quantity: Quantity, arrow: str) -> str:
-    return f"{quantity.unit}, axis reversed {arrow}" if quantity.better < 0 else f"{quantity.unit} {arrow}"
+    words = f"{quantity.unit}, {quantity.group}" if quantity.group else quantity.unit
+    if not quantity.better:
+        return words
+    return f"{words}, axis reversed {arrow}" if quantity.better < 0 else f"{words} {arrow}"
 
 
 def _has_place(point: Point) -> bool:

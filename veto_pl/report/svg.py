@@ -38,7 +38,7 @@ def line_chart(
         One `<svg>` element, well-formed XML.
     """
     shown = {name: (Mark(i), curve) for i, (name, curve) in enumerate(series.items()) if curve.points()}
-    body = [headline(title, y_label)]
+    body = [headline(title, y_label, width)]
     height = TOP + plot_height + BOTTOM
     if shown:
         lines = [line for _, curve in shown.values() for line in (curve, _line(curve))]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.report.markup import escape, printable
+from veto_pl.report.markup import escape, minus, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,14 +22,23 @@ def number(value: float) -> str:
     >>> number(0.5), number(58.04), number(12345.6), number(2e-5), number(7)
     ('0.500', '58.0', '12,346', '2.0e-5', '7')
     """
+    return minus(_number(value))
+
+
+def _number(value: float) -> str:
     if isinstance(value, int) or (math.isfinite(value) and 1000 <= abs(value) < 1e15):
         return f"{value:,.0f}"
     if not math.isfinite(value) or value == 0:
-        return f"{value:g}"
+        return f"{value + 0.0:g}"  # 0 without a sign
     if abs(value) < 1e-3 or abs(value) >= 1000:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa}e{int(exponent)}"
     return f"{value:#.3g}".rstrip(".")
+
+
+def for_terminal(cell: str) -> str:
+    """A number with a hyphen, for terminals whose encoding lacks the minus sign."""
+    return cell.replace("\N{MINUS SIGN}", "-")
 
 
 @dataclass(frozen=True)
@@ -88,8 +97,8 @@ class ResultTable:
         table.add_column(Text(printable(self.label)))
         for column in self.columns:
             table.add_column(Text(printable(column)), justify="right")
-        for line in self._lines():
-            table.add_row(*(Text(printable(text)) for text in line))
+        for name, *cells in self._lines():
+            table.add_row(*(Text(printable(text)) for text in (name, *map(for_terminal, cells))))
         return table
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from veto_pl.contexts import behind, known, retold
+from veto_pl.contexts import behind, check_room, known, retold
 from veto_pl.data.templates import check_format, fill
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block, RowStream
@@ -95,6 +95,7 @@ class BestTeacher(RolloutSource):
         plain = prompts.rows(failed)
         texts = [fill("BestTeacher.hint", self.hint, e, **known(e)) for e in plain.examples]
         told = retold(plain, texts, models.tokenizer, self.template, "BestTeacher")
+        check_room(told, models.required_teacher(), "BestTeacher", self.sampling.max_new_tokens)
         again = FromTeacher(replace(self.sampling, num_completions=1), self.engine)
         answers = again(told, models, step.aside("second try"))
         answers = plain.rewarded(behind(plain, answers), models.tokenizer)
