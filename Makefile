@@ -5,10 +5,10 @@ export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help quickstart smollm2 test test-all test-browser bench lint types docs checks clean
+.PHONY: help quickstart smollm2 test test-all test-published test-browser bench lint types docs checks clean
 
 help:  ## Say what each target does
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -32,7 +32,10 @@ test: .venv/developed  ## Run the fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-all: .venv/developed  ## Run every test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not browser"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not browser and not published"
+
+test-published: .venv/developed  ## Read the published GSM8K and DialogSum; needs DATA=folder with gsm8k_*.jsonl and dialogsum_*.jsonl
+	DATA="$(abspath $(DATA))" $(BIN)/python -m pytest -m published tests/data
 
 test-browser: .venv/developed  ## Open the pages in Chromium and click through them (Debian: chromium, chromium-driver)
 	$(BIN)/python -m pytest -m browser tests/browser

@@ -2,11 +2,15 @@
 
 import gzip
 import json
+import os
+from pathlib import Path
 
 import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+PUBLISHED = "DATA"
+"""The environment variable of the folder with GSM8K and DialogSum as JSON Lines, which no package index has."""
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789 >=+?éß日本🎉"
 CHATML = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
@@ -48,3 +52,15 @@ def write_rows(tmp_path):
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def published():
+    """Where a published data set is on this machine, and its rows."""
+
+    def find(name):
+        assert PUBLISHED in os.environ, f"set {PUBLISHED} to a folder that has {name}"
+        path = Path(os.environ[PUBLISHED]) / name
+        return str(path), [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    return find

@@ -1,13 +1,9 @@
-import json
-from pathlib import Path
-
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from veto_pl.data import DialogSum
 from veto_pl.exceptions import ConfigurationError, DataError
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 TALK = "#Person1#: Hello, Ann.\n#Person2#: Hello, Ben."
 
 
@@ -94,13 +90,10 @@ def test_the_reward_is_rouge_against_the_best_summary(write_rows):
     assert task.rewards([row, row], ["two people say hello", "no"]) == [1.0, 0.0]
 
 
-@pytest.mark.slow
-def test_the_published_files_can_be_read():
-    """Where they are on this machine."""
-    for name, split, rows, references in (("test", "test", 500, 3), ("dev", "validation", 500, 1)):
-        file = SHARED / f"dialogsum_{name}.jsonl"
-        if file.exists():
-            found = DialogSum(**{f"{split}_path": str(file)}).load(split)
-            assert (len(found), {len(row.references) for row in found}) == (rows, {references})
-            first = json.loads(file.read_text().splitlines()[0])
-            assert found[0].completion == first.get("summary", first.get("summary1"))
+@pytest.mark.published
+@pytest.mark.parametrize(("name", "split", "references"), [("test", "test", 3), ("dev", "validation", 1)])
+def test_the_published_files_can_be_read(name, split, references, published):
+    path, rows = published(f"dialogsum_{name}.jsonl")
+    found = DialogSum(**{f"{split}_path": path}).load(split)
+    assert (len(found), {len(row.references) for row in found}) == (500, {references})
+    assert found[0].completion == rows[0].get("summary", rows[0].get("summary1"))

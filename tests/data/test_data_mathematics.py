@@ -1,4 +1,3 @@
-import json
 import multiprocessing
 import re
 import sys
@@ -18,7 +17,6 @@ from veto_pl.data.symbolic import harmless, same_expression
 from veto_pl.types import Example
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = ROOT.parent / "shared" / "data"
 
 
 def judged(text, *references):
@@ -525,32 +523,28 @@ def test_gsm8k_judges_by_it():
     assert LastNumber()(example, "so \\boxed{\\frac{36}{2}}") == 0.0
 
 
-def worked_answers():
-    """Answers as GSM8K has them, and GSM8K's own where the file is on this machine."""
-    made = [
-        f"He has {n} and buys {n} more: {n} + {n} = <<{n}+{n}={2 * n}>>{2 * n:,}\n#### {2 * n:,}" for n in range(700)
-    ]
-    file = SHARED / "gsm8k_test.jsonl"
-    return made + [json.loads(line)["answer"] for line in file.read_text().splitlines()] if file.exists() else made
-
-
-@pytest.mark.slow
-def test_it_agrees_with_the_last_number_on_worked_answers():
-    answers = worked_answers()
+def agrees_with_the_last_number(answers):
     for right, other in zip(answers, [*answers[1:], answers[0]], strict=True):
         example, number = Example("?", right), other.split("####")[1].strip()
         for text in (right, other, f"So it is {number}.", f"The answer is ${number}", number):
             assert MathAnswer()(example, text) == LastNumber()(example, text), (right, text)
 
 
-@pytest.mark.slow
+def test_it_agrees_with_the_last_number_on_worked_answers():
+    agrees_with_the_last_number([
+        f"He has {n} and buys {n} more: {n} + {n} = <<{n}+{n}={2 * n}>>{2 * n:,}\n#### {2 * n:,}" for n in range(700)
+    ])  # fmt: skip
+
+
+@pytest.mark.published
 @pytest.mark.parametrize(("name", "fewest"), [("train", 7250), ("test", 1282)])
-def test_the_published_answers_are_read(name, fewest):
-    """Where they are on this machine: with their mark all, and without it those whose last number is the answer."""
-    file = SHARED / f"gsm8k_{name}.jsonl"
-    answers = [json.loads(line)["answer"] for line in file.read_text().splitlines()] if file.exists() else []
+def test_the_published_answers_are_read(name, fewest, published):
+    """With their mark all, and without it those whose last number is the answer."""
+    answers = [row["answer"] for row in published(f"gsm8k_{name}.jsonl")[1]]
     for answer in answers:
         found = final_answer(answer)
         assert found.quantity.value == Fraction(answer.partition("####")[2].strip().replace(",", ""))
         assert judged(answer, answer)
-    assert not answers or sum(judged(answer.partition("####")[0], answer) for answer in answers) >= fewest
+    assert sum(judged(answer.partition("####")[0], answer) for answer in answers) >= fewest
+    if name == "test":
+        agrees_with_the_last_number(answers)
