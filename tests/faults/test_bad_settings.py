@@ -11,7 +11,7 @@ import pytest
 from veto_pl import seams
 from veto_pl.advantages import FutureLogRatio
 from veto_pl.contexts import SameText
-from veto_pl.data import PromptDataModule
+from veto_pl.data import PlainTemplate, PromptDataModule
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models import Pruned
 from veto_pl.objectives import EOPD, OPSD, SDFT, SFT, Distill
@@ -31,6 +31,7 @@ OTHERS = {
     "StepWise": {"values": (1.0, 0.0), "boundaries": (0.5,)},
     "AtMost": {"of": Linear(0.0, 2.0), "bound": 1.0},
     "Phases": {"first": SFT(), "then": SFT()},
+    "TemplateMixture": {"first": PlainTemplate(), "second": PlainTemplate()},
     "JsonLines": {"train": "rows.jsonl"},
     "CharacterTokenizer": {"alphabet": "ab"},
     "Pretrained": {"path": "x"},

@@ -1,9 +1,13 @@
 """Programs that want to pass without knowing the answer, or to do harm.
 
-The test is `f(3) == SECRET`, and only the tests, the environment of the host, and the file `SECRET_FILE` of the host
-know the secret, so a program that gets hold of it passes. Each program sees `CANARY` (a file of the host that everybody
-may write), `PORT` (a listener of the host on loopback) and `PARENT` (the host's process). All are bounded: if the
-sandbox failed, they would start some hundred processes, use a few GiB, or send SIGUSR1, which the host handles.
+The test is `f(3) == SECRET`. Each program sees `CANARY` (a file of the host that everybody may write), `SECRET_FILE`,
+`SOCKET_FILE` and `SOCKET_NAME` (listeners of the host), `PORT` (another on loopback) and `PARENT` (the host's process).
+All are bounded: if the sandbox failed, they would start some hundred processes, use a GiB, or send signals that the
+host handles.
+
+Of `ENDLESS`, `BOUNDED` and `LITTER`, which see the right `ANSWER` too, nothing but the sandbox keeps the first from
+running on and the second from passing; the third may pass, but nothing of them may stay. To `ESCAPES` and `FAKES` the
+answer is not told: whoever gets hold of it passes.
 """
 
 # ruff: noqa: E501  # a program a line
@@ -12,107 +16,154 @@ import os
 
 SECRET = "secret-" + os.urandom(16).hex()
 
-RESOURCES = {
+ENDLESS = {
     "loop in the call": "def f(x):\n    while True: pass",
     "loop before the call": "while True: pass",
-    "sleep": "import time\ndef f(x): time.sleep(30)",
-    "pause": "import signal\ndef f(x): signal.pause()",
+    "sleep": "import time\ndef f(x): time.sleep(30); return ANSWER",
+    "pause": "import signal\ndef f(x): signal.pause(); return ANSWER",
     "ignored signals": """
 import signal
 for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
     signal.signal(number, signal.SIG_IGN)
 def f(x):
     while True: pass""",
-    "stopped by itself": "import os, signal, time\ndef f(x): os.kill(os.getpid(), signal.SIGSTOP); time.sleep(30)",
-    "fork bomb": """
-import os, time
-def f(x):
-    for _ in range(300):
-        if os.fork() == 0: time.sleep(20); os._exit(0)
-    return 1""",
-    "fork tree": """
-import os, time
-def f(x):
-    for _ in range(8): os.fork()
-    time.sleep(20)""",
-    "sessions of their own": """
-import os, time
-def f(x):
-    for _ in range(10):
-        if os.fork() == 0:
-            os.setsid(); time.sleep(20); os._exit(0)
-    return 1""",
-    "double fork": """
-import os, time
-if os.fork() == 0:
-    if os.fork() == 0: time.sleep(20); open(CANARY, 'w').write('late')
-    os._exit(0)
-def f(x): return 1""",
-    "orphan that ignores all": """
+    "stopped by itself": """
 import os, signal, time
-if os.fork() == 0:
-    for number in (1, 2, 13, 15): signal.signal(number, signal.SIG_IGN)
-    time.sleep(20)
-os._exit(0)""",
-    "threads": """
-import threading, time
 def f(x):
-    for _ in range(300): threading.Thread(target=time.sleep, args=(20,)).start()
-    return 1""",
+    try: os.kill(os.getpid(), signal.SIGSTOP)
+    except OSError: pass
+    time.sleep(30); return ANSWER""",
     "thread that never ends": """
 import threading, time
 threading.Thread(target=time.sleep, args=(20,)).start()
 raise SystemExit(0)""",
-    "memory at once": "def f(x): return len(bytearray(3 * 2**30)) and 1",
-    "memory in parts": "def f(x):\n    kept = [bytearray(2**24) for _ in range(180)]\n    return 1",
-    "memory map": "import mmap\ndef f(x):\n    m = mmap.mmap(-1, 3 * 2**30); m[::4096] = b'x' * len(m[::4096]); return 1",
-    "memory in files": """
-import os
-def f(x):
-    for _ in range(60):
-        file = os.memfd_create('m')
-        for _ in range(4): os.write(file, bytes(2**25))
-    return 1""",
-    "endless device": "def f(x): return open('/dev/zero', 'rb').read(3 * 2**30)",
     "output": "def f(x):\n    while True: print('x' * 2**16)",
     "error output": "import sys\ndef f(x):\n    while True: sys.stderr.write('x' * 2**16)",
     "output before the call": "import os\nwhile True: os.write(1, b'x' * 2**16); os.write(2, b'x' * 2**16)",
-    "giant answer": "def f(x): return 'x' * 2**27",
-    "giant number": "def f(x): return 1 << 2**31",
     "slow power": "def f(x): return 9 ** 9 ** 9",
     "slow pattern": "import re\ndef f(x): return re.match('(a+)+$', 'a' * 60 + 'b')",
     "slow comparison": "class A:\n    def __bool__(self):\n        while True: pass\ndef f(x): return A()",
-    "recursion": "def f(x): return f(x)",
-    "recursion without limit": "import sys\nsys.setrecursionlimit(10**9)\ndef f(x): return f(x)",
-    "nested answer": "def f(x):\n    a = []\n    for _ in range(10**5): a = [a]\n    return a",
-    "answer that holds itself": "def f(x):\n    a = []\n    a.append(a)\n    return a",
-    "large file": "def f(x):\n    with open('big', 'wb') as file:\n        for _ in range(400): file.write(bytes(2**20))\n    return 1",
-    "many files": """
+}  # fmt: skip
+
+# With the answer of the limit; any other verdict means that something else, or nothing, has stopped the program.
+BOUNDED = {
+    "fork bomb": ("BlockingIOError", """
+import os, time
 def f(x):
-    for number in range(40):
+    for _ in range(300):
+        if os.fork() == 0: time.sleep(20); os._exit(0)
+    return ANSWER"""),
+    "fork tree": ("BlockingIOError", """
+import os, time
+def f(x):
+    for _ in range(8): os.fork()
+    time.sleep(5); return ANSWER"""),
+    "threads": ("RuntimeError", """
+import threading, time
+threading.stack_size(2**16)
+def f(x):
+    for _ in range(40): threading.Thread(target=time.sleep, args=(20,)).start()
+    return ANSWER"""),
+    "memory at once": ("MemoryError", "def f(x): return bytearray(2**30) and ANSWER"),
+    "memory in parts": ("MemoryError", "def f(x):\n    kept = [bytearray(2**24) for _ in range(64)]\n    return ANSWER"),
+    "memory map": ("OSError", "import mmap\ndef f(x):\n    m = mmap.mmap(-1, 2**30); m[::4096] = b'x' * 2**18; return ANSWER"),
+    "memory in files": ("PermissionError", """
+import os
+def f(x):
+    for _ in range(64):
+        file = os.memfd_create('m')
+        for _ in range(16): os.write(file, bytes(2**20))
+    return ANSWER"""),
+    "endless device": ("MemoryError", "def f(x): return open('/dev/zero', 'rb').read(2**30) and ANSWER"),
+    "wider limits": ("ValueError", """
+import resource
+def f(x):
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2); return bytearray(2**30) and ANSWER"""),
+    "recursion": ("RecursionError", "def g(n): return ANSWER if n == 0 else g(n - 1)\ndef f(x): return g(10**4)"),
+    "recursion without limit": ("AssertionError", """
+import sys
+sys.setrecursionlimit(10**9)
+def g(n, kept): return ANSWER if n == 0 else g(n - 1, bytearray(2**17))
+def f(x):
+    try: return g(2**13, None)
+    except BaseException: return None  # some versions of Python say SystemError for lack of memory"""),
+    "large file": ("OSError", "def f(x):\n    with open('big', 'wb') as file:\n        for _ in range(32): file.write(bytes(2**20))\n    return ANSWER"),
+    "open files": ("OSError", "def f(x):\n    kept = [open('/dev/null') for _ in range(300)]\n    return ANSWER"),
+    "new namespaces": ("PermissionError", """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+def f(x):
+    child = libc.syscall({'x86_64': 56, 'aarch64': 220}[os.uname().machine], 0x10000000 | 17, 0, 0, 0, 0)
+    if child == 0: os._exit(0)
+    if child < 0: raise OSError(ctypes.get_errno(), 'refused')
+    return ANSWER"""),
+    "child of the host": ("PermissionError", """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+def f(x):
+    child = libc.syscall({'x86_64': 56, 'aarch64': 220}[os.uname().machine], 0x8000 | 17, 0, 0, 0, 0)
+    if child == 0: os._exit(0)
+    if child < 0: raise OSError(ctypes.get_errno(), 'refused')
+    return ANSWER"""),
+    "pair for datagrams": ("PermissionError", "import socket\ndef f(x): return socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) and ANSWER"),
+    "giant answer": ("gone", "def f(x): return 'x' * (2**26 + 1)"),
+    "giant number": ("gone", "def f(x): return 1 << 2**29 + 2**12"),
+    "nested answer": ("RecursionError", "def f(x):\n    a = ANSWER\n    for _ in range(10**5): a = [a]\n    return a"),
+    "answer that holds itself": ("RecursionError", "def f(x):\n    a = [ANSWER]\n    a.append(a)\n    return a"),
+    "crash": ("gone", "import ctypes\ndef f(x): return ctypes.string_at(0) or ANSWER"),
+    "abort": ("gone", "import os\ndef f(x): os.abort(); return ANSWER"),
+}  # fmt: skip
+
+DISK = """
+def f(x):
+    for number in range(24):
         with open(f'file{number}', 'wb') as file: file.write(bytes(2**22))
-    raise OSError""",
-    "many small files": "def f(x):\n    for number in range(3000): open(f'file{number}', 'w').close()\n    return 1",
-    "open files": "def f(x):\n    kept = [open('/dev/null') for _ in range(5000)]\n    return 1",
-    "deep folders": "import os\ndef f(x):\n    for _ in range(1500): os.mkdir('d'); os.chdir('d')\n    return 1",
+    return ANSWER"""
+
+LITTER = {
+    "sessions of their own": """
+import os, time
+def f(x):
+    for _ in range(10):
+        try: child = os.fork()
+        except OSError: break
+        if child == 0:
+            try: os.setsid()
+            except OSError: pass
+            time.sleep(20); os._exit(0)
+    return ANSWER""",
+    "double fork": """
+import os, time
+try:
+    if os.fork() == 0:
+        if os.fork() == 0: time.sleep(20); open(CANARY, 'w').write('late')
+        os._exit(0)
+except OSError: pass
+def f(x): return ANSWER""",
+    "orphan that ignores all": """
+import os, signal, time
+try:
+    if os.fork() == 0:
+        for number in (1, 2, 13, 15): signal.signal(number, signal.SIG_IGN)
+        time.sleep(20); os._exit(0)
+except OSError: pass
+def f(x): return ANSWER""",
+    "many small files": "def f(x):\n    for number in range(3000): open(f'file{number}', 'w').close()\n    return ANSWER",
+    "deep folders": "import os\ndef f(x):\n    for _ in range(1500): os.mkdir('d'); os.chdir('d')\n    return ANSWER",
     "folders that nobody may read": """
 import os
 def f(x):
     os.makedirs('a/b'); os.mkdir('a/b/c', 0); os.mkdir('d', 0); os.mkdir('e', 0o500)
     os.close(os.open('a/b/file', os.O_CREAT, 0))
-    return 1""",
+    return ANSWER""",
     "read-only folders": """
 import os
 def f(x):
     os.makedirs('a/b/c'); open('a/b/file', 'w').close()
-    for name in ('a/b/c', 'a/b', 'a', '.'): os.chmod(name, 0)
-    return 1""",
-    "crash": "import ctypes\ndef f(x): return ctypes.string_at(0)",
-    "abort": "import os\ndef f(x): os.abort()",
-    "wider limits": """
-import resource
-def f(x):
-    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2); return len(bytearray(3 * 2**30))""",
+    for name in ('a/b/c', 'a/b', 'a', '.'):
+        try: os.chmod(name, 0)
+        except OSError: pass
+    return ANSWER""",
 }  # fmt: skip
 
 ESCAPES = {
@@ -153,10 +204,41 @@ def f(x):
     "download": "from urllib.request import urlopen\ndef f(x): return urlopen(f'http://127.0.0.1:{PORT}', timeout=1).read()",
     "connect by a shell": "import subprocess\ndef f(x): return subprocess.run(['bash', '-c', f'echo > /dev/tcp/127.0.0.1/{PORT}'])",
     "connect by 32-bit calls": "import ctypes\ndef f(x): return ctypes.CDLL(None).syscall(0x40000000 + 41, 2, 1, 0)",
+    "datagram to a socket file": "import socket\ndef f(x): socket.socketpair(1, 2)[0].sendto(b'x', SOCKET_FILE)",
+    "datagram to a socket's name": "import socket\ndef f(x): socket.socketpair(1, 2)[0].sendto(b'x', SOCKET_NAME)",
+    "pair that is connected to a socket": """
+import socket
+def f(x):
+    for path in (SOCKET_FILE, SOCKET_NAME):
+        for kind in (socket.SOCK_DGRAM, socket.SOCK_SEQPACKET, socket.SOCK_STREAM):
+            try: pair, _ = socket.socketpair(socket.AF_UNIX, kind); pair.connect(path); pair.send(b'x')
+            except OSError: pass""",
+    "new socket to a socket file": "import socket\ndef f(x): socket.socket(1, 2).sendto(b'x', SOCKET_FILE)",
     "signal to the host": "import os, signal\ndef f(x): os.kill(PARENT, signal.SIGUSR1)",
     "signal to the parent": "import os, signal\ndef f(x): os.kill(os.getppid(), signal.SIGUSR1); return 1",
     "signal to the group": "import os, signal\ndef f(x): os.killpg(0, signal.SIGUSR1); return 1",
     "signal by a handle": "import os, signal\ndef f(x): signal.pidfd_send_signal(os.pidfd_open(PARENT), signal.SIGUSR1)",
+    "signal by a descriptor": """
+import fcntl, os, signal, socket
+def f(x):
+    a, b = socket.socketpair()
+    fcntl.fcntl(a, 10, signal.SIGUSR1); fcntl.fcntl(a, fcntl.F_SETOWN, PARENT)
+    fcntl.fcntl(a, fcntl.F_SETFL, os.O_ASYNC); b.send(b'x')""",
+    "signal by an extended owner": """
+import fcntl, os, socket, struct
+def f(x):
+    a, b = socket.socketpair()
+    fcntl.fcntl(a, 15, struct.pack('ii', 1, PARENT)); fcntl.fcntl(a, fcntl.F_SETFL, os.O_ASYNC); b.send(b'x')""",
+    "signal by a device's owner": """
+import fcntl, os, socket, struct
+def f(x):
+    for request in (0x8901, 0x8902):
+        a, b = socket.socketpair()
+        try: fcntl.ioctl(a, request, struct.pack('i', PARENT)); fcntl.fcntl(a, fcntl.F_SETFL, os.O_ASYNC); b.send(b'x')
+        except OSError: pass""",
+    "limits of the host": "import resource\ndef f(x): resource.prlimit(PARENT, resource.RLIMIT_SIGPENDING, (99, 99))",
+    "priority of the host": "import os\ndef f(x): os.setpriority(os.PRIO_PROCESS, PARENT, 19)",
+    "cores of the host": "import os\ndef f(x): os.sched_setaffinity(PARENT, {min(os.sched_getaffinity(0))})",
     "trace the host": "import ctypes\ndef f(x): return ctypes.CDLL(None).ptrace(0x4206, PARENT, 0, 0)",
     "secret of the environment": "import os\ndef f(x): return os.environ.get('VETO_TEST_SECRET')",
     "secret of the host's environment": """
@@ -287,5 +369,9 @@ def f(x): return 1""",
     "too long": "#" * 2**20 + "\ndef f(x): return 1",
 }  # fmt: skip
 
-HOSTILE = {**RESOURCES, **ESCAPES, **FAKES}
-assert len(HOSTILE) == len(RESOURCES) + len(ESCAPES) + len(FAKES)
+HOSTILE = {**ENDLESS, **{name: program for name, (_, program) in BOUNDED.items()}, **LITTER, **ESCAPES, **FAKES}
+assert len(HOSTILE) == sum(map(len, (ENDLESS, BOUNDED, LITTER, ESCAPES, FAKES)))
+REASONS = {
+    **dict.fromkeys(ENDLESS, "timeout"), **dict.fromkeys(LITTER, "passed"),
+    **{name: reason for name, (reason, _) in BOUNDED.items()},
+}  # fmt: skip

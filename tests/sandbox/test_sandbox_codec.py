@@ -5,12 +5,13 @@ import os
 import threading
 from collections import Counter, OrderedDict, namedtuple
 from enum import IntEnum
+from itertools import accumulate, chain, count, islice
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from veto_pl.sandbox.codec import LARGEST, decode, encode, receive, send
+from veto_pl.sandbox.codec import LARGEST, MOST, decode, encode, receive, send
 
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.complex_numbers(allow_nan=False)
@@ -22,7 +23,23 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner) | st.dictionaries(KEYS, inner, max_size=4),
     max_leaves=8,
 )
-PLAIN = {type(None), bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset}
+VIEWS = {type({}.keys()), type({}.values()), type({}.items())}
+PLAIN = {
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    list,
+    tuple,
+    dict,
+    set,
+    frozenset,
+    range,
+    type(iter([])),
+} | VIEWS
 
 
 class Thing:
@@ -70,6 +87,10 @@ def test_nan_arrives():
 @given(st.binary(max_size=60))
 @example(b"l" + (2**60).to_bytes(8, "little") + b"N")
 @example(b"s" + (2**64 - 1).to_bytes(8, "little"))
+@example(b"r" + (3).to_bytes(8, "little") + b"NTF")
+@example(b"d" + (1).to_bytes(8, "little") + b"N")
+@example(b"k" + (1).to_bytes(8, "little") + b"l" + bytes(8))
+@example(b"m" + (1).to_bytes(8, "little") + b"N")
 def test_any_bytes_give_plain_values_or_are_refused(data):
     try:
         value = decode(data, lambda number, truth: Thing())
@@ -93,6 +114,43 @@ def test_instances_of_subclasses_arrive_as_the_plain_type():
     back = decode(encode(given, refuse), refuse)
     assert back == [{"a": 2, "b": 1}, {"b": 1}, (1, 2), 1]
     assert set(types(back)) == {list, dict, tuple, int, str}
+
+
+@pytest.mark.parametrize("value", [range(3), range(5, 0, -2), {1: 2}.keys(), {1: [2]}.items(), OrderedDict(a=1).keys()])
+def test_ranges_and_views_arrive_as_they_are(value):
+    assert decode(encode([value], refuse), refuse) == [value]
+
+
+def test_values_of_a_dictionary_arrive():
+    back = decode(encode({1: [2], 3: [2]}.values(), refuse), refuse)
+    assert (type(back), list(back)) == (type({}.values()), [[2], [2]])
+
+
+@pytest.mark.parametrize(
+    ("value", "yields"),
+    [
+        ((x for x in "ab"), ["a", "b"]),
+        (map(int, "12"), [1, 2]),
+        (filter(None, [0, 1]), [1]),
+        (zip("ab", [1, 2], strict=True), [("a", 1), ("b", 2)]),
+        (enumerate("a"), [(0, "a")]),
+        (reversed([1, 2]), [2, 1]),
+        (iter({1: 2}), [1]),
+        (accumulate([1, 2]), [1, 3]),
+        (iter(range(MOST)), list(range(MOST))),
+    ],
+)
+def test_what_can_be_iterated_over_once_arrives_as_an_iterator(value, yields):
+    back = decode(encode(value, refuse), refuse)
+    assert back != yields
+    assert list(back) == yields
+    assert list(back) == []
+
+
+def test_an_iterator_without_end_stays_and_loses_nothing():
+    kept = []
+    encode(chain("a", count()), lambda value: (kept.append(value) or 0, True))
+    assert list(islice(kept[0], MOST + 2)) == ["a", *range(MOST + 1)]
 
 
 def test_other_values_cross_as_number_and_truth():

@@ -1,5 +1,7 @@
 """From completions to programs."""
 
+from textwrap import dedent, indent
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +24,8 @@ def area(r):
 '''
 BODY = "    return helper(math.pi * r * r) - 1\n"
 WHOLE = "def area(r):\n" + BODY
+LONG_BODY = "    for _ in range(2):\n        if r:\n            r = r * 1\n" + BODY
+WRONG = "def area(r):\n    return 0\n"
 RIGHT = {
     "continuation": BODY,
     "continuation that goes on": BODY + "\n\ndef area(r):\n    return 0\n",
@@ -51,9 +55,27 @@ RIGHT = {
     + WHOLE.replace("r * r", "r * other(r)") + "```",
     "example in a block of its own": f"For\n```python\n>>> area(0)\n0.0\n```\nwrite\n```python\n{WHOLE}```",
     "call in a block of its own": f"So that\n```python\nprint(area(1))\n```\nworks:\n```python\n{WHOLE}```",
-    "first of two blocks": f"```python\n{WHOLE}```\nor\n```python\ndef area(r): return 0\n```",
+    "last of two blocks": f"```python\n{WRONG}```\nNo, rather:\n```python\n{WHOLE}```",
+    "block behind the head": f"Head:\n```python\n{PROMPT}```\nAll:\n```python\n{WHOLE}```",
+    "block before the head": f"```python\n{WHOLE}```\nwhich has the head\n```python\ndef area(r):\n    ...\n```",
+    "block before a call": f"```python\n{WHOLE}```\nas in\n```python\nprint(area(1))\n```",
+    "draft that is no program": f"```python\nimport nothing\n{WRONG}```\nNo:\n```python\n{WHOLE}```",
+    "behind a thought": f"<think>\nPerhaps\n```python\n{WRONG}```\n</think>\n\n```python\n{WHOLE}```",
+    "behind a thought that the prompt begins": f"Perhaps\n```python\n{WRONG}```\n</think>\n{WHOLE}",
+    "continuation behind a thought": f"<think>Hm.</think>\n{BODY}",
+    "before a thought without end": f"```python\n{WHOLE}```\n<think>\nOr\n```python\n{WRONG}```",
+    "head in two lines": "```python\ndef area(\n    r: float,  # radius\n) -> float:\n" + BODY + "```",
     "indented block": "1. So:\n\n" + "".join(f"   {line}\n" for line in f"```python\n{WHOLE}```".splitlines()),
     "fenced body": f"```python\n{BODY}```",
+    "fenced body behind prose": f"The body is\n\n```python\n{BODY}```",
+    "fenced body behind the head": f"```python\n{PROMPT}```\ngoes on\n```python\n{BODY}```",
+    "fenced body behind a command": f"First\n```bash\npip install nothing\n```\nthen\n```python\n{BODY}```",
+    "fenced body at the left": f"```python\n{dedent(LONG_BODY)}```",
+    "fenced body at the left behind prose": f"Well:\n```python\n{dedent(LONG_BODY)}```",
+    "fenced body of two lines, stripped": f"```python\n{LONG_BODY.strip()}\n```",
+    "fenced body in a list": "1. So:\n" + indent(f"```python\n{LONG_BODY}```", "    "),
+    "continuation that names two": "    r, s = r, r\n    return helper(math.pi * r * s) - 1\n```\nThat is all.",
+    "stripped continuation that names two": "r, s = r, r\n    return helper(math.pi * r * s) - 1\n```\nDone.",
     "fenced, from the future": f"```python\nfrom __future__ import annotations\nimport math\nhelper = abs\n{WHOLE}"
     "    pass\n```".replace(" - 1", ""),
     "windows line ends": f"```python\r\n{WHOLE}```\r\n".replace("\n", "\r\n").replace("\r\r", "\r"),
@@ -67,8 +89,27 @@ def test_what_was_meant_is_found(name):
     assert space["area"](2) == pytest.approx(12.566370614)
 
 
+def test_each_name_is_taken_from_the_last_block_that_defines_it():
+    blocks = ["class Pair:\n    x = 1", "def most(): return 0", "print(most())", "def most(): return Pair.x"]
+    text = "\n".join(f"So:\n```python\n{block}\n```" for block in blocks)
+    space = {}
+    exec(extract_program("", text, ["Pair", "most"], STOP), space)
+    assert space["most"]() == 1
+
+
 @pytest.mark.parametrize(
-    "text", ["I cannot do that.", "", "```python\n```", "    return 1 +\n", "```python\ndef other(): pass\n```"]
+    "text",
+    [
+        "I cannot do that.",
+        "",
+        "```python\n```",
+        "    return 1 +\n",
+        "```python\ndef other(): pass\n```",
+        f"<think>\n```python\n{WHOLE}```\n",
+        f"<think>\n```python\n{WHOLE}```\n</think>\nI cannot do that.",
+        f"```python\n{PROMPT}```",
+        "```python\ndef area(r):\n    pass\n```",
+    ],
 )
 def test_no_program_is_invented(text):
     space = {}

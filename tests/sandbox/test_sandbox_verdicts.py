@@ -1,7 +1,10 @@
 """Right programs pass, wrong ones fail, and the sandbox says what it is."""
 
 import os
+import select
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 
@@ -10,6 +13,8 @@ from veto_pl.sandbox import Limits, Protection, SandboxError, Tests, Verdict, ju
 from veto_pl.sandbox import processes as processes_module
 from veto_pl.sandbox import protection as protection_function
 from veto_pl.sandbox import verdicts as verdicts_module
+from veto_pl.sandbox.candidate import READY
+from veto_pl.sandbox.codec import send
 from veto_pl.sandbox.commands import LEVELS
 from veto_pl.sandbox.examiner import agree
 
@@ -85,6 +90,93 @@ def longest(pairs): return sorted(pairs, key=lambda p: str(p.b))[-1]
 def p_of(pairs): return {'first': pairs[0]}
 """
     assert verdict(code, program, ("LIMIT", "Pair", "longest", "p_of")).passed
+
+
+LIAR = """
+class f:
+    def __init__(self, *_): pass
+    def __call__(self, *_): return self
+    def __getattr__(self, name): return self if name == 'part' else lambda *_: True
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "assert f('ab').startswith('b')",
+        "assert f([1]).issubset({1, 2})",
+        "assert f(3).is_integer()",
+        "assert [f(3)][0].isdigit()",
+        "assert f(3)(4).isdigit()",
+        "assert f(3).part.isdigit()",
+        "assert hasattr(f(3), 'startswith')",
+    ],
+)
+def test_an_object_cannot_answer_for_a_plain_value(code):
+    assert not verdict(code, LIAR).passed
+
+
+def test_an_object_that_the_tests_have_made_answers_for_itself():
+    program = """
+class Stack:
+    def __init__(self): self.kept, self.below = [], None
+    def append(self, x): self.kept.append(x)
+    def pop(self): return self.kept.pop()
+    def count(self, x): return self.kept.count(x)
+    def copy(self): return self
+"""
+    code = "s = Stack()\ns.append(3)\ns.append(4)\nassert s.count(3) == 1 and s.pop() == 4 and s.copy().pop() == 3"
+    code += "\ns.below = Stack()\ns.below.append(5)\nassert s.below.pop() == 5"
+    reasons = [judge(Tests(code=code, names=("Stack",), classes=x), program).reason for x in (("Stack",), ())]
+    assert reasons == ["passed", "AttributeError"]
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "def f(x): return (y for y in x)",
+        "def f(x): return map(int, x)",
+        "def f(x): return dict.fromkeys(x).keys()",
+        "def f(x): return reversed(x)",
+        "def f(x): yield from x",
+        "def f(x): return {0: x[0], 1: x[1]}.values()",
+        "def f(x): return range(1, 3)",
+    ],
+)
+def test_what_can_be_iterated_over_need_not_be_a_list(program):
+    calls = ("set(f([2, 1])) == {1, 2}", "sorted(f([2, 1])) == [1, 2]", "list(f([1, 1])) in ([1, 1], [1], [1, 2])")
+    assert verdict("\n".join(f"assert {call}" for call in calls), program).passed
+    assert not verdict("assert f([2, 1]) == [2, 1] or f([2, 1]) == [1, 2]", program).passed
+
+
+def test_an_iterator_without_end_can_be_passed_back():
+    program = "import itertools\ndef f(*x): return list(itertools.islice(x[0], 3)) if x else itertools.count()"
+    assert verdict("assert f(f()) == [0, 1, 2]", program).passed
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "assert f(range(3)) == [0, 1, 2]",
+        "assert f(iter([0, 1, 2])) == [0, 1, 2]",
+        "assert f({0: 'a', 1: 'b', 2: 'c'}.keys()) == [0, 1, 2]",
+        "assert f(x for x in range(3)) == [0, 1, 2]",
+    ],
+)
+def test_arguments_need_not_be_lists(code):
+    assert verdict(code, "def f(x): return list(x)").passed
+
+
+@pytest.mark.parametrize(("base", "caught"), [("ValueError", "ValueError"), ("KeyError", "LookupError")])
+def test_an_exception_of_the_program_is_caught_as_what_it_is_made_from(base, caught):
+    code = "try:\n    f()\nexcept {}:\n    pass\nelse:\n    assert False"
+    program = f"class E({base}): pass\nclass F(E): pass\ndef f(): raise F('no')"
+    assert verdict(code.format(caught), program).passed
+    assert verdict(code.format("TypeError"), program).reason == base
+
+
+def test_exceptions_of_the_standard_library_are_caught_too():
+    assert verdict("try:\n    f()\nexcept ValueError:\n    pass", "import json\ndef f(): json.loads('{')").passed
 
 
 def test_the_effect_on_arguments_is_not_seen():
@@ -187,7 +279,9 @@ def test_the_weakest_level_says_what_it_lacks():
     weak = Protection("limits", landlock=False, seccomp=False, own_user=False)
     assert "use the network" in str(weak)
     assert "outlive its time" in str(weak)
-    assert Protection("bubblewrap", landlock=False, seccomp=False, own_user=False).gaps == ()
+    assert "reach socket files of other programs" in str(Protection("unshare", True, False, True))
+    assert Protection("bubblewrap", False, False, False).gaps == ("use memory beyond its limit",)
+    assert Protection("bubblewrap", landlock=False, seccomp=True, own_user=False).gaps == ()
 
 
 def test_a_sandbox_that_does_not_start_is_no_verdict(monkeypatch):
@@ -209,6 +303,84 @@ def test_a_candidate_that_does_not_start_is_no_verdict(monkeypatch):
     monkeypatch.setattr(verdicts_module, "start", failing)
     with pytest.raises(SandboxError, match="did not start"):
         judge(SORTED, SORT)
+
+
+def test_the_time_of_a_program_begins_when_it_has_started():
+    with ExitStack() as stack:
+        pipes, words = verdicts_module._pipes(stack)
+        ends = {"calls": pipes["calls"], "replies": pipes["answers"], "verdict": pipes["verdict"]}
+        job = {**ends, **vars(Tests(code="", names=()))}
+        child = processes_module.start("examiner", job, [*ends.values()], Limits(), protection().level, trusted=True)
+        stack.callback(child.end)
+        for end in pipes.values():
+            stack.callback(os.close, end)
+        assert select.select([words], [], [], 0.5)[0] == []
+        send(pipes["replies"], READY)
+        said = b""
+        while said.count(b"\n") < 2:
+            said += os.read(words, 100)
+        assert said == b"ready\npassed\n"
+
+
+@pytest.fixture
+def few_users(monkeypatch):
+    """The users that the map of a small container has to spare, as root sees it; not those of another run of this."""
+    first = 2**33 + (os.getpid() << 10)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(processes_module, "_user_map", lambda: [(first - 20_000, 100_000, 20_256)])
+    return range(first, first + 256)
+
+
+def test_no_two_programs_have_the_same_user(few_users):
+    with ExitStack() as claims:
+        with ThreadPoolExecutor(8) as pool:
+            taken = list(pool.map(lambda _: processes_module.spare_user(claims), range(256)))
+        assert sorted(taken) == [*few_users]
+        with pytest.raises(SandboxError, match="All of 256 users are taken"):
+            processes_module.spare_user(claims)
+    with ExitStack() as claims:
+        assert processes_module.spare_user(claims) in few_users
+
+
+def test_no_two_ranks_have_the_same_user(few_users):
+    reader, writer = os.pipe()
+    asked, ask = os.pipe()
+    if (rank := os.fork()) == 0:
+        try:
+            os.close(ask)
+            with ExitStack() as claims:
+                os.write(writer, bytes(processes_module.spare_user(claims) - few_users[0] for _ in range(100)))
+                os.read(asked, 1)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    theirs = {few_users[number] for number in os.read(reader, 100)}
+    with ExitStack() as claims:
+        mine = {processes_module.spare_user(claims) for _ in range(256 - len(theirs))}
+    os.close(ask)
+    os.waitpid(rank, 0)
+    for end in (reader, asked):
+        os.close(end)
+    assert (len(theirs), mine) == (100, {*few_users} - theirs)
+
+
+def test_a_map_without_spare_users_gives_none(few_users, monkeypatch):
+    monkeypatch.setattr(processes_module, "_user_map", lambda: [(0, 0, 1)])
+    with ExitStack() as claims:
+        assert processes_module.spare_user(claims) is None
+
+
+def test_a_program_that_cannot_be_spawned_leaves_nothing(monkeypatch, tmp_path):
+    def failing(*_):
+        raise OSError("no more processes")
+
+    protection_function("limits")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(processes_module, "_spawn", failing)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="no more"):
+        judge(SORTED, SORT, Limits(protection="limits"))
+    assert (os.listdir("/proc/self/fd"), os.listdir(tmp_path)) == (before, [])
 
 
 def test_a_failed_start_leaves_nothing_open(monkeypatch):

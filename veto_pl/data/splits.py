@@ -60,3 +60,13 @@ def check_sizes(owner: str, *, at_least: int = 0, **sizes: int | None) -> None:
     for name, size in sizes.items():
         if size is not None and size < at_least:
             raise ConfigurationError(f"`{owner}.{name}` must be {at_least} or more, got {size}.")
+
+
+def check_stop(owner: str, stop: tuple[str, ...]) -> None:
+    """Raises `ConfigurationError` for an empty stop string, which would end every completion before it begins.
+
+    Example:
+        >>> check_stop("JsonLines", ("Question:",))
+    """
+    if not all(stop):
+        raise ConfigurationError(f"`{owner}.stop` must hold no empty string, got {stop}.")

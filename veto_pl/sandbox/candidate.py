@@ -5,6 +5,7 @@ Nothing here is trusted once the code has run: it may patch this module, and gai
 
 from __future__ import annotations
 
+import builtins
 import os
 import sys
 
@@ -31,7 +32,10 @@ def main(job: dict[str, Any]) -> None:
 
 
 def serve(namespace: dict[str, Any], calls: int, replies: int) -> None:
-    """Answers requests `(operation, target, ...)` with `("value", ...)` or `("raised", name of the exception)`."""
+    """Answers requests `(operation, target, ...)` with `("value", ...)` or `("raised", name of the exception)`.
+
+    Of an exception that the program defines, the name is that of the builtin one that it is made from.
+    """
     objects: list[Any] = []
 
     def keep(value: Any) -> tuple[int, bool]:
@@ -43,7 +47,7 @@ def serve(namespace: dict[str, Any], calls: int, replies: int) -> None:
             operation, target, *rest = decode(request, lambda number, _: objects[number])
             reply = encode(("value", _perform(namespace, operation, target, rest)), keep)
         except BaseException as error:
-            reply = encode(("raised", type(error).__name__), keep)
+            reply = encode(("raised", _builtin(error)), keep)
         send(replies, reply)
 
 
@@ -55,6 +59,12 @@ def _perform(namespace: dict[str, Any], operation: str, target: Any, rest: list[
     if operation == "get":
         return getattr(target, rest[0])
     return setattr(target, rest[0], rest[1])
+
+
+def _builtin(error: BaseException) -> str:
+    names = (kind.__name__ for kind in type(error).__mro__ if getattr(builtins, kind.__name__, None) is kind)
+    name: str = next(names)
+    return name
 
 
 def _truth(value: Any) -> bool:

@@ -1,13 +1,15 @@
 """Plain values as bytes, and frames of bytes on a pipe.
 
 Both child programs use it, so it imports next to nothing. The decoder builds exact builtin types only and runs no code
-of the sender: no pickles, no classes, no names. A value of any other type crosses as a number and its truth.
+of the sender: no pickles, no classes, no names. What can be iterated over once arrives as an iterator over its values.
+A value of any other type crosses as a number and its truth.
 """
 
 from __future__ import annotations
 
 import os
 import struct
+from itertools import chain, islice
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +19,26 @@ if TYPE_CHECKING:
 LARGEST = 2**26
 """Bytes of a frame; a longer one ends the conversation."""
 
-_SEQUENCES: dict[bytes, type] = {b"l": list, b"t": tuple, b"e": set, b"z": frozenset}
+MOST = 10_000
+"""Values that an iterator may yield to cross; one that yields more, perhaps without end, is not plain."""
+
+# The type, what it holds, and how it is made from that.
+_CONTAINERS: dict[bytes, tuple[type, Callable[[Any], list[Any]], Callable[[list[Any]], Any]]] = {
+    b"l": (list, list, list),
+    b"t": (tuple, list, tuple),
+    b"e": (set, list, set),
+    b"z": (frozenset, list, frozenset),
+    b"d": (
+        dict,
+        lambda value: [item for pair in dict.items(value) for item in pair],
+        lambda items: dict(zip(items[::2], items[1::2], strict=True)),
+    ),
+    b"k": (type({}.keys()), list, lambda items: dict.fromkeys(items).keys()),
+    b"v": (type({}.values()), list, lambda items: dict(enumerate(items)).values()),
+    b"m": (type({}.items()), list, lambda items: dict(items).items()),
+    b"r": (range, lambda value: [value.start, value.stop, value.step], lambda items: range(*items)),
+    b"g": (type(iter([])), list, iter),
+}
 _CONSTANTS: dict[bytes, Any] = {b"N": None, b"T": True, b"F": False}
 
 
@@ -104,19 +125,22 @@ def _text(tag: bytes, data: bytes, parts: list[bytes]) -> None:
 
 
 def _write_container(value: Any, parts: list[bytes], opaque: Callable[[Any], tuple[int, bool]]) -> None:
-    if isinstance(value, dict):
-        pairs = list(dict.items(value))
-        parts.append(b"d" + struct.pack("<Q", len(pairs)))
-        items = [item for pair in pairs for item in pair]
-    else:
-        tag = next((tag for tag, kind in _SEQUENCES.items() if isinstance(value, kind)), None)
-        if tag is None:
-            parts.append(b"h" + struct.pack("<Q?", *opaque(value)))
+    if _iterates(value):
+        items = list(islice(value, MOST + 1))
+        value = iter(items) if len(items) <= MOST else chain(items, value)
+    for tag, (kind, held, _) in _CONTAINERS.items():
+        if isinstance(value, kind):
+            items = held(value)
+            parts.append(tag + struct.pack("<Q", len(items)))
+            for item in items:
+                _write(item, parts, opaque)
             return
-        items = list(value)
-        parts.append(tag + struct.pack("<Q", len(items)))
-    for item in items:
-        _write(item, parts, opaque)
+    parts.append(b"h" + struct.pack("<Q?", *opaque(value)))
+
+
+def _iterates(value: Any) -> bool:
+    """Whether it is a generator, `map`, `zip`, ...: all that is done with those is to take their values."""
+    return type(value).__module__ in ("builtins", "itertools") and hasattr(type(value), "__next__")
 
 
 class _Reader:
@@ -154,8 +178,6 @@ class _Reader:
         return data if tag == b"b" else data.decode("utf-8", "surrogatepass")
 
     def container(self, tag: bytes, length: int) -> Any:
-        if tag == b"d":
-            return {self.value(): self.value() for _ in range(length)}
-        if tag not in _SEQUENCES:
+        if tag not in _CONTAINERS:
             raise ValueError(f"no value begins with {tag!r}")
-        return _SEQUENCES[tag]([self.value() for _ in range(length)])
+        return _CONTAINERS[tag][2]([self.value() for _ in range(length)])

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+_PLAIN = (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, range)
+_OF_PLAIN_VALUES = {name for kind in _PLAIN for name in dir(kind)}
+
 # The tests of some problems draw numbers; the same completion gets the same verdict.
 _SEED = "import random; random.seed(0)"
 
@@ -31,13 +34,18 @@ class Link:
     def __init__(self, calls: int, replies: int) -> None:
         self.calls, self.replies, self.broken = calls, replies, False
 
-    def ask(self, *request: Any) -> Any:
-        """The value that the candidate answers; raises where it raised, or has gone, or answers nonsense."""
+    def ask(self, *request: Any, made: bool) -> Any:
+        """The value that the candidate answers; raises where it raised, or has gone, or answers nonsense.
+
+        Args:
+            request: what the candidate shall do.
+            made: whether objects in the answer count as made by a class that the tests use.
+        """
         data = encode(request, _number)
         try:
             send(self.calls, data)
             reply = receive(self.replies)
-            kind, value = decode(b"" if reply is None else reply, lambda number, truth: Opaque(self, number, truth))
+            kind, value = decode(reply or b"", lambda number, truth: Opaque(self, number, truth, made))
         except (OSError, ValueError, TypeError, RecursionError, MemoryError) as error:
             self.broken = True
             raise CandidateError("the candidate has gone") from error
@@ -47,24 +55,28 @@ class Link:
 
 
 class Opaque:
-    """An object of the candidate: can be called, passed back, and asked for attributes; equal to nothing."""
+    """An object of the candidate: can be called, passed back, and asked for attributes; equal to nothing.
 
-    __slots__ = ("_link", "_number", "_truth")
+    Where tests ask for `startswith` or `issubset`, they mean a plain value, and the answer is not for the candidate to
+    give. So an object has no attribute of that name, unless the tests have made it by a class of the program.
+    """
 
-    def __init__(self, link: Link, number: int, truth: bool) -> None:
-        for name, value in zip(self.__slots__, (link, number, truth), strict=True):
+    __slots__ = ("_link", "_made", "_number", "_truth")
+
+    def __init__(self, link: Link, number: int, truth: bool, made: bool) -> None:
+        for name, value in zip(self.__slots__, (link, made, number, truth), strict=True):
             object.__setattr__(self, name, value)
 
     def __call__(self, *positional: Any, **named: Any) -> Any:
-        return self._link.ask("call", self, positional, named)
+        return self._link.ask("call", self, positional, named, made=self._made)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
+        if name.startswith("_") or (name in _OF_PLAIN_VALUES and not self._made):
             raise AttributeError(name)
-        return self._link.ask("get", self, name)
+        return self._link.ask("get", self, name, made=self._made)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._link.ask("set", self, name, value)
+        self._link.ask("set", self, name, value, made=self._made)
 
     def __eq__(self, other: object) -> bool:
         return False
@@ -100,11 +112,10 @@ def main(job: dict[str, Any]) -> None:
     """Enters the fence, waits for the candidate, and reports `ready` and then one word."""
     enter(job["fence"])
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-    os.write(job["verdict"], b"ready\n")
     link = Link(job["calls"], job["replies"])
-    started = receive(link.replies) == READY
-    word = judged(link, job) if started else "absent"
-    os.write(job["verdict"], word.encode("utf-8", "replace")[:100] + b"\n")
+    if receive(link.replies) == READY:  # the time of the program begins here
+        os.write(job["verdict"], b"ready\n")
+        os.write(job["verdict"], judged(link, job).encode("utf-8", "replace")[:100] + b"\n")
     os._exit(0)  # whatever the tests have registered to run at exit
 
 
@@ -116,7 +127,7 @@ def judged(link: Link, job: dict[str, Any]) -> str:
             exec(_SEED, {})
         exec(compile(job["setup"], "<setup>", "exec", dont_inherit=True), namespace)
         for name in job["names"]:
-            namespace[name] = link.ask("name", name)
+            namespace[name] = link.ask("name", name, made=name in job["classes"])
         exec(compile(job["code"], "<tests>", "exec", dont_inherit=True), namespace)
     except BaseException as error:
         return "gone" if link.broken else type(error).__name__

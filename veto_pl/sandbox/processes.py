@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import marshal
 import os
 import select
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +30,7 @@ for name, code in modules:
     exec(code, module.__dict__)
 sys.modules[entry].main(job)
 """
-_MODULES = ("codec", "kernel", "fence", "candidate", "examiner")
+_MODULES = ("codec", "calls", "kernel", "fence", "candidate", "examiner")
 _RUNS = itertools.count()
 
 
@@ -41,15 +44,15 @@ class Child:
 
     Args:
         process: the outermost process, leader of its group.
-        folder: its temporary folder on this machine, or None where it lives in a namespace.
-        user: the user that it runs as, or None for this one's.
+        orphans: a user of this machine whose processes may have left the group, or None where a namespace holds them.
         errors: a file with what a trusted program wrote to its standard error, or None.
+        belongings: gives back, once the program has ended, what was taken for it: folder, user and files.
     """
 
     process: subprocess.Popen[bytes]
-    folder: str | None
-    user: int | None
-    errors: int | None = None
+    orphans: int | None
+    errors: int | None
+    belongings: ExitStack
 
     def settle(self, seconds: float = 0.2) -> None:
         """Waits for the program to end by itself, which leaves no zombies where nobody reaps orphans."""
@@ -63,14 +66,11 @@ class Child:
 
     def end(self) -> None:
         """Kills the process group, and what may have left it, and removes the folder."""
-        os.killpg(self.process.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
-        self.process.wait()
-        if self.folder is not None:
-            if self.user is not None and self.errors is None:
-                _kill_user(self.user)
-            _remove(self.folder)
-        if self.errors is not None:
-            os.close(self.errors)
+        with self.belongings:
+            os.killpg(self.process.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+            self.process.wait()
+            if self.orphans is not None:
+                _kill_user(self.orphans)
 
     def complaint(self) -> str:
         """The end of what the program wrote to its standard error."""
@@ -98,20 +98,25 @@ def start(
         packages: folders to import from, beside the standard library.
         trusted: keep what it writes to its standard error; that of other programs is thrown away.
     """
-    user = spare_user()
-    folder = None if level == "bubblewrap" else tempfile.mkdtemp(prefix="veto-sandbox-")
-    if folder is not None and user is not None:
-        os.chown(folder, user, user)
-    inside = folder or "/sandbox"  # not /tmp, where an interpreter that has to be seen may lie
-    fence = {
-        "limits": limits.resources, "user": user, "packages": list(packages), "readable": [*readable(), *packages],
-        "writable": [inside, *devices()],
-    }  # fmt: skip
-    packed = marshal.dumps((_compiled(), f"veto_pl.sandbox.{entry}", {**job, "fence": fence}))
-    before = command(level, inside, limits.folder_bytes, packages, unprivileged=user is None)
-    errors = os.memfd_create("errors") if trusted else None
-    process = _spawn([*before, interpreter(), "-S", "-s", "-c", _BOOT], packed, pipes, inside, folder, errors)
-    return Child(process, folder, user, errors)
+    with ExitStack() as stack:
+        user = spare_user(stack)
+        folder = None if level == "bubblewrap" else tempfile.mkdtemp(prefix="veto-sandbox-")
+        if folder is not None:
+            stack.callback(_remove, folder)
+            if user is not None:
+                os.chown(folder, user, user)
+        inside = folder or "/sandbox"  # not /tmp, where an interpreter that has to be seen may lie
+        fence = {
+            "limits": limits.resources, "user": user, "packages": list(packages),
+            "readable": [*readable(), *packages], "writable": [inside, *devices()],
+        }  # fmt: skip
+        packed = marshal.dumps((_compiled(), f"veto_pl.sandbox.{entry}", {**job, "fence": fence}))
+        before = command(level, inside, limits.folder_bytes, packages, unprivileged=user is None)
+        errors = os.memfd_create("errors") if trusted else None
+        if errors is not None:
+            stack.callback(os.close, errors)
+        process = _spawn([*before, interpreter(), "-S", "-s", "-c", _BOOT], packed, pipes, inside, folder, errors)
+        return Child(process, user if folder is not None and not trusted else None, errors, stack.pop_all())
 
 
 def _spawn(
@@ -132,18 +137,39 @@ def _spawn(
         )
 
 
-def spare_user() -> int | None:
+def spare_user(claims: ExitStack) -> int | None:
     """For root a user that nobody else has, so that the count of its processes is its own; None for others.
 
-    Of a user namespace with few users, such as that of a rootless container, one of those is taken.
+    It stays taken, for all processes of this machine, until the claims are closed. Of a user namespace with few users,
+    such as that of a rootless container, one of those is taken.
     """
     if os.geteuid() != 0:
         return None
-    run = (os.getpid() << 8) + next(_RUNS) % 256
     first, _, count = max(_user_map(), key=lambda row: row[2])
-    if count >= 2**31:
-        return first + 2**30 + run
-    return first + 20_000 + run % (count - 20_000) if count > 20_256 else None
+    reserved = 2**30 if count >= 2**31 else 20_000
+    first, count = first + reserved, min(count - reserved, 2**30)
+    if count < 256:
+        return None
+    begin = (os.getpid() << 8) + next(_RUNS)  # far from those of other processes
+    users = (first + (begin + place) % count for place in range(count))
+    user = next((user for user in users if _claimed(user, claims)), None)
+    if user is None:
+        raise SandboxError(f"All of {count} users are taken by programs under test.")
+    return user
+
+
+def _claimed(user: int, claims: ExitStack) -> bool:
+    """Whether the user was free. An address has one owner, and is free again when its owner has gone, however."""
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        claim.bind(f"\0veto-sandbox-user-{user}")
+    except OSError as error:
+        claim.close()
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return False
+    claims.enter_context(claim)
+    return True
 
 
 def _user_map() -> list[tuple[int, int, int]]:

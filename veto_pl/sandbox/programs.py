@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from textwrap import dedent
+from collections.abc import Callable, Sequence
+from textwrap import dedent, indent
 
 _FENCED = re.compile(r"^[ \t]*(```|~~~)[^\n]*\n(.*?)(?:^[ \t]*\1|\Z)", re.MULTILINE | re.DOTALL)
+_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+_LONG_STRING = re.compile(r"(\"{3}|'{3}).*?(?:\1|\Z)", re.DOTALL)
 _HELPERS = re.compile(r"\s*(?:import|from|def|class|async|@)\b")
 _PROSE = re.compile(
-    r"^(?!(?:import|from|def|class|async|if|elif|else|for|while|with|try|except|finally|return|pass|assert)\b"
-    r"|[\s@#)\]}\"']|[A-Za-z_][\w.]*[ \t]*[=(\[+*/-])",
+    r"^(?!(?:import|from|def|class|async|if|elif|else|for|while|with|try|except|finally|return|pass|assert|raise|del|global|nonlocal)\b"
+    r"|[\s@#)\]}\"']|[A-Za-z_][\w.]*[ \t]*(?:[=(\[+*/-]|(?:,[ \t]*[A-Za-z_][\w.]*[ \t]*)+=))",
     re.MULTILINE,
 )
+_NO_BODY = re.compile(r"(?:#.*|pass|\.\.\.|raise NotImplementedError.*)?")
 
 
 def defines(text: str, names: Sequence[str]) -> bool:
@@ -41,9 +44,10 @@ def cut(text: str, stop: Sequence[str]) -> str:
 def extract_program(prompt: str, completion: str, names: Sequence[str], stop: Sequence[str]) -> str:
     r"""The program that a completion stands for.
 
-    The first fenced block that defines one of the names is taken, behind earlier blocks of imports and definitions.
-    Else an unfenced definition is taken, up to prose. Both stand behind the prompt, whose imports and helpers they may
-    use. Any other text continues the prompt, up to a stop string.
+    What stands between `<think>` and `</think>` is left out. Of fenced blocks, the last one that defines a name with a
+    body is taken, behind earlier blocks of imports and definitions. Else an unfenced definition is taken, up to prose.
+    Both stand behind the prompt, whose imports and helpers they may use. Any other text continues the prompt, up to a
+    stop string: a block at its beginning, the only block behind prose, or the text itself.
 
     Args:
         prompt: code that the completion may continue.
@@ -61,25 +65,70 @@ def extract_program(prompt: str, completion: str, names: Sequence[str], stop: Se
             return x
         <BLANKLINE>
     """
-    blocks = [match[2] for match in _FENCED.finditer(completion)]
-    whole = _first_definition([dedent(block) for block in blocks], names)
-    if whole is None and not blocks and not _indented(completion) and defines(completion, names):
+    text = _THOUGHT.sub("", completion).rpartition("</think>")[2]  # the prompt may have opened the thought
+    blocks = [match[2] for match in _FENCED.finditer(text)]
+    whole = _definitions(blocks, names, _gives)
+    if whole is None and not blocks and not _indented(text) and defines(text, names):
         # Behind a function that the prompt has begun, these strings end it; here they may begin it.
-        whole = cut(_without_prose(completion), () if defines(prompt, names) else stop)
+        whole = cut(_without_prose(text), () if defines(prompt, names) else stop)
+    body = _body(text, blocks, names)
+    if whole is None and body is None:
+        whole = _definitions(blocks, names, lambda block, name: defines(block, [name]))
     if whole is not None:
         # Nothing may stand before an import from the future.
         return whole if "from __future__" in whole else completed(prompt, names) + whole
-    opens = completion.lstrip().startswith(("```", "~~~"))
-    text = blocks[0] if blocks and opens else completion
+    if body is not None:
+        text = _shifted(body, _margin(prompt)) if defines(prompt, names) else body
     return prompt + _aligned(prompt, cut(text, stop), names)
 
 
-def _first_definition(blocks: Sequence[str], names: Sequence[str]) -> str | None:
-    place = next((place for place, block in enumerate(blocks) if defines(block, names)), None)
-    if place is None:
+def _definitions(blocks: Sequence[str], names: Sequence[str], gives: Callable[[str, str], bool]) -> str | None:
+    """For each name the last block that gives it, and what the blocks before them may have to offer."""
+    blocks = [dedent(block) for block in blocks]
+    drafts = [place for place, block in enumerate(blocks) if defines(block, names)]
+    found = {next((place for place in drafts[::-1] if gives(blocks[place], name)), -1) for name in names} - {-1}
+    if not found:
         return None
-    helpers = [block for block in blocks[:place] if _HELPERS.match(block) and ">>>" not in block]
-    return "\n".join([*helpers, blocks[place]])
+    earlier = enumerate(blocks[: max(found) + 1])
+    helpers = {place for place, block in earlier if _HELPERS.match(block) and ">>>" not in block} - {*drafts}
+    return "\n".join(blocks[place] for place in sorted(found | helpers))
+
+
+def _gives(text: str, name: str) -> bool:
+    r"""Whether the text defines the name by more than a head and a docstring.
+
+    Example:
+        >>> _gives("def f(x):\n    '''Twice x.'''\n", "f"), _gives("def f(x): return 2 * x", "f")
+        (False, True)
+    """
+    pattern = rf"^(?:async[ \t]+)?def[ \t]+{re.escape(name)}\b(.*(?:\n(?:[ \t\r)\]}}].*)?)*)"
+    functions = re.findall(pattern, _LONG_STRING.sub("", text), re.MULTILINE)
+    return any(map(_has_body, functions)) if functions else defines(text, [name])
+
+
+def _has_body(function: str) -> bool:
+    lines = [line for line in map(str.strip, function.splitlines()) if line]
+    ends = [line.partition("#")[0].rstrip().endswith(":") for line in lines]
+    body = lines[ends.index(True) + 1 :] if True in ends else [line.rpartition(":")[2].strip() for line in lines[-1:]]
+    return not all(map(_NO_BODY.fullmatch, body))
+
+
+def _body(text: str, blocks: Sequence[str], names: Sequence[str]) -> str | None:
+    """The block that continues the prompt: the first of a text that begins with it, or the only one behind prose."""
+    opens = text.lstrip().startswith(("```", "~~~"))
+    if not opens and not _PROSE.match(text.lstrip("\r\n")):
+        return None
+    found = [block for block in blocks if not _PROSE.match(block) and ">>>" not in block and not defines(block, names)]
+    return found[0] if found and (opens or len(found) == 1) else None
+
+
+def _shifted(body: str, margin: str) -> str:
+    """Indents a body that stands at the left margin, but not one of which the first line alone does."""
+    text = dedent(body)
+    first, *rest = [line.rstrip() for line in text.splitlines() if line.strip()] or [""]
+    inside = margin + " " if first.endswith(":") else margin
+    stays = not rest or (rest[0].startswith(inside) and all(line.startswith(margin) for line in rest))
+    return body if stays else indent(text, margin)
 
 
 def _indented(text: str) -> bool:

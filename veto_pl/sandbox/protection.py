@@ -24,7 +24,8 @@ class Protection:
         level: `bubblewrap` and `unshare` give namespaces: no network, no other processes, an own folder of limited
             size. `bubblewrap` also hides the file system. `limits` gives neither.
         landlock: the kernel hides and protects all files but the standard library's and those of the own folder.
-        seccomp: the kernel refuses sockets, signals, other process groups and tracing.
+        seccomp: the kernel refuses sockets, signals, tracing, other process groups, new namespaces, and memory that no
+            limit counts.
         own_user: programs run as a user that nobody else has.
     """
 
@@ -39,10 +40,12 @@ class Protection:
         spaces = self.level != "limits"
         found = {
             "use the network": spaces or self.seccomp,
+            "reach socket files of other programs": self.level == "bubblewrap" or self.seccomp,
             "read files": self.level == "bubblewrap" or self.landlock,
             "change files": self.level == "bubblewrap" or self.landlock or self.own_user,
-            "signal other processes of the user": spaces or self.seccomp or self.own_user,
+            "signal and limit other processes of the user": spaces or self.seccomp or self.own_user,
             "outlive its time": spaces or self.seccomp or self.own_user,
+            "use memory beyond its limit": self.seccomp,
             "fill the disk while it runs": spaces,
         }
         return tuple(gap for gap, closed in found.items() if not closed)

@@ -31,6 +31,8 @@ class Tests:
         names: globals of the program that `code` uses.
         setup: code that runs before the names are bound, and so may define the same ones.
         values: plain values that both parts of the code find as globals.
+        classes: those of the names that the tests use as classes. What their objects answer is the program's own word;
+            other objects have no attribute that plain values have, such as `startswith`.
     """
 
     __test__ = False  # not a class of tests for pytest
@@ -39,6 +41,7 @@ class Tests:
     names: tuple[str, ...]
     setup: str = ""
     values: Mapping[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def _start_both(
     stack: ExitStack, tests: Tests, program: str, limits: Limits, level: Level, pipes: dict[str, int]
 ) -> tuple[Child, Child]:
     ends = {"calls": pipes["calls"], "replies": pipes["answers"], "verdict": pipes["verdict"]}
-    work = {"code": tests.code, "names": tests.names, "setup": tests.setup, "values": dict(tests.values)}
+    work = {**vars(tests), "values": dict(tests.values)}
     packages = _packages()
     first = start("examiner", {**ends, **work}, [*ends.values()], limits, level, packages=packages, trusted=True)
     stack.callback(first.end)
@@ -130,6 +133,6 @@ def _wait(words: int, timeout: float, judge: Child) -> str:
         deadline = deadline if text else time.monotonic() + timeout
         text += part
     reason = text.decode(errors="replace").split("\n")[1] if text.count(b"\n") == 2 else ""
-    if reason == "absent" or not text:
+    if not text:
         raise SandboxError(f"The sandbox did not start: {judge.complaint() or 'no reason was given'}.")
     return reason or "gone"

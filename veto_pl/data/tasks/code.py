@@ -6,13 +6,14 @@ import ast
 import builtins
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from veto_pl.data.hub import hub_rows
 from veto_pl.data.jsonl import read_examples, shown, to_example
-from veto_pl.data.splits import check_sizes, pick
+from veto_pl.data.splits import check_sizes, check_stop, pick
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.sandbox import Limits, Tests, completed, extract_program, judge, protection
 from veto_pl.seams import Task
@@ -40,11 +41,13 @@ class _CodeTask(Task):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        if not self.allow_code_execution:
+        if self.allow_code_execution is not True:
             raise ConfigurationError(
-                f"`{name}` judges completions by running them, and `{name}.allow_code_execution` is false. Read what "
-                "docs/sandbox.md says about the protection of this machine, then set it to true."
+                f"`{name}` judges completions by running them, and `{name}.allow_code_execution` is "
+                f"{str(self.allow_code_execution).lower()}. Read what docs/sandbox.md says about the protection of "
+                "this machine, then set it to true."
             )
+        check_stop(name, self.stop)
 
     def program(self, example: Example, completion: str) -> str:
         """What of the completion is run."""
@@ -71,6 +74,7 @@ class HumanEval(_CodeTask):
 
     Rows have `prompt`, `entry_point`, `canonical_solution`, and either `test`, which defines `check`, or `base_input`,
     `plus_input` and `atol` as in EvalPlus, where the reference solution says what is right. There is no training split.
+    EvalPlus compares some answers of MBPP+ as sets, so its rows are refused here and read by `MBPP` from the hub.
 
     Args:
         path: JSON Lines file, plain or gzipped; None reads from the hub.
@@ -81,7 +85,7 @@ class HumanEval(_CodeTask):
         stop: strings that end a completion, for models that continue the prompt; use an empty list for chat models.
 
     Raises:
-        ConfigurationError: where running code is not allowed.
+        ConfigurationError: where running code is not allowed, or a stop string is empty.
         DataError: for a file or a row that cannot be used, or an unreachable hub.
     """
 
@@ -123,7 +127,11 @@ class HumanEval(_CodeTask):
         for where, row in _raw(self, "test", config=None, field="prompt"):
             _check(row, where, entry_point=str)
             _check(row, where, **({"test": str} if "test" in row else {"base_input": list, "plus_input": list}))
-            examples.append(to_example(row, prompt="prompt", completion="canonical_solution", where=where))
+            example = to_example(row, prompt="prompt", completion="canonical_solution", where=where)
+            with _named(where):
+                _parsed(self.tests(example).setup)
+                _check_human(row)
+            examples.append(example)
         return examples
 
 
@@ -145,7 +153,7 @@ class MBPP(_CodeTask):
         stop: strings that end a completion, for models that continue the prompt; use an empty list for chat models.
 
     Raises:
-        ConfigurationError: where running code is not allowed.
+        ConfigurationError: where running code is not allowed, or a stop string is empty.
         DataError: for a file or a row that cannot be used, or an unreachable hub.
     """
 
@@ -164,7 +172,12 @@ class MBPP(_CodeTask):
         for where, row in _raw(self, split, config=self.config, field="code"):
             if self.path is None or _split_of(row.get("task_id")) == split:
                 _check(row, where, **({"test": str} if "test" in row else {"test_list": list}))
+                _check({**row, "test_setup_code": row.get("test_setup_code") or ""}, where, test_setup_code=str)
+                _check_texts(row, where, "test_imports", "test_list", "challenge_test_list")
                 sentence = to_example(row, prompt="text" if "text" in row else "prompt", completion="code", where=where)
+                with _named(where):
+                    if not (tests := self.tests(sentence)).names:
+                        raise DataError(f"expected tests that use the program, got {shown(tests.code.strip())}.")
                 examples.append(replace(sentence, prompt=_docstring(sentence.prompt, row.get("test_list") or [])))
         return examples
 
@@ -178,8 +191,19 @@ class MBPP(_CodeTask):
         lines = [*(row.get("test_imports") or []), row.get("test_setup_code") or ""]
         lines += [row["test"]] if "test" in row else row["test_list"]
         lines += row.get("challenge_test_list") or [] if self.challenge else []
-        code = "\n".join(lines)
-        return Tests(code=code, names=provided(code, example.completion or ""))
+        return _tests("\n".join(lines), example.completion or "")
+
+
+@lru_cache(maxsize=4096)
+def _tests(code: str, reference: str) -> Tests:
+    """The tests, with what they use and the reference imports: a `math` of the program would be its own word."""
+    imports = [node for node in _parsed(reference).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = provided(code, reference)
+    lines = [ast.unparse(node) for node in imports if {_bound_by(alias) for alias in node.names} & {*names}]
+    code = "\n".join([*lines, code])
+    names = provided(code, reference)
+    classes = {node.name for node in _parsed(reference).body if isinstance(node, ast.ClassDef)}
+    return Tests(code=code, names=names, classes=tuple(name for name in names if name in classes))
 
 
 @lru_cache(maxsize=4096)
@@ -200,18 +224,22 @@ def provided(tests: str, reference: str) -> tuple[str, ...]:
         elif isinstance(node, ast.arg):
             bound.add(node.arg)
         elif isinstance(node, ast.alias):
-            bound.add((node.asname or node.name).partition(".")[0])
+            bound.add(_bound_by(node))
         elif isinstance(node, ast.ExceptHandler) and node.name:
             bound.add(node.name)
     defined = {node.name for node in _parsed(reference).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     return tuple(sorted((used & defined) | (used - bound - vars(builtins).keys())))
 
 
+def _bound_by(alias: ast.alias) -> str:
+    return (alias.asname or alias.name).partition(".")[0]
+
+
 def _parsed(code: str) -> ast.Module:
     try:
         return ast.parse(code)
-    except SyntaxError as error:
-        raise DataError(f"Expected tests and a reference in Python, got {code[:80]!r}: {error}.") from error
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise DataError(f"expected tests and a reference in Python, got {code.strip()[:80]!r}: {error}.") from error
 
 
 def _raw(task: HumanEval | MBPP, split: str, *, config: str | None, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -224,10 +252,47 @@ def _raw(task: HumanEval | MBPP, split: str, *, config: str | None, field: str) 
         yield f"{task.path or f'{task.hub}/{split}'}: row {number}", row
 
 
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Says of a fault in which row it is."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
 def _check(row: dict[str, Any], where: str, **fields: type) -> None:
     for name, kind in fields.items():
         if not isinstance(row.get(name), kind):
             raise DataError(f"{where}: field `{name}` expected a {kind.__name__}, got {shown(row.get(name))}.")
+
+
+def _check_texts(row: dict[str, Any], where: str, *names: str) -> None:
+    for name in (name for name in names if row.get(name)):
+        _check(row, where, **{name: list})
+        for text in row[name]:
+            if not isinstance(text, str):
+                raise DataError(f"{where}: field `{name}` expected strings, got {shown(text)}.")
+
+
+def _check_human(row: dict[str, Any]) -> None:
+    """That the tests of a row ask the program something."""
+    if "test" in row:
+        checks = [n for n in _parsed(row["test"]).body if isinstance(n, ast.FunctionDef) and n.name == "check"]
+        names = {node.id for check in checks for node in ast.walk(check) if isinstance(node, ast.Name)}
+        if not names & {row["entry_point"], *(argument.arg for check in checks for argument in check.args.args)}:
+            raise DataError(
+                f"field `test` expected a function `check` that calls its argument, got {shown(row['test'])}."
+            )
+        return
+    if str(row.get("task_id")).startswith("Mbpp/"):
+        raise DataError(
+            "expected HumanEval, got MBPP+, where EvalPlus compares some answers as sets. Use `MBPP` with "
+            "`hub: evalplus/mbppplus` and `config: null`, whose tests say how to compare."
+        )
+    inputs = [*row["base_input"], *row["plus_input"]]
+    if not inputs or not all(isinstance(arguments, list) for arguments in inputs):
+        raise DataError(f"expected lists of arguments in `base_input` or `plus_input`, got {shown(inputs)}.")
 
 
 def _docstring(sentence: str, tests: list[str]) -> str:

@@ -9,8 +9,7 @@ from typing import Any
 from veto_pl.data.hub import hub_rows
 from veto_pl.data.jsonl import read_examples, to_example
 from veto_pl.data.rewards import RougeL
-from veto_pl.data.splits import check_sizes, pick
-from veto_pl.data.tasks.jsonlines import check_stop
+from veto_pl.data.splits import check_sizes, check_stop, pick
 from veto_pl.seams import Task
 from veto_pl.types import Example
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from veto_pl.data.hub import hub_rows
 from veto_pl.data.jsonl import read_examples, to_example
 from veto_pl.data.mathematics import MathAnswer
-from veto_pl.data.splits import check_sizes, partition, pick
-from veto_pl.data.tasks.jsonlines import check_stop
+from veto_pl.data.splits import check_sizes, check_stop, partition, pick
 from veto_pl.seams import Task
 from veto_pl.types import Example
 

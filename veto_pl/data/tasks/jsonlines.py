@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from veto_pl.data.jsonl import OnBadRow, read_examples
 from veto_pl.data.rewards import NoReward
-from veto_pl.data.splits import check_sizes, pick
-from veto_pl.exceptions import ConfigurationError
+from veto_pl.data.splits import check_sizes, check_stop, pick
 from veto_pl.seams import Reward, Task
 from veto_pl.types import Example
 
@@ -59,13 +58,3 @@ class JsonLines(Task):
     def reward(self, example: Example, completion: str) -> float:
         """The verifier's score."""
         return self.verifier(example, completion)
-
-
-def check_stop(owner: str, stop: tuple[str, ...]) -> None:
-    """Raises `ConfigurationError` for an empty stop string, which would end every completion before it begins.
-
-    Example:
-        >>> check_stop("JsonLines", ("Question:",))
-    """
-    if not all(stop):
-        raise ConfigurationError(f"`{owner}.stop` must hold no empty string, got {stop}.")
