@@ -160,16 +160,37 @@ for token in range(3):
     gradients.append(torch.autograd.grad(BaselinePolicyGradient().per_token(rows).sum(), z)[0])
 exact = torch.autograd.grad(reverse_kl(z.log_softmax(-1), teacher), z)[0]
 print(torch.allclose(torch.stack(gradients).mean(0), exact, atol=1e-6))
+
+more = ["--model.objective.rollout=RandomCut", "--model.objective.rollout.shortest=0.5", "--model.teacher=Noisy"]
+more += ["--model.teacher.source=RandomWeights", "--model.objective.context=Instructed"]
+module = VetoCLI([*base, *more, "--model.objective.context.instruction=Think. "], run=False).model
+print(module.objective.rollout.shortest, repr(module.objective.context.instruction))
+from veto_pl.testing.tiny import tiny_source
+plain, noisy = (dict(s.load().named_parameters()) for s in (tiny_source(), type(module.teacher_source)(tiny_source())))
+size = lambda name: float(plain[name].abs().mean())
+print(all(abs(float((noisy[name] - plain[name]).std()) / size(name) - 0.1) < 0.05 for name in plain))
 """
+    done = run_with(plugin, "-c", script)
+    assert done.returncode == 0, done.stderr
+    squared_hellinger = 1 - (0.5 * 0.1) ** 0.5 - (0.5 * 0.9) ** 0.5
+    printed = [f"{round(2 * squared_hellinger, 4)} True", "True 0.0", "True", "0.5 'Think. '", "True"]
+    assert done.stdout.splitlines()[-5:] == printed
+
+
+def test_the_plugin_page_conforms(plugin):
+    classes = ("Hellinger", "BaselinePolicyGradient", "RandomCut", "SelfImitation", "Instructed")
+    laws = run_with(plugin, "-m", "pytest", "--pyargs", "veto_pl.testing", "-v", "-k", " or ".join(classes))
+    assert laws.returncode == 0, laws.stdout
+    assert [name for name in classes if f"[{name}" not in laws.stdout.replace("-", "[")] == []
+
+
+def run_with(plugin, *arguments):
     path = os.pathsep.join([str(plugin), str(ROOT)])
-    done = subprocess.run(
-        [sys.executable, "-c", script],
+    return subprocess.run(
+        [sys.executable, *arguments],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    squared_hellinger = 1 - (0.5 * 0.1) ** 0.5 - (0.5 * 0.9) ** 0.5
-    assert done.stdout.splitlines()[-3:] == [f"{round(2 * squared_hellinger, 4)} True", "True 0.0", "True"]

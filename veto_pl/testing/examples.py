@@ -1,11 +1,13 @@
 """Instances of every class that the conformance suite checks.
 
-A third-party class whose defaults do not make an instance, or not one that fits a vocabulary of two, has a class method
-`conformance_example()` that returns one.
+A third-party class whose defaults do not make an instance, or not one that fits tiny models and a vocabulary of two,
+has a class method `conformance_example()` that returns one.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.metadata import entry_points, packages_distributions
 from typing import Any
 
 from veto_pl.advantages import CentredLogRatio, Extrapolated, LogRatio, OrderConsistent, RelaxedLogRatio, WithReward
@@ -33,13 +35,33 @@ from veto_pl.objectives import (
     TopKOPD,
     UniOPD,
 )
-from veto_pl.plugins import available
-from veto_pl.rollouts import FromStudent
+from veto_pl.plugins import GROUP, available
+from veto_pl.rollouts import (
+    AdaptiveReplay,
+    BestTeacher,
+    FromCache,
+    FromDataset,
+    FromStudent,
+    FromTeacher,
+    Mixture,
+    Replay,
+    Sampling,
+    TeacherCorrected,
+    TeacherMixed,
+    TeacherSwitched,
+)
 from veto_pl.schedules import AtMost, Constant, Cosine, Linear, StepWise, WarmUp
 from veto_pl.supports import TopK
 from veto_pl.targets import GeometricBridge
 
 _ANSWER = Privileged("{completion}>{prompt}")
+_PEERS = (
+    Peer("{peer}{feedback}{prompt}", "{completion}>", "{prompt}"),
+    Peer("{peer}{prompt}", "{completion}>", threshold=0.0),
+)
+_SHORT = Sampling(max_new_tokens=4)
+_PAIRS = Sampling(temperature=0.8, top_p=0.9, max_new_tokens=4, num_completions=2)
+_STUDENT = FromStudent(_PAIRS)
 EXAMPLES: dict[type, tuple[Any, ...]] = {
     Constant: (Constant(0.3),),
     Linear: (Linear(0.8, 0.0), Linear(-1.0, 2.0)),
@@ -69,10 +91,7 @@ EXAMPLES: dict[type, tuple[Any, ...]] = {
     MiniLLM: (MiniLLM(), MiniLLM(pretraining_weight=0.0)),
     OPSD: (OPSD(context=_ANSWER), OPSD(context=_ANSWER, loss_cap=0.5)),
     SDFT: (SDFT(context=_ANSWER), SDFT(context=_ANSWER, skip_tokens=1)),
-    SDPO: (
-        SDPO(context=Peer("{peer}{feedback}{prompt}", "{completion}>", "{prompt}"), support=TopK(3, of="student")),
-        SDPO(context=Peer("{peer}{prompt}", "{completion}>", threshold=0.0), support=TopK(3, of="student")),
-    ),
+    SDPO: tuple(SDPO(context=context, support=TopK(3, of="student")) for context in _PEERS),
     LogRatio: (LogRatio(), LogRatio(0.9), LogRatio(1.0)),
     WithReward: (WithReward(), WithReward(CentredLogRatio(2), 0.5), WithReward(Extrapolated(1.5))),
     CentredLogRatio: (CentredLogRatio(), CentredLogRatio(2)),
@@ -94,17 +113,74 @@ EXAMPLES: dict[type, tuple[Any, ...]] = {
     AdaptiveSkew: (AdaptiveSkew(), AdaptiveSkew(direction="reverse", rollout=FromStudent())),
     DistiLLM2: (DistiLLM2(), DistiLLM2(beta=AtMost(Linear(1.0, 2.0), 1.5))),
     REOPOLD: (REOPOLD(), REOPOLD(switch=0.0, keep=0.4)),
+    Privileged: (_ANSWER,),
+    Peer: _PEERS,
+    FromStudent: (FromStudent(_SHORT), _STUDENT),
+    FromTeacher: (FromTeacher(_PAIRS),),
+    FromCache: (),
+    TeacherMixed: (TeacherMixed(0.5, _PAIRS),),
+    TeacherCorrected: (TeacherCorrected(3, _PAIRS),),
+    TeacherSwitched: (TeacherSwitched(1.0, _PAIRS, _SHORT),),
+    Mixture: (Mixture(_STUDENT, fraction=0.8), Mixture(_STUDENT, coin="sample")),
+    BestTeacher: tuple(
+        BestTeacher(_PAIRS, FromStudent(_SHORT), top_k=3, hint="{completion}>{prompt}", fallback=fallback)
+        for fallback in ("overlap", "skip")
+    ),
+    Replay: (Replay(_STUDENT, fraction=1.0), Replay(FromDataset(), capacity=6, max_age=1)),
+    AdaptiveReplay: (AdaptiveReplay(_STUDENT, start=0.5, increment=0.3), AdaptiveReplay(_STUDENT, start=1.0)),
 }
+"""An empty entry leaves a class out: a store of scores is tested where it is written."""
 
 
-def examples_of(cls: type) -> tuple[Any, ...]:
-    """The class's own `conformance_example()`, the instances listed here, or the one that its defaults make."""
-    if hasattr(cls, "conformance_example"):
-        return (cls.conformance_example(),)
-    return EXAMPLES[cls] if cls in EXAMPLES else (cls(),)
+def examples_of(cls: type[Any]) -> tuple[Any, ...]:
+    """The class's own `conformance_example()`, the instances listed here, or the one that its defaults make.
+
+    Raises:
+        AssertionError: there is none; it says what to do.
+    """
+    own = hasattr(cls, "conformance_example")
+    try:
+        found = (cls.conformance_example(),) if own else EXAMPLES[cls] if cls in EXAMPLES else (cls(),)
+    except Exception as error:
+        raise AssertionError(_without_example(cls, own, error)) from error
+    for instance in found:
+        assert isinstance(instance, cls), f"`{cls.__name__}.conformance_example()` must return one, got {instance!r}."
+    return found
+
+
+def _without_example(cls: type[Any], own: bool, error: Exception) -> str:
+    reason = f"{type(error).__name__}: {error}"
+    if own:
+        return f"`{cls.__name__}.conformance_example()` failed ({reason}), so none of its laws was checked. Repair it."
+    return (
+        f"`{cls.__module__}.{cls.__name__}` cannot be made from its defaults ({reason}), so none of its laws was "
+        "checked. Give it a class method `conformance_example()` that returns an instance for tiny models; the page on "
+        "plug-ins shows one."
+    )
+
+
+def installed_classes(*seams: type[Any]) -> list[type[Any]]:
+    """Everything behind the seams that comes from an installed package; tests define classes for themselves."""
+    return [cls for seam in seams for cls in available(seam) if _root(cls.__module__) in _packages()]
 
 
 def installed(*seams: type[Any]) -> list[Any]:
-    """Instances of everything that is available behind the seams."""
-    classes: list[type[Any]] = [cls for seam in seams for cls in available(seam)]
-    return [instance for cls in classes for instance in examples_of(cls)]
+    """Instances of everything that is installed; a class without any is reported by a test of its own."""
+    return [instance for cls in installed_classes(*seams) for instance in _examples_if_any(cls)]
+
+
+def _examples_if_any(cls: type[Any]) -> tuple[Any, ...]:
+    try:
+        return examples_of(cls)
+    except AssertionError:
+        return ()
+
+
+@cache
+def _packages() -> frozenset[str]:
+    announced = (_root(entry.module) for entry in entry_points(group=GROUP))
+    return frozenset({"veto_pl", *packages_distributions(), *announced})
+
+
+def _root(module: str) -> str:
+    return module.partition(".")[0]

@@ -13,8 +13,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from veto_pl.plugins import load_plugins
-from veto_pl.seams import Advantage, Divergence, Law, Objective, Schedule, Support, Target, TokenWeighting
-from veto_pl.testing.examples import installed
+from veto_pl.seams import (
+    Advantage,
+    Divergence,
+    Law,
+    Objective,
+    RolloutSource,
+    Schedule,
+    Support,
+    Target,
+    TeacherContext,
+    TokenWeighting,
+)
+from veto_pl.testing.examples import examples_of, installed, installed_classes
 from veto_pl.testing.strategies import SMOOTH, logits_of_kind, logits_pairs, ragged_grids
 from veto_pl.tokens import TokenGrid, TokenRows
 from veto_pl.types import Step
@@ -24,8 +35,10 @@ load_plugins()
 STEP = Step(3, 10)
 Pair = tuple[Tensor, Tensor]
 
-VALUES = installed(Divergence, Support, Target, TokenWeighting)
-ANYTHING = [*VALUES, *installed(Advantage, Objective, Schedule)]
+OF_DISTRIBUTIONS = (Divergence, Support, Target, TokenWeighting)
+SEAMS = (*OF_DISTRIBUTIONS, Advantage, Objective, Schedule, RolloutSource, TeacherContext)
+VALUES = installed(*OF_DISTRIBUTIONS)
+ANYTHING = installed(*SEAMS)
 
 quick = settings(deadline=None, derandomize=True, max_examples=20)
 
@@ -71,6 +84,12 @@ def scored(instance: Advantage, shape: torch.Size, generator: torch.Generator) -
 
 def _close(one: Tensor, other: Tensor, tolerance: float = 1e-9) -> None:
     torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance, check_dtype=False)
+
+
+@pytest.mark.parametrize("cls", installed_classes(*SEAMS), ids=lambda cls: cls.__name__)
+def test_every_class_has_an_example(cls: type[Any]) -> None:
+    """Without an instance nothing could be checked."""
+    examples_of(cls)
 
 
 @each(promising(Law.ZERO_AT_EQUALITY, Divergence))

@@ -1,0 +1,125 @@
+"""What the conformance suite makes of a plug-in: in processes of their own, as a third party runs it."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from veto_pl.plugins import available
+from veto_pl.schedules import Linear
+from veto_pl.seams import RolloutSource, Schedule
+from veto_pl.testing.examples import EXAMPLES, examples_of, installed, installed_classes
+
+ROOT = Path(__file__).parents[2]
+PLUGIN = """
+from dataclasses import dataclass, replace
+
+from veto_pl.rollouts import FromStudent, Sampling
+from veto_pl.seams import Divergence, RolloutSource, Schedule
+
+
+@dataclass(frozen=True)
+class Needy(Divergence):
+    scale: float
+
+    def __call__(self, student_logp, target_logp):
+        return student_logp.sum(-1)
+
+
+@dataclass(frozen=True)
+class Helped(Schedule):
+    value: float
+
+    def __call__(self, step, total):
+        return self.value
+
+    @classmethod
+    def conformance_example(cls):
+        return cls(0.5)
+
+
+@dataclass(frozen=True)
+class Helpless(RolloutSource):
+    def __call__(self, prompts, models, step):
+        raise NotImplementedError
+
+    @classmethod
+    def conformance_example(cls):
+        return cls(3)
+
+
+@dataclass(frozen=True)
+class Repeating(FromStudent):
+    sampling: Sampling = Sampling(max_new_tokens=4)
+
+    def __call__(self, prompts, models, step):
+        return super().__call__(prompts, models, replace(step, index=0))
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    (tmp_path / "their_package.py").write_text(PLUGIN)
+    metadata = tmp_path / "their_package-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[veto_pl.plugins]\ntheirs = their_package\n")
+    return tmp_path
+
+
+def test_a_class_that_cannot_be_made_hides_no_results(plugin):
+    classes = "Needy or Helped or Helpless or Repeating or test_eos"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--pyargs", "veto_pl.testing", "-v", "-p", "no:cacheprovider", "-k", classes],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(plugin), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    results = dict(re.findall(r"::(.+) (PASSED|FAILED)", done.stdout))
+    assert {test for test, result in results.items() if result == "FAILED"} == {
+        "test_every_class_has_an_example[Needy]",
+        "test_every_class_has_an_example[Helpless]",
+        "test_another_step_draws_other_numbers[{'index': 4}-Repeating]",
+    }
+    for name in ("Helped", "Repeating"):
+        assert results[f"test_every_class_has_an_example[{name}]"] == "PASSED"
+        assert results[f"test_settings_are_frozen_hashable_and_picklable[{name}]"] == "PASSED"
+    assert results["test_eos_ends_a_completion[FromDataset]"] == "PASSED"
+    assert "`their_package.Needy` cannot be made from its defaults (TypeError:" in done.stdout
+    assert "Give it a class method `conformance_example()`" in done.stdout
+    assert "`Helpless.conformance_example()` failed (TypeError:" in done.stdout
+
+
+def test_an_example_of_another_class_is_refused():
+    @dataclass(frozen=True)
+    class Mine(Linear):
+        @classmethod
+        def conformance_example(cls):
+            return Linear(0.0, 1.0)
+
+    with pytest.raises(AssertionError, match=r"`Mine\.conformance_example\(\)` must return one, got Linear\("):
+        examples_of(Mine)
+
+
+def test_what_a_test_defines_is_not_installed():
+    @dataclass(frozen=True)
+    class Mine(Schedule):
+        def __call__(self, step, total):
+            return 1.0
+
+    assert Mine in available(Schedule)
+    assert Mine not in installed_classes(Schedule)
+    assert Linear in installed_classes(Schedule)
+
+
+def test_an_empty_entry_leaves_a_class_out():
+    without = {cls for cls, examples in EXAMPLES.items() if not examples}
+    assert {cls.__name__ for cls in without} == {"FromCache"}
+    assert without <= set(installed_classes(RolloutSource))
+    assert not without & {type(instance) for instance in installed(RolloutSource)}

@@ -1,0 +1,123 @@
+"""For the laws of sources and contexts: tiny prompts, runs of a few steps, and where two rollouts differ."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from veto_pl.memory import Memories
+from veto_pl.metrics import default_metrics
+from veto_pl.parts import inside
+from veto_pl.seams import RolloutSource, Task
+from veto_pl.testing.tiny import prompt_batch
+from veto_pl.types import Example, Models, PromptBatch, Sequences, Step
+
+PROMPTS = ("abc>", "d>", "efghij>", "ka>")
+COMPLETIONS = ("cba", "d", "jihgfe", "akak")
+NUMBERS = (7, 3, 12, 5)
+TOTAL = 10
+FIELDS = ("input_ids", "loss_mask", "on_policy", "sampler_logp", "rewards", "by_teacher", "age")
+METRICS = tuple(f"validation/{metric.name}" for metric in default_metrics(1))
+
+
+@dataclass(frozen=True)
+class _EverySecondLength(Task):
+    """Texts with an odd number of characters are correct, so that some completions are and some are not."""
+
+    def load(self, split: str) -> Sequence[Example]:
+        return []
+
+    def reward(self, example: Example, completion: str) -> float:
+        return float(len(completion) % 2)
+
+
+def tiny_prompts(models: Models, turn: int = 0) -> PromptBatch:
+    """Four prompts with references, a task and numbers of their own; every turn begins with another one."""
+    batch = replace(
+        prompt_batch(models, PROMPTS, COMPLETIONS), task=_EverySecondLength(), numbers=torch.tensor(NUMBERS)
+    )
+    return batch.rows((torch.arange(len(PROMPTS)) + turn) % len(PROMPTS))
+
+
+def remembers(source: RolloutSource) -> bool:
+    """Whether the source, or one inside of it, has a memory."""
+    parts = inside(source, RolloutSource)  # type: ignore[type-abstract]
+    return any(part.new_memory() is not None for part in parts)
+
+
+def beginning(source: RolloutSource, models: Models) -> Models:
+    """The same models as a run begins, with nothing remembered."""
+    models = replace(models, memories=Memories())
+    models.memories.claim([source])
+    return models
+
+
+def run(source: RolloutSource, models: Models, steps: Iterable[int]) -> Iterator[tuple[PromptBatch, Sequences]]:
+    """What a source is given and writes: two micro-batches at each step, and a validation that gets worse after it."""
+    for index in steps:
+        for micro in range(2):
+            batch = tiny_prompts(models, index + micro)
+            yield batch, source(batch, models, Step(index, TOTAL, micro=micro))
+        models.memories.end_step()
+        models.memories.observe(dict.fromkeys(METRICS, 1.0 + index))
+
+
+def written(source: RolloutSource, models: Models) -> list[tuple[PromptBatch, Sequences]]:
+    """What a source writes from the beginning: at one step, or at as many as it takes a memory to show."""
+    return list(run(source, beginning(source, models), range(5 if remembers(source) else 1)))
+
+
+def unpadded(rows: Sequences, name: str) -> list[Tensor]:
+    """A field of every row, without what stands on padding."""
+    values: Tensor = getattr(rows, name)
+    if values.dim() == 1:
+        return list(values)
+    return [value[mask] for value, mask in zip(values, rows.attention_mask, strict=True)]
+
+
+def difference(one: Sequences, other: Sequences) -> str:
+    """The first difference of two rollouts, whatever their padding; empty where there is none.
+
+    A field that one of them does not have is not compared.
+    """
+    if len(one) != len(other):
+        return f"{len(one)} rows, and {len(other)}"
+    for name in FIELDS:
+        if getattr(one, name) is None or getattr(other, name) is None:
+            continue
+        for row, (a, b) in enumerate(zip(unpadded(one, name), unpadded(other, name), strict=True)):
+            # Other padding gives other roundings.
+            if a.shape != b.shape or not torch.allclose(a.double(), b.double(), rtol=0, atol=1e-4):
+                return f"`{name}` of row {row} is {a.tolist()}, and {b.tolist()}"
+    return ""
+
+
+@contextmanager
+def global_seed(seed: int) -> Iterator[None]:
+    """Seeds the generators of torch, numpy and Python, and puts them back."""
+    kept, of_numpy, of_python = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(kept)
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)
+
+
+def global_numbers() -> tuple[list[float], list[float], float]:
+    """What the three generators would draw next."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    drawn = torch.rand(4).tolist(), np.random.random(4).tolist(), random.random()
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])
+    random.setstate(states[2])
+    return drawn

@@ -1,0 +1,268 @@
+"""Every installed source of rollouts on tiny models: what its rows are made of, and what they may depend on."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from veto_pl.plugins import load_plugins
+from veto_pl.seams import RolloutSource
+from veto_pl.testing.examples import installed
+from veto_pl.testing.rows import (
+    TOTAL,
+    beginning,
+    difference,
+    global_numbers,
+    global_seed,
+    remembers,
+    run,
+    tiny_prompts,
+    unpadded,
+    written,
+)
+from veto_pl.testing.tiny import tiny_models
+from veto_pl.types import Models, PromptBatch, Sequences, Step
+
+load_plugins()
+
+STEP = Step(3, TOTAL)
+SOURCES = installed(RolloutSource)
+SPLITS = [[[0], [1], [2], [3]], [[3, 1, 0], [2]]]
+GRIDS = {"attention_mask": torch.bool, "loss_mask": torch.bool, "input_ids": torch.int64}
+GRIDS_PERHAPS = {"sampler_logp": torch.float32, "by_teacher": torch.bool}
+COLUMNS = {"prompt_rows": torch.int64, "on_policy": torch.bool}
+COLUMNS_PERHAPS = {"rewards": torch.float32, "age": torch.float32}
+
+
+def name(instance: object) -> str:
+    """What pytest calls a case."""
+    return type(instance).__name__
+
+
+each = pytest.mark.parametrize("source", SOURCES, ids=name)
+each_without_memory = pytest.mark.parametrize("source", [x for x in SOURCES if not remembers(x)], ids=name)
+
+
+@pytest.fixture(scope="module")
+def models() -> Models:
+    """Absolute positions, so that misplaced padding shows, and dropout, which no source may use."""
+    return tiny_models("gpt2")
+
+
+@each
+def test_fields_have_their_shapes_and_types(source: RolloutSource, models: Models) -> None:
+    """As `Sequences` describes them."""
+    for _, rows in written(source, models):
+        check_fields(rows)
+        assert (rows.teacher_scores is not None) == source.stored_teacher, (
+            "`stored_teacher` must say whether the rows have `teacher_scores`."
+        )
+
+
+def check_fields(rows: Sequences) -> None:
+    """The type and shape of every tensor."""
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys((*GRIDS, *GRIDS_PERHAPS), tuple(rows.input_ids.shape))
+    shapes |= dict.fromkeys((*COLUMNS, *COLUMNS_PERHAPS), (len(rows),))
+    for field, dtype in {**GRIDS, **GRIDS_PERHAPS, **COLUMNS, **COLUMNS_PERHAPS}.items():
+        value = getattr(rows, field)
+        if value is None and field in (*GRIDS_PERHAPS, *COLUMNS_PERHAPS):
+            continue
+        assert isinstance(value, Tensor), f"`{field}` must be a tensor, got {value!r}."
+        assert (value.dtype, tuple(value.shape)) == (dtype, shapes[field]), (
+            f"`{field}` must be {dtype} of shape {shapes[field]}, got {value.dtype} of shape {tuple(value.shape)}."
+        )
+        assert not value.requires_grad, f"`{field}` must not have a gradient."
+
+
+@each
+def test_rows_name_the_prompts_that_they_continue(source: RolloutSource, models: Models) -> None:
+    """In the order of the batch; rows from a memory may bring prompts of their own."""
+    for batch, rows in written(source, models):
+        assert rows.prompts is not None, "`prompts` must be the batch that `prompt_rows` points into, got None."
+        named, count = rows.prompt_rows, len(rows.prompts)
+        assert ((named >= 0) & (named < count)).all(), (
+            f"`prompt_rows` must point into the {count} rows of `prompts`, got {named.tolist()}."
+        )
+        if not remembers(source):
+            assert rows.prompts is batch, "`prompts` must be the batch that the source was given."
+            assert (named.diff() >= 0).all(), (
+                f"Rows must be in the order of the prompts (see `Sequences.in_prompt_order`), got {named.tolist()}."
+            )
+
+
+@each
+def test_each_row_is_a_prompt_and_the_completion_behind_it(source: RolloutSource, models: Models) -> None:
+    """Without padding, a row begins with its prompt, and what counts follows without a gap."""
+    for _, rows in written(source, models):
+        assert rows.prompts is not None
+        assert not (rows.loss_mask & ~rows.attention_mask).any(), "`loss_mask` must be False on padding."
+        if rows.by_teacher is not None:
+            assert not (rows.by_teacher & ~rows.loss_mask).any(), "`by_teacher` must be False off the completion."
+        counted = unpadded(rows, "loss_mask")
+        for row, (ids, counts, prompt) in enumerate(
+            zip(unpadded(rows, "input_ids"), counted, asked(rows), strict=True)
+        ):
+            assert torch.equal(ids[: len(prompt)], prompt), (
+                f"Row {row} must begin with the ids of its prompt, {prompt.tolist()}, got {ids.tolist()}."
+            )
+            expected = torch.arange(len(ids)) - len(prompt)
+            assert torch.equal(counts, (expected >= 0) & (expected < counts.sum())), (
+                f"The completion of row {row} must follow its prompt of {len(prompt)} tokens without a gap, got the "
+                f"`loss_mask` {counts.int().tolist()}."
+            )
+
+
+def asked(rows: Sequences) -> list[Tensor]:
+    """The ids of each row's prompt."""
+    assert rows.prompts is not None
+    prompts = rows.prompts.rows(rows.prompt_rows)
+    return [ids[mask] for ids, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True)]
+
+
+@each
+def test_eos_ends_a_completion(source: RolloutSource, models: Models) -> None:
+    """What was written behind it does not count."""
+    ends = torch.tensor(models.eos_ids)
+    for _, rows in written(source, models):
+        for row, ids in enumerate(rows.completions()):
+            assert not torch.isin(ids[:-1], ends).any(), (
+                f"The completion of row {row} must end with its first EOS ({ends.tolist()}), got {ids.tolist()}."
+            )
+
+
+@each
+def test_the_samplers_log_probabilities_are_those_of_the_completion(source: RolloutSource, models: Models) -> None:
+    """Of the tokens that count, and 0 elsewhere."""
+    for _, rows in written(source, models):
+        logp = rows.sampler_logp
+        if logp is None:
+            continue
+        assert logp.isfinite().all(), f"`sampler_logp` must be finite, got {logp[~logp.isfinite()].tolist()}."
+        # A distribution sums to 1 up to rounding.
+        assert logp.max() <= 1e-5, f"`sampler_logp` must be at most 0, got {float(logp.max())}."
+        assert (logp[~rows.loss_mask] == 0).all(), "`sampler_logp` must be 0 off the completion."
+
+
+@each
+def test_no_prompts_give_no_rows(source: RolloutSource, models: Models) -> None:
+    """A rank may have nothing to do at a step, also when something is remembered."""
+    models = beginning(source, models)
+    for index in range(3):
+        nobody = tiny_prompts(models).rows(torch.arange(0))
+        rows = source(nobody, models, Step(index, TOTAL))
+        assert len(rows) == 0, f"A batch without prompts must give no rows, got {len(rows)}."
+        check_fields(rows)
+        models.memories.end_step()
+        list(run(source, models, [index]))
+
+
+@each_without_memory
+@pytest.mark.parametrize("split", SPLITS, ids=str)
+def test_a_row_does_not_depend_on_the_other_prompts(
+    source: RolloutSource, models: Models, split: list[list[int]]
+) -> None:
+    """A prompt gets the same completions whatever it is batched with; `PromptBatch.numbers` tells who it is."""
+    batch = tiny_prompts(models)
+    whole = source(batch, models, STEP)
+    for prompts in split:
+        part = source(batch.rows(torch.tensor(prompts)), models, STEP)
+        for place, prompt in enumerate(prompts):
+            found = difference(whole.rows(whole.prompt_rows == prompt), part.rows(part.prompt_rows == place))
+            assert not found, (
+                f"Prompt {prompt} was completed in another way when it came with the prompts {prompts} only: {found}. "
+                "Random numbers must be functions of `prompts.numbers`, as those of `step.uniform` are."
+            )
+
+
+@each
+def test_the_same_step_gives_the_same_rows(source: RolloutSource, models: Models) -> None:
+    """Whatever the global generators say. What is remembered in a step counts from the next one on."""
+    models = beginning(source, models)
+    batch = tiny_prompts(models)
+    for index in range(4 if remembers(source) else 1):
+        step = Step(index, TOTAL)
+        with global_seed(0):
+            first = source(batch, models, step)
+        source(tiny_prompts(models, 1), models, replace(step, micro=1))
+        with global_seed(1):
+            again = source(batch, models, step)
+        found = difference(first, again)
+        assert not found, (
+            f"Step {index} gave other rows when it was repeated: {found}. Random numbers must come from `step`, and "
+            "what is remembered must not count before `Memory.end_step`."
+        )
+        models.memories.end_step()
+
+
+@each
+@pytest.mark.parametrize("other", [{"index": 4}, {"seed": 1}], ids=str)
+def test_another_step_draws_other_numbers(source: RolloutSource, models: Models, other: dict[str, int]) -> None:
+    """A source that samples does not repeat itself."""
+    first = source(tiny_prompts(models), beginning(source, models), STEP)
+    if first.sampler_logp is None or first.sampler_logp.sum() > -5:
+        return
+    again = source(tiny_prompts(models), beginning(source, models), replace(STEP, **other))
+    assert difference(first, again), f"The step with {other} must draw other numbers than {STEP}, got the same rows."
+
+
+@each
+def test_the_global_generators_are_left_alone(source: RolloutSource, models: Models) -> None:
+    """Dropout and the order of the data draw from them."""
+    before = global_numbers()
+    written(source, models)
+    assert global_numbers() == before, (
+        "The generators of torch, numpy or Python were used. Take `step.uniform` or `step.generator`."
+    )
+
+
+@each
+def test_models_and_prompts_are_left_alone(source: RolloutSource, models: Models) -> None:
+    """Nothing is trained, switched to another mode or changed in place by writing."""
+    models = beginning(source, copy.deepcopy(models))
+    batch = tiny_prompts(models)
+    models.required_teacher().train()
+    models.student.model.base_model.eval()
+    before, prompts = condition(models), contents(batch)
+    source(batch, models, STEP)
+    for part, now in condition(models).items():
+        assert now == before[part], (
+            f"The source must leave `{part}` as it was (see `sampling_mode`): {before[part]} became {now}."
+        )
+    assert contents(batch) == prompts, "The source must not change the prompts in place."
+
+
+def condition(models: Models) -> dict[str, Any]:
+    """What a source could spoil: modes, gradients and weights."""
+    found: dict[str, Any] = {"torch.is_grad_enabled()": torch.is_grad_enabled()}
+    for role in ("student", "teacher", "reference"):
+        model = getattr(models, role)
+        found |= {f"{role} {key}.training": module.training for key, module in model.named_modules()}
+        for key, weight in model.named_parameters():
+            found[f"{role} {key}.requires_grad"] = weight.requires_grad
+            found[f"{role} {key}.grad"] = None if weight.grad is None else "a gradient"
+            found[f"{role} {key}"] = f"weights of sum {float(weight.detach().double().sum())}"
+    return found
+
+
+def contents(batch: PromptBatch) -> list[Any]:
+    """The tensors of a batch as lists."""
+    tensors = (batch.input_ids, batch.attention_mask, batch.completion_ids, batch.completion_mask, batch.numbers)
+    return [tensor.tolist() for tensor in tensors]
+
+
+@each
+def test_models_are_read_without_dropout(source: RolloutSource, models: Models) -> None:
+    """The student is in training mode when it is asked to write."""
+    trained, evaluated = copy.deepcopy(models), copy.deepcopy(models)
+    for model in (trained.student, trained.required_teacher()):
+        model.train()
+    for model in (evaluated.student, evaluated.required_teacher()):
+        model.eval()
+    one, other = (source(tiny_prompts(models), beginning(source, them), STEP) for them in (trained, evaluated))
+    found = difference(one, other)
+    assert not found, f"Models in training mode gave other rows, so dropout was on (see `sampling_mode`): {found}."
