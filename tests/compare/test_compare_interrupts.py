@@ -62,7 +62,7 @@ def living(group):
     return found
 
 
-@pytest.mark.parametrize("later", [0.0, 1.5])
+@pytest.mark.parametrize("later", [pytest.param(0.0, marks=pytest.mark.slow), 1.5])
 def test_an_interrupt_while_the_first_run_starts_stops_it_in_good_order(tmp_path, later):
     """The libraries are imported once more then, by the process that the runs are forked from."""
     code, out, err = interrupted(tmp_path, "trials: 1 run", later)
