@@ -33,13 +33,20 @@ def interrupted(folder, sign, later=0.0, **environment):
     files = folder / "stdout", folder / "stderr"
     with files[0].open("w") as out, files[1].open("w") as err:
         variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        process = subprocess.Popen(COMMAND, cwd=folder, env=variables, stdout=out, stderr=err, start_new_session=True)
+        process = subprocess.Popen(
+            COMMAND, cwd=folder, env=variables, stdout=out, stderr=err, start_new_session=True, preexec_fn=heed
+        )
         assert eventually(lambda: any(sign in file.read_text() for file in files) or process.poll() is not None)
         time.sleep(later)
         os.killpg(process.pid, signal.SIGINT)
         code = process.wait(120)
     assert eventually(lambda: not living(process.pid))
     return code, *(file.read_text() for file in files)
+
+
+def heed():
+    """Interrupts count in the command, also where the tests run in the background of a shell, which ignores them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def eventually(is_so):

@@ -1,7 +1,6 @@
 """What holds for every metric: the value belongs to the data, not to how the data came in."""
 
 import copy
-import json
 import pickle
 import warnings
 
@@ -27,6 +26,7 @@ from torchmetrics import Metric
 import veto_pl.metrics
 from veto_pl.generations import Generations
 from veto_pl.metrics import CompletionMetric, TokenMetric, TopKDiagnostic, default_metrics
+from veto_pl.testing.ranks import run_ranks
 
 every_metric = pytest.mark.parametrize("name", METRICS)
 quick = settings(deadline=None, max_examples=10)
@@ -153,9 +153,9 @@ def test_fixed_batches_tell_the_metrics_apart_from_zero():
     assert [name for name in METRICS if value_of(name, fixed_items(name)) == 0.0] == []
 
 
-def worker(rank, folder):
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def values_of_rank():
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
     try:
         # Uneven shares: a mean of means would differ. `alone`: rank 0 saw nothing at all.
         shares = {name: fixed_items(name)[:1] if rank == 0 else fixed_items(name)[1:] for name in METRICS}
@@ -163,14 +163,12 @@ def worker(rank, folder):
         alone = {name: value_of(name, *[fixed_items(name)] * rank) for name in METRICS}
     finally:
         distributed.destroy_process_group()
-    (folder / f"{rank}.json").write_text(json.dumps([values, alone]))
+    return values, alone
 
 
-def test_two_processes_agree_with_one(tmp_path):
-    torch.multiprocessing.spawn(worker, args=(tmp_path,), nprocs=2)
+def test_two_processes_agree_with_one():
     expected = {name: close(value_of(name, fixed_items(name))) for name in METRICS}
-    for rank in range(2):
-        shared, alone = json.loads((tmp_path / f"{rank}.json").read_text())
+    for shared, alone in run_ranks(values_of_rank, 2):
         assert shared == expected
         assert alone == expected
 

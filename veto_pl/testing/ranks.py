@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import tempfile
@@ -33,9 +34,11 @@ def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout: flo
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    # Forked from a process that has imported the libraries, which takes longer than most of these functions.
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["veto_pl.cli"])
     with tempfile.TemporaryDirectory() as folder:
         context = start_processes(  # type: ignore[no-untyped-call]
-            _enter, (ranks, port, folder, function, args), nprocs=ranks, join=False, start_method="spawn"
+            _enter, (ranks, port, folder, function, args), nprocs=ranks, join=False, start_method="forkserver"
         )
         deadline = time.monotonic() + timeout
         while not context.join(max(0.0, deadline - time.monotonic())):  # returns whenever a process ends
