@@ -1,7 +1,7 @@
 """The claims of the Veto paper and its neighbours, tried at the scale of two CPU cores.
 
-    python benchmarks/reproduction.py            # all of it, in under three hours on two cores
-    python benchmarks/reproduction.py --quick    # ten minutes: one task, one size, two seeds, no search
+    python benchmarks/reproduction.py            # all of it, in under three hours on two idle cores
+    python benchmarks/reproduction.py --quick    # eight minutes: one size, two seeds, no search
 
 A run that was stopped goes on where it stopped. What counts as holding was written before the runs: a difference counts
 where its 95% interval over seeds excludes 0, and a claim holds where it does so in every study that it is tried in.
@@ -25,7 +25,7 @@ BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the studies, prints the table of claims, and writes it into the documentation if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one task, one size, two seeds, no search")
+    parser.add_argument("--quick", action="store_true", help="one size, four methods, two seeds, no search")
     parser.add_argument("--out", type=Path, default=Path("runs/reproduction"), help="where the studies are kept")
     parser.add_argument("--workers", type=int, help="runs at a time (default: one per core)")
     parser.add_argument("--write", type=Path, help="the page whose results are replaced, docs/reproduction.md")

@@ -94,9 +94,15 @@ def all_studies() -> Iterator[Planned]:
 
 
 def quick_studies() -> Iterator[Planned]:
-    """One task, one size, the main methods, two seeds, no search."""
-    yield planned("order-spelling-small", "order", "spelling", methods=_methods(MAIN), test=_ratios(), seeds=[1, 2],
-                  student=STUDENT, search={"grid": {}})  # fmt: skip
+    """Both tasks, one size, the main methods, two seeds, no search."""
+    entries = {
+        "methods": _methods(MAIN),
+        "test": _ratios(),
+        "seeds": [1, 2],
+        "student": STUDENT,
+        "search": {"grid": {}},
+    }
+    yield from (planned(f"order-{task}-small", "order", task, **entries) for task in TASKS)
 
 
 def order(task: str, size: str) -> Planned:
