@@ -16,6 +16,21 @@ import os
 
 SECRET = "secret-" + os.urandom(16).hex()
 
+
+def cloning(flags):
+    """A program that makes a process with these flags of `clone`."""
+    return CLONE.replace("FLAGS", flags)
+
+
+CLONE = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+def f(x):
+    child = libc.syscall({'x86_64': 56, 'aarch64': 220}[os.uname().machine], FLAGS | 17, 0, 0, 0, 0)
+    if child == 0: os._exit(0)
+    if child < 0: raise OSError(ctypes.get_errno(), 'refused')
+    return ANSWER"""
+
 ENDLESS = {
     "loop in the call": "def f(x):\n    while True: pass",
     "loop before the call": "while True: pass",
@@ -89,22 +104,8 @@ def f(x):
     except BaseException: return None  # some versions of Python say SystemError for lack of memory"""),
     "large file": ("OSError", "def f(x):\n    with open('big', 'wb') as file:\n        for _ in range(32): file.write(bytes(2**20))\n    return ANSWER"),
     "open files": ("OSError", "def f(x):\n    kept = [open('/dev/null') for _ in range(300)]\n    return ANSWER"),
-    "new namespaces": ("PermissionError", """
-import ctypes, os
-libc = ctypes.CDLL(None, use_errno=True)
-def f(x):
-    child = libc.syscall({'x86_64': 56, 'aarch64': 220}[os.uname().machine], 0x10000000 | 17, 0, 0, 0, 0)
-    if child == 0: os._exit(0)
-    if child < 0: raise OSError(ctypes.get_errno(), 'refused')
-    return ANSWER"""),
-    "child of the host": ("PermissionError", """
-import ctypes, os
-libc = ctypes.CDLL(None, use_errno=True)
-def f(x):
-    child = libc.syscall({'x86_64': 56, 'aarch64': 220}[os.uname().machine], 0x8000 | 17, 0, 0, 0, 0)
-    if child == 0: os._exit(0)
-    if child < 0: raise OSError(ctypes.get_errno(), 'refused')
-    return ANSWER"""),
+    "new namespaces": ("PermissionError", cloning("0x10000000")),
+    "child of the host": ("PermissionError", cloning("0x8000")),
     "pair for datagrams": ("PermissionError", "import socket\ndef f(x): return socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) and ANSWER"),
     "giant answer": ("gone", "def f(x): return 'x' * (2**26 + 1)"),
     "giant number": ("gone", "def f(x): return 1 << 2**29 + 2**12"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,6 +97,12 @@ def difference(one: Sequences, other: Sequences) -> str:
             if a.shape != b.shape or not torch.allclose(a.double(), b.double(), rtol=0, atol=1e-4):
                 return f"`{name}` of row {row} is {a.tolist()}, and {b.tolist()}"
     return ""
+
+
+def contents(part: Any) -> dict[str, list[Any]]:
+    """The tensors of sequences or prompts as lists, to see whether somebody changes them in place."""
+    values = {field.name: getattr(part, field.name) for field in fields(part)}
+    return {key: value.tolist() for key, value in values.items() if isinstance(value, Tensor)}
 
 
 @contextmanager

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn.functional import pad
 
 from veto_pl.plugins import load_plugins
 from veto_pl.seams import TeacherContext
 from veto_pl.testing.examples import installed
-from veto_pl.testing.rows import TOTAL, difference, tiny_prompts
+from veto_pl.testing.rows import TOTAL, contents, difference, tiny_prompts
 from veto_pl.testing.test_rollouts import check_fields, name
 from veto_pl.testing.tiny import tiny_models
 from veto_pl.types import Models, Sequences, Step
@@ -141,9 +140,3 @@ def test_sequences_are_left_alone(context: TeacherContext, models: Models) -> No
     for was, now in zip(before, after, strict=True):
         changed = [key for key in was if was[key] != now[key]]
         assert not changed, f"The context must not change `{changed[0]}` in place."
-
-
-def contents(part: Any) -> dict[str, list[Any]]:
-    """The tensors of sequences or prompts as lists."""
-    values = {field.name: getattr(part, field.name) for field in fields(part)}
-    return {key: value.tolist() for key, value in values.items() if isinstance(value, Tensor)}

@@ -16,6 +16,7 @@ from veto_pl.testing.examples import installed
 from veto_pl.testing.rows import (
     TOTAL,
     beginning,
+    contents,
     difference,
     global_numbers,
     global_seed,
@@ -26,7 +27,7 @@ from veto_pl.testing.rows import (
     written,
 )
 from veto_pl.testing.tiny import tiny_models
-from veto_pl.types import Models, PromptBatch, Sequences, Step
+from veto_pl.types import Models, Sequences, Step
 
 load_plugins()
 
@@ -247,12 +248,6 @@ def condition(models: Models) -> dict[str, Any]:
             found[f"{role} {key}.grad"] = None if weight.grad is None else "a gradient"
             found[f"{role} {key}"] = f"weights of sum {float(weight.detach().double().sum())}"
     return found
-
-
-def contents(batch: PromptBatch) -> list[Any]:
-    """The tensors of a batch as lists."""
-    tensors = (batch.input_ids, batch.attention_mask, batch.completion_ids, batch.completion_mask, batch.numbers)
-    return [tensor.tolist() for tensor in tensors]
 
 
 @each
