@@ -4,6 +4,8 @@ import math
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,8 +16,10 @@ from hypothesis import strategies as st
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.models.assemble import load_models
 from veto_pl.models.initialisation import RandomWeights
+from veto_pl.models.probes import cache_keyword
 from veto_pl.models.tokenizers import CharacterTokenizer
 from veto_pl.rollouts import DecodeLoop, FromStudent, FromTeacher, Sampling, TeacherMixed, Transformers, decoding
+from veto_pl.rollouts.kv_cache import obstacle
 from veto_pl.testing.tiny import ALPHABET, DIMENSIONS, prompt_batch, tiny_models
 from veto_pl.types import Models, Step
 
@@ -312,17 +316,85 @@ def test_a_recurrent_model_falls_back_and_says_so_once():
     assert torch.equal(sequences.input_ids, again.input_ids)
 
 
-def test_a_model_that_ignores_its_cache_falls_back():
-    models = models_of("llama")
+def with_forward(models, wrap):
+    """Gives the student's backbone another signature: `wrap(call)` makes its forward, `call` reads tokens."""
     backbone, forward = models.student.model.base_model, models.student.model.base_model.forward
+    name = cache_keyword(models.student)
 
-    def forgetful(input_ids, attention_mask=None, position_ids=None, past_key_values=None, **ignored):
-        return forward(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
+    def call(input_ids, attention_mask, position_ids, cache):
+        given = {} if cache is None else {name: cache}
+        return forward(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=True, **given
+        )
 
-    backbone.forward = forgetful
+    backbone.forward = wrap(call)
+    return models
+
+
+def named_cache(call):
+    def forward(input_ids, attention_mask=None, position_ids=None, cache=None, use_cache=None):
+        return call(input_ids, attention_mask, position_ids, cache)
+
+    return forward
+
+
+def named_past_key_values(call):
+    def forward(input_ids, attention_mask=None, position_ids=None, past_key_values=None, use_cache=None):
+        return call(input_ids, attention_mask, position_ids, past_key_values)
+
+    return forward
+
+
+def swallowing(name):
+    def wrap(call):
+        def forward(*_, **given):
+            return call(given["input_ids"], given.get("attention_mask"), given.get("position_ids"), given.get(name))
+
+        return forward
+
+    return wrap
+
+
+SPELLINGS = {
+    "cache": named_cache,
+    "past_key_values": named_past_key_values,
+    "cache-swallowed": swallowing("cache"),
+    "past_key_values-swallowed": swallowing("past_key_values"),
+}
+
+
+@pytest.mark.parametrize("wrap", SPELLINGS.values(), ids=SPELLINGS)
+def test_whatever_a_forward_calls_its_cache_the_loop_runs_it(wrap):
+    """transformers 5.24 renamed the argument; wrappers and adapters take any name and hand it on."""
+    models = with_forward(models_of("llama", eos_bias=1.0), wrap)
+    batch = prompt_batch(models, RAGGED)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours = FromStudent(GREEDY)(batch, models, STEP)
+    expected = FromStudent(GREEDY)(batch, models_of("llama", eos_bias=1.0), STEP)
+    assert torch.equal(ours.input_ids, expected.input_ids)
+    assert not obstacle(models.student)
+    assert len(TeacherMixed(0.5, GREEDY)(batch, replace(models, teacher=models.student), STEP)) == len(RAGGED)
+
+
+@pytest.mark.parametrize(
+    ("forgetful", "reason"),
+    [
+        (swallowing("memory"), "ignores"),
+        (lambda call: lambda input_ids, use_cache=None: call(input_ids, None, None, None), "does not take a mask"),
+        (lambda call: lambda **kw: swallowing("cache")(call)(**kw | {"attention_mask": None}), "otherwise than alone"),
+    ],
+    ids=["no-cache", "no-names", "no-mask"],
+)
+def test_a_model_that_cannot_do_what_the_loop_needs_falls_back(forgetful, reason):
+    models = with_forward(models_of("llama"), forgetful)
+    assert reason in obstacle(models.student)
     batch = prompt_batch(models, EVEN)
-    with pytest.warns(UserWarning, match="LlamaForCausalLM: it ignores the `past_key_values`"):
-        FromStudent(Sampling(max_new_tokens=1))(batch, models, STEP)
+    source = FromStudent(Sampling(max_new_tokens=1))
+    with pytest.warns(UserWarning, match=f"LlamaForCausalLM: .*{reason}"), suppress(TypeError):
+        source(batch, models, STEP)  # `generate` hands a mask on, which one of them does not take
+    with pytest.raises(ConfigurationError, match=reason):
+        TeacherMixed()(batch, replace(models, teacher=models.student), STEP)
 
 
 def test_mixing_token_by_token_needs_the_loop():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from veto_pl.functional.alignment import restrict
 from veto_pl.functional.heads import Finish, FunctionHead, Head, LinearHead
 from veto_pl.models.packing import Packing
-from veto_pl.models.probes import check_head, keeps_sequences_apart
+from veto_pl.models.probes import cache_keyword, check_head, keeps_sequences_apart
 from veto_pl.types import Sequences
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class CausalLM(nn.Module):
         self.vocab_size = vocab_size
         self.shards: Sharding | None = None
         self._packs: bool | None = None
+        self._cache_keyword: str | None = None
 
     @property
     def head_rows(self) -> int:
@@ -95,12 +96,14 @@ class CausalLM(nn.Module):
         """
         if position_ids is None and attention_mask is not None:
             position_ids = (attention_mask.cumsum(1) - 1).clamp_min(0)[:, -input_ids.shape[1] :]
+        if self._cache_keyword is None:
+            self._cache_keyword = cache_keyword(self)
         output = self.model.base_model(
             input_ids=input_ids,
             attention_mask=None if attention_mask is None else attention_mask.long(),
             position_ids=position_ids,
-            past_key_values=cache,
             use_cache=True,
+            **{self._cache_keyword: cache},
         )
         return self.finish(self._head_product(output.last_hidden_state[:, -1]))[:, : self.vocab_size]
 

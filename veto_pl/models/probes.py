@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,44 @@ from veto_pl.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from veto_pl.models.causal_lm import CausalLM
+
+CACHE_KEYWORDS = ("cache", "past_key_values")
+"""What forward calls the cache of keys and values in transformers: from 5.24 on, and before."""
+
+
+def cache_keyword(model: CausalLM) -> str:
+    """Return the name by which the model takes a cache and fills it; the last one where it fills none.
+
+    A forward may swallow any name, so each is tried with one token.
+    """
+    from transformers import DynamicCache
+
+    token = torch.zeros(1, 1, dtype=torch.int64, device=_device(model))
+    for name in CACHE_KEYWORDS[:-1]:
+        cache = DynamicCache(config=model.model.config)
+        try:
+            with _trying(model):
+                model.model.base_model(input_ids=token, use_cache=True, **{name: cache})
+        except TypeError:  # not a name of this forward's
+            continue
+        if cache.get_seq_length() == 1:
+            return name
+    return CACHE_KEYWORDS[-1]
+
+
+def reads_with_cache(model: CausalLM, new_cache: Callable[[], Any]) -> bool:
+    """Return whether a token that follows a cache of padded rows is read as in a pass over each row alone."""
+    device = _device(model)
+    ids = (torch.arange(8) % model.vocab_size).view(2, 4).to(device)
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]], device=device)
+    cache = new_cache()
+    with _trying(model):
+        model.next_logits(ids[:, :3], mask[:, :3], cache)
+        stepped = model.next_logits(ids[:, 3:], mask, cache)
+        alone = [
+            model.next_logits(row[seen.bool()][None], None, new_cache()) for row, seen in zip(ids, mask, strict=True)
+        ]
+    return _close(model, stepped, torch.cat(alone))
 
 
 def keeps_sequences_apart(model: CausalLM) -> bool:

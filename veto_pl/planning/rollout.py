@@ -31,7 +31,7 @@ from veto_pl.rollouts import (
     Vllm,
 )
 from veto_pl.rollouts.decoding import Draw
-from veto_pl.rollouts.kv_cache import GrowingLayer, new_cache, obstacle, room_for
+from veto_pl.rollouts.kv_cache import GrowingLayer, new_cache, room_for, unfit
 from veto_pl.rollouts.page import Drawn
 from veto_pl.rollouts.sampling import draw_id
 from veto_pl.scores import TopKScores
@@ -173,7 +173,7 @@ class _Loop:
 
     def __init__(self, writers: Sequence[CausalLM], draw: Draw, rows: int, own: bool) -> None:
         self.writers, self.draw, self.rows = writers, draw, rows
-        if own and (reasons := [reason for model in writers if (reason := obstacle(model))]):
+        if own and (reasons := [reason for model in writers if (reason := unfit(model))]):
             raise ConfigurationError(
                 f"This rollout cannot be planned: {reasons[0]}. Plan with `FromDataset`, or with another architecture."
             )

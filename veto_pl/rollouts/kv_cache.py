@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,6 +13,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from veto_pl.models.causal_lm import CausalLM, sampling_mode
+from veto_pl.models.probes import reads_with_cache
 
 ROOM = 64
 """Tokens that a layer makes room for at least when it is full."""
@@ -104,31 +104,38 @@ _obstacles: WeakKeyDictionary[CausalLM, str] = WeakKeyDictionary()
 
 
 def obstacle(model: CausalLM) -> str:
-    """Why the decode loop cannot run this model, or an empty string."""
+    """Return why the decode loop cannot run this model, or an empty string. It is found out once, on a few tokens."""
     if model not in _obstacles:
-        _obstacles[model] = _structure(model) or _probe(model)
+        _obstacles[model] = unfit(model) or _misreads(model)
     return _obstacles[model]
 
 
-def _structure(model: CausalLM) -> str:
+def unfit(model: CausalLM) -> str:
+    """Return what keeps the model from filling a cache of the loop's, or an empty string. No value is looked at."""
     network = model.model
     if getattr(network.config, "is_encoder_decoder", False):
         return "it is an encoder-decoder"
     if getattr(network, "_is_stateful", False):
         return "it remembers a recurrent state instead of keys and values"
-    taken = inspect.signature(network.base_model.forward).parameters
-    missing = [name for name in ("attention_mask", "position_ids", "past_key_values") if name not in taken]
-    if missing:
-        return f"its forward does not take {', '.join(f'`{name}`' for name in missing)}"
     kinds = {type(layer) for layer in new_cache(model).layers} - {GrowingLayer, DynamicSlidingWindowLayer}
-    names = ", ".join(sorted(kind.__name__ for kind in kinds))
-    return f"its cache has layers that the loop does not know ({names})" if names else ""
+    if kinds:
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        return f"its cache has layers that the loop does not know ({names})"
+    return _refuses(model)
 
 
-def _probe(model: CausalLM) -> str:
-    """One token, to see that the model fills the cache it is given."""
+def _refuses(model: CausalLM) -> str:
+    """One token, to see that the model takes what the loop gives, and fills the cache."""
     cache = new_cache(model)
     token = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
-    with sampling_mode(model):
-        model.next_logits(token, torch.ones_like(token), cache)
-    return "" if cache.get_seq_length() == 1 else "it ignores the `past_key_values` that it is given"
+    try:
+        with sampling_mode(model):
+            model.next_logits(token, torch.ones_like(token), cache)
+    except TypeError as error:
+        return f"its forward does not take a mask, positions and a cache ({error})"
+    return "" if cache.get_seq_length() == 1 else "it ignores the cache that it is given"
+
+
+def _misreads(model: CausalLM) -> str:
+    same = reads_with_cache(model, lambda: new_cache(model))
+    return "" if same else "with a cache it reads a row beside a longer one otherwise than alone"
