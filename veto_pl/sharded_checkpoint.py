@@ -150,6 +150,7 @@ class _Reader(FileSystemReader):
 
 class _TableUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        module = "pathlib" if module == "pathlib._local" else module  # as Python 3.13 writes it, for any to read
         a_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if a_dtype or name in _HARMLESS.get(module, ()):
             return super().find_class(module, name)

@@ -1,6 +1,8 @@
 """Ranks that are gone in the middle of a window go on as if they had not been, on as many or other numbers of ranks."""
 
+import pathlib
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,15 @@ def test_a_table_that_names_other_code_is_refused_before_it_runs(tmp_path):
         with pytest.raises(ConfigurationError, match="does not belong"):
             read_whole(tmp_path, "")
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"], ids=["others", "3.13"])
+def test_a_table_is_read_whatever_module_a_python_keeps_its_paths_in(module, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, pathlib)
+    monkeypatch.setattr(pathlib.PosixPath, "__module__", module)
+    torch.distributed.checkpoint.save({"model.a": torch.ones(3)}, checkpoint_id=tmp_path, no_dist=True)
+    assert f"{module}\x94".encode("latin1") in (tmp_path / TABLE).read_bytes(), "the name of a pickle's class"
+    assert torch.equal(read_whole(tmp_path, "model.")["a"], torch.ones(3))
 
 
 def fail_to_save(folder, where):
