@@ -83,7 +83,7 @@ def test_a_scorer_that_raises_gives_zero():
     task = ReasoningGym(dataset="prime_factorization", size=20, seed=0, validation_size=2)
     example = task.load("train")[0]
     scorer = reasoning_gym.get_score_answer_fn("prime_factorization")
-    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever it is
+    with pytest.raises(ValueError, match="invalid literal for int"):
         scorer(answer="no number", entry=example.row)
     assert task.reward(example, "no number") == 0.0
     assert task.reward(example, example.completion) == 1.0

@@ -224,7 +224,7 @@ STORED += [
     Case("a pipe as tokenizer", lambda f: os.mkfifo(f / "tokenizer.json"), read, ("tokenizer.json` is a pipe",)),
     *(
         Case(
-            f"a tokenizer at {place!r}",
+            f"a tokenizer at {place[:30]!r}",
             nothing,
             lambda _, place=place: PretrainedTokenizer(place).load(),
             ("No token",),

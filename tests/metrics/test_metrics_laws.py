@@ -26,6 +26,7 @@ from torchmetrics import Metric
 import veto_pl.metrics
 from veto_pl.generations import Generations
 from veto_pl.metrics import CompletionMetric, TokenMetric, TopKDiagnostic, default_metrics
+from veto_pl.report.quantities import Quantity
 from veto_pl.testing.ranks import run_ranks
 
 every_metric = pytest.mark.parametrize("name", METRICS)
@@ -178,7 +179,14 @@ def test_names_are_the_keys(name):
     metric = METRICS[name]()
     assert metric.name == name
     assert isinstance(metric, CompletionMetric if name in COMPLETION_METRICS else TokenMetric)
-    assert metric.higher_is_better in (True, False, None)
+
+
+DIRECTIONS = {True: 1, False: -1, None: 0}
+
+
+@every_metric
+def test_the_report_says_of_a_metric_what_it_says_of_itself(name):
+    assert Quantity.of(f"validation/{name}").better == DIRECTIONS[METRICS[name]().higher_is_better]
 
 
 def test_every_exported_metric_is_under_test():

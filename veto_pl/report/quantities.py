@@ -67,12 +67,14 @@ def _metric(name: str) -> _Metric:
     return _METRICS.get(name, _Metric())
 
 
-_NUMBERED = re.compile(r"(pass@|distinct_|repetition_|vendi_)(\d+)((?:_low|_high)?)")
+_NUMBERED = re.compile(r"(pass@|distinct_|repetition_|vendi_|mean_ratio_|largest_ratio_)(\d+)((?:_low|_high|_\d+)?)")
 _FAMILIES = {
     "pass@": _Metric("pass@{}{} (%)", 100.0, 1),
     "distinct_": _Metric("distinct-{0} (distinct / all {0}-grams)", better=1),
     "repetition_": _Metric("repetition-{0} (repeated / all {0}-grams)", better=-1),
     "vendi_": _Metric("Vendi score (completions, by {}-grams)", better=1),
+    "mean_ratio_": _Metric("mean ratio of target to student (powers of ten)", better=-1),
+    "largest_ratio_": _Metric("largest ratio of target to student (powers of ten)", better=-1),
 }
 _METRICS = {
     "accuracy": _Metric("accuracy (%)", 100.0, 1),

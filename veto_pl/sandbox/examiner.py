@@ -21,7 +21,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozens
 _OF_PLAIN_VALUES = {name for kind in _PLAIN for name in dir(kind)}
 
 # The tests of some problems draw numbers; the same completion gets the same verdict.
-_SEED = "import random; random.seed(0)"
+_SEEDS = {"random": "import random; random.seed(0)", "numpy": "import numpy; numpy.random.seed(0)"}
 
 
 class CandidateError(Exception):
@@ -123,8 +123,9 @@ def judged(link: Link, job: dict[str, Any]) -> str:
     """`passed`, or what stopped the tests."""
     namespace: dict[str, Any] = {"__name__": "tests", "agree": agree, **job["values"]}
     try:
-        if "random" in job["setup"] + job["code"]:
-            exec(_SEED, {})
+        code = job["setup"] + job["code"]
+        for library in filter(code.__contains__, _SEEDS if "random" in code else ()):
+            exec(_SEEDS[library], {})
         exec(compile(job["setup"], "<setup>", "exec", dont_inherit=True), namespace)
         for name in job["names"]:
             namespace[name] = link.ask("name", name, made=name in job["classes"])
