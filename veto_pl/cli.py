@@ -32,13 +32,14 @@ from veto_pl.callbacks import (
 from veto_pl.callbacks.checkpoints import resume_path
 from veto_pl.checks import check
 from veto_pl.commands import COMMANDS
+from veto_pl.config_files import check_files
 from veto_pl.data import PromptDataModule
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.logs import Events, MetricsFile, journals
-from veto_pl.mistakes import check_files, nearest, shown
+from veto_pl.mistakes import nearest, shown
 from veto_pl.module import DistillationModule
 from veto_pl.parser_errors import explained, placed
-from veto_pl.parsing import own_defaults
+from veto_pl.parsing import bounded_yaml, own_defaults
 from veto_pl.plugins import load_plugins
 
 DESCRIPTION = """Distil language models. Beside the commands below there are `veto-pl list` (what is available behind
@@ -152,8 +153,8 @@ class VetoCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses so that a class that replaces another inherits none of its values."""
-        check_files(sys.argv[1:] if args is None else args)
-        with own_defaults():
+        check_files(sys.argv[1:] if args is None else args, [name for name, cls in ROOTS.items() if cls is not None])
+        with own_defaults(), bounded_yaml():
             self.config = parser.parse_args(args)
 
     def instantiate_classes(self) -> None:

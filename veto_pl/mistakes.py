@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
-from typing import Any
 
-import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.exceptions import ConfigurationError
@@ -78,54 +75,3 @@ def nearest(name: str, names: Iterable[str]) -> str:
     by_case = {known.lower(): known for known in names}
     close = [by_case[match] for match in get_close_matches(name.lower(), by_case, n=3, cutoff=0.6)]
     return f"Did you mean {' or '.join(f'`{match}`' for match in close)}?" if close else ""
-
-
-class _Strict(yaml.SafeLoader):
-    """Refuses keys that stand twice in a mapping, of which the loader would silently keep the last."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:merge" and str(key.value) in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key `{shown(key.value)}` stands twice in one mapping", key.start_mark
-                )
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-def check_files(arguments: Iterable[str]) -> None:
-    """Reads the files that `--config` names, before anything else does.
-
-    Raises:
-        ConfigurationError: a file is missing, not a regular file, not UTF-8, not YAML, or not a mapping with keys.
-    """
-    listed = list(arguments)
-    for i, argument in enumerate(listed):
-        name, equals, value = argument.partition("=")
-        if name in ("--config", "-c") and (equals or i + 1 < len(listed)):
-            _check_file(value if equals else listed[i + 1])
-
-
-def _check_file(path: str) -> None:
-    file = Path(path).expanduser()
-    if not file.is_file():  # not a folder, and not a pipe that nobody writes to
-        kind = "a path that is no regular file" if file.exists() else "a path where there is no file"
-        report([Mistake("--config", f"`{shown(path)}`, {kind}", "a YAML file", f"It was sought in `{Path.cwd()}`.")])
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Strict)  # a safe loader
-    except (yaml.YAMLError, OSError, UnicodeDecodeError, RecursionError) as error:
-        report(
-            [Mistake(f"--config {shown(path)}", f"a file that cannot be read: {_reason(error)}", "YAML", "Mend it.")]
-        )
-    if not isinstance(content, dict) or not content:
-        given = "an empty file" if content in (None, {}) else f"{type(content).__name__} `{shown(content)}`"
-        expected = "a mapping such as `model:`, `data:` and `trainer:`"
-        report([Mistake(f"--config {shown(path)}", given, expected, "See the files in `configs/`.")])
-
-
-def _reason(error: Exception) -> str:
-    """Where and why, in one line."""
-    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
-    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
-    return where + shown(problem or error, 200)

@@ -1,4 +1,4 @@
-"""Makes a changed class start from its own defaults.
+"""What a command line is parsed with: a changed class starts from its own defaults, and aliases in YAML are bounded.
 
 When a later config or option names another class, jsonargparse keeps every value of the old class that the new one also
 accepts: the `beta` of one algorithm would become the `beta` of another, and a GKD that replaces a Veto would train with
@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from jsonargparse import Namespace, _typehints
+import yaml
+from jsonargparse import Namespace, _typehints, get_loader, set_loader
+
+from veto_pl.config_files import check_size
 
 _DECIDES = "discard_init_args_on_class_path_change"
 
@@ -33,3 +36,19 @@ def _discard_all(parser_or_action: Any, previous: Any, value: Any) -> None:
         previous["init_args"] = Namespace()  # type: ignore[no-untyped-call]
         if "dict_kwargs" in previous:
             previous["dict_kwargs"] = {}
+
+
+@contextmanager
+def bounded_yaml() -> Iterator[None]:
+    """While this is active, no value and no file of a value is read whose aliases multiply without end."""
+    original = get_loader("yaml")
+
+    def load(text: str) -> Any:
+        check_size(text)
+        return original(text)
+
+    set_loader("yaml", load, (yaml.YAMLError,))
+    try:
+        yield
+    finally:
+        set_loader("yaml", original, (yaml.YAMLError,))

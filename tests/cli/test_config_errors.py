@@ -3,15 +3,19 @@
 import copy
 import dataclasses
 import warnings
+from itertools import pairwise
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from veto_pl import checks, cli
+from veto_pl import checks, cli, config_files
 from veto_pl.cli import VetoCLI, main
+from veto_pl.config_files import check_files, load
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.mistakes import check_files
 from veto_pl.models import loading
 from veto_pl.objectives import SFT, Veto
 from veto_pl.plugins import load_plugins
@@ -127,6 +131,11 @@ def test_every_missing_setting_is_named_at_once(config, refused):
         assert f"`{path}`: given nothing" in message
 
 
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in pairwise("abcdefghi")
+)
+"""Nine lines for 387 million entries."""
+
 FILES = {
     "broken": (b"model: [1,\n  a: {", ["line 2, column"]),
     "empty": (b"", ["an empty file"]),
@@ -139,6 +148,13 @@ FILES = {
     "a call of Python": (b"model: !!python/object/apply:os.mkdir ['pwned']", ["could not determine a constructor"]),
     "deep": (b"[" * 1500, ["cannot be read"]),
     "huge": (b"x" * 100_000, ["str `xxx"]),
+    "a number as a key": (b"model:\n  1: 2\n", ["line 2, column 3", "`1`", "`int`"]),
+    "nothing as a key": (b"model: {}\n~: 3\n", ["line 2, column 1", "`~`", "`null`"]),
+    "a list as a key": (b"? [1]\n: 2\n", ["line 1", "`seq`"]),
+    "aliases that multiply": (LAUGHS.encode(), ["line 6, column 4", "more than 100000 entries"]),
+    "an alias of what it stands in": (b"data: &a [*a]", ["line 1, column 7", "stands inside of what it repeats"]),
+    "such an alias farther down": (b"a: &a\n  b: {c: [*a]}", ["line 1, column 4", "stands inside"]),
+    "such an alias merged": (b"a: &a\n  b:\n    <<: *a\n", ["line 1, column 4", "stands inside"]),
 }
 
 
@@ -155,6 +171,48 @@ def test_a_file_that_is_no_configuration_is_named(case, tmp_path, monkeypatch):
         assert all(part in message for part in [str(path)[-20:], *parts]), message
         assert len(message) < 600
     assert [p.name for p in tmp_path.iterdir()] == ["broken.yaml"], "nothing is executed"
+
+
+def test_aliases_that_multiply_are_refused_wherever_a_file_is_read(tmp_path, config, write, refused):
+    """Also in a file that an option or another file names."""
+    (tmp_path / "part.yaml").write_text(LAUGHS)
+    part = str(tmp_path / "part.yaml")
+    assert "more than 100000 entries" in refused(config, "--model", part)
+    assert "more than 100000 entries" in refused(changed(config, {"model.student": part}))
+
+
+def size(value):
+    """Entries of a value that is written out."""
+    children = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+    return 1 + sum(map(size, children))
+
+
+TREES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text("abc"),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abc"), inner, max_size=4),
+    max_leaves=30,
+)
+
+
+@given(TREES, st.integers(0, 4))
+def test_sharing_changes_neither_what_is_read_nor_how_much_it_counts(tree, repeats):
+    """Aliases count as often as they are repeated."""
+    shared = {"a": tree, **{f"b{i}": tree for i in range(repeats)}}
+    text = yaml.safe_dump(shared)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config_files, "NODES", size(shared))
+        assert load(text) == shared
+        patch.setattr(config_files, "NODES", size(shared) - 1)
+        with pytest.raises(yaml.YAMLError, match="written out"):
+            load(text)
+
+
+@pytest.mark.parametrize("value", [5, None, [], "", True], ids=repr)
+def test_a_group_needs_settings(value, config, write):
+    groups = [name for name, cls in cli.ROOTS.items() if cls is not None]
+    for group in groups:
+        with pytest.raises(ConfigurationError, match=f"`{group}`: given .* expected a mapping of settings"):
+            check_files(["fit", "--config", write(changed(config, {group: value}))], groups)
 
 
 def test_a_file_that_does_not_exist_is_named_with_where_it_was_sought(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from veto_pl.compare.results import Comparison, Search, Trial
 from veto_pl.compare.study import EqualBudget, Method, SettingSearch, Stage, Study
 from veto_pl.compare.trials import compare, read_search, read_trial, search_score
 from veto_pl.compare.worker import failure, is_done
+from veto_pl.config_files import load, reason
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.mistakes import shown
 from veto_pl.report.page import write_text
@@ -60,9 +61,9 @@ def load_study(file: Path, overrides: Sequence[str] = ()) -> Study:
 def _check_entries(file: Path) -> None:
     """The parser of the whole study would not say which of its methods or stages is meant."""
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return  # which the parser of the whole study reports
+        content = load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"The study `{file}` cannot be used: {reason(error)}. Mend it.") from error
     for group, kind in (("methods", Method), ("stages", Stage)):
         entries = content.get(group) if isinstance(content, Mapping) else None
         for name, given in entries.items() if isinstance(entries, Mapping) else ():

@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from veto_pl.cli import CompactParser
+from veto_pl.config_files import load, reason
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.explain.page import COLUMNS, charts, number_rows, write_explanation
 from veto_pl.explain.response import Response, respond
 from veto_pl.explain.scene import Scene
 from veto_pl.mistakes import shown
-from veto_pl.parsing import own_defaults
+from veto_pl.parsing import bounded_yaml, own_defaults
 from veto_pl.plugins import load_plugins
 from veto_pl.report.page import write_text
 from veto_pl.report.table import for_terminal
@@ -98,9 +99,9 @@ def _from_arguments(arguments: Sequence[str]) -> Iterator[tuple[str, Objective]]
 def _from_files(paths: Sequence[Path]) -> Iterator[tuple[str, Objective]]:
     for path in paths:
         try:
-            content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+            content: Any = load(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
-            raise ConfigurationError(f"`--config`: `{path}` cannot be read as YAML: {error}.") from error
+            raise ConfigurationError(f"`--config`: `{path}` cannot be read as YAML: {reason(error)}.") from error
         model = content.get("model") if isinstance(content, Mapping) else None
         if not isinstance(model, Mapping) or "objective" not in model:
             raise ConfigurationError(f"`--config`: `{path}` has no `{PLACE}`. Name the file that has it.")
@@ -110,7 +111,7 @@ def _from_files(paths: Sequence[Path]) -> Iterator[tuple[str, Objective]]:
 def _built(arguments: Sequence[str]) -> Objective:
     parser = CompactParser()
     parser.add_argument(f"--{PLACE}", type=Objective)
-    with own_defaults():
+    with own_defaults(), bounded_yaml():
         parsed = parser.parse_args(list(arguments))
     objective = parser.instantiate_classes(parsed).model.objective
     if not isinstance(objective, Objective):
