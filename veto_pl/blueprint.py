@@ -1,8 +1,8 @@
 """What a checkpoint says about its student beside the weights: the files of a model folder, as plain bytes.
 
 An export needs the architecture, the settings of generation and the tokenizer, as they are in the run. As files they
-need nothing of the source of the student, so the export runs on any machine; and what is built is decided by the registry
-of architectures of transformers, not by the checkpoint.
+need nothing of the source of the student, so the export runs on any machine; and what is built is decided by the
+registry of architectures of transformers, not by the checkpoint.
 """
 
 from __future__ import annotations
