@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -83,22 +85,43 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint, of tensors and plain values only: no code in it is run.
+    """Reads a checkpoint, of tensors and plain values only: no code in it is run, and no damage goes unseen.
 
     Raises:
-        ConfigurationError: it is missing, cut short, no checkpoint, or holds other objects; names those beside it.
+        ConfigurationError: it is missing, cut short, damaged, no checkpoint, or holds other objects; names those beside
+            it.
     """
+    loaded = read_plain(path, map_location)
+    if not isinstance(loaded, dict) or not {"state_dict", "pytorch-lightning_version"} <= set(loaded):
+        raise ConfigurationError(_unreadable(path, "is no checkpoint of a run"))
+    return loaded
+
+
+def read_plain(path: str | Path, map_location: Any = "cpu") -> Any:
+    """Reads what `torch.save` has written: tensors and plain values only, compared with the checksums in the file.
+
+    Raises:
+        ConfigurationError: as `read_checkpoint`, but for what the file holds.
+    """
+    if "://" not in str(path) and os.path.exists(path) and not os.path.isfile(path):  # a pipe would wait for ever
+        raise ConfigurationError(_unreadable(path, "cannot be read (it is a folder, a pipe or a device)"))
     try:
         with get_filesystem(path).open(str(path), "rb") as file:
-            loaded: Any = torch.load(file, map_location=map_location, weights_only=True)
+            _check_sums(file)
+            return torch.load(file, map_location=map_location, weights_only=True)
     except Exception as error:  # what unpickling raises depends on where the bytes go wrong
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigurationError(
             _unreadable(path, f"cannot be read ({type(error).__name__}: {reason[:150]})")
         ) from error
-    if not isinstance(loaded, dict) or not {"state_dict", "pytorch-lightning_version"} <= set(loaded):
-        raise ConfigurationError(_unreadable(path, "is no checkpoint of a run"))
-    return loaded
+
+
+def _check_sums(file: Any) -> None:
+    """Raises `BadZipFile` where a part of the archive is not what was written; PyTorch does not look."""
+    with zipfile.ZipFile(file) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"its part {damaged} is damaged")
+    file.seek(0)
 
 
 def _unreadable(path: str | Path, what: str) -> str:
@@ -145,17 +168,31 @@ def temporary_name(final: Path) -> Path:
 def swap_in(temporary: Path, final: Path) -> None:
     """Puts a file or folder that is written completely in the place of another; both lie in the same folder.
 
-    A file replaces a file in one move. A folder cannot: the old one is set aside first. A process that is killed
-    between the two moves leaves what `recover` needs to finish them. The data are on the disk before anything moves.
+    A file replaces a file in one move, and where the system can exchange two names a folder does so too. Elsewhere the
+    old folder is set aside first, and a process that is killed between the two moves leaves what `recover` needs to
+    finish them. The data are on the disk before anything moves.
     """
     _sync(temporary)
     if temporary.is_dir() or final.is_dir():
         recover(final)
+        if final.exists() and exchange(temporary, final):
+            _sync_entry(final.parent)
+            _remove(temporary)
+            return
         temporary.replace(_at(final, _NEW))
         recover(final)
     else:
         temporary.replace(final)
     _sync_entry(final.parent)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Gives each of two files or folders the name of the other, in one step; False where the system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
+    if rename is None:
+        return False
+    here, exchanging = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchanging) == 0)
 
 
 def recover(final: Path) -> bool:

@@ -30,6 +30,7 @@ from veto_pl.callbacks import (
     SampleTable,
 )
 from veto_pl.callbacks.checkpoints import resume_path
+from veto_pl.checkpoint_place import check_checkpoint
 from veto_pl.checks import check
 from veto_pl.commands import COMMANDS
 from veto_pl.config_files import check_files
@@ -39,7 +40,7 @@ from veto_pl.logs import Events, MetricsFile, journals
 from veto_pl.mistakes import nearest, shown
 from veto_pl.module import DistillationModule
 from veto_pl.parser_errors import explained, placed
-from veto_pl.parsing import bounded_yaml, own_defaults
+from veto_pl.parsing import strict_parsing
 from veto_pl.plugins import load_plugins
 
 DESCRIPTION = """Distil language models. Beside the commands below there are `veto-pl list` (what is available behind
@@ -154,8 +155,16 @@ class VetoCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses so that a class that replaces another inherits none of its values."""
         check_files(sys.argv[1:] if args is None else args, [name for name, cls in ROOTS.items() if cls is not None])
-        with own_defaults(), bounded_yaml():
+        with strict_parsing():
             self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Looks whether there is a checkpoint; Lightning would let the file say what is built and called."""
+        if self.config.get("subcommand") is None:
+            return
+        config = self.config[self.config.subcommand]
+        if config.get("ckpt_path") is not None:
+            check_checkpoint(str(config.ckpt_path), config.run_dir, "last")
 
     def instantiate_classes(self) -> None:
         """Builds what the configuration describes; the error of a class that refuses a setting names its path."""
@@ -209,7 +218,7 @@ def _default_loggers(run_dir: str) -> list[Logger]:
 
 
 def module_from_config(config: str) -> DistillationModule:
-    """Builds the module that a run's YAML describes, on whatever machine this is, without running anything.
+    """Builds the module that a run's YAML describes, on whatever machine this is. The YAML has to be trusted.
 
     Objective and frozen models are left out: they may name files that only the machine of the run has.
     """

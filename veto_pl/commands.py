@@ -21,12 +21,18 @@ def _list(arguments: Sequence[str]) -> None:
 
 def _export(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("veto-pl export", description="Write a checkpoint as a Hugging Face folder.")
-    parser.add_argument("checkpoint", help="a .ckpt file")
+    parser.add_argument("checkpoint", help="a .ckpt file, or the folder of a sharded run")
     parser.add_argument("folder", help="where to write the student, the tokenizer and the model card")
+    parser.add_argument("--config", type=Path, help="of the run, for a checkpoint that does not describe its student")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that belongs to the model")
     given = parser.parse_args(arguments)
+    load_plugins()  # they may have registered architectures
     from veto_pl.export import export_checkpoint
+    from veto_pl.config_files import check_files
 
-    print(export_checkpoint(given.checkpoint, given.folder))
+    check_files(arguments)
+    config = None if given.config is None else given.config.read_text(encoding="utf-8")
+    print(export_checkpoint(given.checkpoint, given.folder, config, trust_remote_code=given.trust_remote_code))
 
 
 def _report(arguments: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from veto_pl.checkpoint_io import AtomicCheckpointIO, recover
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.sharding import Sharding
-from veto_pl.sharded_checkpoint import is_sharded, load_sharded_into, plain_values, save_sharded
+from veto_pl.sharded_checkpoint import check_sharded, is_sharded, load_sharded_into, plain_values, save_sharded
 
 
 class FullyShard(ModelParallelStrategy):
@@ -76,6 +76,7 @@ class FullyShard(ModelParallelStrategy):
                     f"`{path}` is no checkpoint: neither a file nor a complete folder of a sharded run. Name another."
                 )
             return super().load_checkpoint(path, weights_only=True)
+        check_sharded(path)
         plain = plain_values(path)
         self._restore_weights(path)
         for index, optimizer in enumerate(self.optimizers):

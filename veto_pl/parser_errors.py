@@ -27,6 +27,7 @@ _CLASS = re.compile(r"^\s*(?:- )?Problem with given class_path '(?P<name>[^']*)'
 _UNKNOWN_CLASS = (
     r"Expected a dot import path string: (?P<given>\S+)",
     r"Import path (?P<given>\S+) does not correspond to a subclass of \w+",
+    r"Expected '(?P<given>[\w.]+)' to be a function that returns",
     r"(?:No module named|has no attribute) '(?P<given>[^']+)'",
 )
 _UNKNOWN_KEY = (
@@ -231,9 +232,11 @@ def _hints(owner: Callable[..., Any] | None) -> dict[str, Any]:
 
 
 def _classes(annotation: Any) -> Iterator[type]:
-    """The classes that an annotation names, those inside unions, lists and mappings included."""
+    """The classes that an annotation names, also inside unions, lists and mappings, or as what a function makes."""
     arguments = typing.get_args(annotation)
-    if typing.get_origin(annotation) in (typing.Union, UnionType, list, tuple, dict):
+    if typing.get_origin(annotation) is Callable:
+        yield from _classes(arguments[-1])
+    elif typing.get_origin(annotation) in (typing.Union, UnionType, list, tuple, dict):
         for argument in arguments:
             yield from _classes(argument)
     elif inspect.isclass(annotation) and annotation.__module__ != "builtins":

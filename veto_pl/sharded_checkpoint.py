@@ -1,7 +1,8 @@
 """Checkpoints that are folders: every rank writes its part of each tensor, and any number of ranks reads them.
 
 PyTorch's distributed checkpoints, without what could run code when they are read: tensors are stored apart from plain
-values, which are read with `weights_only`, and their table of contents may name a few harmless classes only.
+values, which are read with `weights_only`, and their table of contents may name a few harmless classes only. Checksums
+lie beside them.
 """
 
 from __future__ import annotations
@@ -10,21 +11,25 @@ import pickle
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from veto_pl.checkpoint_io import swap_in, temporary_name
-from veto_pl.exceptions import ConfigurationError
+from veto_pl.checkpoint_io import read_plain, swap_in, temporary_name
+from veto_pl.checksums import damaged, read_sums, sha256_of, write_sums
+from veto_pl.exceptions import ConfigurationError, DataError, VetoError
+from veto_pl.ranks import place
 
+T = TypeVar("T")
 PLAIN = "plain.pt"
 TABLE = ".metadata"
 _HARMLESS = {
@@ -62,7 +67,35 @@ def save_sharded(path: Path, tensors: Mapping[str, Any], plain: Mapping[str, Any
     except CheckpointException as error:  # on all ranks alike
         _first_rank_does(lambda: shutil.rmtree(folder, ignore_errors=True))
         raise OSError(f"the parts could not be written: {_first(error)}") from error
-    _first_rank_does(lambda: _complete(folder, path, plain))
+    shares = _on_all_ranks(lambda: _sums_of_own_parts(folder), OSError)
+    sums = {name: digest for share in shares for name, digest in share.items()}
+    _first_rank_does(lambda: _complete(folder, path, plain, sums))
+
+
+def check_sharded(path: Path) -> None:
+    """Compares the folder with the checksums in it, each rank its share of the files. Every rank calls it.
+
+    A folder of an earlier version has none; it is read with a warning.
+
+    Raises:
+        ConfigurationError: something in it is not what was written; all ranks raise it.
+    """
+    rank, ranks = place()
+
+    def look() -> bool:
+        sums = read_sums(path)
+        if sums is None:
+            return False
+        if wrong := damaged(path, sums, sorted(sums)[rank::ranks]) or sorted({TABLE, PLAIN} - set(sums)):
+            raise DataError(f"`{wrong[0]}` is not what was written")
+        return True
+
+    try:
+        has_sums = _on_all_ranks(look, DataError)
+    except DataError as error:
+        raise ConfigurationError(f"The checkpoint `{path}` is damaged: {error}. Take an earlier one.") from error
+    if not all(has_sums):
+        rank_zero_warn(f"The checkpoint `{path}` has no checksums, so damage to it would not be noticed.")
 
 
 def load_sharded_into(path: Path, tensors: dict[str, Any]) -> None:
@@ -81,10 +114,9 @@ def load_sharded_into(path: Path, tensors: dict[str, Any]) -> None:
 
 def plain_values(path: Path) -> dict[str, Any]:
     """What the folder holds beside tensors."""
-    try:
-        values: dict[str, Any] = torch.load(path / PLAIN, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ConfigurationError(f"The checkpoint `{path}` is incomplete: `{PLAIN}` cannot be read.") from error
+    values: dict[str, Any] = read_plain(path / PLAIN)
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"The checkpoint `{path}` is damaged: `{PLAIN}` holds no settings by name.")
     return values
 
 
@@ -98,7 +130,9 @@ def read_whole(path: Path, prefix: str) -> dict[str, Tensor]:
             if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
         }
         load(whole, storage_reader=_Reader(path), planner=_TensorsOnly(), no_dist=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, CheckpointException) as error:
+    except VetoError:
+        raise
+    except (Exception, CheckpointException) as error:  # what reading raises depends on where the bytes go wrong
         raise ConfigurationError(f"The checkpoint `{path}` is incomplete or damaged: {_first(error)}") from error
     return {name.removeprefix(prefix): tensor for name, tensor in whole.items()}
 
@@ -109,9 +143,31 @@ def _make(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-def _complete(folder: Path, path: Path, plain: Mapping[str, Any]) -> None:
+def _sums_of_own_parts(folder: Path) -> dict[str, str]:
+    """What this rank has written is still in the memory of its machine."""
+    return {part.name: sha256_of(part) for part in sorted(folder.glob(f"__{place()[0]}_*"))}
+
+
+def _on_all_ranks(work: Callable[[], T], failure: type[Exception]) -> list[T]:
+    """What `work` returns on each rank. Where it raises a `failure` or an `OSError` on one, all raise a `failure`."""
+    outcome: tuple[T | None, str | None]
+    try:
+        outcome = work(), None
+    except (failure, OSError) as error:
+        outcome = None, str(error)
+    ranks = place()[1]
+    outcomes = [outcome] * ranks
+    if ranks > 1:
+        dist.all_gather_object(outcomes, outcome)
+    if problem := next((problem for _, problem in outcomes if problem is not None), None):
+        raise failure(problem)
+    return [cast(T, value) for value, _ in outcomes]
+
+
+def _complete(folder: Path, path: Path, plain: Mapping[str, Any], sums: Mapping[str, str]) -> None:
     try:
         torch.save(dict(plain), folder / PLAIN)
+        write_sums(folder, {**sums, **{name: sha256_of(folder / name) for name in (PLAIN, TABLE)}})
         swap_in(folder, path)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -143,8 +199,12 @@ class _Reader(FileSystemReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         with Path(self.path, TABLE).open("rb") as file:
-            _TableUnpickler(file).load()  # raises before anything is run
-        table: Metadata = super().read_metadata(*args, **kwargs)
+            table: Metadata = _TableUnpickler(file).load()  # once: read again, it could be another file
+        parts = {part.relative_path for part in table.storage_data.values()}
+        if strange := sorted(name for name in parts if name != Path(name).name or not Path(self.path, name).is_file()):
+            raise ConfigurationError(f"The checkpoint's table names `{strange[0]}`, which is no file of its folder.")
+        table.storage_meta = table.storage_meta or StorageMeta()
+        table.storage_meta.load_id = self.load_id
         return table
 
 

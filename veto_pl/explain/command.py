@@ -18,7 +18,7 @@ from veto_pl.explain.page import COLUMNS, charts, number_rows, write_explanation
 from veto_pl.explain.response import Response, respond
 from veto_pl.explain.scene import Scene
 from veto_pl.mistakes import shown
-from veto_pl.parsing import bounded_yaml, own_defaults
+from veto_pl.parsing import strict_parsing
 from veto_pl.plugins import load_plugins
 from veto_pl.report.page import write_text
 from veto_pl.report.table import for_terminal
@@ -111,7 +111,7 @@ def _from_files(paths: Sequence[Path]) -> Iterator[tuple[str, Objective]]:
 def _built(arguments: Sequence[str]) -> Objective:
     parser = CompactParser()
     parser.add_argument(f"--{PLACE}", type=Objective)
-    with own_defaults(), bounded_yaml():
+    with strict_parsing():
         parsed = parser.parse_args(list(arguments))
     objective = parser.instantiate_classes(parsed).model.objective
     if not isinstance(objective, Objective):

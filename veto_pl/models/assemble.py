@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.causal_lm import CausalLM
 from veto_pl.models.tokenizers import read_tokenizer
+from veto_pl.models.tying import say_whether_tied
 from veto_pl.models.vocabulary import check_tokenizers, real_ids
 from veto_pl.models.weights import load_sharded
 from veto_pl.seams import ModelSource, TokenizerSource
 from veto_pl.types import Models
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from veto_pl.models.sharding import Sharding
 
@@ -49,8 +50,7 @@ def load_student(source: ModelSource, tokenizer: PreTrainedTokenizerBase, *, emp
         tokenizer: names the real ids.
         empty: only the architecture, with arbitrary weights.
     """
-    model = source.skeleton() if empty else source.load()
-    student = CausalLM(model, real_ids(tokenizer))
+    student = CausalLM(_made(source, empty=empty), real_ids(tokenizer))
     _check_rows("student", student)
     return student.train()
 
@@ -82,7 +82,7 @@ def load_models(
         if sharding is not None:
             model = load_sharded(source, real_ids(tokenizer), sharding(role))
         else:
-            model = CausalLM(source.skeleton() if empty else source.load(), real_ids(tokenizer))
+            model = CausalLM(_made(source, empty=empty), real_ids(tokenizer))
         _check_rows(role, model)
         return model
 
@@ -98,6 +98,14 @@ def load_models(
         for model in (trained, *frozen.values()):
             model.examine()
     return Models(trained, frozen.get("teacher"), tokenizer, reference=frozen.get("reference"))
+
+
+def _made(source: ModelSource, *, empty: bool) -> PreTrainedModel:
+    if empty:
+        return source.skeleton()
+    model = source.load()
+    say_whether_tied(model)
+    return model
 
 
 def _check_alike(student: CausalLM, teacher: CausalLM) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.models.reading import check_endings, check_folder, check_stored_dropout, check_weights, named
+from veto_pl.models.reading import check_endings, check_folder, check_stored_dropout, check_sums, check_weights, named
 from veto_pl.models.weights import StoredWeights
 from veto_pl.seams import ModelSource
 
@@ -79,6 +79,7 @@ class Pretrained(ModelSource):
 
         model: PreTrainedModel
         with named(self.path):
+            check_sums(Path(self.path))
             model, found = AutoModelForCausalLM.from_pretrained(
                 **self._location(),
                 config=self.config(),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from veto_pl.checksums import SUMS, damaged, read_sums
 from veto_pl.exceptions import ConfigurationError, DataError, VetoError
 
 if TYPE_CHECKING:
@@ -81,6 +82,25 @@ def check_regular(folder: Path) -> None:
     inside = folder.iterdir() if folder.is_dir() else ()
     if strange := sorted(p.name for p in inside if p.exists() and not (p.is_file() or p.is_dir())):
         raise DataError(f"`{folder / strange[0]}` is a pipe or a device, expected a file. Put the file there.")
+
+
+def check_sums(folder: Path, names: Collection[str] | None = None) -> None:
+    """Refuses weights that are not those that an export has written; a folder without checksums passes.
+
+    Args:
+        folder: of a model.
+        names: of the files that are compared; all weights by default.
+
+    Raises:
+        DataError: a file is damaged, or was replaced.
+    """
+    sums = read_sums(folder) or {}
+    weights = [name for name in sums if name.endswith(".safetensors") and (names is None or name in names)]
+    if wrong := damaged(folder, sums, weights):
+        raise DataError(
+            f"`{folder / wrong[0]}` is not the file that the export has written; it is damaged, or was replaced. "
+            f"Export the model again, or remove `{SUMS}` beside it if you have replaced it yourself."
+        )
 
 
 def check_stored_dropout(path: str, config: PretrainedConfig, names: Collection[str]) -> None:

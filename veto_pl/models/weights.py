@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from veto_pl.exceptions import DataError
-from veto_pl.models.reading import INDEX
+from veto_pl.models.reading import INDEX, check_sums
+from veto_pl.models.tying import apart, tied, untie
 
 if TYPE_CHECKING:
     from veto_pl.models.causal_lm import CausalLM
@@ -64,8 +65,17 @@ class StoredWeights:
 
     def shape(self, name: str) -> list[int]:
         """Of the whole tensor."""
-        shape: list[int] = _open(self.files[name]).get_slice(name).get_shape()
+        shape: list[int] = self.slices([name])[name].get_shape()
         return shape
+
+    def check(self, part: slice) -> None:
+        """Raises `DataError` where one of these files is not what the checksums beside it say."""
+        for file in sorted(set(self.files.values()))[part]:
+            check_sums(file.parent, [file.name])
+
+    def slices(self, names: Collection[str]) -> dict[str, Any]:
+        """Those of the tensors that are stored, not yet read."""
+        return {name: _open(self.files[name]).get_slice(name) for name in names if name in self.files}
 
 
 def load_sharded(source: ModelSource, vocab_size: int, sharding: Sharding) -> CausalLM:
@@ -84,15 +94,46 @@ def load_sharded(source: ModelSource, vocab_size: int, sharding: Sharding) -> Ca
 
     with parameters_on_meta():
         model = CausalLM(source.skeleton(), vocab_size)
+    stored = source.stored()
+    if stored is not None and not stored.match(model.model):
+        stored = None
+    whole = source.load() if stored is None and sharding.first else None
+    _check(stored, sharding)
+    untie(model.model, _apart(stored, whole, tied(model.model), sharding))
     shard(model, sharding)
     _materialise(model, sharding.device)
-    stored = source.stored()
     with torch.no_grad():
-        if stored is not None and stored.match(model.model):
+        if stored is not None:
             _read(stored, model.model, sharding)
         else:
-            _hand_out(source, model.model, sharding)
+            _hand_out(whole, model.model, sharding)
     return model
+
+
+def _check(stored: StoredWeights | None, sharding: Sharding) -> None:
+    """Each rank compares its share of the files with their checksums; all raise where one is damaged."""
+    problem = None
+    if stored is not None:
+        try:
+            stored.check(slice(sharding.mesh.get_local_rank(), None, sharding.mesh.size()))
+        except DataError as error:
+            problem = error
+    if sharding.any(problem is not None):
+        raise problem or DataError("The weights are damaged; another rank says which file.")
+
+
+def _apart(
+    stored: StoredWeights | None, whole: nn.Module | None, names: list[list[str]], sharding: Sharding
+) -> list[str]:
+    """Names that the configuration gives to one weight and the weights do not. The first rank looks."""
+    found: list[list[str]] = [[]]
+    if sharding.first and stored is not None:
+        found = [[n for group in names for n in apart(group, stored.slices(group), lambda part: part.get_shape())]]
+    elif whole is not None:
+        together = {name for group in tied(whole) for name in group}
+        found = [[name for group in names for name in group[1:] if name not in together]]
+    dist.broadcast_object_list(found, group=sharding.mesh.get_group(), group_src=0)
+    return found[0]
 
 
 @contextmanager
@@ -136,11 +177,11 @@ def _read(stored: StoredWeights, model: nn.Module, sharding: Sharding) -> None:
         _copy(targets[name], part, name)
 
 
-def _hand_out(source: ModelSource, model: nn.Module, sharding: Sharding) -> None:
+def _hand_out(loaded: nn.Module | None, model: nn.Module, sharding: Sharding) -> None:
     from veto_pl.models.sharding import local
 
     group, first = sharding.mesh.get_group(), sharding.first
-    whole = source.load().state_dict() if first else {}
+    whole = loaded.state_dict() if loaded is not None else {}
     learnt = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}
     for name, weight in (*model.named_parameters(), *learnt.items()):
         buffer = torch.empty(weight.shape, dtype=weight.dtype, device=sharding.device)

@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from veto_pl.checksums import sha256_of
 from veto_pl.exceptions import DataError
 from veto_pl.offline.cost import TruncationCost
-from veto_pl.offline.manifest import Shard, replace_file, sha256_of
+from veto_pl.offline.manifest import Shard, replace_file
 from veto_pl.scores import TopKScores
 
 KEY_BYTES = 16

@@ -1,0 +1,76 @@
+"""What is given as a checkpoint and is none: a sentence, at once, and no waiting."""
+
+import os
+
+import pytest
+import torch
+
+from veto_pl.cli import main
+from veto_pl.resume import warn_of_differences
+
+LAUGHS = "a: &a {x: 1, y: 2}\n" + "\n".join(
+    f"{b}: &{b} {{{', '.join(f'k{i}: *{a}' for i in range(9))}}}" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+def text(path):
+    path.write_text("no checkpoint")
+
+
+def cut(path):
+    torch.save({"state_dict": {"w": torch.ones(1000)}}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+PLACES = {
+    "a pipe": (os.mkfifo, "is a pipe or a device"),
+    "a folder": (os.mkdir, "is a folder, and not that of a sharded run"),
+    "a text": (text, "cannot be read: it is cut short, or another kind of file"),
+    "half": (cut, "cannot be read: it is cut short, or another kind of file"),
+    "nothing": (lambda path: None, "does not exist"),
+}
+NAMES = {"best": "does not exist", "hpc": "does not exist", "": "is no path", "/dev/zero": "is a pipe or a device",
+         "a\0b": "does not exist", "x" * 5000: "does not exist", "registry:mine": "does not exist"}  # fmt: skip
+
+
+def commands(config_file, given, folder):
+    yield ["export", given, str(folder / "out")]
+    for name in ("fit", "validate", "test", "predict"):
+        yield [name, "--config", config_file, "--run_dir", str(folder / "run"), f"--ckpt_path={given}"]
+
+
+def refused(arguments, message):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert str(end.value.code).startswith("veto-pl: The checkpoint `")
+    assert message in str(end.value.code)
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_a_path_that_leads_to_no_checkpoint(kind, config_file, tmp_path):
+    make, message = PLACES[kind]
+    make(tmp_path / "a.ckpt")
+    (tmp_path / "other.ckpt").touch()
+    for arguments in commands(config_file, str(tmp_path / "a.ckpt"), tmp_path):
+        refused(arguments, message)
+        refused(arguments, f"There are: {tmp_path / 'other.ckpt'}.")
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: repr(name[:12]))
+def test_a_word_that_is_no_checkpoint(name, config_file, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "kept.ckpt").touch()
+    _, *fits = commands(config_file, name, tmp_path)
+    for arguments in fits[:2]:
+        refused(arguments, NAMES[name])
+    if "/" not in name:
+        refused(fits[0], f"expected `last` or a checkpoint that a run has written. There are: {tmp_path / 'run'}")
+
+
+@pytest.mark.parametrize("told", ["{", "&a {k: *a}", "- 1", "7", b"x", 7, LAUGHS], ids=lambda told: str(told)[:12])
+def test_a_configuration_in_a_checkpoint_that_is_none_is_not_compared_for_ever(told):
+    """A warning, for the run goes on with its own."""
+    with pytest.warns(UserWarning, match=r"cannot be compared|The run goes on with other settings"):
+        warn_of_differences(told, "seed_everything: 1\nmodel: {x: 2}")

@@ -1,0 +1,126 @@
+"""What a checkpoint says about its student beside the weights: the files of a model folder, as plain bytes.
+
+An export needs the architecture, the settings of generation and the tokenizer, as they are in the run. As files they
+need nothing of the source of the student, so the export runs on any machine; and what is built is decided by the
+registry of architectures of transformers, not by the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from veto_pl.exceptions import ConfigurationError, VetoError
+from veto_pl.models.assemble import load_student, load_tokenizer
+from veto_pl.models.loading import Pretrained
+from veto_pl.models.reading import named
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from veto_pl.models.causal_lm import CausalLM
+
+BLUEPRINT = "veto_pl_student"
+"""The key under which a checkpoint holds the files, by their names."""
+_NAME = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*\.(?:json|txt|model|jinja|tiktoken|spm|bpe|codes|vocab|py)")
+
+
+def drawn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
+    """Return the files that `save_pretrained` writes beside the weights, by their names.
+
+    Args:
+        model: the student; its own code is among the files where it has some.
+        tokenizer: of the run.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        model.config.architectures = [type(model).__name__]
+        if model._auto_class is not None:  # its class comes from a folder or the hub
+            from transformers.dynamic_module_utils import custom_object_save
+
+            custom_object_save(model, folder, config=model.config)
+        model.config.save_pretrained(folder)
+        if model.can_generate():
+            model.generation_config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    if strange := next((name for name in files if not _NAME.fullmatch(name)), None):
+        raise ConfigurationError(f"Its tokenizer writes a file of an unknown kind, `{strange}`.")
+    return files
+
+
+def built(files: Any, checkpoint: Path, *, trust_remote_code: bool) -> tuple[CausalLM, PreTrainedTokenizerBase]:
+    """Return the student, with arbitrary weights, and the tokenizer that the files of a checkpoint describe.
+
+    Args:
+        files: what `drawn` has returned.
+        checkpoint: where they are from, for errors.
+        trust_remote_code: whether code among the files, or on the hub, may run.
+
+    Raises:
+        ConfigurationError: the files are damaged, or what they describe needs code.
+    """
+    with _laid_out(files, checkpoint) as folder, _told(checkpoint, folder):
+        source = Pretrained(str(folder), dtype="auto", attention="eager", trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(source)
+        student = load_student(source, tokenizer, empty=True)
+        wanted, found = student.model.config.architectures, type(student.model).__name__
+        if wanted != [found]:
+            raise ConfigurationError(
+                f"its student is a {wanted!s:.100}, and transformers knows `{found}` for its configuration. Name the "
+                "configuration of the run in `--config`, so that the student's own source makes it."
+            )
+        student.model.name_or_path = student.model.config.name_or_path = ""
+        tokenizer.name_or_path = ""
+        return student, tokenizer
+
+
+@contextmanager
+def _laid_out(files: Any, checkpoint: Path) -> Iterator[Path]:
+    """A folder with the files. Nothing that would be unpickled is among them, and none lies elsewhere."""
+    if not (isinstance(files, Mapping) and all(_is_file(name, data) for name, data in files.items())):
+        raise ConfigurationError(f"The checkpoint `{checkpoint}` is damaged: it does not describe a student in files.")
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, data in files.items():
+            path = Path(scratch, name)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(_without_implementations(data) if name == "config.json" else data)
+        yield Path(scratch)
+
+
+def _is_file(name: Any, data: Any) -> bool:
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None and isinstance(data, bytes)
+
+
+def _without_implementations(config: bytes) -> bytes:
+    """An architecture may name kernels on the hub, which are code, and of no use where weights are only copied."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items() if not key.endswith("_implementation")}
+        return value
+
+    try:
+        return json.dumps(plain(json.loads(config))).encode()
+    except (ValueError, RecursionError):
+        return config  # transformers refuses it
+
+
+@contextmanager
+def _told(checkpoint: Path, folder: Path) -> Iterator[None]:
+    """Names the checkpoint instead of the folder of its files."""
+    try:
+        with named(str(folder), "student", "described by files that transformers can read without running their code"):
+            yield
+    except VetoError as error:
+        told = str(error).replace(str(folder), str(checkpoint))
+        raise ConfigurationError(
+            f"The student of `{checkpoint}` cannot be made: {told} If it needs code, and you trust the checkpoint, "
+            "give `--trust_remote_code`."
+        ) from error
