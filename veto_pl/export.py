@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from veto_pl.checkpoint_io import read_checkpoint
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.model_card import model_card
 from veto_pl.models.sharding import full_weights
+from veto_pl.models.tokenizers import with_chat_template
 from veto_pl.sharded_checkpoint import is_sharded, plain_values, read_whole
+from veto_pl.special_ids import state_special_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,30 +23,8 @@ if TYPE_CHECKING:
 
 STUDENT = "student."
 """What the names of the student's weights begin with in a checkpoint."""
-CARD = """---
-library_name: transformers
-tags:
-- knowledge-distillation
-- veto_pl
----
-
-# {title}
-
-A student distilled with veto_pl.
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{title}")
-tokenizer = AutoTokenizer.from_pretrained("{title}")
-```
-
-## Training configuration
-
-```yaml
-{config}
-```
-"""
+CHAT_TEMPLATE = "veto_pl_chat_template"
+"""Where a checkpoint says how a message of the user becomes a prompt of the run."""
 
 
 def export_student(
@@ -51,9 +32,11 @@ def export_student(
 ) -> Path:
     """Saves the student (safetensors), the tokenizer and a model card. Every rank calls it; the first one writes.
 
+    What ends a text, begins it and fills it up is written into the configurations as the run had it.
+
     Args:
         student: the trained model, sharded or whole.
-        tokenizer: saved beside it.
+        tokenizer: saved beside it, with its chat template; `with_chat_template` gives it that of the run.
         config: YAML of the run, for the card.
         folder: created if need be.
 
@@ -64,10 +47,10 @@ def export_student(
     weights = full_weights(student)
     if student.shards is not None and not student.shards.first:
         return folder
+    state_special_ids(student.model, tokenizer)
     student.model.save_pretrained(folder, state_dict=None if student.shards is None else weights)
     tokenizer.save_pretrained(folder)
-    card = CARD.format(title=folder.resolve().name, config=(config or "not recorded").strip())
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "README.md").write_text(model_card(tokenizer, config, folder.resolve().name), encoding="utf-8")
     return folder
 
 
@@ -84,7 +67,7 @@ def export_checkpoint(checkpoint: str | Path, folder: str | Path) -> Path:
     from veto_pl.cli import module_from_config
     from veto_pl.models.assemble import load_student
 
-    config, read_weights = _read(Path(checkpoint))
+    config, read_weights, chat_template = _read(Path(checkpoint))
     if config is None:
         raise ConfigurationError(
             f"`{checkpoint}` holds no configuration, so its student cannot be rebuilt. Export it from Python with "
@@ -93,14 +76,15 @@ def export_checkpoint(checkpoint: str | Path, folder: str | Path) -> Path:
     module = module_from_config(config)
     student = load_student(module.student_source, module.tokenizer, empty=True)
     student.load_state_dict(read_weights())
-    return export_student(student, module.tokenizer, config, folder)
+    return export_student(student, with_chat_template(module.tokenizer, chat_template), config, folder)
 
 
-def _read(checkpoint: Path) -> tuple[str | None, Callable[[], dict[str, Tensor]]]:
-    """The run's configuration, and how to get the student's weights."""
+def _read(checkpoint: Path) -> tuple[str | None, Callable[[], dict[str, Tensor]], Any]:
+    """The run's configuration, how to get the student's weights, and the chat template of the run's prompts."""
     if is_sharded(checkpoint):
-        config: str | None = plain_values(checkpoint).get("veto_pl_config")
-        return config, lambda: read_whole(checkpoint, f"state_dict.{STUDENT}")
+        values = plain_values(checkpoint)
+        config, template = values.get("veto_pl_config"), values.get(CHAT_TEMPLATE)
+        return config, lambda: read_whole(checkpoint, f"state_dict.{STUDENT}"), template
     state = read_checkpoint(checkpoint)
     weights = {k.removeprefix(STUDENT): v for k, v in state["state_dict"].items() if k.startswith(STUDENT)}
-    return state.get("veto_pl_config"), lambda: weights
+    return state.get("veto_pl_config"), lambda: weights, state.get(CHAT_TEMPLATE)

@@ -26,15 +26,16 @@ from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric
 from veto_pl.metrics.rollouts import rollout_numbers
 from veto_pl.models.assemble import load_models, load_tokenizer
 from veto_pl.nonfinite import NonFiniteSteps
+from veto_pl.own_errors import OwnErrors
 from veto_pl.randomness import global_draws
 from veto_pl.rollouts import Sampling
 from veto_pl.schedules import Constant, scheduled_values
-from veto_pl.seams import ModelSource, Objective, RolloutSource, Schedule, TokenizerSource
+from veto_pl.seams import ModelSource, Objective, RolloutSource, Schedule, Template, TokenizerSource
 from veto_pl.types import Models, PromptBatch, Rollouts, Sequences, Step
 from veto_pl.window import Window
 
 
-class DistillationModule(L.LightningModule):
+class DistillationModule(OwnErrors, L.LightningModule):
     """Trains a student by an objective, and validates by letting it answer.
 
     Args:
@@ -104,6 +105,17 @@ class DistillationModule(L.LightningModule):
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.student_source, self.tokenizer_source)
         return self._tokenizer
+
+    def chat_template(self) -> str | dict[str, str] | None:
+        """The chat template that makes this run's prompts, for exports; the tokenizer's own where no template is known.
+
+        None where a message of the user does not make a prompt: see `Template.chat_template`.
+        """
+        template = getattr(self.trainer.datamodule, "template", None)  # type: ignore[attr-defined]
+        if isinstance(template, Template):
+            return template.chat_template(self.tokenizer)
+        own: str | dict[str, str] | None = self.tokenizer.chat_template
+        return own
 
     def configure_model(self) -> None:
         """Loads the models, once, and puts the teacher where the student will be; on the meta device only shapes."""
@@ -197,8 +209,9 @@ class DistillationModule(L.LightningModule):
         self.clock.enter("data")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the configuration, as YAML, for exports; what rollout sources remember; and the steps left out."""
+        """Keeps configuration and chat template, for exports; what rollout sources remember; and the steps left out."""
         checkpoint["veto_pl_config"] = self.run_config
+        checkpoint["veto_pl_chat_template"] = self.chat_template()
         checkpoint["veto_pl_memories"] = self._models.memories.states()
         checkpoint["veto_pl_skipped_in_a_row"] = self._non_finite.in_a_row
 

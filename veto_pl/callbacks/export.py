@@ -8,6 +8,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from veto_pl.export import export_student
+from veto_pl.models.tokenizers import with_chat_template
 from veto_pl.module import DistillationModule
 
 
@@ -27,5 +28,6 @@ class Export(L.Callback):
             return
         assert isinstance(pl_module, DistillationModule), "this callback belongs to `DistillationModule`"
         folder = Path(trainer.log_dir or trainer.default_root_dir) / self.folder
-        export_student(pl_module.student, pl_module.tokenizer, pl_module.run_config, folder)
+        tokenizer = with_chat_template(pl_module.tokenizer, pl_module.chat_template())
+        export_student(pl_module.student, tokenizer, pl_module.run_config, folder)
         rank_zero_info(f"Exported the student to {folder}")

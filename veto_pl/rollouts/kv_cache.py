@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from veto_pl.models.backbone import backbone
 from veto_pl.models.causal_lm import CausalLM, sampling_mode
 
 ROOM = 64
@@ -116,7 +117,7 @@ def _structure(model: CausalLM) -> str:
         return "it is an encoder-decoder"
     if getattr(network, "_is_stateful", False):
         return "it remembers a recurrent state instead of keys and values"
-    taken = inspect.signature(network.base_model.forward).parameters
+    taken = inspect.signature(backbone(network).forward).parameters
     missing = [name for name in ("attention_mask", "position_ids", "past_key_values") if name not in taken]
     if missing:
         return f"its forward does not take {', '.join(f'`{name}`' for name in missing)}"
@@ -131,4 +132,6 @@ def _probe(model: CausalLM) -> str:
     token = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
     with sampling_mode(model):
         model.next_logits(token, torch.ones_like(token), cache)
+    if not all(layer.is_initialized for layer in cache.layers):
+        return "it has layers that write no keys and values for a text"
     return "" if cache.get_seq_length() == 1 else "it ignores the `past_key_values` that it is given"
