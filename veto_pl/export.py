@@ -14,7 +14,7 @@ from veto_pl.model_card import model_card
 from veto_pl.models.sharding import full_weights
 from veto_pl.models.tokenizers import with_chat_template
 from veto_pl.sharded_checkpoint import is_sharded, plain_values, read_whole
-from veto_pl.special_ids import state_special_ids
+from veto_pl.special_ids import drop_contradictions, state_special_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,6 +48,7 @@ def export_student(
     if student.shards is not None and not student.shards.first:
         return folder
     state_special_ids(student.model, tokenizer)
+    drop_contradictions(student.model)
     student.model.save_pretrained(folder, state_dict=None if student.shards is None else weights)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(model_card(tokenizer, config, folder.resolve().name), encoding="utf-8")

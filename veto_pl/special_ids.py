@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,3 +32,22 @@ def state_special_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         for name, value in values.items():
             if value is not None and settings is not None:
                 setattr(settings, name, value)
+
+
+def drop_contradictions(model: PreTrainedModel) -> None:
+    """Replaces generation settings that contradict each other, which nobody can save, by none; with a warning.
+
+    What ends a text, begins it and fills it up stays.
+    """
+    settings = model.generation_config
+    try:
+        if settings is not None:
+            settings.validate(strict=True)
+    except ValueError as error:
+        ids = {name: getattr(settings, name) for name in ("eos_token_id", "bos_token_id", "pad_token_id")}
+        model.generation_config = type(settings)(**ids)
+        reason = " ".join(str(error).split())
+        warnings.warn(
+            f"The student's generation settings contradict each other and are left out of the export: {reason:.300}",
+            stacklevel=3,
+        )

@@ -10,7 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, pipeline
 
 from veto_pl.cli import main
-from veto_pl.models import CharacterTokenizer
+from veto_pl.export import export_student
+from veto_pl.models import CharacterTokenizer, Pretrained
+from veto_pl.models.assemble import load_student, load_tokenizer
 from veto_pl.testing.tiny import tiny_source
 
 from .conftest import changed
@@ -148,3 +150,15 @@ def test_prompts_that_a_message_does_not_make_leave_an_export_without_a_chat_tem
     export = tmp_path / "run" / "export"
     assert AutoTokenizer.from_pretrained(export).chat_template is None
     assert "The student has no chat template" in (export / "README.md").read_text()
+
+
+def test_generation_settings_that_contradict_each_other_do_not_cost_the_export(tmp_path):
+    """Some published models have them: transformers reads them with a warning, and refuses to save them."""
+    path = stored(tmp_path / "model")
+    settings = {"do_sample": False, "temperature": 0.6, "eos_token_id": [1, END], "pad_token_id": 0}
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(settings))
+    source = Pretrained(path)
+    tokenizer = load_tokenizer(source)
+    with pytest.warns(UserWarning, match=r"contradict each other and are left out of the export: .*`temperature`"):
+        export_student(load_student(source, tokenizer), tokenizer, None, tmp_path / "export")
+    says_where_texts_end(tmp_path / "export", [1, END])

@@ -132,6 +132,7 @@ def _probe(model: CausalLM) -> str:
     token = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
     with sampling_mode(model):
         model.next_logits(token, torch.ones_like(token), cache)
-    if not all(layer.is_initialized for layer in cache.layers):
-        return "it has layers that write no keys and values for a text"
-    return "" if cache.get_seq_length() == 1 else "it ignores the `past_key_values` that it is given"
+    if cache.get_seq_length() != 1:
+        return "it ignores the `past_key_values` that it is given"
+    written = all(layer.is_initialized for layer in cache.layers)
+    return "" if written else "it has layers that write no keys and values for a text"
