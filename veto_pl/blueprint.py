@@ -19,6 +19,7 @@ from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.models.assemble import load_student, load_tokenizer
 from veto_pl.models.loading import Pretrained
 from veto_pl.models.reading import named
+from veto_pl.special_ids import drop_contradictions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,6 +47,7 @@ def drawn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[st
             custom_object_save(model, folder, config=model.config)
         model.config.save_pretrained(folder)
         if model.can_generate():
+            drop_contradictions(model)
             model.generation_config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         paths = sorted(path for path in folder.rglob("*") if path.is_file())

@@ -27,8 +27,8 @@ def _export(arguments: Sequence[str]) -> None:
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that belongs to the model")
     given = parser.parse_args(arguments)
     load_plugins()  # they may have registered architectures
-    from veto_pl.export import export_checkpoint
     from veto_pl.config_files import check_files
+    from veto_pl.export import export_checkpoint
 
     check_files(arguments)
     config = None if given.config is None else given.config.read_text(encoding="utf-8")

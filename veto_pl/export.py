@@ -14,10 +14,12 @@ from veto_pl.checkpoint_io import beside, read_checkpoint
 from veto_pl.checkpoint_place import check_checkpoint
 from veto_pl.checksums import SUMS, read_sums, sha256_of, write_sums
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.model_card import model_card
 from veto_pl.models.sharding import full_weights
 from veto_pl.models.tying import apart, tied, untie
 from veto_pl.ranks import place
 from veto_pl.sharded_checkpoint import check_sharded, is_sharded, plain_values, read_whole
+from veto_pl.special_ids import drop_contradictions, state_special_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,30 +32,6 @@ EARLIER = "A student distilled with veto_pl."
 """What the model card of every export says."""
 KINDS = (".json", ".jinja", ".md", ".model", ".py", ".safetensors", ".txt")
 """Of the files that exports without checksums consist of."""
-CARD = """---
-library_name: transformers
-tags:
-- knowledge-distillation
-- veto_pl
----
-
-# {title}
-
-A student distilled with veto_pl.
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{title}")
-tokenizer = AutoTokenizer.from_pretrained("{title}")
-```
-
-## Training configuration
-
-```yaml
-{config}
-```
-"""
 
 
 def export_student(
@@ -63,9 +41,11 @@ def export_student(
 
     An earlier export is replaced in one piece. Every rank calls it; the first one writes.
 
+    What ends a text, begins it and fills it up is written into the configurations as the run had it.
+
     Args:
         student: the trained model, sharded or whole.
-        tokenizer: saved beside it.
+        tokenizer: saved beside it, with its chat template: `DistillationModule.exported_tokenizer`.
         config: YAML of the run, for the card.
         folder: created if need be.
 
@@ -79,9 +59,11 @@ def export_student(
     if place()[0] == 0:
         check_folder(folder)
         with beside(Path(folder).resolve()) as new:
+            state_special_ids(student.model, tokenizer)
+            drop_contradictions(student.model)
             student.model.save_pretrained(new, state_dict=None if student.shards is None else weights)
             tokenizer.save_pretrained(new)
-            card = CARD.format(title=Path(folder).resolve().name, config=(config or "not recorded").strip())
+            card = model_card(tokenizer, config, Path(folder).resolve().name)
             (new / "README.md").write_text(card, encoding="utf-8")
             files = [path for path in new.rglob("*") if path.is_file()]
             write_sums(new, {path.relative_to(new).as_posix(): sha256_of(path) for path in files})

@@ -28,16 +28,18 @@ from veto_pl.fsdp import FullyShard
 from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric
 from veto_pl.metrics.rollouts import rollout_numbers
 from veto_pl.models.assemble import load_models, load_tokenizer
+from veto_pl.models.tokenizers import with_chat_template
 from veto_pl.nonfinite import NonFiniteSteps
+from veto_pl.own_errors import OwnErrors
 from veto_pl.randomness import global_draws
 from veto_pl.rollouts import Sampling
 from veto_pl.schedules import Constant, scheduled_values
-from veto_pl.seams import ModelSource, Objective, RolloutSource, Schedule, TokenizerSource
+from veto_pl.seams import ModelSource, Objective, RolloutSource, Schedule, Template, TokenizerSource
 from veto_pl.types import Models, PromptBatch, Rollouts, Sequences, Step
 from veto_pl.window import Window
 
 
-class DistillationModule(L.LightningModule):
+class DistillationModule(OwnErrors, L.LightningModule):
     """Trains a student by an objective, and validates by letting it answer.
 
     Args:
@@ -107,6 +109,17 @@ class DistillationModule(L.LightningModule):
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.student_source, self.tokenizer_source)
         return self._tokenizer
+
+    def exported_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the tokenizer of exports: its chat template makes the prompts of this run.
+
+        It has none where a message of the user does not make a prompt (see `Template.chat_template`), and keeps its own
+        where no template is known.
+        """
+        template = getattr(self.trainer.datamodule, "template", None)  # type: ignore[attr-defined]
+        if not isinstance(template, Template):
+            return self.tokenizer
+        return with_chat_template(self.tokenizer, template.chat_template(self.tokenizer))
 
     def configure_model(self) -> None:
         """Loads the models, once, and puts the teacher where the student will be; on the meta device only shapes."""
@@ -215,7 +228,7 @@ class DistillationModule(L.LightningModule):
     def _blueprint(self) -> dict[str, bytes] | None:
         """Drawn once: neither architecture nor tokenizer change. A run does not end because it cannot be."""
         try:
-            return drawn(self._models.student.model, self.tokenizer)
+            return drawn(self._models.student.model, self.exported_tokenizer())
         except Exception as error:  # whatever a third party's `save_pretrained` raises
             rank_zero_warn(f"Checkpoints do not describe the student, for it cannot be saved: {error}")
             return None

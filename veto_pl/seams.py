@@ -173,6 +173,13 @@ class Template(ABC):
     def __call__(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
         """The prompt's text, ready to be tokenised without special tokens being added."""
 
+    def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        """The Jinja chat template that makes the same text of a user's message, for exports.
+
+        None where a message alone does not make a prompt, or nobody has said how. The export then has no chat template.
+        """
+        return None
+
 
 class Task(ABC):
     """Rows to learn from, and how a completion of a row is judged."""

@@ -19,6 +19,7 @@ from veto_pl.functional.stat import Stat as Stat
 from veto_pl.memory import Memories
 from veto_pl.padding import pad_left as pad_left
 from veto_pl.padding import pad_right as pad_right
+from veto_pl.special_ids import end_ids
 from veto_pl.step import Step as Step
 
 if TYPE_CHECKING:
@@ -124,6 +125,10 @@ class PromptBatch:
         taken = {name: getattr(self, name)[index] for name in _PROMPT_TENSORS}
         examples = tuple(self.examples[i] for i in index.tolist()) if self.examples else ()
         return replace(self, examples=examples, **taken)
+
+    def narrowed(self, width: int) -> PromptBatch:
+        """The last `width` columns of the prompts."""
+        return replace(self, input_ids=self.input_ids[:, -width:], attention_mask=self.attention_mask[:, -width:])
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -286,11 +291,12 @@ class Models:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """Ids that end a completion: the tokenizer's EOS and those of the student's generation settings."""
-        generation = getattr(self.student.model, "generation_config", None)
-        extra = getattr(generation, "eos_token_id", None)
-        listed = extra if isinstance(extra, list) else [extra]
-        return tuple(sorted({i for i in (self.tokenizer.eos_token_id, *listed) if i is not None}))
+        """Ids that end a completion of the student's: the tokenizer's EOS and those of its generation settings."""
+        return self.ends_of()
+
+    def ends_of(self, *writers: CausalLM) -> tuple[int, ...]:
+        """Ids that end a text of these writers: the student's, and those of every other model that takes part."""
+        return tuple(sorted({i for one in (self.student, *writers) for i in end_ids(self.tokenizer, one.model)}))
 
     @property
     def sharded(self) -> bool:

@@ -6,6 +6,9 @@ from hypothesis import strategies as st
 
 from veto_pl.data import ChatTemplate, PlainTemplate, TemplateMixture
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.models import CharacterTokenizer
+from veto_pl.models.tokenizers import with_chat_template
+from veto_pl.seams import Template
 from veto_pl.types import Example
 
 EXAMPLE = Example(
@@ -134,3 +137,77 @@ def test_a_mixture_of_templates_tells_rows_without_fields_by_their_prompt(tokeni
 def test_a_share_outside_of_its_range_is_refused(fraction):
     with pytest.raises(ConfigurationError, match=r"TemplateMixture.fraction.* must lie in \[0, 1\]"):
         TemplateMixture(first=FIRST, second=SECOND, fraction=fraction)
+
+
+SPACED = "\n  {% if true %}[{% endif %}\n" + "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+ARGUMENTS = "{{ mark if mark is defined else 'unset' }}{{ more if more is defined else 'unset' }}"
+TOKENIZER = CharacterTokenizer("ab").load()
+AROUND = st.text(max_size=8).map(lambda text: text.replace("{", "{{").replace("}", "}}"))
+FORMATS = st.builds("{}{{prompt}}{}".format, AROUND, AROUND)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
+)
+TEMPLATES = st.builds(PlainTemplate, format=FORMATS) | st.builds(
+    ChatTemplate,
+    system=st.none() | st.text(max_size=8),
+    user=FORMATS,
+    template=st.sampled_from([SPACED + ARGUMENTS, ARGUMENTS + SPACED]),
+    arguments=st.fixed_dictionaries({}, optional={"mark": JSON, "more": JSON}),
+)
+
+
+@given(template=TEMPLATES, prompt=st.text(max_size=12))
+def test_the_chat_template_makes_of_a_message_what_the_template_makes_of_a_prompt(template, prompt):
+    exported = with_chat_template(TOKENIZER, template.chat_template(TOKENIZER))
+    rendered = exported.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False,
+                                            add_generation_prompt=True)  # fmt: skip
+    assert rendered == template(Example(prompt), TOKENIZER)
+
+
+def test_the_chat_template_begins_with_bos_where_the_template_does(tokenizer):
+    exported = with_chat_template(tokenizer, PlainTemplate(format="{prompt}>", add_bos=True).chat_template(tokenizer))
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    assert exported.apply_chat_template(turns, tokenize=False) == "<bos>a>b<eos>c>"
+    with pytest.raises(Exception, match="messages of the user alone, got the role system"):
+        exported.apply_chat_template([{"role": "system", "content": "a"}], tokenize=False)
+
+
+def test_a_system_message_of_the_conversation_stays_and_no_other_is_put_in_front(chat_tokenizer):
+    template = ChatTemplate(system="s", arguments={"mark": "!"})
+    exported = with_chat_template(chat_tokenizer, template.chat_template(chat_tokenizer))
+    given = [{"role": "system", "content": "t"}, {"role": "user", "content": "a"}]
+    rendered = exported.apply_chat_template(given, tokenize=False, add_generation_prompt=True)
+    assert rendered == "<system>t</><user>a</><assistant>!"
+    assert exported.apply_chat_template(given, tokenize=False, add_generation_prompt=True, mark="?").endswith("?")
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (PlainTemplate(format="{question}: {prompt}"), None),
+        (PlainTemplate(format="{prompt!r}"), None),
+        (ChatTemplate(user="{question}", template=SPACED), None),
+        (ChatTemplate(), None),
+        (TemplateMixture(first=PlainTemplate(format="{x}"), second=PlainTemplate(format="{prompt}!")), "second"),
+        (TemplateMixture(first=PlainTemplate(format="{x}"), second=PlainTemplate(), fraction=1.0), None),
+        (TemplateMixture(first=PlainTemplate(format="{prompt}!"), second=PlainTemplate(), fraction=0.0), "second"),
+        (TemplateMixture(first=PlainTemplate(format="{prompt}!"), second=PlainTemplate(), fraction=0.6), "first"),
+    ],
+)
+def test_a_prompt_that_is_more_than_a_message_has_no_chat_template(tokenizer, template, expected):
+    told = template.chat_template(tokenizer)
+    assert told == (None if expected is None else getattr(template, expected).chat_template(tokenizer))
+
+
+def test_the_tokenizers_own_chat_template_is_exported_as_it_is(chat_tokenizer):
+    assert with_chat_template(chat_tokenizer, ChatTemplate().chat_template(chat_tokenizer)) is chat_tokenizer
+
+
+def test_a_template_that_says_nothing_has_no_chat_template(tokenizer):
+    class Own(Template):
+        def __call__(self, example, tokenizer):
+            return example.prompt
+
+    assert Own().chat_template(tokenizer) is None

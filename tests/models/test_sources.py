@@ -185,7 +185,7 @@ def test_another_eos_warns_loudly(tmp_path):
     tokenizer = load_tokenizer(teacher)
     tokenizer.eos_token = "f"
     tokenizer.save_pretrained(teacher.path)
-    with pytest.warns(UserWarning, match=r"end their texts differently: '<eos>' \(1\) and 'f' \(8\)"):
+    with pytest.warns(UserWarning, match=r"differently: the student by '<eos>' \(1\), the teacher by 'f' \(8\)\."):
         load_models(student, teacher, load_tokenizer(student))
 
 

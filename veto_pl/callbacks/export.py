@@ -27,5 +27,5 @@ class Export(L.Callback):
             return
         assert isinstance(pl_module, DistillationModule), "this callback belongs to `DistillationModule`"
         folder = Path(trainer.log_dir or trainer.default_root_dir) / self.folder
-        export_student(pl_module.student, pl_module.tokenizer, pl_module.run_config, folder)
+        export_student(pl_module.student, pl_module.exported_tokenizer(), pl_module.run_config, folder)
         rank_zero_info(f"Exported the student to {folder}")

@@ -10,6 +10,7 @@ from zlib import crc32
 
 from jinja2 import TemplateError
 
+from veto_pl.data.chat_templates import answering, in_format, with_settings
 from veto_pl.data.jsonl import listed, shown
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.seams import Template
@@ -53,6 +54,11 @@ class PlainTemplate(Template):
         if tokenizer.bos_token is None:
             raise ConfigurationError("`PlainTemplate.add_bos` is set, but the tokenizer has no BOS token. Unset it.")
         return f"{tokenizer.bos_token}{text}"
+
+    def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        """The format around the user's message; None where it names more than the prompt."""
+        around = in_format(self.format)
+        return None if around is None else answering(around, add_bos=self.add_bos)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +106,14 @@ class ChatTemplate(Template):
             reason = str(error)[:300] if isinstance(error, (TemplateError, ValueError)) else repr(error)[:300]
             raise ConfigurationError(f"The chat template refused the conversation: {reason}. Change it.") from error
 
+    def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        """The one in use, with `system`, `user` and `arguments` set in front; None where `user` names other fields."""
+        around = in_format(self.user)
+        if around is None or (self.template is None and tokenizer.chat_template is None):
+            return None
+        used = tokenizer.get_chat_template() if self.template is None else self.template
+        return with_settings(used, around, self.system, self.arguments)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TemplateMixture(Template):
@@ -127,6 +141,12 @@ class TemplateMixture(Template):
     def __call__(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
         """The text of the template whose turn it is."""
         return (self.first if _place(example) < self.fraction else self.second)(example, tokenizer)
+
+    def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        """That of the template that shows more rows, for the student reads both; or else that of the other one."""
+        shares = sorted(((self.fraction, 1, self.first), (1 - self.fraction, 0, self.second)), key=lambda one: one[:2])
+        told = [part.chat_template(tokenizer) for share, _, part in reversed(shares) if share > 0]
+        return next((text for text in told if text is not None), None)
 
 
 def _place(example: Example) -> float:

@@ -9,9 +9,10 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.causal_lm import CausalLM
 from veto_pl.models.tokenizers import read_tokenizer
 from veto_pl.models.tying import say_whether_tied
-from veto_pl.models.vocabulary import check_tokenizers, real_ids
+from veto_pl.models.vocabulary import check_tokenizers, compare_ends, real_ids
 from veto_pl.models.weights import load_sharded
 from veto_pl.seams import ModelSource, TokenizerSource
+from veto_pl.special_ids import end_ids, state_special_ids
 from veto_pl.types import Models
 
 if TYPE_CHECKING:
@@ -35,10 +36,11 @@ def load_tokenizer(source: ModelSource, tokenizer: TokenizerSource | None = None
             f"`{type(source).__name__}` brings no tokenizer. Name one under `model.tokenizer`, for instance "
             "`PretrainedTokenizer` or `CharacterTokenizer`."
         )
-    loaded.padding_side = "left"  # for whoever generates with the exported student
     if loaded.pad_token_id is None:
         # Only a filler: every mask comes from lengths.
         loaded.pad_token = loaded.eos_token
+    # For whoever generates with the exported student. Of what is set in memory only this mapping is saved.
+    loaded.padding_side = loaded.init_kwargs["padding_side"] = "left"
     return loaded
 
 
@@ -87,11 +89,16 @@ def load_models(
         return model
 
     given = {role: source for role, source in (("teacher", teacher), ("reference", reference)) if source is not None}
-    for source in given.values():
-        if source.tokenizer_source is not None:
-            check_tokenizers(tokenizer, load_tokenizer(source))
+    own = {role: load_tokenizer(source) for role, source in given.items() if source.tokenizer_source is not None}
+    for theirs in own.values():
+        check_tokenizers(tokenizer, theirs)
     trained = load("student", student).train()
     frozen = {role: load(role, source).requires_grad_(False).eval() for role, source in given.items()}
+    if teacher is not None:
+        # Its tokenizer is not kept, but what ends its texts is.
+        model, its_own = frozen["teacher"].model, own.get("teacher", tokenizer)
+        state_special_ids(model, its_own)
+        compare_ends(end_ids(tokenizer, trained.model), end_ids(its_own, model), tokenizer)
     if teacher is not None and teacher.moves:
         _check_alike(trained, frozen["teacher"])
     if sharding is not None:

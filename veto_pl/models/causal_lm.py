@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from veto_pl.functional.alignment import restrict
 from veto_pl.functional.heads import Finish, FunctionHead, Head, LinearHead
+from veto_pl.models.backbone import backbone
 from veto_pl.models.packing import Packing
-from veto_pl.models.probes import cache_keyword, check_head, keeps_sequences_apart
+from veto_pl.models.probes import cache_keyword, check_causal, check_head, keeps_sequences_apart, run_by
+from veto_pl.own_errors import OwnErrors
 from veto_pl.types import Sequences
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ FEW_ROWS = 8
 """Up to so many rows, weight x hidden is twice as fast on a CPU as hidden x weight: the weight is read once."""
 
 
-class CausalLM(nn.Module):
+class CausalLM(OwnErrors, nn.Module):
     """Splits a model into the backbone and the head, and restricts the head to the real vocabulary.
 
     Args:
@@ -98,7 +100,7 @@ class CausalLM(nn.Module):
             position_ids = (attention_mask.cumsum(1) - 1).clamp_min(0)[:, -input_ids.shape[1] :]
         if self._cache_keyword is None:
             self._cache_keyword = cache_keyword(self)
-        output = self.model.base_model(
+        output = backbone(self.model)(
             input_ids=input_ids,
             attention_mask=None if attention_mask is None else attention_mask.long(),
             position_ids=position_ids,
@@ -110,7 +112,7 @@ class CausalLM(nn.Module):
     def _backbone(self, packing: Packing) -> Tensor:
         """[R, W, D]. Without a mask the positions say where one sequence ends and the next begins."""
         mask = None if self.packs else packing.attention_mask.long()
-        output = self.model.base_model(
+        output = backbone(self.model)(
             input_ids=packing.input_ids, attention_mask=mask, position_ids=packing.position_ids, use_cache=False
         )
         hidden: Tensor = output.last_hidden_state
@@ -152,10 +154,13 @@ class CausalLM(nn.Module):
         """Tries the model out on a few tokens. A sharded model is examined when it has its weights.
 
         Raises:
-            ConfigurationError: the architecture does something unknown between hidden states and logits.
+            ConfigurationError: the architecture cannot be run as a causal language model, or does something unknown
+                between hidden states and logits.
         """
-        check_head(self)
-        self._packs = keeps_sequences_apart(self)
+        with run_by(self):
+            check_causal(self)
+            check_head(self)
+            self._packs = keeps_sequences_apart(self)
 
     @property
     def finish(self) -> Finish:

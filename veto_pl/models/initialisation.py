@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.models.backbone import backbone
 from veto_pl.models.loading import Attention, DType
 from veto_pl.models.reading import accepted
 from veto_pl.seams import ModelSource
@@ -17,10 +18,13 @@ from veto_pl.seams import ModelSource
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+ENDS = {"bos_token_id", "eos_token_id"}
+"""Ids that an architecture's configuration has by default: those of the first model's tokenizer."""
+
 
 @dataclass(frozen=True)
 class RandomWeights(ModelSource):
-    """A new model of a known architecture.
+    """A new model of a known architecture. What ends its texts is the tokenizer's to say, unless `dimensions` does.
 
     Args:
         model_type: the name that transformers gives the architecture, such as `llama`, `qwen2` or `gpt2`.
@@ -58,6 +62,8 @@ class RandomWeights(ModelSource):
             )
         with accepted("RandomWeights.dimensions", self.dimensions):
             config: PretrainedConfig = AutoConfig.for_model(self.model_type, **self.dimensions)
+            for name in ENDS - set(self.dimensions):
+                setattr(config, name, None)
         if self.attention != "auto":
             config._attn_implementation = self.attention
         if self.dtype != "auto":
@@ -108,8 +114,8 @@ class Pruned(ModelSource):
         model = self.source.load()
         kept = self._kept(int(model.config.num_hidden_layers))
         name, layers = decoder_layers(model)
-        model.base_model.set_submodule(name, nn.ModuleList(layers[i] for i in kept))
-        for index, layer in enumerate(model.base_model.get_submodule(name)):
+        backbone(model).set_submodule(name, nn.ModuleList(layers[i] for i in kept))
+        for index, layer in enumerate(backbone(model).get_submodule(name)):
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):
                     module.layer_idx = index  # the KV cache is addressed by it
@@ -153,7 +159,7 @@ def _check_rebuilt(model: PreTrainedModel) -> None:
 def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The one list of modules that is as long as the model is deep, by its name in the backbone."""
     depth = model.config.num_hidden_layers
-    for name, module in model.base_model.named_modules():
+    for name, module in backbone(model).named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return name, module
     raise ConfigurationError(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from veto_pl.exceptions import ConfigurationError
+from veto_pl.exceptions import ConfigurationError, VetoError
+from veto_pl.models.backbone import backbone
 
 if TYPE_CHECKING:
     from veto_pl.models.causal_lm import CausalLM
@@ -30,7 +31,7 @@ def cache_keyword(model: CausalLM) -> str:
         cache = DynamicCache(config=model.model.config)
         try:
             with _trying(model):
-                model.model.base_model(input_ids=token, use_cache=True, **{name: cache})
+                backbone(model.model)(input_ids=token, use_cache=True, **{name: cache})
         except TypeError:  # not a name of this forward's
             continue
         if cache.get_seq_length() == 1:
@@ -50,7 +51,7 @@ def reads_with_cache(model: CausalLM, new_cache: Callable[[], Any]) -> bool:
         alone = [
             model.next_logits(row[seen.bool()][None], None, new_cache()) for row, seen in zip(ids, mask, strict=True)
         ]
-    return _close(model, stepped, torch.cat(alone))
+    return close(model, stepped, torch.cat(alone))
 
 
 def keeps_sequences_apart(model: CausalLM) -> bool:
@@ -68,7 +69,36 @@ def keeps_sequences_apart(model: CausalLM) -> bool:
     except TypeError:  # a model without `position_ids`
         return False
     alone = _hidden(model, second[None], positions[:, :3])
-    return torch.equal(packed[:, 3:], changed[:, 3:]) and _close(model, packed[:, 3:], alone)
+    return torch.equal(packed[:, 3:], changed[:, 3:]) and close(model, packed[:, 3:], alone)
+
+
+@contextmanager
+def run_by(model: CausalLM) -> Iterator[None]:
+    """Turn whatever an architecture raises on a few tokens into one error that names it."""
+    try:
+        yield
+    except (VetoError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigurationError(
+            f"{type(model.model).__name__} cannot be run as veto_pl runs causal language models, on token ids alone. "
+            f"It says: {reason:.300}. Use another architecture."
+        ) from error
+
+
+def check_causal(model: CausalLM) -> None:
+    """Raise `ConfigurationError` where a token's hidden state depends on tokens behind it: it would know its answer."""
+    ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=_device(model)) % model.vocab_size
+    with _trying(model):
+        one, other = (
+            backbone(model.model)(input_ids=row[None], use_cache=False).last_hidden_state[:, :-1] for row in ids
+        )
+    if not close(model, one, other):
+        raise ConfigurationError(
+            f"{type(model.model).__name__} reads the tokens that it should predict: its hidden states depend on what "
+            "comes later. Use a causal architecture; some become causal with `is_decoder: true` in their config.json."
+        )
 
 
 def check_head(model: CausalLM) -> None:
@@ -79,9 +109,9 @@ def check_head(model: CausalLM) -> None:
     ids = torch.arange(4)[None] % model.vocab_size
     with _trying(model):
         expected = model.model(input_ids=ids.to(_device(model)), use_cache=False).logits[..., : model.vocab_size]
-        hidden = model.model.base_model(input_ids=ids.to(_device(model)), use_cache=False).last_hidden_state
+        hidden = backbone(model.model)(input_ids=ids.to(_device(model)), use_cache=False).last_hidden_state
         logits, _ = model.project(hidden)
-    if not _close(model, logits, expected.float()):
+    if not close(model, logits, expected.float()):
         raise ConfigurationError(
             f"{type(model.model).__name__} does something between its hidden states and its logits that veto_pl does "
             f"not know: they differ by {float((logits - expected).abs().max()):.2g}. Use another architecture."
@@ -91,13 +121,13 @@ def check_head(model: CausalLM) -> None:
 def _hidden(model: CausalLM, ids: Tensor, positions: Tensor) -> Tensor:
     device = _device(model)
     with _trying(model):
-        output = model.model.base_model(input_ids=ids.to(device), position_ids=positions.to(device), use_cache=False)
+        output = backbone(model.model)(input_ids=ids.to(device), position_ids=positions.to(device), use_cache=False)
     hidden: Tensor = output.last_hidden_state
     return hidden
 
 
-def _close(model: CausalLM, tensor: Tensor, expected: Tensor) -> bool:
-    """Up to rounding, which is coarse in half precision."""
+def close(model: CausalLM, tensor: Tensor, expected: Tensor) -> bool:
+    """Return whether two tensors of the model are equal up to rounding, which is coarse in half precision."""
     tolerance = 1e-3 if model.model.dtype in (torch.float32, torch.float64) else 5e-2
     difference = (tensor - expected).nan_to_num(nan=0.0)  # an id that both exclude
     return bool(difference.abs().max() <= tolerance * expected.nan_to_num(neginf=0.0).abs().max())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,17 @@ class PretrainedTokenizer(TokenizerSource):
                 "trust_remote_code": self.trust_remote_code,
             }
         )
+
+
+def with_chat_template(
+    tokenizer: PreTrainedTokenizerBase, chat_template: str | dict[str, str] | None
+) -> PreTrainedTokenizerBase:
+    """Return a copy of the tokenizer with another chat template, or without one: a run goes on with its own."""
+    if tokenizer.chat_template == chat_template:
+        return tokenizer
+    described = copy.deepcopy(tokenizer)
+    described.chat_template = chat_template
+    return described
 
 
 def read_tokenizer(location: Mapping[str, Any]) -> PreTrainedTokenizerBase:

@@ -17,7 +17,7 @@ def real_ids(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    """Refuses a teacher that reads ids differently, and warns if the two end their texts differently.
+    """Refuses a teacher that reads ids differently.
 
     Raises:
         ConfigurationError: the same id stands for different tokens.
@@ -33,10 +33,19 @@ def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeni
             f"`{teacher.name_or_path}` ({len(theirs)} tokens) differ in {len(wrong)} ids, for instance {examples}. "
             "Distillation across tokenizers is not supported; take a teacher of the same family."
         )
-    if student.eos_token_id != teacher.eos_token_id:
+
+
+def compare_ends(student: tuple[int, ...], teacher: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Warns if student and teacher end their texts differently, and names the ids of both."""
+    if set(student) != set(teacher):
+        ours, theirs = (
+            ", ".join(f"{tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in sorted(ids)) or "nothing"
+            for ids in (student, teacher)
+        )
         warnings.warn(
-            f"Student and teacher end their texts differently: {student.eos_token!r} ({student.eos_token_id}) and "
-            f"{teacher.eos_token!r} ({teacher.eos_token_id}). The student will be taught never to stop where the "
-            "teacher does not. Use an instruction-tuned teacher with an instruction-tuned student.",
-            stacklevel=2,
+            f"Student and teacher end their texts differently: the student by {ours}, the teacher by {theirs}. A text "
+            "that the teacher takes part in ends at any of them, the student's own texts at the student's alone: it "
+            "may learn to end where nobody stops it, or never to stop. Name the same `eos_token_id` in both "
+            "generation_config.json, or take an instruction-tuned teacher with an instruction-tuned student.",
+            stacklevel=3,
         )

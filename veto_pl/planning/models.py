@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.assemble import load_models
+from veto_pl.models.backbone import backbone
 from veto_pl.models.causal_lm import CausalLM
 from veto_pl.models.initialisation import decoder_layers
 from veto_pl.module import DistillationModule
@@ -79,7 +80,7 @@ class ShapeOnlyLM(CausalLM):
         its arithmetic is scaled up.
         """
         with self._part(0, 1.0):
-            output = self.model.base_model(input_ids=sequences.input_ids, use_cache=False)
+            output = backbone(self.model)(input_ids=sequences.input_ids, use_cache=False)
             index = sequences.predictions.nonzero()[:, 0]  # as many as there are; where they stand plays no part
             hidden = output.last_hidden_state[:, :-1].flatten(0, 1)[index]
             del output

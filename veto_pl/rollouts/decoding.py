@@ -72,7 +72,8 @@ def decode(
         live.alive &= len(prompts) > 0
         page = Page.blank(len(live.rows), sampling.max_new_tokens, device)
         pace = _Pace(device, in_step)
-        _loop(live, page, draw, Endings(models, sampling, device), _uniform(read, sampling, step), drop_at, pace)
+        endings = Endings(models, sampling, device, writers)
+        _loop(live, page, draw, endings, _uniform(read, sampling, step), drop_at, pace)
     columns = (page.ids, page.lived, page.logp, *(() if page.by_teacher is None else (page.by_teacher,)))
     return assemble(prompts, copies, *(values[: len(prompts) * copies] for values in columns), on_policy=on_policy)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from veto_pl.models.causal_lm import CausalLM
 from veto_pl.rollouts.sampling import Sampling
 from veto_pl.types import Models
 
@@ -16,10 +19,11 @@ class Endings:
         models: names the ids that end a completion and decodes for stop strings.
         sampling: the stop strings.
         device: where the tokens are.
+        writers: the models that take part; a text ends where any of them ends one.
     """
 
-    def __init__(self, models: Models, sampling: Sampling, device: torch.device) -> None:
-        self.ends = torch.tensor(models.eos_ids, dtype=torch.int64, device=device)
+    def __init__(self, models: Models, sampling: Sampling, device: torch.device, writers: Sequence[CausalLM]) -> None:
+        self.ends = torch.tensor(models.ends_of(*writers), dtype=torch.int64, device=device)
         self.stop = sampling.stop
         self.tokenizer = models.tokenizer
         # A token adds at least one byte, so only a short tail has to be decoded.

@@ -15,6 +15,7 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.causal_lm import CausalLM, sampling_mode
 from veto_pl.models.sharding import gathered
 from veto_pl.randomness import global_draws
+from veto_pl.rollouts.batches import way_of, without_padding
 from veto_pl.rollouts.decoding import decode, nobody
 from veto_pl.rollouts.endings import Endings
 from veto_pl.rollouts.page import Drawn, assemble
@@ -63,7 +64,9 @@ class Transformers(Engine):
 
     Every setting comes from `Sampling`; the model's own generation settings are not read. The global generator is
     seeded from the step's for the call and put back afterwards. What a row draws depends on the batch that it is in, so
-    other splits into ranks and micro-batches sample other completions. A sharded model is gathered for the call.
+    other splits into ranks and micro-batches sample other completions. A sharded model is gathered for the call. A
+    model that writes other texts behind padding completes only prompts of equal length together, and one that does so
+    in any batch writes row by row.
     """
 
     def generate(
@@ -72,23 +75,40 @@ class Transformers(Engine):
         if not len(prompts):  # sharded models need every rank all the same
             one = self.generate(nobody(prompts.input_ids.device), model, sampling, models, step, on_policy=on_policy)
             return replace(one.rows(torch.arange(0, device=one.input_ids.device)), prompts=prompts)
-        device = prompts.input_ids.device
-        copies = sampling.num_completions
-        record = _Record(model, sampling, Endings(models, sampling, device))
-        with sampling_mode(model), gathered(model), _own_settings(model), global_draws(step, "rollout", device):
-            written: Tensor = model.model.generate(
-                # Not `num_return_sequences`, which greedy decoding refuses.
-                prompts.input_ids.repeat_interleave(copies, 0),
-                attention_mask=prompts.attention_mask.long().repeat_interleave(copies, 0),
-                max_new_tokens=sampling.max_new_tokens,
-                do_sample=sampling.temperature > 0,
-                top_k=0,
-                logits_processor=[record.shape],
-                stopping_criteria=[record.ended],
-            )
-        ids = written[:, -len(record.lived) :]
-        logp, lived = record.logp(ids), torch.stack(record.lived, 1)
-        return assemble(prompts, copies, ids, lived, logp, on_policy=on_policy)
+        parts = []
+        with (
+            sampling_mode(model),
+            gathered(model),
+            global_draws(step, "rollout", prompts.input_ids.device),
+        ):
+            with _own_settings(model):
+                way = way_of(model)
+            for rows, copies in way(prompts, sampling.num_completions):
+                part, drawn = without_padding(prompts.rows(rows)), replace(sampling, num_completions=copies)
+                written = _generated(part, model, drawn, models, on_policy=on_policy)
+                parts.append(written.continuing(prompts, rows))
+        return parts[0] if len(parts) == 1 else Sequences.concatenate(parts).in_prompt_order()
+
+
+def _generated(
+    prompts: PromptBatch, model: CausalLM, sampling: Sampling, models: Models, *, on_policy: bool
+) -> Sequences:
+    copies = sampling.num_completions
+    record = _Record(model, sampling, Endings(models, sampling, prompts.input_ids.device, (model,)))
+    with _own_settings(model):
+        written: Tensor = model.model.generate(
+            # Not `num_return_sequences`, which greedy decoding refuses.
+            prompts.input_ids.repeat_interleave(copies, 0),
+            attention_mask=prompts.attention_mask.long().repeat_interleave(copies, 0),
+            max_new_tokens=sampling.max_new_tokens,
+            do_sample=sampling.temperature > 0,
+            top_k=0,
+            logits_processor=[record.shape],
+            stopping_criteria=[record.ended],
+        )
+    ids = written[:, -len(record.lived) :]
+    logp, lived = record.logp(ids), torch.stack(record.lived, 1)
+    return assemble(prompts, copies, ids, lived, logp, on_policy=on_policy)
 
 
 class _Record:

@@ -133,7 +133,10 @@ def _refuses(model: CausalLM) -> str:
             model.next_logits(token, torch.ones_like(token), cache)
     except TypeError as error:
         return f"its forward does not take a mask, positions and a cache ({error})"
-    return "" if cache.get_seq_length() == 1 else "it ignores the cache that it is given"
+    if cache.get_seq_length() != 1:
+        return "it ignores the cache that it is given"
+    written = all(layer.is_initialized for layer in cache.layers)
+    return "" if written else "it has layers that write no keys and values for a text"
 
 
 def _misreads(model: CausalLM) -> str:

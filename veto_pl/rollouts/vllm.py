@@ -146,7 +146,7 @@ def _parameters(sampling: Sampling, model: CausalLM, models: Models, seed: int) 
         max_tokens=sampling.max_new_tokens,
         seed=seed,
         stop=list(sampling.stop) or None,
-        stop_token_ids=list(models.eos_ids),
+        stop_token_ids=list(models.ends_of(model)),
         ignore_eos=True,  # `stop_token_ids` names every id that ends a completion
         allowed_token_ids=list(range(model.vocab_size)) if padded else None,
         logprobs=0,  # of the drawn token alone

@@ -1,0 +1,62 @@
+"""Prompts of a run as Jinja chat templates, which other programs make the same prompts by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from string import Formatter
+from typing import Any
+
+
+def in_format(text: str) -> str | None:
+    """A Jinja expression for a format string, filled with `message['content']`; None where it names another field."""
+    parts = []
+    for literal, name, spec, conversion in Formatter().parse(text):
+        parts += [repr(literal)] if literal else []
+        if name is not None:
+            if (name, spec, conversion) != ("prompt", "", None):
+                return None
+            parts.append("message['content']")
+    return " ~ ".join(parts) or "''"
+
+
+def answering(user: str, *, add_bos: bool) -> str:
+    """A chat template of user messages and answers that end with EOS; it refuses other roles.
+
+    Args:
+        user: the Jinja expression for a user's `message`.
+        add_bos: whether the conversation begins with the tokenizer's BOS text.
+    """
+    return (
+        ("{{ bos_token }}" if add_bos else "")
+        + "{% for message in messages %}"
+        + "{% if message['role'] == 'user' %}{{ "
+        + user
+        + " }}{% elif message['role'] == 'assistant' %}{{ message['content'] ~ eos_token }}"
+        + "{% else %}{{ raise_exception('The model was trained on messages of the user alone, got the role ' "
+        + "~ message['role']) }}{% endif %}{% endfor %}"
+    )
+
+
+def with_settings(template: str, user: str, system: str | None, arguments: Mapping[str, Any]) -> str:
+    """A chat template that reads conversations as the run's were read.
+
+    Args:
+        template: the chat template of the run.
+        user: the Jinja expression for the text of a user's `message`.
+        system: put in front of a conversation that has no system message, or None.
+        arguments: what the template's variables are where the caller does not set them.
+    """
+    before = [f"{{% set {name} = {name} if {name} is defined else {value!r} %}}" for name, value in arguments.items()]
+    if user != "message['content']":
+        before.append(
+            "{% set read = namespace(messages=[]) %}{% for message in messages %}{% set read.messages = read.messages "
+            f"+ [{{'role': 'user', 'content': {user}}} if message['role'] == 'user' else message] %}}{{% endfor %}}"
+            "{% set messages = read.messages %}"
+        )
+    if system is not None:
+        before.append(
+            "{% if not messages or messages[0]['role'] != 'system' %}{% set messages = "
+            f"[{{'role': 'system', 'content': {system!r}}}] + messages %}}{{% endif %}}"
+        )
+    # The environment takes the first newline behind a block away, so the template begins as it would alone.
+    return "".join(before) + "\n" + template if before else template
