@@ -211,7 +211,7 @@ def test_long_prompts_of_a_stream_are_told_once(tokenizer, files, recwarn):
     (message,) = [str(warning.message) for warning in recwarn if "max_prompt_tokens" in str(warning.message)]
     assert message.startswith("Prompt 4 (train) has 4 tokens and max_prompt_tokens=3")
     data = connected(tokenizer, files[1], max_prompt_tokens=3, overlong="error", shuffle=False)
-    with pytest.raises(DataError, match="Prompt 4 .*may not be used"):
+    with pytest.raises(DataError, match=r"Prompt 4 .*may not be used"):
         list(data.train_dataloader())
 
 
