@@ -10,13 +10,23 @@ import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import normalizers
 
-from veto_pl.data import Collator, JsonLines, PlainTemplate, PromptDataModule, RankSampler, fingerprints
+from veto_pl.data import (
+    GSM8K,
+    Collator,
+    DialogSum,
+    JsonLines,
+    PlainTemplate,
+    PromptDataModule,
+    RankSampler,
+    fingerprints,
+)
 from veto_pl.data.encoding import encode_rows
 from veto_pl.data.examples import stored
 from veto_pl.exceptions import ConfigurationError, DataError
@@ -139,6 +149,47 @@ def test_what_was_kept_is_not_made_again(cache, tokenizer, write_rows, spoiled):
     copy.write_bytes(Path(path).read_bytes())
     assert batches(connected(JsonLines(train=str(copy)), tokenizer)) == first
     assert not list(Path(path).parent.glob("rows.jsonl?*")), "nothing is written beside the data"
+
+
+GSM = [{"question": f"What is {i % 9}?", "answer": f"#### {i}", "n": i} for i in range(12)]
+TALKS = [{"dialogue": f"talk {i // 2}", "summary": f"{i}", "n": i} for i in range(12)]
+HUB = {"main": GSM, None: TALKS}
+
+
+def on_the_hub(monkeypatch):
+    def load_dataset(name, config, split):
+        return datasets.Dataset.from_list(HUB[config])
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("veto_pl.data.hub._FEW", 0)
+
+
+TASKS = {
+    "GSM8K": lambda path: GSM8K(train_path=path("g.jsonl", *GSM), validation_size=2, max_question_chars=99),
+    "GSM8K in files": lambda path: GSM8K(
+        train_path=path("g.jsonl", *GSM), validation_path=path("v.jsonl", *GSM[:3]), test_path=path("t.jsonl", GSM[0])
+    ),
+    "DialogSum": lambda path: DialogSum(train_path=path("d.jsonl", *TALKS), max_dialogue_chars=99),
+    "GSM8K of the hub": lambda path: GSM8K(validation_size=2),
+    "DialogSum of the hub": lambda path: DialogSum(),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_keeps_its_rows(cache, write_rows, monkeypatch, name):
+    on_the_hub(monkeypatch)
+    task, splits = TASKS[name](write_rows), ("train", "validation", "test")
+    with monkeypatch.context() as patch:
+        patch.setattr(fingerprints, "SMALL", 2**20)
+        patch.setattr("veto_pl.data.hub._FEW", 2**20)
+        expected = {split: list(task.load(split)) for split in splits}
+    assert not cache.exists()
+    assert {split: list(task.load(split)) for split in splits} == expected
+    tables = {*cache.glob("*/")}
+    assert len(tables) >= 1
+    monkeypatch.setattr("veto_pl.data.examples._batch", lambda *_: pytest.fail("written again"))
+    assert {split: list(task.load(split)) for split in splits} == expected
+    assert {*cache.glob("*/")} == tables
 
 
 @dataclass(frozen=True)

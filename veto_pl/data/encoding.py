@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -209,6 +210,7 @@ _encoders: list[Callable[[range], _Batch]] = []
 
 
 def _begin(encoder: Callable[[range], _Batch]) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else each of them would use every core
     _encoders[:] = [encoder]
 
 
