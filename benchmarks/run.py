@@ -42,6 +42,7 @@ BENCHMARKS = (
     Benchmark("Rollouts", "rollout.py", ("--rounds", "2")),
     Benchmark("Packing", "packing.py"),
     Benchmark("Whole step", "step.py", ("--steps", "2")),
+    Benchmark("Data", "data.py"),
     Benchmark("Cost curves", "cost_curves.py", quick=("--rounds", "1"), plot="cost-curves.svg"),
 )
 

@@ -8,7 +8,7 @@ been imported can be named in a config. Tensors follow one order, `(student_logp
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
@@ -185,8 +185,8 @@ class Task(ABC):
     """Rows to learn from, and how a completion of a row is judged."""
 
     @abstractmethod
-    def load(self, split: str) -> Sequence[Example]:
-        """The rows of `split`: `train`, `validation` or `test`."""
+    def load(self, split: str) -> Iterable[Example]:
+        """The rows of `split`, `train`, `validation` or `test`: a sequence, or for training a stream without length."""
 
     @abstractmethod
     def reward(self, example: Example, completion: str) -> float:

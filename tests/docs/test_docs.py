@@ -131,6 +131,20 @@ def plugin(tmp_path):
     return tmp_path
 
 
+def test_the_plugin_pages_sources_of_rows_work(tmp_path, monkeypatch):
+    rows = [{"text": "one"}, {"text": "two"}]
+    monkeypatch.setattr("datasets.load_dataset", lambda name, split, streaming: rows)
+    (tmp_path / "pairs.tsv").write_text("2+2=\t4\n3+3=\t6\n")
+    names = {}
+    for _, title, code in blocks("python", [ROOT / "docs" / "plugins.md"]):
+        if not title and ("-> ExampleStream" in code or "source_key" in code):
+            exec(code, names)
+    stored, stream = names["pairs"](str(tmp_path / "pairs.tsv")), names["openings"]("texts")
+    assert [(row.prompt, row.completion) for row in stored] == [("2+2=", "4"), ("3+3=", "6")]
+    for _ in range(2):
+        assert [row.prompt for row in stream] == ["one", "two"]
+
+
 def test_the_plugin_page_trains(plugin):
     """In a process of its own, so that the page's classes do not join the seams of other tests."""
     script = """

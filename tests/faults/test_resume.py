@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import json
 import os
 import shutil
 from importlib import import_module
@@ -10,6 +11,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,6 +41,7 @@ def references(tmp_path_factory, config_file):
     return reference
 
 
+STREAMED = ("--data.task.init_args.streaming=true", "--data.validation_batch_size=5")
 EACH = "--checkpoint.every_n_train_steps=1"
 LIMITED = ("--trainer.limit_train_batches=4", "--trainer.max_steps=4", "--trainer.val_check_interval=7")
 EVERY_OTHER = ("--trainer.max_steps=-1", "--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=2",
@@ -76,6 +79,8 @@ def test_an_exception_loses_nothing(owner, where, count, config_file, references
         (DistillationModule, "validation_step", 10, ()),
         pytest.param(Checkpoints, "on_train_epoch_end", 2, (), marks=pytest.mark.slow),
         (DistillationModule, "training_step", 9, ("--data.num_workers=2", "--data.shuffle=false")),
+        (DistillationModule, "training_step", 9, STREAMED),
+        (DistillationModule, "training_step", 12, (*STREAMED, "--data.num_workers=1", "--data.shuffle_buffer=3")),
         (DistillationModule, "validation_step", 6, BY_EPOCH),
         pytest.param(DistillationModule, "training_step", 7, BY_EPOCH, marks=pytest.mark.slow),
         (SampleTable, "on_validation_start", 2, EVERY_OTHER),
@@ -260,3 +265,57 @@ def test_the_rows_that_a_checkpoint_counts_are_on_the_disk_before_it(config_file
         fit(config_file, tmp_path, "--trainer.max_steps=2", "--trainer.val_check_interval=4")
     checkpoint = synced.index(".last.ckpt.writing")
     assert {"metrics.csv", "samples.jsonl"} <= set(synced[checkpoint - 2 : checkpoint])
+
+
+def test_an_unshuffled_stream_trains_as_the_file_does(config_file, references):
+    order = "--data.shuffle=false"
+    assert_equal_runs(references("--data.task.init_args.streaming=true", order), references(order))
+
+
+@pytest.fixture
+def own_rows(config_file, tmp_path):
+    """The configuration with rows that may change; gives its file, and writes the rows."""
+    settings, rows = yaml.safe_load(Path(config_file).read_text()), tmp_path / "own.jsonl"
+    settings["data"]["task"]["init_args"] |= {"train": str(rows), "validation": str(rows)}
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(settings))
+
+    def write(words, completion=lambda word: word[::-1]):
+        lines = [json.dumps({"prompt": f"{word}>", "completion": completion(word)}) for word in words]
+        rows.write_text("\n".join(lines))
+
+    return str(path), write
+
+
+CHANGED = "The run goes on with other rows than before"
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "says"),
+    [
+        (WORDS[:4], {}, r"`train` had 10 rows and has 4 rows; `validation` had 10 rows and has 4 rows\."),
+        (WORDS * 2, {}, r"`train` had 10 rows and has 20 rows"),
+        (WORDS[::-1], {}, r"`train` has 10 rows as before, but with other content; `validation` has"),
+        (WORDS, {"completion": "".join}, r"`train` has 10 rows as before, but with other content"),
+    ],
+)
+def test_other_rows_than_before_are_told(own_rows, words, options, says, tmp_path):
+    config, write = own_rows
+    write(WORDS)
+    fit(config, tmp_path / "run", "--trainer.max_steps=3")
+    write(words, **options)
+    with pytest.warns(UserWarning, match=rf"{CHANGED}: .*{says}"):
+        fit(config, tmp_path / "run", "--trainer.max_steps=5")
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_the_same_rows_are_not_told_and_another_stream_is(own_rows, streaming, tmp_path, recwarn):
+    config, write = own_rows
+    option = f"--data.task.init_args.streaming={streaming}"
+    write(WORDS)
+    for steps in (3, 5):
+        fit(config, tmp_path / "run", f"--trainer.max_steps={steps}", option)
+    assert [str(w.message) for w in recwarn if CHANGED in str(w.message)] == []
+    write(WORDS[::-1])
+    with pytest.warns(UserWarning, match=CHANGED):
+        fit(config, tmp_path / "run", "--trainer.max_steps=7", option)

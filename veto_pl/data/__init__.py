@@ -2,6 +2,9 @@
 
 from veto_pl.data.collate import Collator, Encoded
 from veto_pl.data.datamodule import PromptDataModule
+from veto_pl.data.encoding import EncodedRows
+from veto_pl.data.examples import ExampleStream, StoredExamples, stored
+from veto_pl.data.fingerprints import source_key
 from veto_pl.data.jsonl import read_examples
 from veto_pl.data.mathematics import Answer, MathAnswer, final_answer
 from veto_pl.data.overlap import rouge
@@ -19,7 +22,9 @@ __all__ = [
     "Collator",
     "DialogSum",
     "Encoded",
+    "EncodedRows",
     "ExactMatch",
+    "ExampleStream",
     "HumanEval",
     "JsonLines",
     "LastNumber",
@@ -30,6 +35,7 @@ __all__ = [
     "RankSampler",
     "ReasoningGym",
     "RougeL",
+    "StoredExamples",
     "TemplateMixture",
     "even_batches",
     "final_answer",
@@ -37,4 +43,6 @@ __all__ = [
     "pad_left",
     "read_examples",
     "rouge",
+    "source_key",
+    "stored",
 ]

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import DataLoader, Dataset
 
-from veto_pl.data.collate import Collator, Encoded
-from veto_pl.data.overlong import Overlong, fit_prompts
+from veto_pl.data.collate import Collator
+from veto_pl.data.encoding import Batches, EncodedRows, encode_rows
+from veto_pl.data.fingerprints import UnknownContentError, fingerprint
+from veto_pl.data.overlong import Overlong, fit_prompts, fit_stream
 from veto_pl.data.sampler import RankSampler, even_batches
 from veto_pl.data.splits import check_sizes
+from veto_pl.data.streaming import EncodedStream, StreamOrder
 from veto_pl.data.templates import PlainTemplate
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.seams import Task, Template
@@ -47,7 +54,8 @@ class PromptDataModule(LightningDataModule):
         validation_limit: use only the first so many validation rows.
         shuffle: shuffle the training rows.
         seed: the order's seed.
-        num_workers: loader processes.
+        num_workers: loader processes, and processes that tokenise rows that are not in the cache.
+        shuffle_buffer: rows of a stream among which the next one is drawn where it is shuffled.
 
     Raises:
         ConfigurationError: for sizes out of range.
@@ -68,6 +76,7 @@ class PromptDataModule(LightningDataModule):
         shuffle: bool = True,
         seed: int = 0,
         num_workers: int = 0,
+        shuffle_buffer: int = 10_000,
     ) -> None:
         super().__init__()
         check_sizes(
@@ -78,6 +87,7 @@ class PromptDataModule(LightningDataModule):
             max_prompt_tokens=max_prompt_tokens,
             max_completion_tokens=max_completion_tokens,
             train_limit=train_limit,
+            shuffle_buffer=shuffle_buffer,
         )
         check_sizes("PromptDataModule", validation_limit=validation_limit, num_workers=num_workers)
         self.task = task
@@ -92,10 +102,12 @@ class PromptDataModule(LightningDataModule):
         self.shuffle = shuffle
         self.seed = seed
         self.num_workers = num_workers
+        self.shuffle_buffer = shuffle_buffer
         self.test_split = "test"  # or what stands in for it
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._rows: dict[str, list[Encoded]] = {}
-        self._order = RankSampler(0)
+        self._rows: dict[str, EncodedRows | EncodedStream] = {}
+        self._made_of: dict[str, Any] = {}
+        self._order: RankSampler | StreamOrder = RankSampler(0)
         self._start = (0, 0, 0)
 
     def connect(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -123,34 +135,48 @@ class PromptDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Loads and tokenises the splits of `stage` (fit, validate, test or predict) that are not there yet.
 
+        Rows that were tokenised by another tokenizer, template, task or limit are tokenised anew.
+
         Raises:
             ConfigurationError: without a tokenizer.
             DataError: where training, test or prediction has no rows, or a prompt is refused.
         """
         collator = self.collator
         for split in _SPLITS[stage]:
-            if split not in self._rows:
+            made_of = self._ingredients(split, collator)
+            if split not in self._rows or self._made_of[split] is None or self._made_of[split] != made_of:
                 self._rows[split] = self._encode(split, collator)
-            if split != "validation" and not self._rows[split]:
-                raise DataError(
-                    f"The task has no rows for the split `{split}`, expected at least one. Check its files."
-                )
+                self._made_of[split] = made_of
 
-    def rows(self, split: str) -> list[Encoded]:
-        """The encoded rows of `split` in the task's order, with the limits of training applied."""
-        return self._encode(split, self.collator)
+    def rows(self, split: str) -> EncodedRows:
+        """The encoded rows of `split` in the task's order, with the limits of training applied.
+
+        Raises:
+            DataError: they are a stream, or there are none.
+        """
+        return self._encode(split, self.collator).listed(split)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint says about the rows, for `load_state_dict`."""
+        return {"rows": {split: rows.summary for split, rows in self._rows.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Warns where a run goes on with other rows than those that the checkpoint was trained on."""
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        now, before = self.state_dict()["rows"], state_dict.get("rows", {})
+        changed = [_change(split, before[split], now[split]) for split in now if split in before]
+        if told := "; ".join(change for change in changed if change):
+            rank_zero_warn(f"The run goes on with other rows than before: {told}.")
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches; the last one of an epoch may be smaller."""
         rows = self._rows["train"]
-        rank, world_size = self._place
-        if len(rows) < world_size:
-            raise DataError(
-                f"{len(rows)} training rows, expected at least one for each of {world_size} ranks. Use fewer."
-            )
-        self._order = RankSampler(len(rows), rank, world_size, self.seed, self.shuffle, even=True)
+        if self.trainer is not None:
+            rows.check_trainer(self.trainer)
+        self._order = rows.order(*self._place, seed=self.seed, shuffle=self.shuffle)
         self._start = (0, 0, 0)
-        return self._loader(rows, self._order, batch_size=self.batch_size)
+        return self._loader(rows.dataset, self._order, batch_size=self.batch_size)
 
     def row_after(self, epoch: int, batches: int) -> int:
         """The row of the epoch's global order that follows the first `batches` batches of all ranks."""
@@ -166,8 +192,7 @@ class PromptDataModule(LightningDataModule):
             How many batches of the present size, over the present ranks, an epoch has before those that are left.
         """
         row = min(row, self._order.length)
-        left = self._order.start_at(epoch, row)
-        before = math.ceil(len(self._order) / self.batch_size) - math.ceil(left / self.batch_size)
+        before = self._order.batches_before(epoch, row, self.batch_size)
         self._start = (epoch, row, before)
         return before
 
@@ -187,27 +212,80 @@ class PromptDataModule(LightningDataModule):
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _encode(self, split: str, collator: Collator) -> list[Encoded]:
-        examples: Sequence[Example] = self.task.load(split)
+    def _ingredients(self, split: str, collator: Collator) -> Any:
+        """What the rows of a split are made of, to be compared; None where a part cannot be."""
+        settings = [self.max_prompt_tokens, self.overlong, self.shuffle_buffer, self.limits.get(split)]
+        try:
+            return self.task, fingerprint([replace(collator, task=None), *settings])
+        except UnknownContentError:
+            return None
+
+    def _encode(self, split: str, collator: Collator) -> EncodedRows | EncodedStream:
+        wanted, examples = split, self._load(split)
         if split == "test" and not examples:
-            split, examples = "validation", self.task.load("validation")
+            split, examples = "validation", self._load("validation")
             self.test_split = split
-        rows = collator.encode(examples[: self.limits.get(split)])
+        if not isinstance(examples, Sized):
+            return self._stream(split, examples, collator)
+        examples = cast(Sequence[Example], examples)
+        if not examples and self.limits.get(split) != 0:
+            _report_no_rows(wanted, examples)
+        rows = encode_rows(examples, collator, processes=self.num_workers)
+        # Here the functions act that judge the rows of a split as a whole.
         return fit_prompts(rows, max_prompt_tokens=self.max_prompt_tokens, overlong=self.overlong, split=split)
+
+    def _stream(self, split: str, examples: Iterable[Example], collator: Collator) -> EncodedStream:
+        fit = partial(fit_stream, max_prompt_tokens=self.max_prompt_tokens, overlong=self.overlong, split=split)
+        stream = EncodedStream(examples, collator, fit, self.shuffle_buffer)
+        return stream if split == "train" else stream.listed(split)
+
+    def _load(self, split: str) -> Iterable[Example]:
+        examples, limit = self.task.load(split), self.limits.get(split)
+        if limit is None:
+            return examples
+        if isinstance(examples, Sized):
+            return cast(Sequence[Example], examples)[:limit]
+        return list(islice(examples, limit))
 
     def _evaluation(self, split: str) -> DataLoader[Any]:
         # Whole batches are dealt here: a sampler of rows cannot give uneven ranks equally many batches.
-        batches = even_batches(self._rows[split], *self._place, self.validation_batch_size)
+        rows = self._rows[split].listed(split)
+        batches = Batches(rows, even_batches(range(len(rows)), *self._place, self.validation_batch_size))
         return self._loader(batches, RankSampler(len(batches), shuffle=False), batch_size=None)
 
-    def _loader(self, rows: list[Any], sampler: RankSampler, batch_size: int | None) -> DataLoader[Any]:
+    def _loader(self, rows: Dataset[Any], order: RankSampler | StreamOrder, batch_size: int | None) -> DataLoader[Any]:
         return DataLoader(
-            rows,  # type: ignore[arg-type]  # a list is a map-style data set
+            rows,
             batch_size=batch_size,
-            sampler=sampler,
+            sampler=order,
             collate_fn=self.collator.pad,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             # Without one, every epoch would draw its worker seed from the global generator.
             generator=torch.Generator().manual_seed(self.seed),
         )
+
+
+def _report_no_rows(split: str, examples: Sequence[Example]) -> None:
+    """Refuses a split without rows; a file without validation rows means no validation, which is said."""
+    origin = getattr(examples, "origin", None)
+    what = f"{origin}: no" if origin else "The task has no"
+    why = getattr(examples, "remark", "") or "It is empty or blank, or a limit leaves nothing."
+    message = f"{what} rows for the split `{split}`, expected at least one. {why if origin else 'Check its files.'}"
+    if split != "validation":
+        raise DataError(message)
+    if origin:
+        rank_zero_warn(message)
+
+
+def _change(split: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """How the rows of a split have changed, in words; nothing where they have not."""
+    if before == now:
+        return ""
+    if before["count"] != now["count"]:
+        return f"`{split}` had {_count(before)} and has {_count(now)}"
+    return f"`{split}` has {_count(now)} as before, but with other content"
+
+
+def _count(rows: Mapping[str, Any]) -> str:
+    return "a stream" if rows["count"] is None else f"{rows['count']} rows"

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+from veto_pl.data.fingerprints import settings_key
 from veto_pl.exceptions import DataError
+
+_FEW = 5000
+"""Rows that are read anew each time, because that is quicker than a cache is worth."""
 
 
 def hub_rows(
     name: str, split: str, *, owner: str, config: str | None = None, field: str | None = None
 ) -> list[dict[str, Any]]:
-    """The rows of a split of a data set on the hub, or in its cache.
+    """The rows of a `hub_dataset` as a list of dicts."""
+    return [dict(row) for row in hub_dataset(name, split, owner=owner, config=config, field=field)]
+
+
+def hub_key(dataset: Any, *settings: Any) -> str | None:
+    """Names what is made of a data set of the hub, as `source_key` does for files; None where it is small."""
+    known = getattr(dataset, "_fingerprint", None)
+    return None if known is None or len(dataset) < _FEW else settings_key(known, *settings)
+
+
+def hub_dataset(name: str, split: str, *, owner: str, config: str | None = None, field: str | None = None) -> Any:
+    """A split of a data set on the hub, or in its cache; its rows are read as they are asked for.
 
     Args:
         name: the data set, such as `openai/gsm8k`.
@@ -25,7 +40,7 @@ def hub_rows(
     from datasets import load_dataset
 
     try:
-        return [dict(row) for row in load_dataset(name, config, split=split)]
+        return load_dataset(name, config, split=split)
     except (OSError, ValueError) as error:
         raise DataError(
             f"`{owner}.hub` expected a data set that can be loaded, got {name!r}: {error}. Check the name and "

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -20,38 +21,58 @@ LONGEST_LINE = 2**26
 """Bytes of a row; more is no row but a file that is not JSON Lines, and would be read into memory as a whole."""
 
 
-def read_examples(
-    path: str, *, prompt: str, completion: str | None, on_bad_row: OnBadRow = "error", limit: int | None = None
-) -> list[Example]:
-    """Reads one example per non-blank line of a `.jsonl` or `.jsonl.gz` file (UTF-8).
+@dataclass(frozen=True)
+class JsonLinesFile:
+    """The examples of a `.jsonl` or `.jsonl.gz` file (UTF-8), one per non-blank line, read anew by every iteration.
 
     Args:
         path: the file; `~` stands for the home directory.
         prompt: the field that holds the prompt, a string that is not blank.
         completion: the field that holds the reference, a string that may be empty, or None for no references.
-        on_bad_row: `error` stops at the first bad row, `skip` leaves bad rows out and warns once with their number.
+        on_bad_row: `error` stops at the first bad row, `skip` leaves bad rows out and tells their number at the end.
         limit: stop after so many good rows.
+        say: told how many rows were left out.
 
     Raises:
-        DataError: for an unreadable file, or `file:line: field ... expected ..., got ...` for a bad row.
+        DataError: while it is read, for an unreadable file, or `file:line: field ... expected ..., got ...` for a bad
+            row.
     """
-    examples: list[Example] = []
-    faults: list[DataError] = []
-    for number, line in enumerate(_lines(path), 1):
-        if len(examples) == limit:
-            break
-        if not line.strip():
-            continue
-        try:
-            where = f"{path}:{number}"
-            examples.append(to_example(_parse(line, where), prompt=prompt, completion=completion, where=where))
-        except DataError as fault:
-            if on_bad_row == "error":
-                raise
-            faults.append(fault)
-    if faults:
-        rank_zero_warn(f"{path}: skipped {len(faults)} of {len(faults) + len(examples)} rows. The first: {faults[0]}")
-    return examples
+
+    path: str
+    prompt: str
+    completion: str | None
+    on_bad_row: OnBadRow = "error"
+    limit: int | None = None
+    say: Callable[[str], None] = rank_zero_warn
+
+    def __iter__(self) -> Iterator[Example]:
+        good = bad = 0
+        first: DataError | None = None
+        for number, line in enumerate(_lines(self.path), 1):
+            if good == self.limit:
+                break
+            if not line.strip():
+                continue
+            try:
+                where = f"{self.path}:{number}"
+                row = _parse(line, where)
+                example = to_example(row, prompt=self.prompt, completion=self.completion, where=where)
+            except DataError as fault:
+                if self.on_bad_row == "error":
+                    raise
+                first, bad = first or fault, bad + 1
+                continue
+            good += 1
+            yield example
+        if bad:
+            self.say(f"{self.path}: skipped {bad} of {bad + good} rows. The first: {first}")
+
+
+def read_examples(
+    path: str, *, prompt: str, completion: str | None, on_bad_row: OnBadRow = "error", limit: int | None = None
+) -> list[Example]:
+    """The examples of a `JsonLinesFile` as a list, read at once."""
+    return list(JsonLinesFile(path, prompt, completion, on_bad_row, limit))
 
 
 def to_example(row: Any, *, prompt: str, completion: str | None, where: str) -> Example:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, TypeVar, cast
 
 import torch
@@ -54,13 +56,19 @@ class RankSampler(DistributedSampler[Any]):
         self.set_epoch(epoch)
         return len(self._positions(row))
 
+    def batches_before(self, epoch: int, row: int, batch_size: int) -> int:
+        """Batches of this size that an epoch has before those that are left when it begins at `row`."""
+        left = self.start_at(epoch, min(row, self.length))
+        return math.ceil(len(self) / batch_size) - math.ceil(left / batch_size)
+
     def __iter__(self) -> Iterator[int]:
-        order: Sequence[int] = range(self.length)
-        if self.shuffle:
-            generator = Step(index=self.epoch, total=0, seed=self.seed).generator("data order", shared=True)
-            order = torch.randperm(self.length, generator=generator).tolist()
         epoch, row = self._start
-        return (order[position] for position in self._positions(row if epoch == self.epoch else 0))
+        positions = self._positions(row if epoch == self.epoch else 0)
+        if not self.shuffle:
+            return iter(positions)
+        generator = Step(index=self.epoch, total=0, seed=self.seed).generator("data order", shared=True)
+        own = torch.randperm(self.length, generator=generator)[positions.start : positions.stop : positions.step]
+        return chain.from_iterable(part.tolist() for part in torch.split(own, 4096))
 
     def __len__(self) -> int:
         """The rows of a whole epoch, wherever this one begins."""
@@ -71,7 +79,7 @@ class RankSampler(DistributedSampler[Any]):
         return range(start + self.rank, self.length - dropped, self.num_replicas)
 
 
-def even_batches(rows: Sequence[T], rank: int, world_size: int, batch_size: int) -> list[list[T]]:
+def even_batches(rows: Sequence[T], rank: int, world_size: int, batch_size: int) -> list[Sequence[T]]:
     """This rank's batches for evaluation: every row on exactly one rank, and as many batches on every rank.
 
     Ranks may differ by one row. Where that would cost a rank its last batch, the batch before gives one row to it:
@@ -82,10 +90,10 @@ def even_batches(rows: Sequence[T], rank: int, world_size: int, batch_size: int)
         ConfigurationError: where the rows are too few for that.
 
     Example:
-        >>> [even_batches(range(5), rank, 2, 2) for rank in range(2)]
+        >>> [even_batches(list(range(5)), rank, 2, 2) for rank in range(2)]
         [[[0, 2], [4]], [[1], [3]]]
     """
-    own = [rows[i] for i in RankSampler(len(rows), rank, world_size, shuffle=False)]
+    own = rows[rank::world_size]
     batches = [own[i : i + batch_size] for i in range(0, len(own), batch_size)]
     uneven = len(rows) % world_size > 0
     if uneven and min(batch_size - 1, len(rows) // world_size) == 0:

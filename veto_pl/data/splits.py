@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import blake2b
 from typing import TypeVar
 
 from veto_pl.exceptions import ConfigurationError, DataError
@@ -40,19 +41,35 @@ def partition(
     Raises:
         DataError: where the distinct rows are too few.
     """
-    distinct: dict[str, Example] = {}
-    for row in rows:
-        distinct.setdefault(row.prompt, row)
-    unique = list(distinct.values())
+    parts: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
+    found = partitioned(
+        rows, origin=origin, validation_size=validation_size, test_size=test_size, train_size=train_size
+    )
+    for split, row in found:
+        parts[split].append(row)
+    return parts
+
+
+def partitioned(
+    rows: Iterable[Example], *, origin: str, validation_size: int, test_size: int = 0, train_size: int | None = None
+) -> Iterator[tuple[str, Example]]:
+    """The rows of a `partition` one by one, each behind the name of its split; the error comes last."""
     held = validation_size + test_size
     needed = held + (1 if train_size is None else train_size)
-    if len(unique) < needed:
+    seen: set[bytes] = set()  # hashes, because prompts may have any length
+    for row in rows:
+        name = blake2b(row.prompt.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        if name in seen:
+            continue
+        place = len(seen)
+        seen.add(name)
+        if train_size is None or place < needed:
+            yield "validation" if place < validation_size else "test" if place < held else "train", row
+    if len(seen) < needed:
         raise DataError(
-            f"{origin} has {len(unique)} distinct rows, expected at least {needed} ({validation_size} for validation, "
+            f"{origin} has {len(seen)} distinct rows, expected at least {needed} ({validation_size} for validation, "
             f"{test_size} for test, {needed - held} for train). Ask for fewer, or provide more rows."
         )
-    train = unique[held:] if train_size is None else unique[held:needed]
-    return {"train": train, "validation": unique[:validation_size], "test": unique[validation_size:held]}
 
 
 def check_sizes(owner: str, *, at_least: int = 0, **sizes: int | None) -> None:
@@ -60,6 +77,13 @@ def check_sizes(owner: str, *, at_least: int = 0, **sizes: int | None) -> None:
     for name, size in sizes.items():
         if size is not None and size < at_least:
             raise ConfigurationError(f"`{owner}.{name}` must be {at_least} or more, got {size}.")
+
+
+def check_paths(owner: str, **paths: str | None) -> None:
+    """Raises `ConfigurationError` for a path without a name; None stands for no file."""
+    for name, path in paths.items():
+        if path is not None and not path.strip():
+            raise ConfigurationError(f"`{owner}.{name}` expected the path of a JSON Lines file, got {path!r}. Name it.")
 
 
 def check_stop(owner: str, stop: tuple[str, ...]) -> None:

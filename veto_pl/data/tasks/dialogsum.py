@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, groupby
+from operator import attrgetter
 from typing import Any
 
-from veto_pl.data.hub import hub_rows
-from veto_pl.data.jsonl import read_examples, to_example
+from veto_pl.data.examples import Say, stored
+from veto_pl.data.fingerprints import source_key
+from veto_pl.data.hub import hub_dataset, hub_key
+from veto_pl.data.jsonl import JsonLinesFile, to_example
 from veto_pl.data.rewards import RougeL
-from veto_pl.data.splits import check_sizes, check_stop, pick
+from veto_pl.data.splits import check_paths, check_sizes, check_stop, pick
 from veto_pl.seams import Task
 from veto_pl.types import Example
 
@@ -33,7 +38,7 @@ class DialogSum(Task):
         stop: strings that end a completion, beside those of `Sampling.stop`.
 
     Raises:
-        ConfigurationError: a number is negative, or a stop string empty.
+        ConfigurationError: a number is negative, or a path or stop string empty.
         DataError: for a file or a row that cannot be used, or an unreachable hub.
     """
 
@@ -47,23 +52,37 @@ class DialogSum(Task):
     def __post_init__(self) -> None:
         check_sizes("DialogSum", max_dialogue_chars=self.max_dialogue_chars)
         check_stop("DialogSum", self.stop)
+        check_paths("DialogSum", **{f"{split}_path": path for split, path in self._paths.items()})
 
     def load(self, split: str) -> Sequence[Example]:
         """The rows of the split."""
-        paths = {"train": self.train_path, "validation": self.validation_path, "test": self.test_path}
-        path = pick(paths, split)
+        path, origin = pick(self._paths, split), f"{self.hub}/{split}"
+        settings = ("DialogSum", self.max_dialogue_chars)
         if path is not None:
-            rows = [dict(example.row) for example in read_examples(path, prompt="dialogue", completion=None)]
-        else:
-            rows = [] if any(paths.values()) else hub_rows(self.hub, split, owner="DialogSum")
-        origin = path or f"{self.hub}/{split}"
-        examples = merged(summarised(row, f"{origin}: row {number}") for number, row in enumerate(rows, 1))
-        most = self.max_dialogue_chars
-        return [row for row in examples if most is None or len(row.prompt) <= most]
+            file, key = path, partial(source_key, path, *settings)
+            return stored(lambda say: self._joined(_file(file, say), file), origin=file, key=key)
+        if any(self._paths.values()):
+            return []
+        rows = hub_dataset(self.hub, split, owner="DialogSum")
+        key = partial(hub_key, rows, *settings)
+        return stored(lambda _: self._joined(map(dict, rows), origin), origin=origin, key=key)
 
     def reward(self, example: Example, completion: str) -> float:
         """The ROUGE-L F measure against the best summary."""
         return RougeL()(example, completion)
+
+    @property
+    def _paths(self) -> dict[str, str | None]:
+        return {"train": self.train_path, "validation": self.validation_path, "test": self.test_path}
+
+    def _joined(self, rows: Iterable[dict[str, Any]], origin: str) -> Iterator[Example]:
+        examples = merged(summarised(row, f"{origin}: row {number}") for number, row in enumerate(rows, 1))
+        most = self.max_dialogue_chars
+        return (row for row in examples if most is None or len(row.prompt) <= most)
+
+
+def _file(path: str, say: Say) -> Iterator[dict[str, Any]]:
+    return (dict(example.row) for example in JsonLinesFile(path, "dialogue", None, say=say))
 
 
 def summarised(row: dict[str, Any], where: str) -> Example:
@@ -75,17 +94,13 @@ def summarised(row: dict[str, Any], where: str) -> Example:
     return replace(first, alternatives=tuple(other.completion for other in others if other.completion is not None))
 
 
-def merged(rows: Iterable[Example]) -> list[Example]:
+def merged(rows: Iterable[Example]) -> Iterator[Example]:
     """Neighbours of the same prompt as one row that has the references of all.
 
     Example:
         >>> [row.references for row in merged([Example("p", "a"), Example("p", "b"), Example("q", "c")])]
         [('a', 'b'), ('c',)]
     """
-    joined: list[Example] = []
-    for row in rows:
-        if joined and joined[-1].prompt == row.prompt:
-            joined[-1] = replace(joined[-1], alternatives=(*joined[-1].alternatives, *row.references))
-        else:
-            joined.append(row)
-    return joined
+    for _, (first, *others) in groupby(rows, key=attrgetter("prompt")):
+        more = chain.from_iterable(row.references for row in others)
+        yield replace(first, alternatives=(*first.alternatives, *more))

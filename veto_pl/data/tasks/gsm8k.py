@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from veto_pl.data.hub import hub_rows
-from veto_pl.data.jsonl import read_examples, to_example
+from veto_pl.data.examples import stored
+from veto_pl.data.fingerprints import source_key
+from veto_pl.data.hub import hub_dataset, hub_key
+from veto_pl.data.jsonl import JsonLinesFile, to_example
 from veto_pl.data.mathematics import MathAnswer
-from veto_pl.data.splits import check_sizes, check_stop, partition, pick
+from veto_pl.data.splits import check_paths, check_sizes, check_stop, partitioned, pick
 from veto_pl.seams import Task
 from veto_pl.types import Example
+
+Choice = Callable[[Iterable[Example]], Iterable[Example]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +36,7 @@ class GSM8K(Task):
         stop: strings that end a completion, beside those of `Sampling.stop`.
 
     Raises:
-        ConfigurationError: a number is negative, or a stop string empty.
+        ConfigurationError: a number is negative, or a path or stop string empty.
         DataError: for a file or a row that cannot be used, or an unreachable hub.
     """
 
@@ -45,14 +51,14 @@ class GSM8K(Task):
     def __post_init__(self) -> None:
         check_sizes("GSM8K", validation_size=self.validation_size, max_question_chars=self.max_question_chars)
         check_stop("GSM8K", self.stop)
+        check_paths("GSM8K", **{f"{split}_path": path for split, path in self._paths.items()})
 
     def load(self, split: str) -> Sequence[Example]:
         """The rows of the split."""
         path = pick(self._paths, split)
         if split == "test" or self.validation_path is not None:
-            return self._rows(split, path)
-        rows = self._rows("train", self.train_path)
-        return partition(rows, origin="The training split of GSM8K", validation_size=self.validation_size)[split]
+            return self._stored(split, path, split, self._short)
+        return self._stored("train", self.train_path, split, lambda rows: self._part(split, self._short(rows)))
 
     def reward(self, example: Example, completion: str) -> float:
         """1.0 where the completion ends in the answer's number, in any form, else 0.0."""
@@ -62,16 +68,27 @@ class GSM8K(Task):
     def _paths(self) -> dict[str, str | None]:
         return {"train": self.train_path, "validation": self.validation_path, "test": self.test_path}
 
-    def _rows(self, split: str, path: str | None) -> list[Example]:
+    def _stored(self, source: str, path: str | None, split: str, choose: Choice) -> Sequence[Example]:
+        """What `choose` takes of the file, or of the split `source` of the hub, for `split`."""
+        settings = ("GSM8K", split, self.validation_size, self.validation_path, self.max_question_chars)
         if path is not None:
-            rows = read_examples(path, prompt="question", completion="answer")
-        else:
-            rows = [] if any(self._paths.values()) else self._from_hub(split)
-        most = self.max_question_chars
-        return [row for row in rows if most is None or len(row.prompt) <= most]
+            file, key = path, partial(source_key, path, *settings)
+            return stored(lambda say: choose(JsonLinesFile(file, "question", "answer", say=say)), origin=path, key=key)
+        if any(self._paths.values()):
+            return list(choose(()))
+        origin = f"{self.hub}/{source}"
+        rows = hub_dataset(self.hub, source, owner="GSM8K", config="main")
+        return stored(lambda _: choose(_checked(rows, origin)), origin=origin, key=partial(hub_key, rows, *settings))
 
-    def _from_hub(self, split: str) -> list[Example]:
-        return [
-            to_example(row, prompt="question", completion="answer", where=f"{self.hub}/{split}:{number}")
-            for number, row in enumerate(hub_rows(self.hub, split, owner="GSM8K", config="main"), 1)
-        ]
+    def _short(self, rows: Iterable[Example]) -> Iterator[Example]:
+        most = self.max_question_chars
+        return (row for row in rows if most is None or len(row.prompt) <= most)
+
+    def _part(self, split: str, rows: Iterable[Example]) -> Iterator[Example]:
+        parts = partitioned(rows, origin="The training split of GSM8K", validation_size=self.validation_size)
+        return (row for part, row in parts if part == split)
+
+
+def _checked(rows: Iterable[Any], origin: str) -> Iterator[Example]:
+    for number, row in enumerate(rows, 1):
+        yield to_example(dict(row), prompt="question", completion="answer", where=f"{origin}:{number}")

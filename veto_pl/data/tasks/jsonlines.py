@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from veto_pl.data.jsonl import OnBadRow, read_examples
+from lightning.pytorch.utilities import rank_zero_warn
+
+from veto_pl.data.examples import ExampleStream, Say, StoredExamples, stored
+from veto_pl.data.fingerprints import brief_digest, source_key
+from veto_pl.data.jsonl import JsonLinesFile, OnBadRow
 from veto_pl.data.rewards import NoReward
-from veto_pl.data.splits import check_sizes, check_stop, pick
+from veto_pl.data.splits import check_paths, check_sizes, check_stop, pick
 from veto_pl.seams import Reward, Task
 from veto_pl.types import Example
 
@@ -25,10 +30,11 @@ class JsonLines(Task):
         verifier: scores completions.
         limit: read so many rows of each file, or None for all.
         on_bad_row: `error` stops at the first bad row, `skip` leaves bad rows out and warns with their number.
+        streaming: read the training rows as they are needed, not before the run begins, and keep none of them.
         stop: strings that end a completion, beside those of `Sampling.stop`.
 
     Raises:
-        ConfigurationError: a number is negative, or a stop string empty.
+        ConfigurationError: a number is negative, or a path or stop string empty.
         DataError: for a file that cannot be read, or a bad row, named as `file:line: field`.
     """
 
@@ -40,20 +46,29 @@ class JsonLines(Task):
     verifier: Reward = NoReward()
     limit: int | None = None
     on_bad_row: OnBadRow = "error"
+    streaming: bool = False
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_sizes("JsonLines", limit=self.limit)
         check_stop("JsonLines", self.stop)
+        check_paths("JsonLines", train=self.train, validation=self.validation, test=self.test)
 
-    def load(self, split: str) -> Sequence[Example]:
+    def load(self, split: str) -> Sequence[Example] | ExampleStream:
         """The rows of the split's file; none where it has no file."""
         path = pick({"train": self.train, "validation": self.validation, "test": self.test}, split)
         if path is None:
             return []
-        return read_examples(
-            path, prompt=self.prompt, completion=self.completion, on_bad_row=self.on_bad_row, limit=self.limit
-        )
+        if self.streaming and split == "train":
+            return ExampleStream(lambda: self._file(path), origin=path, fingerprint=brief_digest(path))
+        return self._stored(path)
+
+    def _stored(self, path: str) -> StoredExamples:
+        key = partial(source_key, path, "JsonLines", self.prompt, self.completion, self.on_bad_row, self.limit)
+        return stored(lambda say: self._file(path, say), origin=path, key=key)
+
+    def _file(self, path: str, say: Say = rank_zero_warn) -> JsonLinesFile:
+        return JsonLinesFile(path, self.prompt, self.completion, self.on_bad_row, self.limit, say)
 
     def reward(self, example: Example, completion: str) -> float:
         """The verifier's score."""

@@ -1,0 +1,218 @@
+"""Encoded rows of a split: their tokens in an Arrow table, beside the examples."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any, cast, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from torch.utils.data import Dataset
+
+from veto_pl.data.collate import Collator, Encoded
+from veto_pl.data.examples import at, batches
+from veto_pl.data.fingerprints import UnknownContentError, digest, fingerprint
+from veto_pl.data.sampler import RankSampler
+from veto_pl.data.store import Notes, kept
+from veto_pl.exceptions import DataError
+from veto_pl.types import Example
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+_IDS = pa.list_(pa.int32())
+_SCHEMA = pa.schema({"prompt_ids": _IDS, "completion_ids": _IDS})
+_Batch = tuple[pa.RecordBatch, str]
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedRows(Sequence[Encoded]):
+    """A lazy list of encoded rows; pickled, it is little more than the names of its files.
+
+    Args:
+        tokens: a data set of the columns `prompt_ids` and `completion_ids`.
+        examples: the examples of all rows of `tokens`.
+        content: names the contents of both.
+        places: [N] int64, the rows of `tokens` that are left, in their order; None for all.
+        longest: the last so many tokens are the prompt; None for all.
+    """
+
+    tokens: Any
+    examples: Sequence[Example]
+    content: str
+    places: np.ndarray[Any, np.dtype[np.int64]] | None = None
+    longest: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens) if self.places is None else len(self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> Encoded: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Encoded]: ...
+
+    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
+        if isinstance(index, slice):
+            return self.__getitems__(range(len(self))[index])
+        return self.__getitems__([range(len(self))[index]])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Encoded]:
+        """The rows at some places, read together, as a loader asks for them."""
+        numbers = list(indices) if self.places is None else self.places[list(indices)].tolist()
+        if not numbers:
+            return []
+        columns = self.tokens[numbers]
+        parts = zip(columns["prompt_ids"], columns["completion_ids"], at(self.examples, numbers), numbers, strict=True)
+        first = None if self.longest is None else -self.longest
+        return [Encoded(example, prompt[first:], completion, i) for prompt, completion, example, i in parts]
+
+    def __iter__(self) -> Iterator[Encoded]:
+        return chain.from_iterable(map(self.__getitems__, batches(len(self))))
+
+    @property
+    def dataset(self) -> Dataset[Encoded]:
+        """What a loader reads the places of an order from."""
+        return cast("Dataset[Encoded]", self)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What a checkpoint says about these rows: their number, and a hash of what they hold."""
+        places = b"" if self.places is None else self.places.tobytes()
+        return {"count": len(self), "fingerprint": digest(self.content, places, str(self.longest))}
+
+    @property
+    def prompt_lengths(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """[N] int64: tokens of each prompt, read from the table without its tokens."""
+        lengths = self._lengths("prompt_ids")
+        return lengths if self.longest is None else np.minimum(lengths, self.longest)
+
+    @property
+    def completion_lengths(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """[N] int64: tokens of each reference completion, EOS included."""
+        return self._lengths("completion_ids")
+
+    def only(self, wanted: np.ndarray[Any, np.dtype[np.bool_]]) -> EncodedRows:
+        """The rows for which `wanted` ([N] bool) holds."""
+        places = np.arange(len(self)) if self.places is None else self.places
+        return replace(self, places=places[wanted])
+
+    def cut(self, longest: int) -> EncodedRows:
+        """The same rows with prompts of their last `longest` tokens."""
+        return replace(self, longest=longest)
+
+    def order(self, rank: int, world_size: int, *, seed: int, shuffle: bool) -> RankSampler:
+        """The order in which a rank reads the rows in training; raises `DataError` where a rank would have none."""
+        if len(self) < world_size:
+            raise DataError(
+                f"{len(self)} training rows, expected at least one for each of {world_size} ranks. Use fewer."
+            )
+        return RankSampler(len(self), rank, world_size, seed, shuffle, even=True)
+
+    def listed(self, split: str) -> EncodedRows:
+        """The rows as a sequence."""
+        return self
+
+    def check_trainer(self, trainer: Trainer) -> None:
+        """Every setting of a trainer works with rows whose number is known."""
+
+    def _lengths(self, column: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+        lengths: np.ndarray[Any, np.dtype[np.int64]]
+        lengths = pc.list_value_length(self.tokens.data.column(column)).to_numpy().astype(np.int64)
+        return lengths if self.places is None else lengths[self.places]
+
+
+@dataclass(frozen=True)
+class Batches(Dataset[list[Encoded]]):
+    """Batches that are read as they are asked for.
+
+    Args:
+        rows: the rows.
+        places: those of each batch.
+    """
+
+    rows: EncodedRows
+    places: Sequence[Sequence[int]]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> list[Encoded]:
+        return self.rows.__getitems__(self.places[index])
+
+
+def encode_rows(examples: Sequence[Example], collator: Collator, *, processes: int = 0) -> EncodedRows:
+    """Templates and tokenises examples, in batches, and keeps the tokens in an Arrow table.
+
+    Tokens of stored examples of a known key stay in the cache and are read from there the next time, if template,
+    tokenizer and all other settings of the collator can be compared.
+
+    Args:
+        examples: a list, or a lazy one.
+        collator: encodes them.
+        processes: how many encode at the same time; 0 for this one alone.
+    """
+    encoder = _Encoder(examples, replace(collator, task=None))
+    table = kept(_key(encoder), _SCHEMA, lambda notes: _batches(encoder, processes, notes))
+    return EncodedRows(table.rows, examples, table.notes["content"])
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """Encodes the examples at some places."""
+
+    examples: Sequence[Example]
+    collator: Collator
+
+    def __call__(self, places: range) -> _Batch:
+        rows = self.collator.encode(at(self.examples, places))
+        columns = [[row.prompt_ids for row in rows], [row.completion_ids for row in rows]]
+        batch = pa.RecordBatch.from_arrays([pa.array(column, _IDS) for column in columns], schema=_SCHEMA)
+        examples = [[e.prompt, e.completion, e.alternatives, dict(e.row)] for e in (row.example for row in rows)]
+        told = json.dumps([examples, columns], skipkeys=True, default=lambda value: type(value).__name__)
+        return batch, hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+
+
+def _key(encoder: _Encoder) -> str | None:
+    known: str | None = getattr(encoder.examples, "key", None)
+    try:
+        return None if known is None else digest("tokens", known, fingerprint(encoder.collator))
+    except UnknownContentError:
+        return None
+
+
+def _batches(encoder: _Encoder, processes: int, notes: Notes) -> Iterator[pa.RecordBatch]:
+    total = hashlib.blake2b(digest_size=16)
+    for batch, content in _encoded(encoder, list(batches(len(encoder.examples))), processes):
+        total.update(content.encode())
+        yield batch
+    notes["content"] = total.hexdigest()
+
+
+def _encoded(encoder: _Encoder, parts: list[range], processes: int) -> Iterator[_Batch]:
+    """In order, whoever encodes them."""
+    if processes == 0 or len(parts) <= 1:
+        yield from map(encoder, parts)
+        return
+    with ProcessPoolExecutor(min(processes, len(parts)), initializer=_begin, initargs=(encoder,)) as pool:
+        yield from pool.map(_encode, parts)
+
+
+_encoders: list[Callable[[range], _Batch]] = []
+"""What a process of the pool works with."""
+
+
+def _begin(encoder: Callable[[range], _Batch]) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else each of them would use every core
+    _encoders[:] = [encoder]
+
+
+def _encode(places: range) -> _Batch:
+    return _encoders[0](places)

@@ -1,0 +1,141 @@
+"""What rows depend on, in few bytes: files, settings, tokenizers, and the code that reads them."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_BLOCK = 2**20
+SMALL = 2**18
+"""Bytes of a file that is read anew each time, because that is quicker than a cache is worth."""
+
+
+class UnknownContentError(TypeError):
+    """A value has parts that cannot be written down, so nobody can say whether two of them are alike."""
+
+
+def digest(*parts: str | bytes) -> str:
+    """A hash of texts and bytes, in hexadecimal; where one ends and the next begins counts.
+
+    Example:
+        >>> digest("ab", "c") == digest("a", "bc")
+        False
+    """
+    total = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        total.update(len(data).to_bytes(8, "little") + data)
+    return total.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """A hash of a file's bytes, read once and a block at a time."""
+    total = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            total.update(block)
+    return total.hexdigest()
+
+
+def source_key(path: str, *settings: Any) -> str | None:
+    """Names what is made of a file with settings and the present code; None where it is small, or no readable file."""
+    file = Path(path).expanduser()
+    try:
+        if not file.is_file() or file.stat().st_size < SMALL:
+            return None
+        return settings_key(file_digest(file), *settings)
+    except (OSError, ValueError):
+        return None
+
+
+def settings_key(source: str, *settings: Any) -> str:
+    """Names what the present code makes of a source with settings, which are plain values."""
+    return digest(source, json.dumps(settings), _own_code())
+
+
+def brief_digest(path: str) -> str:
+    """A hash of a file's size, beginning and end, for files that are too large to be read twice; "" if unreadable."""
+    try:
+        with Path(path).expanduser().open("rb") as file:
+            first = file.read(_BLOCK)
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _BLOCK))
+            return digest(str(size), first, file.read(_BLOCK))
+    except (OSError, ValueError):
+        return ""
+
+
+def fingerprint(value: Any) -> str:
+    """A hash of a value of plain parts, dataclasses and a tokenizer, and of the code of its classes.
+
+    Raises:
+        UnknownContentError: it has other parts.
+    """
+    return digest(_own_code(), json.dumps(_described(value)))
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of everything that decides how a text is encoded and a conversation rendered.
+
+    Raises:
+        UnknownContentError: the tokenizer is a program of its own and has no serialised form.
+    """
+    import tokenizers
+    import transformers
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UnknownContentError(f"{type(tokenizer).__name__} has no serialised form.")
+    content = json.loads(backend.to_str())
+    for state in ("padding", "truncation"):  # of the last call
+        content.pop(state, None)
+    special = [str(tokenizer.special_tokens_map), str(tokenizer.chat_template), str(tokenizer.eos_token_id)]
+    versions = [tokenizers.__version__, transformers.__version__]
+    return digest(_code(type(tokenizer)), json.dumps(content), *special, *versions)
+
+
+def _described(value: Any) -> Any:
+    """The value as JSON."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        described = {field.name: _described(getattr(value, field.name)) for field in fields(value)}
+        return [type(value).__qualname__, _code(type(value)), described]
+    if isinstance(value, Mapping):
+        return [[_described(key), _described(item)] for key, item in value.items()]
+    if isinstance(value, list | tuple):
+        return [_described(item) for item in value]
+    if hasattr(value, "backend_tokenizer"):
+        return tokenizer_fingerprint(value)
+    raise UnknownContentError(f"{type(value).__name__} cannot be written down.")
+
+
+def _code(kind: type) -> str:
+    """A hash of the modules that define a class and its bases."""
+    bases = [base for base in kind.__mro__ if base.__module__ not in ("abc", "builtins", "typing")]
+    return digest(*(part for base in bases for part in (base.__qualname__, _source(base.__module__))))
+
+
+@lru_cache(maxsize=128)
+def _source(module: str) -> bytes:
+    """The text of a module."""
+    try:
+        return Path(inspect.getfile(sys.modules[module])).read_bytes()
+    except (LookupError, TypeError, OSError) as error:  # typed into a notebook or an interpreter
+        raise UnknownContentError(f"The code of {module} cannot be read.") from error
+
+
+@lru_cache(maxsize=1)
+def _own_code() -> str:
+    """A hash of the modules beside this one, which read, template and tokenise."""
+    return digest(*(file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py"))))
