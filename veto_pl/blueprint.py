@@ -1,4 +1,4 @@
-"""What a checkpoint says about its student beside the weights: the files of a model folder, as plain bytes.
+"""What a checkpoint says about its student beside the weights: the files of a model folder, as plain text.
 
 An export needs the architecture, the settings of generation and the tokenizer, as they are in the run. As files they
 need nothing of the source of the student, so the export runs on any machine; and what is built is decided by the
@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 
 BLUEPRINT = "veto_pl_student"
 """The key under which a checkpoint holds the files, by their names."""
+BYTES = "latin-1"
+"""A character for each byte: PyTorch reads any text with `weights_only`, and bytes not always."""
 _NAME = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*\.(?:json|txt|model|jinja|tiktoken|spm|bpe|codes|vocab|py)")
 
 
-def drawn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
+def drawn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """Return the files that `save_pretrained` writes beside the weights, by their names.
 
     Args:
@@ -40,7 +42,7 @@ def drawn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[st
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        model.config.architectures = [type(model).__name__]
+        model.config.architectures, model.config.dtype = [type(model).__name__], model.dtype
         if model._auto_class is not None:  # its class comes from a folder or the hub
             from transformers.dynamic_module_utils import custom_object_save
 
@@ -51,7 +53,7 @@ def drawn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[st
             model.generation_config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+        files = {path.relative_to(folder).as_posix(): path.read_bytes().decode(BYTES) for path in paths}
     if strange := next((name for name in files if not _NAME.fullmatch(name)), None):
         raise ConfigurationError(f"Its tokenizer writes a file of an unknown kind, `{strange}`.")
     return files
@@ -92,15 +94,16 @@ def _laid_out(files: Any, checkpoint: Path) -> Iterator[Path]:
         for name, data in files.items():
             path = Path(scratch, name)
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(_without_implementations(data) if name == "config.json" else data)
+            path.write_bytes((_without_implementations(data) if name == "config.json" else data).encode(BYTES))
         yield Path(scratch)
 
 
 def _is_file(name: Any, data: Any) -> bool:
-    return isinstance(name, str) and _NAME.fullmatch(name) is not None and isinstance(data, bytes)
+    texts = isinstance(name, str) and isinstance(data, str)
+    return texts and _NAME.fullmatch(name) is not None and max(data, default="") < "\u0100"
 
 
-def _without_implementations(config: bytes) -> bytes:
+def _without_implementations(config: str) -> str:
     """An architecture may name kernels on the hub, which are code, and of no use where weights are only copied."""
 
     def plain(value: Any) -> Any:
@@ -109,7 +112,7 @@ def _without_implementations(config: bytes) -> bytes:
         return value
 
     try:
-        return json.dumps(plain(json.loads(config))).encode()
+        return json.dumps(plain(json.loads(config.encode(BYTES))))
     except (ValueError, RecursionError):
         return config  # transformers refuses it
 

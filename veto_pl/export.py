@@ -139,19 +139,17 @@ def _of_config(config: str) -> tuple[CausalLM, PreTrainedTokenizerBase]:
 
 def _fill(student: CausalLM, weights: dict[str, Tensor], checkpoint: str | Path) -> None:
     """Two matrices that the configuration ties stay apart where they were trained apart."""
-    untie(student.model, [name for names in tied(student.model) for name in apart(names, _inside(weights))])
+    inside = {name.removeprefix("model."): weight for name, weight in weights.items()}
     try:
+        untie(student.model, [name for names in tied(student.model) for name in apart(names, inside)])
+        for name, weight in student.named_parameters():
+            weight.data = weight.data.to(weights.get(name, weight).dtype)
         student.load_state_dict(weights)
     except (RuntimeError, AttributeError, TypeError) as error:
         raise ConfigurationError(
             f"The weights of `{checkpoint}` are not those of its student: {' '.join(str(error).split()):.300}. The "
             "checkpoint is damaged, or `--config` is that of another run."
         ) from error
-
-
-def _inside(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """By the names within the transformers model."""
-    return {name.removeprefix("model."): weight for name, weight in weights.items()}
 
 
 def _read(checkpoint: Path) -> tuple[Mapping[str, Any], Callable[[], dict[str, Tensor]]]:

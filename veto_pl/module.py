@@ -225,7 +225,7 @@ class DistillationModule(OwnErrors, L.LightningModule):
         self._non_finite.in_a_row = checkpoint.get("veto_pl_skipped_in_a_row", 0)
 
     @cached_property
-    def _blueprint(self) -> dict[str, bytes] | None:
+    def _blueprint(self) -> dict[str, str] | None:
         """Drawn once: neither architecture nor tokenizer change. A run does not end because it cannot be."""
         try:
             return drawn(self._models.student.model, self.exported_tokenizer())

@@ -7,12 +7,12 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
-from veto_pl.export import export_student
+from veto_pl.export import check_folder, export_student
 from veto_pl.module import DistillationModule
 
 
 class Export(L.Callback):
-    """Writes student, tokenizer and model card when training ends.
+    """Writes student, tokenizer, model card and checksums when training ends, in the place of an earlier export.
 
     Args:
         folder: where to write, inside the run folder unless it is absolute; None switches the callback off.
@@ -21,11 +21,20 @@ class Export(L.Callback):
     def __init__(self, folder: str | None = "export") -> None:
         self.folder = folder
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuses a folder that cannot be replaced before the run, not after it."""
+        if stage == "fit" and (folder := self._place(trainer)) is not None:
+            check_folder(folder)
+
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the folder and says where it is."""
-        if self.folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if (folder := self._place(trainer)) is None:
             return
         assert isinstance(pl_module, DistillationModule), "this callback belongs to `DistillationModule`"
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / self.folder
         export_student(pl_module.student, pl_module.exported_tokenizer(), pl_module.run_config, folder)
         rank_zero_info(f"Exported the student to {folder}")
+
+    def _place(self, trainer: L.Trainer) -> Path | None:
+        if self.folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return None
+        return Path(trainer.log_dir or trainer.default_root_dir) / self.folder

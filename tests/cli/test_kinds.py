@@ -1,0 +1,104 @@
+"""A configuration names classes of the right kind only, also where a function or any value is expected."""
+
+import inspect
+import typing
+from collections.abc import Callable
+
+import pytest
+from torch import nn
+from torch.optim import Optimizer
+
+from veto_pl.cli import ROOTS, VetoCLI
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.listing import SEAMS
+from veto_pl.plugins import available, load_plugins
+
+from .conftest import changed
+
+CHAT = {"data.template": {"class_path": "ChatTemplate", "init_args": {"arguments": {}}}}
+GYM = {"data.task": {"class_path": "ReasoningGym", "init_args": {"dataset": "chain_sum", "arguments": {}}}}
+OPEN = {
+    ("ChatTemplate", "arguments"): ("data.template.init_args.arguments.x", CHAT),
+    ("DistillationModule", "optimizer"): ("model.optimizer", {}),
+    ("RandomWeights", "dimensions"): ("model.student.init_args.dimensions.hidden_size", {}),
+    ("ReasoningGym", "arguments"): ("data.task.init_args.arguments.x", GYM),
+}
+"""Settings of the classes that a command builds whose annotation lets more than plain values and classes in."""
+
+
+def hints(cls):
+    try:
+        return typing.get_type_hints(cls.__init__)
+    except NameError:  # names that only a type checker imports
+        return {}
+
+
+def lets_anything_in(annotation):
+    inner = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Callable or annotation in (typing.Any, object, Callable, typing.Callable):
+        return True
+    return any(lets_anything_in(one) for one in inner if not isinstance(one, list))
+
+
+def built():
+    """Every class whose arguments are settings."""
+    load_plugins()
+    parts = {cls for kinds in SEAMS.values() for kind in kinds for cls in available(kind)}
+    return sorted({*parts, *filter(None, ROOTS.values())}, key=lambda cls: cls.__name__)
+
+
+def settings():
+    for cls in built():
+        plain = [p.name for p in inspect.signature(cls).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        yield from ((cls.__name__, name) for name in plain if lets_anything_in(hints(cls).get(name)))
+
+
+def attacks(marker):
+    yield {"class_path": "os.system", "init_args": {"command": f"touch {marker}"}}
+    yield {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", marker]}}
+    yield {"class_path": "subprocess.run", "init_args": {"args": ["touch", marker]}}
+    yield {"class_path": "builtins.eval"}
+    yield {"class_path": "functools.partial", "init_args": {"func": "os.system"}}
+
+
+def test_each_setting_that_lets_anything_in_is_known():
+    assert set(settings()) == OPEN.keys()
+    assert len(built()) > 60
+
+
+@pytest.mark.parametrize(("path", "around"), [*OPEN.values(), ("trainer.overfit_batches", {})])
+def test_no_setting_runs_what_is_of_another_kind(path, around, config, write, tmp_path):
+    marker = tmp_path / "PWNED"
+    for number, value in enumerate(attacks(str(marker))):
+        file = write(changed(config, {**around, path: value}), f"{number}.yaml")
+        with pytest.raises(ConfigurationError, match=path.rpartition(".")[0]) as refusal:
+            VetoCLI(["--config", file], run=False)
+        assert value["class_path"] in str(refusal.value)
+        assert not marker.exists()
+
+
+@pytest.mark.parametrize("given", ["os.system", "builtins.eval", "torch.nn.Linear", "Linear"])
+@pytest.mark.parametrize("form", [str, lambda name: {"class_path": name}], ids=["name", "class_path"])
+def test_an_optimizer_is_an_optimizer(form, given, config, write):
+    with pytest.raises(ConfigurationError) as refusal:
+        VetoCLI(["--config", write(changed(config, {"model.optimizer": form(given)}))], run=False)
+    assert str(refusal.value).startswith(f"`model.optimizer`: given `{given}`, expected the name of an Optimizer")
+
+
+@pytest.mark.parametrize("value", ["SGD", "torch.optim.Adam", {"class_path": "AdamW", "init_args": {"lr": 0.5}}])
+def test_every_optimizer_can_be_named(value, config, write):
+    cli = VetoCLI(["--config", write(changed(config, {"model.optimizer": value}))], run=False)
+    assert issubclass(type(cli.model.optimizer([nn.Parameter()])), Optimizer)
+
+
+def test_a_function_of_a_callback_is_made_by_a_class_of_callables(config, write, tmp_path):
+    """Lightning's own annotations say no more than that."""
+    marker = tmp_path / "PWNED"
+    *attacking, harmless = attacks(str(marker))
+    assert harmless["class_path"] == "functools.partial", "a class of callables, and a bare name is none"
+    for number, value in enumerate(attacking):
+        callback = {"class_path": "lightning.pytorch.callbacks.LambdaCallback", "init_args": {"on_fit_start": value}}
+        file = write(changed(config, {"trainer.callbacks": [callback]}), f"{number}.yaml")
+        with pytest.raises(ConfigurationError, match=r"`trainer\.callbacks`"):
+            VetoCLI(["--config", file], run=False)
+    assert not marker.exists()
