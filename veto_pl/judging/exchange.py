@@ -6,6 +6,7 @@ then, header lines without end or one `100 Continue` after the other keeps all o
 
 from __future__ import annotations
 
+import io
 import socket
 import threading
 import urllib.error
@@ -47,6 +48,23 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
+class _Input(io.RawIOBase):
+    """What a server sends until the request is over; else a flood would be read on for as long as it comes."""
+
+    def __init__(self, inner: io.RawIOBase, connections: _Connections) -> None:
+        self._inner, self._connections = inner, connections
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        return 0 if self._connections.over else self._inner.readinto(buffer)
+
+    def close(self) -> None:
+        self._inner.close()
+        super().close()
+
+
 class _Connections(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
     """The connections of one request, which another thread may end."""
 
@@ -69,9 +87,15 @@ class _Connections(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
                     self.end()
 
             connection.connect = connected  # type: ignore[method-assign]
+            connection.response_class = self._response  # type: ignore[assignment]
             return connection
 
         return super().do_open(made, req, **settings)
+
+    def _response(self, *given: Any, **settings: Any) -> HTTPResponse:
+        response = HTTPResponse(*given, **settings)
+        response.fp = io.BufferedReader(_Input(response.fp.detach(), self))
+        return response
 
     def end(self) -> None:
         """Lets every read and write end at once."""
