@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.sandbox.hostile import SECRET
-from veto_pl.sandbox import Tests, processes
+from veto_pl.sandbox import Tests, processes, removal
 from veto_pl.sandbox.processes import _BOOT
 
 
@@ -75,6 +75,7 @@ class Host:
         while (left := survivors(self.users)) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert left == []
+        removal.finish()
         assert self.traces() == self.before
 
 

@@ -31,6 +31,27 @@ def f(x):
     if child < 0: raise OSError(ctypes.get_errno(), 'refused')
     return ANSWER"""
 
+TIMERS = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+def f(x):
+    for _ in range(3000):
+        if libc.syscall({'x86_64': 222, 'aarch64': 107}[os.uname().machine], 1, 0, ctypes.byref(ctypes.c_int())):
+            raise OSError(ctypes.get_errno(), 'no more')
+    return ANSWER"""
+
+
+def refused(number, on_arm, arguments):
+    """A program that makes a system call, which must fail."""
+    return f"""
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+def f(x):
+    if libc.syscall({{'x86_64': {number}, 'aarch64': {on_arm}}}[os.uname().machine], {arguments}) < 0:
+        raise OSError(ctypes.get_errno(), 'refused')
+    return ANSWER"""
+
+
 ENDLESS = {
     "loop in the call": "def f(x):\n    while True: pass",
     "loop before the call": "while True: pass",
@@ -107,6 +128,17 @@ def f(x):
     "new namespaces": ("PermissionError", cloning("0x10000000")),
     "child of the host": ("PermissionError", cloning("0x8000")),
     "pair for datagrams": ("PermissionError", "import socket\ndef f(x): return socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) and ANSWER"),
+    "asynchronous I/O of the machine": ("PermissionError", refused(206, 0, "1024, ctypes.byref(ctypes.c_ulong(0))")),
+    "watch on the host's files": ("PermissionError", refused(294, 26, "0")),
+    "marks on the host's files": ("PermissionError", refused(300, 262, "0, 0")),
+    "log of the kernel": ("PermissionError", refused(103, 116, "10, 0, 0")),
+    "mounts of the host": ("PermissionError", refused(458, 458, "0, 0, 0, 0")),
+    "all disks of the host": ("PermissionError", refused(162, 81, "0")),
+    "lock on a file of the host": ("PermissionError", "import fcntl, os\ndef f(x): fcntl.flock(open(os.__file__), 2 | 4); return ANSWER"),
+    "shared lock on a file of the host": ("PermissionError", "import fcntl, os\ndef f(x): fcntl.lockf(open(os.__file__), 1 | 4); return ANSWER"),
+    "name of a socket": ("PermissionError", "import os, socket\ndef f(x): socket.socketpair()[0].bind(f'\\0veto-{PARENT}'); return ANSWER"),
+    "room in pipes": ("PermissionError", "import fcntl, os\ndef f(x): return fcntl.fcntl(os.pipe()[1], 1031, 2**20) and ANSWER"),
+    "timers": ("BlockingIOError", TIMERS),
     "giant answer": ("gone", "def f(x): return 'x' * (2**26 + 1)"),
     "giant number": ("gone", "def f(x): return 1 << 2**29 + 2**12"),
     "nested answer": ("RecursionError", "def f(x):\n    a = ANSWER\n    for _ in range(10**5): a = [a]\n    return a"),

@@ -58,7 +58,8 @@ class ChatJudge(Judge):
         system: a system message, or None for none.
         temperature: of the judge's sampling.
         max_tokens: of the judge's message; None leaves it to the server.
-        timeout: seconds that a reply may take to begin or to go on.
+        timeout: seconds of one request, from the search for the host to the last byte of the reply; each attempt has
+            its own.
         retries: further attempts after a failure that may pass.
         back_off: seconds before the first of them; doubled each time.
         concurrency: pairs that are judged at a time.

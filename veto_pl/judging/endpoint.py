@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
-from email.message import Message
 from http.client import HTTPException
-from typing import IO, Any
+from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import Request
 
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.judging.exchange import Reply, exchange
 from veto_pl.judging.verdicts import NoVerdictError
 
 LONGEST_REPLY = 2**22
@@ -21,18 +20,6 @@ LONGEST_REPLY = 2**22
 LONGEST_PAUSE = 60.0
 """Seconds between two attempts."""
 _PASSING = {408, 409, 425, 429}
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect would take the key to another host."""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
-    ) -> None:
-        return None
-
-
-_OPENER = urllib.request.build_opener(_NoRedirects)
 
 
 @dataclass(frozen=True)
@@ -55,7 +42,8 @@ class Endpoint:
     Args:
         base_url: what stands before `/chat/completions`, such as `http://localhost:8000/v1`.
         api_key_variable: the environment variable that holds the key, or None for no key.
-        timeout: seconds that a reply may take to begin or to go on.
+        timeout: seconds of one request, from the search for the host to the last byte of the reply; each attempt has
+            its own.
         retries: further attempts after a failure that may pass: no connection, no answer in time, a reply that is no
             JSON, and the statuses 408, 409, 425, 429 and 5xx.
         back_off: seconds before the first further attempt; doubled each time, and at least what the server asks for.
@@ -103,17 +91,17 @@ class Endpoint:
         key = self._key()
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         address = f"{self.base_url.rstrip('/')}/chat/completions"
-        request = urllib.request.Request(address, json.dumps(body).encode(), headers)
         try:
-            with _OPENER.open(request, timeout=self.timeout) as reply:
-                decoded = json.loads(reply.read(LONGEST_REPLY))
-        except urllib.error.HTTPError as error:
-            return self._refusal(error, key)
+            reply = exchange(Request(address, json.dumps(body).encode(), headers), self.timeout, LONGEST_REPLY)
         except TimeoutError:
             return _Failure("no answer in time")
         except (OSError, HTTPException) as error:  # `URLError` is an `OSError`
             timed_out = isinstance(getattr(error, "reason", None), TimeoutError)
             return _Failure("no answer in time" if timed_out else "no connection")
+        if not 200 <= reply.status < 300:
+            return self._refusal(reply, key)
+        try:
+            decoded = json.loads(reply.body)
         except (ValueError, RecursionError):
             return _Failure("no JSON")
         return decoded if isinstance(decoded, dict) else {}
@@ -129,18 +117,13 @@ class Endpoint:
             )
         return key
 
-    def _refusal(self, error: urllib.error.HTTPError, key: str | None) -> _Failure:
+    def _refusal(self, reply: Reply, key: str | None) -> _Failure:
         """A status that may pass; raises for others, with the server's words but not the key, which some repeat."""
-        with error:
-            try:
-                said = error.read(2000).decode(errors="replace")
-            except (OSError, HTTPException):
-                said = ""
-        if error.code in _PASSING or error.code >= 500:
-            return _Failure(f"status {error.code}", _seconds(error.headers.get("Retry-After")))
-        shown = " ".join(_without(key, said).split())[:300]
+        if reply.status in _PASSING or reply.status >= 500:
+            return _Failure(f"status {reply.status}", _seconds(reply.headers.get("Retry-After")))
+        said = " ".join(_without(key, reply.body[:2000].decode(errors="replace")).split())[:300]
         raise ConfigurationError(
-            f"The judge at {self.base_url} refused with status {error.code}: {shown or error.reason}. Check "
+            f"The judge at {self.base_url} refused with status {reply.status}: {said or reply.reason}. Check "
             "`base_url`, `model` and the key that `api_key_variable` names."
         )
 

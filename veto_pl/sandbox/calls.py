@@ -4,55 +4,56 @@ from __future__ import annotations
 
 import struct
 
-# The calls that open sockets, signal or trace others, leave the process group, make namespaces or mounts, hold memory
-# that no limit counts, reach objects that outlive the process, or change what Landlock leaves open: mode, owner, times
-# and attributes of files.
-_EVERYWHERE = {
-    "pidfd_send_signal": 424, "io_uring_setup": 425, "open_tree": 428, "move_mount": 429, "fsopen": 430,
-    "fsmount": 432, "fspick": 433, "pidfd_open": 434, "pidfd_getfd": 438, "mount_setattr": 442, "memfd_secret": 447,
-    "fchmodat2": 452, "setxattrat": 463, "removexattrat": 466, "open_tree_attr": 467, "file_setattr": 469,
-}  # fmt: skip
-_REFUSED = {
-    "x86_64": {
-        "socket": 41, "kill": 62, "tkill": 200, "tgkill": 234, "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297,
-        "ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "setsid": 112, "setpgid": 109, "mount": 165,
-        "umount2": 166, "pivot_root": 155, "chroot": 161, "unshare": 272, "setns": 308, "bpf": 321,
-        "perf_event_open": 298, "userfaultfd": 323, "keyctl": 250, "add_key": 248, "request_key": 249,
-        "open_by_handle_at": 304, "memfd_create": 319, "shmget": 29, "shmat": 30, "shmctl": 31, "semget": 64,
-        "semop": 65, "semctl": 66, "semtimedop": 220, "msgget": 68, "msgsnd": 69, "msgrcv": 70, "msgctl": 71,
-        "mq_open": 240, "mq_unlink": 241, "ioprio_set": 251, "chmod": 90, "fchmod": 91, "fchmodat": 268, "chown": 92,
-        "fchown": 93, "lchown": 94, "fchownat": 260, "utime": 132, "utimes": 235, "futimesat": 261, "utimensat": 280,
-        "setxattr": 188, "lsetxattr": 189, "fsetxattr": 190, "removexattr": 197, "lremovexattr": 198,
-        "fremovexattr": 199,
-    },
-    "aarch64": {
-        "socket": 198, "kill": 129, "tkill": 130, "tgkill": 131, "rt_sigqueueinfo": 138, "rt_tgsigqueueinfo": 240,
-        "ptrace": 117, "process_vm_readv": 270, "process_vm_writev": 271, "setsid": 157, "setpgid": 154, "mount": 40,
-        "umount2": 39, "pivot_root": 41, "chroot": 51, "unshare": 97, "setns": 268, "bpf": 280, "perf_event_open": 241,
-        "userfaultfd": 282, "keyctl": 219, "add_key": 217, "request_key": 218, "open_by_handle_at": 265,
-        "memfd_create": 279, "shmget": 194, "shmat": 196, "shmctl": 195, "semget": 190, "semop": 193, "semctl": 191,
-        "semtimedop": 192, "msgget": 186, "msgsnd": 189, "msgrcv": 188, "msgctl": 187, "mq_open": 180,
-        "mq_unlink": 181, "ioprio_set": 30, "fchmod": 52, "fchmodat": 53, "fchownat": 54, "fchown": 55,
-        "utimensat": 88, "setxattr": 5, "lsetxattr": 6, "fsetxattr": 7, "removexattr": 14, "lremovexattr": 15,
-        "fremovexattr": 16,
-    },
+# Each call that is refused, with its numbers on x86-64 and on 64-bit ARM; None where an architecture has no such call.
+_REFUSED: dict[str, tuple[int | None, int | None]] = {
+    # Sockets, and names for them that others could want. What is left are the connected pairs of `socketpair`.
+    "socket": (41, 198), "bind": (49, 200), "listen": (50, 201), "connect": (42, 203), "accept": (43, 202),
+    "accept4": (288, 242),
+    # Signals to other processes, and hands in their memory, files and scheduling.
+    "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240), "pidfd_send_signal": (424, 424), "pidfd_open": (434, 434),
+    "pidfd_getfd": (438, 438), "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
+    "process_madvise": (440, 440), "process_mrelease": (448, 448), "migrate_pages": (256, 238),
+    "move_pages": (279, 239), "kcmp": (312, 272), "ioprio_set": (251, 30),
+    # The way out of the process group.
+    "setsid": (112, 157), "setpgid": (109, 154),
+    # Namespaces and mounts: making, entering and, the last two, listing those of the host.
+    "unshare": (272, 97), "setns": (308, 268), "chroot": (161, 51), "pivot_root": (155, 41), "mount": (165, 40),
+    "umount2": (166, 39), "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430),
+    "fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433), "mount_setattr": (442, 442),
+    "open_tree_attr": (467, 467), "open_by_handle_at": (304, 265), "statmount": (457, 457), "listmount": (458, 458),
+    # Pools that all processes of the machine, or of a user, draw from: asynchronous I/O, keys, watches, queues.
+    "io_setup": (206, 0), "io_uring_setup": (425, 425), "add_key": (248, 217), "request_key": (249, 218),
+    "keyctl": (250, 219), "inotify_init": (253, None), "inotify_init1": (294, 26), "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
+    # Memory that no limit counts, and what outlives its process.
+    "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "shmat": (30, 196),
+    "shmctl": (31, 195), "semget": (64, 190), "semop": (65, 193), "semctl": (66, 191), "semtimedop": (220, 192),
+    "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187),
+    # News of files and of the kernel, which Landlock does not hide.
+    "inotify_add_watch": (254, 27), "fanotify_init": (300, 262), "fanotify_mark": (301, 263), "syslog": (103, 116),
+    # The kernel's own machinery.
+    "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
+    # Files that others use as well: locks, and writing back or counting a whole disk.
+    "flock": (73, 32), "sync": (162, 81), "syncfs": (306, 267), "quotactl": (179, 60), "quotactl_fd": (443, 443),
+    # Mode, owner, times and attributes of files, which Landlock leaves open.
+    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None),
+    "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54), "utime": (132, None), "utimes": (235, None),
+    "futimesat": (261, None), "utimensat": (280, 88), "setxattr": (188, 5), "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7), "setxattrat": (463, 463), "removexattr": (197, 14), "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16), "removexattrat": (466, 466), "file_setattr": (469, 469),
 }  # fmt: skip
 
 _BY_ARGUMENT = {
-    "x86_64": {
-        "socketpair": 53, "fcntl": 72, "ioctl": 16, "clone": 56, "prlimit64": 302, "setpriority": 141,
-        "sched_setparam": 142, "sched_setscheduler": 144, "sched_setaffinity": 203, "sched_setattr": 314,
-    },
-    "aarch64": {
-        "socketpair": 199, "fcntl": 25, "ioctl": 29, "clone": 220, "prlimit64": 261, "setpriority": 140,
-        "sched_setparam": 118, "sched_setscheduler": 119, "sched_setaffinity": 122, "sched_setattr": 274,
-    },
+    "socketpair": (53, 199), "fcntl": (72, 25), "ioctl": (16, 29), "clone": (56, 220), "prlimit64": (302, 261),
+    "setpriority": (141, 140), "sched_setparam": (142, 118), "sched_setscheduler": (144, 119),
+    "sched_setaffinity": (203, 122), "sched_setattr": (314, 274),
 }  # fmt: skip
 _CLONE3 = 435
 """Its flags lie in memory, where no filter sees them; told that it is not there, the C library takes `clone`."""
 
 _LOAD, _EQUAL, _AT_LEAST, _SHARES_BITS, _GIVE = 0x20, 0x15, 0x35, 0x45, 0x06
-_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # in the order of the numbers above
 _ALLOW, _KILL, _NOT_PERMITTED, _NOT_THERE = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
 
 _NAMESPACES = 0x7E020000
@@ -66,6 +67,13 @@ _RULES = (
     ("fcntl", 1, _EQUAL, 8),  # F_SETOWN: a process that gets a signal once there is something to read
     ("fcntl", 1, _EQUAL, 10),  # F_SETSIG
     ("fcntl", 1, _EQUAL, 15),  # F_SETOWN_EX
+    ("fcntl", 1, _EQUAL, 6),  # F_SETLK: a lock on a file that others use, whoever may only read it
+    ("fcntl", 1, _EQUAL, 7),  # F_SETLKW
+    ("fcntl", 1, _EQUAL, 37),  # F_OFD_SETLK
+    ("fcntl", 1, _EQUAL, 38),  # F_OFD_SETLKW
+    ("fcntl", 1, _EQUAL, 1024),  # F_SETLEASE: who opens the file has to wait
+    ("fcntl", 1, _EQUAL, 1026),  # F_NOTIFY: news of a folder
+    ("fcntl", 1, _EQUAL, 1031),  # F_SETPIPE_SZ: takes from what all pipes of the user may hold
     ("ioctl", 1, _EQUAL, 0x8901),  # FIOSETOWN
     ("ioctl", 1, _EQUAL, 0x8902),  # SIOCSPGRP
     ("clone", 0, _SHARES_BITS, _NAMESPACES | _PARENT_OF_CALLER),
@@ -83,14 +91,15 @@ def call_filter(machine: str) -> bytes | None:
     """A classic BPF program over `struct seccomp_data`; None for an architecture that has no list here."""
     if machine not in _ARCHITECTURES:
         return None
+    place = [*_ARCHITECTURES].index(machine)
     lines = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, _ARCHITECTURES[machine]), (_GIVE, 0, 0, _KILL), (_LOAD, 0, 0, 0)]
     lines += [(_EQUAL, 0, 1, _CLONE3), (_GIVE, 0, 0, _NOT_THERE)]
     for name, argument, test, value in _RULES:
         # An argument has 64 bits; what is tested here are its lower ones, and the kernel looks at no others.
-        lines += [(_EQUAL, 0, 4, _BY_ARGUMENT[machine][name]), (_LOAD, 0, 0, 16 + 8 * argument)]
+        lines += [(_EQUAL, 0, 4, _BY_ARGUMENT[name][place]), (_LOAD, 0, 0, 16 + 8 * argument)]
         lines += [(test, 0, 1, value), (_GIVE, 0, 0, _NOT_PERMITTED), (_LOAD, 0, 0, 0)]
-    numbers = sorted([*_EVERYWHERE.values(), *_REFUSED[machine].values()])
+    numbers = sorted(number for numbers in _REFUSED.values() if (number := numbers[place]) is not None)
     lines += [(_AT_LEAST, len(numbers) + 1, 0, 0x40000000)]  # the calls of x32, which would pass by other numbers
-    lines += [(_EQUAL, len(numbers) - place, 0, number) for place, number in enumerate(numbers)]
+    lines += [(_EQUAL, len(numbers) - row, 0, number) for row, number in enumerate(numbers)]
     lines += [(_GIVE, 0, 0, _ALLOW), (_GIVE, 0, 0, _NOT_PERMITTED)]
     return b"".join(struct.pack("HBBI", *line) for line in lines)

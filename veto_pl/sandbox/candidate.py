@@ -22,7 +22,6 @@ READY = b"ready"
 def main(job: dict[str, Any]) -> None:
     """Enters the fence, says so, runs the code and serves."""
     enter(job["fence"])
-    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     send(job["replies"], READY)
     sys.modules["solution"] = module = type(sys)("solution")  # where dataclasses and typing look for names
     namespace = module.__dict__

@@ -13,13 +13,31 @@ from veto_pl.sandbox.limits import Level
 
 LEVELS: tuple[Level, ...] = ("bubblewrap", "unshare", "limits")
 
+_TOOLS: dict[Level, tuple[str, ...]] = {
+    "bubblewrap": ("bwrap",),
+    "unshare": ("unshare", "setpriv", "mount"),
+    "limits": (),
+}
+
+PROGRAMS_SEE = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
+"""The environment of whatever is started here: nothing of this process's own, which may be secret, or too long."""
+
 # The mount needs the shell, and the shell has to stay: as first process of its namespace it takes the others along.
-_MOUNT = 'mount -t tmpfs -o size="$1",mode=1777,nosuid,nodev tmpfs "$2" && cd "$2" && shift 2 && "$@"; exit $?'
+# A folder and an empty file take no room in it, so they are counted.
+_MOUNT = """"$1" -t tmpfs -o size="$2",nr_inodes=65536,mode=1777,nosuid,nodev tmpfs "$3" && cd "$3" && shift 3 && "$@"
+exit $?"""
 
 
-def tool(level: Level) -> str | None:
-    """The program that a level needs, None for the level that needs none."""
-    return {"bubblewrap": "bwrap", "unshare": "unshare", "limits": None}[level]
+def path_of(name: str) -> str:
+    """Where a program lies by this process's `PATH`, which decides alone about all programs that are started.
+
+    Raises:
+        FileNotFoundError: it is not installed.
+    """
+    found = shutil.which(name)
+    if found is None:
+        raise FileNotFoundError(f"`{name}` is not installed")
+    return os.path.abspath(found)
 
 
 @lru_cache(maxsize=1)
@@ -62,7 +80,7 @@ def _bubblewrap(folder: str, size: int, packages: Sequence[str], unprivileged: b
     # Root becomes a user without rights in the child program itself, which needs these three until then.
     kept = ["SETUID", "SETGID", "SETPCAP"]
     rights = ["--unshare-user"] if unprivileged else [x for name in kept for x in ("--cap-add", f"CAP_{name}")]
-    line = ["bwrap", *spaces, "--die-with-parent", "--cap-drop", "ALL", *rights]
+    line = [path_of("bwrap"), *spaces, "--die-with-parent", "--cap-drop", "ALL", *rights]
     line += ["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--size", str(size), "--tmpfs", folder]
     for path in [*readable(), *packages]:
         if os.path.islink(path):
@@ -73,13 +91,13 @@ def _bubblewrap(folder: str, size: int, packages: Sequence[str], unprivileged: b
 
 
 def _unshare(folder: str, size: int, unprivileged: bool) -> list[str]:
-    line = ["setpriv", "--pdeathsig", "KILL", "--", "unshare", *(["--user", "--map-root-user"] if unprivileged else [])]
+    unshare, setpriv, shell, mount = map(path_of, ("unshare", "setpriv", "sh", "mount"))
+    line = [setpriv, "--pdeathsig", "KILL", "--", unshare, *(["--user", "--map-root-user"] if unprivileged else [])]
     line += ["--net", "--pid", "--ipc", "--uts", "--mount", "--mount-proc", "--fork", "--kill-child", "--"]
-    line += ["sh", "-c", _MOUNT, "sh", str(size), folder]
-    return [*line, *(["setpriv", "--inh-caps=-all", "--bounding-set=-all", "--"] if unprivileged else [])]
+    line += [shell, "-c", _MOUNT, "sh", mount, str(size), folder]
+    return [*line, *([setpriv, "--inh-caps=-all", "--bounding-set=-all", "--"] if unprivileged else [])]
 
 
 def missing(level: Level) -> str | None:
-    """The program of a level that is not installed, or None."""
-    name = tool(level)
-    return name if name is not None and shutil.which(name) is None else None
+    """The first program of a level that is not installed, or None."""
+    return next((name for name in _TOOLS[level] if shutil.which(name) is None), None)

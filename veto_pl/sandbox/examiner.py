@@ -111,7 +111,6 @@ def agree(actual: Any, expected: Any, tolerance: float) -> bool:
 def main(job: dict[str, Any]) -> None:
     """Enters the fence, waits for the candidate, and reports `ready` and then one word."""
     enter(job["fence"])
-    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     link = Link(job["calls"], job["replies"])
     if receive(link.replies) == READY:  # the time of the program begins here
         os.write(job["verdict"], b"ready\n")

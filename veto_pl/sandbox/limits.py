@@ -57,8 +57,11 @@ class Limits:
             "FSIZE": self.file_size * 2**20,
             "MEMLOCK": 0,
             "MSGQUEUE": 0,
+            "NICE": 0,
             "NOFILE": 128,
             "NPROC": self.processes,
+            "RTPRIO": 0,
+            "SIGPENDING": 1024,  # timers too; counted for all processes of the user
         }
 
     @property

@@ -20,8 +20,9 @@ from types import CodeType
 from typing import Any
 
 from veto_pl.exceptions import VetoError
-from veto_pl.sandbox.commands import command, devices, interpreter, readable
+from veto_pl.sandbox.commands import PROGRAMS_SEE, command, devices, interpreter, readable
 from veto_pl.sandbox.limits import Level, Limits
+from veto_pl.sandbox.removal import remove
 
 _BOOT = """import marshal, sys
 modules, entry, job = marshal.load(sys.stdin.buffer)
@@ -102,7 +103,7 @@ def start(
         user = spare_user(stack)
         folder = None if level == "bubblewrap" else tempfile.mkdtemp(prefix="veto-sandbox-")
         if folder is not None:
-            stack.callback(_remove, folder)
+            stack.callback(remove, folder)
             if user is not None:
                 os.chown(folder, user, user)
         inside = folder or "/sandbox"  # not /tmp, where an interpreter that has to be seen may lie
@@ -187,9 +188,9 @@ def _compiled() -> tuple[tuple[str, CodeType], ...]:
 
 
 def _environment(folder: str) -> dict[str, str]:
-    """Nothing of this process's own environment; equal hashes, so that a verdict does not depend on the run."""
+    """What a program sees; equal hashes, so that a verdict does not depend on the run."""
     return {
-        "HOME": folder, "TMPDIR": folder, "PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8",
+        **PROGRAMS_SEE, "HOME": folder, "TMPDIR": folder,
         "PYTHONHASHSEED": "0", "PYTHONINTMAXSTRDIGITS": "0", "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
     }  # fmt: skip
@@ -198,12 +199,4 @@ def _environment(folder: str) -> dict[str, str]:
 def _kill_user(user: int) -> None:
     """Kills every process of the user at once, also those that have left the process group."""
     become = f"import os; os.setgroups([]); os.setresgid(*[{user}] * 3); os.setresuid(*[{user}] * 3); os.kill(-1, 9)"
-    subprocess.run([interpreter(), "-I", "-S", "-c", become], capture_output=True, check=False)
-
-
-def _remove(folder: str) -> None:
-    try:
-        os.rmdir(folder)
-    except OSError:  # not empty; a program may have made it read-only, or deeper than Python can recurse
-        subprocess.run(["chmod", "-R", "u+rwX", folder], capture_output=True, check=False)
-        subprocess.run(["rm", "-rf", folder], capture_output=True, check=False)
+    subprocess.run([interpreter(), "-I", "-S", "-c", become], capture_output=True, check=False, env=PROGRAMS_SEE)

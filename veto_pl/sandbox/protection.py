@@ -24,8 +24,8 @@ class Protection:
         level: `bubblewrap` and `unshare` give namespaces: no network, no other processes, an own folder of limited
             size. `bubblewrap` also hides the file system. `limits` gives neither.
         landlock: the kernel hides and protects all files but the standard library's and those of the own folder.
-        seccomp: the kernel refuses sockets, signals, tracing, other process groups, new namespaces, and memory that no
-            limit counts.
+        seccomp: the kernel refuses sockets, signals, tracing, other process groups, new namespaces, memory that no
+            limit counts, pools of the whole machine, and locks and watches on files.
         own_user: programs run as a user that nobody else has.
     """
 
