@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # The Pythons that pyproject.toml claims, oldest first.
 PYTHONS := 3.10 3.11 3.12 3.13
 
-.PHONY: help quickstart smollm2 test test-all test-core test-pythons test-published test-browser test-vllm bench lint types docs checks clean
+.PHONY: help quickstart smollm2 test test-all test-core test-pythons test-published test-sandbox test-browser test-vllm bench lint types docs checks clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,6 +48,10 @@ test-python-%:
 test-published: .venv/developed  ## Read the published GSM8K and DialogSum; needs DATA=folder with gsm8k_*.jsonl and dialogsum_*.jsonl
 	DATA="$(abspath $(DATA))" $(BIN)/python -m pytest -m published tests/data
 
+test-sandbox: .venv/developed  ## Run the tests of programs under test behind bubblewrap (Debian: bubblewrap)
+	$(BIN)/python -c 'from veto_pl.sandbox import protection; protection("bubblewrap")'  # or says why it cannot
+	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/sandbox tests/data/test_data_code.py
+
 test-browser: .venv/developed  ## Open the pages in Chromium and click through them (Debian: chromium, chromium-driver)
 	$(BIN)/python -m pytest -m browser tests/browser
 
@@ -79,7 +83,7 @@ types: .venv/developed  ## Check types (mypy strict)
 docs: .venv/developed  ## Build the documentation; warnings are errors
 	$(BIN)/mkdocs build --quiet --strict
 
-checks: lint types docs test test-browser  ## Everything that continuous integration runs
+checks: lint types docs test test-sandbox test-browser  ## What continuous integration runs, but for the other Pythons
 
 clean:  ## Remove what the other targets made, except runs/
 	rm -rf .venv .venv-vllm site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
