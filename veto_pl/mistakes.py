@@ -12,6 +12,7 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.paths import local_path
 
 SHOWN = 100
 """Characters of a value that a message shows."""
@@ -108,7 +109,7 @@ def check_files(arguments: Iterable[str]) -> None:
 
 
 def _check_file(path: str) -> None:
-    file = Path(path).expanduser()
+    file = local_path(path)
     if not file.is_file():  # not a folder, and not a pipe that nobody writes to
         kind = "a path that is no regular file" if file.exists() else "a path where there is no file"
         report([Mistake("--config", f"`{shown(path)}`, {kind}", "a YAML file", f"It was sought in `{Path.cwd()}`.")])

@@ -25,12 +25,13 @@ from veto_pl.fsdp import FullyShard
 from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric
 from veto_pl.metrics.rollouts import rollout_numbers
 from veto_pl.models.assemble import load_models, load_tokenizer
+from veto_pl.models.trainable import check_not_compiled, warn_before_training
 from veto_pl.nonfinite import NonFiniteSteps
 from veto_pl.own_errors import OwnErrors
 from veto_pl.randomness import global_draws
 from veto_pl.rollouts import Sampling
 from veto_pl.schedules import Constant, scheduled_values
-from veto_pl.seams import ModelSource, Objective, RolloutSource, Schedule, Template, TokenizerSource
+from veto_pl.seams import ModelSource, Objective, RolloutSource, Schedule, TokenizerSource
 from veto_pl.types import Models, PromptBatch, Rollouts, Sequences, Step
 from veto_pl.window import Window
 
@@ -106,19 +107,9 @@ class DistillationModule(OwnErrors, L.LightningModule):
             self._tokenizer = load_tokenizer(self.student_source, self.tokenizer_source)
         return self._tokenizer
 
-    def chat_template(self) -> str | dict[str, str] | None:
-        """The chat template that makes this run's prompts, for exports; the tokenizer's own where no template is known.
-
-        None where a message of the user does not make a prompt: see `Template.chat_template`.
-        """
-        template = getattr(self.trainer.datamodule, "template", None)  # type: ignore[attr-defined]
-        if isinstance(template, Template):
-            return template.chat_template(self.tokenizer)
-        own: str | dict[str, str] | None = self.tokenizer.chat_template
-        return own
-
     def configure_model(self) -> None:
         """Loads the models, once, and puts the teacher where the student will be; on the meta device only shapes."""
+        check_not_compiled(self)
         strategy = None if self._trainer is None else self.trainer.strategy
         if self.models is None:
             self.models = load_models(
@@ -141,6 +132,7 @@ class DistillationModule(OwnErrors, L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over the trained parameters, and its schedule per step."""
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        warn_before_training(self.student, optimizer)
         schedule = LambdaLR(optimizer, lambda step: self.lr_schedule(step, self._total_steps()))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -209,9 +201,8 @@ class DistillationModule(OwnErrors, L.LightningModule):
         self.clock.enter("data")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps configuration and chat template, for exports; what rollout sources remember; and the steps left out."""
+        """Keeps the configuration, as YAML, for exports; what rollout sources remember; and the steps left out."""
         checkpoint["veto_pl_config"] = self.run_config
-        checkpoint["veto_pl_chat_template"] = self.chat_template()
         checkpoint["veto_pl_memories"] = self._models.memories.states()
         checkpoint["veto_pl_skipped_in_a_row"] = self._non_finite.in_a_row
 
@@ -255,8 +246,11 @@ class DistillationModule(OwnErrors, L.LightningModule):
         rollouts: dict[RolloutSource, Sequences] = {}
         for source in objective.sources:
             rollouts[source] = source(batch, replace(self._models, rollouts=rollouts), step)
-        if objective.needs_rewards:
-            rollouts = {source: _rewarded(rows, batch, self.tokenizer) for source, rows in rollouts.items()}
+        if objective.needs_rewards:  # by the task; rows that are replayed have prompts of their own
+            rollouts = {
+                source: (batch if rows.prompts is None else rows.prompts).rewarded(rows, self.tokenizer)
+                for source, rows in rollouts.items()
+            }
         for rows in rollouts.values():
             self.clock.count(rows.predictions.sum())
         return rollouts
@@ -284,8 +278,3 @@ class DistillationModule(OwnErrors, L.LightningModule):
         for name, metric in self.validation_metrics.items():
             self.log(f"{prefix}/{name}", cast(Metric, metric), prog_bar=name == "accuracy", **shared)
         return {"evaluation": evaluation}
-
-
-def _rewarded(rows: Sequences, batch: PromptBatch, tokenizer: PreTrainedTokenizerBase) -> Sequences:
-    """With rewards by the task; rows that are replayed have prompts of their own."""
-    return (batch if rows.prompts is None else rows.prompts).rewarded(rows, tokenizer)
