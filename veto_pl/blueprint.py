@@ -15,22 +15,49 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.models.assemble import load_student, load_tokenizer
 from veto_pl.models.loading import Pretrained
 from veto_pl.models.reading import named
+from veto_pl.models.tokenizers import with_chat_template
+from veto_pl.seams import Template
 from veto_pl.special_ids import drop_contradictions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from veto_pl.models.causal_lm import CausalLM
+    from veto_pl.module import DistillationModule
 
 BLUEPRINT = "veto_pl_student"
 """The key under which a checkpoint holds the files, by their names."""
 BYTES = "latin-1"
 """A character for each byte: PyTorch reads any text with `weights_only`, and bytes not always."""
 _NAME = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*\.(?:json|txt|model|jinja|tiktoken|spm|bpe|codes|vocab|py)")
+
+
+def described(module: DistillationModule) -> dict[str, bytes] | None:
+    """Return the files of a run's student; None, with a warning, where it cannot be saved: no run ends for it."""
+    try:
+        assert module.models is not None, "models are loaded before anything is saved"
+        return drawn(module.models.student.model, exported_tokenizer(module))
+    except Exception as error:  # whatever a third party's `save_pretrained` raises
+        rank_zero_warn(f"Checkpoints do not describe the student, for it cannot be saved: {error}")
+        return None
+
+
+def exported_tokenizer(module: DistillationModule) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of exports: its chat template makes the prompts of the run.
+
+    It has none where a message of the user does not make a prompt (see `Template.chat_template`), and keeps its own
+    where no template is known.
+    """
+    template = getattr(module.trainer.datamodule, "template", None)  # type: ignore[attr-defined]
+    if not isinstance(template, Template):
+        return module.tokenizer
+    return with_chat_template(module.tokenizer, template.chat_template(module.tokenizer))
 
 
 def drawn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from veto_pl.exceptions import VetoError
+from veto_pl.paths import local_path
 from veto_pl.plugins import load_plugins
 
 
@@ -38,12 +39,12 @@ def _export(arguments: Sequence[str]) -> None:
 def _report(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("veto-pl report", description="Write an HTML report of one or several runs.")
     parser.add_argument("runs", nargs="+", help="run folders")
-    parser.add_argument("--out", default="report.html", help="the page to write")
+    parser.add_argument("--out", type=local_path, default="report.html", help="the page to write")
     parser.add_argument("--title", default="Distillation report")
     given = parser.parse_args(arguments)
     from veto_pl.report import Run, write_report
 
-    print(write_report([Run.read(Path(folder)) for folder in given.runs], Path(given.out), title=given.title))
+    print(write_report([Run.read(Path(folder)) for folder in given.runs], given.out, title=given.title))
 
 
 def _cache_teacher(arguments: Sequence[str]) -> None:
@@ -52,7 +53,9 @@ def _cache_teacher(arguments: Sequence[str]) -> None:
         description="Score the task's completions with the teacher, once. Other options are those of `veto-pl fit`.",
         allow_abbrev=False,
     )
-    parser.add_argument("--out", type=Path, required=True, help="the folder to write; an interrupted build goes on")
+    parser.add_argument(
+        "--out", type=local_path, required=True, help="the folder to write; an interrupted build goes on"
+    )
     parser.add_argument("--k", type=int, default=64, help="likeliest ids kept per token (default: 64)")
     parser.add_argument("--split", default="train", help="train (default), validation or test")
     parser.add_argument("--rows_per_shard", type=int, default=512, help="rows of a file (default: 512)")
@@ -89,8 +92,8 @@ def _compare(arguments: Sequence[str]) -> None:
         "options replace entries of the study, such as --seeds='[1,2]'.",
         allow_abbrev=False,
     )
-    parser.add_argument("study", type=Path, help="the YAML file of a study, such as configs/compare/debug.yaml")
-    parser.add_argument("--out", type=Path, help="folder of runs and results (default: runs/compare/NAME)")
+    parser.add_argument("study", type=local_path, help="the YAML file of a study, such as configs/compare/debug.yaml")
+    parser.add_argument("--out", type=local_path, help="folder of runs and results (default: runs/compare/NAME)")
     parser.add_argument("--workers", type=int, help="runs at a time (default: one per accelerator, else per core)")
     parser.add_argument("--only_report", action="store_true", help="run nothing; report what is finished")
     given, overrides = parser.parse_known_args(arguments)

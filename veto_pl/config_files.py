@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from veto_pl.mistakes import Mistake, report, shown
+from veto_pl.paths import local_path
 
 NODES = 100_000
 """Entries that a document may have, those that its aliases repeat included."""
@@ -67,7 +68,7 @@ def check_files(arguments: Iterable[str], groups: Collection[str] = ()) -> None:
 
 
 def _check_file(path: str, groups: Collection[str]) -> None:
-    file, source = Path(path).expanduser(), f"--config {shown(path)}"
+    file, source = local_path(path), f"--config {shown(path)}"
     if not file.is_file():  # not a folder, and not a pipe that nobody writes to
         kind = "a path that is no regular file" if file.exists() else "a path where there is no file"
         report([Mistake("--config", f"`{shown(path)}`, {kind}", "a YAML file", f"It was sought in `{Path.cwd()}`.")])

@@ -45,7 +45,7 @@ def export_student(
 
     Args:
         student: the trained model, sharded or whole.
-        tokenizer: saved beside it, with its chat template: `DistillationModule.exported_tokenizer`.
+        tokenizer: saved beside it, with its chat template: `blueprint.exported_tokenizer`.
         config: YAML of the run, for the card.
         folder: created if need be.
 

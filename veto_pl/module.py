@@ -12,7 +12,6 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
@@ -20,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 from transformers import PreTrainedTokenizerBase
 
-from veto_pl.blueprint import BLUEPRINT, drawn
+from veto_pl.blueprint import BLUEPRINT, described
 from veto_pl.clock import PhaseClock
 from veto_pl.evaluation import Evaluation, computed, validation_metrics
 from veto_pl.exceptions import ConfigurationError
@@ -28,13 +27,13 @@ from veto_pl.fsdp import FullyShard
 from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric
 from veto_pl.metrics.rollouts import rollout_numbers
 from veto_pl.models.assemble import load_models, load_tokenizer
-from veto_pl.models.tokenizers import with_chat_template
+from veto_pl.models.trainable import check_not_compiled, warn_before_training
 from veto_pl.nonfinite import NonFiniteSteps
 from veto_pl.own_errors import OwnErrors
 from veto_pl.randomness import global_draws
 from veto_pl.rollouts import Sampling
 from veto_pl.schedules import Constant, scheduled_values
-from veto_pl.seams import ModelSource, Objective, RolloutSource, Schedule, Template, TokenizerSource
+from veto_pl.seams import ModelSource, Objective, RolloutSource, Schedule, TokenizerSource
 from veto_pl.types import Models, PromptBatch, Rollouts, Sequences, Step
 from veto_pl.window import Window
 
@@ -110,19 +109,9 @@ class DistillationModule(OwnErrors, L.LightningModule):
             self._tokenizer = load_tokenizer(self.student_source, self.tokenizer_source)
         return self._tokenizer
 
-    def exported_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return the tokenizer of exports: its chat template makes the prompts of this run.
-
-        It has none where a message of the user does not make a prompt (see `Template.chat_template`), and keeps its own
-        where no template is known.
-        """
-        template = getattr(self.trainer.datamodule, "template", None)  # type: ignore[attr-defined]
-        if not isinstance(template, Template):
-            return self.tokenizer
-        return with_chat_template(self.tokenizer, template.chat_template(self.tokenizer))
-
     def configure_model(self) -> None:
         """Loads the models, once, and puts the teacher where the student will be; on the meta device only shapes."""
+        check_not_compiled(self)
         strategy = None if self._trainer is None else self.trainer.strategy
         if self.models is None:
             self.models = load_models(
@@ -145,6 +134,7 @@ class DistillationModule(OwnErrors, L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over the trained parameters, and its schedule per step."""
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        warn_before_training(self.student, optimizer)
         schedule = LambdaLR(optimizer, lambda step: self.lr_schedule(step, self._total_steps()))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -225,13 +215,8 @@ class DistillationModule(OwnErrors, L.LightningModule):
         self._non_finite.in_a_row = checkpoint.get("veto_pl_skipped_in_a_row", 0)
 
     @cached_property
-    def _blueprint(self) -> dict[str, str] | None:
-        """Drawn once: neither architecture nor tokenizer change. A run does not end because it cannot be."""
-        try:
-            return drawn(self._models.student.model, self.exported_tokenizer())
-        except Exception as error:  # whatever a third party's `save_pretrained` raises
-            rank_zero_warn(f"Checkpoints do not describe the student, for it cannot be saved: {error}")
-            return None
+    def _blueprint(self) -> dict[str, bytes] | None:
+        return described(self)  # once: neither architecture nor tokenizer change
 
     @property
     def window(self) -> Window:
@@ -268,8 +253,11 @@ class DistillationModule(OwnErrors, L.LightningModule):
         rollouts: dict[RolloutSource, Sequences] = {}
         for source in objective.sources:
             rollouts[source] = source(batch, replace(self._models, rollouts=rollouts), step)
-        if objective.needs_rewards:
-            rollouts = {source: _rewarded(rows, batch, self.tokenizer) for source, rows in rollouts.items()}
+        if objective.needs_rewards:  # by the task; rows that are replayed have prompts of their own
+            rollouts = {
+                source: (batch if rows.prompts is None else rows.prompts).rewarded(rows, self.tokenizer)
+                for source, rows in rollouts.items()
+            }
         for rows in rollouts.values():
             self.clock.count(rows.predictions.sum())
         return rollouts
@@ -297,8 +285,3 @@ class DistillationModule(OwnErrors, L.LightningModule):
         for name, metric in self.validation_metrics.items():
             self.log(f"{prefix}/{name}", cast(Metric, metric), prog_bar=name == "accuracy", **shared)
         return {"evaluation": evaluation}
-
-
-def _rewarded(rows: Sequences, batch: PromptBatch, tokenizer: PreTrainedTokenizerBase) -> Sequences:
-    """With rewards by the task; rows that are replayed have prompts of their own."""
-    return (batch if rows.prompts is None else rows.prompts).rewarded(rows, tokenizer)

@@ -25,10 +25,11 @@ def state_special_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     """
     ends = list(end_ids(tokenizer, model))
     stated = {"eos_token_id": ends if len(ends) > 1 else next(iter(ends), None), "bos_token_id": tokenizer.bos_token_id}
-    filler = {"pad_token_id": tokenizer.pad_token_id}
+    filler = tokenizer.pad_token_id
     padded = getattr(model.get_input_embeddings(), "padding_idx", None) is not None
-    in_config = stated if padded or tokenizer.pad_token_id in ends else stated | filler
-    for settings, values in ((model.config, in_config), (model.generation_config, stated | filler)):
+    everything = stated | {"pad_token_id": filler}
+    in_config = stated if padded or filler in ends else everything
+    for settings, values in ((model.config, in_config), (model.generation_config, everything)):
         for name, value in values.items():
             if value is not None and settings is not None:
                 setattr(settings, name, value)

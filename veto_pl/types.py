@@ -126,10 +126,6 @@ class PromptBatch:
         examples = tuple(self.examples[i] for i in index.tolist()) if self.examples else ()
         return replace(self, examples=examples, **taken)
 
-    def narrowed(self, width: int) -> PromptBatch:
-        """The last `width` columns of the prompts."""
-        return replace(self, input_ids=self.input_ids[:, -width:], attention_mask=self.attention_mask[:, -width:])
-
     @property
     def stop(self) -> tuple[str, ...]:
         """Strings that end a completion of the task."""

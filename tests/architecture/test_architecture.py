@@ -199,3 +199,18 @@ def test_no_text_becomes_the_id_of_a_test(request):
     long = types.SimpleNamespace(nodeid="x" * 201)
     with pytest.raises(pytest.UsageError, match="at most 200 characters"):
         checked(session=request.session, config=request.config, items=[long])
+
+
+def test_modules_with_properties_fail_with_their_own_errors():
+    """`nn.Module` takes an AttributeError inside a property for the property's absence."""
+    code = (
+        "import importlib, pkgutil, torch, veto_pl\n"
+        "from veto_pl.own_errors import OwnErrors\n"
+        "for found in pkgutil.walk_packages(veto_pl.__path__, 'veto_pl.'):\n"
+        "    if '.testing' not in found.name and '__main__' not in found.name: importlib.import_module(found.name)\n"
+        "def below(kind): return {kind}.union(*map(below, kind.__subclasses__()))\n"
+        "print(sorted(k.__name__ for k in below(torch.nn.Module) if k.__module__.startswith('veto_pl')\n"
+        "    and any(isinstance(v, property) for v in vars(k).values()) and not issubclass(k, OwnErrors)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -7,8 +7,10 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
+from veto_pl.blueprint import exported_tokenizer
 from veto_pl.export import check_folder, export_student
 from veto_pl.module import DistillationModule
+from veto_pl.paths import at_home
 
 
 class Export(L.Callback):
@@ -19,7 +21,7 @@ class Export(L.Callback):
     """
 
     def __init__(self, folder: str | None = "export") -> None:
-        self.folder = folder
+        self.folder = at_home(folder)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuses a folder that cannot be replaced before the run, not after it."""
@@ -31,7 +33,7 @@ class Export(L.Callback):
         if (folder := self._place(trainer)) is None:
             return
         assert isinstance(pl_module, DistillationModule), "this callback belongs to `DistillationModule`"
-        export_student(pl_module.student, pl_module.exported_tokenizer(), pl_module.run_config, folder)
+        export_student(pl_module.student, exported_tokenizer(pl_module), pl_module.run_config, folder)
         rank_zero_info(f"Exported the student to {folder}")
 
     def _place(self, trainer: L.Trainer) -> Path | None:

@@ -24,6 +24,7 @@ ALWAYS: tuple[Check, ...] = (
     the_trainer.strategy,
     the_trainer.distributed_sampler,
     models.readable_models,
+    models.quantised_student,
     models.room_to_answer,
     models.completions_per_prompt,
 )

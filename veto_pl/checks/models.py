@@ -8,6 +8,7 @@ from veto_pl.checks.setup import Setup
 from veto_pl.exceptions import VetoError
 from veto_pl.metrics import PassAtK
 from veto_pl.mistakes import Mistake, shown
+from veto_pl.models.trainable import quantisation
 from veto_pl.objectives import BRTS
 from veto_pl.rollouts import FromCache, FromDataset, Sampling
 from veto_pl.supports import TopK
@@ -33,6 +34,15 @@ def readable_models(setup: Setup) -> Iterator[Mistake]:
     for path, config in setup.models.items():
         if isinstance(config, VetoError):
             yield Mistake(path, "a source that cannot be read", "a model", shown(config, 500))
+
+
+def quantised_student(setup: Setup) -> Iterator[Mistake]:
+    """Weights that are stored quantised cannot be trained."""
+    config = setup.models["model.student"]
+    if not isinstance(config, VetoError) and (method := quantisation(config)) is not None:
+        yield Mistake("model.student", f"a quantised model ({method})", "weights that can be trained", "Name the model "
+                      "that it was made from, with `dtype: bfloat16` where memory is short. A teacher may be "
+                      "quantised.")  # fmt: skip
 
 
 def top_k(setup: Setup) -> Iterator[Mistake]:

@@ -8,12 +8,12 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.exceptions import DataError
+from veto_pl.paths import local_path
 from veto_pl.types import Example
 
 OnBadRow = Literal["error", "skip"]
@@ -89,7 +89,7 @@ def _lines(path: str) -> Iterator[bytes]:
     """Bytes, because text mode would also split at other line ends and lose the line of a decoding error."""
     number = 0
     try:
-        file = Path(path).expanduser()
+        file = local_path(path)
         if file.exists() and not file.is_file():  # a pipe would wait for ever, a device would never end
             raise OSError("it is a folder, a pipe or a device")
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:

@@ -19,6 +19,7 @@ from veto_pl.explain.response import Response, respond
 from veto_pl.explain.scene import Scene
 from veto_pl.mistakes import shown
 from veto_pl.parsing import strict_parsing
+from veto_pl.paths import local_path
 from veto_pl.plugins import load_plugins
 from veto_pl.report.page import write_text
 from veto_pl.report.table import for_terminal
@@ -62,9 +63,11 @@ def _parser() -> ArgumentParser:
         "Name them by --objective NAME and --objective.FIELD VALUE, as often as you like.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", type=Path, action="append", default=[], help="a YAML file with `model.objective`")
-    parser.add_argument("--out", type=Path, default=Path("explain.html"), help="the page to write")
-    parser.add_argument("--svg", type=Path, help="a folder for the pictures alone")
+    parser.add_argument(
+        "--config", type=local_path, action="append", default=[], help="a YAML file with `model.objective`"
+    )
+    parser.add_argument("--out", type=local_path, default=Path("explain.html"), help="the page to write")
+    parser.add_argument("--svg", type=local_path, help="a folder for the pictures alone")
     parser.add_argument("--teacher", type=float, default=0.9, help="the teacher's probability of its choice")
     parser.add_argument("--outcomes", type=int, default=6, help="ids of the vocabulary (default: 6)")
     parser.add_argument("--at", type=float, default=0.0, help="the part of the run that is done, for schedules")

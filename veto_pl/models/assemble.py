@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.causal_lm import CausalLM
 from veto_pl.models.tokenizers import read_tokenizer
+from veto_pl.models.trainable import check_full_precision, check_numbers
 from veto_pl.models.tying import say_whether_tied
 from veto_pl.models.vocabulary import check_tokenizers, compare_ends, real_ids
 from veto_pl.models.weights import load_sharded
@@ -52,8 +53,10 @@ def load_student(source: ModelSource, tokenizer: PreTrainedTokenizerBase, *, emp
         tokenizer: names the real ids.
         empty: only the architecture, with arbitrary weights.
     """
+    check_full_precision(source.config())
     student = CausalLM(_made(source, empty=empty), real_ids(tokenizer))
     _check_rows("student", student)
+    check_numbers(student)
     return student.train()
 
 
@@ -92,7 +95,9 @@ def load_models(
     own = {role: load_tokenizer(source) for role, source in given.items() if source.tokenizer_source is not None}
     for theirs in own.values():
         check_tokenizers(tokenizer, theirs)
+    check_full_precision(student.config())
     trained = load("student", student).train()
+    check_numbers(trained)
     frozen = {role: load(role, source).requires_grad_(False).eval() for role, source in given.items()}
     if teacher is not None:
         # Its tokenizer is not kept, but what ends its texts is.

@@ -27,4 +27,4 @@ def backbone(model: PreTrainedModel) -> nn.Module:
             f"{type(model).__name__} has no part that veto_pl knows as the one that gives hidden states: beside its "
             f"head it has {len(beside)} modules. Use another architecture, or the language model inside of this one."
         )
-    return beside[0]
+    return cast(nn.Module, beside[0])

@@ -114,8 +114,9 @@ class Pruned(ModelSource):
         model = self.source.load()
         kept = self._kept(int(model.config.num_hidden_layers))
         name, layers = decoder_layers(model)
-        backbone(model).set_submodule(name, nn.ModuleList(layers[i] for i in kept))
-        for index, layer in enumerate(backbone(model).get_submodule(name)):
+        left: Any = nn.ModuleList(layers[i] for i in kept)
+        backbone(model).set_submodule(name, left)
+        for index, layer in enumerate(left):
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):
                     module.layer_idx = index  # the KV cache is addressed by it

@@ -16,6 +16,7 @@ import torch
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.reading import check_endings, check_folder, check_stored_dropout, check_sums, check_weights, named
 from veto_pl.models.weights import StoredWeights
+from veto_pl.paths import at_home
 from veto_pl.seams import ModelSource
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Pretrained(ModelSource):
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "path", at_home(self.path))
         _check_dropout("Pretrained", self.dropout)
 
     @property
@@ -144,6 +146,8 @@ class Gguf(ModelSource):
             raise ConfigurationError(
                 f"`Gguf` needs either `path` or `package`, got path={self.path!r} and package={self.package!r}."
             )
+        for name in ("path", "cache"):
+            object.__setattr__(self, name, at_home(getattr(self, name)))
         _check_dropout("Gguf", self.dropout)
 
     @property

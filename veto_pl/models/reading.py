@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -66,11 +67,12 @@ def check_folder(path: str) -> None:
     """Refuses, before anything is opened, what would hang, run code or lead out of the folder. A hub id passes.
 
     Raises:
-        ConfigurationError: the folder holds pickled weights only.
+        ConfigurationError: the folder holds pickled weights only, or an adapter.
         DataError: a file is a pipe or a device, or the index of the weights names what is not in the folder.
     """
     folder = Path(path)
     check_regular(folder)
+    _refuse_adapter(folder)
     if (folder / INDEX).is_file():
         _check_index(folder / INDEX)
     elif folder.is_dir() and not any(folder.glob("*.safetensors")):
@@ -162,6 +164,21 @@ def check_weights(path: str, model: PreTrainedModel, found: Mapping[str, Any]) -
 def _some(names: Collection[str]) -> str:
     first = sorted(names)[0]
     return f"`{first}`" if len(names) == 1 else f"`{first}` and {len(names) - 1} more"
+
+
+def _refuse_adapter(folder: Path) -> None:
+    file = folder / ADAPTER
+    if not file.is_file():
+        return
+    try:
+        base = str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        base = "its base model"
+    raise ConfigurationError(
+        f"`{folder}` holds an adapter ({ADAPTER}) for `{base[:200]}`, not a model. Merge the two and name the result: "
+        "`PeftModel.from_pretrained(model, folder).merge_and_unload().save_pretrained(...)` with the library peft, "
+        "where `model` is that base model, and save its tokenizer there too."
+    )
 
 
 def _refuse_pickle(folder: Path) -> None:

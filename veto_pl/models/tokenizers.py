@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.reading import check_regular, named
+from veto_pl.paths import at_home
 from veto_pl.seams import TokenizerSource
 
 if TYPE_CHECKING:
@@ -77,6 +78,9 @@ class PretrainedTokenizer(TokenizerSource):
     path: str
     revision: str | None = None
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", at_home(self.path))
 
     def load(self) -> PreTrainedTokenizerBase:
         """The tokenizer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import torch
@@ -26,7 +27,7 @@ def together(prompts: PromptBatch, copies: int) -> list[Part]:
 def by_length(prompts: PromptBatch, copies: int) -> list[Part]:
     """Return a part for each length that there is, the shortest first."""
     lengths = prompts.attention_mask.sum(1)
-    return [((lengths == length).nonzero()[:, 0], copies) for length in lengths.unique()]
+    return [((lengths == length).nonzero()[:, 0], copies) for length in sorted(set(lengths.tolist()))]
 
 
 def one_by_one(prompts: PromptBatch, copies: int) -> list[Part]:
@@ -41,27 +42,31 @@ _ways: WeakKeyDictionary[CausalLM, Way] = WeakKeyDictionary()
 def way_of(model: CausalLM) -> Way:
     """Return the widest way in which the model writes for a prompt what it writes for it alone: tried out once.
 
-    A model that is not wide is warned of. Its weights must be whole, its mode evaluation, its settings empty.
+    A model that has no wide one is warned of. Its weights must be whole, and its generation settings out of the way.
     """
     if model not in _ways:
         padded, beside = ([0, 0, 0, 1], [1, 2, 3, 4]), ([3, 1], [1, 2])
-        _ways[model] = together if _same(model, *padded) else by_length if _same(model, *beside) else one_by_one
-        if _ways[model] is not together:
-            fault, remedy = {
-                by_length: ("behind padding", "only prompts of equal length are completed together"),
-                one_by_one: ("in a batch", "its completions are written one by one"),
-            }[_ways[model]]
-            warnings.warn(
-                f"`generate` of {type(model.model).__name__} writes other texts {fault}, so {remedy}, which takes "
-                "longer.",
-                stacklevel=4,
-            )
+        if _same(model, *padded):
+            _ways[model] = together
+        elif _same(model, *beside):
+            _ways[model] = by_length
+            _tell(model, "behind padding, so only prompts of equal length are completed together")
+        else:
+            _ways[model] = one_by_one
+            _tell(model, "in a batch, so its completions are written one by one")
     return _ways[model]
 
 
 def without_padding(prompts: PromptBatch) -> PromptBatch:
     """Return left-padded prompts without the columns that are padding in all of them."""
-    return prompts.narrowed(max(int(prompts.attention_mask.sum(1).max()), 1))
+    used = slice(-max(int(prompts.attention_mask.sum(1).max()), 1), None)
+    return replace(prompts, input_ids=prompts.input_ids[:, used], attention_mask=prompts.attention_mask[:, used])
+
+
+def _tell(model: CausalLM, what: str) -> None:
+    warnings.warn(
+        f"`generate` of {type(model.model).__name__} writes other texts {what}, which takes longer.", stacklevel=5
+    )
 
 
 def _same(model: CausalLM, row: Sequence[int], other: Sequence[int]) -> bool:

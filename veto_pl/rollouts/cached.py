@@ -7,6 +7,7 @@ import torch
 
 from veto_pl.exceptions import DataError
 from veto_pl.offline.store import ScoreStore, complete_manifest, open_store
+from veto_pl.paths import at_home
 from veto_pl.scores import TopKScores
 from veto_pl.seams import RolloutSource
 from veto_pl.types import Models, PromptBatch, Sequences, Step
@@ -28,6 +29,7 @@ class FromCache(RolloutSource):
     stored_teacher: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "path", at_home(self.path))
         complete_manifest(self.path)
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
