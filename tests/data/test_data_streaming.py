@@ -140,7 +140,7 @@ def test_a_limit_gives_a_stream_a_length(tokenizer, files):
         ({"max_steps": -1}, r"rows\.jsonl: a stream has no length, .* Set `trainer\.max_steps`"),
         ({"limit_train_batches": 0.5}, r"`trainer\.limit_train_batches` expected a number of batches, got 0\.5"),
         ({"val_check_interval": 0.25}, r"`trainer\.val_check_interval` expected a number of batches, got 0\.25"),
-        ({"overfit_batches": 0.1}, r"`trainer\.overfit_batches` expected a number of batches, got 0\.1"),
+        ({"overfit_batches": 0.1}, r"`trainer\.overfit_batches` cannot be used\. Set `data\.train_limit`"),
     ],
 )
 def test_settings_that_need_a_length_are_refused(tokenizer, files, settings, says):

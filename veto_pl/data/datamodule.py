@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from veto_pl.data.collate import Collator
 from veto_pl.data.encoding import Batches, EncodedRows, encode_rows
-from veto_pl.data.fingerprints import UnknownContentError, fingerprint
+from veto_pl.data.fingerprints import fingerprint
 from veto_pl.data.overlong import Overlong, fit_prompts, fit_stream
 from veto_pl.data.sampler import RankSampler, even_batches
 from veto_pl.data.splits import check_sizes
@@ -106,7 +106,7 @@ class PromptDataModule(LightningDataModule):
         self.test_split = "test"  # or what stands in for it
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._rows: dict[str, EncodedRows | EncodedStream] = {}
-        self._made_of: dict[str, Any] = {}
+        self._made_of: dict[str, tuple[Any, ...]] = {}
         self._order: RankSampler | StreamOrder = RankSampler(0)
         self._start = (0, 0, 0)
 
@@ -114,6 +114,7 @@ class PromptDataModule(LightningDataModule):
         """Sets the tokenizer, for use without a trainer or instead of the module's; rows are tokenised anew."""
         self._tokenizer = tokenizer
         self._rows.clear()
+        self._made_of.clear()
 
     @property
     def collator(self) -> Collator:
@@ -141,11 +142,12 @@ class PromptDataModule(LightningDataModule):
             ConfigurationError: without a tokenizer.
             DataError: where training, test or prediction has no rows, or a prompt is refused.
         """
-        collator = self.collator
+        name = self._collator_name()
+        policy = (self.max_prompt_tokens, self.overlong, self.shuffle_buffer)
         for split in _SPLITS[stage]:
-            made_of = self._ingredients(split, collator)
-            if split not in self._rows or self._made_of[split] is None or self._made_of[split] != made_of:
-                self._rows[split] = self._encode(split, collator)
+            made_of = (self.task, name, policy, self.limits.get(split))
+            if name is None or self._made_of.get(split) != made_of:
+                self._rows[split] = self._encode(split, name)
                 self._made_of[split] = made_of
 
     def rows(self, split: str) -> EncodedRows:
@@ -154,7 +156,7 @@ class PromptDataModule(LightningDataModule):
         Raises:
             DataError: they are a stream, or there are none.
         """
-        return self._encode(split, self.collator).listed(split)
+        return self._encode(split, self._collator_name()).listed(split)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint says about the rows, for `load_state_dict`."""
@@ -212,31 +214,27 @@ class PromptDataModule(LightningDataModule):
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _ingredients(self, split: str, collator: Collator) -> Any:
-        """What the rows of a split are made of, to be compared; None where a part cannot be."""
-        settings = [self.max_prompt_tokens, self.overlong, self.shuffle_buffer, self.limits.get(split)]
-        try:
-            return self.task, fingerprint([replace(collator, task=None), *settings])
-        except UnknownContentError:
-            return None
+    def _collator_name(self) -> str | None:
+        """Tells what encodes the rows from everything that encodes them differently; None where nobody can tell."""
+        return fingerprint(replace(self.collator, task=None))
 
-    def _encode(self, split: str, collator: Collator) -> EncodedRows | EncodedStream:
+    def _encode(self, split: str, name: str | None) -> EncodedRows | EncodedStream:
         wanted, examples = split, self._load(split)
         if split == "test" and not examples:
             split, examples = "validation", self._load("validation")
             self.test_split = split
         if not isinstance(examples, Sized):
-            return self._stream(split, examples, collator)
+            return self._stream(split, examples)
         examples = cast(Sequence[Example], examples)
         if not examples and self.limits.get(split) != 0:
             _report_no_rows(wanted, examples)
-        rows = encode_rows(examples, collator, processes=self.num_workers)
+        rows = encode_rows(examples, self.collator, name=name, processes=self.num_workers)
         # Here the functions act that judge the rows of a split as a whole.
         return fit_prompts(rows, max_prompt_tokens=self.max_prompt_tokens, overlong=self.overlong, split=split)
 
-    def _stream(self, split: str, examples: Iterable[Example], collator: Collator) -> EncodedStream:
+    def _stream(self, split: str, examples: Iterable[Example]) -> EncodedStream:
         fit = partial(fit_stream, max_prompt_tokens=self.max_prompt_tokens, overlong=self.overlong, split=split)
-        stream = EncodedStream(examples, collator, fit, self.shuffle_buffer)
+        stream = EncodedStream(examples, self.collator, fit, self.shuffle_buffer)
         return stream if split == "train" else stream.listed(split)
 
     def _load(self, split: str) -> Iterable[Example]:

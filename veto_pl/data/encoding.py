@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from veto_pl.data.collate import Collator, Encoded
 from veto_pl.data.examples import at, batches
-from veto_pl.data.fingerprints import UnknownContentError, digest, fingerprint
+from veto_pl.data.fingerprints import digest
 from veto_pl.data.sampler import RankSampler
 from veto_pl.data.store import Notes, kept
 from veto_pl.exceptions import DataError
@@ -148,19 +148,24 @@ class Batches(Dataset[list[Encoded]]):
         return self.rows.__getitems__(self.places[index])
 
 
-def encode_rows(examples: Sequence[Example], collator: Collator, *, processes: int = 0) -> EncodedRows:
+def encode_rows(
+    examples: Sequence[Example], collator: Collator, *, name: str | None = None, processes: int = 0
+) -> EncodedRows:
     """Templates and tokenises examples, in batches, and keeps the tokens in an Arrow table.
 
-    Tokens of stored examples of a known key stay in the cache and are read from there the next time, if template,
-    tokenizer and all other settings of the collator can be compared.
+    Tokens of stored examples of a known key stay in the cache, if the collator has a name, and are read from there the
+    next time.
 
     Args:
         examples: a list, or a lazy one.
         collator: encodes them.
+        name: tells the collator from every other one that encodes differently, as `fingerprint` does.
         processes: how many encode at the same time; 0 for this one alone.
     """
     encoder = _Encoder(examples, replace(collator, task=None))
-    table = kept(_key(encoder), _SCHEMA, lambda notes: _batches(encoder, processes, notes))
+    known: str | None = getattr(examples, "key", None)
+    key = digest("tokens", known, name) if known and name else None
+    table = kept(key, _SCHEMA, lambda notes: _batches(encoder, processes, notes))
     return EncodedRows(table.rows, examples, table.notes["content"])
 
 
@@ -178,14 +183,6 @@ class _Encoder:
         examples = [[e.prompt, e.completion, e.alternatives, dict(e.row)] for e in (row.example for row in rows)]
         told = json.dumps([examples, columns], skipkeys=True, default=lambda value: type(value).__name__)
         return batch, hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
-
-
-def _key(encoder: _Encoder) -> str | None:
-    known: str | None = getattr(encoder.examples, "key", None)
-    try:
-        return None if known is None else digest("tokens", known, fingerprint(encoder.collator))
-    except UnknownContentError:
-        return None
 
 
 def _batches(encoder: _Encoder, processes: int, notes: Notes) -> Iterator[pa.RecordBatch]:

@@ -20,7 +20,7 @@ SMALL = 2**18
 """Bytes of a file that is read anew each time, because that is quicker than a cache is worth."""
 
 
-class UnknownContentError(TypeError):
+class _UnknownContentError(TypeError):
     """A value has parts that cannot be written down, so nobody can say whether two of them are alike."""
 
 
@@ -75,27 +75,25 @@ def brief_digest(path: str) -> str:
         return ""
 
 
-def fingerprint(value: Any) -> str:
+def fingerprint(value: Any) -> str | None:
     """A hash of a value of plain parts, dataclasses and a tokenizer, and of the code of its classes.
 
-    Raises:
-        UnknownContentError: it has other parts.
+    None where it has other parts, so that nobody can say whether two of them are alike.
     """
-    return digest(_own_code(), json.dumps(_described(value)))
+    try:
+        return digest(_own_code(), json.dumps(_described(value)))
+    except _UnknownContentError:
+        return None
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of everything that decides how a text is encoded and a conversation rendered.
-
-    Raises:
-        UnknownContentError: the tokenizer is a program of its own and has no serialised form.
-    """
+def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of everything that decides how a text is encoded and a conversation rendered."""
     import tokenizers
     import transformers
 
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise UnknownContentError(f"{type(tokenizer).__name__} has no serialised form.")
+        raise _UnknownContentError(f"{type(tokenizer).__name__} has no serialised form.")
     content = json.loads(backend.to_str())
     for state in ("padding", "truncation"):  # of the last call
         content.pop(state, None)
@@ -116,8 +114,8 @@ def _described(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_described(item) for item in value]
     if hasattr(value, "backend_tokenizer"):
-        return tokenizer_fingerprint(value)
-    raise UnknownContentError(f"{type(value).__name__} cannot be written down.")
+        return _tokenizer(value)
+    raise _UnknownContentError(f"{type(value).__name__} cannot be written down.")
 
 
 def _code(kind: type) -> str:
@@ -132,7 +130,7 @@ def _source(module: str) -> bytes:
     try:
         return Path(inspect.getfile(sys.modules[module])).read_bytes()
     except (LookupError, TypeError, OSError) as error:  # typed into a notebook or an interpreter
-        raise UnknownContentError(f"The code of {module} cannot be read.") from error
+        raise _UnknownContentError(f"The code of {module} cannot be read.") from error
 
 
 @lru_cache(maxsize=1)

@@ -97,7 +97,9 @@ class EncodedStream:
         says = f"{self.origin}: a stream has no length, "
         if trainer.max_steps < 0:
             raise ConfigurationError(f"{says}so that of the run is unknown. Set `trainer.max_steps`.")
-        for name in ("limit_train_batches", "val_check_interval", "overfit_batches"):
+        if trainer.overfit_batches:  # type: ignore[attr-defined]
+            raise ConfigurationError(f"{says}so `trainer.overfit_batches` cannot be used. Set `data.train_limit`.")
+        for name in ("limit_train_batches", "val_check_interval"):
             value = getattr(trainer, name)
             if isinstance(value, float) and value not in (0.0, 1.0):
                 raise ConfigurationError(f"{says}so `trainer.{name}` expected a number of batches, got {value}.")
