@@ -23,8 +23,10 @@ from veto_pl.callbacks.signals import Signals
 from veto_pl.checkpoint_io import AtomicCheckpointIO, OnFailedSave, recover, swap_in
 from veto_pl.data import PromptDataModule
 from veto_pl.exceptions import NonFiniteError
+from veto_pl.going_on import going_on, harmless, patient
 from veto_pl.logs import journals
 from veto_pl.resume import PROGRESS, Course, Point, load_validation, rewind, validates_here, warn_of_differences
+from veto_pl.run_folder import run_folder
 
 SIGTERM_EXIT = 128 + 15
 
@@ -80,6 +82,12 @@ class Checkpoints(ModelCheckpoint):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Has checkpoints written in one piece, and signals kept for the right moment."""
+        self._place(trainer)
+        for logger in trainer.loggers:
+            patient(logger, "log_metrics", "log_hyperparams", "log_graph", "save", "finalize", "after_save_checkpoint")
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if callback is not self:
+                harmless(callback, "on_exception")
         super().setup(trainer, pl_module, stage)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO(self.on_failed_save)
@@ -188,7 +196,8 @@ class Checkpoints(ModelCheckpoint):
         if self._course is None or not self._is_fitting(trainer):
             return
         for journal in journals(trainer):
-            journal.bring_to_disk()
+            with going_on(journal.journal, key=journal):
+                journal.bring_to_disk()
         point = self._course.point(trainer, _positions(trainer))
         data = trainer.datamodule  # type: ignore[attr-defined]
         row = data.row_after(point.epoch, point.batches) if isinstance(data, PromptDataModule) else 0
@@ -198,6 +207,11 @@ class Checkpoints(ModelCheckpoint):
     @property
     def _last(self) -> Path:
         return Path(str(self.dirpath)) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}"
+
+    def _place(self, trainer: L.Trainer) -> None:
+        """Lightning would ask the first logger for a folder."""
+        if self.dirpath is None:
+            self.dirpath = str(run_folder(trainer) / "checkpoints")
 
     def _is_fitting(self, trainer: L.Trainer) -> bool:
         trying = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
@@ -275,7 +289,8 @@ class Checkpoints(ModelCheckpoint):
 
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
         """The candidates for `ckpt_path: last`, a swap of folders finished first, and what a requeue by SLURM left."""
-        recover(Path(self._ModelCheckpoint__resolve_ckpt_dir(trainer)) / self._last.name)  # type: ignore[attr-defined]
+        self._place(trainer)
+        recover(self._last)
         requeued = trainer._checkpoint_connector._hpc_resume_path if SLURMEnvironment.detect() else None
         return super()._find_last_checkpoints(trainer) | ({requeued} if requeued else set())
 

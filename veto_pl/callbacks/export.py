@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from veto_pl.export import export_student
+from veto_pl.going_on import going_on
 from veto_pl.module import DistillationModule
+from veto_pl.run_folder import run_folder
 
 
 class Export(L.Callback):
@@ -26,6 +26,7 @@ class Export(L.Callback):
         if self.folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         assert isinstance(pl_module, DistillationModule), "this callback belongs to `DistillationModule`"
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / self.folder
-        export_student(pl_module.student, pl_module.tokenizer, pl_module.run_config, folder)
-        rank_zero_info(f"Exported the student to {folder}")
+        folder = run_folder(trainer) / self.folder
+        with going_on(f"The export {folder}", f"`veto-pl export CHECKPOINT {folder}` can make it later"):
+            export_student(pl_module.student, pl_module.tokenizer, pl_module.run_config, folder)
+            rank_zero_info(f"Exported the student to {folder}")
