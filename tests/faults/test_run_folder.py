@@ -279,5 +279,5 @@ def test_the_folder_for_which_other_peoples_callbacks_ask_is_the_run_folder(conf
 
     with patch.object(DistillationModule, "on_train_start", asking):
         for logger in LOGGERS.values():
-            fit(config_file, tmp_path, logger, "--trainer.max_steps=1", "--trainer.limit_val_batches=0")
+            fit(config_file, tmp_path, logger, "--trainer.max_steps=1", "--ckpt_path=null")
     assert asked == [str(tmp_path)] * len(LOGGERS)

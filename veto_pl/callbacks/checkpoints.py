@@ -19,6 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from veto_pl.callbacks.before_others import BeforeOthers
 from veto_pl.callbacks.signals import Signals
 from veto_pl.checkpoint_io import AtomicCheckpointIO, OnFailedSave, recover, swap_in
 from veto_pl.data import PromptDataModule
@@ -28,15 +29,13 @@ from veto_pl.logs import journals
 from veto_pl.resume import PROGRESS, Course, Point, load_validation, rewind, validates_here, warn_of_differences
 from veto_pl.run_folder import run_folder
 
-SIGTERM_EXIT = 128 + 15
-
 
 class Checkpoints(ModelCheckpoint):
     """Keeps `last.ckpt`, from which a stopped run goes on as if it had not been stopped, and the best checkpoints.
 
     `last.ckpt` is written after every validation, at the end of every epoch, when `minutes` have passed, at the end of
-    the run, on SIGTERM and on an exception; or, with `every_n_train_steps`, after so many optimizer steps instead of
-    the first three. It is not written where an update was cut short in the middle: then the one before stays. Where
+    the run, on SIGTERM, SIGHUP and an exception; or, with `every_n_train_steps`, after so many optimizer steps instead
+    of the first three. It is not written where an update was cut short in the middle: then the one before stays. Where
     several processes train, an exception on one of them is no reason to save, for the others may be somewhere else.
 
     A checkpoint holds the state at the beginning of an accumulation window. A run that starts afresh in the folder of
@@ -71,6 +70,7 @@ class Checkpoints(ModelCheckpoint):
         self.keep_last = save_last
         self.on_failed_save = on_failed_save
         self._signals = Signals()
+        self._before_others = BeforeOthers(self._save_last)
         self._resumed: Point | None = None
         self._row = 0
         self._course: Course | None = None
@@ -88,6 +88,7 @@ class Checkpoints(ModelCheckpoint):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if callback is not self:
                 harmless(callback, "on_exception")
+        self._before_others.install(trainer)
         super().setup(trainer, pl_module, stage)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO(self.on_failed_save)
@@ -151,6 +152,10 @@ class Checkpoints(ModelCheckpoint):
         if self._course is not None:
             self._course.begin_validation(_positions(trainer))
 
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Comes after all other callbacks, so after the one that validates an average of the weights."""
+        self._before_others.have_exchanged()
+
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """Acts on signals."""
         if self._is_fitting(trainer):
@@ -175,14 +180,14 @@ class Checkpoints(ModelCheckpoint):
         self._save_last(trainer, due=self._every_n_train_steps == 0)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves the final state."""
-        self._save_last(trainer)
+        """Leaves out what Lightning would do: the final state is saved before other callbacks change the weights."""
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Saves what can be saved, and says how the run is resumed; SIGTERM ends the process with its usual code."""
+        """Saves what can be saved, and says how the run is resumed; a signal ends the process with its usual code."""
         name = type(exception).__name__
         if isinstance(exception, SIGTERMException):
-            name, exception.code = "SIGTERM", SIGTERM_EXIT
+            name, exception.code = self._signals.ended_by.name, 128 + self._signals.ended_by
+        self._before_others.put_back(trainer)
         if self._course is not None and self._is_fitting(trainer):
             problem = self._rescue(trainer, self._course, exception)
             kept = f"`{self._last}` holds step {self._saved_step}"
@@ -190,6 +195,11 @@ class Checkpoints(ModelCheckpoint):
             if self._saved_step is None:
                 remedy = "There is no checkpoint yet."
             rank_zero_info(f"Stopped by {name} at step {trainer.global_step}. {problem}{remedy}")
+        self._signals.remove(trainer)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leaves signals to others."""
+        self._signals.remove(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Describes the last point between two windows in every checkpoint, whoever asked for it."""

@@ -148,7 +148,8 @@ class PromptDataModule(LightningDataModule):
             raise DataError(
                 f"{len(rows)} training rows, expected at least one for each of {world_size} ranks. Use fewer."
             )
-        self._order = RankSampler(len(rows), rank, world_size, self.seed, self.shuffle, even=True)
+        shuffle = self.shuffle and not getattr(self.trainer, "overfit_batches", 0)
+        self._order = RankSampler(len(rows), rank, world_size, self.seed, shuffle, even=True)
         self._start = (0, 0, 0)
         return self._loader(rows, self._order, batch_size=self.batch_size)
 
