@@ -252,7 +252,6 @@ def leave_out_noise() -> None:
     warnings.filterwarnings("ignore", message=r"(?s).*deprecated in v4\.")  # jsonargparse
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty.*")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(lambda record: "Tip: For seamless cloud" not in record.getMessage())
 

@@ -51,29 +51,30 @@ def journals(trainer: L.Trainer) -> list[Journal]:
     return [part for part in parts if isinstance(part, Journal)]
 
 
+def positions(trainer: L.Trainer) -> dict[str, int]:
+    """Rows of each of them so far."""
+    return {journal.journal: journal.position() for journal in journals(trainer)}
+
+
 def made_in(folder: Path) -> Callable[..., Any]:
-    """Return what makes a logger whose default folder, if it has one, lies in `folder` and not in the current one."""
+    """Return what makes a logger whose default folder, if it has one, lies in `folder` and not in the current one.
+
+    A `CSVLogger` goes on with its file where a run is resumed.
+    """
 
     def make(kind: type, *arguments: Any, **settings: Any) -> Any:
         parameter = inspect.signature(kind).parameters.get("save_dir")
         if parameter is not None and settings.get("save_dir", "") == parameter.default:
             settings["save_dir"] = str(folder / (parameter.default or ""))
-        return kind(*arguments, **settings)
+        return (ContinuedCSV if kind is CSVLogger else kind)(*arguments, **settings)
 
     return make
 
 
-class MetricsFile(CSVLogger, Journal):
-    """Writes `metrics.csv` as `CSVLogger` does, and goes on with the file that is there instead of deleting it.
-
-    Args:
-        folder: the folder of the run.
-    """
+class ContinuedCSV(CSVLogger, Journal):
+    """Writes `metrics.csv` as `CSVLogger` does, and goes on with the file that is there instead of deleting it."""
 
     journal = METRICS
-
-    def __init__(self, folder: str) -> None:
-        super().__init__(folder, name="", version="")
 
     @property
     def experiment(self) -> Any:
@@ -93,6 +94,17 @@ class MetricsFile(CSVLogger, Journal):
         self.save()
         if is_first_rank():
             bring_to_disk(Path(self.experiment.metrics_file_path))
+
+
+class MetricsFile(ContinuedCSV):
+    """Writes `metrics.csv` in one folder, and goes on with the file that is there.
+
+    Args:
+        folder: the folder of the run.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder, name="", version="")
 
 
 class _Rows(ExperimentWriter):

@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.going_on import harmless, patient
 
 
 class BeforeOthers(L.Callback):
@@ -26,11 +27,17 @@ class BeforeOthers(L.Callback):
         self._exchanged = False
 
     def install(self, trainer: L.Trainer) -> None:
-        """Takes its place; the list that Lightning goes through at this moment stays as it is.
+        """Takes its place, and keeps failures of the others from ending the run or preventing its last save.
+
+        The list that Lightning goes through at this moment stays as it is.
 
         Raises:
             ConfigurationError: one of the callbacks cannot work with a student that Lightning loads after their setup.
         """
+        for logger in trainer.loggers:
+            patient(logger, "log_metrics", "log_hyperparams", "log_graph", "save", "finalize", "after_save_checkpoint")
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            harmless(callback, "on_exception")
         if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             raise ConfigurationError(
                 "`trainer.callbacks`: given `StochasticWeightAveraging`, which copies the model before its student is "

@@ -24,8 +24,8 @@ from veto_pl.callbacks.signals import Signals
 from veto_pl.checkpoint_io import AtomicCheckpointIO, OnFailedSave, recover, swap_in
 from veto_pl.data import PromptDataModule
 from veto_pl.exceptions import NonFiniteError
-from veto_pl.going_on import going_on, harmless, patient
-from veto_pl.logs import journals
+from veto_pl.going_on import going_on
+from veto_pl.logs import journals, positions
 from veto_pl.resume import PROGRESS, Course, Point, load_validation, rewind, validates_here, warn_of_differences
 from veto_pl.run_folder import run_folder
 
@@ -83,11 +83,6 @@ class Checkpoints(ModelCheckpoint):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Has checkpoints written in one piece, and signals kept for the right moment."""
         self._place(trainer)
-        for logger in trainer.loggers:
-            patient(logger, "log_metrics", "log_hyperparams", "log_graph", "save", "finalize", "after_save_checkpoint")
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if callback is not self:
-                harmless(callback, "on_exception")
         self._before_others.install(trainer)
         super().setup(trainer, pl_module, stage)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -122,7 +117,7 @@ class Checkpoints(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         load_validation(trainer)
         resumed, self._resumed = self._resumed, None
-        self._course = Course(trainer, _positions(trainer), resumed)
+        self._course = Course(trainer, positions(trainer), resumed)
         self._saved, self._saved_at = self._course.window.place, time.monotonic()
         if resumed is not None:
             self._go_on(trainer, resumed)
@@ -137,7 +132,7 @@ class Checkpoints(ModelCheckpoint):
         """Saves if it is time for it, and notes where a window begins."""
         self._after_batch(trainer, pl_module)
         assert self._course is not None, "`on_train_start` comes first"
-        self._course.begin_batch(trainer, batch_idx, _positions(trainer))
+        self._course.begin_batch(trainer, batch_idx, positions(trainer))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -150,7 +145,7 @@ class Checkpoints(ModelCheckpoint):
         """Saves if it is time for it: a validation may take long, and fail."""
         self._after_batch(trainer, pl_module)
         if self._course is not None:
-            self._course.begin_validation(_positions(trainer))
+            self._course.begin_validation(positions(trainer))
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Comes after all other callbacks, so after the one that validates an average of the weights."""
@@ -167,7 +162,7 @@ class Checkpoints(ModelCheckpoint):
         if not self._is_fitting(trainer):
             return
         if self._course is not None:
-            self._course.end_validation(_positions(trainer))
+            self._course.end_validation(positions(trainer))
         trainer.fit_loop.epoch_loop.max_steps -= self._extra_step
         self._extra_step = 0
         super().on_validation_end(trainer, pl_module)
@@ -208,7 +203,7 @@ class Checkpoints(ModelCheckpoint):
         for journal in journals(trainer):
             with going_on(journal.journal, key=journal):
                 journal.bring_to_disk()
-        point = self._course.point(trainer, _positions(trainer))
+        point = self._course.point(trainer, positions(trainer))
         data = trainer.datamodule  # type: ignore[attr-defined]
         row = data.row_after(point.epoch, point.batches) if isinstance(data, PromptDataModule) else 0
         checkpoint[PROGRESS] = {**asdict(point), "row": row}
@@ -317,7 +312,3 @@ def resume_path(trainer: L.Trainer, given: str | None) -> str | None:
     if not found:
         rank_zero_info("`--ckpt_path last`: there is no checkpoint yet, so the run starts afresh.")
     return max(found, key=lambda path: Path(path).stat().st_mtime, default=None)
-
-
-def _positions(trainer: L.Trainer) -> dict[str, int]:
-    return {journal.journal: journal.position() for journal in journals(trainer)}
