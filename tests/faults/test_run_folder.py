@@ -79,6 +79,7 @@ def test_whatever_the_logger_a_run_is_in_its_folder_and_goes_on_there(logger, co
     assert ("service" in os.listdir("run")) == (logger == "a service")
 
 
+@pytest.mark.slow
 def test_wandb_itself_keeps_everything_in_the_run_folder(config_file, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.chdir(tmp_path)
