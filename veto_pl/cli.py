@@ -7,7 +7,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
 from veto_pl.callbacks import (
@@ -36,12 +36,15 @@ from veto_pl.commands import COMMANDS
 from veto_pl.config_files import check_files
 from veto_pl.data import PromptDataModule
 from veto_pl.exceptions import ConfigurationError, VetoError
-from veto_pl.logs import Events, MetricsFile, journals
+from veto_pl.logs import Events, MetricsFile, journals, made_in
 from veto_pl.mistakes import nearest, shown
 from veto_pl.module import DistillationModule
 from veto_pl.parser_errors import explained, placed
 from veto_pl.parsing import strict_parsing
 from veto_pl.plugins import load_plugins
+from veto_pl.run_config import RunConfig
+from veto_pl.run_folder import RunFolder, RunTrainer
+from veto_pl.streams import lasting_output
 
 DESCRIPTION = """Distil language models. Beside the commands below there are `veto-pl list` (what is available behind
 each seam), `veto-pl export` (a checkpoint as a Hugging Face folder), `veto-pl report` (an HTML page of runs),
@@ -109,20 +112,21 @@ class VetoCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str] | None = None, *, run: bool = True) -> None:
         self._asked = (sys.argv[1:] if args is None else [*args])[:1]
-        super().__init__(
-            DistillationModule,
-            PromptDataModule,
-            save_config_callback=SaveConfigCallback if run else None,
-            save_config_kwargs={"overwrite": True},
-            trainer_defaults=TRAINER_DEFAULTS,
-            seed_everything_default=0,
-            parser_class=CompactParser,
-            parser_kwargs={"description": DESCRIPTION},
-            args=None if args is None else list(args),
-            run=run,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
+        with ExitStack() as self._at_end:
+            super().__init__(
+                DistillationModule,
+                PromptDataModule,
+                save_config_callback=RunConfig if run else None,
+                trainer_class=RunTrainer,
+                trainer_defaults=TRAINER_DEFAULTS,
+                seed_everything_default=0,
+                parser_class=CompactParser,
+                parser_kwargs={"description": DESCRIPTION},
+                args=None if args is None else list(args),
+                run=run,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning calls it on the instance
         """Those of Lightning; where one of them is asked for that one alone, for every parser takes half a second."""
@@ -135,8 +139,8 @@ class VetoCLI(LightningCLI):
             "--run_dir",
             type=str,
             default=f"runs/{datetime.now():%Y%m%d-%H%M%S}",
-            help="Folder of this run: metrics.csv, samples.jsonl, config.yaml, checkpoints, export. "
-            "An earlier run in it is overwritten.",
+            help="Folder of all files of this run: metrics.csv, samples.jsonl, config.yaml, checkpoints, export. "
+            "An earlier run in it is overwritten; one that is not over is left alone.",
         )
         parser.add_argument(
             "--validate_first", type=bool, default=True, help="Validate before the first step of a fit."
@@ -166,6 +170,13 @@ class VetoCLI(LightningCLI):
         if config.get("ckpt_path") is not None:
             check_checkpoint(str(config.ckpt_path), config.run_dir, "last")
 
+    def before_instantiate_classes(self) -> None:
+        """Names the run's folder, into which loggers put what they would put into the current one."""
+        config = self.config.get(str(self.subcommand), self.config)
+        self._folder = RunFolder(config.run_dir)
+        self.parser.add_instantiator(made_in(self._folder.path), Logger)
+        self.save_config_kwargs = {"given": [*(self.config.get("config") or ()), *(config.get("config") or ())]}
+
     def instantiate_classes(self) -> None:
         """Builds what the configuration describes; the error of a class that refuses a setting names its path."""
         try:
@@ -192,15 +203,21 @@ class VetoCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Puts everything that a run writes into its folder; `trainer.logger: true` means CSV and TensorBoard."""
-        run_dir = self._get(self.config_init, "run_dir")
+        run_dir = str(self._folder.path)
         trainer = self._get(self.config_init, "trainer")
-        kwargs.setdefault("default_root_dir", trainer.get("default_root_dir") or run_dir)
+        _refuse_other_folder(trainer.get("default_root_dir"), run_dir)
+        kwargs["default_root_dir"] = run_dir
         if trainer.get("logger") in (None, True):
             kwargs.setdefault("logger", _default_loggers(run_dir))
         if self.subcommand is not None:
             check(self.model, self.datamodule, trainer.as_dict(), self.subcommand)
         with _refusals_of_the_trainer():
-            return super().instantiate_trainer(**kwargs)
+            built = super().instantiate_trainer(**kwargs)
+        built.callbacks.insert(0, self._folder)  # type: ignore[attr-defined]
+        if self.subcommand is not None:
+            self._folder.claim()
+            self._at_end.callback(self._folder.release)
+        return built
 
 
 @contextmanager
@@ -211,6 +228,14 @@ def _refusals_of_the_trainer() -> Iterator[None]:
         raise
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         raise ConfigurationError(f"`trainer`: its settings are refused. It says: {shown(error, 300)}") from error
+
+
+def _refuse_other_folder(given: str | None, run_dir: str) -> None:
+    if given not in (None, run_dir):
+        raise ConfigurationError(
+            f"`trainer.default_root_dir`: given `{shown(given)}`, expected nothing, for `run_dir` names the one folder "
+            "of a run. Set `run_dir` instead."
+        )
 
 
 def _default_loggers(run_dir: str) -> list[Logger]:
@@ -237,11 +262,12 @@ def leave_out_noise() -> None:
     warnings.filterwarnings("ignore", message=r"(?s).*deprecated in v4\.")  # jsonargparse
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty.*")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(lambda record: "Tip: For seamless cloud" not in record.getMessage())
 
 
+INTERRUPTED = 128 + 2
+"""The exit code after Ctrl-C."""
 TRAINING = ("fit", "validate", "test", "predict")
 
 
@@ -257,6 +283,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; errors that veto_pl raises on purpose end it with their message alone."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     leave_out_noise()
+    with lasting_output():
+        _run(given)
+
+
+def _run(given: list[str]) -> None:
     try:
         if given and given[0] in COMMANDS:
             COMMANDS[given[0]](given[1:])
@@ -266,6 +297,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             VetoCLI(given)
     except VetoError as error:
         sys.exit(f"veto-pl: {error}")
+    except SystemExit as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):  # which Lightning has turned into an exit with 1
+            sys.exit(INTERRUPTED)
+        raise
 
 
 if __name__ == "__main__":

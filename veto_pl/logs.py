@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +18,9 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from veto_pl.checkpoint_io import append, beside, bring_to_disk
+from veto_pl.going_on import going_on
 from veto_pl.report.run import METRICS
+from veto_pl.run_folder import is_first_rank
 
 
 class Journal(ABC):
@@ -46,46 +51,65 @@ def journals(trainer: L.Trainer) -> list[Journal]:
     return [part for part in parts if isinstance(part, Journal)]
 
 
-def _is_first_rank() -> bool:
-    return int(getattr(rank_zero_only, "rank", 0)) == 0
+def positions(trainer: L.Trainer) -> dict[str, int]:
+    """Rows of each of them so far."""
+    return {journal.journal: journal.position() for journal in journals(trainer)}
 
 
-class MetricsFile(CSVLogger, Journal):
-    """Writes `metrics.csv` as `CSVLogger` does, and goes on with the file that is there instead of deleting it.
+def made_in(folder: Path) -> Callable[..., Any]:
+    """Return what makes a logger whose default folder, if it has one, lies in `folder` and not in the current one.
+
+    A `CSVLogger` goes on with its file where a run is resumed.
+    """
+
+    def make(kind: type, *arguments: Any, **settings: Any) -> Any:
+        parameter = inspect.signature(kind).parameters.get("save_dir")
+        if parameter is not None and settings.get("save_dir", "") == parameter.default:
+            settings["save_dir"] = str(folder / (parameter.default or ""))
+        return (ContinuedCSV if kind is CSVLogger else kind)(*arguments, **settings)
+
+    return make
+
+
+class ContinuedCSV(CSVLogger, Journal):
+    """Writes `metrics.csv` as `CSVLogger` does, and goes on with the file that is there instead of deleting it."""
+
+    journal = METRICS
+
+    @property
+    def experiment(self) -> Any:
+        """The writer of the file; a dummy on all ranks but the first."""
+        if self._experiment is None and is_first_rank():
+            self._experiment = _Rows(self.log_dir)
+        return super().experiment
+
+    def position(self) -> int:
+        return cast(_Rows, self.experiment).rows if is_first_rank() else 0
+
+    def cut(self, trainer: L.Trainer, rows: int, step: int) -> None:
+        if is_first_rank():
+            cast(_Rows, self.experiment).cut(rows)
+
+    def bring_to_disk(self) -> None:
+        self.save()
+        if is_first_rank():
+            bring_to_disk(Path(self.experiment.metrics_file_path))
+
+
+class MetricsFile(ContinuedCSV):
+    """Writes `metrics.csv` in one folder, and goes on with the file that is there.
 
     Args:
         folder: the folder of the run.
     """
 
-    journal = METRICS
-
     def __init__(self, folder: str) -> None:
         super().__init__(folder, name="", version="")
-
-    @property
-    def experiment(self) -> Any:
-        """The writer of the file; a dummy on all ranks but the first."""
-        if self._experiment is None and _is_first_rank():
-            self._experiment = _Rows(self.log_dir)
-        return super().experiment
-
-    def position(self) -> int:
-        return cast(_Rows, self.experiment).rows if _is_first_rank() else 0
-
-    def cut(self, trainer: L.Trainer, rows: int, step: int) -> None:
-        if _is_first_rank():
-            cast(_Rows, self.experiment).cut(rows)
-
-    def bring_to_disk(self) -> None:
-        self.save()
-        if _is_first_rank():
-            bring_to_disk(Path(self.experiment.metrics_file_path))
 
 
 class _Rows(ExperimentWriter):
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
-        self._has_warned = False
         header, rows, whole = _table(Path(self.metrics_file_path))
         self.metrics_keys, self.rows = header, len(rows)
         if not whole:
@@ -99,17 +123,19 @@ class _Rows(ExperimentWriter):
         """Writes what was logged since the last time; what a full disk refuses is kept for the next time."""
         keys = list(self.metrics_keys)
         path = Path(self.metrics_file_path)
-        try:
-            if self.metrics and (self._record_new_keys() or not path.is_file()):
-                self._rewrite(self.metrics_keys, [*_table(path)[1], *self.metrics])
-            elif self.metrics:
-                append(path, _lines(self.metrics_keys, self.metrics))
-            self.metrics = []
-        except OSError as error:
-            self.metrics_keys = keys
-            if not self._has_warned:
-                rank_zero_warn(f"{path} could not be written: {error}. The run goes on, and tries again.")
-            self._has_warned = True
+        with going_on(path):
+            try:
+                self._write(path)
+            except OSError:
+                self.metrics_keys = keys
+                raise
+
+    def _write(self, path: Path) -> None:
+        if self.metrics and (self._record_new_keys() or not path.is_file()):
+            self._rewrite(self.metrics_keys, [*_table(path)[1], *self.metrics])
+        elif self.metrics:
+            append(path, _lines(self.metrics_keys, self.metrics))
+        self.metrics = []
 
     def cut(self, count: int) -> None:
         self.metrics = []
@@ -167,11 +193,33 @@ class Events(TensorBoardLogger, Journal):
         return 0
 
     def cut(self, trainer: L.Trainer, rows: int, step: int) -> None:
-        if self._experiment is not None:
-            self._experiment.close()
-        self._experiment = None
+        self._close()
         self._kwargs["purge_step"] = step
 
     def bring_to_disk(self) -> None:
         if self._experiment is not None:
             self._experiment.flush()
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Hands numbers to TensorBoard's writer; one that a full disk has ended is replaced later."""
+        try:
+            if self._experiment is None:
+                _probe(Path(self.log_dir))
+            super().log_metrics(metrics, step)
+        except OSError:
+            with suppress(OSError):
+                self._close()
+            raise
+
+    def _close(self) -> None:
+        experiment, self._experiment = self._experiment, None
+        if experiment is not None:
+            experiment.close()
+
+
+def _probe(folder: Path) -> None:
+    """Raise the `OSError` of a folder that takes no data, where TensorBoard would leave an empty file at each try."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(4096))

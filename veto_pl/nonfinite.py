@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from veto_pl.exceptions import ConfigurationError, NonFiniteError
+from veto_pl.going_on import WaitingLines
+from veto_pl.run_folder import run_folder
 from veto_pl.types import Faults, LossOutput, PromptBatch, Rollouts, Sequences
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class NonFiniteSteps:
         self.limit = limit
         self.in_a_row = 0
         self._reported = 0
+        self._lines: WaitingLines | None = None
         self._watched: list[tuple[PromptBatch, Sequences, Faults | None, str]] = []
 
     def watch(self, batch: PromptBatch, rollouts: Rollouts, output: LossOutput) -> None:
@@ -79,6 +81,8 @@ class NonFiniteSteps:
         watched, self._watched = self._watched, []
         losses = {name: value for name, value in means.items() if name.rpartition("/")[2] == "loss"}
         broken = [name for name, value in {**losses, "gradient": norm}.items() if not math.isfinite(float(value))]
+        if self._lines is not None:
+            self._lines.flush()
         if not broken:
             self.in_a_row = 0
             return False
@@ -99,9 +103,8 @@ class NonFiniteSteps:
         guilty = [row for row in rows if row["not_finite"]]
         path = faults_file(trainer)
         if trainer.is_global_zero:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"step": trainer.global_step, **row}) + "\n" for row in guilty or rows)
+            self._lines = self._lines or WaitingLines(path)
+            self._lines.add({"step": trainer.global_step, **row} for row in guilty or rows)
         self._reported += 1
         if self._reported > SHOWN_STEPS:
             return
@@ -125,7 +128,7 @@ class NonFiniteSteps:
 
 def faults_file(trainer: Trainer) -> Path:
     """Where the rows are written; all ranks have to ask."""
-    return Path(trainer.log_dir or trainer.default_root_dir) / FAULTS
+    return run_folder(trainer) / FAULTS
 
 
 def _drop_gradients(parameters: Iterable[nn.Parameter], optimizer: Optimizer, *, scaled: bool) -> None:

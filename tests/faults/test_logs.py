@@ -1,16 +1,23 @@
 """The record of a run goes on after a stop: nothing lost, nothing twice, columns in their places."""
 
 import csv
+import warnings
 from unittest.mock import patch
 
 import lightning as L
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from veto_pl import DistillationModule
 from veto_pl.callbacks import SampleTable
+from veto_pl.cli import leave_out_noise
 from veto_pl.logs import Events, MetricsFile, journals
+
+from .conftest import curves
+from .faults import StopError, fault, fit, raising
 
 NUMBERS = st.dictionaries(st.sampled_from("abcd"), st.floats(allow_nan=False), min_size=1)
 
@@ -105,3 +112,27 @@ def test_samples_are_cut_by_rows(tmp_path):
     assert table.position() == 2
     table.cut(trainer, 0, 0)
     assert not (tmp_path / "samples.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["lightning.pytorch.loggers.CSVLogger", "veto_pl.logs.MetricsFile"])
+def test_a_file_of_metrics_that_the_user_has_named_goes_on_after_a_stop(name, config_file, tmp_path):
+    """In the configuration, for resumed runs; whatever is deleted is warned of."""
+    settings = (
+        {"folder": str(tmp_path)} if "veto_pl" in name else {"save_dir": str(tmp_path), "name": "", "version": ""}
+    )
+    logger = f"--trainer.logger={[{'class_path': name, 'init_args': settings}]!r}"
+    with fault(DistillationModule, "training_step", 8, raising), pytest.raises(StopError):
+        fit(config_file, tmp_path, logger)
+    before = curves(tmp_path)
+    assert len(before) > 4
+    fit(config_file, tmp_path, logger)
+    assert [row["step"] for row in curves(tmp_path)][: len(before)] == [row["step"] for row in before]
+    assert len(curves(tmp_path)) == 12
+
+
+def test_lightnings_warning_that_it_deletes_a_file_is_seen(tmp_path):
+    (tmp_path / "metrics.csv").touch()
+    with warnings.catch_warnings():
+        leave_out_noise()
+        with pytest.warns(UserWarning, match="Previous log files in this directory will be deleted"):
+            log(CSVLogger(tmp_path, name="", version=""), [{"a": 1.0}])

@@ -15,6 +15,56 @@ from veto_pl import DistillationModule
 from .conftest import assert_equal_runs, state
 from .faults import StopError, fault, fit, raising
 
+
+def interrupting():
+    raise KeyboardInterrupt
+
+
+def hanging_up():
+    os.kill(os.getpid(), signal.SIGHUP)
+
+
+@pytest.mark.parametrize(("action", "code", "name"), [(hanging_up, 129, "SIGHUP"), (interrupting, 130, "KeyboardInt")])
+@pytest.mark.parametrize(("where", "count", "step"), [("training_step", 7, 4), ("validation_step", 5, 2)])
+def test_a_closed_terminal_and_an_interrupt_save_first(
+    action, code, name, where, count, step, config_file, reference, tmp_path, caplog
+):
+    """In the middle of a window; inside a validation."""
+    handlers = signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGINT)
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
+    with fault(DistillationModule, where, count, action), pytest.raises(SystemExit) as ended:
+        fit(config_file, tmp_path)
+    signal.signal(signal.SIGINT, handlers[1])  # Lightning ignores it from the first one on
+    assert ended.value.code == code
+    assert signal.getsignal(signal.SIGHUP) is handlers[0]
+    assert f"Stopped by {name}" in caplog.text
+    assert state(tmp_path)["global_step"] in (step, step - 1)
+    fit(config_file, tmp_path)
+    assert_equal_runs(tmp_path, reference)
+
+
+def test_a_signal_that_is_ignored_stays_ignored(config_file, reference, tmp_path):
+    """As under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with fault(DistillationModule, "training_step", 7, hanging_up):
+            fit(config_file, tmp_path)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert_equal_runs(tmp_path, reference)
+
+
+def test_a_reader_that_goes_away_ends_no_run(config_file, reference, tmp_path):
+    """`veto-pl fit | head -1`, and nobody reads the warnings either."""
+    process = start(config_file, tmp_path, training=0, validation=0)
+    wait_for(process, "in training_step", 1)
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(timeout=120) == 0
+    assert_equal_runs(tmp_path, reference)
+
+
 SLURM = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "run", "SLURM_NODEID": "0", "SLURM_LOCALID": "0",
          "SLURM_PROCID": "0"}  # fmt: skip
 

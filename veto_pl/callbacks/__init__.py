@@ -10,6 +10,7 @@ from veto_pl.callbacks.guards import Guard, Guards
 from veto_pl.callbacks.predictions import PredictionFile
 from veto_pl.callbacks.progress import DistillationProgress
 from veto_pl.callbacks.samples import SampleTable
+from veto_pl.run_folder import RunFolder
 
 __all__ = [
     "Answers",
@@ -22,5 +23,6 @@ __all__ = [
     "Guard",
     "Guards",
     "PredictionFile",
+    "RunFolder",
     "SampleTable",
 ]

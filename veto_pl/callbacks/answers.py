@@ -13,8 +13,10 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from veto_pl.checkpoint_io import beside
 from veto_pl.evaluation import Evaluation
-from veto_pl.exceptions import ConfigurationError
+from veto_pl.exceptions import ConfigurationError, VetoError
+from veto_pl.going_on import WaitingLines
 from veto_pl.ranks import gather_on_first
+from veto_pl.run_folder import run_folder
 
 ANSWERS, TEST = "answers.jsonl", "test.json"
 
@@ -39,20 +41,20 @@ class Answers(L.Callback):
         self.annotated = annotated
         self._folder: Path | None = None
         self._open = ExitStack()
-        self._file: Any = None
+        self._lines: WaitingLines | None = None
+        self._failure: VetoError | None = None
         self._prompts = self._completions = self._seen = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Finds the folder, on all ranks: the trainer's `log_dir` is a broadcast."""
-        if stage == "test" and (folder := trainer.log_dir) is not None:
-            self._folder = Path(folder)
+        """Finds the folder, on all ranks."""
+        if stage == "test":
+            self._folder = run_folder(trainer)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Opens a file beside the old one."""
         self._prompts = self._completions = self._seen = 0
         if self._folder is not None and trainer.is_global_zero:
-            temporary = self._open.enter_context(beside(self._folder / ANSWERS))
-            self._file = self._open.enter_context(temporary.open("w", encoding="utf-8", newline="\n"))
+            self._lines = WaitingLines(self._open.enter_context(beside(self._folder / ANSWERS)))
 
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
@@ -64,16 +66,29 @@ class Answers(L.Callback):
             return
         # Ranks take turns with the rows, so the rows of a batch stand between those of the batches beside it.
         for _, rows in sorted((item for part in answered for item in part), key=lambda item: item[0]):
-            for row in rows:
-                self._write(row)
+            self._write(rows)
             self._prompts += 1
             self._completions = len(rows)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Puts both files in place."""
-        if self._folder is None or not trainer.is_global_zero:
+        """Puts both files in place; what is in the way ends the command after its table of results."""
+        if self._folder is None or self._lines is None:
             return
-        self._open.close()
+        try:
+            self._lines.finish()
+            self._open.close()
+            self._write_metrics(trainer, self._folder)
+        except (VetoError, OSError) as error:
+            self._open.__exit__(type(error), error, error.__traceback__)
+            self._failure = VetoError(f"The answers of the test are not in {self._folder}: {error}")
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Raises `VetoError` where the files could not be written."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _write_metrics(self, trainer: L.Trainer, folder: Path) -> None:
         values = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         found = {
             "metrics": {
@@ -85,9 +100,9 @@ class Answers(L.Callback):
             "prompts": self._prompts,
             "completions": self._completions,
         }
-        with beside(self._folder / TEST) as temporary:
+        with beside(folder / TEST) as temporary:
             temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        rank_zero_info(f"Wrote the answers to {self._folder / ANSWERS} and the metrics to {self._folder / TEST}")
+        rank_zero_info(f"Wrote the answers to {folder / ANSWERS} and the metrics to {folder / TEST}")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leaves the old file as it was."""
@@ -103,12 +118,10 @@ class Answers(L.Callback):
         self._seen += len(groups)
         return list(zip(evaluation.batch.numbers.tolist(), groups, strict=True))
 
-    def _write(self, row: dict[str, Any]) -> None:
-        if self._file is None:
-            return
-        if self._prompts >= self.annotated:
-            row = {name: row[name] for name in row if name not in _ANNOTATIONS}
-        self._file.write(json.dumps(row) + "\n")
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        hidden = () if self._prompts < self.annotated else _ANNOTATIONS
+        if self._lines is not None:
+            self._lines.add({name: row[name] for name in row if name not in hidden} for row in rows)
 
 
 _ANNOTATIONS = ("tokens", "forward_kl", "reverse_kl")

@@ -19,22 +19,23 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from veto_pl.callbacks.before_others import BeforeOthers
 from veto_pl.callbacks.signals import Signals
 from veto_pl.checkpoint_io import AtomicCheckpointIO, OnFailedSave, recover, swap_in
 from veto_pl.data import PromptDataModule
 from veto_pl.exceptions import NonFiniteError
-from veto_pl.logs import journals
+from veto_pl.going_on import going_on
+from veto_pl.logs import journals, positions
 from veto_pl.resume import PROGRESS, Course, Point, load_validation, rewind, validates_here, warn_of_differences
-
-SIGTERM_EXIT = 128 + 15
+from veto_pl.run_folder import run_folder
 
 
 class Checkpoints(ModelCheckpoint):
     """Keeps `last.ckpt`, from which a stopped run goes on as if it had not been stopped, and the best checkpoints.
 
     `last.ckpt` is written after every validation, at the end of every epoch, when `minutes` have passed, at the end of
-    the run, on SIGTERM and on an exception; or, with `every_n_train_steps`, after so many optimizer steps instead of
-    the first three. It is not written where an update was cut short in the middle: then the one before stays. Where
+    the run, on SIGTERM, SIGHUP and an exception; or, with `every_n_train_steps`, after so many optimizer steps instead
+    of the first three. It is not written where an update was cut short in the middle: then the one before stays. Where
     several processes train, an exception on one of them is no reason to save, for the others may be somewhere else.
 
     A checkpoint holds the state at the beginning of an accumulation window. A run that starts afresh in the folder of
@@ -69,6 +70,7 @@ class Checkpoints(ModelCheckpoint):
         self.keep_last = save_last
         self.on_failed_save = on_failed_save
         self._signals = Signals()
+        self._before_others = BeforeOthers(self._save_last)
         self._resumed: Point | None = None
         self._row = 0
         self._course: Course | None = None
@@ -80,6 +82,8 @@ class Checkpoints(ModelCheckpoint):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Has checkpoints written in one piece, and signals kept for the right moment."""
+        self._place(trainer)
+        self._before_others.install(trainer)
         super().setup(trainer, pl_module, stage)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO(self.on_failed_save)
@@ -113,7 +117,7 @@ class Checkpoints(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         load_validation(trainer)
         resumed, self._resumed = self._resumed, None
-        self._course = Course(trainer, _positions(trainer), resumed)
+        self._course = Course(trainer, positions(trainer), resumed)
         self._saved, self._saved_at = self._course.window.place, time.monotonic()
         if resumed is not None:
             self._go_on(trainer, resumed)
@@ -128,7 +132,7 @@ class Checkpoints(ModelCheckpoint):
         """Saves if it is time for it, and notes where a window begins."""
         self._after_batch(trainer, pl_module)
         assert self._course is not None, "`on_train_start` comes first"
-        self._course.begin_batch(trainer, batch_idx, _positions(trainer))
+        self._course.begin_batch(trainer, batch_idx, positions(trainer))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -141,7 +145,11 @@ class Checkpoints(ModelCheckpoint):
         """Saves if it is time for it: a validation may take long, and fail."""
         self._after_batch(trainer, pl_module)
         if self._course is not None:
-            self._course.begin_validation(_positions(trainer))
+            self._course.begin_validation(positions(trainer))
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Comes after all other callbacks, so after the one that validates an average of the weights."""
+        self._before_others.have_exchanged()
 
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """Acts on signals."""
@@ -154,7 +162,7 @@ class Checkpoints(ModelCheckpoint):
         if not self._is_fitting(trainer):
             return
         if self._course is not None:
-            self._course.end_validation(_positions(trainer))
+            self._course.end_validation(positions(trainer))
         trainer.fit_loop.epoch_loop.max_steps -= self._extra_step
         self._extra_step = 0
         super().on_validation_end(trainer, pl_module)
@@ -167,14 +175,14 @@ class Checkpoints(ModelCheckpoint):
         self._save_last(trainer, due=self._every_n_train_steps == 0)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves the final state."""
-        self._save_last(trainer)
+        """Leaves out what Lightning would do: the final state is saved before other callbacks change the weights."""
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Saves what can be saved, and says how the run is resumed; SIGTERM ends the process with its usual code."""
+        """Saves what can be saved, and says how the run is resumed; a signal ends the process with its usual code."""
         name = type(exception).__name__
         if isinstance(exception, SIGTERMException):
-            name, exception.code = "SIGTERM", SIGTERM_EXIT
+            name, exception.code = self._signals.ended_by.name, 128 + self._signals.ended_by
+        self._before_others.put_back(trainer)
         if self._course is not None and self._is_fitting(trainer):
             problem = self._rescue(trainer, self._course, exception)
             kept = f"`{self._last}` holds step {self._saved_step}"
@@ -182,14 +190,20 @@ class Checkpoints(ModelCheckpoint):
             if self._saved_step is None:
                 remedy = "There is no checkpoint yet."
             rank_zero_info(f"Stopped by {name} at step {trainer.global_step}. {problem}{remedy}")
+        self._signals.remove(trainer)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leaves signals to others."""
+        self._signals.remove(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Describes the last point between two windows in every checkpoint, whoever asked for it."""
         if self._course is None or not self._is_fitting(trainer):
             return
         for journal in journals(trainer):
-            journal.bring_to_disk()
-        point = self._course.point(trainer, _positions(trainer))
+            with going_on(journal.journal, key=journal):
+                journal.bring_to_disk()
+        point = self._course.point(trainer, positions(trainer))
         data = trainer.datamodule  # type: ignore[attr-defined]
         row = data.row_after(point.epoch, point.batches) if isinstance(data, PromptDataModule) else 0
         checkpoint[PROGRESS] = {**asdict(point), "row": row}
@@ -198,6 +212,11 @@ class Checkpoints(ModelCheckpoint):
     @property
     def _last(self) -> Path:
         return Path(str(self.dirpath)) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}"
+
+    def _place(self, trainer: L.Trainer) -> None:
+        """Lightning would ask the first logger for a folder."""
+        if self.dirpath is None:
+            self.dirpath = str(run_folder(trainer) / "checkpoints")
 
     def _is_fitting(self, trainer: L.Trainer) -> bool:
         trying = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
@@ -275,7 +294,8 @@ class Checkpoints(ModelCheckpoint):
 
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
         """The candidates for `ckpt_path: last`, a swap of folders finished first, and what a requeue by SLURM left."""
-        recover(Path(self._ModelCheckpoint__resolve_ckpt_dir(trainer)) / self._last.name)  # type: ignore[attr-defined]
+        self._place(trainer)
+        recover(self._last)
         requeued = trainer._checkpoint_connector._hpc_resume_path if SLURMEnvironment.detect() else None
         return super()._find_last_checkpoints(trainer) | ({requeued} if requeued else set())
 
@@ -292,7 +312,3 @@ def resume_path(trainer: L.Trainer, given: str | None) -> str | None:
     if not found:
         rank_zero_info("`--ckpt_path last`: there is no checkpoint yet, so the run starts afresh.")
     return max(found, key=lambda path: Path(path).stat().st_mtime, default=None)
-
-
-def _positions(trainer: L.Trainer) -> dict[str, int]:
-    return {journal.journal: journal.position() for journal in journals(trainer)}

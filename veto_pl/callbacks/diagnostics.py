@@ -12,7 +12,8 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from veto_pl.callbacks.guards import Guards
-from veto_pl.checkpoint_io import bring_to_disk
+from veto_pl.checkpoint_io import beside, bring_to_disk
+from veto_pl.going_on import going_on
 from veto_pl.logs import Journal
 from veto_pl.nonfinite import FAULTS, faults_file
 
@@ -110,5 +111,5 @@ class Diagnostics(L.Callback, Journal):
             **{name: round(value, 6) if math.isfinite(value) else None for name, value in values.items()},
         }
         path = self._faults.with_name("summary.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        with going_on(path, "has no summary"), beside(path) as temporary:
+            temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -9,8 +9,10 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from veto_pl.blueprint import exported_tokenizer
 from veto_pl.export import check_folder, export_student
+from veto_pl.going_on import going_on
 from veto_pl.module import DistillationModule
 from veto_pl.paths import at_home
+from veto_pl.run_folder import run_folder
 
 
 class Export(L.Callback):
@@ -33,10 +35,11 @@ class Export(L.Callback):
         if (folder := self._place(trainer)) is None:
             return
         assert isinstance(pl_module, DistillationModule), "this callback belongs to `DistillationModule`"
-        export_student(pl_module.student, exported_tokenizer(pl_module), pl_module.run_config, folder)
-        rank_zero_info(f"Exported the student to {folder}")
+        with going_on(f"The export {folder}", f"`veto-pl export CHECKPOINT {folder}` can make it later"):
+            export_student(pl_module.student, exported_tokenizer(pl_module), pl_module.run_config, folder)
+            rank_zero_info(f"Exported the student to {folder}")
 
     def _place(self, trainer: L.Trainer) -> Path | None:
         if self.folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return None
-        return Path(trainer.log_dir or trainer.default_root_dir) / self.folder
+        return run_folder(trainer) / self.folder

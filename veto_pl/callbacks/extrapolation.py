@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -14,15 +13,18 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from veto_pl.checkpoint_io import beside
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block, RowStream
 from veto_pl.functional.extrapolation import lambda_star, within
+from veto_pl.going_on import going_on
 from veto_pl.models.likelihood import read
 from veto_pl.models.sharding import gathered
 from veto_pl.objectives import ListOPD
 from veto_pl.parts import changed, inside
 from veto_pl.ranks import sum_over_ranks
 from veto_pl.rollouts import FromDataset
+from veto_pl.run_folder import run_folder
 from veto_pl.seams import Objective, RolloutSource
 from veto_pl.types import Models, PromptBatch, Step
 
@@ -182,13 +184,13 @@ class ExtrapolationMonitor(L.Callback):
         ]
 
     def _write(self, trainer: L.Trainer) -> None:
-        file = Path(trainer.log_dir or trainer.default_root_dir) / EXTRAPOLATION  # every rank has to ask for the folder
+        file = run_folder(trainer) / EXTRAPOLATION  # every rank has to ask for the folder
         if not trainer.is_global_zero:
             return
-        file.parent.mkdir(parents=True, exist_ok=True)
         ordered = sorted(self.found, key=lambda structure: structure.bound)
         rows = [asdict(s) | {"bound": s.bound if math.isfinite(s.bound) else None} for s in ordered]
-        file.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        with going_on(file, "keeps the measurement in its checkpoints"), beside(file) as temporary:
+            temporary.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _watched(objective: Objective) -> ListOPD:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
+
+from veto_pl.going_on import WaitingLines
+from veto_pl.run_folder import run_folder
 
 
 class PredictionFile(BasePredictionWriter):
@@ -19,22 +21,24 @@ class PredictionFile(BasePredictionWriter):
 
     def __init__(self) -> None:
         super().__init__(write_interval="batch")
+        self._lines = WaitingLines(Path("predictions.jsonl"))
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the file afresh."""
-        self._path(trainer).parent.mkdir(parents=True, exist_ok=True)
-        self._path(trainer).write_text("")
+        self._lines = WaitingLines(self._path(trainer))
+        self._lines.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lines.path.write_text("")
 
     def write_on_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, prediction: Any, *args: Any) -> None:
         """Appends the rows of one batch."""
-        with self._path(trainer).open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in prediction)
+        self._lines.add(prediction)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Says where the file is."""
+        """Says where the file is; an error where rows of it are lost."""
+        self._lines.finish()
         others = f" and its neighbours of {trainer.world_size - 1} other ranks" if trainer.world_size > 1 else ""
-        rank_zero_info(f"Wrote the predictions to {self._path(trainer)}{others}")
+        rank_zero_info(f"Wrote the predictions to {self._lines.path}{others}")
 
     def _path(self, trainer: L.Trainer) -> Path:
         name = "predictions.jsonl" if trainer.is_global_zero else f"predictions-{trainer.global_rank}.jsonl"
-        return Path(trainer.log_dir or trainer.default_root_dir) / name
+        return run_folder(trainer) / name

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
-from veto_pl.checkpoint_io import append, beside, bring_to_disk
+from veto_pl.checkpoint_io import beside, bring_to_disk
 from veto_pl.evaluation import Evaluation
+from veto_pl.going_on import WaitingLines
 from veto_pl.logs import Journal
 from veto_pl.report.run import SAMPLES
+from veto_pl.run_folder import run_folder
 
 
 class SampleTable(L.Callback, Journal):
@@ -33,7 +33,7 @@ class SampleTable(L.Callback, Journal):
         self.show = show
         self.width = width
         self._rows: list[dict[str, Any]] = []
-        self._path: Path | None = None
+        self._lines: WaitingLines | None = None
         self._written = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -44,8 +44,8 @@ class SampleTable(L.Callback, Journal):
         return self._written
 
     def cut(self, trainer: L.Trainer, rows: int, step: int) -> None:
-        path = self._find(trainer)
-        if path is None or not trainer.is_global_zero or not path.exists():
+        path = self._find(trainer).path
+        if not trainer.is_global_zero or not path.exists():
             return
         kept = path.read_bytes().splitlines(keepends=True)[:rows]
         if kept:
@@ -56,8 +56,9 @@ class SampleTable(L.Callback, Journal):
         self._written = len(kept)
 
     def bring_to_disk(self) -> None:
-        if self._path is not None:
-            bring_to_disk(self._path)
+        if self._lines is not None:
+            self._lines.flush()
+            bring_to_disk(self._lines.path)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forgets the samples of the validation before."""
@@ -77,24 +78,19 @@ class SampleTable(L.Callback, Journal):
         """Writes and prints what was kept."""
         if not self._rows:
             return
-        if self._path is not None:
-            lines = "".join(json.dumps({"step": trainer.global_step, **row}) + "\n" for row in self._rows)
-            try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                append(self._path, lines.encode())
-                self._written += len(self._rows)
-            except OSError as error:
-                rank_zero_warn(f"{self._path} could not be written: {error}. The run goes on without these samples.")
+        if self._lines is not None:
+            self._lines.add({"step": trainer.global_step, **row} for row in self._rows)
+            self._written += len(self._rows)
         if self.show:
             Console().print(self._table(trainer.global_step))
 
-    def _find(self, trainer: L.Trainer) -> Path | None:
-        """The file, asked for by all ranks: the trainer's `log_dir` is a broadcast."""
-        if self._path is None and (folder := trainer.log_dir) is not None:
-            self._path = Path(folder) / SAMPLES
-            if self._path.is_file():
-                self._written = self._path.read_bytes().count(b"\n")
-        return self._path
+    def _find(self, trainer: L.Trainer) -> WaitingLines:
+        """The file, asked for by all ranks."""
+        if self._lines is None:
+            self._lines = WaitingLines(run_folder(trainer) / SAMPLES)
+            if self._lines.path.is_file():
+                self._written = self._lines.path.read_bytes().count(b"\n")
+        return self._lines
 
     def _table(self, step: int) -> Table:
         table = Table("prompt", "completion", "reference", "reward", title=f"samples at step {step}")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+_HANG_UP = getattr(signal, "SIGHUP", None)
+"""Not every system has it."""
 
 
 class Signals:
@@ -15,15 +20,22 @@ class Signals:
 
     Lightning saves for a requeue by SLURM in the handler itself, so possibly in the middle of an update, and tells the
     other ranks about SIGTERM from within the handler, so possibly inside another collective. Here the handlers only
-    take a note.
+    take a note. SIGHUP, which a closed terminal sends, does what SIGTERM does, unless it is ignored, as under `nohup`.
     """
 
     def __init__(self) -> None:
         self._requeue: Callable[[Any, Any], None] | None = None
         self._asked = {"requeue": 0, "termination": 0}
+        self._hung_up: int | None = None
+        self._process = os.getpid()
 
     def install(self, trainer: L.Trainer) -> None:
         """Puts the notes in the place of Lightning's actions, before it registers its handlers."""
+        self._process = os.getpid()
+        self._hung_up = None
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and _HANG_UP is not None and signal.getsignal(_HANG_UP) is signal.SIG_DFL:
+            signal.signal(_HANG_UP, self._hang_up)
         connector = trainer._signal_connector
         environment = trainer._accelerator_connector.cluster_environment
         if self._requeue is None and isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
@@ -38,6 +50,28 @@ class Signals:
                 self._asked["termination"] = signum
 
             connector._sigterm_notifier_fn = note  # type: ignore[method-assign]
+
+    def remove(self, trainer: L.Trainer) -> None:
+        """Gives SIGHUP back; Lightning does so with the others, and would restore the handler of this one."""
+        if _HANG_UP is not None and signal.getsignal(_HANG_UP) == self._hang_up:
+            signal.signal(_HANG_UP, signal.SIG_DFL)
+            trainer._signal_connector._original_handlers.pop(_HANG_UP, None)
+
+    @property
+    def ended_by(self) -> signal.Signals:
+        """Which of the signals that end a run has come."""
+        return signal.SIGTERM if self._hung_up is None else signal.Signals(self._hung_up)
+
+    def _hang_up(self, signum: int, frame: Any) -> None:
+        if os.getpid() != self._process:
+            return  # a worker, which is told by its parent
+        self._hung_up = signum
+        act = signal.getsignal(signal.SIGTERM)
+        if callable(act):
+            act(signum, frame)
+        else:  # nothing is trained yet
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(self._process, signum)
 
     def act_on_termination(self, trainer: L.Trainer) -> None:
         """Lets all ranks end at the end of this batch if any was sent SIGTERM; all ranks call it at the same point."""

@@ -176,7 +176,8 @@ class PromptDataModule(LightningDataModule):
         rows = self._rows["train"]
         if self.trainer is not None:
             rows.check_trainer(self.trainer)
-        self._order = rows.order(*self._place, seed=self.seed, shuffle=self.shuffle)
+        shuffle = self.shuffle and not getattr(self.trainer, "overfit_batches", 0)
+        self._order = rows.order(*self._place, seed=self.seed, shuffle=shuffle)
         self._start = (0, 0, 0)
         return self._loader(rows.dataset, self._order, batch_size=self.batch_size)
 

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any, TypeVar, cast
 
 import torch
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler, SequentialSampler
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.types import Step
@@ -16,11 +16,12 @@ from veto_pl.types import Step
 T = TypeVar("T")
 
 
-class RankSampler(DistributedSampler[Any]):
+class RankSampler(DistributedSampler[Any], SequentialSampler):
     """One global order per epoch, dealt out like cards: rank r takes the items r, r + world, r + 2 world, ...
 
     The order depends on (seed, epoch, length) and not on the number of ranks, so every world size sees the same rows in
-    the same order. It is a `DistributedSampler` by type, so that Lightning keeps it and tells it the epoch.
+    the same order. It is a `DistributedSampler` by type, so that Lightning keeps it and tells it the epoch, and a
+    `SequentialSampler`, so that Lightning keeps it with `overfit_batches` as well.
 
     Args:
         length: number of rows.

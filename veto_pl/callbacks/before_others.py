@@ -1,0 +1,69 @@
+"""What has to be done before callbacks of others put other weights in the model's place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import StochasticWeightAveraging
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.going_on import harmless, patient
+
+
+class BeforeOthers(L.Callback):
+    """Stands first among the callbacks, where Lightning has those that write checkpoints stand last.
+
+    Weight averaging leaves its average in the model at the end of training, and during each validation. A checkpoint
+    has to hold the weights that are trained.
+
+    Args:
+        save: writes the last checkpoint, given the trainer.
+    """
+
+    def __init__(self, save: Callable[[L.Trainer], None]) -> None:
+        self._save = save
+        self._exchanged = False
+
+    def install(self, trainer: L.Trainer) -> None:
+        """Takes its place, and keeps failures of the others from ending the run or preventing its last save.
+
+        The list that Lightning goes through at this moment stays as it is.
+
+        Raises:
+            ConfigurationError: one of the callbacks cannot work with a student that Lightning loads after their setup.
+        """
+        for logger in trainer.loggers:
+            patient(logger, "log_metrics", "log_hyperparams", "log_graph", "save", "finalize", "after_save_checkpoint")
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            harmless(callback, "on_exception")
+        if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise ConfigurationError(
+                "`trainer.callbacks`: given `StochasticWeightAveraging`, which copies the model before its student is "
+                "loaded and so averages nothing. Use `EMAWeightAveraging`."
+            )
+        if self not in (callbacks := trainer.callbacks):  # type: ignore[attr-defined]
+            trainer.callbacks = [self, *callbacks]  # type: ignore[attr-defined]
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Saves the final state."""
+        self._save(trainer)
+
+    def have_exchanged(self) -> None:
+        """Notes that all others have begun the validation."""
+        self._exchanged = True
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Notes that from here on the others put the weights back."""
+        self._exchanged = False
+
+    def put_back(self, trainer: L.Trainer) -> None:
+        """Undoes what weight averaging has done for a validation that an exception has cut short."""
+        if not self._exchanged:
+            return
+        self._exchanged = False
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            exchange: Callable[[Any], None] | None = getattr(callback, "_swap_models", None)  # Lightning's own name
+            if exchange is not None and getattr(callback, "_average_model", None) is not None:
+                exchange(trainer.lightning_module)
