@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 
@@ -30,7 +31,7 @@ from veto_pl.callbacks import (
     SampleTable,
 )
 from veto_pl.callbacks.checkpoints import resume_path
-from veto_pl.checks import check
+from veto_pl.checks import check, check_values
 from veto_pl.commands import COMMANDS
 from veto_pl.config_files import check_files
 from veto_pl.data import PromptDataModule
@@ -38,9 +39,11 @@ from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.logs import Events, MetricsFile, journals
 from veto_pl.mistakes import nearest, shown
 from veto_pl.module import DistillationModule
-from veto_pl.parser_errors import explained, placed
-from veto_pl.parsing import bounded_yaml, own_defaults
+from veto_pl.monitors import Monitors
+from veto_pl.parser_errors import explained
+from veto_pl.parsing import bounded_yaml, own_defaults, plain
 from veto_pl.plugins import load_plugins
+from veto_pl.refusals import REFUSALS, explained_refusal
 
 DESCRIPTION = """Distil language models. Beside the commands below there are `veto-pl list` (what is available behind
 each seam), `veto-pl export` (a checkpoint as a Hugging Face folder), `veto-pl report` (an HTML page of runs),
@@ -53,7 +56,7 @@ TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,
     "log_every_n_steps": 1,
     "gradient_clip_val": 1.0,
-    "callbacks": [PredictionFile()],
+    "callbacks": [PredictionFile(), Monitors()],
 }
 
 
@@ -71,6 +74,10 @@ ROOTS: dict[str, type | None] = {
     "progress": DistillationProgress,
 } | dict.fromkeys(("seed_everything", "run_dir", "validate_first", "ckpt_path", "weights_only"))
 """What a configuration may hold, and the classes that stand behind it."""
+SWITCHES = {"enable_progress_bar": ProgressBar, "enable_checkpointing": Checkpoint}
+"""Settings of the trainer that switch off a kind of callback."""
+SEEDED = ("model.seed", "data.seed")
+"""What `seed_everything` sets."""
 
 
 class CompactDumper(yaml.SafeDumper):
@@ -148,21 +155,26 @@ class VetoCLI(LightningCLI):
         parser.add_lightning_class_args(Answers, "answers")
         parser.add_lightning_class_args(Budget, "budget")
         parser.add_lightning_class_args(DistillationProgress, "progress")
-        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        for target in SEEDED:
+            parser.link_arguments("seed_everything", target, compute_fn=lambda seed: int(seed or 0))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses so that a class that replaces another inherits none of its values."""
-        check_files(sys.argv[1:] if args is None else args, [name for name, cls in ROOTS.items() if cls is not None])
+        groups = [name for name, cls in ROOTS.items() if cls is not None]
+        check_files(sys.argv[1:] if args is None else args, groups, dict.fromkeys(SEEDED, "seed_everything"))
         with own_defaults(), bounded_yaml():
-            self.config = parser.parse_args(args)
+            self.config = plain(parser.parse_args(args))
+        check_values(self.config.get(self.config.get("subcommand") or "", self.config).as_dict(), ROOTS)
 
     def instantiate_classes(self) -> None:
         """Builds what the configuration describes; the error of a class that refuses a setting names its path."""
         try:
             super().instantiate_classes()
-        except ConfigurationError as error:
-            raise placed(error, self.config.get(str(self.subcommand), self.config).as_dict()) from error
+        except REFUSALS as error:
+            config = self.config.get(str(self.subcommand), self.config).as_dict()
+            if (refusal := explained_refusal(error, config, ROOTS)) is None:
+                raise
+            raise refusal from error
 
     def after_instantiate_classes(self) -> None:
         """Hands the module its own configuration, for checkpoints and model cards."""
@@ -188,10 +200,22 @@ class VetoCLI(LightningCLI):
         kwargs.setdefault("default_root_dir", trainer.get("default_root_dir") or run_dir)
         if trainer.get("logger") in (None, True):
             kwargs.setdefault("logger", _default_loggers(run_dir))
-        if self.subcommand is not None:
-            check(self.model, self.datamodule, trainer.as_dict(), self.subcommand)
         with _refusals_of_the_trainer():
             return super().instantiate_trainer(**kwargs)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """Checks settings and callbacks together; a callback that the trainer is told to do without is left out."""
+        chosen = config.get("callbacks") or []
+        chosen = chosen if isinstance(chosen, list) else [chosen]
+        keys = self._parser(self.subcommand).callback_keys
+        own = dict(zip(keys, callbacks, strict=True))
+        if self.subcommand is not None:
+            given = {f"trainer.callbacks.{i}.init_args": callback for i, callback in enumerate(chosen)}
+            check(self.model, self.datamodule, config, self.subcommand, given | own)
+        unwanted = [kind for name, kind in SWITCHES.items() if config.get(name) is False]
+        unwanted += [ProgressBar for callback in chosen if isinstance(callback, ProgressBar)]
+        kept = [callback for callback in callbacks if not isinstance(callback, tuple(unwanted))]
+        return super()._instantiate_trainer(config, kept)
 
 
 @contextmanager
@@ -233,6 +257,17 @@ def leave_out_noise() -> None:
         logging.getLogger(name).addFilter(lambda record: "Tip: For seamless cloud" not in record.getMessage())
 
 
+def find_classes_here() -> None:
+    """Lets class paths name modules of the current folder, which an installed command would not find.
+
+    The folder comes last, so that no file in it takes the place of a library; where Python was told not to look there
+    (`-P`, `PYTHONSAFEPATH`), it stays out.
+    """
+    here = str(Path.cwd())
+    if not getattr(sys.flags, "safe_path", False) and here not in sys.path:
+        sys.path.append(here)
+
+
 TRAINING = ("fit", "validate", "test", "predict")
 
 
@@ -248,6 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; errors that veto_pl raises on purpose end it with their message alone."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     leave_out_noise()
+    find_classes_here()
     try:
         if given and given[0] in COMMANDS:
             COMMANDS[given[0]](given[1:])
@@ -257,6 +293,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             VetoCLI(given)
     except VetoError as error:
         sys.exit(f"veto-pl: {error}")
+    except MisconfigurationException as error:  # by which Lightning refuses a setting, at whatever moment
+        sys.exit(f"veto-pl: the settings do not go together. Lightning says: {shown(error, 500)}")
 
 
 if __name__ == "__main__":

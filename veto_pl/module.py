@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import lightning as L
 import torch
@@ -13,7 +13,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 from transformers import PreTrainedTokenizerBase
@@ -26,12 +26,19 @@ from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric
 from veto_pl.metrics.rollouts import rollout_numbers
 from veto_pl.models.assemble import load_models, load_tokenizer
 from veto_pl.nonfinite import NonFiniteSteps
+from veto_pl.optimizers import default_optimizer, set_rate, start_from
 from veto_pl.randomness import global_draws
 from veto_pl.rollouts import Sampling
 from veto_pl.schedules import Constant, scheduled_values
 from veto_pl.seams import ModelSource, Objective, RolloutSource, Schedule, TokenizerSource
 from veto_pl.types import Models, PromptBatch, Rollouts, Sequences, Step
+from veto_pl.whereabouts import no_module_in, say_where_weights_are
 from veto_pl.window import Window
+
+
+def unlimited() -> float:
+    """No budget ends the run."""
+    return math.inf
 
 
 class DistillationModule(L.LightningModule):
@@ -62,7 +69,7 @@ class DistillationModule(L.LightningModule):
         student: ModelSource,
         teacher: ModelSource | None = None,
         tokenizer: TokenizerSource | None = None,
-        optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=1e-5, weight_decay=0.0),
+        optimizer: OptimizerCallable = default_optimizer,
         lr_schedule: Schedule = Constant(1.0),
         evaluation: Sampling = Sampling(temperature=0.0),
         metrics: list[CompletionMetric | TokenMetric | MetricFamily] | None = None,
@@ -94,7 +101,8 @@ class DistillationModule(L.LightningModule):
         self.validation_metrics = validation_metrics(metrics, evaluation, with_teacher=teacher is not None)
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self.logged: dict[str, float] = {}
-        self.horizon: Callable[[], float] = lambda: math.inf
+        self.horizon: Callable[[], float] = unlimited
+        self._rate: float | None = None
         self._non_finite = NonFiniteSteps(skip_limit)
         self._window: Window | None = None
 
@@ -104,6 +112,11 @@ class DistillationModule(L.LightningModule):
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.student_source, self.tokenizer_source)
         return self._tokenizer
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuses: a checkpoint holds weights, and must not name the classes that a module is made of."""
+        raise no_module_in(checkpoint_path)
 
     def configure_model(self) -> None:
         """Loads the models, once, and puts the teacher where the student will be; on the meta device only shapes."""
@@ -129,6 +142,8 @@ class DistillationModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over the trained parameters, and its schedule per step."""
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        if self._rate is not None:
+            set_rate(optimizer, self._rate)
         schedule = LambdaLR(optimizer, lambda step: self.lr_schedule(step, self._total_steps()))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -184,9 +199,14 @@ class DistillationModule(L.LightningModule):
         """The student's completions as rows of prompt, completion, reference and reward."""
         return Evaluation.sample(batch, self._models, self.evaluation, self._step(batch_idx)).rows()
 
-    def on_fit_start(self) -> None:
-        """Begins the first window."""
+    def on_train_start(self) -> None:
+        """Begins the first window; a search for a batch size or a learning rate trains several times."""
         self._window = Window(self.trainer)
+        self.student.train()  # a search during a validation leaves it in evaluation mode
+
+    def on_fit_end(self) -> None:
+        """Says where the weights are if they are in processes that end with the fit."""
+        say_where_weights_are(self.trainer)
 
     def on_train_batch_start(self, *args: Any) -> None:
         """Tells the window."""
@@ -208,9 +228,20 @@ class DistillationModule(L.LightningModule):
         self._non_finite.in_a_row = checkpoint.get("veto_pl_skipped_in_a_row", 0)
 
     @property
+    def lr(self) -> float | None:
+        """The learning rate that replaces the optimizer's own; None for that. Lightning's finder sets it."""
+        return self._rate
+
+    @lr.setter
+    def lr(self, rate: float | None) -> None:
+        self._rate = rate
+        for config in () if rate is None or self._trainer is None else self.trainer.lr_scheduler_configs:
+            start_from(cast(LambdaLR, config.scheduler), rate)
+
+    @property
     def window(self) -> Window:
         """The micro-batches since the last optimizer step."""
-        assert self._window is not None, "Lightning calls `on_fit_start` before any step"
+        assert self._window is not None, "Lightning calls `on_train_start` before any step"
         return self._window
 
     @property

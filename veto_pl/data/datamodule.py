@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from veto_pl.data.collate import Collator, Encoded
+from veto_pl.data.epoch import check_epoch
 from veto_pl.data.overlong import Overlong, fit_prompts
 from veto_pl.data.sampler import RankSampler, even_batches
 from veto_pl.data.splits import check_sizes
@@ -150,7 +151,10 @@ class PromptDataModule(LightningDataModule):
             )
         self._order = RankSampler(len(rows), rank, world_size, self.seed, self.shuffle, even=True)
         self._start = (0, 0, 0)
-        return self._loader(rows, self._order, batch_size=self.batch_size)
+        loader = self._loader(rows, self._order, batch_size=self.batch_size)
+        if self.trainer is not None:
+            check_epoch(self.trainer, len(loader))
+        return loader
 
     def row_after(self, epoch: int, batches: int) -> int:
         """The row of the epoch's global order that follows the first `batches` batches of all ranks."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from veto_pl.data.jsonl import OnBadRow, read_examples
+from veto_pl.data.jsonl import OnBadRow, check_format, read_examples
 from veto_pl.data.rewards import NoReward
 from veto_pl.data.splits import check_sizes, check_stop, pick
 from veto_pl.seams import Reward, Task
@@ -28,7 +28,7 @@ class JsonLines(Task):
         stop: strings that end a completion, beside those of `Sampling.stop`.
 
     Raises:
-        ConfigurationError: a number is negative, or a stop string empty.
+        ConfigurationError: a number is negative, a stop string empty, or a file of another format.
         DataError: for a file that cannot be read, or a bad row, named as `file:line: field`.
     """
 
@@ -45,6 +45,8 @@ class JsonLines(Task):
     def __post_init__(self) -> None:
         check_sizes("JsonLines", limit=self.limit)
         check_stop("JsonLines", self.stop)
+        for split in ("train", "validation", "test"):
+            check_format(f"JsonLines.{split}", getattr(self, split))
 
     def load(self, split: str) -> Sequence[Example]:
         """The rows of the split's file; none where it has no file."""
