@@ -100,8 +100,14 @@ def _decided_elsewhere(content: dict[str, Any], derived: Mapping[str, str]) -> I
     for path, source in derived.items():
         group, _, name = path.partition(".")
         settings = content.get(group)
-        if isinstance(settings, dict) and name in settings and settings[name] != content.get(source):
-            yield Mistake(path, f"`{shown(settings[name])}`", f"nothing, for `{source}` decides it", "Set that one.")
+        given = isinstance(settings, dict) and name in settings
+        if given and (source not in content or settings[name] != content[source]):
+            yield Mistake(
+                path,
+                "nothing" if settings[name] is None else f"`{shown(settings[name])}`",
+                f"nothing, for `{source}` decides it",
+                "Set that one.",
+            )
 
 
 def reason(error: Exception) -> str:

@@ -233,9 +233,10 @@ class DistillationModule(L.LightningModule):
         return self._rate
 
     @lr.setter
-    def lr(self, rate: float | None) -> None:
+    def lr(self, rate: float) -> None:
+        """Also changes the rate of a schedule that runs already."""
         self._rate = rate
-        for config in () if rate is None or self._trainer is None else self.trainer.lr_scheduler_configs:
+        for config in () if self._trainer is None else self.trainer.lr_scheduler_configs:
             start_from(cast(LambdaLR, config.scheduler), rate)
 
     @property

@@ -24,6 +24,7 @@ __all__ = ["Setup", "check", "check_values"]
 Check = Callable[[Setup], Iterator[Mistake]]
 ALWAYS: tuple[Check, ...] = (
     numbers.of_the_trainer,
+    numbers.of_the_data,
     numbers.of_the_callbacks,
     the_trainer.strategy,
     the_trainer.distributed_sampler,

@@ -16,6 +16,9 @@ from veto_pl.mistakes import Mistake
 PROCESSES = 2**16
 """More processes than any run has; their numbers are handled in 32 bits."""
 
+ROWS = 2**31
+"""More rows than any batch has."""
+
 
 @dataclass(frozen=True)
 class Allowed:
@@ -78,6 +81,13 @@ TRAINER = {
 }
 """Every argument of the trainer that can be a number."""
 
+DATA = {
+    "batch_size": Allowed(1, ROWS),
+    "validation_batch_size": Allowed(1, ROWS),
+    "num_workers": Allowed(0, PROCESSES),
+}
+"""Attributes of the data module that the loader cannot take at any size."""
+
 CALLBACKS = {"patience": Allowed(0), "min_delta": Allowed(0, whole=False, remedy="It is the least improvement.")}
 """Attributes of callbacks that are numbers."""
 
@@ -94,6 +104,12 @@ def of_the_trainer(setup: Setup) -> Iterator[Mistake]:
         yield Mistake(f"trainer.{name}", "0", "more", f"Without rows `{setup.stage}` has nothing to do.")
     if setup.stage == "fit":
         yield from _time(setup.trainer)
+
+
+def of_the_data(setup: Setup) -> Iterator[Mistake]:
+    """Sizes that no loader could take."""
+    for name, allowed in DATA.items():
+        yield from _compared(getattr(setup.data, name), allowed, f"data.{name}")
 
 
 def of_the_callbacks(setup: Setup) -> Iterator[Mistake]:
