@@ -5,7 +5,7 @@ import math
 import typing
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from veto_pl import cli
@@ -15,6 +15,13 @@ from veto_pl.plugins import load_plugins
 from .conftest import changed, tiny_config
 
 HOSTILE = (-1, 0, 0.5, math.nan, math.inf, -math.inf, 1e308, 2**70, -(2**70), True, "", None)
+
+
+RUNS = {
+    "deadline": None,
+    "phases": (Phase.explicit, Phase.reuse, Phase.generate),  # a command is dear, and its inputs are small as they are
+    "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+}
 
 
 class Loaded(BaseException):
@@ -108,7 +115,7 @@ def _optional(path):
 
 
 @given(st.sampled_from(SETTINGS), st.sampled_from(HOSTILE))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=24, **RUNS)
 def test_a_number_is_refused_by_path_and_value_or_meant(outcome, path, value):
     judge(path, value, outcome(path, value))
 
@@ -150,7 +157,7 @@ DIMENSIONS = st.sampled_from(["vocab_size", "hidden_size", "num_hidden_layers", 
 
 
 @given(DIMENSIONS, st.integers(-(2**40), 0))
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, **RUNS)
 def test_a_model_without_ids_layers_or_width_is_refused(outcome, name, value):
     message = outcome(f"model.student.init_args.dimensions.{name}", value)
     assert f"`model.student`: given `{name}: {value}`" in message
@@ -158,7 +165,7 @@ def test_a_model_without_ids_layers_or_width_is_refused(outcome, name, value):
 
 
 @given(st.integers(max_value=-1) | st.integers(2**32) | st.booleans() | st.none())
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, **RUNS)
 def test_a_seed_that_is_none_is_refused(outcome, seed):
     assert "`seed_everything`: given " in outcome("seed_everything", seed)
 
