@@ -77,7 +77,9 @@ def outcome(tmp_path_factory):
 
 def spellings(value):
     """How messages write a value."""
-    return {"None": ("nothing", "none"), "": ("``", "''")}.get(str(value), (str(value).lower(),))
+    if value in (None, ""):
+        return ("nothing", "none", "``", "''")
+    return (str(value).lower(), str(float(value)))
 
 
 def judge(path, value, message):

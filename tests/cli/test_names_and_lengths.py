@@ -73,7 +73,7 @@ def test_monitors_of_what_is_measured_are_accepted(built):
     for name in (*(f"validation/{metric}" for metric in built[0].validation_metrics), "train/kl", "lr-AdamW"):
         checks.check(*built, {}, callbacks={"checkpoint": EarlyStopping(monitor=name)})
         if name.startswith("validation/"):
-            with pytest.raises(ConfigurationError, match="`trainer.limit_val_batches`: given 0"):
+            with pytest.raises(ConfigurationError, match=r"`trainer.limit_val_batches`: given 0"):
                 checks.check(*built, {"limit_val_batches": 0}, callbacks={"checkpoint": EarlyStopping(monitor=name)})
 
 
@@ -162,9 +162,7 @@ def test_what_a_class_says_comes_with_the_path(case, callbacks):
 
 @pytest.mark.parametrize("alphabet", ["", "aa"])
 def test_the_sentence_of_a_class_of_ours_comes_alone(alphabet, callbacks):
-    with pytest.raises(
-        ConfigurationError, match=r"^`model.tokenizer.init_args.alphabet`: `CharacterTokenizer.alphabet`"
-    ):
+    with pytest.raises(ConfigurationError, match=r"^`model.tokenizer.init_args.alphabet`: `CharacterTokenizer.alph"):
         callbacks({"model.tokenizer.init_args.alphabet": alphabet})
 
 
@@ -182,13 +180,10 @@ def test_a_fault_is_no_refusal():
     assert cli.explained_refusal(caught.value, {}, {}) is None
 
 
-@given(
-    st.sampled_from(["parquet", "csv", "tsv", "arrow", "txt", "CSV"]), st.sampled_from(["train", "validation", "test"])
-)
+@pytest.mark.parametrize("ending", ["parquet", "csv", "tsv", "arrow", "txt", "CSV"])
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_files_of_other_formats_are_refused_with_the_way_to_convert_them(ending, split):
-    with pytest.raises(
-        ConfigurationError, match=rf"`JsonLines.{split}` .*got rows.{ending}. Convert it once: `datasets"
-    ):
+    with pytest.raises(ConfigurationError, match=rf"`JsonLines.{split}` .*got rows.{ending}. Convert it once: `data"):
         JsonLines(**{"train": "rows.jsonl.gz", split: f"rows.{ending}"})
 
 

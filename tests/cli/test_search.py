@@ -16,7 +16,7 @@ from veto_pl.objectives import SFT
 from veto_pl.schedules import Linear
 from veto_pl.testing.tiny import tiny_source
 
-from .cli.conftest import TINY_MODEL, WORDS
+from .conftest import TINY_MODEL, WORDS
 
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
 
@@ -78,11 +78,8 @@ def test_a_rate_that_is_set_during_a_run_changes_its_schedule(parts, tmp_path):
 def test_a_module_can_be_sent_to_another_process():
     module = DistillationModule(SFT(), tiny_source())
     sent = pickle.loads(pickle.dumps(module))
-    assert (sent.objective, sent.student_source, sent.horizon()) == (
-        module.objective,
-        module.student_source,
-        float("inf"),
-    )
+    assert (sent.objective, sent.student_source) == (module.objective, module.student_source)
+    assert sent.horizon() == module.horizon()
 
 
 @pytest.mark.slow
