@@ -38,7 +38,7 @@ BYTES = "latin-1"
 _NAME = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*\.(?:json|txt|model|jinja|tiktoken|spm|bpe|codes|vocab|py)")
 
 
-def described(module: DistillationModule) -> dict[str, bytes] | None:
+def described(module: DistillationModule) -> dict[str, str] | None:
     """Return the files of a run's student; None, with a warning, where it cannot be saved: no run ends for it."""
     try:
         assert module.models is not None, "models are loaded before anything is saved"

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
@@ -31,17 +32,19 @@ from veto_pl.callbacks import (
 )
 from veto_pl.callbacks.checkpoints import resume_path
 from veto_pl.checkpoint_place import check_checkpoint
-from veto_pl.checks import check
+from veto_pl.checks import check, check_values
 from veto_pl.commands import COMMANDS
+from veto_pl.compact_parser import ROOTS, CompactParser
 from veto_pl.config_files import check_files
 from veto_pl.data import PromptDataModule
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.logs import Events, MetricsFile, journals, made_in
 from veto_pl.mistakes import nearest, shown
 from veto_pl.module import DistillationModule
-from veto_pl.parser_errors import explained, placed
-from veto_pl.parsing import strict_parsing
+from veto_pl.monitors import Monitors
+from veto_pl.parsing import plain, strict_parsing
 from veto_pl.plugins import load_plugins
+from veto_pl.refusals import REFUSALS, explained_refusal
 from veto_pl.run_config import RunConfig
 from veto_pl.run_folder import RunFolder, RunTrainer
 from veto_pl.streams import lasting_output
@@ -51,60 +54,19 @@ each seam), `veto-pl export` (a checkpoint as a Hugging Face folder), `veto-pl r
 `veto-pl cache-teacher` (a teacher's scores on disk), `veto-pl plan` (the memory and arithmetic of a run), `veto-pl
 compare` (objectives at equal budget, over seeds), `veto-pl judge` (whose answers a judge prefers) and `veto-pl explain`
 (a picture of an objective)."""
-LINE = 110
 TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
     "use_distributed_sampler": False,
     "log_every_n_steps": 1,
     "gradient_clip_val": 1.0,
-    "callbacks": [PredictionFile()],
+    "callbacks": [PredictionFile(), Monitors()],
 }
 
 
-ROOTS: dict[str, type | None] = {
-    "model": DistillationModule,
-    "data": PromptDataModule,
-    "trainer": Trainer,
-    "checkpoint": Checkpoints,
-    "samples": SampleTable,
-    "diagnostics": Diagnostics,
-    "guards": Guards,
-    "export": Export,
-    "answers": Answers,
-    "budget": Budget,
-    "progress": DistillationProgress,
-} | dict.fromkeys(("seed_everything", "run_dir", "validate_first", "ckpt_path", "weights_only"))
-"""What a configuration may hold, and the classes that stand behind it."""
-
-
-class CompactDumper(yaml.SafeDumper):
-    """Writes mappings and lists in lines, not one entry per line, where they are short or hold plain values only."""
-
-    def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> yaml.MappingNode:
-        """Flow style for what is short or flat, block style for the rest."""
-        flat = not any(isinstance(value, dict | list) for value in mapping.values())
-        return super().represent_mapping(tag, mapping, flow_style=flat or len(str(mapping)) < LINE)
-
-    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
-        """Flow style for what is short."""
-        return super().represent_sequence(tag, sequence, flow_style=len(str(sequence)) < LINE)
-
-
-class CompactParser(LightningArgumentParser):
-    """Prints configurations so compactly that an algorithm fits on a screen, and mistakes in them in a sentence."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises `ConfigurationError` with the place, what was given and what was expected, instead of the usage."""
-        if not self.exit_on_error:  # a parser inside another one, which adds where it was
-            super().error(message, ex)
-        raise explained(message, ROOTS) from ex
-
-    def dump(self, *args: Any, **kwargs: Any) -> str:
-        """The configuration as YAML; comments at its head are kept."""
-        text: str = super().dump(*args, **kwargs)
-        header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
-        body: str = yaml.dump(yaml.safe_load(text), Dumper=CompactDumper, sort_keys=False, width=LINE)
-        return header + body
+SWITCHES = {"enable_progress_bar": ProgressBar, "enable_checkpointing": Checkpoint}
+"""Settings of the trainer that switch off a kind of callback."""
+SEEDED = ("model.seed", "data.seed")
+"""What `seed_everything` sets."""
 
 
 class VetoCLI(LightningCLI):
@@ -153,14 +115,16 @@ class VetoCLI(LightningCLI):
         parser.add_lightning_class_args(Answers, "answers")
         parser.add_lightning_class_args(Budget, "budget")
         parser.add_lightning_class_args(DistillationProgress, "progress")
-        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        for target in SEEDED:
+            parser.link_arguments("seed_everything", target, compute_fn=lambda seed: int(seed or 0))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses so that a class that replaces another inherits none of its values."""
-        check_files(sys.argv[1:] if args is None else args, [name for name, cls in ROOTS.items() if cls is not None])
+        groups = [name for name, cls in ROOTS.items() if cls is not None]
+        check_files(sys.argv[1:] if args is None else args, groups, dict.fromkeys(SEEDED, "seed_everything"))
         with strict_parsing():
-            self.config = parser.parse_args(args)
+            self.config = plain(parser.parse_args(args))
+        check_values(self.config.get(self.config.get("subcommand") or "", self.config).as_dict(), ROOTS)
 
     def _parse_ckpt_path(self) -> None:
         """Looks whether there is a checkpoint; Lightning would let the file say what is built and called."""
@@ -181,8 +145,11 @@ class VetoCLI(LightningCLI):
         """Builds what the configuration describes; the error of a class that refuses a setting names its path."""
         try:
             super().instantiate_classes()
-        except ConfigurationError as error:
-            raise placed(error, self.config.get(str(self.subcommand), self.config).as_dict()) from error
+        except REFUSALS as error:
+            config = self.config.get(str(self.subcommand), self.config).as_dict()
+            if (refusal := explained_refusal(error, config, ROOTS)) is None:
+                raise
+            raise refusal from error
 
     def after_instantiate_classes(self) -> None:
         """Hands the module its own configuration, for checkpoints and model cards."""
@@ -209,8 +176,6 @@ class VetoCLI(LightningCLI):
         kwargs["default_root_dir"] = run_dir
         if trainer.get("logger") in (None, True):
             kwargs.setdefault("logger", _default_loggers(run_dir))
-        if self.subcommand is not None:
-            check(self.model, self.datamodule, trainer.as_dict(), self.subcommand)
         with _refusals_of_the_trainer():
             built = super().instantiate_trainer(**kwargs)
         built.callbacks.insert(0, self._folder)  # type: ignore[attr-defined]
@@ -218,6 +183,20 @@ class VetoCLI(LightningCLI):
             self._folder.claim()
             self._at_end.callback(self._folder.release)
         return built
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """Checks settings and callbacks together; a callback that the trainer is told to do without is left out."""
+        chosen = config.get("callbacks") or []
+        chosen = chosen if isinstance(chosen, list) else [chosen]
+        keys = self._parser(self.subcommand).callback_keys
+        own = dict(zip(keys, callbacks, strict=True))
+        if self.subcommand is not None:
+            given = {f"trainer.callbacks.{i}.init_args": callback for i, callback in enumerate(chosen)}
+            check(self.model, self.datamodule, config, self.subcommand, given | own)
+        unwanted = [kind for name, kind in SWITCHES.items() if config.get(name) is False]
+        unwanted += [ProgressBar for callback in chosen if isinstance(callback, ProgressBar)]
+        kept = [callback for callback in callbacks if not isinstance(callback, tuple(unwanted))]
+        return super()._instantiate_trainer(config, kept)
 
 
 @contextmanager
@@ -268,6 +247,19 @@ def leave_out_noise() -> None:
 
 INTERRUPTED = 128 + 2
 """The exit code after Ctrl-C."""
+
+
+def find_classes_here() -> None:
+    """Lets class paths name modules of the current folder, which an installed command would not find.
+
+    The folder comes last, so that no file in it takes the place of a library; where Python was told not to look there
+    (`-P`, `PYTHONSAFEPATH`), it stays out.
+    """
+    here = str(Path.cwd())
+    if not getattr(sys.flags, "safe_path", False) and here not in sys.path:
+        sys.path.append(here)
+
+
 TRAINING = ("fit", "validate", "test", "predict")
 
 
@@ -283,6 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; errors that veto_pl raises on purpose end it with their message alone."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     leave_out_noise()
+    find_classes_here()
     with lasting_output():
         _run(given)
 
@@ -297,6 +290,8 @@ def _run(given: list[str]) -> None:
             VetoCLI(given)
     except VetoError as error:
         sys.exit(f"veto-pl: {error}")
+    except MisconfigurationException as error:  # by which Lightning refuses a setting, at whatever moment
+        sys.exit(f"veto-pl: the settings do not go together. Lightning says: {shown(error, 500)}")
     except SystemExit as ended:
         if isinstance(ended.__context__, KeyboardInterrupt):  # which Lightning has turned into an exit with 1
             sys.exit(INTERRUPTED)

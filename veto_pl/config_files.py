@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -14,7 +15,7 @@ from veto_pl.paths import local_path
 NODES = 100_000
 """Entries that a document may have, those that its aliases repeat included."""
 OF_A_CLASS = "init_args"
-"""Below this key, keys may be whole numbers: the arguments of a class may be any mapping."""
+"""In the values below this key, keys may be whole numbers: an argument of a class may be any mapping."""
 
 _MERGE, _TEXT, _WHOLE = (f"tag:yaml.org,2002:{name}" for name in ("merge", "str", "int"))
 
@@ -49,25 +50,28 @@ def check_size(text: str) -> None:
         _check_size(node)
 
 
-def check_files(arguments: Iterable[str], groups: Collection[str] = ()) -> None:
+def check_files(
+    arguments: Iterable[str], groups: Collection[str] = (), derived: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Reads the files that `--config` names, before anything else does.
 
     Args:
         arguments: of the command line.
         groups: keys of a configuration that hold settings of their own.
+        derived: settings in groups that take the value of another one; no file can set them.
 
     Raises:
         ConfigurationError: a file is missing, not a regular file, not UTF-8, not YAML, or not a mapping with keys, or
-            a group in it holds no settings.
+            a group in it holds no settings, or it sets what another setting decides.
     """
     listed = list(arguments)
     for i, argument in enumerate(listed):
         name, equals, value = argument.partition("=")
         if name in ("--config", "-c") and (equals or i + 1 < len(listed)):
-            _check_file(value if equals else listed[i + 1], groups)
+            _check_file(value if equals else listed[i + 1], groups, derived)
 
 
-def _check_file(path: str, groups: Collection[str]) -> None:
+def _check_file(path: str, groups: Collection[str], derived: Mapping[str, str]) -> None:
     file, source = local_path(path), f"--config {shown(path)}"
     if not file.is_file():  # not a folder, and not a pipe that nobody writes to
         kind = "a path that is no regular file" if file.exists() else "a path where there is no file"
@@ -80,7 +84,7 @@ def _check_file(path: str, groups: Collection[str]) -> None:
         given = "an empty file" if content in (None, {}) else f"{type(content).__name__} `{shown(content)}`"
         expected = "a mapping such as `model:`, `data:` and `trainer:`"
         report([Mistake(source, given, expected, "See the files in `configs/`.")])
-    report(_without_settings(content, groups))
+    report([*_without_settings(content, groups), *_decided_elsewhere(content, derived)])
 
 
 def _without_settings(content: dict[str, Any], groups: Collection[str]) -> Iterator[Mistake]:
@@ -90,6 +94,22 @@ def _without_settings(content: dict[str, Any], groups: Collection[str]) -> Itera
         if not isinstance(value, dict | str) or value == "":
             given = "nothing" if value in (None, "") else f"`{shown(value)}`"
             yield Mistake(name, given, "a mapping of settings", "Write them below it, or leave it out.")
+
+
+def _decided_elsewhere(content: dict[str, Any], derived: Mapping[str, str]) -> Iterator[Mistake]:
+    """Settings that would be overwritten without a word."""
+    for path, source in derived.items():
+        group, _, name = path.partition(".")
+        settings = content.get(group)
+        if not isinstance(settings, dict) or name not in settings:
+            continue
+        if source not in content or settings[name] != content[source]:
+            yield Mistake(
+                path,
+                "nothing" if settings[name] is None else f"`{shown(settings[name])}`",
+                f"nothing, for `{source}` decides it",
+                "Set that one.",
+            )
 
 
 def reason(error: Exception) -> str:
@@ -121,17 +141,18 @@ def _check_size(root: yaml.Node) -> None:
 
 
 def _check_keys(root: yaml.Node) -> None:
-    waiting, seen = [(root, False)], set()
+    waiting: list[tuple[yaml.Node, int]] = [(root, 0)]
+    seen: set[tuple[int, int]] = set()
     while waiting:
-        node, inside = waiting.pop()
-        if (id(node), inside) in seen:
+        node, depth = waiting.pop()
+        if (id(node), depth) in seen:
             continue
-        seen.add((id(node), inside))
+        seen.add((id(node), depth))
         if isinstance(node, yaml.MappingNode):
-            _check_mapping(node, inside=inside)
-            waiting += [(value, inside or key.value == OF_A_CLASS) for key, value in node.value]
+            _check_mapping(node, inside=depth > 1)
+            waiting += [(value, min(2, depth + (depth > 0 or key.value == OF_A_CLASS))) for key, value in node.value]
         else:
-            waiting += [(child, inside) for child in _children(node)]
+            waiting += [(child, depth) for child in _children(node)]
 
 
 def _check_mapping(node: yaml.MappingNode, *, inside: bool) -> None:

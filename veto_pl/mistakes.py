@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -63,6 +64,17 @@ def shown(value: object, limit: int = SHOWN) -> str:
     """
     text = " ".join(str(value).split())
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def check_number(setting: str, value: float, least: float, most: float = math.inf) -> None:
+    """Raises `ConfigurationError` for a number outside of its range, which NaN always is.
+
+    Example:
+        >>> check_number("Checkpoints.minutes", 10, 0)
+    """
+    if not least <= value <= most:
+        bound = f"be at least {least:g}" if most == math.inf else f"lie in [{least:g}, {most:g}]"
+        raise ConfigurationError(f"`{setting}` must {bound}, got {value}.")
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
-import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import Optimizer
 from torchmetrics import Metric
 from transformers import PreTrainedTokenizerBase
 
@@ -27,18 +22,20 @@ from veto_pl.fsdp import FullyShard
 from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric
 from veto_pl.metrics.rollouts import rollout_numbers
 from veto_pl.models.assemble import load_models, load_tokenizer
-from veto_pl.models.trainable import check_not_compiled, warn_before_training
+from veto_pl.models.trainable import check_not_compiled
 from veto_pl.nonfinite import NonFiniteSteps
+from veto_pl.optimizers import OptimizedModule, default_optimizer
 from veto_pl.own_errors import OwnErrors
 from veto_pl.randomness import global_draws
 from veto_pl.rollouts import Sampling
 from veto_pl.schedules import Constant, scheduled_values
 from veto_pl.seams import ModelSource, Objective, RolloutSource, Schedule, TokenizerSource
 from veto_pl.types import Models, PromptBatch, Rollouts, Sequences, Step
+from veto_pl.whereabouts import no_module_in, say_where_weights_are
 from veto_pl.window import Window
 
 
-class DistillationModule(OwnErrors, L.LightningModule):
+class DistillationModule(OwnErrors, OptimizedModule):
     """Trains a student by an objective, and validates by letting it answer.
 
     Args:
@@ -66,7 +63,7 @@ class DistillationModule(OwnErrors, L.LightningModule):
         student: ModelSource,
         teacher: ModelSource | None = None,
         tokenizer: TokenizerSource | None = None,
-        optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=1e-5, weight_decay=0.0),
+        optimizer: OptimizerCallable = default_optimizer,
         lr_schedule: Schedule = Constant(1.0),
         evaluation: Sampling = Sampling(temperature=0.0),
         metrics: list[CompletionMetric | TokenMetric | MetricFamily] | None = None,
@@ -74,7 +71,7 @@ class DistillationModule(OwnErrors, L.LightningModule):
         skip_limit: int = 10,
         reference: ModelSource | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, lr_schedule)
         for role, needed, source in (
             ("teacher", objective.needs_teacher, teacher),
             ("reference", objective.needs_reference, reference),
@@ -88,8 +85,6 @@ class DistillationModule(OwnErrors, L.LightningModule):
         self.teacher_source = teacher
         self.reference_source = reference
         self.tokenizer_source = tokenizer
-        self.optimizer = optimizer
-        self.lr_schedule = lr_schedule
         self.evaluation = evaluation
         self.seed = seed
         self.run_config: str | None = None
@@ -98,7 +93,6 @@ class DistillationModule(OwnErrors, L.LightningModule):
         self.validation_metrics = validation_metrics(metrics, evaluation, with_teacher=teacher is not None)
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self.logged: dict[str, float] = {}
-        self.horizon: Callable[[], float] = lambda: math.inf
         self._non_finite = NonFiniteSteps(skip_limit)
         self._window: Window | None = None
 
@@ -108,6 +102,11 @@ class DistillationModule(OwnErrors, L.LightningModule):
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.student_source, self.tokenizer_source)
         return self._tokenizer
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuses: a checkpoint holds weights, and must not name the classes that a module is made of."""
+        raise no_module_in(checkpoint_path)
 
     def configure_model(self) -> None:
         """Loads the models, once, and puts the teacher where the student will be; on the meta device only shapes."""
@@ -130,13 +129,6 @@ class DistillationModule(OwnErrors, L.LightningModule):
         for model in (self.models.teacher, self.models.reference):
             if model is not None and model.shards is None and strategy is not None:
                 model.to(strategy.root_device)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer over the trained parameters, and its schedule per step."""
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
-        warn_before_training(self.student, optimizer)
-        schedule = LambdaLR(optimizer, lambda step: self.lr_schedule(step, self._total_steps()))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
         """Rollout and scoring of one micro-batch. The loss is a sum; `on_before_optimizer_step` divides it."""
@@ -190,9 +182,14 @@ class DistillationModule(OwnErrors, L.LightningModule):
         """The student's completions as rows of prompt, completion, reference and reward."""
         return Evaluation.sample(batch, self._models, self.evaluation, self._step(batch_idx)).rows()
 
-    def on_fit_start(self) -> None:
-        """Begins the first window."""
+    def on_train_start(self) -> None:
+        """Begins the first window; a search for a batch size or a learning rate trains several times."""
         self._window = Window(self.trainer)
+        self.student.train()  # a search during a validation leaves it in evaluation mode
+
+    def on_fit_end(self) -> None:
+        """Says where the weights are if they are in processes that end with the fit."""
+        say_where_weights_are(self.trainer)
 
     def on_train_batch_start(self, *args: Any) -> None:
         """Tells the window."""
@@ -215,13 +212,13 @@ class DistillationModule(OwnErrors, L.LightningModule):
         self._non_finite.in_a_row = checkpoint.get("veto_pl_skipped_in_a_row", 0)
 
     @cached_property
-    def _blueprint(self) -> dict[str, bytes] | None:
+    def _blueprint(self) -> dict[str, str] | None:
         return described(self)  # once: neither architecture nor tokenizer change
 
     @property
     def window(self) -> Window:
         """The micro-batches since the last optimizer step."""
-        assert self._window is not None, "Lightning calls `on_fit_start` before any step"
+        assert self._window is not None, "Lightning calls `on_train_start` before any step"
         return self._window
 
     @property
@@ -229,20 +226,11 @@ class DistillationModule(OwnErrors, L.LightningModule):
         assert self.models is not None, "Lightning calls `configure_model` before any step"
         return self.models
 
-    def _total_steps(self) -> int:
-        total = min(self.trainer.estimated_stepping_batches, self.horizon())
-        if not math.isfinite(total):
-            raise ConfigurationError(
-                "Schedules need the length of the run, but it is unlimited. Set `trainer.max_steps` or "
-                "`trainer.max_epochs`; beside a `budget`, as many as it will never reach."
-            )
-        return int(total)
-
     def _step(self, batch_idx: int) -> Step:
         fitting = self.trainer.training
         return Step(
             index=self.global_step,
-            total=self._total_steps() if fitting else max(self.global_step, 1),
+            total=self.total_steps() if fitting else max(self.global_step, 1),
             # Evaluation draws its own random numbers, so that looking does not change the run.
             seed=self.seed if fitting else -1 - self.seed,
             rank=self.global_rank,

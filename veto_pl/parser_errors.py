@@ -22,7 +22,7 @@ from veto_pl.listing import SEAMS
 from veto_pl.mistakes import Mistake, error_of, nearest, shown
 from veto_pl.plugins import available
 
-_KEY = re.compile(r"""^\s*(?:- )?Parser key ["'](?P<key>[^"']*)["']:?\s*(?P<rest>.*)$""")
+_KEY = re.compile(r"""^\s*(?:- )?(?P<made>Type .* expects .*: )?Parser key ["'](?P<key>[^"']*)["']:?\s*(?P<rest>.*)$""")
 _CLASS = re.compile(r"^\s*(?:- )?Problem with given class_path '(?P<name>[^']*)':?\s*(?P<rest>.*)$")
 _UNKNOWN_CLASS = (
     r"Expected a dot import path string: (?P<given>\S+)",
@@ -39,7 +39,8 @@ _TYPE = (
     r"Expected a (?P<expected>(?!<class 'NoneType'>).+?)\. Got value: (?P<given>.*)",
     r"Expected a (?P<expected>(?!<class 'NoneType'>)(?:typing\.Literal.*|<class .*))",
 )
-_GIVEN = re.compile(r"Given value: (.*)|Got value: (.*)")
+_GIVEN = re.compile(r"Given value: (.*?)(?:\. Got value: .*)?$|Got value: (.*)", re.MULTILINE)
+_NUMBER = re.compile(r"Expected a <class '(?:float|int)'>")
 
 FEW = 16
 """So many names are listed; of more, only the near ones are proposed."""
@@ -72,7 +73,7 @@ class _Place:
             if len(self.path) == 1:
                 self.owner = self.roots.get(key)
             elif key not in ("init_args", "class_path"):
-                self.seams = tuple(_classes(_hints(self.owner).get(key)))
+                self.seams = tuple(classes_in(hints_of(self.owner).get(key)))
                 self.owner = next((cls for cls in self.seams if dataclasses.is_dataclass(cls)), None)
 
     def choose(self, class_path: str) -> None:
@@ -105,7 +106,8 @@ def explained(message: str, roots: Mapping[str, Callable[..., Any] | None]) -> C
     """
     place = _Place(roots)
     reason = _walk(message, place)
-    for patterns, explain in _READERS:
+    readers = _READERS[1:] if not place.seams and _NUMBER.search(reason) else _READERS  # a number, and no class
+    for patterns, explain in readers:
         for pattern in patterns:
             if match := re.search(pattern, reason):
                 return error_of(explain(place, match, reason))
@@ -119,6 +121,7 @@ def _walk(message: str, place: _Place) -> str:
     rest: list[str] = []
     for line in message.splitlines():
         if (key := _KEY.match(line)) and not rest:
+            place.chosen |= key["made"] is not None
             if key["key"] != "config":
                 place.step(key["key"])
             line = key["rest"]
@@ -221,7 +224,7 @@ _READERS: tuple[tuple[tuple[str, ...], Callable[[_Place, re.Match[str], str], li
 )
 
 
-def _hints(owner: Callable[..., Any] | None) -> dict[str, Any]:
+def hints_of(owner: Callable[..., Any] | None) -> dict[str, Any]:
     """The annotations of a class's arguments; none where they cannot be read."""
     if owner is None:
         return {}
@@ -231,55 +234,13 @@ def _hints(owner: Callable[..., Any] | None) -> dict[str, Any]:
         return {}
 
 
-def _classes(annotation: Any) -> Iterator[type]:
+def classes_in(annotation: Any) -> Iterator[type]:
     """The classes that an annotation names, also inside unions, lists and mappings, or as what a function makes."""
     arguments = typing.get_args(annotation)
     if typing.get_origin(annotation) is Callable:
-        yield from _classes(arguments[-1])
+        yield from classes_in(arguments[-1])
     elif typing.get_origin(annotation) in (typing.Union, UnionType, list, tuple, dict):
         for argument in arguments:
-            yield from _classes(argument)
+            yield from classes_in(argument)
     elif inspect.isclass(annotation) and annotation.__module__ != "builtins":
         yield annotation
-
-
-def placed(error: ConfigurationError, config: Mapping[str, Any]) -> ConfigurationError:
-    """Names the path of the setting that a class has refused, where the configuration has one such class.
-
-    Args:
-        error: its message begins with `Class.setting`.
-        config: the configuration as nested mappings.
-    """
-    match = re.match(r"`(?P<cls>[A-Z]\w*)(?:\.(?P<setting>\w+))?`", str(error))
-    if match is None:
-        return error
-    places = [f"{path}.{match['setting']}" if match["setting"] else path for path in _uses(config, match["cls"])]
-    fitting = [place for place in places if _value(config, place) in str(error)] or places
-    return ConfigurationError(f"`{fitting[0]}`: {error}") if fitting else error
-
-
-def _uses(config: Any, name: str, path: str = "") -> Iterator[str]:
-    """Where the arguments of a class stand."""
-    if isinstance(config, list):
-        for i, value in enumerate(config):
-            yield from _uses(value, name, f"{path}.{i}")
-    if not isinstance(config, Mapping):
-        return
-    if str(config.get("class_path", "")).rsplit(".", 1)[-1] == name:
-        yield f"{path}.init_args"
-    if path in _WITHOUT_CLASS_PATH.get(name, ()) or path.rsplit(".", 1)[-1] in _WITHOUT_CLASS_PATH.get(name, ()):
-        yield path
-    for key, value in config.items():
-        yield from _uses(value, name, f"{path}.{key}" if path else str(key))
-
-
-def _value(config: Any, path: str) -> str:
-    for key in path.split("."):
-        config = config[int(key)] if isinstance(config, list) else config.get(key, "")
-        if not isinstance(config, Mapping | list):
-            break
-    return f"got {config}"
-
-
-_WITHOUT_CLASS_PATH = {"Sampling": ("sampling", "evaluation"), "PromptDataModule": ("data",)}
-"""Classes that a configuration does not name, and the keys under which their arguments stand."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -90,6 +91,18 @@ def _discard_all(parser_or_action: Any, previous: Any, value: Any) -> None:
             previous["dict_kwargs"] = {}
 
 
+def plain(value: Any) -> Any:
+    """Returns a parsed value with texts for members of enumerations, which a class may have as a default.
+
+    YAML has no such members, so `config.yaml` could not be written.
+    """
+    if isinstance(value, Namespace):
+        vars(value).update({name: plain(item) for name, item in vars(value).items()})
+    elif isinstance(value, list):
+        return [plain(item) for item in value]
+    return str(value.value) if isinstance(value, Enum) and isinstance(value, str) else value
+
+
 @contextmanager
 def bounded_yaml() -> Iterator[None]:
     """While this is active, no value and no file of a value is read whose aliases multiply without end."""
@@ -97,7 +110,10 @@ def bounded_yaml() -> Iterator[None]:
 
     def load(text: str) -> Any:
         check_size(text)
-        return original(text)
+        try:
+            return original(text)
+        except TypeError:  # it joins the keys of `{0}`, to find that this is a text
+            return text
 
     set_loader("yaml", load, (yaml.YAMLError,))
     try:

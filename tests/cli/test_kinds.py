@@ -8,7 +8,8 @@ import pytest
 from torch import nn
 from torch.optim import Optimizer
 
-from veto_pl.cli import ROOTS, VetoCLI
+from veto_pl.cli import VetoCLI
+from veto_pl.compact_parser import ROOTS
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.listing import SEAMS
 from veto_pl.plugins import available, load_plugins

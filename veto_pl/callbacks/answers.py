@@ -13,8 +13,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from veto_pl.checkpoint_io import beside
 from veto_pl.evaluation import Evaluation
-from veto_pl.exceptions import ConfigurationError, VetoError
+from veto_pl.exceptions import VetoError
 from veto_pl.going_on import WaitingLines
+from veto_pl.mistakes import check_number
 from veto_pl.ranks import gather_on_first
 from veto_pl.run_folder import run_folder
 
@@ -36,8 +37,7 @@ class Answers(L.Callback):
     """
 
     def __init__(self, annotated: int = 8) -> None:
-        if annotated < 0:
-            raise ConfigurationError(f"`Answers.annotated` must be at least 0, got {annotated}.")
+        check_number("Answers.annotated", annotated, 0)
         self.annotated = annotated
         self._folder: Path | None = None
         self._open = ExitStack()

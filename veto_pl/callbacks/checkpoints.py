@@ -23,9 +23,10 @@ from veto_pl.callbacks.before_others import BeforeOthers
 from veto_pl.callbacks.signals import Signals
 from veto_pl.checkpoint_io import AtomicCheckpointIO, OnFailedSave, recover, swap_in
 from veto_pl.data import PromptDataModule
-from veto_pl.exceptions import NonFiniteError
+from veto_pl.exceptions import ConfigurationError, NonFiniteError
 from veto_pl.going_on import going_on
 from veto_pl.logs import journals, positions
+from veto_pl.mistakes import check_number
 from veto_pl.resume import PROGRESS, Course, Point, load_validation, rewind, validates_here, warn_of_differences
 from veto_pl.run_folder import run_folder
 
@@ -50,6 +51,9 @@ class Checkpoints(ModelCheckpoint):
         on_failed_save: what follows where it cannot be written, on a full disk for instance: `warn` and go on with the
             old one in place, or `stop`.
         best: settings of Lightning's `ModelCheckpoint`, for the best ones.
+
+    Raises:
+        ConfigurationError: a number out of range, or best checkpoints without a `monitor`.
     """
 
     def __init__(
@@ -63,6 +67,11 @@ class Checkpoints(ModelCheckpoint):
         **best: Any,
     ) -> None:
         kept = (0 if monitor is None else 1) if save_top_k is None else save_top_k
+        check_number("Checkpoints.every_n_train_steps", 1 if every_n_train_steps is None else every_n_train_steps, 1)
+        check_number("Checkpoints.minutes", minutes, 0)
+        check_number("Checkpoints.save_top_k", kept, -1)
+        if kept > 0 and monitor is None:
+            raise ConfigurationError(f"`Checkpoints.save_top_k` needs a `monitor` that tells the best, got {kept}.")
         super().__init__(
             monitor=monitor, save_top_k=kept, save_last=False, every_n_train_steps=every_n_train_steps, **best
         )

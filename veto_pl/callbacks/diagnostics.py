@@ -15,6 +15,7 @@ from veto_pl.callbacks.guards import Guards
 from veto_pl.checkpoint_io import beside, bring_to_disk
 from veto_pl.going_on import going_on
 from veto_pl.logs import Journal
+from veto_pl.mistakes import check_number
 from veto_pl.nonfinite import FAULTS, faults_file
 
 
@@ -24,12 +25,16 @@ class Diagnostics(L.Callback, Journal):
     It warns, once, when padding rows of the vocabulary hold more than `discarded_mass` of the student's probability.
 
     Args:
-        discarded_mass: probability above which the warning is given.
+        discarded_mass: probability above which the warning is given; 1 for never.
+
+    Raises:
+        ConfigurationError: `discarded_mass` is no probability.
     """
 
     journal = FAULTS
 
     def __init__(self, discarded_mass: float = 0.01) -> None:
+        check_number("Diagnostics.discarded_mass", discarded_mass, 0, 1)
         self.discarded_mass = discarded_mass
         self._faults: Path | None = None
         self._started: float | None = None

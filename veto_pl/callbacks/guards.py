@@ -31,7 +31,7 @@ class Guard:
         action: `warn` once, or `stop` the run; None means what `Guards.action` says.
 
     Raises:
-        ConfigurationError: not exactly one bound, or a number of steps below 1.
+        ConfigurationError: not exactly one bound, one that is not finite, or a number of steps below 1.
     """
 
     metric: str
@@ -48,6 +48,9 @@ class Guard:
                 f"The guard of `{self.metric}` must have one bound, `below` or `above`, got {self.below} and "
                 f"{self.above}."
             )
+        bound = self.below if self.above is None else self.above
+        if bound is None or not math.isfinite(bound):
+            raise ConfigurationError(f"The bound of the guard of `{self.metric}` must be finite, got {bound}.")
         if self.patience < 1 or (self.of_first is not None and self.of_first < 1):
             raise ConfigurationError(
                 f"`patience` and `of_first` of the guard of `{self.metric}` must be at least 1, got {self.patience} "

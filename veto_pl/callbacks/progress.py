@@ -21,6 +21,7 @@ from rich.progress import (
 from rich.text import Text
 
 from veto_pl.clock import PhaseClock
+from veto_pl.mistakes import check_number
 
 SHOWN = {
     "train/loss": "loss",
@@ -36,11 +37,15 @@ class DistillationProgress(ProgressBar):
     On a terminal it is one live line; elsewhere, such as in a log file, a plain line now and then.
 
     Args:
-        lines: plain lines per run where there is no terminal.
+        lines: plain lines per run where there is no terminal; 0 for none.
+
+    Raises:
+        ConfigurationError: `lines` is negative.
     """
 
     def __init__(self, lines: int = 10) -> None:
         super().__init__()
+        check_number("DistillationProgress.lines", lines, 0)
         self.lines = lines
         self._enabled = True
         self._console = Console()
@@ -129,7 +134,7 @@ class DistillationProgress(ProgressBar):
         before = task.completed
         target = before + 1 if completed is None else completed
         self._progress.update(identity, completed=target, shown=shown)
-        if not self._console.is_terminal and name == "train" and task.total:
+        if not self._console.is_terminal and name == "train" and task.total and self.lines:
             every = max(1, int(task.total) // self.lines)
             if target > before and (target % every == 0 or target == task.total):
                 self._console.print(f"step {target:g}/{task.total:g}  {shown}", highlight=False)

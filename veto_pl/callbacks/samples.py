@@ -13,6 +13,7 @@ from veto_pl.checkpoint_io import beside, bring_to_disk
 from veto_pl.evaluation import Evaluation
 from veto_pl.going_on import WaitingLines
 from veto_pl.logs import Journal
+from veto_pl.mistakes import check_number
 from veto_pl.report.run import SAMPLES
 from veto_pl.run_folder import run_folder
 
@@ -24,11 +25,16 @@ class SampleTable(L.Callback, Journal):
         number: completions kept per validation; 0 switches the callback off.
         show: whether they are also printed.
         width: characters of a text that are printed; the file holds all of them.
+
+    Raises:
+        ConfigurationError: a number out of range.
     """
 
     journal = SAMPLES
 
     def __init__(self, number: int = 8, show: bool = True, width: int = 200) -> None:
+        check_number("SampleTable.number", number, 0)
+        check_number("SampleTable.width", width, 1)
         self.number = number
         self.show = show
         self.width = width

@@ -6,25 +6,31 @@ Each check reads a `Setup` and yields what is wrong. All of them run, so that on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
-from veto_pl.checks import models, objective
+from veto_pl.checks import models, monitors, numbers, objective
 from veto_pl.checks import trainer as the_trainer
 from veto_pl.checks.setup import Setup
+from veto_pl.checks.values import check_values
 from veto_pl.data import PromptDataModule
 from veto_pl.mistakes import Mistake, report
 from veto_pl.module import DistillationModule
 
-__all__ = ["Setup", "check"]
+__all__ = ["Setup", "check", "check_values"]
 
 Check = Callable[[Setup], Iterator[Mistake]]
 ALWAYS: tuple[Check, ...] = (
+    numbers.of_the_trainer,
+    numbers.of_the_data,
+    numbers.of_the_callbacks,
     the_trainer.strategy,
     the_trainer.distributed_sampler,
     models.readable_models,
     models.quantised_student,
+    models.positive_sizes,
     models.room_to_answer,
     models.completions_per_prompt,
 )
@@ -41,11 +47,16 @@ FITTING: tuple[Check, ...] = (
     objective.greedy_rollouts,
     objective.monitors,
     objective.use_of_the_models,
+    monitors.names,
 )
 
 
 def check(
-    module: DistillationModule, data: PromptDataModule, trainer: Trainer | Mapping[str, Any], stage: str = "fit"
+    module: DistillationModule,
+    data: PromptDataModule,
+    trainer: Trainer | Mapping[str, Any],
+    stage: str = "fit",
+    callbacks: Mapping[str, Callback] = MappingProxyType({}),
 ) -> None:
     """Runs every check.
 
@@ -54,10 +65,11 @@ def check(
         data: the data module.
         trainer: the trainer, or its settings where it does not exist yet.
         stage: fit, validate, test or predict.
+        callbacks: by the path of their settings.
 
     Raises:
         ConfigurationError: something cannot work; the message names everything that was found.
     """
     settings = the_trainer.settings_of(trainer) if isinstance(trainer, Trainer) else trainer
-    setup = Setup(module, data, settings, stage)
+    setup = Setup(module, data, settings, stage, callbacks)
     report(mistake for one in (*ALWAYS, *(FITTING if stage == "fit" else ())) for mistake in one(setup))

@@ -13,11 +13,17 @@ from veto_pl.objectives import BRTS
 from veto_pl.rollouts import FromCache, FromDataset, Sampling
 from veto_pl.supports import TopK
 
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "max_position_embeddings",
+)  # fmt: skip
+"""Names that transformers gives to sizes of a model that cannot be 0."""
+
 
 def room_to_answer(setup: Setup) -> Iterator[Mistake]:
     """Prompt and answer have to fit into the positions that a model knows."""
     known = {path: getattr(config, "max_position_embeddings", None) for path, config in setup.models.items()}
-    positions, path = min(((n, path) for path, n in known.items() if isinstance(n, int)), default=(None, ""))
+    positions, path = min(((n, path) for path, n in known.items() if isinstance(n, int) and n > 0), default=(None, ""))
     # Of equal ones the shortest name: a text of two writers has the lengths of `sampling`, not of `teacher_sampling`.
     setting, answer = max(_answers(setup), key=lambda known: (known[1], -len(known[0])))
     prompt = setup.data.max_prompt_tokens
@@ -45,11 +51,20 @@ def quantised_student(setup: Setup) -> Iterator[Mistake]:
                       "quantised.")  # fmt: skip
 
 
+def positive_sizes(setup: Setup) -> Iterator[Mistake]:
+    """A model has ids, layers and widths."""
+    for path, config in setup.models.items():
+        aliases = getattr(config, "attribute_map", {})
+        for name in SIZES:
+            value = getattr(config, name, None)
+            if isinstance(value, int) and value < 1:
+                yield Mistake(path, f"`{aliases.get(name, name)}: {value}`", "1 or more", "Correct it.")
+
+
 def top_k(setup: Setup) -> Iterator[Mistake]:
     """Fewer ids than there are can be kept."""
-    rows = [
-        config.vocab_size for config in setup.models.values() if isinstance(getattr(config, "vocab_size", None), int)
-    ]
+    sizes = [getattr(config, "vocab_size", None) for config in setup.models.values()]
+    rows = [size for size in sizes if isinstance(size, int) and size > 0]
     for path, part in setup.parts():
         name, remedy = ("k", ", or use `FullVocabulary`") if isinstance(part, TopK) else ("top_k", "")
         kept = getattr(part, name) if isinstance(part, TopK | BRTS) else 0

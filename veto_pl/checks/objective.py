@@ -84,9 +84,16 @@ def references(setup: Setup) -> Iterator[Mistake]:
 def optimizer(setup: Setup) -> Iterator[Mistake]:
     """The optimizer takes its settings."""
     try:
-        setup.module.optimizer([torch.nn.Parameter(torch.zeros(2, 2))])
+        made = setup.module.optimizer([torch.nn.Parameter(torch.zeros(2, 2))])
     except (TypeError, ValueError, RuntimeError) as error:
         yield Mistake("model.optimizer", shown(error), "settings that the optimizer takes", "Correct them.")
+        return
+    for name, value in made.param_groups[0].items():
+        if isinstance(value, float) and not math.isfinite(value):
+            yield Mistake(f"model.optimizer.init_args.{name}", f"{value}", "a finite number", "Correct it.")
+    if made.param_groups[0].get("lr") == 0:
+        yield Mistake("model.optimizer.init_args.lr", "0", "more than 0", "With it the weights stay as they are.",
+                      fatal=False)  # fmt: skip
 
 
 def greedy_rollouts(setup: Setup) -> Iterator[Mistake]:

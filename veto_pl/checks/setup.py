@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from typing import Any
+
+from lightning.pytorch import Callback
 
 from veto_pl.data import PromptDataModule
 from veto_pl.exceptions import VetoError
@@ -23,12 +25,14 @@ class Setup:
         data: with the task.
         trainer: the trainer's settings by name; what is not known is left out, and not checked.
         stage: fit, validate, test or predict.
+        callbacks: by the path of their settings.
     """
 
     module: DistillationModule
     data: PromptDataModule
     trainer: Mapping[str, Any]
     stage: str = "fit"
+    callbacks: Mapping[str, Callback] = field(default_factory=dict)
 
     def parts(self) -> Iterator[tuple[str, Any]]:
         """Everything that the objective is composed of, with its path in the YAML."""

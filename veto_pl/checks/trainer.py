@@ -8,14 +8,15 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
+from veto_pl.checks.numbers import TRAINER
 from veto_pl.checks.setup import Setup
 from veto_pl.mistakes import Mistake
 from veto_pl.seams import Objective
 
 SCALED = ("16", "16-mixed")
 """Precisions with a gradient scaler."""
-WHOLE = ("bf16-true", "16-true")
-"""Precisions in which Lightning converts modules and batches."""
+PRECISIONS = ("None", "32", "32-true", "bf16", "bf16-mixed", *SCALED)
+"""Those that leave weights and batches as they are; in others Lightning converts both."""
 
 USE = "Use `ddp`, or `fsdp2` where a model does not fit on one device."
 
@@ -26,10 +27,8 @@ def settings_of(trainer: Trainer) -> dict[str, Any]:
         "strategy": trainer.strategy,
         "precision": trainer.precision,
         "devices": trainer.world_size,
-        "accumulate_grad_batches": trainer.accumulate_grad_batches,
-        "max_steps": trainer.max_steps,
-        "max_epochs": trainer.max_epochs,
         "use_distributed_sampler": trainer._accelerator_connector.use_distributed_sampler,
+        **{name: getattr(trainer, name) for name in TRAINER if hasattr(trainer, name)},
     }
 
 
@@ -45,13 +44,16 @@ def strategy(setup: Setup) -> Iterator[Mistake]:
         yield Mistake(
             "trainer.strategy", "`ModelParallelStrategy` (tensor parallel)", "a strategy that is supported", USE
         )
+    if "spawn" in name or getattr(chosen, "_start_method", None) == "spawn":
+        yield Mistake("trainer.strategy", f"`{name}`, whose processes get copies of all objects by pickling",
+                      "a strategy that is supported", "A configured run cannot be pickled. " + USE)  # fmt: skip
     sharded = name == "fsdp2" or isinstance(chosen, ModelParallelStrategy)
     precision = str(setup.trainer.get("precision"))
-    if precision in WHOLE:
+    if precision not in PRECISIONS:
         yield Mistake(
             "trainer.precision", f"`{precision}`", "`32-true`, `bf16-mixed` or `16-mixed`",
-            "Lightning would round the positions' frequencies too. Set `dtype: bfloat16` on the models and leave "
-            "`trainer.precision` out: then weights, gradients and optimizer state are bfloat16.",
+            "Lightning would convert the batches and the positions' frequencies too. Set `dtype: bfloat16` on the "
+            "models and leave `trainer.precision` out: then weights, gradients and optimizer state are bfloat16.",
         )  # fmt: skip
     if sharded and precision in SCALED:
         yield Mistake("trainer.precision", "`16-mixed` with sharded models", "a precision without a gradient scaler",
@@ -66,10 +68,8 @@ def distributed_sampler(setup: Setup) -> Iterator[Mistake]:
 
 
 def accumulation(setup: Setup) -> Iterator[Mistake]:
-    """A window holds micro-batches, and terms with denominators of their own know no loss scale."""
+    """Terms with denominators of their own know no loss scale."""
     windows, terms = setup.trainer.get("accumulate_grad_batches", 1), _terms(setup.module.objective)
-    if windows < 1:
-        yield Mistake("trainer.accumulate_grad_batches", f"{windows}", "1 or more", "Correct it.")
     if windows > 1 and terms > 1 and str(setup.trainer.get("precision")) in SCALED:
         yield Mistake(
             "trainer.accumulate_grad_batches",

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from veto_pl.data.collate import Collator
 from veto_pl.data.encoding import Batches, EncodedRows, encode_rows
+from veto_pl.data.epoch import check_epoch
 from veto_pl.data.fingerprints import fingerprint
 from veto_pl.data.overlong import Overlong, fit_prompts, fit_stream
 from veto_pl.data.sampler import RankSampler, even_batches
@@ -179,7 +180,10 @@ class PromptDataModule(LightningDataModule):
         shuffle = self.shuffle and not getattr(self.trainer, "overfit_batches", 0)
         self._order = rows.order(*self._place, seed=self.seed, shuffle=shuffle)
         self._start = (0, 0, 0)
-        return self._loader(rows.dataset, self._order, batch_size=self.batch_size)
+        loader = self._loader(rows.dataset, self._order, batch_size=self.batch_size)
+        if self.trainer is not None and isinstance(rows, EncodedRows):
+            check_epoch(self.trainer, len(loader))
+        return loader
 
     def row_after(self, epoch: int, batches: int) -> int:
         """The row of the epoch's global order that follows the first `batches` batches of all ranks."""

@@ -12,11 +12,19 @@ from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from veto_pl.exceptions import DataError
+from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.paths import local_path
 from veto_pl.types import Example
 
 OnBadRow = Literal["error", "skip"]
+_OTHER_FORMATS = {
+    ".parquet": "from_parquet",
+    ".csv": "from_csv",
+    ".tsv": "from_csv",
+    ".arrow": "from_file",
+    ".txt": "from_text",
+}
+"""How the library `datasets` reads files of other formats."""
 LONGEST_LINE = 2**26
 """Bytes of a row; more is no row but a file that is not JSON Lines, and would be read into memory as a whole."""
 
@@ -73,6 +81,20 @@ def read_examples(
 ) -> list[Example]:
     """The examples of a `JsonLinesFile` as a list, read at once."""
     return list(JsonLinesFile(path, prompt, completion, on_bad_row, limit))
+
+
+def check_format(setting: str, path: str | None) -> None:
+    """Refuses, by its name, a file of another format, with the way to turn it into JSON Lines.
+
+    Raises:
+        ConfigurationError: the name ends like that of a table, of columns or of plain text.
+    """
+    kind = _OTHER_FORMATS.get(local_path(path or "").suffix.lower())
+    if kind is not None:
+        raise ConfigurationError(
+            f"`{setting}` expected a file of JSON Lines (`.jsonl`, `.jsonl.gz`), got {path}. Convert it once: "
+            f"`datasets.Dataset.{kind}({path!r}).to_json('rows.jsonl')` in Python."
+        )
 
 
 def to_example(row: Any, *, prompt: str, completion: str | None, where: str) -> Example:

@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from veto_pl.cli import CompactParser
+from veto_pl.compact_parser import CompactParser
 from veto_pl.config_files import load, reason
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.explain.page import COLUMNS, charts, number_rows, write_explanation

@@ -59,12 +59,14 @@ class Run:
         """Reads a folder now, so that errors show here; the folder's own name is the default name.
 
         Raises:
-            DataError: if there is no such folder, or a line of a file cannot be read; names file and line.
+            DataError: if there is no such folder, no run in it, or a line that cannot be read; names file and line.
         """
         folder = Path(folder)
         if not folder.is_dir():
             raise DataError(f"`Run.read` needs the folder of a run, got {str(folder)!r}, which is not a folder.")
         run = cls(folder.resolve().name if name is None else name, folder)
+        if run.missing(METRICS) and run.missing(SAMPLES):
+            raise DataError(f"{folder}: expected the folder of a run, with `{METRICS}` or `{SAMPLES}`, got neither.")
         _ = run.curves(), run.samples, run.config
         return run
 

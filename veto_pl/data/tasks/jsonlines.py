@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.data.examples import ExampleStream, Say, StoredExamples, stored
 from veto_pl.data.fingerprints import brief_digest, source_key
-from veto_pl.data.jsonl import JsonLinesFile, OnBadRow
+from veto_pl.data.jsonl import JsonLinesFile, OnBadRow, check_format
 from veto_pl.data.rewards import NoReward
 from veto_pl.data.splits import check_paths, check_sizes, check_stop, pick
 from veto_pl.seams import Reward, Task
@@ -34,7 +34,7 @@ class JsonLines(Task):
         stop: strings that end a completion, beside those of `Sampling.stop`.
 
     Raises:
-        ConfigurationError: a number is negative, or a path or stop string empty.
+        ConfigurationError: a number is negative, a path or stop string empty, or a file of another format.
         DataError: for a file that cannot be read, or a bad row, named as `file:line: field`.
     """
 
@@ -53,6 +53,8 @@ class JsonLines(Task):
         check_sizes("JsonLines", limit=self.limit)
         check_stop("JsonLines", self.stop)
         check_paths("JsonLines", train=self.train, validation=self.validation, test=self.test)
+        for split in ("train", "validation", "test"):
+            check_format(f"JsonLines.{split}", getattr(self, split))
 
     def load(self, split: str) -> Sequence[Example] | ExampleStream:
         """The rows of the split's file; none where it has no file."""
