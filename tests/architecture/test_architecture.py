@@ -131,7 +131,7 @@ PUBLIC = {
     ],
     "veto_pl.callbacks": [
         "Answers", "Budget", "Checkpoints", "Diagnostics", "DistillationProgress", "Export", "ExtrapolationMonitor",
-        "Guard", "Guards", "PredictionFile", "SampleTable",
+        "Guard", "Guards", "PredictionFile", "RunFolder", "SampleTable",
     ],
     "veto_pl.report": ["ResultTable", "Run", "write_report"],
 }  # fmt: skip
