@@ -30,7 +30,7 @@ from veto_pl.callbacks import (
     PredictionFile,
     SampleTable,
 )
-from veto_pl.callbacks.checkpoints import resume_path
+from veto_pl.callbacks.resuming import resume_path
 from veto_pl.checkpoint_place import check_checkpoint
 from veto_pl.checks import check, check_values
 from veto_pl.commands import COMMANDS

@@ -25,7 +25,6 @@ from veto_pl.models.assemble import load_models, load_tokenizer
 from veto_pl.models.trainable import check_not_compiled
 from veto_pl.nonfinite import NonFiniteSteps
 from veto_pl.optimizers import OptimizedModule, default_optimizer
-from veto_pl.own_errors import OwnErrors
 from veto_pl.randomness import global_draws
 from veto_pl.rollouts import Sampling
 from veto_pl.schedules import Constant, scheduled_values
@@ -35,7 +34,7 @@ from veto_pl.whereabouts import no_module_in, say_where_weights_are
 from veto_pl.window import Window
 
 
-class DistillationModule(OwnErrors, OptimizedModule):
+class DistillationModule(OptimizedModule):
     """Trains a student by an objective, and validates by letting it answer.
 
     Args:

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.trainable import warn_before_training
+from veto_pl.own_errors import OwnErrors
 from veto_pl.seams import Schedule
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def unlimited() -> float:
     return math.inf
 
 
-class OptimizedModule(L.LightningModule):
+class OptimizedModule(OwnErrors, L.LightningModule):
     """A module whose optimizer is made by `optimizer`, at a rate that `lr_schedule` multiplies at every step.
 
     Args:

@@ -174,10 +174,7 @@ class Template(ABC):
         """The prompt's text, ready to be tokenised without special tokens being added."""
 
     def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
-        """The Jinja chat template that makes the same text of a user's message, for exports.
-
-        None where a message alone does not make a prompt, or nobody has said how. The export then has no chat template.
-        """
+        """The Jinja chat template that makes this text of a user's message, for exports; None for no template."""
         return None
 
 
@@ -207,11 +204,7 @@ class Judge(ABC):
 
     @abstractmethod
     def __call__(self, example: Example, first: str, second: str) -> float:
-        """1.0 where the first is better, 0.0 where the second is, 0.5 for a tie.
-
-        Raises:
-            NoVerdictError: it cannot decide.
-        """
+        """1.0 where the first is better, 0.0 where the second is, 0.5 for a tie; else raises `NoVerdictError`."""
 
 
 class ModelSource(ABC):

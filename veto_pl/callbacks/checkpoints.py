@@ -307,17 +307,3 @@ class Checkpoints(ModelCheckpoint):
         recover(self._last)
         requeued = trainer._checkpoint_connector._hpc_resume_path if SLURMEnvironment.detect() else None
         return super()._find_last_checkpoints(trainer) | ({requeued} if requeued else set())
-
-
-def resume_path(trainer: L.Trainer, given: str | None) -> str | None:
-    """The checkpoint that a fit starts from, None for a fresh start: `last` is fresh where there is none yet."""
-    connector = trainer._checkpoint_connector
-    if given is None and SLURMEnvironment.detect():
-        return connector._hpc_resume_path
-    if given != "last":
-        return given
-    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, Checkpoints)]
-    found = {path for callback in callbacks for path in callback._find_last_checkpoints(trainer)}
-    if not found:
-        rank_zero_info("`--ckpt_path last`: there is no checkpoint yet, so the run starts afresh.")
-    return max(found, key=lambda path: Path(path).stat().st_mtime, default=None)
