@@ -14,6 +14,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.models.assemble import load_student, load_tokenizer
@@ -29,7 +32,22 @@ BLUEPRINT = "veto_pl_student"
 """The key under which a checkpoint holds the files, by their names."""
 BYTES = "latin-1"
 """A character for each byte: PyTorch reads any text with `weights_only`, and bytes not always."""
+_DESCRIBED: WeakKeyDictionary[PreTrainedModel, dict[str, str] | None] = WeakKeyDictionary()
 _NAME = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*\.(?:json|txt|model|jinja|tiktoken|spm|bpe|codes|vocab|py)")
+
+
+def described(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str] | None:
+    """Return the files for the checkpoints of a run, where neither changes: they are written once.
+
+    Where they cannot be written the run does not end: it warns, and the description is None.
+    """
+    if model not in _DESCRIBED:
+        try:
+            _DESCRIBED[model] = drawn(model, tokenizer)
+        except Exception as error:  # whatever a third party's `save_pretrained` raises
+            rank_zero_warn(f"Checkpoints do not describe the student, for it cannot be saved: {error}")
+            _DESCRIBED[model] = None
+    return _DESCRIBED[model]
 
 
 def drawn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

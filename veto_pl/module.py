@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
@@ -20,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 from transformers import PreTrainedTokenizerBase
 
-from veto_pl.blueprint import BLUEPRINT, drawn
+from veto_pl.blueprint import BLUEPRINT, described
 from veto_pl.clock import PhaseClock
 from veto_pl.evaluation import Evaluation, computed, validation_metrics
 from veto_pl.exceptions import ConfigurationError
@@ -201,7 +199,7 @@ class DistillationModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what an export needs; the configuration, as YAML; what rollout sources remember; the steps left out."""
-        checkpoint[BLUEPRINT] = self._blueprint
+        checkpoint[BLUEPRINT] = described(self._models.student.model, self.tokenizer)
         checkpoint["veto_pl_config"] = self.run_config
         checkpoint["veto_pl_memories"] = self._models.memories.states()
         checkpoint["veto_pl_skipped_in_a_row"] = self._non_finite.in_a_row
@@ -210,15 +208,6 @@ class DistillationModule(L.LightningModule):
         """Gives rollout sources their memories back, and goes on counting the steps that are left out in a row."""
         self._models.memories.restore(checkpoint.get("veto_pl_memories", []))
         self._non_finite.in_a_row = checkpoint.get("veto_pl_skipped_in_a_row", 0)
-
-    @cached_property
-    def _blueprint(self) -> dict[str, str] | None:
-        """Drawn once: neither architecture nor tokenizer change. A run does not end because it cannot be."""
-        try:
-            return drawn(self._models.student.model, self.tokenizer)
-        except Exception as error:  # whatever a third party's `save_pretrained` raises
-            rank_zero_warn(f"Checkpoints do not describe the student, for it cannot be saved: {error}")
-            return None
 
     @property
     def window(self) -> Window:
