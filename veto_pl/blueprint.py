@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -35,17 +36,23 @@ BLUEPRINT = "veto_pl_student"
 """The key under which a checkpoint holds the files, by their names."""
 BYTES = "latin-1"
 """A character for each byte: PyTorch reads any text with `weights_only`, and bytes not always."""
+_DESCRIBED: WeakKeyDictionary[PreTrainedModel, dict[str, str] | None] = WeakKeyDictionary()
 _NAME = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*\.(?:json|txt|model|jinja|tiktoken|spm|bpe|codes|vocab|py)")
 
 
 def described(module: DistillationModule) -> dict[str, str] | None:
-    """Return the files of a run's student; None, with a warning, where it cannot be saved: no run ends for it."""
-    try:
-        assert module.models is not None, "models are loaded before anything is saved"
-        return drawn(module.models.student.model, exported_tokenizer(module))
-    except Exception as error:  # whatever a third party's `save_pretrained` raises
-        rank_zero_warn(f"Checkpoints do not describe the student, for it cannot be saved: {error}")
-        return None
+    """Return the files for the checkpoints of a run, whose student and tokenizer do not change: they are written once.
+
+    Where they cannot be written the run does not end: it warns, and the description is None.
+    """
+    model = module.student.model
+    if model not in _DESCRIBED:
+        try:
+            _DESCRIBED[model] = drawn(model, exported_tokenizer(module))
+        except Exception as error:  # whatever a third party's `save_pretrained` raises
+            rank_zero_warn(f"Checkpoints do not describe the student, for it cannot be saved: {error}")
+            _DESCRIBED[model] = None
+    return _DESCRIBED[model]
 
 
 def exported_tokenizer(module: DistillationModule) -> PreTrainedTokenizerBase:

@@ -63,8 +63,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(path, map_location)
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Removes a checkpoint, unless the one that was to replace it could not be written."""
-        if self.failure is None:
+        """Removes a checkpoint, unless the one that was to replace it could not be written.
+
+        A resumed run has these paths from a file, and Lightning asks only whether they begin with the run's folder.
+        """
+        if self.failure is None and ".." not in Path(path).parts:
             super().remove_checkpoint(path)
 
 

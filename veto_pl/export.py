@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +31,11 @@ STUDENT = "student."
 """What the names of the student's weights begin with in a checkpoint."""
 EARLIER = "A student distilled with veto_pl."
 """What the model card of every export says."""
-KINDS = (".json", ".jinja", ".md", ".model", ".py", ".safetensors", ".txt")
-"""Of the files that exports without checksums consist of."""
+WRITTEN = re.compile(
+    r"(config|generation_config|special_tokens_map|added_tokens|tokenizer|tokenizer_config|vocab)\.json|README\.md|.*\.model"
+    r"|(merges|vocab)\.txt|(additional_chat_templates/)?\w+\.jinja|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
+)
+"""Files of exports that have no checksums."""
 
 
 def export_student(
@@ -93,7 +97,7 @@ def _others(folder: Path) -> list[str]:
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
     sums, card = read_sums(folder), folder / "README.md"
     if sums is None and card.is_file() and EARLIER in card.read_text(encoding="utf-8", errors="replace"):
-        return sorted(name for name in present if Path(name).suffix not in KINDS)
+        return sorted(name for name in present if not WRITTEN.fullmatch(name))
     return sorted(present - {*(sums or {}), SUMS})
 
 
@@ -113,8 +117,7 @@ def export_checkpoint(
     """
     check_checkpoint(str(checkpoint))
     check_folder(folder)
-    settings, read_weights = _read(Path(checkpoint))
-    weights = read_weights()
+    settings, weights = _read(checkpoint)
     if config is not None:
         student, tokenizer = _of_config(config)
     elif settings.get(BLUEPRINT) is None:
@@ -152,11 +155,11 @@ def _fill(student: CausalLM, weights: dict[str, Tensor], checkpoint: str | Path)
         ) from error
 
 
-def _read(checkpoint: Path) -> tuple[Mapping[str, Any], Callable[[], dict[str, Tensor]]]:
-    """The settings beside the weights, and how to get the student's weights."""
+def _read(checkpoint: str | Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+    """The settings beside the weights, and the student's weights."""
     if is_sharded(checkpoint):
-        check_sharded(checkpoint)
-        return plain_values(checkpoint), lambda: read_whole(checkpoint, f"state_dict.{STUDENT}")
+        folder = Path(checkpoint)
+        check_sharded(folder)
+        return plain_values(folder), read_whole(folder, f"state_dict.{STUDENT}")
     state = read_checkpoint(checkpoint)
-    weights = {k.removeprefix(STUDENT): v for k, v in state["state_dict"].items() if k.startswith(STUDENT)}
-    return state, lambda: weights
+    return state, {k.removeprefix(STUDENT): v for k, v in state["state_dict"].items() if k.startswith(STUDENT)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, NoReturn, cast
 
 import torch
@@ -200,7 +199,7 @@ class DistillationModule(OptimizedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what an export needs; the configuration, as YAML; what rollout sources remember; the steps left out."""
-        checkpoint[BLUEPRINT] = self._blueprint
+        checkpoint[BLUEPRINT] = described(self)
         checkpoint["veto_pl_config"] = self.run_config
         checkpoint["veto_pl_memories"] = self._models.memories.states()
         checkpoint["veto_pl_skipped_in_a_row"] = self._non_finite.in_a_row
@@ -209,10 +208,6 @@ class DistillationModule(OptimizedModule):
         """Gives rollout sources their memories back, and goes on counting the steps that are left out in a row."""
         self._models.memories.restore(checkpoint.get("veto_pl_memories", []))
         self._non_finite.in_a_row = checkpoint.get("veto_pl_skipped_in_a_row", 0)
-
-    @cached_property
-    def _blueprint(self) -> dict[str, str] | None:
-        return described(self)  # once: neither architecture nor tokenizer change
 
     @property
     def window(self) -> Window:

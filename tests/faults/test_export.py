@@ -8,6 +8,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -145,9 +146,11 @@ def test_an_export_of_an_earlier_version_is_replaced(tmp_path):
     export(tmp_path / "out", 1)
     assert state(tmp_path / "out") == 1
     (tmp_path / "out" / SUMS).unlink()
-    (tmp_path / "out" / "student.gguf").write_bytes(b"converted")
-    with pytest.raises(ConfigurationError, match=r"holds `student\.gguf`"):
-        check_folder(tmp_path / "out")
+    for name in ("student.gguf", "notes.txt", "scores.json"):
+        (tmp_path / "out" / name).write_text("mine")
+        with pytest.raises(ConfigurationError, match=f"holds `{name}`"):
+            check_folder(tmp_path / "out")
+        (tmp_path / "out" / name).unlink()
     (tmp_path / "out" / "README.md").write_text("A model of another tool.")
     with pytest.raises(ConfigurationError, match="which no export has written"):
         check_folder(tmp_path / "out")
@@ -277,6 +280,20 @@ def test_a_checkpoint_of_an_earlier_version_needs_the_configuration(config_file,
     assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
     with pytest.raises(SystemExit, match=r"--config`: given `.*nowhere.yaml`, a path where there is no file"):
         main(["export", str(path), str(tmp_path / "old"), "--config", str(tmp_path / "nowhere.yaml")])
+
+
+def test_a_run_goes_on_whose_student_cannot_be_described(config_file, tmp_path):
+    """A third party's tokenizer may refuse to be saved, or write what no export would read."""
+
+    def write(self, folder, *args, **kwargs):
+        Path(folder, "vocab.pkl").write_bytes(b"")
+
+    with (
+        patch("transformers.PreTrainedTokenizerFast.save_pretrained", write),
+        pytest.warns(UserWarning, match=r"do not describe the student.* file of an unknown kind, `vocab\.pkl`"),
+    ):
+        fit(config_file, tmp_path, "--trainer.max_steps=1", "--validate_first=false")
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)[BLUEPRINT] is None
 
 
 def test_the_weights_of_another_student_are_named(tmp_path):

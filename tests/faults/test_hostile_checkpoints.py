@@ -23,6 +23,7 @@ from .bad_inputs import MARKER, Bomb
 from .faults import fit
 from .hostile_values import Tripwire, payloads, replaced, strings, structures
 
+BEST = ("--checkpoint.monitor=validation/accuracy", "--checkpoint.mode=max", "--checkpoint.save_top_k=1")
 COMMANDS = ("fit", "validate", "test", "predict")
 
 
@@ -151,6 +152,22 @@ def test_no_entry_of_a_folder_runs_anything_in_a_sharded_run(trained, config_fil
     (told,) = run_ranks(read_hostile_folders, 1, str(tmp_path), config_file, str(trained), wire.marker)
     assert told == [None] * len(told)
     assert len(told) == 11
+
+
+def test_a_path_in_a_file_cannot_have_anything_else_removed(trained, config_file, tmp_path):
+    """Lightning removes what the file calls the worst of the best checkpoints, if the path begins with the folder."""
+    (tmp_path / "thesis").mkdir()
+    fit(config_file, tmp_path / "run", "--trainer.max_steps=1", *BEST)
+    content = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    (state,) = (state for name, state in content["callbacks"].items() if "best_k_models" in state)
+    evil = str(tmp_path / "run" / "checkpoints" / ".." / ".." / "thesis")
+    worst = torch.tensor(-1.0)
+    state |= {"kth_best_model_path": evil, "best_k_models": {evil: worst}, "kth_value": worst, "best_model_path": evil}
+    torch.save(content, tmp_path / "evil.ckpt")
+    command("fit", config_file, tmp_path / "evil.ckpt", tmp_path / "run", *BEST)
+    found = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    assert evil not in str(found), "it was to be removed"
+    assert (tmp_path / "thesis").is_dir()
 
 
 def test_a_table_of_contents_is_read_once(sharded, monkeypatch, tmp_path):
