@@ -189,6 +189,63 @@ def test_a_calculation_is_its_value_and_none_of_its_numbers(formula, frame):
         assert not judged(frame % written, f"#### {other}"), other
 
 
+SAYINGS = [
+    "3x - y + 13 = 0", "(-\\infty, 3]", "\\{1, 2\\}", "2^{10}", "19, 46, \\text{ and } 82", "x \\in [-2, 7]", "(1, 2)",
+    "\\frac{1}{2}x + 3", "x^2 + y^2 = 25", "x + y - z - 3 = 0", "[0, \\pi)", "3:2", "\\{x + 1, \\frac{1}{2}\\}",
+]  # fmt: skip
+
+
+@given(st.sampled_from(SAYINGS), st.data())
+def test_an_answer_equals_itself_however_it_is_spaced(saying, data):
+    tokens = re.findall(r"[0-9]+|\\text\{[^}]*\}|\\[A-Za-z]+|\\.|[^ ]", saying)
+    spaced = "".join(
+        token + (" " if token.startswith("\\in") else data.draw(st.sampled_from(["", " "]))) for token in tokens
+    )
+    for one, other in ((saying, spaced), (spaced, saying)):
+        assert judged(f"\\boxed{{{one}}}", other), (one, other)
+        assert judged(f"\\boxed{{{one}}}", f"\\boxed{{{other}}}"), (one, other)
+
+
+FORMS = [case for text, reference, _ in CASES for case in (text, reference) if re.search(r"[=({\\]", case)]
+
+
+@given(st.sampled_from(FORMS), st.sampled_from(FORMS))
+def test_which_of_two_answers_that_are_no_numbers_is_expected_makes_no_difference(one, other):
+    first, second = final_answer(one), final_answer(other)
+    if first and second and first.quantity is None and second.quantity is None:
+        assert first.matches(second) == second.matches(first)
+
+
+TERMS = st.tuples(st.integers(1, 99), st.sampled_from("abcnpquvwxyz"), st.sampled_from(["", "^2"]))
+REFERENCES = ["{}", "\\boxed{{{}}}", "The answer is {}.", "So the line is {}.", "#### {}"]
+
+
+@given(
+    st.lists(TERMS, min_size=1, max_size=4),
+    st.integers(0, 20),
+    st.sampled_from(REFERENCES),
+    st.sampled_from(["=", " = "]),
+)
+def test_no_side_of_an_equation_answers_for_it(terms, right, frame, sign):
+    reference = frame.format(" + ".join(f"{n}{x}{power}" for n, x, power in terms) + f"{sign}{right}")
+    for number in {0, right, terms[0][0]}:
+        assert not judged(f"\\boxed{{{number}}}", reference)
+    assert judged(f"\\boxed{{{reference}}}" if frame == "{}" else reference, reference)
+
+
+TWO = st.tuples(st.integers(-9, 9).filter(bool), st.integers(-9, 9).filter(bool), st.integers(-9, 9))
+
+
+@given(TWO, TWO, st.integers(-9, 9).filter(bool))
+def test_an_equation_is_the_same_up_to_a_factor(line, other, factor):
+    def written(a, b, c):
+        return f"{a}x + ({b})y = {c}"
+
+    assert judged(f"\\boxed{{{written(*(factor * n for n in line))}}}", written(*line))
+    same = all(line[i] * other[j] == line[j] * other[i] for i in range(3) for j in range(i))
+    assert judged(f"\\boxed{{{written(*other)}}}", written(*line)) is same
+
+
 ALPHABET = st.characters() | st.sampled_from("#$-+.,%/ 019^*(){}=\\\n") | st.sampled_from(
     [
         "\\boxed{", "#### ", "answer is ", "\\frac{", "\\sqrt", "million", "<<", "e9", "²", "½", "—", "√", "\uff15",

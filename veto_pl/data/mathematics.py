@@ -4,8 +4,10 @@ The answer of a text is looked for in this order:
 
 1. behind the last `####` that a number or a formula follows, GSM8K's own mark;
 2. in the last `\boxed{...}`, or behind the last "answer is", "answer:" or "answer =", whichever comes later;
-3. the whole text, where it is one short line that states a single number or formula;
-4. the last number of the last line that has a digit.
+3. the whole text, where it is one short line that states a single number or formula, or nothing but mathematics;
+4. the equation that ends the last line with a digit, else the last number of that line.
+
+Of an equation a side is the answer only where the other is a mere name.
 
 Notes for a calculator, `<<9*2=18>>`, are left out. A mark decides even where its content states no number: nothing
 earlier in the text is tried instead.
@@ -17,8 +19,10 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from veto_pl.data.equations import equation_at_end, is_equation, is_formula, stated
+from veto_pl.data.gatherings import parts_of
 from veto_pl.data.quantities import LONGEST, Quantity, last_quantity, plain, read_quantity, tidy
-from veto_pl.data.symbolic import harmless, same_expression
+from veto_pl.data.symbolic import harmless, same_equation, same_expression
 from veto_pl.seams import Reward
 from veto_pl.types import Example
 
@@ -43,9 +47,10 @@ _EXPLANATION = re.compile(
     rf"|(?<![-+*/÷=^])\s\((?=[^()\\]{{0,80}}[A-Za-z]{{2}}|{_CALCULATED})"
     r"|\s(?:because|since|as|which|so|where|when|if|after)\b"
 )
-_EQUALS = re.compile(r"(?<![<>!])=|≈")
-_SEVERAL = re.compile(r"(?:[,;]|\band|\bor)[ ]?[A-Za-z]\w{0,9}[ ]?=")
-_NAME = re.compile(r"[A-Za-z\\ ]*")
+_LETTER = re.compile(r"^\(?([A-J])\)?$")
+"""The letter of a choice, which counts as an answer without a digit."""
+_SPACE = re.compile(r"(?<![^\W_]) | (?![^\W_])|(?<=[0-9]) (?=[A-Za-z])")
+"""A space that parts nothing."""
 _BULLET = re.compile(r"^\s*[-*\u2022][ \t]+")
 
 
@@ -56,17 +61,37 @@ class Answer:
     Args:
         text: the answer, tidied.
         quantity: the number that it states, or None.
+        name: what the text gives this value to, as `x` in `x = 5`, or nothing.
     """
 
     text: str
     quantity: Quantity | None = None
+    name: str = ""
 
     def matches(self, expected: Answer) -> bool:
-        """Whether this is the expected answer: as a number, as the same text, or as an equal formula."""
+        """Whether this is the expected answer: as a number, text, formula or equation, or part by part."""
+        if self.name and expected.name and self.name != expected.name:
+            return False
         if self.quantity is not None and expected.quantity is not None:
             return self.quantity.answers(expected.quantity)
-        same_text = bool(self.text) and self.text.casefold() == expected.text.casefold()
-        return same_text or same_expression(expected.text, self.text)
+        if self.quantity is not None or expected.quantity is not None:
+            return same_expression(expected.text, self.text)
+        if (one := _dense(self.text)) and one == _dense(expected.text):
+            return True
+        if is_equation(self.text) or is_equation(expected.text):
+            return same_equation(expected.text, self.text)
+        return same_expression(expected.text, self.text) or self._same_parts(expected)
+
+    def _same_parts(self, expected: Answer) -> bool:
+        """Whether both are a set, an interval, a tuple or a list of the same; the order counts between brackets."""
+        one, other = parts_of(self.text), parts_of(expected.text)
+        if one is None or other is None or one[0] != other[0] or len(one[1]) != len(other[1]):
+            return False
+        given, wanted = ([_read(part) for part in parts] for _, parts in (one, other))
+        if one[0] not in ("", "{}"):
+            return all(mine.matches(theirs) for mine, theirs in zip(given, wanted, strict=True))
+        found = [next((i for i, theirs in enumerate(wanted) if mine.matches(theirs)), -1) for mine in given]
+        return sorted(found) == list(range(len(wanted)))
 
 
 def final_answer(text: str) -> Answer | None:
@@ -97,8 +122,8 @@ def _phrase(text: str) -> tuple[int, str | None]:
     """Where the last sentence begins that names an answer with a digit or a formula, and what it says."""
     for found in reversed(list(_PHRASE.finditer(text))):
         line = text[found.end() : found.end() + _LINE].partition("\n")[0]
-        said = _said(line) if re.search(r"[0-9\\]", line) else ""
-        if re.search(r"[0-9\\]", said):
+        said = _said(line).rstrip("$ .`*_")
+        if re.search(r"[0-9\\]", said) or _LETTER.match(said):
             return found.start(), said
     return -1, None
 
@@ -124,12 +149,15 @@ def _boxed(text: str) -> str | None:
 
 
 def _read(said: str) -> Answer:
-    """The answer that a tidy text is; of an equation the last side that is no mere name."""
-    whole = _OPENING.sub("", said).rstrip("$ .`")
-    sides = [whole] if _SEVERAL.search(whole) or whole.endswith("=") else _EQUALS.split(whole)
-    side = next((side for side in reversed(sides) if not _NAME.fullmatch(side)), sides[-1])
-    text = re.sub(r"^-\s+", "-", side.strip())  # no bullet begins an answer
-    return Answer(text, read_quantity(text))
+    """The answer that a tidy text is; of an equation the side that it gives to a name, or all of it."""
+    value, name = stated(_OPENING.sub("", said).rstrip("$ .`"))
+    text = re.sub(r"^-\s+", "-", value.strip())  # no bullet begins an answer
+    return Answer(text, read_quantity(text), name)
+
+
+def _dense(text: str) -> str:
+    """The text in lower case, without the spaces that part nothing, and a letter without its brackets."""
+    return _LETTER.sub(r"\1", _SPACE.sub("", text)).casefold()
 
 
 def _whole(text: str) -> Answer | None:
@@ -137,13 +165,17 @@ def _whole(text: str) -> Answer | None:
     if not line or len(line) > LONGEST or "\n" in line:
         return None
     answer = _read(tidy(_BULLET.sub("", line)))
-    return answer if answer.quantity is not None or harmless(answer.text) else None
+    said = answer.quantity is not None or is_equation(answer.text) or is_formula(answer.text) or harmless(answer.text)
+    return answer if said else None
 
 
 def _last_line(text: str) -> Answer | None:
     for line in reversed(text.splitlines()):
         if re.search(r"[0-9]", line):
-            quantity = last_quantity(tidy(_BULLET.sub("", line)[-_LINE:]))
+            tidied = tidy(_BULLET.sub("", line)[-_LINE:])
+            if (equation := equation_at_end(tidied)) is not None:
+                return Answer(equation)
+            quantity = last_quantity(tidied)
             return None if quantity is None else Answer("", quantity)
     return None
 

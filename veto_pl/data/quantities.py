@@ -123,6 +123,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], .
     (re.compile(r"\\[,!;: ()\[\]]|(?<![0-9)])\*\*|\*\*(?![0-9(])|__"), " "),
     (re.compile(r"(?:√|\\sqrt)[ ]?([0-9]{1,9})|(?:√|(?<![\\\w])sqrt)[ ]?\(([^()]{1,40})\)"), r"\\sqrt{\1\2}"),
     (re.compile("π"), r"\\pi "),
+    (re.compile("∞"), r"\\infty "),
     (re.compile(r"~(?![ ]?[-$.0-9])"), " "),
     (re.compile(r"(?i)\b(?:negative|minus)[ ](?=[$.0-9\\])"), "-"),
     (re.compile(rf"-\([ ]?([{_CURRENCY}]?{_DECIMAL})[ ]?\)(?![ ]?\^)"), r"-\1"),

@@ -20,17 +20,21 @@ _PARTS = re.compile(
     r"(?:\\frac|\\sqrt|\\pi|[0-9]{1,9}(?![0-9])(?:\.[0-9]{1,9}(?![0-9]))?|(?<![a-zA-Z\\])[a-zA-Z](?![a-zA-Z])"
     r"|[-+*/÷^(){},=. ])*"
 )
-_POWERS = re.compile(r"\^ ?(?:\{ ?(-?[0-9]) ?\}|([0-9])(?![0-9]))")
+_POWERS = re.compile(r"\^ ?(?:\{ ?(-?[0-9]{1,2}) ?\}|([0-9])(?![0-9]))")
+_LONG_POWER = re.compile(r"\^ ?([0-9]{2,9})(?![0-9])")
 # math-verify reads `3 4` as 7, `2(3)` as 5 and `1/2x` as 1/(2x).
 _AMBIGUOUS = re.compile(r"[0-9)}][ ]+\.?[0-9]|/[ ]?[0-9.]{1,20}[ ]?[A-Za-z(\\]")
 _PRODUCT = re.compile(r"(?<=[0-9)}])[ ]?\(")
 _OPERATORS = re.compile(r"[-+*/÷^,=]|\\frac|\\sqrt")
-_MOST_OPERATORS, _MOST_ROOTS, _MOST_VARIABLES, _DEEPEST, _LARGEST_POWER = 12, 2, 2, 4, 6
-_NEAR = 1e-5
+_MOST_OPERATORS, _MOST_ROOTS, _MOST_VARIABLES, _DEEPEST = 12, 2, 2, 4
+_MOST_OF_EQUATION = 4
+"""Variables of an equation, which is compared at points only."""
+_LARGEST_POWER, _LARGEST_OF_NUMBERS = 6, 64
+_NEAR, _SAME = 1e-5, 1e-9
 
 
-def harmless(text: str) -> bool:
-    r"""Whether an expression is short and simple enough to be evaluated in bounded time.
+def harmless(text: str, variables: int = _MOST_VARIABLES) -> bool:
+    r"""Whether an expression of so many variables is short and simple enough to be evaluated in bounded time.
 
     Example:
         >>> harmless(r"\frac{1+\sqrt{5}}{2}"), harmless("9^{9^{9}}"), harmless("100000!"), harmless("(x+1)^{99}")
@@ -40,12 +44,13 @@ def harmless(text: str) -> bool:
         return False
     if _AMBIGUOUS.search(text):
         return False
+    rational = not re.search(r"[A-Za-z]", text.replace("\\frac", ""))
     powers = [abs(int(braced or single)) for braced, single in _POWERS.findall(text)]
     return (
         len(powers) == text.count("^")
-        and math.prod(max(power, 1) for power in powers) <= _LARGEST_POWER
+        and math.prod(max(power, 1) for power in powers) <= (_LARGEST_OF_NUMBERS if rational else _LARGEST_POWER)
         and text.count("sqrt") <= _MOST_ROOTS
-        and len(_variables(text)) <= _MOST_VARIABLES
+        and len(_variables(text)) <= variables
         and len(_OPERATORS.findall(text)) <= _MOST_OPERATORS
         and _depth(text) <= _DEEPEST
     )
@@ -64,20 +69,62 @@ def same_expression(expected: str, given: str) -> bool:
     return harmless(left) and harmless(right) and _variables(left) == _variables(right) and _verified(left, right)
 
 
+def same_equation(expected: str, given: str) -> bool:
+    r"""Whether two equations are the same up to a factor; False where one is none, or not `harmless`.
+
+    Both are evaluated at a few points and nothing is simplified.
+
+    Example:
+        >>> same_equation("3x-y+13=0", "3x - y = -13"), same_equation("3x-y+13=0", "3x+4y+14=0")
+        (True, False)
+    """
+    left, right = _plain(expected), _plain(given)
+    fit = all(harmless(text, _MOST_OF_EQUATION) and text.count("=") == 1 for text in (left, right))
+    return fit and _variables(left) == _variables(right) != frozenset() and _proportional(left, right)
+
+
+@lru_cache(maxsize=4096)
+def _proportional(expected: str, given: str) -> bool:
+    """Whether the differences of the sides have the same quotient at each of some arbitrary points."""
+    try:
+        one, other = (_difference(text) for text in (expected, given))
+        symbols = sorted(one.free_symbols | other.free_symbols, key=str)
+        quotients = [_value(one, symbols, shift) / _value(other, symbols, shift) for shift in range(5)]
+        return abs(quotients[0]) > 0 and all(abs(q - quotients[0]) <= _SAME * abs(quotients[0]) for q in quotients)
+    except Exception:  # whatever the parser or the arithmetic says to a text, they have not accepted it
+        return False
+
+
+def _difference(equation: str) -> Any:
+    left, right = (_parsed(side) for side in equation.split("="))
+    return left[0] - right[0]
+
+
+def _value(expression: Any, symbols: list[Any], shift: int) -> complex:
+    from sympy import Rational
+
+    point = {symbol: Rational(7 + 4 * place + 3 * shift * shift, 5 + shift) for place, symbol in enumerate(symbols)}
+    return complex(expression.subs(point).evalf(20))
+
+
+def _parsed(text: str) -> Any:
+    from math_verify import LatexExtractionConfig, parse
+
+    _quieten()
+    text = _PRODUCT.sub("*(", text)
+    return parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
+
+
 def _variables(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"(?<![a-zA-Z\\])[a-zA-Z]", text))
 
 
 @lru_cache(maxsize=4096)
 def _verified(expected: str, given: str) -> bool:
-    from math_verify import LatexExtractionConfig, parse, verify
+    from math_verify import verify
 
-    _quieten()
     try:
-        gold, answer = (
-            parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
-            for text in (_PRODUCT.sub("*(", expected), _PRODUCT.sub("*(", given))
-        )
+        gold, answer = _parsed(expected), _parsed(given)
         if not gold or not answer or _differ(gold[0], answer[0]):
             return False
         return bool(verify(gold, answer, timeout_seconds=None))
@@ -87,13 +134,12 @@ def _verified(expected: str, given: str) -> bool:
 
 def _differ(left: Any, right: Any) -> bool:
     """Whether two expressions differ at an arbitrary point; False where that says nothing."""
-    from sympy import Expr, Rational
+    from sympy import Expr
 
     if not isinstance(left, Expr) or not isinstance(right, Expr):
         return False
     symbols = sorted(left.free_symbols | right.free_symbols, key=str)
-    point = {symbol: Rational(7 + 4 * place, 5) for place, symbol in enumerate(symbols)}
-    one, other = (complex(side.subs(point).evalf(20)) for side in (left, right))
+    one, other = (_value(side, symbols, 0) for side in (left, right))
     return abs(one - other) > _NEAR * max(1.0, abs(one))
 
 
@@ -106,7 +152,8 @@ def _quieten() -> None:
 
 def _plain(text: str) -> str:
     """One way to write powers and products."""
-    return text.strip(" $.").replace("**", "^").replace("\\cdot", "*").strip()
+    text = text.strip(" $.").replace("**", "^").replace("\\cdot", "*").strip()
+    return _LONG_POWER.sub(r"^{\1}", text)
 
 
 def _depth(text: str) -> int:
