@@ -49,11 +49,12 @@ def test_a_longer_run_goes_on_with_the_weights_that_are_trained_not_with_their_a
      (SampleTable, "on_validation_end", 3)],
 )  # fmt: skip
 def test_a_stop_anywhere_keeps_weights_and_average_apart(owner, where, count, config_file, tmp_path):
-    """Inside a validation, the average stands in the model."""
-    fit(config_file, tmp_path / "once", EMA)
+    """Inside a validation, the average stands in the model, and no interval has saved what stood there before."""
+    options = (EMA, "--checkpoint.every_n_train_steps=3")
+    fit(config_file, tmp_path / "once", *options)
     with fault(owner, where, count, raising), pytest.raises(StopError):
-        fit(config_file, tmp_path / "twice", EMA)
-    fit(config_file, tmp_path / "twice", EMA)
+        fit(config_file, tmp_path / "twice", *options)
+    fit(config_file, tmp_path / "twice", *options)
     assert_equal_runs(tmp_path / "twice", tmp_path / "once")
     assert_equal_averages(tmp_path / "twice", tmp_path / "once")
 
