@@ -17,6 +17,7 @@ NODES = 100_000
 OF_A_CLASS = "init_args"
 """In the values below this key, keys may be whole numbers: an argument of a class may be any mapping."""
 
+_ABSENT = object()
 _MERGE, _TEXT, _WHOLE = (f"tag:yaml.org,2002:{name}" for name in ("merge", "str", "int"))
 
 
@@ -101,15 +102,10 @@ def _decided_elsewhere(content: dict[str, Any], derived: Mapping[str, str]) -> I
     for path, source in derived.items():
         group, _, name = path.partition(".")
         settings = content.get(group)
-        if not isinstance(settings, dict) or name not in settings:
-            continue
-        if source not in content or settings[name] != content[source]:
-            yield Mistake(
-                path,
-                "nothing" if settings[name] is None else f"`{shown(settings[name])}`",
-                f"nothing, for `{source}` decides it",
-                "Set that one.",
-            )
+        given = settings.get(name, _ABSENT) if isinstance(settings, dict) else _ABSENT
+        if given is not _ABSENT and given != content.get(source, _ABSENT):
+            value = "nothing" if given is None else f"`{shown(given)}`"
+            yield Mistake(path, value, f"nothing, for `{source}` decides it", "Set that one.")
 
 
 def reason(error: Exception) -> str:

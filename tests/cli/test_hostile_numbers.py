@@ -162,7 +162,8 @@ DIMENSIONS = st.sampled_from(["vocab_size", "hidden_size", "num_hidden_layers", 
 @settings(max_examples=6, **RUNS)
 def test_a_model_without_ids_layers_or_width_is_refused(outcome, name, value):
     message = outcome(f"model.student.init_args.dimensions.{name}", value)
-    assert f"`model.student`: given `{name}: {value}`" in message
+    assert "`model.student`: given " in message
+    assert f"{name}: {value}" in message.replace("'", ""), message
     assert "top_k" not in message, "one mistake is named once"
 
 
