@@ -5,7 +5,6 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from veto_pl.exceptions import ConfigurationError
@@ -54,7 +53,7 @@ def small(config):
 
 
 def source(model_type):
-    plain = AutoConfig.for_model(model_type)
+    plain = RandomWeights(model_type).config()
     dimensions, text = small(plain), plain.get_text_config()
     if text is not plain and "text_config" in plain.to_dict():
         dimensions["text_config"] = small(text)

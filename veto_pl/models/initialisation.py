@@ -45,14 +45,14 @@ class RandomWeights(ModelSource):
             raise ConfigurationError(f"`RandomWeights.seed` must be a number of 64 bits, got {self.seed}.")
 
     def config(self) -> PretrainedConfig:
-        from transformers import AutoConfig
+        from transformers import CONFIG_MAPPING, AutoConfig
 
-        try:
-            plain = AutoConfig.for_model(self.model_type)
-        except ValueError as error:
+        if self.model_type not in CONFIG_MAPPING:
             raise ConfigurationError(
                 f"`RandomWeights.model_type` must be an architecture of transformers, got {self.model_type!r}."
-            ) from error
+            )
+        with accepted("RandomWeights.model_type", self.model_type):
+            plain = AutoConfig.for_model(self.model_type)
         # Not `hasattr`: the names of methods would pass, and be overwritten.
         unknown = sorted(set(self.dimensions) - set(plain.to_dict()) - set(plain.attribute_map))
         if unknown:
