@@ -11,7 +11,8 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from veto_pl.data.collate import Collator, Encoded
-from veto_pl.data.overlong import Overlong, fit_prompts
+from veto_pl.data.control_words import ControlWords
+from veto_pl.data.overlong import Overlong, OverlongCompletions, fit_completions, fit_prompts, report_remarks
 from veto_pl.data.sampler import RankSampler, even_batches
 from veto_pl.data.splits import check_sizes
 from veto_pl.data.templates import PlainTemplate
@@ -40,8 +41,10 @@ class PromptDataModule(LightningDataModule):
         batch_size: prompts of a training batch, on each rank.
         validation_batch_size: prompts of an evaluation batch, on each rank; None for `batch_size`.
         max_prompt_tokens: tokens that a prompt may have.
-        max_completion_tokens: tokens that a reference may have, EOS included; a longer one is cut and then has no EOS.
+        max_completion_tokens: tokens that a reference may have, EOS included.
         overlong: for prompts that are too long: `drop` them, `truncate_left` to keep their last tokens, or `error`.
+        overlong_completions: for training references that are too long: `cut` them, which takes their EOS, `drop` their
+            rows, or `error`.
         completion_prefix: text between prompt and reference, such as a space, that counts as completion.
         train_limit: use only the first so many training rows.
         validation_limit: use only the first so many validation rows.
@@ -62,6 +65,7 @@ class PromptDataModule(LightningDataModule):
         max_prompt_tokens: int = 512,
         max_completion_tokens: int = 512,
         overlong: Overlong = "drop",
+        overlong_completions: OverlongCompletions = "cut",
         completion_prefix: str = "",
         train_limit: int | None = None,
         validation_limit: int | None = None,
@@ -87,6 +91,7 @@ class PromptDataModule(LightningDataModule):
         self.max_prompt_tokens = max_prompt_tokens
         self.max_completion_tokens = max_completion_tokens
         self.overlong = overlong
+        self.overlong_completions = overlong_completions
         self.completion_prefix = completion_prefix
         self.limits = {"train": train_limit, "validation": validation_limit}
         self.shuffle = shuffle
@@ -118,6 +123,7 @@ class PromptDataModule(LightningDataModule):
             task=self.task,
             max_completion_tokens=self.max_completion_tokens,
             completion_prefix=self.completion_prefix,
+            student=getattr(module, "student_source", None),
         )
 
     def setup(self, stage: str) -> None:
@@ -193,6 +199,10 @@ class PromptDataModule(LightningDataModule):
             split, examples = "validation", self.task.load("validation")
             self.test_split = split
         rows = collator.encode(examples[: self.limits.get(split)])
+        report_remarks(rows, ControlWords(collator.tokenizer), split)
+        if split == "train":  # those of other splits are judged by, not trained on
+            limit, policy = self.max_completion_tokens, self.overlong_completions
+            rows = fit_completions(rows, max_completion_tokens=limit, overlong=policy, split=split)
         return fit_prompts(rows, max_prompt_tokens=self.max_prompt_tokens, overlong=self.overlong, split=split)
 
     def _evaluation(self, split: str) -> DataLoader[Any]:
