@@ -72,9 +72,11 @@ def decode(
         live.alive &= len(prompts) > 0
         page = Page.blank(len(live.rows), sampling.max_new_tokens, device)
         pace = _Pace(device, in_step)
-        _loop(live, page, draw, Endings(models, sampling, device), _uniform(read, sampling, step), drop_at, pace)
+        endings = Endings(models, sampling, device)
+        _loop(live, page, draw, endings, _uniform(read, sampling, step), drop_at, pace)
     columns = (page.ids, page.lived, page.logp, *(() if page.by_teacher is None else (page.by_teacher,)))
-    return assemble(prompts, copies, *(values[: len(prompts) * copies] for values in columns), on_policy=on_policy)
+    ids, lived, *others = (values[: len(prompts) * copies] for values in columns)
+    return assemble(prompts, copies, ids, lived, *others, ended=endings.found(ids, lived), on_policy=on_policy)
 
 
 @dataclass
