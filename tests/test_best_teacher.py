@@ -128,8 +128,9 @@ def test_a_teacher_who_was_told_the_answer_is_believed_if_it_is_right(models, fa
     chosen = source(judged(models, right), models, STEP)
     assert chosen.rewards.tolist() == [1.0, 0.0, 1.0, 0.0, 1.0]
     expected = [told[0], plain[1], told[2], plain[3], plain[4]]
-    if fallback == "skip":
-        expected[1] = expected[3] = ""
+    counts = [True, fallback == "overlap", True, fallback == "overlap", True]
+    assert chosen.loss_mask.any(1).tolist() == counts
+    assert torch.equal(chosen.loss_mask, chosen.completion_mask & torch.tensor(counts)[:, None])
     assert said(models, chosen) == list(zip(PROMPTS, expected, strict=True))
     starts = [
         ids[mask][: len(p)] for ids, mask, p in zip(chosen.input_ids, chosen.attention_mask, PROMPTS, strict=True)

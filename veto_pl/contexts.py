@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from veto_pl.data.templates import check_format, fill, fills
+from veto_pl.data.tokenising import prompted
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.parts import changed
 from veto_pl.seams import Objective, TeacherContext, Template
@@ -111,8 +112,7 @@ class Peer(TeacherContext):
 
     def __call__(self, sequences: Sequences, models: Models, step: Step) -> Sequences:
         repeated = _prompts(sequences).rows(sequences.prompt_rows)
-        completions = _completions(sequences)
-        spoken = models.tokenizer.batch_decode(completions, skip_special_tokens=True) if completions else []
+        spoken = sequences.texts(models.tokenizer)
         peers, comments = self.peers(sequences).tolist(), self._comments(sequences)
         texts = [
             self._text(example, None if row < 0 else spoken[row], comment) if row >= 0 or comment else None
@@ -175,13 +175,19 @@ def retold(
     if template is None:
         raise ConfigurationError(f"`{name}` must make new prompts, but the batch has no template. Set `.template`.")
     before = [ids[mask].cpu() for ids, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True)]
+    others = [text is not None and text != e.prompt for e, text in zip(prompts.examples, texts, strict=True)]
+    changed_examples = [
+        replace(example, prompt=text or "")
+        for example, text, other in zip(prompts.examples, texts, others, strict=True)
+        if other
+    ]
+    encoded = iter(prompted(changed_examples, template, tokenizer))
     told = []
-    for example, text, old in zip(prompts.examples, texts, before, strict=True):
-        if text is None or text == example.prompt:
+    for other, old in zip(others, before, strict=True):
+        if not other:
             told.append(old)
             continue
-        words = template(replace(example, prompt=text), tokenizer)
-        told.append(torch.tensor(tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]).long())
+        told.append(torch.tensor(next(encoded)[0], dtype=torch.int64))
         if not len(told[-1]):
             raise ConfigurationError(
                 f"The hint of `{name}` makes an empty text, and the teacher needs a token in front of the completion. "
@@ -192,19 +198,20 @@ def retold(
                 f"The hint of `{name}` does not reach the teacher: the template of the data makes the same text of it "
                 f"as of the plain prompt. Use `{{prompt}}` there, or set the `template` of `{name}`."
             )
-    ids, mask = (part.to(prompts.input_ids.device) for part in pad_left(told))
-    return replace(prompts, input_ids=ids, attention_mask=mask)
+    stacked, mask = (part.to(prompts.input_ids.device) for part in pad_left(told))
+    return replace(prompts, input_ids=stacked, attention_mask=mask)
 
 
 def behind(prompts: PromptBatch, sequences: Sequences) -> Sequences:
     """The same completions, with what counts of them, behind other prompts ([B], one each)."""
-    written = _written(sequences)
+    written = sequences.completion_mask
     width = int(written.sum(1).max()) if len(sequences) else 0
     order = written.int().argsort(dim=1, descending=True, stable=True)[:, :width]
     lived = written.gather(1, order)
     ids = sequences.input_ids.gather(1, order).masked_fill(~lived, 0)
     counted = torch.cat([torch.zeros_like(prompts.attention_mask), sequences.loss_mask.gather(1, order) & lived], 1)
-    return Sequences.join(prompts, ids, lived, loss_mask=counted, on_policy=sequences.on_policy)
+    carried = {name: getattr(sequences, name) for name in ("on_policy", "ending", "unjudged")}
+    return Sequences.join(prompts, ids, lived, loss_mask=counted, **carried)
 
 
 def check_room(rows: Sequences | PromptBatch, teacher: "CausalLM", name: str, new_tokens: int = 0) -> None:
@@ -244,13 +251,3 @@ def read_alike(objective: Objective) -> Objective:
 def _prompts(sequences: Sequences) -> PromptBatch:
     assert sequences.prompts is not None, "every source names the prompts that it has completed"
     return sequences.prompts
-
-
-def _written(sequences: Sequences) -> Tensor:
-    """[B, T] bool: what follows the prompt, whether it counts or not."""
-    lengths = _prompts(sequences).attention_mask.sum(1)[sequences.prompt_rows]
-    return sequences.attention_mask & (sequences.attention_mask.cumsum(1) > lengths[:, None])
-
-
-def _completions(sequences: Sequences) -> list[Tensor]:
-    return [ids[mask] for ids, mask in zip(sequences.input_ids, _written(sequences), strict=True)]

@@ -70,18 +70,14 @@ class Evaluation:
     def sample(cls, batch: PromptBatch, models: Models, sampling: Sampling, step: Step) -> Evaluation:
         """Lets the student answer every prompt of the batch."""
         sequences = FromStudent(sampling)(batch, models, step)
-        completions = sequences.completions()
-        texts = models.tokenizer.batch_decode(completions, skip_special_tokens=True)
+        texts = sequences.texts(models.tokenizer)
         rewards = batch.score(texts, sequences.prompt_rows.tolist())
-        stop = (*sampling.stop, *batch.stop)
-        ends = torch.tensor([bool(len(ids)) and int(ids[-1]) in models.eos_ids for ids in completions])
-        stopped = torch.tensor([any(end in text for end in stop) for text in texts])
         shape = (len(batch), sampling.num_completions)
         generations = Generations(
             texts=texts,
-            tokens=[ids.tolist() for ids in completions],
+            tokens=[ids.tolist() for ids in sequences.completions()],
             rewards=torch.tensor(rewards).reshape(shape),
-            finished=(ends | stopped).reshape(shape),
+            finished=sequences.finished(models.eos_ids).cpu().reshape(shape),
             examples=batch.examples,
         )
         return cls(batch, sequences, generations, models)
@@ -132,12 +128,14 @@ class Evaluation:
         ]
 
     def annotated(self, row: int) -> dict[str, Any]:
-        """The tokens of a completion as texts that join to it, and how far the models differ at each."""
-        tokens = self.generations.tokens
-        start = sum(map(len, tokens[:row]))
-        here = slice(start, start + len(tokens[row]))
+        """The tokens of a completion as texts, and how far the models differ at each that counts.
+
+        The texts join to the completion; behind it may be a stop string, which is not judged.
+        """
+        ends = self.sequences.predictions.sum(1).cumsum(0).tolist()
+        here = slice(ends[row - 1] if row else 0, ends[row])
         numbers = {name: _short(values[here]) for name, values in self.divergences.items()}
-        return {"tokens": token_texts(tokens[row], self.models.tokenizer), **numbers}
+        return {"tokens": token_texts(self.generations.tokens[row], self.models.tokenizer), **numbers}
 
     def _read(self, metrics: Sequence[TokenMetric], *, with_logp: bool, divergent: bool) -> dict[str, Tensor]:
         """Runs both models over the completions, updates the metrics, and keeps what is asked for, [N] each."""

@@ -14,7 +14,8 @@ class Generations:
     """What one validation batch produced, for the metrics of whole completions.
 
     Args:
-        texts: G x K decoded completions, the K samples of a prompt one after another.
+        texts: G x K decoded completions as they are judged, without a stop string at the end; the K samples of a prompt
+            one after another.
         tokens: the ids of each completion, EOS included where it was reached.
         rewards: [G, K] float32; a completion is correct at 1.0 and only there.
         finished: [G, K] bool, True where the completion ended with EOS or a stop string.

@@ -156,11 +156,12 @@ def _described(
 ) -> list[dict[str, Any]]:
     """Each row as it is written down; `not_finite` is empty for a row that is not to blame."""
     marks = {} if faults is None else {"loss": faults.loss.tolist(), "gradient": faults.gradient.tolist()}
-    before = rows.attention_mask & ~rows.loss_mask
+    behind = rows.completion_mask
+    before = rows.attention_mask & ~behind
     numbers = prompts.numbers[rows.prompt_rows].tolist()
     described = []
     for i, number in enumerate(numbers):
-        prompt, completion = (rows.input_ids[i][mask[i]].tolist() for mask in (before, rows.loss_mask))
+        prompt, completion = (rows.input_ids[i][mask[i]].tolist() for mask in (before, behind))
         described.append({
             "row": number,
             "not_finite": [name for name, marked in marks.items() if marked[i]],

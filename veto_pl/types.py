@@ -6,19 +6,20 @@ Legend: `B` rows, `P` prompt tokens, `C` completion tokens, `T` tokens of a whol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.stat import Stat as Stat
 from veto_pl.memory import Memories
 from veto_pl.padding import pad_left as pad_left
 from veto_pl.padding import pad_right as pad_right
+from veto_pl.sequences import Ending as Ending
+from veto_pl.sequences import Sequences as Sequences
 from veto_pl.special_ids import end_ids
 from veto_pl.step import Step as Step
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from veto_pl.models.causal_lm import CausalLM
-    from veto_pl.scores import TopKScores
     from veto_pl.seams import RolloutSource, Task, Template
 
 
@@ -139,128 +139,12 @@ class PromptBatch:
 
     def rewarded(self, sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> Sequences:
         """The same sequences with the task's reward of each."""
-        # Decoding no rows at all gives one empty text.
-        texts = tokenizer.batch_decode(sequences.completions(), skip_special_tokens=True) if len(sequences) else []
-        scores = self.score(texts, sequences.prompt_rows.tolist())
+        scores = self.score(sequences.texts(tokenizer), sequences.prompt_rows.tolist())
         return replace(sequences, rewards=torch.tensor(scores, dtype=torch.float32, device=sequences.input_ids.device))
 
 
 _PROMPT_TENSORS = ("input_ids", "attention_mask", "completion_ids", "completion_mask", "numbers")
 
-
-@dataclass(frozen=True)
-class Sequences:
-    """Prompts with completions, whoever wrote them. Any padding layout: only the masks say what is what.
-
-    Args:
-        input_ids: [B, T] int64.
-        attention_mask: [B, T] bool, False on padding.
-        loss_mask: [B, T] bool, True on the completion's tokens, EOS included.
-        prompt_rows: [B] int64, the row of the prompt batch that each row continues.
-        on_policy: [B] bool, True where the student (or a mixture that holds it) sampled the row.
-        sampler_logp: [B, T] float32, log-probability of each completion token under the sampling distribution
-            (temperature and truncation included), 0 elsewhere; None where nobody sampled.
-        rewards: [B] float32, or None where nothing was scored.
-        prompts: the batch that `prompt_rows` points into, with the examples; it is not sliced with the rows.
-        by_teacher: [B, T] bool, True on completion tokens that the teacher wrote into a text of the student's; None
-            where nobody takes turns.
-        age: [B] float32, optimizer steps since the row was written; None where all are fresh.
-        teacher_scores: [B, T] what a stored teacher says about each completion token (at the token's own position, not
-            at the one that predicts it), or None where a live teacher has to be asked.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    loss_mask: Tensor
-    prompt_rows: Tensor
-    on_policy: Tensor
-    sampler_logp: Tensor | None = None
-    rewards: Tensor | None = None
-    prompts: PromptBatch | None = None
-    by_teacher: Tensor | None = None
-    age: Tensor | None = None
-    teacher_scores: TopKScores | None = None
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    @property
-    def predictions(self) -> Tensor:
-        """[B, S] bool: the positions whose next token counts. The last prompt position is the first of them."""
-        return self.loss_mask[:, 1:]
-
-    @property
-    def position_ids(self) -> Tensor:
-        """[B, T] int64: positions that ignore padding on either side."""
-        return (self.attention_mask.cumsum(1) - 1).clamp_min(0)
-
-    def token_ids(self) -> Tensor:
-        """[N] int64: the tokens that count, row by row."""
-        return self.input_ids[:, 1:][self.predictions]
-
-    def tokens(self) -> tuple[Tensor, Tensor]:
-        """[N] and [N] int64: the tokens that count, and the row of each."""
-        return self.token_ids(), self.predictions.nonzero()[:, 0]
-
-    def sampled_logp(self) -> Tensor | None:
-        """[B, S] float32: `sampler_logp` at the predicting positions."""
-        return None if self.sampler_logp is None else self.sampler_logp[:, 1:]
-
-    def completions(self) -> list[Tensor]:
-        """The completion's ids of each row, without padding."""
-        return [ids[mask] for ids, mask in zip(self.input_ids, self.loss_mask, strict=True)]
-
-    @staticmethod
-    def join(repeated: PromptBatch, completion_ids: Tensor, completion_mask: Tensor, **fields: Any) -> Sequences:
-        """Puts completions ([B, C], right-padded) behind prompts, one each; `fields` replaces the other defaults."""
-        rows = torch.arange(len(repeated), device=repeated.input_ids.device)
-        joined = Sequences(
-            input_ids=torch.cat([repeated.input_ids, completion_ids], 1),
-            attention_mask=torch.cat([repeated.attention_mask, completion_mask], 1),
-            loss_mask=torch.cat([torch.zeros_like(repeated.attention_mask), completion_mask], 1),
-            prompt_rows=rows,
-            on_policy=torch.zeros_like(rows, dtype=torch.bool),
-            prompts=repeated,
-        )
-        return replace(joined, **fields)
-
-    @staticmethod
-    def concatenate(parts: Sequence[Sequences]) -> Sequences:
-        """The rows of all parts of one prompt batch, right-padded; a field that one part cannot have is dropped."""
-        width = max(part.input_ids.shape[1] for part in parts)
-
-        def stack(name: str) -> Tensor | None:
-            values = [getattr(part, name) for part in parts]
-            if name in _ABSENT and any(value is not None for value in values):
-                values = [_ABSENT[name](p) if v is None else v for p, v in zip(parts, values, strict=True)]
-            if any(value is None for value in values):
-                return None
-            return torch.cat([pad(v, (0, width - v.shape[1])) if v.dim() == 2 else v for v in values])
-
-        columns: dict[str, Any] = {name: stack(name) for name in _SEQUENCE_TENSORS if name != "teacher_scores"}
-        return replace(parts[0], **columns, teacher_scores=None)
-
-    def rows(self, index: Tensor) -> Sequences:
-        """The rows that `index` ([K] int64, or [B] bool) selects."""
-        values = {name: getattr(self, name) for name in _SEQUENCE_TENSORS}
-        taken: dict[str, Any] = {name: None if value is None else value[index] for name, value in values.items()}
-        return replace(self, **taken)
-
-    def continuing(self, prompts: PromptBatch, rows: Tensor) -> Sequences:
-        """The same sequences as part of a larger batch, of which they were given the prompts `rows` ([K] int64)."""
-        return replace(self, prompts=prompts, prompt_rows=rows[self.prompt_rows])
-
-    def in_prompt_order(self) -> Sequences:
-        """The rows in the order of the prompt batch; the completions of one prompt keep theirs."""
-        return self.rows(self.prompt_rows.argsort(stable=True))
-
-
-_ABSENT: Mapping[str, Callable[[Sequences], Tensor]] = {
-    "age": lambda part: torch.zeros(len(part), device=part.input_ids.device),
-    "by_teacher": lambda part: torch.zeros_like(part.loss_mask),
-}
-"""What a field means that rows do not have: they are fresh, and nobody took turns."""
-_SEQUENCE_TENSORS = tuple(name for name in Sequences.__dataclass_fields__ if name != "prompts")
 
 Rollouts = Mapping["RolloutSource", Sequences]
 

@@ -60,10 +60,11 @@ class Window:
             )
         self._terms = terms
         self._ledger.record(terms)
-        lengths = [
-            Stat(rows.predictions.sum().float(), rows.loss_mask.any(1).sum().float()) for rows in rollouts.values()
-        ]
+        written = [rows.completion_mask for rows in rollouts.values()]
+        lengths = [Stat(mask.sum().float(), mask.any(1).sum().float()) for mask in written]
+        counted = torch.stack([rows.predictions.sum() for rows in rollouts.values()]).sum().float()
         logged = {**output.terms, **output.metrics, "completion_length": sum(lengths[1:], lengths[0])}
+        logged["tokens"] = Stat(counted, counted)
         for name, stat in logged.items():
             seen = self._logged.get(name)
             self._logged[name] = stat.detach() if seen is None else seen + stat.detach()
@@ -92,9 +93,9 @@ class Window:
         means = {
             name: Stat(*pair).mean()
             for name, pair, seen in zip(self._logged, sums, observed, strict=True)
-            if seen or name.rpartition("/")[2] in EVEN_OF_NOTHING
+            if name != "tokens" and (seen or name.rpartition("/")[2] in EVEN_OF_NOTHING)
         }
-        tokens = sums[list(self._logged).index("completion_length"), 0]
+        tokens = sums[list(self._logged).index("tokens"), 0]
         self._logged = {}
         return means, total(nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])), tokens
 

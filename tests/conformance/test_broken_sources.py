@@ -88,6 +88,7 @@ FIELDS = laws.test_fields_have_their_shapes_and_types
 PROMPTS = laws.test_rows_name_the_prompts_that_they_continue
 ROWS = laws.test_each_row_is_a_prompt_and_the_completion_behind_it
 EOS = laws.test_eos_ends_a_completion
+ENDS = laws.test_what_is_said_of_an_end_is_true_of_the_row
 LOGP = laws.test_the_samplers_log_probabilities_are_those_of_the_completion
 NOBODY = laws.test_no_prompts_give_no_rows
 ALONE = laws.test_a_row_does_not_depend_on_the_other_prompts
@@ -111,8 +112,10 @@ BROKEN = [
     (ROWS, "`loss_mask` must be False", with_field("loss_mask", lambda r: r.loss_mask | ~r.attention_mask)),
     (ROWS, "`by_teacher` must be False", with_field("by_teacher", lambda r: r.attention_mask)),
     (ROWS, "must begin with", with_field("prompt_rows", lambda r: r.prompt_rows.roll(2))),
-    (ROWS, "without a gap", with_field("loss_mask", lambda r: r.attention_mask)),
-    (ROWS, "without a gap", with_field("loss_mask", lambda r: r.loss_mask & (r.loss_mask.cumsum(1) > 1))),
+    (ROWS, "Nothing of the prompt", with_field("loss_mask", lambda r: r.attention_mask)),
+    (ENDS, "says that it ends with STOP", with_field("ending", lambda r: torch.full_like(r.ending, 2))),
+    (ENDS, "says that it ends with EOS", with_field("ending", lambda r: torch.ones_like(r.ending))),
+    (ENDS, "must lie between 0 and 0", with_field("unjudged", lambda r: r.unjudged + 1)),
     (EOS, "must end with its first EOS", _Source(endless)),
     (LOGP, "must be finite", with_field("sampler_logp", lambda r: r.sampler_logp.log())),
     (LOGP, "must be at most 0", with_field("sampler_logp", lambda r: -r.sampler_logp)),

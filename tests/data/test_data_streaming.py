@@ -215,6 +215,27 @@ def test_long_prompts_of_a_stream_are_told_once(tokenizer, files, recwarn):
         list(data.train_dataloader())
 
 
+def test_cut_references_of_a_stream_are_told_once(tokenizer, files, recwarn):
+    def run(**options):
+        data = connected(tokenizer, files[1], shuffle=False, max_completion_tokens=2, **options)
+        return seen(data.train_dataloader())
+
+    assert [number for _, number in run()] == list(range(23))
+    (message,) = [str(warning.message) for warning in recwarn if "max_completion_tokens" in str(warning.message)]
+    assert message.startswith("Reference 11 (train) has 3 tokens and max_completion_tokens=2: it and all such ")
+    assert [number for _, number in run(overlong_completions="drop")] == list(range(10))
+    with pytest.raises(DataError, match=r"Reference 11 .*may not be used"):
+        run(overlong_completions="error")
+
+
+def test_control_words_of_a_stream_are_told_once(tokenizer, recwarn):
+    rows = [Example("a", "b"), *[Example("a<eos>a", "b")] * 3]
+    data = connected(tokenizer, Given({"train": ExampleStream(lambda: rows)}), shuffle=False)
+    assert len(seen(data.train_dataloader())) == 4
+    (message,) = [str(warning.message) for warning in recwarn if "control words" in str(warning.message)]
+    assert message.startswith("Row 2 and perhaps more prompts (train) hold control words such as `<eos>`")
+
+
 def test_an_endless_stream_is_read_no_further_than_needed(tokenizer):
     read = 0
 

@@ -89,7 +89,8 @@ def answer(prompt, parameters):
         length = 1 + (parameters.seed + index) % parameters.max_tokens
         ids = [3 + (parameters.seed + index + i) % 5 for i in range(length - 1)] + [2]
         logp = [{token: types.SimpleNamespace(logprob=-0.5 - i)} for i, token in enumerate(ids)]
-        outputs.append(types.SimpleNamespace(index=index, token_ids=tuple(ids), logprobs=logp))
+        ended = {"finish_reason": "stop", "stop_reason": 2}
+        outputs.append(types.SimpleNamespace(index=index, token_ids=tuple(ids), logprobs=logp, **ended))
     return types.SimpleNamespace(prompt_token_ids=prompt["prompt_token_ids"], outputs=outputs[::-1])
 
 

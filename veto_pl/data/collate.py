@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from veto_pl.data.control_words import ControlWords
 from veto_pl.data.templates import PlainTemplate
+from veto_pl.data.tokenising import continued, prompted
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.seams import Task, Template
+from veto_pl.models.ends import stored_end_ids
+from veto_pl.seams import ModelSource, Task, Template
 from veto_pl.types import Example, PromptBatch, pad_left, pad_right
 
 if TYPE_CHECKING:
@@ -27,12 +30,16 @@ class Encoded:
         prompt_ids: the templated prompt.
         completion_ids: the reference completion, EOS included unless it was cut; empty where there is none.
         number: the row's place in its split.
+        cut: tokens that were cut from the end of the reference, EOS among them.
+        remarks: what a run has to be told of rows like this one, keys of `REMARKS`.
     """
 
     example: Example
     prompt_ids: list[int]
     completion_ids: list[int] = field(default_factory=list)
     number: int = 0
+    cut: int = 0
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +52,7 @@ class Collator:
         task: what the batch is scored by, or None.
         max_completion_tokens: a longer reference is cut and then has no EOS; None for no limit.
         completion_prefix: text between prompt and reference, such as a space, that counts as completion.
+        student: its stored settings may name further ends beside the tokenizer's EOS.
 
     Raises:
         ConfigurationError: where references need an EOS and the tokenizer has none.
@@ -56,21 +64,35 @@ class Collator:
     task: Task | None = None
     max_completion_tokens: int | None = None
     completion_prefix: str = ""
+    student: ModelSource | None = None
 
     def __call__(self, examples: Sequence[Example]) -> PromptBatch:
         """Encodes and pads."""
         return self.pad(self.encode(examples))
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """The tokens of each example. Prompt and completion are tokenised apart, as generation sees them."""
-        prompts = self._tokenise([self.template(example, self.tokenizer) for example in examples])
-        for example, ids in zip(examples, prompts, strict=True):
+        """The tokens of each example. Prompt and completion are tokenised apart, as generation sees them.
+
+        A reference whose text has its end gets no other one behind it, and is judged and shown without.
+        """
+        words = ControlWords(self.tokenizer)
+        ends = self._ends(examples, words)
+        stripped = [_without_ends(example, ends) for example in examples]
+        prompts = prompted(stripped, self.template, self.tokenizer)
+        for example, (ids, _) in zip(examples, prompts, strict=True):
             if not ids:
                 raise DataError(
                     f"The prompt {example.prompt[:60]!r} has no tokens, expected at least one. Add text or BOS."
                 )
-        completions = self._completions(examples)
-        return [Encoded(*parts, i) for i, parts in enumerate(zip(examples, prompts, completions, strict=True))]
+        completions = self._completions(stripped, [ends.get(_end(e.completion or "", ends)) for e in examples])
+        inside = ["completion" if words.within(example.completion or "") else "" for example in stripped]
+        remarks = [tuple(filter(None, (of, more))) for (_, of), more in zip(prompts, inside, strict=True)]
+        rows = zip(stripped, prompts, completions, remarks, strict=True)
+        limit = self.max_completion_tokens
+        return [
+            Encoded(example, prompt, whole[:limit], i, len(whole) - len(whole[:limit]), said)
+            for i, (example, (prompt, _), whole, said) in enumerate(rows)
+        ]
 
     def pad(self, rows: Sequence[Encoded]) -> PromptBatch:
         """Stacks encoded rows; the masks come from their lengths."""
@@ -84,27 +106,42 @@ class Collator:
             prompts, prompt_mask, completions, completion_mask, examples, self.task, numbers, self.template
         )
 
-    def _completions(self, examples: Sequence[Example]) -> list[list[int]]:
+    def _ends(self, examples: Sequence[Example], words: ControlWords) -> dict[str, int]:
+        """The ids that end a reference, by their text: EOS, and those of the student if a reference asks for them."""
+        eos = self.tokenizer.eos_token
+        ends = {} if eos is None else {str(eos): int(self.tokenizer.eos_token_id)}
+        last = {words.at_end(example.completion or "") for example in examples} - {"", *ends}
+        if last and self.student is not None:
+            named = {str(self.tokenizer.decode([i])): i for i in stored_end_ids(self.student)}
+            ends |= {word: named[word] for word in last & set(named)}
+        return ends
+
+    def _completions(self, examples: Sequence[Example], ends: Sequence[int | None]) -> list[list[int]]:
+        """The ids of each reference, with the end that its text had or else EOS."""
         texts = [self.completion_prefix + e.completion for e in examples if e.completion is not None]
         eos = self.tokenizer.eos_token_id
         if texts and eos is None:
             raise ConfigurationError(
                 "The tokenizer has no EOS token to end reference completions with. Set its `eos_token`."
             )
-        tokenised = iter(self._tokenise(texts))
-        return [[] if e.completion is None else [*next(tokenised), eos][: self.max_completion_tokens] for e in examples]
+        ids = iter(continued(texts, self.tokenizer))
+        return [
+            [] if example.completion is None else [*next(ids), eos if end is None else end]
+            for example, end in zip(examples, ends, strict=True)
+        ]
 
-    def _tokenise(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        # Not verbose: a text beyond the model's length is this package's to report.
-        try:
-            ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        except TypeError as error:  # a lone surrogate
-            raise DataError(
-                "A prompt or completion of the task is no valid Unicode. Mend or leave out its row."
-            ) from error
-        return ids
+
+def _end(text: str, ends: Mapping[str, int]) -> str:
+    """The end that a text has, or nothing."""
+    return next((end for end in ends if text.endswith(end)), "")
+
+
+def _without_ends(example: Example, ends: Mapping[str, int]) -> Example:
+    """The example with references that do not say that they end: what is compared with them does not, either."""
+    if not any(_end(text, ends) for text in example.references):
+        return example
+    first, *others = (text.removesuffix(_end(text, ends)) for text in (example.completion or "", *example.alternatives))
+    return replace(example, completion=None if example.completion is None else first, alternatives=tuple(others))
 
 
 def _tensor(ids: list[int]) -> Tensor:

@@ -15,15 +15,18 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from veto_pl.data.collate import Collator
+from veto_pl.data.control_words import ControlWords
 from veto_pl.data.encoding import Batches, EncodedRows, encode_rows
 from veto_pl.data.epoch import check_epoch
 from veto_pl.data.fingerprints import fingerprint
-from veto_pl.data.overlong import Overlong, fit_prompts, fit_stream
+from veto_pl.data.overlong import Overlong, OverlongCompletions, fit_completions, fit_prompts, report_remarks
 from veto_pl.data.sampler import RankSampler, even_batches
 from veto_pl.data.splits import check_sizes
+from veto_pl.data.stream_policies import completions_fit, prompts_fit, with_remarks
 from veto_pl.data.streaming import EncodedStream, StreamOrder
 from veto_pl.data.templates import PlainTemplate
 from veto_pl.exceptions import ConfigurationError, DataError
+from veto_pl.models.ends import stored_end_ids
 from veto_pl.seams import Task, Template
 from veto_pl.types import Example
 
@@ -48,8 +51,10 @@ class PromptDataModule(LightningDataModule):
         batch_size: prompts of a training batch, on each rank.
         validation_batch_size: prompts of an evaluation batch, on each rank; None for `batch_size`.
         max_prompt_tokens: tokens that a prompt may have.
-        max_completion_tokens: tokens that a reference may have, EOS included; a longer one is cut and then has no EOS.
+        max_completion_tokens: tokens that a reference may have, EOS included.
         overlong: for prompts that are too long: `drop` them, `truncate_left` to keep their last tokens, or `error`.
+        overlong_completions: for training references that are too long: `cut` them, which takes their EOS, `drop` their
+            rows, or `error`.
         completion_prefix: text between prompt and reference, such as a space, that counts as completion.
         train_limit: use only the first so many training rows.
         validation_limit: use only the first so many validation rows.
@@ -71,6 +76,7 @@ class PromptDataModule(LightningDataModule):
         max_prompt_tokens: int = 512,
         max_completion_tokens: int = 512,
         overlong: Overlong = "drop",
+        overlong_completions: OverlongCompletions = "cut",
         completion_prefix: str = "",
         train_limit: int | None = None,
         validation_limit: int | None = None,
@@ -98,6 +104,7 @@ class PromptDataModule(LightningDataModule):
         self.max_prompt_tokens = max_prompt_tokens
         self.max_completion_tokens = max_completion_tokens
         self.overlong = overlong
+        self.overlong_completions = overlong_completions
         self.completion_prefix = completion_prefix
         self.limits = {"train": train_limit, "validation": validation_limit}
         self.shuffle = shuffle
@@ -132,6 +139,7 @@ class PromptDataModule(LightningDataModule):
             task=self.task,
             max_completion_tokens=self.max_completion_tokens,
             completion_prefix=self.completion_prefix,
+            student=getattr(module, "student_source", None),
         )
 
     def setup(self, stage: str) -> None:
@@ -144,7 +152,7 @@ class PromptDataModule(LightningDataModule):
             DataError: where training, test or prediction has no rows, or a prompt is refused.
         """
         name = self._collator_name()
-        policy = (self.max_prompt_tokens, self.overlong, self.shuffle_buffer)
+        policy = (self.max_prompt_tokens, self.overlong, self.overlong_completions, self.shuffle_buffer)
         for split in _SPLITS[stage]:
             made_of = (self.task, name, policy, self.limits.get(split))
             if name is None or self._made_of.get(split) != made_of:
@@ -221,7 +229,9 @@ class PromptDataModule(LightningDataModule):
 
     def _collator_name(self) -> str | None:
         """Tells what encodes the rows from everything that encodes them differently; None where nobody can tell."""
-        return fingerprint(replace(self.collator, task=None))
+        collator = self.collator
+        ends = [] if collator.student is None else list(stored_end_ids(collator.student))
+        return fingerprint([replace(collator, task=None, student=None), ends])
 
     def _encode(self, split: str, name: str | None) -> EncodedRows | EncodedStream:
         wanted, examples = split, self._load(split)
@@ -235,11 +245,18 @@ class PromptDataModule(LightningDataModule):
             _report_no_rows(wanted, examples)
         rows = encode_rows(examples, self.collator, name=name, processes=self.num_workers)
         # Here the functions act that judge the rows of a split as a whole.
+        report_remarks(rows, ControlWords(self.collator.tokenizer), split)
+        if split == "train":  # those of other splits are judged by, not trained on
+            limit, policy = self.max_completion_tokens, self.overlong_completions
+            rows = fit_completions(rows, max_completion_tokens=limit, overlong=policy, split=split)
         return fit_prompts(rows, max_prompt_tokens=self.max_prompt_tokens, overlong=self.overlong, split=split)
 
     def _stream(self, split: str, examples: Iterable[Example]) -> EncodedStream:
-        fit = partial(fit_stream, max_prompt_tokens=self.max_prompt_tokens, overlong=self.overlong, split=split)
-        stream = EncodedStream(examples, self.collator, fit, self.shuffle_buffer)
+        prompts = partial(prompts_fit, max_prompt_tokens=self.max_prompt_tokens, overlong=self.overlong)
+        limit, policy = self.max_completion_tokens, self.overlong_completions
+        completions = partial(completions_fit, max_completion_tokens=limit, overlong=policy)
+        remarked = partial(with_remarks, words=ControlWords(self.collator.tokenizer))
+        stream = EncodedStream(examples, self.collator, (remarked, completions, prompts), self.shuffle_buffer)
         return stream if split == "train" else stream.listed(split)
 
     def _load(self, split: str) -> Iterable[Example]:

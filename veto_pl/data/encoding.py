@@ -28,7 +28,15 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 _IDS = pa.list_(pa.int32())
-_SCHEMA = pa.schema({"prompt_ids": _IDS, "completion_ids": _IDS})
+_SCHEMA = pa.schema(
+    {
+        "prompt_ids": _IDS,
+        "completion_ids": _IDS,
+        "cut": pa.int32(),
+        "remarks": pa.string(),  # joined by spaces
+        "references": pa.large_string(),  # as JSON, where the encoding has changed those of the example
+    }
+)
 _Batch = tuple[pa.RecordBatch, str]
 
 
@@ -37,7 +45,7 @@ class EncodedRows(Sequence[Encoded]):
     """A lazy list of encoded rows; pickled, it is little more than the names of its files.
 
     Args:
-        tokens: a data set of the columns `prompt_ids` and `completion_ids`.
+        tokens: a data set of what the encoding makes of each example.
         examples: the examples of all rows of `tokens`.
         content: names the contents of both.
         places: [N] int64, the rows of `tokens` that are left, in their order; None for all.
@@ -70,9 +78,12 @@ class EncodedRows(Sequence[Encoded]):
         if not numbers:
             return []
         columns = self.tokens[numbers]
-        parts = zip(columns["prompt_ids"], columns["completion_ids"], at(self.examples, numbers), numbers, strict=True)
         first = None if self.longest is None else -self.longest
-        return [Encoded(example, prompt[first:], completion, i) for prompt, completion, example, i in parts]
+        parts = zip(at(self.examples, numbers), numbers, *columns.values(), strict=True)
+        return [
+            Encoded(_with(example, references), prompt[first:], completion, number, cut, tuple(remarks.split()))
+            for example, number, prompt, completion, cut, remarks, references in parts
+        ]
 
     def __iter__(self) -> Iterator[Encoded]:
         return chain.from_iterable(map(self.__getitems__, batches(len(self))))
@@ -91,13 +102,17 @@ class EncodedRows(Sequence[Encoded]):
     @property
     def prompt_lengths(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """[N] int64: tokens of each prompt, read from the table without its tokens."""
-        lengths = self._lengths("prompt_ids")
+        lengths = self._left(pc.list_value_length(self.tokens.data.column("prompt_ids")))
         return lengths if self.longest is None else np.minimum(lengths, self.longest)
 
     @property
-    def completion_lengths(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """[N] int64: tokens of each reference completion, EOS included."""
-        return self._lengths("completion_ids")
+    def cut_tokens(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """[N] int64: tokens that were cut from the end of each reference."""
+        return self._left(self.tokens.data.column("cut"))
+
+    def remarked(self, remark: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """[N] bool: the rows with a remark."""
+        return self._left(pc.match_substring(self.tokens.data.column("remarks"), remark)).astype(bool)
 
     def only(self, wanted: np.ndarray[Any, np.dtype[np.bool_]]) -> EncodedRows:
         """The rows for which `wanted` ([N] bool) holds."""
@@ -123,10 +138,10 @@ class EncodedRows(Sequence[Encoded]):
     def check_trainer(self, trainer: Trainer) -> None:
         """Every setting of a trainer works with rows whose number is known."""
 
-    def _lengths(self, column: str) -> np.ndarray[Any, np.dtype[np.int64]]:
-        lengths: np.ndarray[Any, np.dtype[np.int64]]
-        lengths = pc.list_value_length(self.tokens.data.column(column)).to_numpy().astype(np.int64)
-        return lengths if self.places is None else lengths[self.places]
+    def _left(self, column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The numbers of a column at the rows that are left."""
+        numbers: np.ndarray[Any, np.dtype[np.int64]] = column.to_numpy().astype(np.int64)
+        return numbers if self.places is None else numbers[self.places]
 
 
 @dataclass(frozen=True)
@@ -177,12 +192,32 @@ class _Encoder:
     collator: Collator
 
     def __call__(self, places: range) -> _Batch:
-        rows = self.collator.encode(at(self.examples, places))
-        columns = [[row.prompt_ids for row in rows], [row.completion_ids for row in rows]]
-        batch = pa.RecordBatch.from_arrays([pa.array(column, _IDS) for column in columns], schema=_SCHEMA)
-        examples = [[e.prompt, e.completion, e.alternatives, dict(e.row)] for e in (row.example for row in rows)]
-        told = json.dumps([examples, columns], skipkeys=True, default=lambda value: type(value).__name__)
+        examples = at(self.examples, places)
+        rows = self.collator.encode(examples)
+        columns = [
+            [row.prompt_ids for row in rows],
+            [row.completion_ids for row in rows],
+            [row.cut for row in rows],
+            [" ".join(row.remarks) for row in rows],
+            [_changed(example, row.example) for example, row in zip(examples, rows, strict=True)],
+        ]
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
+        batch = pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA)
+        plain = [[e.prompt, e.completion, e.alternatives, dict(e.row)] for e in examples]
+        told = json.dumps([plain, columns], skipkeys=True, default=lambda value: type(value).__name__)
         return batch, hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+
+
+def _changed(before: Example, after: Example) -> str | None:
+    """The references of an example that the encoding has changed, for `_with`."""
+    return None if after.references == before.references else json.dumps([after.completion, after.alternatives])
+
+
+def _with(example: Example, references: str | None) -> Example:
+    if references is None:
+        return example
+    completion, alternatives = json.loads(references)
+    return replace(example, completion=completion, alternatives=tuple(alternatives))
 
 
 def _batches(encoder: _Encoder, processes: int, notes: Notes) -> Iterator[pa.RecordBatch]:

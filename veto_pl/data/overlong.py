@@ -1,18 +1,28 @@
-"""What happens to prompts that are longer than a run allows."""
+"""What happens to prompts and references that are longer than a run allows, and what is said of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from veto_pl.data.collate import Encoded
+from veto_pl.data.control_words import ControlWords
 from veto_pl.data.encoding import EncodedRows
 from veto_pl.exceptions import ConfigurationError, DataError
+from veto_pl.types import Example
 
 Overlong = Literal["drop", "truncate_left", "error"]
+OverlongCompletions = Literal["cut", "drop", "error"]
+
+REMARKS = {
+    "tokens": "prompts ({split}) hold control words such as `{word}` in the text of their rows: they are read as "
+    "control tokens. If they are text, set `control_words: text` in `data.template`",
+    "text": "prompts ({split}) hold control words such as `{word}` in the text of their rows: they are read as text. "
+    "If they are meant as control tokens, set `control_words: tokens` in `data.template`",
+    "completion": "references ({split}) hold control words such as `{word}` before their end: they are trained on as "
+    "control tokens. Leave out or mend these rows if they are text",
+}
+"""By the key that a row has: what the rows of a split have in common."""
 
 
 def fit_prompts(rows: EncodedRows, *, max_prompt_tokens: int, overlong: Overlong, split: str) -> EncodedRows:
@@ -28,7 +38,7 @@ def fit_prompts(rows: EncodedRows, *, max_prompt_tokens: int, overlong: Overlong
         ConfigurationError: for an unknown policy.
         DataError: for a longer prompt under `error`, or where no row is left under `drop`.
     """
-    check_overlong(overlong)
+    check_policy("overlong", overlong, Overlong)
     lengths = rows.prompt_lengths
     fitting = lengths <= max_prompt_tokens
     if fitting.all():
@@ -46,27 +56,62 @@ def fit_prompts(rows: EncodedRows, *, max_prompt_tokens: int, overlong: Overlong
     return rows.cut(max_prompt_tokens)
 
 
-def fit_stream(rows: Iterable[Encoded], *, max_prompt_tokens: int, overlong: Overlong, split: str) -> Iterator[Encoded]:
-    """Applies the policy to rows of an unknown number, and reports the first prompt that it meets."""
-    check_overlong(overlong)
-    told = False
-    for row in rows:
-        length = len(row.prompt_ids)
-        if length <= max_prompt_tokens:
-            yield row
-            continue
-        found = f"Prompt {row.number + 1} ({split}) has {length} tokens and max_prompt_tokens={max_prompt_tokens}"
-        if overlong == "error":
-            raise DataError(f"{found}: it may not be used. Raise the limit or truncate.")
-        if not told:
-            done = "dropped" if overlong == "drop" else "cut to their last tokens"
-            rank_zero_warn(f"{found}: it and all such prompts of the stream are {done}.")
-            told = True
-        if overlong == "truncate_left":
-            yield replace(row, prompt_ids=row.prompt_ids[-max_prompt_tokens:])
+def fit_completions(
+    rows: EncodedRows, *, max_completion_tokens: int, overlong: OverlongCompletions, split: str
+) -> EncodedRows:
+    """Applies the policy to references that were cut, and reports how many there are.
+
+    Args:
+        rows: encoded rows, whose references are as long as they may be at most.
+        max_completion_tokens: tokens that a reference may have, EOS included.
+        overlong: `cut` keeps the rows, whose references then have no EOS; `drop` leaves them out, `error` refuses them.
+        split: what the rows are called in messages.
+
+    Raises:
+        ConfigurationError: for an unknown policy.
+        DataError: for a longer reference under `error`, or where no row is left under `drop`.
+    """
+    check_policy("overlong_completions", overlong, OverlongCompletions)
+    cut = rows.cut_tokens
+    count = int((cut > 0).sum())
+    if not count:
+        return rows
+    found = f"{count} of {len(rows)} references ({split}) exceed max_completion_tokens={max_completion_tokens}"
+    if overlong == "error" or (overlong == "drop" and count == len(rows)):
+        longest = max_completion_tokens + cut.max()
+        raise DataError(f"{found}, the longest has {longest}: none may be used. Raise the limit, or cut them.")
+    if overlong == "drop":
+        rank_zero_warn(f"{found}: dropped.")
+        return rows.only(cut == 0)
+    rank_zero_warn(
+        f"{found}: they are cut and have no EOS, so what is trained on them does not learn to end. Raise the limit, or "
+        "set `data.overlong_completions: drop`."
+    )
+    return rows
 
 
-def check_overlong(overlong: str) -> None:
-    """Raises `ConfigurationError` for an unknown policy."""
-    if overlong not in get_args(Overlong):
-        raise ConfigurationError(f"`overlong` must be one of {', '.join(get_args(Overlong))}, got {overlong!r}.")
+def report_remarks(rows: EncodedRows, words: ControlWords, split: str) -> None:
+    """Warns once for each thing that has to be said of rows, with their number.
+
+    Args:
+        rows: encoded rows.
+        words: the tokenizer's control words.
+        split: what the rows are called in messages.
+    """
+    for remark in REMARKS:
+        places = rows.remarked(remark).nonzero()[0]
+        if len(places):
+            said = remarked(remark, rows[int(places[0])].example, words, split)
+            rank_zero_warn(f"{len(places)} of {len(rows)} {said}.")
+
+
+def remarked(remark: str, example: Example, words: ControlWords, split: str) -> str:
+    """What has to be said of rows with a remark, of which `example` is the first."""
+    word = words.within(example.completion or "") if remark == "completion" else words.first(example)
+    return REMARKS[remark].format(split=split, word=word)
+
+
+def check_policy(setting: str, given: str, known: Any) -> None:
+    """Raises `ConfigurationError` for a policy that is not among the known ones."""
+    if given not in get_args(known):
+        raise ConfigurationError(f"`{setting}` must be one of {', '.join(get_args(known))}, got {given!r}.")

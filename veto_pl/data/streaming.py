@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
@@ -43,13 +44,13 @@ class EncodedStream:
     Args:
         examples: gives the examples anew each time that it is iterated.
         collator: encodes them.
-        fit: applies the policy for long prompts.
+        fits: what judges the rows one by one, and leaves some out or changes them.
         buffer: examples among which the next one is drawn where they are shuffled.
     """
 
     examples: Iterable[Example]
     collator: Collator
-    fit: Callable[[Iterable[Encoded]], Iterator[Encoded]]
+    fits: tuple[Callable[[Iterable[Encoded]], Iterator[Encoded]], ...]
     buffer: int
 
     def __post_init__(self) -> None:
@@ -83,7 +84,7 @@ class EncodedStream:
         numbered: Iterable[tuple[int, Example]] = enumerate(self.examples)
         if generator is not None:
             numbered = shuffled(numbered, self.buffer, generator)
-        return self.fit(self._encoded(numbered))
+        return reduce(lambda rows, fit: fit(rows), self.fits, self._encoded(numbered))
 
     def listed(self, split: str) -> NoReturn:
         """Raises `DataError`, for `split` is needed as a sequence."""

@@ -11,6 +11,7 @@ from zlib import crc32
 from jinja2 import TemplateError
 
 from veto_pl.data.chat_templates import answering, in_format, with_settings
+from veto_pl.data.control_words import Reading, unmarked, without_marks
 from veto_pl.data.jsonl import listed, shown
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.seams import Template
@@ -29,7 +30,9 @@ class PlainTemplate(Template):
     Args:
         format: names the prompt as `{prompt}` and any field of the row, nested ones as `{metadata[word]}`; `!j` writes
             the entries of a list one behind the other, `{metadata[letters]!j}`. A literal brace is doubled.
-        add_bos: put the tokenizer's BOS text in front.
+        add_bos: put the tokenizer's BOS text in front, where the text does not begin with it.
+        control_words: what control words in the row's own text become: `tokens`, for prompts that bring their control
+            words along, or `text`, so that no row can pass for a turn of a conversation.
 
     Raises:
         ConfigurationError: for a malformed format, a field that the row lacks, or a tokenizer without a BOS token.
@@ -42,6 +45,7 @@ class PlainTemplate(Template):
 
     format: str = "{prompt}"
     add_bos: bool = False
+    control_words: Reading = "tokens"
 
     def __post_init__(self) -> None:
         check_format("PlainTemplate.format", self.format)
@@ -49,11 +53,12 @@ class PlainTemplate(Template):
     def __call__(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
         """The filled format."""
         text = fill("PlainTemplate.format", self.format, example)
+        text = text if self.control_words == "text" else unmarked(text)
         if not self.add_bos:
             return text
         if tokenizer.bos_token is None:
             raise ConfigurationError("`PlainTemplate.add_bos` is set, but the tokenizer has no BOS token. Unset it.")
-        return f"{tokenizer.bos_token}{text}"
+        return text if text.startswith(tokenizer.bos_token) else f"{tokenizer.bos_token}{text}"
 
     def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
         """The format around the user's message; None where it names more than the prompt."""
@@ -70,6 +75,8 @@ class ChatTemplate(Template):
         user: a format string for the user message, as in `PlainTemplate.format`.
         template: a Jinja chat template to use instead of the tokenizer's.
         arguments: further arguments of the chat template, such as `enable_thinking: false`.
+        control_words: what control words in the row's own text become: `text`, since the chat template writes those
+            that it needs, or `tokens`.
 
     Raises:
         ConfigurationError: for a malformed `user`, a field that the row lacks, a tokenizer without a chat template, or
@@ -80,6 +87,7 @@ class ChatTemplate(Template):
     user: str = "{prompt}"
     template: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict, hash=False)
+    control_words: Reading = "text"
 
     def __post_init__(self) -> None:
         check_format("ChatTemplate.user", self.user)
@@ -94,7 +102,8 @@ class ChatTemplate(Template):
                 "set `ChatTemplate.template`."
             )
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
-        messages.append({"role": "user", "content": fill("ChatTemplate.user", self.user, example)})
+        user = fill("ChatTemplate.user", self.user, example)
+        messages.append({"role": "user", "content": user if self.control_words == "text" else unmarked(user)})
         options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, **self.arguments}
         if self.template is not None:
             options["chat_template"] = self.template
@@ -152,7 +161,7 @@ class TemplateMixture(Template):
 def _place(example: Example) -> float:
     """A number in [0, 1) that depends on the row alone: a hint may have changed its prompt."""
     row = example.row or {"prompt": example.prompt}
-    told = json.dumps(row, skipkeys=True, default=lambda value: type(value).__name__)
+    told = without_marks(json.dumps(row, skipkeys=True, default=lambda value: type(value).__name__))
     return crc32(told.encode()) / 2**32
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
 
 from veto_pl.functional.stat import Stat
-from veto_pl.types import Sequences
+from veto_pl.types import Ending, Sequences
 
 REPEATED = 4
 """Tokens of an n-gram whose repetition counts."""
@@ -24,9 +23,10 @@ def rollout_numbers(rollouts: Iterable[Sequences], eos_ids: Iterable[int]) -> di
 
     Returns:
         `repetition`: the mean over completions of the share of their n-grams that they had before. `unfinished`: the
-        share of completions that are as long as the longest and do not end with EOS; those ran into the limit. Where a
-        rollout tells, `teacher_share`: the share of completion tokens that the teacher put into the student's text, and
-        `age`: optimizer steps since a row was written.
+        share of completions that ran into the limit; where a rollout does not say why they end, those that are as long
+        as the longest and do not end with EOS. Where a rollout tells, `teacher_share`: the share of completion tokens
+        that the teacher put into the student's text, and `age`: optimizer steps since a row was written. What was
+        written is looked at, whether it counts or not.
     """
     ends = tuple(eos_ids)
     written = list(rollouts)
@@ -41,7 +41,7 @@ def rollout_numbers(rollouts: Iterable[Sequences], eos_ids: Iterable[int]) -> di
 
 def _repetition(rows: Sequences) -> Stat:
     """An n-gram is one int64; equal ones stand beside each other once they are sorted."""
-    written = rows.loss_mask & rows.on_policy[:, None]
+    written = rows.completion_mask & rows.on_policy[:, None]
     if written.shape[1] < REPEATED:
         return Stat(*rows.input_ids.new_zeros(2, dtype=torch.float32))
     counted = written.unfold(1, REPEATED, 1).all(-1)
@@ -61,7 +61,8 @@ def _powers() -> list[int]:
 
 def _by_teacher(rows: Sequences) -> Stat:
     assert rows.by_teacher is not None, "only rollouts that tell are asked"
-    return Stat((rows.by_teacher & rows.loss_mask).sum().float(), rows.loss_mask.sum().float())
+    written = rows.completion_mask
+    return Stat((rows.by_teacher & written).sum().float(), written.sum().float())
 
 
 def _age(rows: Sequences) -> Stat:
@@ -70,16 +71,10 @@ def _age(rows: Sequences) -> Stat:
 
 
 def _unfinished(rows: Sequences, ends: tuple[int, ...]) -> Stat:
-    lengths = rows.loss_mask.sum(1)
+    lengths = rows.completion_mask.sum(1)
     written = rows.on_policy & (lengths > 0)
     longest = lengths.masked_fill(~written, 0).max() if len(lengths) else lengths.sum()
-    cut = written & (lengths == longest) & ~_ends_with(rows, ends)
+    # A text that did not end and is no longer than others may have ended in a way that nobody has told.
+    cut = lengths == longest if rows.ending is None else (rows.ending != Ending.UNKNOWN) | (lengths == longest)
+    cut = cut & written & ~rows.finished(ends)
     return Stat(cut.sum().float(), written.sum().float())
-
-
-def _ends_with(rows: Sequences, ids: tuple[int, ...]) -> Tensor:
-    """[B] bool: whether the last completion token is one of `ids`."""
-    places = torch.arange(rows.loss_mask.shape[1], device=rows.loss_mask.device)
-    last = places.masked_fill(~rows.loss_mask, 0).amax(1)
-    token = rows.input_ids.gather(1, last[:, None])
-    return (token == torch.tensor(ids, dtype=torch.int64, device=token.device)).any(1)

@@ -94,8 +94,9 @@ class SDFT(Distill):
 
     def select(self, sequences: Sequences, step: Step) -> Sequences:
         """Without the first tokens of each completion."""
-        mask = sequences.loss_mask
-        return replace(sequences, loss_mask=mask & (mask.cumsum(1) > min(self.skip_tokens, mask.shape[1])))
+        written = sequences.completion_mask
+        later = written.cumsum(1) > min(self.skip_tokens, written.shape[1])
+        return replace(sequences, loss_mask=sequences.loss_mask & later)
 
 
 @dataclass(frozen=True, kw_only=True)

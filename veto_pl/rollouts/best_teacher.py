@@ -75,6 +75,7 @@ class BestTeacher(RolloutSource):
         tried = FromTeacher(self.sampling, self.engine)(prompts, models, step)
         tried = prompts.rewarded(tried, models.tokenizer)
         own = models.rolled_out(self.student, prompts, step)
+        own = replace(own, loss_mask=own.completion_mask)  # compared with all that the student wrote
         overlap = overlaps(tried, own, likeliest(models.student, own, self.top_k))
         best, correct = (values.view(-1, self.sampling.num_completions) for values in (overlap, _correct(tried)))
         # A correct completion comes before every other one, whatever the overlaps.

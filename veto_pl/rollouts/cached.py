@@ -8,6 +8,7 @@ import torch
 from veto_pl.exceptions import DataError
 from veto_pl.offline.store import ScoreStore, complete_manifest, open_store
 from veto_pl.paths import at_home
+from veto_pl.rollouts.endings import of_references
 from veto_pl.scores import TopKScores
 from veto_pl.seams import RolloutSource
 from veto_pl.types import Models, PromptBatch, Sequences, Step
@@ -35,21 +36,22 @@ class FromCache(RolloutSource):
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         store = open_store(self.path)
         store.check_tokenizer(models.tokenizer)
-        sequences = Sequences.join(prompts, prompts.completion_ids, prompts.completion_mask)
+        sequences = of_references(prompts, models)
         return replace(sequences, teacher_scores=_aligned(store, sequences, models))
 
 
 def _aligned(store: ScoreStore, sequences: Sequences, models: Models) -> TopKScores:
     """Scores [B, T]; where no completion token stands, a uniform distribution over the first ids and the tail."""
-    ids, attended, counted = (x.cpu() for x in (sequences.input_ids, sequences.attention_mask, sequences.loss_mask))
+    columns = (sequences.input_ids, sequences.attention_mask, sequences.completion_mask)
+    ids, attended, written = (column.cpu() for column in columns)
     kept = torch.arange(store.k).repeat(*ids.shape, 1)
     logp = torch.zeros(*ids.shape, store.k + 1).log_softmax(-1)
-    for row in counted.any(1).nonzero()[:, 0].tolist():
-        prompt, completion = ids[row, attended[row] & ~counted[row]].tolist(), ids[row, counted[row]].tolist()
+    for row in written.any(1).nonzero()[:, 0].tolist():
+        prompt, completion = ids[row, attended[row] & ~written[row]].tolist(), ids[row, written[row]].tolist()
         scores = store.find(prompt, completion)
         if scores is None:
             raise DataError(_never_scored(store, models.tokenizer.decode(prompt), len(prompt), len(completion)))
-        kept[row, counted[row]], logp[row, counted[row]] = scores.ids, scores.logp
+        kept[row, written[row]], logp[row, written[row]] = scores.ids, scores.logp
     device = sequences.input_ids.device
     return TopKScores(kept.to(device), logp.to(device), store.temperature)
 

@@ -75,7 +75,8 @@ def decode(
         endings = Endings(models, sampling, device, writers)
         _loop(live, page, draw, endings, _uniform(read, sampling, step), drop_at, pace)
     columns = (page.ids, page.lived, page.logp, *(() if page.by_teacher is None else (page.by_teacher,)))
-    return assemble(prompts, copies, *(values[: len(prompts) * copies] for values in columns), on_policy=on_policy)
+    ids, lived, *others = (values[: len(prompts) * copies] for values in columns)
+    return assemble(prompts, copies, ids, lived, *others, ended=endings.found(ids, lived), on_policy=on_policy)
 
 
 @dataclass

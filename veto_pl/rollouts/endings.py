@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from veto_pl.models.causal_lm import CausalLM
 from veto_pl.rollouts.sampling import Sampling
-from veto_pl.types import Models
+from veto_pl.types import Ending, Models, PromptBatch, Sequences
 
 
 class Endings:
@@ -46,6 +47,49 @@ class Endings:
             ended = ended | torch.tensor(self._stopped(rows, drawn, alive), device=drawn.device)
         return ended
 
+    def found(self, ids: Tensor, lived: Tensor) -> tuple[Tensor, Tensor]:
+        """Why completions end, and how much of their texts is not judged for that.
+
+        Args:
+            ids: [R, C] tokens.
+            lived: [R, C] bool, True up to where each completion ends.
+
+        Returns:
+            [R] int64, an `Ending`; [R] int64, characters from the beginning of a stop string on.
+        """
+        lengths = lived.sum(1)
+        last = ids.gather(1, (lengths - 1).clamp_min(0)[:, None]) if ids.shape[1] else lengths[:, None]
+        with_eos = (last == self.ends).any(1) & (lengths > 0)
+        ending = torch.where(with_eos, int(Ending.EOS), int(Ending.LIMIT))
+        unjudged = torch.zeros_like(ending)
+        others = (~with_eos).nonzero()[:, 0].tolist() if self.stop else []
+        for row in others:
+            written = ids[row, lived[row]].tolist()
+            if self._holds_stop(self.tokenizer.decode(written[-self.tail :])):
+                ending[row], unjudged[row] = Ending.STOP, self.unjudged(written)
+        return ending, unjudged
+
+    def unjudged(self, ids: list[int]) -> int:
+        """Characters of the text without special tokens, from the beginning of the first stop string on.
+
+        A stop string may begin within a token, and may be or hold a special token.
+        """
+
+        def read(count: int, **how: bool) -> str:
+            return str(self.tokenizer.decode(ids[:count], **how))
+
+        whole = read(len(ids))
+        places = [place for text in self.stop if (place := whole.find(text)) >= 0]
+        start = min(places, default=len(whole))
+        before = next(count for count in range(len(ids), -1, -1) if len(read(count)) <= start)
+        judged = len(read(before, skip_special_tokens=True))
+        if before < len(ids) and ids[before] not in self.tokenizer.all_special_ids:
+            judged += start - len(read(before))
+        return max(len(read(len(ids), skip_special_tokens=True)) - judged, 0)
+
+    def _holds_stop(self, text: str) -> bool:
+        return any(stop in text for stop in self.stop)
+
     def _stopped(self, rows: Tensor, drawn: Tensor, alive: Tensor) -> list[bool]:
         live = alive.tolist()
         tails = []
@@ -53,5 +97,11 @@ class Endings:
             if lives:
                 tails.append([*self.written.get(row, []), token][-self.tail :])
                 self.written[row] = tails[-1]
-        found = iter([any(s in text for s in self.stop) for text in self.tokenizer.batch_decode(tails)])
+        found = iter([self._holds_stop(text) for text in self.tokenizer.batch_decode(tails)])
         return [lives and next(found) for lives in live]
+
+
+def of_references(prompts: PromptBatch, models: Models) -> Sequences:
+    """The reference completions behind their prompts; one that does not end with EOS was cut."""
+    rows = Sequences.join(prompts, prompts.completion_ids, prompts.completion_mask)
+    return replace(rows, ending=torch.where(rows.finished(models.eos_ids), int(Ending.EOS), int(Ending.LIMIT)))

@@ -108,7 +108,8 @@ def _generated(
         )
     ids = written[:, -len(record.lived) :]
     logp, lived = record.logp(ids), torch.stack(record.lived, 1)
-    return assemble(prompts, copies, ids, lived, logp, on_policy=on_policy)
+    ended = record.endings.found(ids, lived)
+    return assemble(prompts, copies, ids, lived, logp, ended=ended, on_policy=on_policy)
 
 
 class _Record:

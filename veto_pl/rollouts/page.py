@@ -69,6 +69,7 @@ def assemble(
     logp: Tensor,
     by_teacher: Tensor | None = None,
     *,
+    ended: tuple[Tensor, Tensor],
     on_policy: bool,
 ) -> Sequences:
     """Puts completions behind their prompts; columns that no row uses go, and what is not `lived` becomes 0.
@@ -80,6 +81,7 @@ def assemble(
         lived: [B x copies, C] bool, True up to where the completion ends.
         logp: [B x copies, C] the sampler's log-probability of each token.
         by_teacher: [B x copies, C] bool, or None.
+        ended: [B x copies] why each completion ends, and [B x copies] the characters that are not judged for that.
         on_policy: how the rows are marked.
 
     Raises:
@@ -105,4 +107,6 @@ def assemble(
         on_policy=torch.full_like(rows, on_policy, dtype=torch.bool),
         sampler_logp=torch.cat([before.to(logp.dtype), logp], 1),
         by_teacher=None if by_teacher is None else torch.cat([before, by_teacher[:, :width] & lived], 1),
+        ending=ended[0],
+        unjudged=ended[1],
     )

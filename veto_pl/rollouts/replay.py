@@ -13,7 +13,7 @@ from veto_pl.ranks import place
 from veto_pl.rollouts.sources import FromStudent, check_fraction
 from veto_pl.schedules import value_at
 from veto_pl.seams import RolloutSource, Schedule
-from veto_pl.types import Example, Models, PromptBatch, Sequences, Step, pad_left, pad_right
+from veto_pl.types import Ending, Example, Models, PromptBatch, Sequences, Step, pad_left, pad_right
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Kept:
 
     Args:
         prompt_ids: [P] int64.
-        completion_ids: [C] int64.
+        completion_ids: [C] int64, all that was written, whether it counts or not.
         sampler_logp: [C] float32, zeros where nobody sampled.
         number: of the prompt in its split.
         prompt: the example's prompt.
@@ -81,6 +81,11 @@ class Kept:
         row: its fields; what is no plain value is kept as its `repr`.
         written: the optimizer step that it was written at; checkpoints of older versions do not tell, and their rows
             count as written at the start of the run.
+        counted: [C] bool, the tokens that count; None for all.
+        by_teacher: [C] bool, the tokens that the teacher wrote into the student's text; None where nobody took turns.
+        ending: why the completion ends, an `Ending`.
+        unjudged: characters at the end of its text that belong to a stop string or follow it.
+        alternatives: the example's other references.
     """
 
     prompt_ids: Tensor
@@ -91,11 +96,26 @@ class Kept:
     completion: str | None
     row: Mapping[str, Any]
     written: int = 0
+    counted: Tensor | None = None
+    by_teacher: Tensor | None = None
+    ending: int = Ending.UNKNOWN
+    unjudged: int = 0
+    alternatives: Sequence[str] = ()
 
     @property
     def example(self) -> Example:
         """What the task gave."""
-        return Example(self.prompt, self.completion, self.row)
+        return Example(self.prompt, self.completion, self.row, tuple(self.alternatives))
+
+    @property
+    def counts(self) -> Tensor:
+        """[C] bool: the tokens that count."""
+        return torch.ones_like(self.completion_ids, dtype=torch.bool) if self.counted is None else self.counted
+
+    @property
+    def taught(self) -> Tensor:
+        """[C] bool: the tokens that the teacher wrote into the student's text."""
+        return torch.zeros_like(self.counts) if self.by_teacher is None else self.by_teacher
 
 
 Group = tuple[Kept, ...]
@@ -174,25 +194,34 @@ class ReplayBuffer(Memory):
 def kept_groups(sequences: Sequences, written: int) -> list[Group]:
     """The rows of a rollout that was written at this optimizer step, by their prompts."""
     assert sequences.prompts is not None, "every source names the prompts that it has completed"
-    logp = sequences.sampler_logp
-    columns = [sequences.input_ids, sequences.attention_mask, sequences.loss_mask]
-    ids, attended, counted = (column.cpu() for column in columns)
-    scores = torch.zeros(ids.shape) if logp is None else logp.cpu().float()
+    attended, behind = sequences.attention_mask.cpu(), sequences.completion_mask.cpu()
+    ids, numbers = sequences.input_ids.cpu(), sequences.prompts.numbers.tolist()
+    grids = {"completion_ids": ids, "counted": sequences.loss_mask.cpu(), "sampler_logp": torch.zeros(ids.shape)}
+    if sequences.sampler_logp is not None:
+        grids["sampler_logp"] = sequences.sampler_logp.cpu().float()
+    if sequences.by_teacher is not None:
+        grids["by_teacher"] = sequences.by_teacher.cpu()
+    columns = {"ending": sequences.ending, "unjudged": sequences.unjudged}
+    told = {name: column.tolist() for name, column in columns.items() if column is not None}
     groups: dict[int, Group] = {}
     for i, prompt in enumerate(sequences.prompt_rows.tolist()):
-        example = sequences.prompts.examples[prompt] if sequences.prompts.examples else Example("")
-        row = Kept(
-            prompt_ids=ids[i, attended[i] & ~counted[i]].clone(),
-            completion_ids=ids[i, counted[i]].clone(),
-            sampler_logp=scores[i, counted[i]].clone(),
-            number=int(sequences.prompts.numbers[prompt]),
-            prompt=example.prompt,
-            completion=example.completion,
-            row=_plain(dict(example.row)),
-            written=written,
-        )
+        fields: dict[str, Any] = {name: grid[i, behind[i]].clone() for name, grid in grids.items()}
+        fields |= {name: column[i] for name, column in told.items()}
+        fields |= _of_example(sequences.prompts.examples[prompt] if sequences.prompts.examples else Example(""))
+        prompt_ids = ids[i, attended[i] & ~behind[i]].clone()
+        row = Kept(prompt_ids=prompt_ids, number=numbers[prompt], written=written, **fields)
         groups[prompt] = (*groups.get(prompt, ()), row)
     return list(groups.values())
+
+
+def _of_example(example: Example) -> dict[str, Any]:
+    """What is kept of an example: only what a checkpoint can hold without a pickle."""
+    return {
+        "prompt": example.prompt,
+        "completion": example.completion,
+        "row": _plain(dict(example.row)),
+        "alternatives": list(example.alternatives),
+    }
 
 
 def as_sequences(groups: Sequence[Group], batch: PromptBatch) -> Sequences:
@@ -207,11 +236,19 @@ def as_sequences(groups: Sequence[Group], batch: PromptBatch) -> Sequences:
     rows = [row for group in groups for row in group]
     place_of = torch.tensor([i for i, group in enumerate(groups) for _ in group], dtype=torch.int64, device=device)
     ids, mask = (part.to(device) for part in pad_right([row.completion_ids for row in rows]))
-    logp, _ = pad_right([row.sampler_logp for row in rows])
-    before = torch.zeros(len(rows), prompt_ids.shape[1], device=device)
+    taught = any(row.by_teacher is not None for row in rows)
+
+    def behind(values: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        grid = pad_right(values)[0].to(device, dtype)  # no rows at all have no type of their own
+        return torch.cat([grid.new_zeros(len(rows), prompt_ids.shape[1]), grid], 1)
+
     return Sequences.join(
         prompts.rows(place_of), ids, mask, prompts=prompts, prompt_rows=place_of,
-        sampler_logp=torch.cat([before, logp.to(device)], 1),
+        loss_mask=behind([row.counts for row in rows], torch.bool),
+        sampler_logp=behind([row.sampler_logp for row in rows], torch.float32),
+        by_teacher=behind([row.taught for row in rows], torch.bool) if taught else None,
+        ending=torch.tensor([row.ending for row in rows], dtype=torch.int64, device=device),
+        unjudged=torch.tensor([row.unjudged for row in rows], dtype=torch.int64, device=device),
     )  # fmt: skip
 
 

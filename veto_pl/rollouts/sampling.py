@@ -24,7 +24,7 @@ class Sampling:
         top_k: keep this many likeliest ids; 0 keeps all.
         max_new_tokens: the longest completion, EOS included.
         num_completions: completions per prompt.
-        stop: a completion ends with the token that completes one of these strings.
+        stop: a completion ends with the token that completes one of these strings, and is judged without it.
     """
 
     temperature: float = 1.0

@@ -11,6 +11,7 @@ from torch import Tensor
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.divergences import log_mixture
 from veto_pl.rollouts.decoding import decode
+from veto_pl.rollouts.endings import of_references
 from veto_pl.rollouts.engines import DecodeLoop, required_for_the_loop
 from veto_pl.rollouts.page import Drawn
 from veto_pl.rollouts.sampling import Sampling, draw_id
@@ -24,7 +25,7 @@ class FromDataset(RolloutSource):
     """The reference completions of the task. Rows without one train on nothing."""
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
-        return Sequences.join(prompts, prompts.completion_ids, prompts.completion_mask)
+        return of_references(prompts, models)
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,22 @@ import copy
 import importlib
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.causal_lm import CausalLM
 from veto_pl.models.sharding import gathered
+from veto_pl.rollouts.endings import Endings
 from veto_pl.rollouts.page import assemble
 from veto_pl.rollouts.sampling import Sampling
 from veto_pl.seams import Engine
-from veto_pl.types import Models, PromptBatch, Sequences, Step, pad_right
+from veto_pl.types import Ending, Models, PromptBatch, Sequences, Step, pad_right
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Vllm(Engine):
         )
         if self.sleep:
             served.engine.sleep(level=1)
-        return _sequences(prompts, sampling, outputs, on_policy=on_policy)
+        endings = Endings(models, sampling, prompts.input_ids.device, (model,))
+        return _sequences(prompts, sampling, endings, outputs, on_policy=on_policy)
 
     def _served(self, model: CausalLM, models: Models) -> "_Served":
         engines = _running.setdefault(model, {})
@@ -146,10 +149,13 @@ def _parameters(sampling: Sampling, model: CausalLM, models: Models, seed: int) 
         allowed_token_ids=list(range(model.vocab_size)) if padded else None,
         logprobs=0,  # of the drawn token alone
         detokenize=bool(sampling.stop),
+        skip_special_tokens=not sampling.stop,  # vLLM looks for stop strings in this text, and one may be special
     )
 
 
-def _sequences(prompts: PromptBatch, sampling: Sampling, outputs: Iterable[Any], *, on_policy: bool) -> Sequences:
+def _sequences(
+    prompts: PromptBatch, sampling: Sampling, endings: Endings, outputs: Iterable[Any], *, on_policy: bool
+) -> Sequences:
     """Requests come back in their order, the completions of each with their number in `index`."""
     device = prompts.input_ids.device
     written = [one for output in outputs for one in sorted(output.outputs, key=lambda one: int(one.index))]
@@ -158,7 +164,26 @@ def _sequences(prompts: PromptBatch, sampling: Sampling, outputs: Iterable[Any],
     if sampling.temperature == 0:
         logp = torch.zeros_like(logp)  # vLLM reports the model's own distribution, and greedy decoding has no choice
     moved = (tensor.to(device) for tensor in (ids, lived, logp))
-    return assemble(prompts, sampling.num_completions, *moved, on_policy=on_policy)
+    ended = _ended(written, endings)
+    return assemble(prompts, sampling.num_completions, *moved, ended=ended, on_policy=on_policy)
+
+
+def _ended(written: Sequence[Any], endings: Endings) -> tuple[Tensor, Tensor]:
+    """[R] why each completion ends, as vLLM says it, and [R] the characters that are not judged for that."""
+    why = [_why(one) for one in written]
+    behind = [
+        endings.unjudged(list(one.token_ids)) if end == Ending.STOP else 0
+        for one, end in zip(written, why, strict=True)
+    ]
+    ending, unjudged = (torch.tensor(values, dtype=torch.int64, device=endings.ends.device) for values in (why, behind))
+    return ending, unjudged
+
+
+def _why(completion: Any) -> Ending:
+    if completion.finish_reason != "stop":
+        return Ending.LIMIT
+    # The reason is the string, or the id among `stop_token_ids`.
+    return Ending.STOP if isinstance(completion.stop_reason, str) else Ending.EOS
 
 
 def _drawn_logp(completion: Any) -> list[float]:

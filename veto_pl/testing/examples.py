@@ -12,6 +12,7 @@ from typing import Any
 
 from veto_pl.advantages import CentredLogRatio, Extrapolated, LogRatio, OrderConsistent, RelaxedLogRatio, WithReward
 from veto_pl.contexts import Peer, Privileged
+from veto_pl.data.templates import ChatTemplate, PlainTemplate, TemplateMixture
 from veto_pl.divergences import AlphaDivergence, Renyi, ReverseKL, SkewKL, SkewReverseKL
 from veto_pl.objectives import (
     AKL,
@@ -74,6 +75,9 @@ EXAMPLES: dict[type, tuple[Any, ...]] = {
     AlphaDivergence: (AlphaDivergence(), AlphaDivergence(0.0), AlphaDivergence(0.9), AlphaDivergence(1.0)),
     Renyi: (Renyi(), Renyi(0.1), Renyi(1.0)),
     TopK: (TopK(k=1), TopK(k=1, of="student")),
+    PlainTemplate: (PlainTemplate(), PlainTemplate(format="Q: {prompt}", add_bos=True, control_words="text")),
+    ChatTemplate: (ChatTemplate(), ChatTemplate(system="Be brief.", control_words="tokens")),
+    TemplateMixture: (TemplateMixture(first=PlainTemplate(), second=ChatTemplate()),),
     GeometricBridge: (GeometricBridge(), GeometricBridge(0.0), GeometricBridge(Linear(2.0, 0.5))),
     Distill: (
         Distill(),

@@ -23,7 +23,7 @@ PROMPTS = ("abc>", "d>", "efghij>", "ka>")
 COMPLETIONS = ("cba", "d", "jihgfe", "akak")
 NUMBERS = (7, 3, 12, 5)
 TOTAL = 10
-FIELDS = ("input_ids", "loss_mask", "on_policy", "sampler_logp", "rewards", "by_teacher", "age")
+FIELDS = ("input_ids", "loss_mask", "on_policy", "sampler_logp", "rewards", "by_teacher", "age", "ending", "unjudged")
 METRICS = tuple(f"validation/{metric.name}" for metric in default_metrics(1))
 
 

@@ -27,7 +27,7 @@ from veto_pl.testing.rows import (
     written,
 )
 from veto_pl.testing.tiny import tiny_models
-from veto_pl.types import Models, Sequences, Step
+from veto_pl.types import Ending, Models, Sequences, Step
 
 load_plugins()
 
@@ -37,7 +37,7 @@ SPLITS = [[[0], [1], [2], [3]], [[3, 1, 0], [2]]]
 GRIDS = {"attention_mask": torch.bool, "loss_mask": torch.bool, "input_ids": torch.int64}
 GRIDS_PERHAPS = {"sampler_logp": torch.float32, "by_teacher": torch.bool}
 COLUMNS = {"prompt_rows": torch.int64, "on_policy": torch.bool}
-COLUMNS_PERHAPS = {"rewards": torch.float32, "age": torch.float32}
+COLUMNS_PERHAPS = {"rewards": torch.float32, "age": torch.float32, "ending": torch.int64, "unjudged": torch.int64}
 
 
 def name(instance: object) -> str:
@@ -98,24 +98,47 @@ def test_rows_name_the_prompts_that_they_continue(source: RolloutSource, models:
 
 @each
 def test_each_row_is_a_prompt_and_the_completion_behind_it(source: RolloutSource, models: Models) -> None:
-    """Without padding, a row begins with its prompt, and what counts follows without a gap."""
+    """Without padding, a row begins with its prompt, and all that follows is completion, whether it counts or not."""
     for _, rows in written(source, models):
         assert rows.prompts is not None
         assert not (rows.loss_mask & ~rows.attention_mask).any(), "`loss_mask` must be False on padding."
         if rows.by_teacher is not None:
-            assert not (rows.by_teacher & ~rows.loss_mask).any(), "`by_teacher` must be False off the completion."
-        counted = unpadded(rows, "loss_mask")
+            assert not (rows.by_teacher & ~rows.completion_mask).any(), "`by_teacher` must be False off the completion."
         for row, (ids, counts, prompt) in enumerate(
-            zip(unpadded(rows, "input_ids"), counted, asked(rows), strict=True)
+            zip(unpadded(rows, "input_ids"), unpadded(rows, "loss_mask"), asked(rows), strict=True)
         ):
             assert torch.equal(ids[: len(prompt)], prompt), (
                 f"Row {row} must begin with the ids of its prompt, {prompt.tolist()}, got {ids.tolist()}."
             )
-            expected = torch.arange(len(ids)) - len(prompt)
-            assert torch.equal(counts, (expected >= 0) & (expected < counts.sum())), (
-                f"The completion of row {row} must follow its prompt of {len(prompt)} tokens without a gap, got the "
-                f"`loss_mask` {counts.int().tolist()}."
+            assert not counts[: len(prompt)].any(), (
+                f"Nothing of the prompt of row {row} may count, which has {len(prompt)} tokens, got the `loss_mask` "
+                f"{counts.int().tolist()}."
             )
+
+
+@each
+def test_what_is_said_of_an_end_is_true_of_the_row(source: RolloutSource, models: Models) -> None:
+    """A source may say nothing: then an EOS at the end tells. What it says is what rewards and metrics go by."""
+    ends = torch.tensor(models.eos_ids)
+    for _, rows in written(source, models):
+        unjudged = [0] * len(rows) if rows.unjudged is None else rows.unjudged.tolist()
+        texts = models.tokenizer.batch_decode(rows.completions(), skip_special_tokens=True) if len(rows) else []
+        for row, (ids, why) in enumerate(zip(rows.completions(), _endings(rows), strict=True)):
+            with_eos = bool(len(ids)) and bool(torch.isin(ids[-1], ends))
+            assert why == Ending.UNKNOWN or (why == Ending.EOS) == with_eos, (
+                f"Row {row} says that it ends with {why.name}, but its tokens are {ids.tolist()} and EOS is one of "
+                f"{ends.tolist()}."
+            )
+            most = len(texts[row]) if why == Ending.STOP else 0
+            assert 0 <= unjudged[row] <= most, (
+                f"`unjudged` of row {row}, which ends with {why.name}, must lie between 0 and {most}, the characters "
+                f"of a text that a stop string has ended, got {unjudged[row]}."
+            )
+
+
+def _endings(rows: Sequences) -> list[Ending]:
+    """Why each row ends, as far as it says so."""
+    return [Ending.UNKNOWN] * len(rows) if rows.ending is None else [Ending(why) for why in rows.ending.tolist()]
 
 
 def asked(rows: Sequences) -> list[Tensor]:
@@ -138,7 +161,7 @@ def test_eos_ends_a_completion(source: RolloutSource, models: Models) -> None:
 
 @each
 def test_the_samplers_log_probabilities_are_those_of_the_completion(source: RolloutSource, models: Models) -> None:
-    """Of the tokens that count, and 0 elsewhere."""
+    """Of its tokens, and 0 elsewhere."""
     for _, rows in written(source, models):
         logp = rows.sampler_logp
         if logp is None:
@@ -146,7 +169,7 @@ def test_the_samplers_log_probabilities_are_those_of_the_completion(source: Roll
         assert logp.isfinite().all(), f"`sampler_logp` must be finite, got {logp[~logp.isfinite()].tolist()}."
         # A distribution sums to 1 up to rounding.
         assert logp.max() <= 1e-5, f"`sampler_logp` must be at most 0, got {float(logp.max())}."
-        assert (logp[~rows.loss_mask] == 0).all(), "`sampler_logp` must be 0 off the completion."
+        assert (logp[~rows.completion_mask] == 0).all(), "`sampler_logp` must be 0 off the completion."
 
 
 @each

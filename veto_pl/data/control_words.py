@@ -1,0 +1,118 @@
+"""Control words such as `<|im_end|>`: where a row's own text holds them they may be text, or meant as tokens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from veto_pl.types import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Reading = Literal["text", "tokens"]
+"""What control words in a row's own text become."""
+MARK = "\ufdd0"
+"""Stands within a control word that is text, while a template puts it in place: a character that no text may hold."""
+
+
+def unmarked(text: str) -> str:
+    """The text without marks: its control words become tokens."""
+    return text.replace(MARK, "")
+
+
+def without_marks(told: str) -> str:
+    """A JSON text as if nothing had been marked in it."""
+    return told.replace("\\ufdd0", "")
+
+
+class ControlWords:
+    """The words that a tokenizer reads as one token wherever they stand.
+
+    Args:
+        tokenizer: names them.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        added = {str(token): token for token in tokenizer.added_tokens_decoder.values()}
+        known = {word for word, token in added.items() if token.special} | set(tokenizer.all_special_tokens)
+        words = sorted(filter(None, known), key=len, reverse=True)
+        self._added = added
+        self.words = words
+        self._initials, self._finals = ({word[place] for word in words} for place in (0, -1))
+        # Without words, a pattern that is found nowhere.
+        self.pattern = re.compile("|".join(map(re.escape, words)) if words else r"(?!)")
+
+    def __contains__(self, word: object) -> bool:
+        return isinstance(word, str) and self.pattern.fullmatch(word) is not None
+
+    def within(self, text: str) -> str:
+        """The first control word of a text; empty where it holds none."""
+        if not any(initial in text for initial in self._initials):  # which is quick to see
+            return ""
+        found = self.pattern.search(text)
+        return "" if found is None else found[0]
+
+    def at_end(self, text: str) -> str:
+        """The control word that a text ends with; empty where it ends otherwise."""
+        if not any(text.endswith(final) for final in self._finals):
+            return ""
+        return next((word for word in self.words if text.endswith(word)), "")
+
+    def first(self, example: Example) -> str:
+        """The first control word of an example's own text; empty where it holds none."""
+        return next(filter(None, map(self.within, _texts([example.prompt, example.row]))), "")
+
+    def marked(self, example: Example) -> Example:
+        """The example with a mark in each control word, so that none is one any more."""
+        return _changed(example, self._mark)
+
+    def removed(self, example: Example) -> Example:
+        """The example without control words."""
+        return _changed(example, partial(self.pattern.sub, ""))
+
+    def parts(self, text: str) -> list[tuple[str, Reading]]:
+        """A rendered text in pieces: those with marked words, the marks taken away, are text and have no other words.
+
+        The words on both sides of such a piece eat white space as the tokenizer would let them.
+        """
+        pieces = re.split(f"({self.pattern.pattern})", text)
+        parts: list[tuple[str, Reading]] = []
+        for i, piece in enumerate(pieces):
+            if MARK in piece:
+                before, after = (self._added.get(pieces[j]) if 0 < j < len(pieces) else None for j in (i - 1, i + 1))
+                piece = piece.lstrip() if before is not None and before.rstrip else piece
+                piece = piece.rstrip() if after is not None and after.lstrip else piece
+                parts.append((unmarked(piece), "text"))
+            elif piece and parts and parts[-1][1] == "tokens":
+                parts[-1] = (parts[-1][0] + piece, "tokens")
+            elif piece:
+                parts.append((piece, "tokens"))
+        return parts
+
+    def _mark(self, text: str) -> str:
+        while self.within(text):  # words may overlap
+            text = self.pattern.sub(lambda word: word[0][0] + MARK + word[0][1:], text)
+        return text
+
+
+def _texts(value: Any) -> list[str]:
+    """All texts inside of lists and mappings."""
+    if isinstance(value, str):
+        return [value]
+    entries = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return [text for entry in entries for text in _texts(entry)]
+
+
+def _changed(example: Example, change: Callable[[str], str]) -> Example:
+    def inside(value: Any) -> Any:
+        if isinstance(value, str):
+            return change(value)
+        if isinstance(value, Mapping):
+            return {key: inside(entry) for key, entry in value.items()}
+        return type(value)(map(inside, value)) if isinstance(value, list | tuple) else value
+
+    return replace(example, prompt=change(example.prompt), row=inside(example.row))

@@ -1,0 +1,71 @@
+"""The policies of `overlong` for rows of an unknown number: each row is judged alone, the first of a kind is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from veto_pl.data.collate import Encoded
+from veto_pl.data.control_words import ControlWords
+from veto_pl.data.overlong import Overlong, OverlongCompletions, check_policy, remarked
+from veto_pl.exceptions import DataError
+
+
+def prompts_fit(rows: Iterable[Encoded], *, max_prompt_tokens: int, overlong: Overlong) -> Iterator[Encoded]:
+    """Applies the policy for long prompts."""
+    check_policy("overlong", overlong, Overlong)
+    told = False
+    for row in rows:
+        length = len(row.prompt_ids)
+        if length <= max_prompt_tokens:
+            yield row
+            continue
+        found = f"Prompt {row.number + 1} (train) has {length} tokens and max_prompt_tokens={max_prompt_tokens}"
+        if overlong == "error":
+            raise DataError(f"{found}: it may not be used. Raise the limit or truncate.")
+        if not told:
+            done = "dropped" if overlong == "drop" else "cut to their last tokens"
+            rank_zero_warn(f"{found}: it and all such prompts of the stream are {done}.")
+            told = True
+        if overlong == "truncate_left":
+            yield replace(row, prompt_ids=row.prompt_ids[-max_prompt_tokens:])
+
+
+def completions_fit(
+    rows: Iterable[Encoded], *, max_completion_tokens: int, overlong: OverlongCompletions
+) -> Iterator[Encoded]:
+    """Applies the policy for references that were cut."""
+    check_policy("overlong_completions", overlong, OverlongCompletions)
+    told = False
+    for row in rows:
+        if not row.cut:
+            yield row
+            continue
+        length = max_completion_tokens + row.cut
+        found = (
+            f"Reference {row.number + 1} (train) has {length} tokens and max_completion_tokens={max_completion_tokens}"
+        )
+        if overlong == "error":
+            raise DataError(f"{found}: it may not be used. Raise the limit, or cut it.")
+        if not told:
+            done = (
+                "dropped"
+                if overlong == "drop"
+                else "cut and have no EOS, so what is trained on them does not learn to end"
+            )
+            rank_zero_warn(f"{found}: it and all such references of the stream are {done}.")
+            told = True
+        if overlong == "cut":
+            yield row
+
+
+def with_remarks(rows: Iterable[Encoded], *, words: ControlWords) -> Iterator[Encoded]:
+    """The same rows; what has to be said of some is said of the first."""
+    told: set[str] = set()
+    for row in rows:
+        for remark in set(row.remarks) - told:
+            rank_zero_warn(f"Row {row.number + 1} and perhaps more {remarked(remark, row.example, words, 'train')}.")
+        told |= {*row.remarks}
+        yield row
