@@ -44,7 +44,7 @@ def _report(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     from veto_pl.report import Run, write_report
 
-    print(write_report([Run.read(Path(folder)) for folder in given.runs], given.out, title=given.title))
+    print(write_report([Run.read(Path(folder)).check() for folder in given.runs], given.out, title=given.title))
 
 
 def _cache_teacher(arguments: Sequence[str]) -> None:

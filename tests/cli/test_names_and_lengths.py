@@ -15,9 +15,8 @@ from veto_pl.cli import VetoCLI, main
 from veto_pl.config_files import load
 from veto_pl.data.epoch import check_epoch
 from veto_pl.data.tasks.jsonlines import JsonLines
-from veto_pl.exceptions import ConfigurationError, DataError
+from veto_pl.exceptions import ConfigurationError
 from veto_pl.plugins import load_plugins
-from veto_pl.report import Run
 
 from .conftest import changed
 
@@ -188,10 +187,12 @@ def test_files_of_other_formats_are_refused_with_the_way_to_convert_them(ending,
 
 
 def test_a_folder_without_a_run_is_no_report(tmp_path):
-    with pytest.raises(DataError, match=r"with `metrics.csv` or `samples.jsonl`, got neither"):
-        Run.read(tmp_path)
+    command = ["report", str(tmp_path), "--out", str(tmp_path / "page.html")]
+    with pytest.raises(SystemExit, match=r"with `metrics.csv` or `samples.jsonl`, got neither"):
+        main(command)
+    assert not (tmp_path / "page.html").exists()
     (tmp_path / "metrics.csv").write_text("step\n")
-    Run.read(tmp_path)
+    main(command)
 
 
 def test_classes_of_the_current_folder_are_found_last(tmp_path, monkeypatch):

@@ -59,14 +59,12 @@ class Run:
         """Reads a folder now, so that errors show here; the folder's own name is the default name.
 
         Raises:
-            DataError: if there is no such folder, no run in it, or a line that cannot be read; names file and line.
+            DataError: if there is no such folder, or a line of a file cannot be read; names file and line.
         """
         folder = Path(folder)
         if not folder.is_dir():
             raise DataError(f"`Run.read` needs the folder of a run, got {str(folder)!r}, which is not a folder.")
         run = cls(folder.resolve().name if name is None else name, folder)
-        if run.missing(METRICS) and run.missing(SAMPLES):
-            raise DataError(f"{folder}: expected the folder of a run, with `{METRICS}` or `{SAMPLES}`, got neither.")
         _ = run.curves(), run.samples, run.config
         return run
 
@@ -101,6 +99,14 @@ class Run:
         """The samples of the last step that has any."""
         last = max((sample.step for sample in self.samples), default=0)
         return tuple(sample for sample in self.samples if sample.step == last)
+
+    def check(self) -> Run:
+        """Returns the run itself; raises `DataError` where its folder holds nothing of a run."""
+        if self.missing(METRICS) and self.missing(SAMPLES):
+            raise DataError(
+                f"{self.folder}: expected the folder of a run, with `{METRICS}` or `{SAMPLES}`, got neither."
+            )
+        return self
 
     def missing(self, file: str) -> bool:
         """Whether the folder lacks a file."""
