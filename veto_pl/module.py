@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
-import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
@@ -22,26 +21,21 @@ from veto_pl.clock import PhaseClock
 from veto_pl.evaluation import Evaluation, computed, validation_metrics
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.fsdp import FullyShard
+from veto_pl.hosted import HostedModule, unlimited
 from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric
 from veto_pl.metrics.rollouts import rollout_numbers
 from veto_pl.models.assemble import load_models, load_tokenizer
 from veto_pl.nonfinite import NonFiniteSteps
-from veto_pl.optimizers import default_optimizer, set_rate, start_from
+from veto_pl.optimizers import default_optimizer, set_rate
 from veto_pl.randomness import global_draws
 from veto_pl.rollouts import Sampling
 from veto_pl.schedules import Constant, scheduled_values
 from veto_pl.seams import ModelSource, Objective, RolloutSource, Schedule, TokenizerSource
 from veto_pl.types import Models, PromptBatch, Rollouts, Sequences, Step
-from veto_pl.whereabouts import no_module_in, say_where_weights_are
 from veto_pl.window import Window
 
 
-def unlimited() -> float:
-    """No budget ends the run."""
-    return math.inf
-
-
-class DistillationModule(L.LightningModule):
+class DistillationModule(HostedModule):
     """Trains a student by an objective, and validates by letting it answer.
 
     Args:
@@ -102,7 +96,6 @@ class DistillationModule(L.LightningModule):
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self.logged: dict[str, float] = {}
         self.horizon: Callable[[], float] = unlimited
-        self._rate: float | None = None
         self._non_finite = NonFiniteSteps(skip_limit)
         self._window: Window | None = None
 
@@ -112,11 +105,6 @@ class DistillationModule(L.LightningModule):
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.student_source, self.tokenizer_source)
         return self._tokenizer
-
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuses: a checkpoint holds weights, and must not name the classes that a module is made of."""
-        raise no_module_in(checkpoint_path)
 
     def configure_model(self) -> None:
         """Loads the models, once, and puts the teacher where the student will be; on the meta device only shapes."""
@@ -142,8 +130,7 @@ class DistillationModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over the trained parameters, and its schedule per step."""
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
-        if self._rate is not None:
-            set_rate(optimizer, self._rate)
+        set_rate(optimizer, self.lr)
         schedule = LambdaLR(optimizer, lambda step: self.lr_schedule(step, self._total_steps()))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -200,13 +187,8 @@ class DistillationModule(L.LightningModule):
         return Evaluation.sample(batch, self._models, self.evaluation, self._step(batch_idx)).rows()
 
     def on_train_start(self) -> None:
-        """Begins the first window; a search for a batch size or a learning rate trains several times."""
-        self._window = Window(self.trainer)
-        self.student.train()  # a search during a validation leaves it in evaluation mode
-
-    def on_fit_end(self) -> None:
-        """Says where the weights are if they are in processes that end with the fit."""
-        say_where_weights_are(self.trainer)
+        """Begins the first window, in training mode; a search trains several times, and validates in between."""
+        self._window, _ = Window(self.trainer), self.student.train()
 
     def on_train_batch_start(self, *args: Any) -> None:
         """Tells the window."""
@@ -226,18 +208,6 @@ class DistillationModule(L.LightningModule):
         """Gives rollout sources their memories back, and goes on counting the steps that are left out in a row."""
         self._models.memories.restore(checkpoint.get("veto_pl_memories", []))
         self._non_finite.in_a_row = checkpoint.get("veto_pl_skipped_in_a_row", 0)
-
-    @property
-    def lr(self) -> float | None:
-        """The learning rate that replaces the optimizer's own; None for that. Lightning's finder sets it."""
-        return self._rate
-
-    @lr.setter
-    def lr(self, rate: float) -> None:
-        """Also changes the rate of a schedule that runs already."""
-        self._rate = rate
-        for config in () if self._trainer is None else self.trainer.lr_scheduler_configs:
-            start_from(cast(LambdaLR, config.scheduler), rate)
 
     @property
     def window(self) -> Window:

@@ -14,9 +14,9 @@ def default_optimizer(parameters: Iterable[Any]) -> Optimizer:
     return AdamW(parameters, lr=1e-5, weight_decay=0.0)
 
 
-def set_rate(optimizer: Optimizer, rate: float) -> None:
-    """Gives an optimizer another learning rate, from which a schedule starts."""
-    for group in optimizer.param_groups:
+def set_rate(optimizer: Optimizer, rate: float | None) -> None:
+    """Gives an optimizer another learning rate, from which a schedule starts; None leaves it as it is."""
+    for group in optimizer.param_groups if rate is not None else ():
         group["lr"] = group["initial_lr"] = rate
 
 
