@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -18,6 +18,7 @@ from veto_pl.clock import PhaseClock
 from veto_pl.evaluation import Evaluation, computed, validation_metrics
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.fsdp import FullyShard
+from veto_pl.hosted import HostedModule
 from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric
 from veto_pl.metrics.rollouts import rollout_numbers
 from veto_pl.models.assemble import load_models, load_tokenizer
@@ -29,11 +30,10 @@ from veto_pl.rollouts import Sampling
 from veto_pl.schedules import Constant, scheduled_values
 from veto_pl.seams import ModelSource, Objective, RolloutSource, Schedule, TokenizerSource
 from veto_pl.types import Models, PromptBatch, Rollouts, Sequences, Step
-from veto_pl.whereabouts import no_module_in, say_where_weights_are
 from veto_pl.window import Window
 
 
-class DistillationModule(OptimizedModule):
+class DistillationModule(HostedModule, OptimizedModule):
     """Trains a student by an objective, and validates by letting it answer.
 
     Args:
@@ -100,11 +100,6 @@ class DistillationModule(OptimizedModule):
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.student_source, self.tokenizer_source)
         return self._tokenizer
-
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuses: a checkpoint holds weights, and must not name the classes that a module is made of."""
-        raise no_module_in(checkpoint_path)
 
     def configure_model(self) -> None:
         """Loads the models, once, and puts the teacher where the student will be; on the meta device only shapes."""
@@ -181,13 +176,8 @@ class DistillationModule(OptimizedModule):
         return Evaluation.sample(batch, self._models, self.evaluation, self._step(batch_idx)).rows()
 
     def on_train_start(self) -> None:
-        """Begins the first window; a search for a batch size or a learning rate trains several times."""
-        self._window = Window(self.trainer)
-        self.student.train()  # a search during a validation leaves it in evaluation mode
-
-    def on_fit_end(self) -> None:
-        """Says where the weights are if they are in processes that end with the fit."""
-        say_where_weights_are(self.trainer)
+        """Begins the first window, in training mode; a search trains several times, and validates in between."""
+        self._window, _ = Window(self.trainer), self.student.train()
 
     def on_train_batch_start(self, *args: Any) -> None:
         """Tells the window."""
