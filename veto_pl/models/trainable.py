@@ -28,7 +28,7 @@ KEPT = 2.0**-9
 def quantisation(config: PretrainedConfig) -> str | None:
     """Return the name of the method by which the weights are quantised; None where they are numbers to train."""
     settings = getattr(config, "quantization_config", None) or getattr(
-        config.get_text_config(), "quantization_config", None
+        config.get_text_config(decoder=True), "quantization_config", None
     )
     if settings is None:
         return None
@@ -72,7 +72,7 @@ def warn_before_training(student: CausalLM, optimizer: Optimizer) -> None:
 
 def warn_of_idle_routers(student: CausalLM) -> None:
     """Warn that the losses which keep the experts of a mixture in use are left out."""
-    config = student.model.config.get_text_config()
+    config = student.model.config.get_text_config(decoder=True)
     left_out = [f"`{name}: {value}`" for name in ROUTING if (value := getattr(config, name, None))]
     if left_out and any("expert" in name or "router" in name for name, _ in student.named_parameters()):
         warnings.warn(
