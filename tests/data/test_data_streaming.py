@@ -1,6 +1,7 @@
 """Rows that are read as they are needed: the same rows, dealt out the same way, for as long as a run asks."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -195,6 +196,13 @@ def test_a_stream_that_has_become_shorter_is_told(tokenizer, files):
         assert list(loader) == []
     loader.sampler.set_epoch(1)
     assert len(seen(loader)) == 23
+
+
+def test_a_pipe_is_no_stream(tokenizer, tmp_path):
+    """Opened, it would wait for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="it is a folder, a pipe or a device"):
+        list(connected(tokenizer, JsonLines(train=str(tmp_path / "pipe"), streaming=True)).train_dataloader())
 
 
 def test_bad_rows_of_a_stream_are_named_or_skipped(tokenizer, write_rows):

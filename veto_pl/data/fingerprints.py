@@ -49,12 +49,12 @@ def file_digest(path: Path) -> str:
 
 def source_key(path: str, *settings: Any) -> str | None:
     """Names what is made of a file with settings and the present code; None where it is small, or no readable file."""
-    file = Path(path).expanduser()
     try:
+        file = Path(path).expanduser()
         if not file.is_file() or file.stat().st_size < SMALL:
             return None
         return settings_key(file_digest(file), *settings)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):  # reading will say what is wrong
         return None
 
 
@@ -66,12 +66,15 @@ def settings_key(source: str, *settings: Any) -> str:
 def brief_digest(path: str) -> str:
     """A hash of a file's size, beginning and end, for files that are too large to be read twice; "" if unreadable."""
     try:
-        with Path(path).expanduser().open("rb") as file:
+        whole = Path(path).expanduser()
+        if not whole.is_file():  # a pipe would wait for ever
+            return ""
+        with whole.open("rb") as file:
             first = file.read(_BLOCK)
             size = file.seek(0, 2)
             file.seek(max(0, size - _BLOCK))
             return digest(str(size), first, file.read(_BLOCK))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):  # reading will say what is wrong
         return ""
 
 
