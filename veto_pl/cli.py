@@ -43,6 +43,7 @@ from veto_pl.mistakes import nearest, shown
 from veto_pl.module import DistillationModule
 from veto_pl.monitors import Monitors
 from veto_pl.parsing import plain, strict_parsing
+from veto_pl.paths import at_home
 from veto_pl.plugins import load_plugins
 from veto_pl.refusals import REFUSALS, explained_refusal
 from veto_pl.run_config import RunConfig
@@ -132,7 +133,8 @@ class VetoCLI(LightningCLI):
             return
         config = self.config[self.config.subcommand]
         if config.get("ckpt_path") is not None:
-            check_checkpoint(str(config.ckpt_path), config.run_dir, "last")
+            config.ckpt_path = at_home(str(config.ckpt_path))
+            check_checkpoint(config.ckpt_path, config.run_dir, "last")
 
     def before_instantiate_classes(self) -> None:
         """Names the run's folder, into which loggers put what they would put into the current one."""

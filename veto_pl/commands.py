@@ -30,10 +30,12 @@ def _export(arguments: Sequence[str]) -> None:
     load_plugins()  # they may have registered architectures
     from veto_pl.config_files import check_files
     from veto_pl.export import export_checkpoint
+    from veto_pl.going_on import required
 
     check_files(arguments)
     config = None if given.config is None else given.config.read_text(encoding="utf-8")
-    print(export_checkpoint(given.checkpoint, given.folder, config, trust_remote_code=given.trust_remote_code))
+    with required(f"The export `{given.folder}`"):
+        print(export_checkpoint(given.checkpoint, given.folder, config, trust_remote_code=given.trust_remote_code))
 
 
 def _report(arguments: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.checkpoint_io import append
-from veto_pl.exceptions import VetoError
+from veto_pl.exceptions import DataError, VetoError
 
 _TOLD: set[object] = set()
 """What could not be written the last time it was tried, and was warned of."""
@@ -44,6 +44,21 @@ def going_on(what: object, then: str = "tries again", key: object = None) -> Ite
     else:
         if key is None:
             _TOLD.discard(known)
+
+
+@contextmanager
+def required(what: object) -> Iterator[None]:
+    """Let a command end with a sentence where it cannot write what it was asked for.
+
+    Raises:
+        DataError: the system has refused a write of the block.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, VetoError) or (reason := refusal(error)) is None:
+            raise
+        raise DataError(f"{what} could not be written: {reason}. Make room, or name another place.") from error
 
 
 def refusal(error: BaseException | None) -> OSError | None:
@@ -87,12 +102,12 @@ class WaitingLines:
         """Writes what waits.
 
         Raises:
-            VetoError: the disk still refuses it.
+            DataError: the disk still refuses it.
         """
         try:
             self._write()
         except OSError as error:
-            raise VetoError(
+            raise DataError(
                 f"{self.path} could not be written: {error}. {len(self._waiting)} rows are lost. Make room, and run "
                 "the command again."
             ) from error

@@ -13,8 +13,9 @@ from unittest.mock import patch
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from veto_pl.blueprint import BLUEPRINT, drawn
 from veto_pl.checksums import SUMS, read_sums, sha256_of
@@ -383,4 +384,19 @@ def test_a_description_is_files_in_one_folder(files, tmp_path):
     path = checkpoint(tmp_path / "a.ckpt", tiny_source().load(), **{BLUEPRINT: files})
     with pytest.raises(ConfigurationError, match=r"a\.ckpt` (is damaged: it does not describe|cannot be made)"):
         export_checkpoint(path, tmp_path / "out")
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["a.ckpt"]
+
+
+@pytest.mark.parametrize(
+    "refused", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("(os error 28)")]
+)
+def test_an_export_that_the_disk_refuses_is_told_in_a_sentence(refused, tmp_path, monkeypatch):
+    path = checkpoint(tmp_path / "a.ckpt", tiny_source().load())
+
+    def fails(*args, **kwargs):
+        raise refused
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", fails)
+    with pytest.raises(SystemExit, match=r"veto-pl: The export `.*out` could not be written: .*No space left"):
+        main(["export", str(path), str(tmp_path / "out")])
     assert sorted(found.name for found in tmp_path.iterdir()) == ["a.ckpt"]

@@ -143,3 +143,9 @@ def test_options_that_cannot_work(files, options, says):
 def test_a_missing_file_is_named(files):
     with pytest.raises(DataError, match=r"nothing\.jsonl: expected a readable JSON Lines file"):
         judge_files([files[0], "nothing.jsonl"])
+
+
+def test_a_place_that_cannot_be_written_is_told_before_a_judge_is_asked(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"found\.json` could not be written: .* another place"):
+        judge_files(["first.jsonl", "second.jsonl", "--out", str(tmp_path / "file" / "found.json")])

@@ -6,7 +6,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -15,8 +14,11 @@ from rich.table import Table
 
 from veto_pl.data.jsonl import read_examples, shown
 from veto_pl.exceptions import ConfigurationError, DataError
+from veto_pl.going_on import required
 from veto_pl.judging.rates import HeadToHead, win_rate
 from veto_pl.judging.reference import ReferenceJudge
+from veto_pl.paths import local_path
+from veto_pl.report.page import write_text
 from veto_pl.seams import Judge
 from veto_pl.types import Example
 
@@ -32,14 +34,16 @@ def judge_files(arguments: Sequence[str]) -> None:
         DataError: a file cannot be read, or the files do not answer the same prompts.
     """
     given, judge = _parsed(arguments)
-    if given.out is not None:  # a judge may be dear: better to fail before it is asked
-        Path(given.out).parent.mkdir(parents=True, exist_ok=True)
+    out = None if given.out is None else local_path(given.out)
+    if out is not None:  # a judge may be dear: better to fail before it is asked
+        with required(f"`{out}`"):
+            out.parent.mkdir(parents=True, exist_ok=True)
     first, second = read_answers(given.first), read_answers(given.second)
     rows, answers, others = matched(first, second, names=(given.first, given.second))
     found = win_rate(judge, rows, answers, others, seed=given.seed, both_orders=not given.one_order)
     content = as_json(found, judge, (given.first, given.second))
-    if given.out is not None:
-        Path(given.out).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if out is not None:
+        write_text(json.dumps(content, indent=1) + "\n", out)
     if given.json:
         print(json.dumps(content))
     else:
