@@ -128,7 +128,8 @@ def test_the_validation_after_the_last_step_is_made_up_for(config_file, referenc
 
 def test_an_update_that_was_cut_short_is_never_saved(config_file, references, tmp_path):
     """AdamW stops between its moments and the weights; the checkpoint of two steps before stays."""
-    original, calls = import_module("torch.optim.adam").adam, itertools.count(1)
+    optimizer, calls = import_module("torch.optim.adam"), itertools.count(1)
+    original = optimizer.adam
 
     def cut(params, grads, exp_avgs, *rest, **options):
         if next(calls) == 4:
@@ -136,7 +137,7 @@ def test_an_update_that_was_cut_short_is_never_saved(config_file, references, tm
             raise StopError
         return original(params, grads, exp_avgs, *rest, **options)
 
-    with patch("torch.optim.adam.adam", cut), pytest.raises(StopError):
+    with patch.object(optimizer, "adam", cut), pytest.raises(StopError):
         fit(config_file, tmp_path)
     assert state(tmp_path)["global_step"] == 2
     fit(config_file, tmp_path)
