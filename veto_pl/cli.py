@@ -7,7 +7,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -75,21 +75,20 @@ class VetoCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str] | None = None, *, run: bool = True) -> None:
         self._asked = (sys.argv[1:] if args is None else [*args])[:1]
-        with ExitStack() as self._at_end:
-            super().__init__(
-                DistillationModule,
-                PromptDataModule,
-                save_config_callback=RunConfig if run else None,
-                trainer_class=RunTrainer,
-                trainer_defaults=TRAINER_DEFAULTS,
-                seed_everything_default=0,
-                parser_class=CompactParser,
-                parser_kwargs={"description": DESCRIPTION},
-                args=None if args is None else list(args),
-                run=run,
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,
-            )
+        super().__init__(
+            DistillationModule,
+            PromptDataModule,
+            save_config_callback=RunConfig if run else None,
+            trainer_class=RunTrainer,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            parser_class=CompactParser,
+            parser_kwargs={"description": DESCRIPTION},
+            args=None if args is None else list(args),
+            run=run,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning calls it on the instance
         """Those of Lightning; where one of them is asked for that one alone, for every parser takes half a second."""
@@ -159,6 +158,14 @@ class VetoCLI(LightningCLI):
         config = self.config.get(str(self.subcommand), self.config)
         self.model.run_config = parser.dump(config, skip_none=False, skip_link_targets=True)
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs it, with the folder of the run for itself."""
+        self._folder.claim()
+        try:
+            super()._run_subcommand(subcommand)
+        finally:
+            self._folder.release()
+
     def before_fit(self) -> None:
         """Finds where to go on, or starts the run's files afresh and measures where the student starts."""
         config = self.config_init[str(self.subcommand)]
@@ -181,9 +188,6 @@ class VetoCLI(LightningCLI):
         with _refusals_of_the_trainer():
             built = super().instantiate_trainer(**kwargs)
         built.callbacks.insert(0, self._folder)  # type: ignore[attr-defined]
-        if self.subcommand is not None:
-            self._folder.claim()
-            self._at_end.callback(self._folder.release)
         return built
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:

@@ -391,6 +391,7 @@ class Trained:
     """What a data module asks a trainer."""
 
     global_rank, world_size = 0, 1
+    limit_train_batches, limit_val_batches, check_val_every_n_epoch = 1.0, 1.0, 1
 
     def __init__(self, tokenizer):
         self.lightning_module = type("Module", (), {"tokenizer": tokenizer})()

@@ -32,7 +32,8 @@ def connected(tokenizer, stage="fit", task=None, world=None, **options):
     data = PromptDataModule(task or Numbers(), **{"batch_size": 4} | options)
     if world is not None:
         rank, size = world
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=size, lightning_module=None)
+        settings = {"limit_train_batches": 1.0, "limit_val_batches": 1.0, "check_val_every_n_epoch": 1}
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=size, lightning_module=None, **settings)
     data.connect(tokenizer)
     data.setup(stage)
     return data

@@ -34,7 +34,8 @@ class Given(Task):
 
 
 def trainer(rank=0, size=1, **settings):
-    known = {"max_steps": 9, "limit_train_batches": None, "val_check_interval": 2, "overfit_batches": 0.0}
+    known = {"max_steps": 9, "limit_train_batches": 1.0, "val_check_interval": 2, "overfit_batches": 0.0}
+    known |= {"limit_val_batches": 1.0, "check_val_every_n_epoch": None}
     return SimpleNamespace(global_rank=rank, world_size=size, lightning_module=None, **known | settings)
 
 

@@ -171,7 +171,7 @@ WHOLE += [
     Case("an empty path", nothing, at(""), ("JSON Lines",)),
     Case("a path with NUL", nothing, at("a\0b"), ("null",)),
     Case("a path of 5000 characters", nothing, at("a" * 5000), ("too long",)),
-    Case("the home of nobody", nothing, at("~nobody_of_this_name/rows.jsonl"), ("home",)),
+    Case("the home of nobody", nothing, at("~nobody_of_this_name/rows.jsonl"), ("No such file",)),
     Case("a path with a surrogate", nothing, at("\ud800"), ("surrogates",)),
     Case("an address", nothing, at("https://example.org/rows.jsonl"), ("No such file",)),
 ]

@@ -26,6 +26,7 @@ from veto_pl.model_card import CARD
 from veto_pl.models import CharacterTokenizer, Pretrained, Pruned
 from veto_pl.models.assemble import load_student
 from veto_pl.seams import ModelSource
+from veto_pl.special_ids import state_special_ids
 from veto_pl.testing.tiny import ALPHABET, DIMENSIONS, tiny_source
 
 from .faults import fit
@@ -233,6 +234,7 @@ def test_an_export_needs_nothing_of_the_source(family, tmp_path):
     assert same(tmp_path / "out", model)
     assert exported.dtype == torch.bfloat16
     assert exported.generation_config.max_length == 77
+    state_special_ids(model, TOKENIZER)
     model.save_pretrained(tmp_path / "direct")
     settings = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("out", "direct")]
     assert settings[0] == settings[1]

@@ -201,7 +201,9 @@ def rollout(completions, student=None):
         ids[row, 2 : 2 + len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
         loss_mask[row, 2 : 2 + len(tokens)] = True
     on_policy = torch.tensor([True] * len(completions) if student is None else student)
-    return Sequences(ids, torch.ones_like(loss_mask), loss_mask, torch.arange(len(completions)), on_policy)
+    attention_mask = loss_mask.clone()
+    attention_mask[:, :2] = True
+    return Sequences(ids, attention_mask, loss_mask, torch.arange(len(completions)), on_policy)
 
 
 TOKENS = st.lists(st.lists(st.integers(0, 3), max_size=12), min_size=1, max_size=5)

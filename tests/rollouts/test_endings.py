@@ -48,8 +48,8 @@ def models():
 
 def written_until_it_ends(tokenizer, ids, stop):
     """The row of a rollout that draws `ids`, one after the other, and its `Endings`."""
-    models = SimpleNamespace(eos_ids=(tokenizer.eos_token_id,), tokenizer=tokenizer)
-    endings = Endings(models, Sampling(stop=stop), CPU)
+    models = SimpleNamespace(ends_of=lambda: (tokenizer.eos_token_id,), tokenizer=tokenizer)
+    endings = Endings(models, Sampling(stop=stop), CPU, ())
     row, alive = torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.bool)
     count = next((i for i, token in enumerate(ids, 1) if bool(endings(row, torch.tensor([token]), alive))), len(ids))
     kept = torch.tensor([ids[:count]])
@@ -92,9 +92,9 @@ def test_an_end_that_is_no_special_token_is_not_judged():
     """Instruct models list ends in their generation settings that their tokenizers know as ordinary tokens."""
     tokenizer = tokenizer_of("bytes")
     ids = tokenizer("Paris.", add_special_tokens=False)["input_ids"]
-    models = SimpleNamespace(eos_ids=(ids[-1],), tokenizer=tokenizer)
+    models = SimpleNamespace(ends_of=lambda: (ids[-1],), tokenizer=tokenizer)
     grid = torch.tensor([ids])
-    ending, unjudged = Endings(models, Sampling(), CPU).found(grid, grid >= 0)
+    ending, unjudged = Endings(models, Sampling(), CPU, ()).found(grid, grid >= 0)
     rows = Sequences(grid, grid >= 0, grid >= 0, torch.zeros(1).long(), grid[:, 0] >= 0, ending=ending)
     assert rows.texts(tokenizer) == ["Paris"]
     assert unjudged.tolist() == [0]
@@ -158,7 +158,7 @@ def test_vllm_says_why_its_completions_end(models):
         said("cdb", "stop", "b"), said("cj<eos>", "stop", 1), said("cdefghijk", "length", None),
         said("cd<pad>", "stop", "<pad>"), said("a", "abort", None), said("cd<eos>", "stop", None),
     ]  # fmt: skip
-    ending, unjudged = _ended(written, Endings(models, SAMPLING, CPU))
+    ending, unjudged = _ended(written, Endings(models, SAMPLING, CPU, (models.student,)))
     assert ending.tolist() == [2, 1, 0, 2, 0, 1]
     assert unjudged.tolist() == [1, 0, 0, 0, 0, 0]
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
-from lightning.pytorch import LightningModule
 from rich.console import Console
 
 from veto_pl.cli import VetoCLI
@@ -23,11 +21,8 @@ from veto_pl.seams import Objective
 class Prepared(VetoCLI):
     """Reads and builds exactly what `fit` does, and stops there."""
 
-    def before_fit(self) -> None:
-        """Nothing is written into the run folder."""
-
-    def fit(self, model: LightningModule, **_: Any) -> None:
-        """Nothing is trained."""
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Leaves it out: nothing is trained, and there is no folder of a run."""
 
 
 def cache_teacher(config: Sequence[str], *, out: Path, k: int, split: str, rows_per_shard: int) -> None:
