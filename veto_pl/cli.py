@@ -19,17 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
-from veto_pl.callbacks import (
-    Answers,
-    Budget,
-    Checkpoints,
-    Diagnostics,
-    DistillationProgress,
-    Export,
-    Guards,
-    PredictionFile,
-    SampleTable,
-)
+from veto_pl.callbacks import PredictionFile
 from veto_pl.callbacks.resuming import resume_path
 from veto_pl.checkpoint_place import check_checkpoint
 from veto_pl.checks import check, check_values
@@ -107,14 +97,9 @@ class VetoCLI(LightningCLI):
         parser.add_argument(
             "--validate_first", type=bool, default=True, help="Validate before the first step of a fit."
         )
-        parser.add_lightning_class_args(Checkpoints, "checkpoint")
-        parser.add_lightning_class_args(SampleTable, "samples")
-        parser.add_lightning_class_args(Diagnostics, "diagnostics")
-        parser.add_lightning_class_args(Guards, "guards")
-        parser.add_lightning_class_args(Export, "export")
-        parser.add_lightning_class_args(Answers, "answers")
-        parser.add_lightning_class_args(Budget, "budget")
-        parser.add_lightning_class_args(DistillationProgress, "progress")
+        for name, owner in ROOTS.items():
+            if owner is not None and issubclass(owner, Callback):
+                parser.add_lightning_class_args(owner, name)
         for target in SEEDED:
             parser.link_arguments("seed_everything", target, compute_fn=lambda seed: int(seed or 0))
 

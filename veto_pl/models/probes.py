@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from veto_pl.exceptions import ConfigurationError, VetoError
+from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.backbone import backbone
+from veto_pl.models.reading import explained_by
 
 if TYPE_CHECKING:
     from veto_pl.models.causal_lm import CausalLM
@@ -72,19 +73,12 @@ def keeps_sequences_apart(model: CausalLM) -> bool:
     return torch.equal(packed[:, 3:], changed[:, 3:]) and close(model, packed[:, 3:], alone)
 
 
-@contextmanager
-def run_by(model: CausalLM) -> Iterator[None]:
-    """Turn whatever an architecture raises on a few tokens into one error that names it."""
-    try:
-        yield
-    except (VetoError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigurationError(
-            f"{type(model.model).__name__} cannot be run as veto_pl runs causal language models, on token ids alone. "
-            f"It says: {reason:.300}. Use another architecture."
-        ) from error
+def run_by(model: CausalLM) -> AbstractContextManager[None]:
+    """Return a context that turns whatever an architecture raises on a few tokens into one error that names it."""
+    return explained_by(
+        f"{type(model.model).__name__} cannot be run as veto_pl runs causal language models, on token ids alone. Use "
+        "another architecture."
+    )
 
 
 def check_causal(model: CausalLM) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,17 +50,20 @@ def named(path: str, what: str = "model", expected: str = PLACE) -> Iterator[Non
 
 
 @contextmanager
-def accepted(setting: str, given: object) -> Iterator[None]:
-    """Turns whatever the library raises about a setting into an error that names it."""
+def explained_by(told: str) -> Iterator[None]:
+    """Turns whatever a library raises into a `ConfigurationError` that begins with `told` and ends with its reason."""
     try:
         yield
     except (VetoError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigurationError(
-            f"`{setting}` has values that the architecture does not take: {given!s:.300}. It says: {reason:.300}"
-        ) from error
+        raise ConfigurationError(f"{told} It says: {reason:.300}") from error
+
+
+def accepted(setting: str, given: object) -> AbstractContextManager[None]:
+    """Returns a context that turns whatever the library raises about a setting into an error that names it."""
+    return explained_by(f"`{setting}` has values that the architecture does not take: {given!s:.300}.")
 
 
 def check_folder(path: str) -> None:
