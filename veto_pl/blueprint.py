@@ -62,9 +62,12 @@ def exported_tokenizer(module: DistillationModule) -> PreTrainedTokenizerBase:
     where no template is known.
     """
     template = getattr(module.trainer.datamodule, "template", None)  # type: ignore[attr-defined]
-    if not isinstance(template, Template):
-        return module.tokenizer
-    return with_chat_template(module.tokenizer, template.chat_template(module.tokenizer))
+    return by_template(template, module.tokenizer) if isinstance(template, Template) else module.tokenizer
+
+
+def by_template(template: Template, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return the tokenizer with the chat template of a run's template, or with none."""
+    return with_chat_template(tokenizer, template.chat_template(tokenizer))
 
 
 def drawn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
@@ -93,12 +96,15 @@ def drawn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[st
     return files
 
 
-def built(files: Any, checkpoint: Path, *, trust_remote_code: bool) -> tuple[CausalLM, PreTrainedTokenizerBase]:
+def built(
+    files: Any, checkpoint: Path, *, tensors: int, trust_remote_code: bool
+) -> tuple[CausalLM, PreTrainedTokenizerBase]:
     """Return the student, with arbitrary weights, and the tokenizer that the files of a checkpoint describe.
 
     Args:
         files: what `drawn` has returned.
         checkpoint: where they are from, for errors.
+        tensors: how many the student has; an architecture of more layers is refused, and not made for ever.
         trust_remote_code: whether code among the files, or on the hub, may run.
 
     Raises:
@@ -107,6 +113,9 @@ def built(files: Any, checkpoint: Path, *, trust_remote_code: bool) -> tuple[Cau
     with _laid_out(files, checkpoint) as folder, _told(checkpoint, folder):
         source = Pretrained(str(folder), dtype="auto", attention="eager", trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(source)
+        layers = getattr(source.config().get_text_config(), "num_hidden_layers", 0)
+        if layers > tensors:
+            raise ConfigurationError(f"it has {tensors} weights, which are too few for {layers} layers.")
         student = load_student(source, tokenizer, empty=True)
         wanted, found = student.model.config.architectures, type(student.model).__name__
         if wanted != [found]:

@@ -126,7 +126,7 @@ def _check_sums(file: Any) -> None:
     """
     with zipfile.ZipFile(file) as archive:
         strange = [part.filename for part in archive.infolist() if part.external_attr or part.compress_type]
-        if damaged := next(iter(strange), archive.testzip()):
+        if damaged := strange[0] if strange else archive.testzip():  # what is compressed may be endless
             raise zipfile.BadZipFile(f"its part {damaged} is damaged")
     file.seek(0)
 

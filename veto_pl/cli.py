@@ -25,7 +25,7 @@ from veto_pl.checkpoint_place import check_checkpoint
 from veto_pl.checks import check, check_values
 from veto_pl.commands import COMMANDS
 from veto_pl.compact_parser import ROOTS, CompactParser
-from veto_pl.config_files import check_files
+from veto_pl.config_files import check_files, load
 from veto_pl.data import PromptDataModule
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.logs import Events, MetricsFile, journals, made_in
@@ -118,7 +118,7 @@ class VetoCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         if config.get("ckpt_path") is not None:
             config.ckpt_path = at_home(str(config.ckpt_path))
-            check_checkpoint(config.ckpt_path, config.run_dir, "last")
+            check_checkpoint(config.ckpt_path, at_home(config.run_dir), "last")
 
     def before_instantiate_classes(self) -> None:
         """Names the run's folder, into which loggers put what they would put into the current one."""
@@ -212,19 +212,24 @@ def _default_loggers(run_dir: str) -> list[Logger]:
     return [MetricsFile(run_dir), Events(run_dir)]
 
 
-def module_from_config(config: str) -> DistillationModule:
-    """Builds the module that a run's YAML describes, on whatever machine this is. The YAML has to be trusted.
+def built_from(config: str) -> tuple[DistillationModule, PromptDataModule]:
+    """Builds the modules that a run's YAML describes, on whatever machine this is. The YAML has to be trusted.
 
     Objective and frozen models are left out: they may name files that only the machine of the run has.
+
+    Raises:
+        ConfigurationError: it describes no run.
     """
     load_plugins()
-    parts = {key: value for key, value in yaml.safe_load(config).items() if key in ("seed_everything", "model", "data")}
+    parts = {key: value for key, value in load(config).items() if key in ("seed_everything", "model", "data")}
+    if missing := sorted({"model", "data"} - {key for key, value in parts.items() if isinstance(value, dict)}):
+        raise ConfigurationError(f"`--config` describes no run: it has no `{missing[0]}`. Name the run's config.yaml.")
     parts["model"] |= {"objective": {"class_path": "SFT"}, "teacher": None, "reference": None}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(yaml.safe_dump(parts), encoding="utf-8")
-        model: DistillationModule = VetoCLI(["--config", str(path)], run=False).model
-    return model
+        command = VetoCLI(["--config", str(path)], run=False)
+    return command.model, command.datamodule
 
 
 def leave_out_noise() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from veto_pl.exceptions import VetoError
-from veto_pl.paths import local_path
+from veto_pl.paths import at_home, local_path
 from veto_pl.plugins import load_plugins
 
 
@@ -21,10 +21,14 @@ def _list(arguments: Sequence[str]) -> None:
 
 
 def _export(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser("veto-pl export", description="Write a checkpoint as a Hugging Face folder.")
-    parser.add_argument("checkpoint", help="a .ckpt file, or the folder of a sharded run")
-    parser.add_argument("folder", help="where to write the student, the tokenizer and the model card")
-    parser.add_argument("--config", type=Path, help="of the run, for a checkpoint that does not describe its student")
+    parser = argparse.ArgumentParser(
+        "veto-pl export", description="Write a checkpoint as a Hugging Face folder.", allow_abbrev=False
+    )
+    parser.add_argument("checkpoint", type=at_home, help="a .ckpt file, or the folder of a sharded run")
+    parser.add_argument("folder", type=at_home, help="where to write the student, the tokenizer and the model card")
+    parser.add_argument(
+        "--config", type=local_path, help="of the run, for a checkpoint that does not describe its student"
+    )
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that belongs to the model")
     given = parser.parse_args(arguments)
     load_plugins()  # they may have registered architectures
@@ -40,13 +44,13 @@ def _export(arguments: Sequence[str]) -> None:
 
 def _report(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("veto-pl report", description="Write an HTML report of one or several runs.")
-    parser.add_argument("runs", nargs="+", help="run folders")
+    parser.add_argument("runs", nargs="+", type=local_path, help="run folders")
     parser.add_argument("--out", type=local_path, default="report.html", help="the page to write")
     parser.add_argument("--title", default="Distillation report")
     given = parser.parse_args(arguments)
     from veto_pl.report import Run, write_report
 
-    print(write_report([Run.read(Path(folder)).check() for folder in given.runs], given.out, title=given.title))
+    print(write_report([Run.read(folder).check() for folder in given.runs], given.out, title=given.title))
 
 
 def _cache_teacher(arguments: Sequence[str]) -> None:

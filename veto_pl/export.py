@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from veto_pl.blueprint import BLUEPRINT, built
+from veto_pl.blueprint import BLUEPRINT, built, by_template
 from veto_pl.checkpoint_io import beside, read_checkpoint
 from veto_pl.checkpoint_place import check_checkpoint
 from veto_pl.checksums import SUMS, read_sums, sha256_of, write_sums
@@ -126,18 +126,21 @@ def export_checkpoint(
             "of its run: `veto-pl export CHECKPOINT FOLDER --config runs/mine/config.yaml`."
         )
     else:
-        student, tokenizer = built(settings[BLUEPRINT], Path(checkpoint), trust_remote_code=trust_remote_code)
+        student, tokenizer = built(
+            settings[BLUEPRINT], Path(checkpoint), tensors=len(weights), trust_remote_code=trust_remote_code
+        )
     _fill(student, weights, checkpoint)
     told = settings.get("veto_pl_config")
     return export_student(student, tokenizer, config or (told if isinstance(told, str) else None), folder)
 
 
 def _of_config(config: str) -> tuple[CausalLM, PreTrainedTokenizerBase]:
-    from veto_pl.cli import module_from_config
+    from veto_pl.cli import built_from
     from veto_pl.models.assemble import load_student
 
-    module = module_from_config(config)
-    return load_student(module.student_source, module.tokenizer, empty=True), module.tokenizer
+    module, data = built_from(config)
+    student = load_student(module.student_source, module.tokenizer, empty=True)
+    return student, by_template(data.template, module.tokenizer)
 
 
 def _fill(student: CausalLM, weights: dict[str, Tensor], checkpoint: str | Path) -> None:

@@ -17,6 +17,8 @@ import lightning as L
 import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
+from veto_pl.config_files import load
+
 PROGRESS = "veto_pl_progress"
 """The key under which a checkpoint holds a `Point`, and the row that the next batch begins with."""
 
@@ -213,7 +215,7 @@ def differences(before: str | None, now: str | None) -> list[str]:
     """What differs between two configurations (YAML) that weights or the order of the data depend on."""
     if before is None or now is None:
         return []
-    old, new = (dict(islice(_flat(yaml.safe_load(text)), _MOST)) for text in (before, now))
+    old, new = (dict(islice(_flat(load(text)), _MOST)) for text in (before, now))
     names = [n for n in sorted(old.keys() | new.keys()) if _within(n, _MATTERS) and not _within(n, _MATTERS_NOT)]
     return [f"{n}: {old.get(n)!r} -> {new.get(n)!r}" for n in names if old.get(n) != new.get(n)]
 

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.mistakes import shown
+from veto_pl.paths import local_path
 
 LOCK = ".lock"
 """The file that is locked; it holds a line about the run that has, or had, the lock."""
@@ -38,7 +39,7 @@ class RunFolder(L.Callback):
     def __init__(self, path: str | Path) -> None:
         if not str(path).strip():
             raise ConfigurationError("`run_dir`: given an empty name, expected that of a folder, such as `runs/mine`.")
-        self.path = Path(os.path.expanduser(path))
+        self.path = local_path(str(path))
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Keeps other runs out."""

@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from veto_pl.seams import ModelSource
+
 
 def end_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> tuple[int, ...]:
     """The ids that end a text: the tokenizer's EOS first, then those of the model's generation settings."""
-    stated = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    listed = stated if isinstance(stated, list) else [stated]
-    return tuple(dict.fromkeys(i for i in (tokenizer.eos_token_id, *listed) if i is not None))
+    stated = listed_ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None))
+    return tuple(dict.fromkeys(i for i in (tokenizer.eos_token_id, *stated) if i is not None))
+
+
+def stored_end_ids(source: ModelSource) -> tuple[int, ...]:
+    """The ids that end a text by the generation settings that a model is stored with, or else by its configuration.
+
+    No weights are read.
+    """
+    from transformers import GenerationConfig
+
+    location = source.tokenizer_source
+    settings: Any = None
+    if location is not None:
+        with suppress(OSError):  # a model without settings of its own
+            settings = GenerationConfig.from_pretrained(
+                location["pretrained_model_name_or_path"], revision=location.get("revision")
+            )
+    return listed_ids(getattr(source.config() if settings is None else settings, "eos_token_id", None))
+
+
+def listed_ids(stated: Any) -> tuple[Any, ...]:
+    """What a configuration states as one id, several, or none."""
+    return tuple(stated) if isinstance(stated, list) else () if stated is None else (stated,)
 
 
 def state_special_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -106,8 +106,8 @@ def test_the_students_own_ends_count():
 
 
 def test_stored_settings_of_a_folder_are_read(tmp_path):
-    from veto_pl.models.ends import stored_end_ids
     from veto_pl.models.loading import Pretrained
+    from veto_pl.special_ids import stored_end_ids
 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": 5}))
     assert stored_end_ids(Pretrained(str(tmp_path))) == (5,)

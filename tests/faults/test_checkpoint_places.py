@@ -12,6 +12,11 @@ LAUGHS = "a: &a {x: 1, y: 2}\n" + "\n".join(
     f"{b}: &{b} {{{', '.join(f'k{i}: *{a}' for i in range(9))}}}" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
 
+LISTS = "a: &a [x, y]\n" + "\n".join(
+    f"{b}: &{b} [{', '.join(f'*{a}' for _ in range(9))}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+LISTS = "model:\n" + "\n".join(f"  {line}" for line in LISTS.splitlines())
+
 
 def text(path):
     path.write_text("no checkpoint")
@@ -69,7 +74,9 @@ def test_a_word_that_is_no_checkpoint(name, config_file, tmp_path):
         refused(fits[0], f"expected `last` or a checkpoint that a run has written. There are: {tmp_path / 'run'}")
 
 
-@pytest.mark.parametrize("told", ["{", "&a {k: *a}", "- 1", "7", b"x", 7, LAUGHS], ids=lambda told: str(told)[:12])
+@pytest.mark.parametrize(
+    "told", ["{", "&a {k: *a}", "- 1", "7", b"x", 7, LAUGHS, LISTS], ids=lambda told: str(told)[:12]
+)
 def test_a_configuration_in_a_checkpoint_that_is_none_is_not_compared_for_ever(told):
     """A warning, for the run goes on with its own."""
     with pytest.warns(UserWarning, match=r"cannot be compared|The run goes on with other settings"):

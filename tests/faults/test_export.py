@@ -282,8 +282,27 @@ def test_a_checkpoint_of_an_earlier_version_needs_the_configuration(config_file,
     main(["export", str(path), str(tmp_path / "old"), "--config", str(tmp_path / "config.yaml")])
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("new", "old")]
     assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+    templates = [AutoTokenizer.from_pretrained(tmp_path / name).chat_template for name in ("new", "old")]
+    assert templates[0] == templates[1]
     with pytest.raises(SystemExit, match=r"--config`: given `.*nowhere.yaml`, a path where there is no file"):
         main(["export", str(path), str(tmp_path / "old"), "--config", str(tmp_path / "nowhere.yaml")])
+
+
+def test_a_configuration_that_describes_no_run_is_told(tmp_path, monkeypatch):
+    path = checkpoint(tmp_path / "a.ckpt", tiny_source().load())
+    (tmp_path / "config.yaml").write_text("model: {student: {class_path: RandomWeights}}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"`--config` describes no run: it has no `data`"):
+        main(["export", str(path), str(tmp_path / "out"), "--config=~/config.yaml"])
+
+
+def test_an_architecture_of_more_layers_than_weights_is_not_made(tmp_path):
+    model = tiny_source().load()
+    files = drawn(model, TOKENIZER)
+    files["config.json"] = json.dumps(json.loads(files["config.json"]) | {"num_hidden_layers": 10**9})
+    path = checkpoint(tmp_path / "a.ckpt", model, **{BLUEPRINT: files})
+    with pytest.raises(ConfigurationError, match="too few for 1000000000 layers"):
+        export_checkpoint(path, tmp_path / "out")
 
 
 def test_a_run_goes_on_whose_student_cannot_be_described(config_file, tmp_path):

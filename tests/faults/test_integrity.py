@@ -1,6 +1,7 @@
 """One flipped bit of a checkpoint or of exported weights is noticed, or has changed nothing."""
 
 import shutil
+import zipfile
 
 import pytest
 import torch
@@ -48,6 +49,15 @@ def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("file") / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"state_dict": tensors, **plain}, path)
     return path
+
+
+def test_a_compressed_part_is_refused_before_it_is_inflated(tmp_path, monkeypatch):
+    """PyTorch compresses nothing, and a small file may stand for an endless one."""
+    with zipfile.ZipFile(tmp_path / "bomb.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"0" * 1000)
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda self: pytest.fail("it is inflated"))
+    with pytest.raises(ConfigurationError, match=r"its part archive/data\.pkl is damaged"):
+        read_checkpoint(tmp_path / "bomb.ckpt")
 
 
 @given(bit=BITS)

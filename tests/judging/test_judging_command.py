@@ -145,6 +145,14 @@ def test_a_missing_file_is_named(files):
         judge_files([files[0], "nothing.jsonl"])
 
 
+def test_a_configuration_that_multiplies_is_refused(tmp_path):
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)]
+    (tmp_path / "judge.yaml").write_text("\n".join(lines))
+    with pytest.raises(ConfigurationError, match="more than 100000 entries"):
+        judge_files(["first.jsonl", "second.jsonl", "--config", str(tmp_path / "judge.yaml")])
+
+
 def test_a_place_that_cannot_be_written_is_told_before_a_judge_is_asked(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"found\.json` could not be written: .* another place"):

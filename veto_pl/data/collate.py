@@ -13,8 +13,8 @@ from veto_pl.data.control_words import ControlWords
 from veto_pl.data.templates import PlainTemplate
 from veto_pl.data.tokenising import continued, prompted
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.models.ends import stored_end_ids
 from veto_pl.seams import ModelSource, Task, Template
+from veto_pl.special_ids import stored_end_ids
 from veto_pl.types import Example, PromptBatch, pad_left, pad_right
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ from veto_pl.data.stream_policies import completions_fit, prompts_fit, with_rema
 from veto_pl.data.streaming import EncodedStream, StreamOrder
 from veto_pl.data.templates import PlainTemplate
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.models.ends import stored_end_ids
 from veto_pl.seams import Task, Template
+from veto_pl.special_ids import stored_end_ids
 from veto_pl.types import Example
 
 if TYPE_CHECKING:

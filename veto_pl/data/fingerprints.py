@@ -12,6 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from veto_pl.paths import local_path
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -50,7 +52,7 @@ def file_digest(path: Path) -> str:
 def source_key(path: str, *settings: Any) -> str | None:
     """Names what is made of a file with settings and the present code; None where it is small, or no readable file."""
     try:
-        file = Path(path).expanduser()
+        file = local_path(path)
         if not file.is_file() or file.stat().st_size < SMALL:
             return None
         return settings_key(file_digest(file), *settings)
@@ -66,7 +68,7 @@ def settings_key(source: str, *settings: Any) -> str:
 def brief_digest(path: str) -> str:
     """A hash of a file's size, beginning and end, for files that are too large to be read twice; "" if unreadable."""
     try:
-        whole = Path(path).expanduser()
+        whole = local_path(path)
         if not whole.is_file():  # a pipe would wait for ever
             return ""
         with whole.open("rb") as file:

@@ -12,11 +12,13 @@ from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
+from veto_pl.config_files import check_files
 from veto_pl.data.jsonl import read_examples, shown
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.going_on import required
 from veto_pl.judging.rates import HeadToHead, win_rate
 from veto_pl.judging.reference import ReferenceJudge
+from veto_pl.parsing import strict_parsing
 from veto_pl.paths import local_path
 from veto_pl.report.page import write_text
 from veto_pl.seams import Judge
@@ -134,8 +136,10 @@ def _parsed(arguments: Sequence[str]) -> tuple[Any, Judge]:
     parser.add_argument("--one_order", action="store_true", help="ask each pair once instead of in both orders")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--out", type=str, help="write the JSON into this file as well")
+    check_files(arguments)
     try:
-        given = parser.instantiate_classes(parser.parse_args(list(arguments)))
+        with strict_parsing():
+            given = parser.instantiate_classes(parser.parse_args(list(arguments)))
     except ArgumentError as error:
         raise ConfigurationError(f"`veto-pl judge`: {' '.join(str(error).split())[:500]}") from error
     return given, given.judge

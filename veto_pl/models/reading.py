@@ -13,6 +13,7 @@ import torch
 
 from veto_pl.checksums import SUMS, damaged, read_sums
 from veto_pl.exceptions import ConfigurationError, DataError, VetoError
+from veto_pl.special_ids import listed_ids
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -121,8 +122,7 @@ def check_stored_dropout(path: str, config: PretrainedConfig, names: Collection[
 
 def check_endings(path: str, model: PreTrainedModel) -> None:
     """Refuses ids of the end of a text that are no ids."""
-    ids = model.generation_config.eos_token_id if model.generation_config is not None else None
-    listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    listed = listed_ids(getattr(model.generation_config, "eos_token_id", None))
     if wrong := [i for i in listed if not isinstance(i, int) or isinstance(i, bool) or i < 0]:
         raise ConfigurationError(
             f"The generation_config.json of `{path}` has the `eos_token_id` {wrong[0]!r}, expected whole numbers of at "

@@ -116,7 +116,7 @@ def _check(stored: StoredWeights | None, sharding: Sharding) -> None:
     if stored is not None:
         try:
             stored.check(slice(sharding.mesh.get_local_rank(), None, sharding.mesh.size()))
-        except DataError as error:
+        except (DataError, OSError) as error:
             problem = error
     if sharding.any(problem is not None):
         raise problem or DataError("The weights are damaged; another rank says which file.")
