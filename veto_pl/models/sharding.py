@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.initialisation import decoder_layers
 
 if TYPE_CHECKING:
@@ -58,17 +57,9 @@ class Sharding:
 
 
 def shard(model: CausalLM, sharding: Sharding) -> None:
-    """Spreads the weights: one unit for each decoder layer, and one for embeddings, last norm and head.
+    """Spreads the weights: one unit for each decoder layer, and one for embeddings, last norm and head."""
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    Raises:
-        ConfigurationError: the installed PyTorch has no FSDP2.
-    """
-    try:
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-    except ImportError as error:
-        raise ConfigurationError(
-            f"Sharding needs PyTorch 2.6 or newer, got {torch.__version__}. Upgrade it."
-        ) from error
     for layer in decoder_layers(model.model)[1]:
         fully_shard(layer, mesh=sharding.mesh)
     fully_shard(model, mesh=sharding.mesh)
