@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.exceptions import ConfigurationError, VetoError
+from veto_pl.going_on import going_on, refusal
 from veto_pl.models.assemble import load_student, load_tokenizer
 from veto_pl.models.loading import Pretrained
 from veto_pl.models.reading import named
@@ -36,23 +37,40 @@ BLUEPRINT = "veto_pl_student"
 """The key under which a checkpoint holds the files, by their names."""
 BYTES = "latin-1"
 """A character for each byte: PyTorch reads any text with `weights_only`, and bytes not always."""
-_DESCRIBED: WeakKeyDictionary[PreTrainedModel, dict[str, str] | None] = WeakKeyDictionary()
+_DESCRIBED: WeakKeyDictionary[PreTrainedModel, tuple[Any, dict[str, str] | None]] = WeakKeyDictionary()
+"""The template of the prompts, and the files."""
 _NAME = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*\.(?:json|txt|model|jinja|tiktoken|spm|bpe|codes|vocab|py)")
 
 
 def described(module: DistillationModule) -> dict[str, str] | None:
     """Return the files for the checkpoints of a run, whose student and tokenizer do not change: they are written once.
 
-    Where they cannot be written the run does not end: it warns, and the description is None.
+    Where they cannot be written the run does not end: it warns, and the description is None. Where it is the disk that
+    refuses them, the next checkpoint tries again.
     """
-    model = module.student.model
-    if model not in _DESCRIBED:
-        try:
-            _DESCRIBED[model] = drawn(model, exported_tokenizer(module))
-        except Exception as error:  # whatever a third party's `save_pretrained` raises
-            rank_zero_warn(f"Checkpoints do not describe the student, for it cannot be saved: {error}")
-            _DESCRIBED[model] = None
-    return _DESCRIBED[model]
+    model, template = module.student.model, _template(module)
+    known = _DESCRIBED.get(model)
+    if known is not None and known[0] is template:
+        return known[1]
+    files = None
+    with going_on("The description of the student for checkpoints", "tries again at the next one"):
+        files = _tried(module)
+        _DESCRIBED[model] = template, files
+    return files
+
+
+def _tried(module: DistillationModule) -> dict[str, str] | None:
+    try:
+        return drawn(module.student.model, exported_tokenizer(module))
+    except Exception as error:  # whatever a third party's `save_pretrained` raises
+        if refusal(error) is not None:
+            raise
+        rank_zero_warn(f"Checkpoints do not describe the student, for it cannot be saved: {error}")
+        return None
+
+
+def _template(module: DistillationModule) -> Any:
+    return getattr(module.trainer.datamodule, "template", None)  # type: ignore[attr-defined]
 
 
 def exported_tokenizer(module: DistillationModule) -> PreTrainedTokenizerBase:
@@ -61,7 +79,7 @@ def exported_tokenizer(module: DistillationModule) -> PreTrainedTokenizerBase:
     It has none where a message of the user does not make a prompt (see `Template.chat_template`), and keeps its own
     where no template is known.
     """
-    template = getattr(module.trainer.datamodule, "template", None)  # type: ignore[attr-defined]
+    template = _template(module)
     return by_template(template, module.tokenizer) if isinstance(template, Template) else module.tokenizer
 
 

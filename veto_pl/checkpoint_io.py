@@ -7,16 +7,16 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import get_filesystem
-from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.going_on import going_on, refusal
 
 OnFailedSave = Literal["warn", "stop"]
 _WRITING, _NEW, _OLD = ".writing", ".new", ".old"
@@ -43,18 +43,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        self.failure = None
-        try:
+        with self.saving(path):
             write_checkpoint(checkpoint, Path(path))
-        except OSError as error:
-            self.report(path, error)
 
-    def report(self, path: Any, error: OSError) -> None:
-        """Remembers that a checkpoint could not be written; warns, or raises the error."""
-        self.failure = error
-        if self.on_failed_save == "stop":
-            raise error
-        rank_zero_warn(f"The checkpoint {path} could not be written: {error}. The run goes on; free some space.")
+    @contextmanager
+    def saving(self, path: Any) -> Iterator[None]:
+        """Remembers what the system refuses while the block writes a checkpoint; warns, or raises the error."""
+        self.failure = None
+        then = "tries again at the next save; free some space"
+        with nullcontext() if self.on_failed_save == "stop" else going_on(f"The checkpoint {path}", then):
+            try:
+                yield
+            except Exception as error:
+                self.failure = refusal(error)
+                raise
 
     def load_checkpoint(
         self, path: Any, map_location: Any = lambda storage, location: storage, weights_only: bool | None = None

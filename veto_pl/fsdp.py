@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,9 @@ class FullyShard(ModelParallelStrategy):
         plain: dict[str, Any] = dict(checkpoint)
         for index, state in enumerate(plain.pop("optimizer_states", [])):
             tensors[f"optimizer_{index}"], plain[f"optimizer_{index}"] = _parted(state)
-        if isinstance(self.checkpoint_io, AtomicCheckpointIO):
-            self.checkpoint_io.failure = None
-        try:
+        writer = self.checkpoint_io
+        with writer.saving(path) if isinstance(writer, AtomicCheckpointIO) else nullcontext():
             save_sharded(path, tensors, plain)
-        except OSError as error:
-            if not isinstance(self.checkpoint_io, AtomicCheckpointIO):
-                raise
-            self.checkpoint_io.report(path, error)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """By the names of the weights. PyTorch would make an optimizer that has not stepped step, to see its state."""

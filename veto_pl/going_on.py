@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from veto_pl.checkpoint_io import append
 from veto_pl.exceptions import DataError, VetoError
 
 _TOLD: set[object] = set()
@@ -24,7 +21,8 @@ _TOLD: set[object] = set()
 def going_on(what: object, then: str = "tries again", key: object = None) -> Iterator[None]:
     """Warn where the block cannot write because the disk is full, read-only or gone, and let the run go on.
 
-    There is one warning until a write works again. Errors that are no refusals of the system are raised.
+    There is one warning until a write works again. Errors that are no refusals of the system are raised, as are
+    those of the package, which have a sentence of their own.
 
     Args:
         what: is written; a file, usually.
@@ -56,67 +54,27 @@ def required(what: object) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, VetoError) or (reason := refusal(error)) is None:
+        reason = refusal(error)
+        if reason is None:
             raise
         raise DataError(f"{what} could not be written: {reason}. Make room, or name another place.") from error
 
 
 def refusal(error: BaseException | None) -> OSError | None:
-    """Return what the system has refused where that is the cause of an error, however a library has wrapped it."""
+    """Return what the system has refused where that is the cause of an error, however a library has wrapped it.
+
+    An error of the package is none: what it wraps, it tells in its own words.
+    """
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
+    while error is not None and id(error) not in seen and not isinstance(error, VetoError):
         seen.add(id(error))
         if isinstance(error, OSError):
             return error
         if told := re.search(r"os error (\d+)|Os \{ code: (\d+)", str(error)):  # libraries in Rust, as safetensors
             number = int(told[1] or told[2])
             return OSError(number, os.strerror(number))
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
-
-
-class WaitingLines:
-    """A file of JSON lines that grows; lines that the disk refuses wait until it takes them.
-
-    Args:
-        path: the file; its folder is made if need be.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._waiting: list[bytes] = []
-
-    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Appends rows, or lets them wait."""
-        self._waiting += [json.dumps(row).encode() + b"\n" for row in rows]
-        self.flush()
-
-    def flush(self) -> None:
-        """Writes what waits, all of it or nothing."""
-        if not self._waiting:
-            return
-        with going_on(self.path):
-            self._write()
-
-    def finish(self) -> None:
-        """Writes what waits.
-
-        Raises:
-            DataError: the disk still refuses it.
-        """
-        try:
-            self._write()
-        except OSError as error:
-            raise DataError(
-                f"{self.path} could not be written: {error}. {len(self._waiting)} rows are lost. Make room, and run "
-                "the command again."
-            ) from error
-
-    def _write(self) -> None:
-        if self._waiting:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            append(self.path, b"".join(self._waiting))
-            self._waiting = []
 
 
 def patient(part: object, *names: str) -> None:

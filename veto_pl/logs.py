@@ -112,8 +112,8 @@ class _Rows(ExperimentWriter):
         super().__init__(log_dir)
         header, rows, whole = _table(Path(self.metrics_file_path))
         self.metrics_keys, self.rows = header, len(rows)
-        if not whole:
-            self._rewrite(header, rows)
+        self._kept = None if whole else len(rows)
+        self.save()
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
         super().log_metrics(metrics_dict, self.rows if step is None else step)
@@ -131,11 +131,13 @@ class _Rows(ExperimentWriter):
                 raise
 
     def _write(self, path: Path) -> None:
-        if self.metrics and (self._record_new_keys() or not path.is_file()):
-            self._rewrite(self.metrics_keys, [*_table(path)[1], *self.metrics])
+        """Appends, or writes all anew: for new columns, and where only so many of the rows are to stay."""
+        new = bool(self.metrics) and (bool(self._record_new_keys()) or not path.is_file())
+        if new or self._kept is not None:
+            self._rewrite(self.metrics_keys, [*_table(path)[1][: self._kept], *self.metrics])
         elif self.metrics:
             append(path, _lines(self.metrics_keys, self.metrics))
-        self.metrics = []
+        self.metrics, self._kept = [], None
 
     def cut(self, count: int) -> None:
         self.metrics = []
@@ -144,10 +146,13 @@ class _Rows(ExperimentWriter):
             rank_zero_warn(f"{self.metrics_file_path} has {len(rows)} rows, but had {count} when the run was stopped.")
         kept = rows[:count]
         self.metrics_keys, self.rows = [name for name in header if any(row.get(name) for row in kept)], len(kept)
+        self._kept = len(kept)
         if kept:
-            self._rewrite(self.metrics_keys, kept)
-        else:
+            self.save()
+            return
+        with going_on(self.metrics_file_path):
             Path(self.metrics_file_path).unlink(missing_ok=True)
+            self._kept = None
 
     def _check_log_dir_exists(self) -> None:
         """Nothing is deleted."""

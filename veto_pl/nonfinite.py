@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from veto_pl.exceptions import ConfigurationError, NonFiniteError
-from veto_pl.going_on import WaitingLines
 from veto_pl.run_folder import run_folder
 from veto_pl.types import Faults, LossOutput, PromptBatch, Rollouts, Sequences
+from veto_pl.waiting_lines import WaitingLines, shared_lines
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -101,9 +100,8 @@ class NonFiniteSteps:
     def _report(self, trainer: Trainer, broken: list[str], rows: list[dict[str, Any]]) -> None:
         """Appends the rows to the file, and warns about the first few."""
         guilty = [row for row in rows if row["not_finite"]]
-        path = faults_file(trainer)
+        self._lines = faults_of(trainer)
         if trainer.is_global_zero:
-            self._lines = self._lines or WaitingLines(path)
             self._lines.add({"step": trainer.global_step, **row} for row in guilty or rows)
         self._reported += 1
         if self._reported > SHOWN_STEPS:
@@ -114,21 +112,21 @@ class NonFiniteSteps:
         more = f" From now on only {FAULTS} tells." if self._reported == SHOWN_STEPS else ""
         rank_zero_warn(
             f"Step {trainer.global_step} was left out, since its {' and '.join(broken)} is not finite. {cause} The "
-            f"weights stay as they were. Rows: {path}.{more}"
+            f"weights stay as they were. Rows: {self._lines.path}.{more}"
         )
 
     def _last_words(self, trainer: Trainer) -> str:
         return (
             f"The run stops at step {trainer.global_step}: {self.limit} steps in a row had a loss or gradient that is "
-            f"not finite. The weights are intact; they are those before these steps. {faults_file(trainer)} has the "
+            f"not finite. The weights are intact; they are those before these steps. {faults_of(trainer).path} has the "
             "rows. If they are always the same rows, correct or remove them; if they are all rows, lower the learning "
             "rate, or set `trainer.precision` to `bf16-mixed` or `32`. To go on regardless, raise `model.skip_limit`."
         )
 
 
-def faults_file(trainer: Trainer) -> Path:
-    """Where the rows are written; all ranks have to ask."""
-    return run_folder(trainer) / FAULTS
+def faults_of(trainer: Trainer) -> WaitingLines:
+    """Return the file of the rows of a run, the same for all who write or count them; all ranks have to ask."""
+    return shared_lines(run_folder(trainer) / FAULTS)
 
 
 def _drop_gradients(parameters: Iterable[nn.Parameter], optimizer: Optimizer, *, scaled: bool) -> None:

@@ -14,10 +14,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from veto_pl.checkpoint_io import beside
 from veto_pl.evaluation import Evaluation
 from veto_pl.exceptions import VetoError
-from veto_pl.going_on import WaitingLines
 from veto_pl.mistakes import check_number
 from veto_pl.ranks import gather_on_first
 from veto_pl.run_folder import run_folder
+from veto_pl.waiting_lines import WaitingLines
 
 ANSWERS, TEST = "answers.jsonl", "test.json"
 

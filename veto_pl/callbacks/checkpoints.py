@@ -248,8 +248,11 @@ class Checkpoints(ModelCheckpoint):
             self._extra_step, trainer.should_stop = 0, True
 
     def _set_aside(self) -> None:
-        if recover(self._last):
-            swap_in(self._last, self._last.with_name("earlier.ckpt"))
+        earlier = self._last.with_name("earlier.ckpt")
+        with going_on(earlier, f"writes its first checkpoint in the place of the earlier run's {self._last.name}"):
+            if not recover(self._last):
+                return
+            swap_in(self._last, earlier)
             rank_zero_info(f"The `last.ckpt` of an earlier run in {self.dirpath} is now `earlier.ckpt`.")
 
     def _after_batch(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from veto_pl.callbacks.guards import Guards
-from veto_pl.checkpoint_io import beside, bring_to_disk
+from veto_pl.checkpoint_io import beside
 from veto_pl.going_on import going_on
 from veto_pl.logs import Journal
 from veto_pl.mistakes import check_number
-from veto_pl.nonfinite import FAULTS, faults_file
+from veto_pl.nonfinite import FAULTS, faults_of
+from veto_pl.waiting_lines import WaitingLines
 
 
 class Diagnostics(L.Callback, Journal):
@@ -36,7 +36,7 @@ class Diagnostics(L.Callback, Journal):
     def __init__(self, discarded_mass: float = 0.01) -> None:
         check_number("Diagnostics.discarded_mass", discarded_mass, 0, 1)
         self.discarded_mass = discarded_mass
-        self._faults: Path | None = None
+        self._faults: WaitingLines | None = None
         self._started: float | None = None
         self._step = 0
         self._skipped = 0
@@ -44,7 +44,7 @@ class Diagnostics(L.Callback, Journal):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Finds the folder, on all ranks."""
-        self._faults = faults_file(trainer)
+        self._faults = faults_of(trainer)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
@@ -83,25 +83,19 @@ class Diagnostics(L.Callback, Journal):
         self._skipped = state_dict["skipped"]
 
     def position(self) -> int:
-        """Rows of faults written so far."""
-        return self._faults.read_bytes().count(b"\n") if self._faults is not None and self._faults.is_file() else 0
+        """Rows of faults so far."""
+        return 0 if self._faults is None else self._faults.position()
 
     def cut(self, trainer: L.Trainer, rows: int, step: int) -> None:
         """Keeps the first rows of faults."""
-        path = self._faults
-        if path is None or not trainer.is_global_zero or not path.is_file():
-            return
-        with path.open("r+b") as file:
-            for _ in range(rows):
-                file.readline()
-            file.truncate(file.tell())
-        if not rows:
-            path.unlink()
+        self._faults = faults_of(trainer)  # a run that starts afresh cuts before the setup
+        if trainer.is_global_zero:
+            self._faults.cut(rows)
 
     def bring_to_disk(self) -> None:
         """Waits until the faults are on the disk."""
-        if self._faults is not None and self._faults.is_file():
-            bring_to_disk(self._faults)
+        if self._faults is not None:
+            self._faults.bring_to_disk()
 
     @rank_zero_only
     def _write(self, trainer: L.Trainer, stopped: str | None) -> None:
@@ -115,6 +109,6 @@ class Diagnostics(L.Callback, Journal):
             **({} if stopped is None else {"stopped": stopped}),
             **{name: round(value, 6) if math.isfinite(value) else None for name, value in values.items()},
         }
-        path = self._faults.with_name("summary.json")
+        path = self._faults.path.with_name("summary.json")
         with going_on(path, "has no summary"), beside(path) as temporary:
             temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from veto_pl.blueprint import exported_tokenizer
+from veto_pl.exceptions import ConfigurationError
 from veto_pl.export import check_folder, export_student
 from veto_pl.going_on import going_on
 from veto_pl.module import DistillationModule
@@ -35,9 +36,15 @@ class Export(L.Callback):
         if (folder := self._place(trainer)) is None:
             return
         assert isinstance(pl_module, DistillationModule), "this callback belongs to `DistillationModule`"
-        with going_on(f"The export {folder}", f"`veto-pl export CHECKPOINT {folder}` can make it later"):
-            export_student(pl_module.student, exported_tokenizer(pl_module), pl_module.run_config, folder)
-            rank_zero_info(f"Exported the student to {folder}")
+        try:
+            with going_on(f"The export {folder}", f"`veto-pl export CHECKPOINT {folder}` can make it later"):
+                export_student(pl_module.student, exported_tokenizer(pl_module), pl_module.run_config, folder)
+                rank_zero_info(f"Exported the student to {folder}")
+        except ConfigurationError as error:  # an error of the first rank, for which the others would wait
+            rank_zero_warn(
+                f"The student was not exported. {error} The weights are in the checkpoints of the run: `veto-pl export "
+                "CHECKPOINT FOLDER` makes the export from one of them."
+            )
 
     def _place(self, trainer: L.Trainer) -> Path | None:
         if self.folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]

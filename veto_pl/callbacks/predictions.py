@@ -9,8 +9,9 @@ import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
-from veto_pl.going_on import WaitingLines
+from veto_pl.going_on import going_on
 from veto_pl.run_folder import run_folder
+from veto_pl.waiting_lines import WaitingLines
 
 
 class PredictionFile(BasePredictionWriter):
@@ -26,8 +27,9 @@ class PredictionFile(BasePredictionWriter):
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the file afresh."""
         self._lines = WaitingLines(self._path(trainer))
-        self._lines.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lines.path.write_text("")
+        with going_on(self._lines.path):
+            self._lines.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lines.path.write_text("")
 
     def write_on_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, prediction: Any, *args: Any) -> None:
         """Appends the rows of one batch."""

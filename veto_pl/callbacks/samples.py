@@ -9,13 +9,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
-from veto_pl.checkpoint_io import beside, bring_to_disk
 from veto_pl.evaluation import Evaluation
-from veto_pl.going_on import WaitingLines
 from veto_pl.logs import Journal
 from veto_pl.mistakes import check_number
 from veto_pl.report.run import SAMPLES
 from veto_pl.run_folder import run_folder
+from veto_pl.waiting_lines import WaitingLines
 
 
 class SampleTable(L.Callback, Journal):
@@ -50,21 +49,14 @@ class SampleTable(L.Callback, Journal):
         return self._written
 
     def cut(self, trainer: L.Trainer, rows: int, step: int) -> None:
-        path = self._find(trainer).path
-        if not trainer.is_global_zero or not path.exists():
-            return
-        kept = path.read_bytes().splitlines(keepends=True)[:rows]
-        if kept:
-            with beside(path) as temporary:
-                temporary.write_bytes(b"".join(kept))
-        else:
-            path.unlink()
-        self._written = len(kept)
+        lines = self._find(trainer)
+        if trainer.is_global_zero:
+            lines.cut(rows)
+            self._written = lines.position()
 
     def bring_to_disk(self) -> None:
         if self._lines is not None:
-            self._lines.flush()
-            bring_to_disk(self._lines.path)
+            self._lines.bring_to_disk()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forgets the samples of the validation before."""
@@ -92,10 +84,10 @@ class SampleTable(L.Callback, Journal):
 
     def _find(self, trainer: L.Trainer) -> WaitingLines:
         """The file, asked for by all ranks."""
-        if self._lines is None:
-            self._lines = WaitingLines(run_folder(trainer) / SAMPLES)
-            if self._lines.path.is_file():
-                self._written = self._lines.path.read_bytes().count(b"\n")
+        path = run_folder(trainer) / SAMPLES
+        if self._lines is None or self._lines.path != path:
+            self._lines = WaitingLines(path)
+            self._written = self._lines.position()
         return self._lines
 
     def _table(self, step: int) -> Table:
