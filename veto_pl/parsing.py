@@ -12,7 +12,8 @@ value is: both are refused, again by replacing the functions that decide.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+import typing
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from functools import partial
@@ -62,6 +63,8 @@ def _replaced(name: str, function: Any) -> Iterator[None]:
 
 def _of_its_kind(adapt: Any, wanted: Any, given: Namespace) -> Any:
     """Raises `ValueError` where an optimizer, for instance, is not made by a class of optimizers."""
+    if not _is_function(wanted):  # the help of a class asks as well
+        return adapt(wanted, given)
     kind = _typehints.get_callable_return_type(wanted)  # type: ignore[no-untyped-call]
     path = str(given["class_path"])
     if kind is not None:
@@ -72,6 +75,11 @@ def _of_its_kind(adapt: Any, wanted: Any, given: Namespace) -> Any:
         name = kind.__name__ if inspect.isclass(kind) else "callable class"
         raise ValueError(f"Import path {given['class_path']} does not correspond to a subclass of {name}")
     return adapt(wanted, given)
+
+
+def _is_function(wanted: Any) -> bool:
+    """Whether an annotation asks for a function."""
+    return wanted is Callable or typing.get_origin(wanted) is Callable or _typehints.is_protocol(wanted)
 
 
 def _no_class(value: Any, *args: Any, **kwargs: Any) -> Any:

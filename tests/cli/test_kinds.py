@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 from torch.optim import Optimizer
 
-from veto_pl.cli import VetoCLI
+from veto_pl.cli import VetoCLI, main
 from veto_pl.compact_parser import ROOTS
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.listing import SEAMS
@@ -104,3 +104,18 @@ def test_a_function_of_a_callback_is_made_by_a_class_of_callables(config, write,
         with pytest.raises(ConfigurationError, match=r"`trainer\.callbacks`"):
             VetoCLI(["--config", file], run=False)
     assert not marker.exists()
+
+
+HELP = {
+    "--model.objective.help=Veto": "--model.objective.beta",
+    "--data.task.help=JsonLines": "--data.task.verifier",
+    "--model.optimizer.help=torch.optim.AdamW": "--model.optimizer.weight_decay",
+}
+
+
+@pytest.mark.parametrize("option", HELP)
+def test_the_help_of_a_class_is_shown(option, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", option])
+    assert ended.value.code in (0, None)
+    assert HELP[option] in capsys.readouterr().out
