@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, TQDMProgressBar
 
 from veto_pl import checks, cli
+from veto_pl.callbacks import Checkpoints
 from veto_pl.cli import VetoCLI, main
 from veto_pl.config_files import load
 from veto_pl.data.epoch import check_epoch
@@ -135,8 +136,8 @@ def test_switches_of_the_trainer_leave_callbacks_out(callbacks):
     assert bars == []
     tqdm = {"trainer.callbacks": [{"class_path": f"{CALLBACKS}TQDMProgressBar"}]}
     assert [type(c) for c in callbacks(tqdm) if isinstance(c, ProgressBar)] == [TQDMProgressBar]
-    assert not [c for c in callbacks({"trainer.enable_checkpointing": False}) if isinstance(c, cli.Checkpoints)]
-    assert [c for c in callbacks({}) if isinstance(c, cli.Checkpoints)]
+    assert not [c for c in callbacks({"trainer.enable_checkpointing": False}) if isinstance(c, Checkpoints)]
+    assert [c for c in callbacks({}) if isinstance(c, Checkpoints)]
 
 
 def test_a_default_of_an_enumeration_is_written_as_its_text(callbacks):
