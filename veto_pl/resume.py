@@ -10,7 +10,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import lightning as L
@@ -198,8 +197,6 @@ def _set(tracker: dict[str, int], value: int) -> None:
     tracker.update(dict.fromkeys(tracker, value))
 
 
-_MOST = 100_000
-"""So many settings are compared: a short YAML can stand for endless ones."""
 _MATTERS = (
     "seed_everything", "model", "data", "trainer.max_steps", "trainer.max_epochs", "trainer.precision",
     "trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm",
@@ -215,7 +212,7 @@ def differences(before: str | None, now: str | None) -> list[str]:
     """What differs between two configurations (YAML) that weights or the order of the data depend on."""
     if before is None or now is None:
         return []
-    old, new = (dict(islice(_flat(load(text)), _MOST)) for text in (before, now))
+    old, new = (dict(_flat(load(text))) for text in (before, now))
     names = [n for n in sorted(old.keys() | new.keys()) if _within(n, _MATTERS) and not _within(n, _MATTERS_NOT)]
     return [f"{n}: {old.get(n)!r} -> {new.get(n)!r}" for n in names if old.get(n) != new.get(n)]
 
