@@ -33,7 +33,7 @@ class Finish:
         return logits
 
     def backward(self, gradient: Tensor, finished: Tensor) -> Tensor:
-        """The gradient with respect to what went in, given the one with respect to what came out."""
+        """Turn the gradient in the logits y into the gradient in the head's raw output x."""
         if self.softcap is not None:
             gradient = gradient * (1 - (finished / self.softcap).square())
         return gradient if self.scale == 1 else gradient * self.scale
@@ -52,17 +52,18 @@ class Head(ABC):
 
     @abstractmethod
     def cast(self, dtype: torch.dtype) -> Head:
-        """The same head for hidden states of `dtype`."""
+        """Return the same head for hidden states of `dtype`."""
 
     @abstractmethod
     def forward(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """[n, D] to [n, R] unfinished logits, into `out` where that is possible."""
+        """Map hidden states [n, D] to the head's raw output [n, R], written into `out` where that is possible."""
 
     @abstractmethod
     def backward(
         self, gradient: Tensor, hidden: Tensor, sums: Sequence[Tensor | None], *, first: bool, for_hidden: bool = True
     ) -> Tensor | None:
-        """[n, V] gradient of the unfinished logits to [n, D]; those of the parameters are added to `sums`.
+        """Map the [n, V] gradient of the raw output to the [n, D] gradient of the hidden states; add the parameters' to
+        `sums`.
 
         What `sums` held before the `first` chunk is nothing, and is overwritten: that saves a pass over the weights.
         Without `for_hidden`, hidden states have no gradient, and None is returned.
@@ -99,12 +100,12 @@ class LinearHead(Head):
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
     def cast(self, dtype: torch.dtype) -> LinearHead:
-        """The same numbers as `dtype`, without a graph."""
+        """Return the same numbers as `dtype`, without a graph."""
         bias = None if self.bias is None else self.bias.detach().to(dtype)
         return replace(self, weight=self.weight.detach().to(dtype), bias=bias)
 
     def forward(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """[n, D] to [n, R]."""
+        """Map [n, D] to [n, R]."""
         with full_precision(hidden.device):  # `cast` has chosen the dtype already
             if self.bias is None:
                 return torch.mm(hidden, self.weight.T, out=out)
@@ -113,7 +114,7 @@ class LinearHead(Head):
     def backward(
         self, gradient: Tensor, hidden: Tensor, sums: Sequence[Tensor | None], *, first: bool, for_hidden: bool = True
     ) -> Tensor | None:
-        """[n, V] to [n, D]."""
+        """Map [n, V] to [n, D]."""
         with full_precision(hidden.device):
             self._add(gradient, hidden, sums, first)
             return gradient @ self.weight[: self.vocab_size] if for_hidden else None
@@ -163,11 +164,11 @@ class FunctionHead(Head):
         return self._parameters
 
     def cast(self, dtype: torch.dtype) -> FunctionHead:
-        """The function decides about its dtype itself."""
+        """Return the head itself: the function decides about its dtype."""
         return self
 
     def forward(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """[n, D] to [n, R]; where gradients are enabled, remembers the graph of this chunk for `backward`."""
+        """Map [n, D] to [n, R]; where gradients are enabled, keep the graph of this chunk for `backward`."""
         if not torch.is_grad_enabled():
             return self.function(hidden)
         leaf = hidden.detach().requires_grad_()
@@ -178,7 +179,7 @@ class FunctionHead(Head):
     def backward(
         self, gradient: Tensor, hidden: Tensor, sums: Sequence[Tensor | None], *, first: bool, for_hidden: bool = True
     ) -> Tensor | None:
-        """[n, V] to [n, D]; uses up the graph."""
+        """Map [n, V] to [n, D], and use up the graph that `forward` kept."""
         assert self._graph is not None, "`forward` runs on the same rows before `backward`"
         (leaf, logits), self._graph = self._graph, None
         wanted = [(p, total) for p, total in zip(self.parameters, sums, strict=True) if total is not None]
@@ -194,5 +195,5 @@ class FunctionHead(Head):
 
 
 def full_precision(device: torch.device) -> torch.autocast:
-    """A context without autocast, which would round dot products and products into other buffers."""
+    """Return a context without autocast, which would round dot products and products into other buffers."""
     return torch.autocast(device.type, enabled=False)
