@@ -8,7 +8,9 @@ from typing import Any
 
 
 def in_format(text: str) -> str | None:
-    """A Jinja expression for a format string, filled with `message['content']`; None where it names another field."""
+    """Return a Jinja expression for a format string, filled with `message['content']`; None where it names another
+    field.
+    """
     parts = []
     for literal, name, spec, conversion in Formatter().parse(text):
         parts += [repr(literal)] if literal else []
@@ -20,7 +22,7 @@ def in_format(text: str) -> str | None:
 
 
 def answering(user: str, *, add_bos: bool) -> str:
-    """A chat template of user messages and answers that end with EOS; it refuses other roles.
+    """Return a chat template of user messages and answers that end with EOS; it refuses other roles.
 
     Args:
         user: the Jinja expression for a user's `message`.
@@ -38,7 +40,7 @@ def answering(user: str, *, add_bos: bool) -> str:
 
 
 def with_settings(template: str, user: str, system: str | None, arguments: Mapping[str, Any]) -> str:
-    """A chat template that reads conversations as the run's were read.
+    """Return a chat template that reads conversations as the run's were read.
 
     Args:
         template: the chat template of the run.

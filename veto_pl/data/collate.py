@@ -65,11 +65,13 @@ class Collator:
     student: ModelSource | None = None
 
     def __call__(self, examples: Sequence[Example]) -> PromptBatch:
-        """Encodes and pads."""
+        """Encode and pad."""
         return self.pad(self.encode(examples))
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """The tokens of each example. Prompt and completion are tokenised apart, as generation sees them.
+        """Tokenise each example. Prompt and completion are tokenised apart, as generation sees them.
+
+        A reference whose text already ends with an end token gets no second one, and is judged and shown without it.
 
         A reference whose text has its end gets no other one behind it, and is judged and shown without.
         """
@@ -93,7 +95,7 @@ class Collator:
         ]
 
     def pad(self, rows: Sequence[Encoded]) -> PromptBatch:
-        """Stacks encoded rows; the masks come from their lengths."""
+        """Stack encoded rows; the masks come from their lengths."""
         choices = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         value = next(token for token in choices if token is not None)
         prompts, prompt_mask = pad_left([_tensor(row.prompt_ids) for row in rows], value)
@@ -105,7 +107,9 @@ class Collator:
         )
 
     def _ends(self, examples: Sequence[Example], words: ControlWords) -> dict[str, int]:
-        """The ids that end a reference, by their text: EOS, and those of the student if a reference asks for them."""
+        """Return the ids that end a reference, by their text: EOS, and those of the student if a reference ends with
+        them.
+        """
         eos = self.tokenizer.eos_token
         ends = {} if eos is None else {str(eos): int(self.tokenizer.eos_token_id)}
         last = {words.at_end(example.completion or "") for example in examples} - {"", *ends}
@@ -115,7 +119,7 @@ class Collator:
         return ends
 
     def _completions(self, examples: Sequence[Example], ends: Sequence[int | None]) -> list[list[int]]:
-        """The ids of each reference, with the end that its text had or else EOS."""
+        """Return the ids of each reference, with the end that its text had or else EOS."""
         texts = [self.completion_prefix + e.completion for e in examples if e.completion is not None]
         eos = self.tokenizer.eos_token_id
         if texts and eos is None:
@@ -130,12 +134,12 @@ class Collator:
 
 
 def _end(text: str, ends: Mapping[str, int]) -> str:
-    """The end that a text has, or nothing."""
+    """Return the end that a text has, or an empty string."""
     return next((end for end in ends if text.endswith(end)), "")
 
 
 def _without_ends(example: Example, ends: Mapping[str, int]) -> Example:
-    """The example with references that do not say that they end: what is compared with them does not, either."""
+    """Return the example with its references' end tokens removed, since completions are compared without theirs."""
     if not any(_end(text, ends) for text in example.references):
         return example
     first, *others = (text.removesuffix(_end(text, ends)) for text in (example.completion or "", *example.alternatives))

@@ -69,13 +69,13 @@ class StoredExamples(Sequence[Example]):
     __hash__ = None  # type: ignore[assignment]  # as a list
 
     def at(self, places: Sequence[int]) -> list[Example]:
-        """The examples at some places, read together."""
+        """Return the examples at some places, read together."""
         columns = self.rows[places]  # a range is read as a slice
         return [_example(*values) for values in zip(*columns.values(), strict=True)]
 
 
 def batches(length: int) -> Iterator[range]:
-    """The places of so many rows, in batches.
+    """Yield the places of so many rows, in batches.
 
     Example:
         >>> list(batches(1500))
@@ -85,7 +85,7 @@ def batches(length: int) -> Iterator[range]:
 
 
 def at(examples: Sequence[Example], places: Sequence[int]) -> list[Example]:
-    """The examples at some places, read together where they can be."""
+    """Return the examples at some places, read together where they can be."""
     together: Callable[[Sequence[int]], list[Example]] | None = getattr(examples, "at", None)
     return [examples[place] for place in places] if together is None else together(places)
 
@@ -93,7 +93,7 @@ def at(examples: Sequence[Example], places: Sequence[int]) -> list[Example]:
 def stored(
     read: Callable[[Say], Iterable[Example]], *, origin: str, key: Callable[[], str | None] = lambda: None
 ) -> StoredExamples:
-    """Reads examples once and keeps them in an Arrow table.
+    """Read examples once and keep them in an Arrow table.
 
     Args:
         read: gives the examples in order, and tells its argument what a user should know about them; values of their

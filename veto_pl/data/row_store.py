@@ -44,14 +44,14 @@ class Table:
 
 
 def cache_folder() -> Path:
-    """The folder `veto_pl` in the cache of `datasets`, which the variable `HF_DATASETS_CACHE` moves."""
+    """Return the folder `veto_pl` in the cache of `datasets`, which the variable `HF_DATASETS_CACHE` moves."""
     from datasets import config
 
     return Path(config.HF_DATASETS_CACHE, "veto_pl")
 
 
 def kept(key: str | None, schema: pa.Schema, fill: Fill) -> Table:
-    """The table of that key from the cache, made if it is not there or damaged.
+    """Return the table of that key from the cache, made if it is not there or damaged.
 
     Args:
         key: names the contents; None for rows that are not kept and live in the memory of this process.
@@ -76,7 +76,10 @@ def kept(key: str | None, schema: pa.Schema, fill: Fill) -> Table:
 
 
 def _made(folder: Path, schema: pa.Schema, fill: Fill) -> Table:
-    """Writes beside the folder and renames, so that nobody ever sees half a table; the caller holds the lock."""
+    """Make the table of a folder.
+
+    It is written beside the folder and renamed, so that nobody ever sees half a table; the caller holds the lock.
+    """
     for old in [folder, *folder.parent.glob(f"{folder.name}.*/")]:  # damaged, or left by a process that was killed
         shutil.rmtree(old, ignore_errors=True)
     new = folder.with_name(f"{folder.name}.{os.getpid()}")
@@ -107,7 +110,7 @@ def _write(folder: Path, schema: pa.Schema, fill: Fill) -> None:
 
 
 def _intact(folder: Path) -> Table | None:
-    """The table of a folder, or None where it is not there or not what was written."""
+    """Return the table of a folder, or None where it is not there or differs from its checksum."""
     try:
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
         if digest(file_digest(folder / _ROWS), about["notes"]) == about["checksum"]:

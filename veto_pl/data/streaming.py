@@ -39,7 +39,7 @@ class AsGiven(Dataset[Encoded]):
 
 @dataclass(frozen=True)
 class EncodedStream:
-    """Encoded rows whose number nobody knows.
+    """Encoded rows of unknown number.
 
     Args:
         examples: gives the examples anew each time that it is iterated.
@@ -62,7 +62,7 @@ class EncodedStream:
 
     @property
     def dataset(self) -> Dataset[Encoded]:
-        """What a loader reads the rows of the order from."""
+        """The data set from which a loader reads the rows of the order."""
         return AsGiven()
 
     @property
@@ -76,25 +76,25 @@ class EncodedStream:
         return str(getattr(self.examples, "origin", "The stream of the task"))
 
     def order(self, rank: int, world_size: int, *, seed: int, shuffle: bool) -> StreamOrder:
-        """The order in which a rank reads the rows in training."""
+        """Return the order in which a rank reads the rows in training."""
         return StreamOrder(self, rank, world_size, seed, shuffle)
 
     def rows(self, generator: torch.Generator | None) -> Iterator[Encoded]:
-        """All rows in the stream's order, or in the one that a generator draws."""
+        """Yield all rows in the stream's order, or in the one that a generator draws."""
         numbered: Iterable[tuple[int, Example]] = enumerate(self.examples)
         if generator is not None:
             numbered = shuffled(numbered, self.buffer, generator)
         return reduce(lambda rows, fit: fit(rows), self.fits, self._encoded(numbered))
 
     def listed(self, split: str) -> NoReturn:
-        """Raises `DataError`, for `split` is needed as a sequence."""
+        """Raise `DataError`, for `split` is needed as a sequence."""
         raise DataError(
             f"{self.origin}: a stream has no length, which is needed for the rows of `{split}` here. Set a limit, or "
             "let the task return a list."
         )
 
     def check_trainer(self, trainer: Trainer) -> None:
-        """Raises `ConfigurationError` for settings of a trainer that need the number of rows."""
+        """Raise `ConfigurationError` for settings of a trainer that need the number of rows."""
         says = f"{self.origin}: a stream has no length, "
         if trainer.max_steps < 0:
             raise ConfigurationError(f"{says}so that of the run is unknown. Set `trainer.max_steps`.")
@@ -131,7 +131,7 @@ class StreamOrder(DistributedSampler[Any]):
         self._start = (0, 0)
 
     def batches_before(self, epoch: int, row: int, batch_size: int) -> int:
-        """Begins `epoch` at a row, and returns how many batches of this size come before it."""
+        """Begin `epoch` at a row, and return how many batches of this size come before it."""
         self._start = (epoch, row)
         self.set_epoch(epoch)
         return math.ceil(row / (batch_size * self.num_replicas))
@@ -164,7 +164,7 @@ class StreamOrder(DistributedSampler[Any]):
 
 
 def shuffled(items: Iterable[T], size: int, generator: torch.Generator) -> Iterator[T]:
-    """The items in an order in which each is drawn from the `size` that are next; fewer items are shuffled completely.
+    """Yield the items, each drawn from the `size` that are next; fewer items than that are shuffled completely.
 
     Example:
         >>> sorted(shuffled(range(10), 4, torch.Generator()))
@@ -182,7 +182,7 @@ def shuffled(items: Iterable[T], size: int, generator: torch.Generator) -> Itera
 
 
 def in_parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """The items in lists of `size`; the last one may be shorter.
+    """Yield the items in lists of `size`; the last one may be shorter.
 
     Example:
         >>> list(in_parts("abcde", 2))

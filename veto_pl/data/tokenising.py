@@ -1,4 +1,4 @@
-"""Texts to ids: a prompt and what is written behind it have together the text that they were."""
+"""Turns texts into ids, such that the ids of a prompt and of its completion decode to the text of both."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _found: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, ...]] = WeakKeyDic
 
 
 def tokenised(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, **how: Any) -> list[list[int]]:
-    """The ids of texts that stand at the beginning of a row, without special tokens that they do not have.
+    """Tokenise texts that stand at the beginning of a row, without special tokens that they do not have.
 
     Args:
         texts: any number, none included.
@@ -47,7 +47,7 @@ def tokenised(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, **how: A
 
 
 def continued(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, **how: Any) -> list[list[int]]:
-    """The ids of texts that stand behind others, as `tokenised` takes them.
+    """Tokenise texts that stand behind others, as `tokenised` takes them.
 
     Some tokenizers put a space in front of whatever they read. Their texts are read behind a character that is then
     taken away, which every tokenizer is tried with once; where none is right for all, the user is told.
@@ -67,7 +67,7 @@ def continued(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, **how: A
 def prompted(
     examples: Sequence[Example], template: Template, tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[list[int], str]]:
-    """The ids of each example's prompt, and what is to be said of it: a key of `REMARKS`, mostly empty.
+    """Tokenise each example's prompt, and return what is to be said of it: a key of `REMARKS`, mostly empty.
 
     A template gets an example whose control words are marked; those that it leaves marked are read as text.
     """
@@ -80,7 +80,7 @@ def prompted(
 def _rendered(
     example: Example, template: Template, tokenizer: PreTrainedTokenizerBase, words: ControlWords
 ) -> tuple[str, str]:
-    """The template's text, and whether the example's own control words are text or tokens in it."""
+    """Return the template's text, and whether the example's own control words are text or tokens in it."""
     if not words.first(example):
         return template(example, tokenizer), ""
     text = template(words.marked(example), tokenizer)
@@ -91,7 +91,7 @@ def _rendered(
 
 
 def _in_parts(text: str, tokenizer: PreTrainedTokenizerBase, words: ControlWords) -> list[int]:
-    """The ids of a text with marks: the template's own control words are tokens, those of the example are not."""
+    """Tokenise a text with marks: the template's own control words are tokens, those of the example are not."""
     ids: list[int] = []
     for piece, reading in words.parts(text):
         how = AS_TEXT if reading == "text" else {}
@@ -101,14 +101,14 @@ def _in_parts(text: str, tokenizer: PreTrainedTokenizerBase, words: ControlWords
 
 
 def _begins_anew(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a text behind a control word is read as one that stands alone."""
+    """Return whether a text behind a control word is read as one that stands alone."""
     word = next(word for word in (tokenizer.eos_token, *tokenizer.all_special_tokens) if word)
     behind, alone = tokenised([f"{word}it", "it"], tokenizer)
     return behind[1:] == alone
 
 
 def _sentinels(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Those that give prompt and completion the text of both, for as many of the probes as possible."""
+    """Return those that give prompt and completion the text of both, for as many of the probes as possible."""
     if tokenizer not in _found:
         right = {sentinel: _right(sentinel, tokenizer) for sentinel in SENTINELS}
         best = max(right.values())
@@ -123,7 +123,7 @@ def _sentinels(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
 
 
 def _right(sentinel: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many of the probes have the text of both parts."""
+    """Return how many of the probes have the text of both parts."""
 
     def read(ids: list[int]) -> str:
         return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
@@ -138,7 +138,7 @@ def _right(sentinel: str, tokenizer: PreTrainedTokenizerBase) -> int:
 def _behind(
     sentinel: str, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, how: Mapping[str, Any]
 ) -> list[list[int] | None]:
-    """The ids of texts without those of the sentinel in front; None where the two have merged."""
+    """Tokenise texts without the ids of the sentinel in front; None where the two have merged."""
     (head,) = tokenised([sentinel], tokenizer)
     whole = tokenised([sentinel + text for text in texts], tokenizer, **how)
     return [ids[len(head) :] if ids[: len(head)] == head else None for ids in whole]

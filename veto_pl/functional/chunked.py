@@ -167,8 +167,9 @@ class _Side:
         return self.hidden[start : start + self.chunk_rows]
 
     def logits(self, start: int, differentiable: bool) -> Tensor:
-        """Return the [n, R] logits of the chunk that begins at row `start`; a chunk still in the buffer is not formed
-        again.
+        """Return the [n, R] logits of the chunk that begins at row `start`.
+
+        A chunk whose logits are still in the buffer, because it is the only one, is not formed again.
         """
         if self.loaded != start or self._logits is None:
             rows = self.rows(start)

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 @dataclass(frozen=True)
 class Finish:
-    r"""What some architectures do to the head's output: :math:`y = c \tanh(s x / c)`.
+    r"""The transformation of a head's raw output x by some architectures: :math:`y = c \tanh(s x / c)`.
 
     Args:
         scale: s; Cohere and Granite have one.
@@ -24,7 +24,7 @@ class Finish:
     softcap: float | None = None
 
     def __call__(self, raw: Tensor) -> Tensor:
-        """[..., V] logits, in float32 at least."""
+        """Return the logits [..., V], in float32 at least."""
         logits = raw.to(torch.promote_types(raw.dtype, torch.float32))
         if self.scale != 1:
             logits = logits * self.scale
@@ -33,7 +33,7 @@ class Finish:
         return logits
 
     def backward(self, gradient: Tensor, finished: Tensor) -> Tensor:
-        """Turn the gradient in the logits y into the gradient in the head's raw output x."""
+        """Turn the [..., V] gradient in the logits y into the gradient in the raw output x."""
         if self.softcap is not None:
             gradient = gradient * (1 - (finished / self.softcap).square())
         return gradient if self.scale == 1 else gradient * self.scale
@@ -62,8 +62,9 @@ class Head(ABC):
     def backward(
         self, gradient: Tensor, hidden: Tensor, sums: Sequence[Tensor | None], *, first: bool, for_hidden: bool = True
     ) -> Tensor | None:
-        """Map the [n, V] gradient of the raw output to the [n, D] gradient of the hidden states; add the parameters' to
-        `sums`.
+        """Map the [n, V] gradient of the raw output to the [n, D] gradient of the hidden states.
+
+        The parameters' gradients are added to `sums`.
 
         What `sums` held before the `first` chunk is nothing, and is overwritten: that saves a pass over the weights.
         Without `for_hidden`, hidden states have no gradient, and None is returned.

@@ -14,7 +14,7 @@ from veto_pl.metrics.metric_bases import CompletionMetric
 
 
 class _OfAnswers(CompletionMetric):
-    """Looks at the answer that each completion of a prompt gives."""
+    """Base of the metrics that look at the answer that each completion of a prompt gives."""
 
     needs_group = True
     higher_is_better = True
@@ -36,7 +36,7 @@ class _OfAnswers(CompletionMetric):
 
     @abstractmethod
     def _value(self, answers: list[str | None], rewards: list[float]) -> float:
-        """Of a prompt; None stands for a completion in which no answer is found."""
+        """Return the value of one prompt; None stands for a completion in which no answer is found."""
 
     def _answer(self, text: str) -> str | None:
         if self.pattern is None:

@@ -51,7 +51,7 @@ class TargetRatio(TokenMetric):
         return gap.amax(-1) / math.log(10)
 
     def compute(self) -> Tensor:
-        """The mean or the largest, in powers of ten; 0 where there are no tokens."""
+        """Return the mean or the largest over the tokens, in powers of ten; 0 where there are no tokens."""
         return super().compute() if self.over == "mean" else self.peak.float()
 
     def _add(self, values: Tensor) -> None:

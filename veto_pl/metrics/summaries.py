@@ -127,14 +127,14 @@ class WinRate(CompletionMetric):
 
 
 def _answered(generations: Generations) -> Iterator[tuple[Example, str]]:
-    """Each completion with its row, where the row has a reference."""
+    """Yield each completion with its row, where the row has a reference."""
     for example, group in zip(generations.examples, generations.groups(), strict=True):
         if example.references:
             yield from ((example, text) for text in group)
 
 
 def _unseen(example: Example) -> Example:
-    """The row without its first reference, however often it stands there."""
+    """Return the row without its first reference, however often it stands there."""
     first, *others = example.references
     rest = [one for one in others if one != first]
     return replace(example, completion=rest[0] if rest else None, alternatives=tuple(rest[1:]))
@@ -155,6 +155,6 @@ def _encoder(name: str, device: str) -> tuple[Any, Any]:
 
 
 def _longest(encoder: Any, tokenizer: Any) -> int:
-    """Tokens that the encoder has positions for; RoBERTa numbers them from behind the padding id."""
+    """Return how many tokens the encoder has positions for; RoBERTa numbers them from behind the padding id."""
     positions = getattr(encoder.config, "max_position_embeddings", 512)
     return int(min(positions - 2, tokenizer.model_max_length, 512))

@@ -1,4 +1,4 @@
-"""What an objective's target looks like beside the teacher, token by token, on what the student wrote."""
+"""Veto's target compared with the teacher, token by token, on what the student wrote."""
 
 from __future__ import annotations
 

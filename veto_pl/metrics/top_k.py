@@ -87,7 +87,7 @@ class TopKDiagnostics(MetricFamily):
         self.k = _checked(k, "TopKDiagnostics")
 
     def members(self, num_completions: int) -> list[CompletionMetric | TokenMetric]:
-        """One metric for each number."""
+        """Return one metric for each quantity."""
         return [TopKDiagnostic(of, self.k) for of in get_args(Quantity)]
 
 

@@ -148,7 +148,7 @@ def built(
 
 @contextmanager
 def _laid_out(files: Any, checkpoint: Path) -> Iterator[Path]:
-    """A folder with the files. Nothing that would be unpickled is among them, and none lies elsewhere."""
+    """Write the files to a temporary folder. None of them is ever unpickled, and none can lie outside of it."""
     if not (isinstance(files, Mapping) and all(_is_file(name, data) for name, data in files.items())):
         raise ConfigurationError(f"The checkpoint `{checkpoint}` is damaged: it does not describe a student in files.")
     with tempfile.TemporaryDirectory() as scratch:
@@ -165,7 +165,7 @@ def _is_file(name: Any, data: Any) -> bool:
 
 
 def _without_implementations(config: str) -> str:
-    """An architecture may name kernels on the hub, which are code, and of no use where weights are only copied."""
+    """Remove the settings that name kernels on the hub: those are code, of no use where weights are only copied."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -180,7 +180,7 @@ def _without_implementations(config: str) -> str:
 
 @contextmanager
 def _told(checkpoint: Path, folder: Path) -> Iterator[None]:
-    """Names the checkpoint instead of the folder of its files."""
+    """Name the checkpoint in errors, instead of the temporary folder of its files."""
     try:
         with named(str(folder), "student", "described by files that transformers can read without running their code"):
             yield

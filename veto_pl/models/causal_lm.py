@@ -39,7 +39,7 @@ class CausalLM(LanguageModel):
         self._cache_keyword: str | None = None
 
     def forward(self, sequences: Sequences, readout: Callable[[Tensor, LanguageModel], Result]) -> Result:
-        """Runs the backbone and hands the predicting positions to `readout`, inside this module's forward.
+        """Run the backbone and hand the predicting positions to `readout`, inside this module's forward.
 
         The head runs in here so that sharded weights are gathered when it does.
 
@@ -55,7 +55,7 @@ class CausalLM(LanguageModel):
         return readout(hidden, self)
 
     def head(self) -> Head:
-        """The head as the loss reads it, a chunk of rows at a time.
+        """Return the head as the loss reads it, a chunk of rows at a time.
 
         A plain linear layer is read through its weights; anything else (an adapter, a module with hooks) is called.
         """
@@ -67,7 +67,7 @@ class CausalLM(LanguageModel):
         return FunctionHead(module, trained, self.vocab_size, self.finish)
 
     def project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """The head: hidden states [..., D] to float32 logits [..., V] over the real vocabulary.
+        """Apply the head: hidden states [..., D] to float32 logits [..., V] over the real vocabulary.
 
         Returns:
             The logits, and [...] the probability that the padding rows of the head would have taken.
@@ -77,7 +77,7 @@ class CausalLM(LanguageModel):
     def next_logits(
         self, input_ids: Tensor, attention_mask: Tensor | None, cache: Any, position_ids: Tensor | None = None
     ) -> Tensor:
-        """One decoding step: float32 logits [B, V] of the token after the last of `input_ids`.
+        """Decode one step: return the float32 logits [B, V] of the token after the last of `input_ids`.
 
         Args:
             input_ids: [B, L] the tokens that `cache` does not hold yet.
@@ -99,7 +99,9 @@ class CausalLM(LanguageModel):
         return self.finish(self._head_product(output.last_hidden_state[:, -1]))[:, : self.vocab_size]
 
     def _backbone(self, packing: Packing) -> Tensor:
-        """[R, W, D]. Without a mask the positions say where one sequence ends and the next begins."""
+        """Return the hidden states [R, W, D]. Without a mask, the positions say where a sequence ends and the next
+        begins.
+        """
         mask = None if self.packs else packing.attention_mask.long()
         output = backbone(self.model)(
             input_ids=packing.input_ids, attention_mask=mask, position_ids=packing.position_ids, use_cache=False
@@ -108,7 +110,10 @@ class CausalLM(LanguageModel):
         return hidden
 
     def _attention_cost(self) -> float | None:
-        """What attention adds to a token per token of its row, relative to about 12 D x D weights per layer.
+        """Return what attention adds to a token's cost per token of its row, relative to about 12 D x D weights per
+        layer.
+
+        None means one row per sequence.
 
         Flash attention skips what is masked, and reads the bounds of sequences from positions in a single row only.
         """
@@ -120,7 +125,7 @@ class CausalLM(LanguageModel):
         return 1 / (6 * width)
 
     def _head_product(self, hidden: Tensor) -> Tensor:
-        """The head on [B, D] without what follows; for a few rows by the order of factors that a CPU prefers."""
+        """Return the head's raw output for [B, D]; for a few rows by the order of factors that a CPU prefers."""
         head = self.head()
         if isinstance(head, LinearHead) and hidden.device.type == "cpu" and 1 < len(hidden) <= FEW_ROWS:
             product = (head.weight @ hidden.T).T
@@ -129,7 +134,9 @@ class CausalLM(LanguageModel):
         return logits
 
     def _widest(self) -> int | None:
-        """Some models have masks of this width, whatever the positions in a row."""
+        """Return the tokens that a row may have: some models build masks of this width, whatever the positions in a
+        row.
+        """
         return getattr(self.model.config, "max_position_embeddings", None)
 
     @property
@@ -140,7 +147,7 @@ class CausalLM(LanguageModel):
         return bool(self._packs)
 
     def examine(self) -> None:
-        """Tries the model out on a few tokens. A sharded model is examined when it has its weights.
+        """Try the model out on a few tokens, and set `supports_packing`. Collective where the model is sharded.
 
         Raises:
             ConfigurationError: the architecture cannot be run as a causal language model, or does something unknown

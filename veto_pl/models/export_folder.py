@@ -33,7 +33,7 @@ WRITTEN = re.compile(
 def export_student(
     student: LanguageModel, tokenizer: PreTrainedTokenizerBase, config: str | None, folder: str | Path
 ) -> Path:
-    """Saves the student (safetensors), the tokenizer, a model card and checksums, whole or not at all.
+    """Save the student (safetensors), the tokenizer, a model card and checksums, whole or not at all.
 
     An earlier export is replaced in one piece. Every rank calls it; the first one writes.
 
@@ -67,7 +67,7 @@ def export_student(
 
 
 def check_folder(folder: str | Path) -> None:
-    """Refuses a folder that an export cannot take the place of without loss.
+    """Refuse a folder that an export cannot replace without loss.
 
     Raises:
         ConfigurationError: it is a file, the current folder, a mount point, or holds what no export has written.
@@ -85,7 +85,7 @@ def check_folder(folder: str | Path) -> None:
 
 
 def _others(folder: Path) -> list[str]:
-    """What is in it beside an earlier export; those of earlier versions have a card and no checksums."""
+    """Return what is in the folder beside an earlier export; those of earlier versions have a card and no checksums."""
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
     sums, card = read_sums(folder), folder / "README.md"
     if sums is None and card.is_file() and EARLIER in card.read_text(encoding="utf-8", errors="replace"):

@@ -137,7 +137,7 @@ class Pruned(ModelSource):
 
 
 def _keep(config: PretrainedConfig, kept: list[int]) -> None:
-    """Settings per layer, such as `layer_types`, lose the same entries as the model."""
+    """Drop the removed layers from the configuration: from its lists per layer, such as `layer_types`, and its count."""
     for name, value in list(vars(config).items()):
         if "layer" in name and isinstance(value, list) and len(value) == config.num_hidden_layers:
             setattr(config, name, [value[i] for i in kept])
@@ -145,7 +145,7 @@ def _keep(config: PretrainedConfig, kept: list[int]) -> None:
 
 
 def _check_rebuilt(model: PreTrainedModel) -> None:
-    """Refuses architectures whose layers differ by their index, such as some mixtures of experts."""
+    """Refuse architectures whose layers differ by their index, such as some mixtures of experts."""
     with torch.device("meta"):
         rebuilt = type(model)(model.config).state_dict()
     weights = model.state_dict()

@@ -207,7 +207,10 @@ def _package_folder(package: str) -> Path:
 
 
 def _convert(file: Path, folder: Path) -> None:
-    """Writes beside the target and renames, so that a conversion that is cut off leaves nothing to be mistaken."""
+    """Convert the file to a folder.
+
+    It is written beside the target and renamed, so that an interrupted conversion leaves nothing that looks complete.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if missing := [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]:

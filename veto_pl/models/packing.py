@@ -31,7 +31,7 @@ class Packing:
 
     @classmethod
     def of(cls, sequences: Sequences, attention_cost: float | None, widest: int | None = None) -> Packing:
-        """Packs sequences.
+        """Pack sequences into rows.
 
         Args:
             sequences: in any padding layout.
@@ -59,7 +59,7 @@ class Packing:
 
 
 def pack(lengths: Sequence[int], attention_cost: float, widest: int | None = None) -> list[list[int]]:
-    r"""Distributes sequences over rows so that the rows, padding included, cost least.
+    r"""Distribute sequences over rows so that the rows, padding included, cost least.
 
     A token of a row of W tokens is taken to cost :math:`1 + c W`: attention sees the whole row, masked or not. Wide
     rows waste little on padding and much on attention.
@@ -92,7 +92,7 @@ def pack(lengths: Sequence[int], attention_cost: float, widest: int | None = Non
 
 
 def balanced(lengths: Sequence[int], count: int) -> list[list[int]]:
-    """Distributes sequences over `count` rows of similar length: the longest first, each to the shortest row.
+    """Distribute sequences over `count` rows of similar length: the longest first, each to the shortest row.
 
     Example:
         >>> balanced([3, 9, 5, 2], 2)
@@ -108,7 +108,7 @@ def balanced(lengths: Sequence[int], count: int) -> list[list[int]]:
 
 
 def _starts(rows: list[list[int]], lengths: list[int], width: int) -> list[int]:
-    """Where each sequence begins in the flattened rows."""
+    """Return where each sequence begins in the flattened rows."""
     starts = [0] * len(lengths)
     for number, row in enumerate(rows):
         place = number * width

@@ -1,4 +1,4 @@
-"""What is found out about a model by trying it on a few tokens, once."""
+"""Facts about an architecture that are found out once, by running the model on a few tokens."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def reads_with_cache(model: LanguageModel, new_cache: Callable[[], Any]) -> bool
 
 
 def keeps_sequences_apart(model: LanguageModel) -> bool:
-    """Whether two sequences in one row, told apart by their positions, do not see each other.
+    """Return whether two sequences in one row, told apart by their positions, do not see each other.
 
     A change of the first must leave the second as it is, to the bit, and the second must be what it is alone.
     Recurrent models, among others, let state pass.
@@ -81,7 +81,7 @@ def run_by(model: LanguageModel) -> AbstractContextManager[None]:
 
 
 def check_causal(model: LanguageModel) -> None:
-    """Raise `ConfigurationError` where a token's hidden state depends on tokens behind it: it would know its answer."""
+    """Raise `ConfigurationError` where a token's hidden state depends on later tokens: it would know what it predicts."""
     ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=_device(model)) % model.vocab_size
     with _trying(model):
         one, other = (
@@ -95,7 +95,7 @@ def check_causal(model: LanguageModel) -> None:
 
 
 def check_head(model: LanguageModel) -> None:
-    """Raises `ConfigurationError` where the head, as the loss reads it, is not what the model does.
+    """Raise `ConfigurationError` where the head, as the loss reads it, is not what the model does.
 
     Some architectures scale or transform hidden states before the head, in ways of their own.
     """
@@ -120,7 +120,9 @@ def _hidden(model: LanguageModel, ids: Tensor, positions: Tensor) -> Tensor:
 
 
 def close(model: LanguageModel, tensor: Tensor, expected: Tensor) -> bool:
-    """Return whether two tensors of the model are equal up to rounding, which is coarse in half precision."""
+    """Return whether two tensors of the model agree within the rounding of its dtype, which is coarse in half
+    precision.
+    """
     tolerance = 1e-3 if model.model.dtype in (torch.float32, torch.float64) else 5e-2
     difference = (tensor - expected).nan_to_num(nan=0.0)  # an id that both exclude
     return bool(difference.abs().max() <= tolerance * expected.nan_to_num(neginf=0.0).abs().max())

@@ -1,4 +1,4 @@
-"""What of a student can be trained, and what a run would leave untrained without a word."""
+"""Checks of what in a student can be trained, and warnings of what a run would silently leave untrained."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def check_not_compiled(module: LightningModule) -> None:
 
 
 def warn_before_training(student: LanguageModel, optimizer: Optimizer) -> None:
-    """Warn of what would stay untrained without a word."""
+    """Warn of what would silently stay untrained."""
     warn_of_idle_routers(student)
     warn_of_lost_steps(optimizer.param_groups)
 

@@ -34,7 +34,7 @@ class SafetensorsWeights:
 
     @classmethod
     def find(cls, path: str, revision: str | None = None) -> SafetensorsWeights:
-        """The files of a local folder or, downloaded if need be, of a hub id.
+        """Find the files of a local folder or, downloaded if need be, of a hub id.
 
         Raises:
             DataError: a file that is named does not exist or is not safetensors.
@@ -51,11 +51,11 @@ class SafetensorsWeights:
         return cls({name: file for file in files for name in _open(file).keys()})  # noqa: SIM118
 
     def match(self, model: nn.Module) -> bool:
-        """Whether each weight of `model` is stored under its own name, so that it can be read without conversion."""
+        """Return whether each weight of `model` is stored under its own name, and so needs no conversion."""
         return {name for name, _ in model.named_parameters()} <= set(self.files)
 
     def parts(self, rows: Mapping[str, slice | None]) -> Iterator[tuple[str, Tensor]]:
-        """The named tensors, file by file; of each only `rows` of its first dimension, or all of it."""
+        """Yield the named tensors, file by file; of each only `rows` of its first dimension, or all of it."""
         for file in sorted({self.files[name] for name in rows}):
             handle = _open(file)
             for name in (name for name in rows if self.files[name] == file):
@@ -63,22 +63,24 @@ class SafetensorsWeights:
                 yield name, handle.get_tensor(name) if part is None else handle.get_slice(name)[part]
 
     def shape(self, name: str) -> list[int]:
-        """Of the whole tensor."""
+        """Return the shape of the whole tensor."""
         shape: list[int] = self.slices([name])[name].get_shape()
         return shape
 
     def check(self, part: slice) -> None:
-        """Raises `DataError` where one of these files is not what the checksums beside it say."""
+        """Compare the files at `part` of their sorted list with the checksums beside them; raise `DataError` if one
+        differs.
+        """
         for file in sorted(set(self.files.values()))[part]:
             check_sums(file.parent, [file.name])
 
     def slices(self, names: Collection[str]) -> dict[str, Any]:
-        """Those of the tensors that are stored, not yet read."""
+        """Return those of the tensors that are stored, not yet read."""
         return {name: _open(self.files[name]).get_slice(name) for name in names if name in self.files}
 
 
 def load_sharded(source: ModelSource, vocab_size: int, sharding: Sharding) -> CausalLM:
-    """A model of which this rank only ever holds its part.
+    """Load a model of which this rank only ever holds its part. Collective: call it on every rank.
 
     Where the source has its weights in files under the model's own names, each rank reads its rows from there.
     Otherwise the first rank makes the model whole, on the CPU, and hands out one tensor after another.
@@ -107,7 +109,10 @@ def load_sharded(source: ModelSource, vocab_size: int, sharding: Sharding) -> Ca
 
 
 def _check(stored: StoredWeights | None, sharding: Sharding) -> None:
-    """Each rank compares its share of the files with their checksums; all raise where one is damaged."""
+    """Compare this rank's share of the files with their checksums; raise on all ranks where one is damaged.
+
+    Collective: call it on every rank.
+    """
     problem = None
     if stored is not None:
         try:
@@ -121,7 +126,10 @@ def _check(stored: StoredWeights | None, sharding: Sharding) -> None:
 def _apart(
     stored: StoredWeights | None, whole: nn.Module | None, names: list[list[str]], sharding: Sharding
 ) -> list[str]:
-    """Names that the configuration gives to one weight and the weights do not. The first rank looks."""
+    """Return the names that the configuration gives to one weight and the stored weights do not.
+
+    Collective: the first rank looks and tells the others.
+    """
     found: list[list[str]] = [[]]
     if sharding.first and stored is not None:
         found = [[n for group in names for n in apart(group, stored.slices(group), lambda part: part.get_shape())]]
@@ -134,7 +142,7 @@ def _apart(
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """New parameters take no memory; buffers, which files do not hold, are computed as always."""
+    """Make new parameters without memory; buffers, which files do not hold, are computed as always."""
     register = nn.Module.register_parameter
 
     def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -150,7 +158,7 @@ def parameters_on_meta() -> Iterator[None]:
 
 
 def _materialise(model: nn.Module, device: torch.device) -> None:
-    """Gives parameters memory. `to_empty` would do so for each name, and untie the tied."""
+    """Give the parameters memory. `to_empty` would do so for each name, and untie the tied."""
     made: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():

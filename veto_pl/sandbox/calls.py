@@ -88,7 +88,7 @@ _RULES = (
 
 
 def call_filter(machine: str) -> bytes | None:
-    """A classic BPF program over `struct seccomp_data`; None for an architecture that has no list here."""
+    """Return a classic BPF program over `struct seccomp_data`; None for an architecture that has no list here."""
     if machine not in _ARCHITECTURES:
         return None
     place = [*_ARCHITECTURES].index(machine)

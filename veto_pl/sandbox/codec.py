@@ -43,7 +43,7 @@ _CONSTANTS: dict[bytes, Any] = {b"N": None, b"T": True, b"F": False}
 
 
 def encode(value: Any, opaque: Callable[[Any], tuple[int, bool]]) -> bytes:
-    """Writes a value; an instance of a subclass of a plain type is written as that type.
+    """Write a value as bytes; an instance of a subclass of a plain type is written as that type.
 
     Args:
         value: anything.
@@ -58,7 +58,7 @@ def encode(value: Any, opaque: Callable[[Any], tuple[int, bool]]) -> bytes:
 
 
 def decode(data: bytes, opaque: Callable[[int, bool], Any]) -> Any:
-    """Reads what `encode` wrote; `opaque` maps number and truth to an object.
+    """Read what `encode` wrote; `opaque` maps number and truth to an object.
 
     Raises:
         ValueError: for bytes that `encode` cannot have written.
@@ -72,14 +72,14 @@ def decode(data: bytes, opaque: Callable[[int, bool], Any]) -> Any:
 
 
 def send(pipe: int, data: bytes) -> None:
-    """Writes one frame."""
+    """Write one frame."""
     rest = memoryview(struct.pack("<Q", len(data)) + data)
     while rest:
         rest = rest[os.write(pipe, rest) :]
 
 
 def receive(pipe: int) -> bytes | None:
-    """Reads one frame; None where the other side has gone, also in the middle of a frame.
+    """Read one frame; return None where the other side has gone, also in the middle of a frame.
 
     Raises:
         ValueError: for a frame of more than `LARGEST` bytes.
@@ -139,7 +139,7 @@ def _write_container(value: Any, parts: list[bytes], opaque: Callable[[Any], tup
 
 
 def _iterates(value: Any) -> bool:
-    """Whether it is a generator, `map`, `zip`, ...: all that is done with those is to take their values."""
+    """Return whether the value is a generator, `map`, `zip`, ...: all that tests do with those is to take their values."""
     return type(value).__module__ in ("builtins", "itertools") and hasattr(type(value), "__next__")
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def enter(rules: dict[str, Any]) -> dict[str, bool]:
-    """Applies every protection that the kernel offers, and says which those are.
+    """Apply every protection that the kernel offers, and return which those are.
 
     Args:
         rules: `limits` (values of `RLIMIT_*` by name), `user` (an unprivileged user to become, or None), `packages`
@@ -42,7 +42,7 @@ def enter(rules: dict[str, Any]) -> dict[str, bool]:
 
 
 def main(job: dict[str, Any]) -> None:
-    """The probe: reports what is active."""
+    """Report which protections are active: this is the entry of the probe."""
     active = enter(job["fence"])
     os.listdir(".")
     import decimal  # noqa: F401  # the standard library has to stay in reach
@@ -51,14 +51,14 @@ def main(job: dict[str, Any]) -> None:
 
 
 def _forget_input() -> None:
-    """The job has been read; it may hold the tests."""
+    """Replace the standard input, which held the job and perhaps the tests, by an empty one."""
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.close(nothing)
 
 
 def _die_first() -> None:
-    """Where memory runs out, the kernel takes this process and not the one that trains."""
+    """Ask the kernel to kill this process, and not the one that trains, where memory runs out."""
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
@@ -67,7 +67,7 @@ def _die_first() -> None:
 
 
 def _become(user: int) -> None:
-    """Changes to an unprivileged user; what was importable stays importable.
+    """Change to an unprivileged user; what was importable stays importable.
 
     The interpreter may live where only root can go, such as root's home. Its folders are then reached through
     descriptors that were opened before.

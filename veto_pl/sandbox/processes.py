@@ -55,7 +55,7 @@ class Child:
     belongings: ExitStack
 
     def settle(self, seconds: float = 0.2) -> None:
-        """Waits for the program to end by itself, which leaves no zombies where nobody reaps orphans."""
+        """Wait for the program to end by itself, which leaves no zombies where nobody reaps orphans."""
         handle = os.pidfd_open(self.process.pid)
         try:
             poll = select.poll()
@@ -65,7 +65,7 @@ class Child:
             os.close(handle)
 
     def end(self) -> None:
-        """Kills the process group, and what may have left it, and removes the folder."""
+        """Kill the process group, and what may have left it, and remove the folder."""
         with self.belongings:
             os.killpg(self.process.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
             self.process.wait()
@@ -73,7 +73,7 @@ class Child:
                 _kill_user(self.orphans)
 
     def complaint(self) -> str:
-        """The end of what the program wrote to its standard error."""
+        """Return the last 500 characters that the program wrote to its standard error."""
         return "" if self.errors is None else os.pread(self.errors, 2**16, 0).decode(errors="replace")[-500:].strip()
 
 
@@ -87,7 +87,7 @@ def start(
     packages: Sequence[str] = (),
     trusted: bool = False,
 ) -> Child:
-    """Starts a child program.
+    """Start a child program.
 
     Args:
         entry: the module of this package whose `main` gets the job.
@@ -138,7 +138,7 @@ def _spawn(
 
 
 def spare_user(claims: ExitStack) -> int | None:
-    """For root a user that nobody else has, so that the count of its processes is its own; None for others.
+    """Return, for root, a user id that nobody else has, so that the count of its processes is its own; None for others.
 
     It stays taken, for all processes of this machine, until the claims are closed. Of a user namespace with few users,
     such as that of a rootless container, one of those is taken.
@@ -159,7 +159,10 @@ def spare_user(claims: ExitStack) -> int | None:
 
 
 def _claimed(user: int, claims: ExitStack) -> bool:
-    """Whether the user was free. An address has one owner, and is free again when its owner has gone, however."""
+    """Claim a user id and return whether it was free.
+
+    The claim is a bound socket address: it has one owner, and is free again when its owner has gone, however.
+    """
     claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         claim.bind(f"\0veto-sandbox-user-{user}")
@@ -179,7 +182,7 @@ def _user_map() -> list[tuple[int, int, int]]:
 
 @lru_cache(maxsize=1)
 def _compiled() -> tuple[tuple[str, CodeType], ...]:
-    """The modules of the child programs, which cannot import this package: it is not theirs to read."""
+    """Compile the modules of the child programs, which cannot import this package: it is not theirs to read."""
     here = Path(__file__).parent
     sources = {name: (here / f"{name}.py").read_text(encoding="utf-8") for name in _MODULES}
     names = {name: f"veto_pl.sandbox.{name}" for name in _MODULES}
@@ -187,7 +190,7 @@ def _compiled() -> tuple[tuple[str, CodeType], ...]:
 
 
 def _environment(folder: str) -> dict[str, str]:
-    """What a program sees; equal hashes, so that a verdict does not depend on the run."""
+    """Return the environment of a program; equal hashes, so that a verdict does not depend on the run."""
     return {
         **PROGRAMS_SEE, "HOME": folder, "TMPDIR": folder,
         "PYTHONHASHSEED": "0", "PYTHONINTMAXSTRDIGITS": "0", "PYTHONDONTWRITEBYTECODE": "1",
@@ -196,6 +199,6 @@ def _environment(folder: str) -> dict[str, str]:
 
 
 def _kill_user(user: int) -> None:
-    """Kills every process of the user at once, also those that have left the process group."""
+    """Kill every process of the user at once, also those that have left the process group."""
     become = f"import os; os.setgroups([]); os.setresgid(*[{user}] * 3); os.setresuid(*[{user}] * 3); os.kill(-1, 9)"
     subprocess.run([interpreter(), "-I", "-S", "-c", become], capture_output=True, check=False, env=PROGRAMS_SEE)

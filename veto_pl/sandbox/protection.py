@@ -56,7 +56,7 @@ class Protection:
 
 
 def protection(level: str = "auto") -> Protection:
-    """What is active for `Limits.protection`; found out once per process, by trying, and logged once.
+    """Return what is active for `Limits.protection`; it is found out once per process, by trying, and logged once.
 
     Raises:
         ValueError: where the level does not work here.

@@ -22,7 +22,7 @@ _lock = threading.Lock()
 
 
 def remove(folder: str) -> None:
-    """Removes a folder whose program has ended, and waits for no more than `PATIENCE` seconds.
+    """Remove a folder whose program has ended, and wait for no more than `PATIENCE` seconds.
 
     A removal that takes longer goes on in a process of its own, which outlives this one and ends when all is gone.
     """
@@ -47,7 +47,7 @@ def remove(folder: str) -> None:
 
 
 def finish(most: int = 0) -> None:
-    """Waits until no more than so many removals go on."""
+    """Wait until no more than so many removals go on."""
     with _lock:
         rest = [remover for remover in _going_on if remover.poll() is None]
         _going_on.clear()

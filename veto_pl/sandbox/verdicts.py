@@ -59,7 +59,7 @@ class Verdict:
 
 
 def judge(tests: Tests, program: str, limits: Limits | None = None) -> Verdict:
-    """Runs the tests against the program.
+    """Run the tests against the program.
 
     Args:
         tests: what decides.
@@ -89,7 +89,7 @@ def judge(tests: Tests, program: str, limits: Limits | None = None) -> Verdict:
 
 
 def _pipes(stack: ExitStack) -> tuple[dict[str, int], int]:
-    """The ends that the children hold, and the one that this process reads the verdict from."""
+    """Make the pipes; return the ends that the children hold, and the one that this process reads the verdict from."""
     requests, calls = os.pipe()
     answers, replies = os.pipe()
     words, verdict = os.pipe()
@@ -113,13 +113,13 @@ def _start_both(
 
 @lru_cache(maxsize=1)
 def _packages() -> list[str]:
-    """Where the tests find numpy; a program under test has the standard library only."""
+    """Return the folder where the tests find numpy; a program under test has the standard library only."""
     found = find_spec("numpy")
     return [str(Path(found.origin).parents[1])] if found is not None and found.origin else []
 
 
 def _wait(words: int, timeout: float, judge: Child) -> str:
-    """Reads `ready` and the verdict; the time counts from `ready`, as a slow start is not the program's fault."""
+    """Read `ready` and the verdict; the time counts from `ready`, as a slow start is not the program's fault."""
     text, deadline = b"", time.monotonic() + _START
     poll = select.poll()
     poll.register(words, select.POLLIN)

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: they are left out, and the rows that caused them are written down."""
+"""Steps whose loss or gradient is not finite: they are skipped, and the rows that caused them are written down."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHOWN_ROWS, SHOWN_CHARACTERS, SHOWN_STEPS = 3, 80, 10
 
 
 class NonFiniteSteps:
-    """Decides, alike on all ranks, whether an optimizer step is left out.
+    """Decides, alike on all ranks, whether an optimizer step is skipped.
 
     A step is left out where a loss of its window, or the norm of its gradient, is NaN or infinite. Both are sums over
     all ranks, so no rank has to ask the others. The optimizer then gets no gradients: weights, moments and momentum
@@ -65,14 +65,14 @@ class NonFiniteSteps:
         self._run = trainer, parameters, tokenizer
 
     def watch(self, batch: PromptBatch, rollouts: Rollouts, output: LossOutput) -> None:
-        """Keeps the rows of a micro-batch until the step is decided, and what the objective says about them."""
+        """Keep the rows of a micro-batch until the step is decided, and what the objective says about them."""
         for source, rows in rollouts.items():
             kept = replace(rows, teacher_scores=None)
             prompts = batch if rows.prompts is None else rows.prompts
             self._watched.append((prompts, kept, output.faults.get(source), type(source).__name__))
 
     def leave_out(self, optimizer: Optimizer, means: Mapping[str, Tensor], norm: Tensor) -> bool:
-        """Whether the step is left out; then its gradients are gone and its rows are reported.
+        """Return whether the step is skipped; if so, drop its gradients and report its rows.
 
         Args:
             optimizer: about to step.
@@ -103,7 +103,7 @@ class NonFiniteSteps:
         return True
 
     def _report(self, trainer: Trainer, broken: list[str], rows: list[dict[str, Any]]) -> None:
-        """Appends the rows to the file, and warns about the first few."""
+        """Append the rows to the file, and warn about the first few."""
         guilty = [row for row in rows if row["not_finite"]]
         self._lines = faults_of(trainer)
         if trainer.is_global_zero:
@@ -121,6 +121,7 @@ class NonFiniteSteps:
         )
 
     def _last_words(self, trainer: Trainer) -> str:
+        """Return the message of the error that stops the run."""
         return (
             f"The run stops at step {trainer.global_step}: {self.limit} steps in a row had a loss or gradient that is "
             f"not finite. The weights are intact; they are those before these steps. {faults_of(trainer).path} has the "
@@ -130,12 +131,14 @@ class NonFiniteSteps:
 
 
 def faults_of(trainer: Trainer) -> WaitingLines:
-    """Return the file of the rows of a run, the same for all who write or count them; all ranks have to ask."""
+    """Return the file of the rows of a run, one object for all who write or count them. Collective: call it on every
+    rank.
+    """
     return shared_lines(run_folder(trainer) / FAULTS)
 
 
 def _drop_gradients(parameters: Iterable[nn.Parameter], optimizer: Optimizer, *, scaled: bool) -> None:
-    """Optimizers pass over parameters without a gradient.
+    """Remove the gradients, since optimizers pass over parameters without one.
 
     A fused optimizer under a gradient scaler has to be handed gradients that are not finite instead: the scaler looks
     for them only when it steps, and leaves the step out itself.
@@ -149,7 +152,7 @@ def _drop_gradients(parameters: Iterable[nn.Parameter], optimizer: Optimizer, *,
 
 
 def _scale(trainer: Trainer) -> float | None:
-    """The present scale of the losses; None without a gradient scaler."""
+    """Return the present scale of the losses; None without a gradient scaler."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return None if scaler is None else float(scaler.get_scale())
 
@@ -157,7 +160,7 @@ def _scale(trainer: Trainer) -> float | None:
 def _described(
     prompts: PromptBatch, rows: Sequences, faults: Faults | None, rollout: str, tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, Any]]:
-    """Each row as it is written down; `not_finite` is empty for a row that is not to blame."""
+    """Return each row as it is written down; `not_finite` is empty for a row that is not to blame."""
     marks = {} if faults is None else {"loss": faults.loss.tolist(), "gradient": faults.gradient.tolist()}
     behind = rows.completion_mask
     before = rows.attention_mask & ~behind
@@ -178,7 +181,7 @@ def _described(
 
 
 def _over_ranks(rows: list[dict[str, Any]], trainer: Trainer) -> list[dict[str, Any]]:
-    """The rows of all ranks, with the rank of each."""
+    """Gather the rows of all ranks, with the rank of each. Collective: call it on every rank."""
     parts: list[list[dict[str, Any]] | None] = [rows]
     if trainer.world_size > 1:
         parts = [None] * trainer.world_size
