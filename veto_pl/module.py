@@ -17,7 +17,7 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric
 from veto_pl.metrics.rollout_numbers import rollout_numbers
 from veto_pl.models.assemble import load_models, load_tokenizer
-from veto_pl.models.blueprint import BLUEPRINT, described
+from veto_pl.models.blueprint import BLUEPRINT, student_files
 from veto_pl.models.randomness import global_draws
 from veto_pl.models.trainable import check_not_compiled
 from veto_pl.parts.schedules import Constant, scheduled_values
@@ -35,7 +35,7 @@ from veto_pl.seams import (
     TokenizerSource,
 )
 from veto_pl.training.clock import PhaseClock
-from veto_pl.training.evaluation import Evaluation, computed, validation_metrics
+from veto_pl.training.evaluation import Evaluation, compute_all, validation_metrics
 from veto_pl.training.fsdp import FullyShard
 from veto_pl.training.hosted import HostedModule
 from veto_pl.training.nonfinite import NonFiniteSteps
@@ -144,7 +144,7 @@ class DistillationModule(HostedModule, OptimizedModule):
             output = objective.loss(rollouts, self._models, step)
         numbers = rollout_numbers(rollouts.values(), self._models.eos_ids)
         loss = self.window.add(replace(output, metrics={**output.metrics, **numbers}), rollouts)
-        self._non_finite.watch(batch, rollouts, output)
+        self._non_finite.keep_rows(batch, rollouts, output)
         self.clock.enter("update")
         return loss
 
@@ -155,7 +155,7 @@ class DistillationModule(HostedModule, OptimizedModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Divide the gradients by the global weights, before they are clipped, and log the step."""
         means, norm, tokens = self.window.close()
-        skipped = float(self._non_finite.leave_out(optimizer, means, norm))
+        skipped = float(self._non_finite.skip_if_not_finite(optimizer, means, norm))
         rate = float(optimizer.param_groups[0]["lr"])
         self._log_step(rate, means, grad_norm=norm, skipped=skipped, tokens=tokens)
 
@@ -178,7 +178,7 @@ class DistillationModule(HostedModule, OptimizedModule):
         Lightning logs the metrics afterwards; a metric keeps the value that it has computed here.
         """
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
-            self._models.memories.observe(computed(self.validation_metrics, "validation"))
+            self._models.memories.observe(compute_all(self.validation_metrics, "validation"))
 
     def test_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Evaluation]:
         """Do as `validation_step` does, logged under `test/`."""
@@ -205,7 +205,7 @@ class DistillationModule(HostedModule, OptimizedModule):
         """Add the student's files for an export, the configuration as YAML, the memories and the count of skipped
         steps.
         """
-        checkpoint[BLUEPRINT] = described(self.student.model, self.tokenizer, self.template)
+        checkpoint[BLUEPRINT] = student_files(self.student.model, self.tokenizer, self.template)
         checkpoint["veto_pl_config"] = self.run_config
         checkpoint["veto_pl_memories"] = self._models.memories.states()
         checkpoint["veto_pl_skipped_in_a_row"] = self._non_finite.in_a_row

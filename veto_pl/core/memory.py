@@ -9,7 +9,7 @@ from typing import Any
 import torch.distributed as dist
 
 from veto_pl.core.nested import inside
-from veto_pl.core.ranks import place
+from veto_pl.core.ranks import rank_and_size
 
 State = dict[str, Any]
 """Tensors on the CPU, and plain values: a checkpoint is read without running code from it."""
@@ -101,7 +101,7 @@ class Memories:
         """Gather the memories' states, one dict per rank in the order of ranks. Collective: call it on every rank."""
         own = {key: memory.state() for key, memory in self._known.items()}
         # What was saved and belongs to nobody is not lost; after a change of ranks it stays with the first ones.
-        rank, ranks = place()
+        rank, ranks = rank_and_size()
         saved = self._saved[rank] if rank < len(self._saved) else {}
         own = {**saved, **own}
         if ranks == 1:
@@ -121,5 +121,5 @@ class Memories:
         if key in self._known or (memory := owner.new_memory()) is None:
             return
         if states := [state[key] for state in self._saved if key in state]:
-            memory.restore(states, place()[0])
+            memory.restore(states, rank_and_size()[0])
         self._owners[key], self._known[key] = owner, memory

@@ -55,11 +55,11 @@ def error_of(mistakes: Sequence[Mistake]) -> ConfigurationError:
     return ConfigurationError(f"The configuration has {len(mistakes)} mistakes:{lines}")
 
 
-def shown(value: object, limit: int = SHOWN) -> str:
+def shorten(value: object, limit: int = SHOWN) -> str:
     """Return a value as one line of at most `limit` characters.
 
     Example:
-        >>> shown("x" * 300, 10)
+        >>> shorten("x" * 300, 10)
         'xxxxxxx...'
     """
     text = " ".join(str(value).split())
@@ -77,11 +77,11 @@ def check_number(setting: str, value: float, least: float, most: float = math.in
         raise ConfigurationError(f"`{setting}` must {bound}, got {value}.")
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return a sentence that proposes the known names closest to `name`; empty where none is close.
 
     Example:
-        >>> nearest("FowardKL", ["ForwardKL", "SkewKL"])
+        >>> did_you_mean("FowardKL", ["ForwardKL", "SkewKL"])
         'Did you mean `ForwardKL`?'
     """
     by_case = {known.lower(): known for known in names}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def place() -> tuple[int, int]:
+def rank_and_size() -> tuple[int, int]:
     """Return this process's rank and the number of ranks; (0, 1) without a process group."""
     if not (dist.is_available() and dist.is_initialized()):
         return 0, 1
@@ -29,7 +29,7 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
     Every rank has to ask, equally often.
     """
-    if place()[1] == 1:
+    if rank_and_size()[1] == 1:
         return value
     summed = value.detach().clone()
     dist.all_reduce(summed)
@@ -41,7 +41,7 @@ def gather_on_first(value: T) -> list[T] | None:
 
     Collective: call it on every rank. Values are pickled.
     """
-    rank, world_size = place()
+    rank, world_size = rank_and_size()
     if world_size == 1:
         return [value]
     gathered: list[T] | None = [value] * world_size if rank == 0 else None

@@ -152,7 +152,7 @@ def draw_id(probability: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pick(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the index that `uniform` falls on, never one of weight 0, and where inside its share it falls, in [0, 1]."""
+    """Return the index that `uniform` falls on, never one of weight 0, and where in its share it falls, in [0, 1]."""
     reached = weights.cumsum(-1, dtype=uniform.dtype)
     total = reached[:, -1:]
     target = uniform[:, None] * total

@@ -50,7 +50,7 @@ class Step:
             row.uniform_(generator=generator.manual_seed(seed))
         return drawn
 
-    def lots(self, purpose: str, keys: Tensor) -> Tensor:
+    def uniform_by_key(self, purpose: str, keys: Tensor) -> Tensor:
         """Return [...] float64 numbers in [0, 1), one for each of `keys` ([...] int64), a function of the key alone.
 
         They are formed on the keys' device, and nobody waits for the keys. Nearby keys have unrelated numbers

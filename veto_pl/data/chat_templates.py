@@ -7,7 +7,7 @@ from string import Formatter
 from typing import Any
 
 
-def in_format(text: str) -> str | None:
+def format_as_jinja(text: str) -> str | None:
     """Return a Jinja expression for a format string, filled with `message['content']`; None where it names another
     field.
     """
@@ -21,7 +21,7 @@ def in_format(text: str) -> str | None:
     return " ~ ".join(parts) or "''"
 
 
-def answering(user: str, *, add_bos: bool) -> str:
+def user_only_template(user: str, *, add_bos: bool) -> str:
     """Return a chat template of user messages and answers that end with EOS; it refuses other roles.
 
     Args:

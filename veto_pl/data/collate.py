@@ -11,7 +11,7 @@ from torch import Tensor
 
 from veto_pl.data.control_words import ControlWords
 from veto_pl.data.templates import PlainTemplate
-from veto_pl.data.tokenising import continued, prompted
+from veto_pl.data.tokenising import tokenise_continuations, tokenise_prompts
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.seams import Example, ModelSource, PromptBatch, Task, Template, pad_left, pad_right
 
@@ -78,13 +78,13 @@ class Collator:
         words = ControlWords(self.tokenizer)
         ends = self._ends(examples, words)
         stripped = [_without_ends(example, ends) for example in examples]
-        prompts = prompted(stripped, self.template, self.tokenizer)
+        prompts = tokenise_prompts(stripped, self.template, self.tokenizer)
         for example, (ids, _) in zip(examples, prompts, strict=True):
             if not ids:
                 raise DataError(
                     f"The prompt {example.prompt[:60]!r} has no tokens, expected at least one. Add text or BOS."
                 )
-        completions = self._completions(stripped, [ends.get(_end(e.completion or "", ends)) for e in examples])
+        completions = self._completions(stripped, [ends.get(_end_of(e.completion or "", ends)) for e in examples])
         inside = ["completion" if words.within(example.completion or "") else "" for example in stripped]
         remarks = [tuple(filter(None, (of, more))) for (_, of), more in zip(prompts, inside, strict=True)]
         rows = zip(stripped, prompts, completions, remarks, strict=True)
@@ -126,23 +126,25 @@ class Collator:
             raise ConfigurationError(
                 "The tokenizer has no EOS token to end reference completions with. Set its `eos_token`."
             )
-        ids = iter(continued(texts, self.tokenizer))
+        ids = iter(tokenise_continuations(texts, self.tokenizer))
         return [
             [] if example.completion is None else [*next(ids), eos if end is None else end]
             for example, end in zip(examples, ends, strict=True)
         ]
 
 
-def _end(text: str, ends: Mapping[str, int]) -> str:
+def _end_of(text: str, ends: Mapping[str, int]) -> str:
     """Return the end that a text has, or an empty string."""
     return next((end for end in ends if text.endswith(end)), "")
 
 
 def _without_ends(example: Example, ends: Mapping[str, int]) -> Example:
     """Return the example with its references' end tokens removed, since completions are compared without theirs."""
-    if not any(_end(text, ends) for text in example.references):
+    if not any(_end_of(text, ends) for text in example.references):
         return example
-    first, *others = (text.removesuffix(_end(text, ends)) for text in (example.completion or "", *example.alternatives))
+    first, *others = (
+        text.removesuffix(_end_of(text, ends)) for text in (example.completion or "", *example.alternatives)
+    )
     return replace(example, completion=None if example.completion is None else first, alternatives=tuple(others))
 
 

@@ -19,12 +19,12 @@ MARK = "\ufdd0"
 """Stands within a control word that is text, while a template puts it in place: a character that no text may hold."""
 
 
-def unmarked(text: str) -> str:
+def remove_marks(text: str) -> str:
     """Return the text without marks: its control words become tokens."""
     return text.replace(MARK, "")
 
 
-def without_marks(told: str) -> str:
+def remove_json_marks(told: str) -> str:
     """Return a JSON text as if nothing had been marked in it."""
     return told.replace("\\ufdd0", "")
 
@@ -66,11 +66,11 @@ class ControlWords:
         """Return the first control word of an example's own text; empty where it holds none."""
         return next(filter(None, map(self.within, _texts([example.prompt, example.row]))), "")
 
-    def marked(self, example: Example) -> Example:
+    def mark_words(self, example: Example) -> Example:
         """Return the example with a mark in each control word, so that none is one any more."""
         return _changed(example, self._mark)
 
-    def removed(self, example: Example) -> Example:
+    def remove_words(self, example: Example) -> Example:
         """Return the example without control words."""
         return _changed(example, partial(self.pattern.sub, ""))
 
@@ -89,7 +89,7 @@ class ControlWords:
                 before, after = (self._added.get(pieces[j]) if 0 < j < len(pieces) else None for j in (i - 1, i + 1))
                 piece = piece.lstrip() if before is not None and before.rstrip else piece
                 piece = piece.rstrip() if after is not None and after.lstrip else piece
-                parts.append((unmarked(piece), "text"))
+                parts.append((remove_marks(piece), "text"))
             elif piece and parts and parts[-1][1] == "tokens":
                 parts[-1] = (parts[-1][0] + piece, "tokens")
             elif piece:

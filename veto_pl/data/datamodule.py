@@ -112,7 +112,7 @@ class PromptDataModule(LightningDataModule):
         self.test_split = "test"  # or what stands in for it
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._rows: dict[str, EncodedRows | EncodedStream] = {}
-        self._made_of: dict[str, tuple[Any, ...]] = {}
+        self._built_from: dict[str, tuple[Any, ...]] = {}
         self._order: RankSampler | StreamOrder = RankSampler(0)
         self._start = (0, 0, 0)
 
@@ -120,7 +120,7 @@ class PromptDataModule(LightningDataModule):
         """Set the tokenizer, for use without a trainer or instead of the module's; rows are tokenised anew."""
         self._tokenizer = tokenizer
         self._rows.clear()
-        self._made_of.clear()
+        self._built_from.clear()
 
     @property
     def collator(self) -> Collator:
@@ -153,9 +153,9 @@ class PromptDataModule(LightningDataModule):
         policy = (self.max_prompt_tokens, self.overlong, self.overlong_completions, self.shuffle_buffer)
         for split in _SPLITS[stage]:
             made_of = (self.task, name, policy, self.limits.get(split))
-            if name is None or self._made_of.get(split) != made_of:
+            if name is None or self._built_from.get(split) != made_of:
                 self._rows[split] = self._encode(split, name)
-                self._made_of[split] = made_of
+                self._built_from[split] = made_of
 
     def rows(self, split: str) -> EncodedRows:
         """Return the encoded rows of `split` in the task's order, with the limits of training applied.
@@ -174,7 +174,7 @@ class PromptDataModule(LightningDataModule):
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
         now, before = self.state_dict()["rows"], state_dict.get("rows", {})
-        changed = [_change(split, before[split], now[split]) for split in now if split in before]
+        changed = [_describe_change(split, before[split], now[split]) for split in now if split in before]
         if told := "; ".join(change for change in changed if change):
             rank_zero_warn(f"The run goes on with other rows than before: {told}.")
 
@@ -296,7 +296,7 @@ def _report_no_rows(split: str, examples: Sequence[Example]) -> None:
         rank_zero_warn(message)
 
 
-def _change(split: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def _describe_change(split: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Describe how the rows of a split have changed; return an empty string where they have not."""
     if before == now:
         return ""

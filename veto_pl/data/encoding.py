@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 from torch.utils.data import Dataset
 
 from veto_pl.data.collate import Collator, Encoded
-from veto_pl.data.example_rows import at, batches
+from veto_pl.data.example_rows import batches, rows_at
 from veto_pl.data.fingerprints import digest
-from veto_pl.data.row_store import Notes, kept
+from veto_pl.data.row_store import Notes, cached_table
 from veto_pl.data.sampler import RankSampler
 from veto_pl.exceptions import DataError
 from veto_pl.seams import Example
@@ -79,7 +79,7 @@ class EncodedRows(Sequence[Encoded]):
             return []
         columns = self.tokens[numbers]
         first = None if self.longest is None else -self.longest
-        parts = zip(at(self.examples, numbers), numbers, *columns.values(), strict=True)
+        parts = zip(rows_at(self.examples, numbers), numbers, *columns.values(), strict=True)
         return [
             Encoded(_with(example, references), prompt[first:], completion, number, cut, tuple(remarks.split()))
             for example, number, prompt, completion, cut, remarks, references in parts
@@ -124,7 +124,7 @@ class EncodedRows(Sequence[Encoded]):
         return replace(self, longest=longest)
 
     def order(self, rank: int, world_size: int, *, seed: int, shuffle: bool) -> RankSampler:
-        """Return the order in which a rank reads the rows in training; raise `DataError` where a rank would have none."""
+        """Return the order in which a rank reads the training rows; raise `DataError` where a rank would have none."""
         if len(self) < world_size:
             raise DataError(
                 f"{len(self)} training rows, expected at least one for each of {world_size} ranks. Use fewer."
@@ -180,7 +180,7 @@ def encode_rows(
     encoder = _Encoder(examples, replace(collator, task=None))
     known: str | None = getattr(examples, "key", None)
     key = digest("tokens", known, name) if known and name else None
-    table = kept(key, _SCHEMA, lambda notes: _batches(encoder, processes, notes))
+    table = cached_table(key, _SCHEMA, lambda notes: _batches(encoder, processes, notes))
     return EncodedRows(table.rows, examples, table.notes["content"])
 
 
@@ -192,7 +192,7 @@ class _Encoder:
     collator: Collator
 
     def __call__(self, places: range) -> _Batch:
-        examples = at(self.examples, places)
+        examples = rows_at(self.examples, places)
         rows = self.collator.encode(examples)
         columns = [
             [row.prompt_ids for row in rows],
@@ -235,7 +235,7 @@ def _encoded(encoder: _Encoder, parts: list[range], processes: int) -> Iterator[
     if processes == 0 or len(parts) <= 1:
         yield from map(encoder, parts)
         return
-    with ProcessPoolExecutor(min(processes, len(parts)), initializer=_begin, initargs=(encoder,)) as pool:
+    with ProcessPoolExecutor(min(processes, len(parts)), initializer=_start_worker, initargs=(encoder,)) as pool:
         yield from pool.map(_encode, parts)
 
 
@@ -243,7 +243,7 @@ _encoders: list[Callable[[range], _Batch]] = []
 """What a process of the pool works with."""
 
 
-def _begin(encoder: Callable[[range], _Batch]) -> None:
+def _start_worker(encoder: Callable[[range], _Batch]) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else each of them would use every core
     _encoders[:] = [encoder]
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.data.fingerprints import digest
-from veto_pl.data.row_store import Notes, kept
+from veto_pl.data.row_store import Notes, cached_table
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.seams import Example
 
@@ -84,7 +84,7 @@ def batches(length: int) -> Iterator[range]:
     return (range(start, min(start + BATCH, length)) for start in range(0, length, BATCH))
 
 
-def at(examples: Sequence[Example], places: Sequence[int]) -> list[Example]:
+def rows_at(examples: Sequence[Example], places: Sequence[int]) -> list[Example]:
     """Return the examples at some places, read together where they can be."""
     together: Callable[[Sequence[int]], list[Example]] | None = getattr(examples, "at", None)
     return [examples[place] for place in places] if together is None else together(places)
@@ -125,7 +125,7 @@ def stored(
         if key() != name:
             raise DataError(f"{origin}: changed while it was read. Start again when it is complete.")
 
-    table = kept(name, _SCHEMA, fill)
+    table = cached_table(name, _SCHEMA, fill)
     for message in table.notes["said"]:
         rank_zero_warn(message)
     return StoredExamples(table.rows, origin, name, " ".join(table.notes["said"]))

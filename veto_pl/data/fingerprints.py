@@ -86,7 +86,7 @@ def fingerprint(value: Any) -> str | None:
     None where it has other parts, so that nobody can say whether two of them are alike.
     """
     try:
-        return digest(_own_code(), json.dumps(_described(value)))
+        return digest(_own_code(), json.dumps(_plain_value(value)))
     except _UnknownContentError:
         return None
 
@@ -107,17 +107,17 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     return digest(_code(type(tokenizer)), json.dumps(content), *special, *versions)
 
 
-def _described(value: Any) -> Any:
+def _plain_value(value: Any) -> Any:
     """Return the value as JSON."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if is_dataclass(value) and not isinstance(value, type):
-        described = {field.name: _described(getattr(value, field.name)) for field in fields(value)}
+        described = {field.name: _plain_value(getattr(value, field.name)) for field in fields(value)}
         return [type(value).__qualname__, _code(type(value)), described]
     if isinstance(value, Mapping):
-        return [[_described(key), _described(item)] for key, item in value.items()]
+        return [[_plain_value(key), _plain_value(item)] for key, item in value.items()]
     if isinstance(value, list | tuple):
-        return [_described(item) for item in value]
+        return [_plain_value(item) for item in value]
     if hasattr(value, "backend_tokenizer"):
         return _tokenizer(value)
     raise _UnknownContentError(f"{type(value).__name__} cannot be written down.")

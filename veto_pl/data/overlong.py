@@ -101,11 +101,11 @@ def report_remarks(rows: EncodedRows, words: ControlWords, split: str) -> None:
     for remark in REMARKS:
         places = rows.remarked(remark).nonzero()[0]
         if len(places):
-            said = remarked(remark, rows[int(places[0])].example, words, split)
+            said = remark_text(remark, rows[int(places[0])].example, words, split)
             rank_zero_warn(f"{len(places)} of {len(rows)} {said}.")
 
 
-def remarked(remark: str, example: Example, words: ControlWords, split: str) -> str:
+def remark_text(remark: str, example: Example, words: ControlWords, split: str) -> str:
     """Return the warning about rows with a remark, of which `example` is the first."""
     word = words.within(example.completion or "") if remark == "completion" else words.first(example)
     return REMARKS[remark].format(split=split, word=word)

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.data.collate import Encoded
 from veto_pl.data.control_words import ControlWords
-from veto_pl.data.overlong import Overlong, OverlongCompletions, check_policy, remarked
+from veto_pl.data.overlong import Overlong, OverlongCompletions, check_policy, remark_text
 from veto_pl.exceptions import DataError
 
 
@@ -66,6 +66,6 @@ def with_remarks(rows: Iterable[Encoded], *, words: ControlWords) -> Iterator[En
     told: set[str] = set()
     for row in rows:
         for remark in set(row.remarks) - told:
-            rank_zero_warn(f"Row {row.number + 1} and perhaps more {remarked(remark, row.example, words, 'train')}.")
+            rank_zero_warn(f"Row {row.number + 1} and perhaps more {remark_text(remark, row.example, words, 'train')}.")
         told |= {*row.remarks}
         yield row

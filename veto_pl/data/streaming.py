@@ -30,7 +30,7 @@ _BLOCK = 64
 """Rows that are tokenised together."""
 
 
-class AsGiven(Dataset[Encoded]):
+class SampledItems(Dataset[Encoded]):
     """The data set of a loader whose sampler hands out the rows themselves."""
 
     def __getitem__(self, row: Encoded) -> Encoded:
@@ -44,13 +44,13 @@ class EncodedStream:
     Args:
         examples: gives the examples anew each time that it is iterated.
         collator: encodes them.
-        fits: what judges the rows one by one, and leaves some out or changes them.
+        policies: what judges the rows one by one, and leaves some out or changes them.
         buffer: examples among which the next one is drawn where they are shuffled.
     """
 
     examples: Iterable[Example]
     collator: Collator
-    fits: tuple[Callable[[Iterable[Encoded]], Iterator[Encoded]], ...]
+    policies: tuple[Callable[[Iterable[Encoded]], Iterator[Encoded]], ...]
     buffer: int
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class EncodedStream:
     @property
     def dataset(self) -> Dataset[Encoded]:
         """The data set from which a loader reads the rows of the order."""
-        return AsGiven()
+        return SampledItems()
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class EncodedStream:
         numbered: Iterable[tuple[int, Example]] = enumerate(self.examples)
         if generator is not None:
             numbered = shuffled(numbered, self.buffer, generator)
-        return reduce(lambda rows, fit: fit(rows), self.fits, self._encoded(numbered))
+        return reduce(lambda rows, fit: fit(rows), self.policies, self._encoded(numbered))
 
     def listed(self, split: str) -> NoReturn:
         """Raise `DataError`, for `split` is needed as a sequence."""
@@ -106,7 +106,7 @@ class EncodedStream:
                 raise ConfigurationError(f"{says}so `trainer.{name}` expected a number of batches, got {value}.")
 
     def _encoded(self, numbered: Iterable[tuple[int, Example]]) -> Iterator[Encoded]:
-        for block in in_parts(numbered, _BLOCK):
+        for block in in_chunks(numbered, _BLOCK):
             rows = self.collator.encode([example for _, example in block])
             yield from (replace(row, number=number) for row, (number, _) in zip(rows, block, strict=True))
 
@@ -144,7 +144,7 @@ class StreamOrder(DistributedSampler[Any]):
         step = Step(index=self.epoch, total=0, seed=self.seed)
         generator = step.generator("data order", shared=True) if self.shuffle else None
         empty = True
-        for dealt in in_parts(islice(self.stream.rows(generator), first, None), self.num_replicas):
+        for dealt in in_chunks(islice(self.stream.rows(generator), first, None), self.num_replicas):
             if len(dealt) == self.num_replicas:  # as `even` does for a `RankSampler`
                 empty = False
                 yield dealt[self.rank]
@@ -181,11 +181,11 @@ def shuffled(items: Iterable[T], size: int, generator: torch.Generator) -> Itera
     yield from (buffer[place] for place in torch.randperm(len(buffer), generator=generator).tolist())
 
 
-def in_parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def in_chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Yield the items in lists of `size`; the last one may be shorter.
 
     Example:
-        >>> list(in_parts("abcde", 2))
+        >>> list(in_chunks("abcde", 2))
         [['a', 'b'], ['c', 'd'], ['e']]
     """
     iterator = iter(items)

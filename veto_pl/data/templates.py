@@ -10,8 +10,8 @@ from zlib import crc32
 
 from jinja2 import TemplateError
 
-from veto_pl.data.chat_templates import answering, in_format, with_settings
-from veto_pl.data.control_words import Reading, unmarked, without_marks
+from veto_pl.data.chat_templates import format_as_jinja, user_only_template, with_settings
+from veto_pl.data.control_words import Reading, remove_json_marks, remove_marks
 from veto_pl.data.jsonl import listed, shown
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.seams import Example, Template
@@ -52,7 +52,7 @@ class PlainTemplate(Template):
     def __call__(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
         """Return the filled format."""
         text = fill("PlainTemplate.format", self.format, example)
-        text = text if self.control_words == "text" else unmarked(text)
+        text = text if self.control_words == "text" else remove_marks(text)
         if not self.add_bos:
             return text
         if tokenizer.bos_token is None:
@@ -61,8 +61,8 @@ class PlainTemplate(Template):
 
     def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
         """Return the format around the user's message as a chat template; None where it names more than the prompt."""
-        around = in_format(self.format)
-        return None if around is None else answering(around, add_bos=self.add_bos)
+        around = format_as_jinja(self.format)
+        return None if around is None else user_only_template(around, add_bos=self.add_bos)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ class ChatTemplate(Template):
             )
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
         user = fill("ChatTemplate.user", self.user, example)
-        messages.append({"role": "user", "content": user if self.control_words == "text" else unmarked(user)})
+        messages.append({"role": "user", "content": user if self.control_words == "text" else remove_marks(user)})
         options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, **self.arguments}
         if self.template is not None:
             options["chat_template"] = self.template
@@ -118,7 +118,7 @@ class ChatTemplate(Template):
         """Return the chat template in use, with `system`, `user` and `arguments` set in front; None where `user` names
         other fields.
         """
-        around = in_format(self.user)
+        around = format_as_jinja(self.user)
         if around is None or (self.template is None and tokenizer.chat_template is None):
             return None
         used = tokenizer.get_chat_template() if self.template is None else self.template
@@ -150,19 +150,19 @@ class TemplateMixture(Template):
 
     def __call__(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
         """Return the text of the template that this row falls to."""
-        return (self.first if _place(example) < self.fraction else self.second)(example, tokenizer)
+        return (self.first if _unit_hash(example) < self.fraction else self.second)(example, tokenizer)
 
     def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
-        """Return that of the template that shows more rows, for the student reads both; or else that of the other one."""
+        """Return that of the template that shows more rows, or else that of the other: the student reads both."""
         shares = sorted(((self.fraction, 1, self.first), (1 - self.fraction, 0, self.second)), key=lambda one: one[:2])
         told = [part.chat_template(tokenizer) for share, _, part in reversed(shares) if share > 0]
         return next((text for text in told if text is not None), None)
 
 
-def _place(example: Example) -> float:
+def _unit_hash(example: Example) -> float:
     """Return a number in [0, 1) that depends on the row alone: a hint may have changed its prompt."""
     row = example.row or {"prompt": example.prompt}
-    told = without_marks(json.dumps(row, skipkeys=True, default=lambda value: type(value).__name__))
+    told = remove_json_marks(json.dumps(row, skipkeys=True, default=lambda value: type(value).__name__))
     return crc32(told.encode()) / 2**32
 
 
@@ -231,7 +231,7 @@ def fill(setting: str, text: str, example: Example, **more: Any) -> str:
     return filled
 
 
-def fills(text: str, example: Example) -> bool:
+def can_fill(text: str, example: Example) -> bool:
     """Return whether the row has every field that the format string names, and something in each."""
     fields = {**example.row, "prompt": example.prompt}
     if not all(_found(name, fields) for name in _names(text)):

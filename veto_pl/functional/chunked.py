@@ -111,7 +111,7 @@ class RowStream:
                 rows = slice(first, first + block)
                 self._store(scores, self._block(kernel, raw, start, rows, gradients is not None), start + first)
             if gradients is not None and len(raw[0]):
-                sides[0].loaded = None
+                sides[0].buffered = None  # the logits in the buffer have become their gradient
                 gradients.add(sides[0].head, raw[0][:, : self.head.vocab_size], sides[0].rows(start), start)
         return scores
 
@@ -131,15 +131,15 @@ class RowStream:
         self, kernel: Kernel, raw: Sequence[Tensor], start: int, rows: slice, differentiate: bool
     ) -> dict[str, Tensor]:
         vocab_size = self.head.vocab_size
-        finished = [side.head.finish(logits[rows]) for side, logits in zip(self._sides, raw, strict=False)]
-        student = finished[0][:, :vocab_size]
-        teacher = finished[1][:, :vocab_size] if len(finished) > 1 else None
+        logits = [side.head.scale_and_cap(logits[rows]) for side, logits in zip(self._sides, raw, strict=False)]
+        student = logits[0][:, :vocab_size]
+        teacher = logits[1][:, :vocab_size] if len(logits) > 1 else None
         place = slice(start + rows.start, start + rows.start + len(student))
         with full_precision(student.device):
-            scores, gradient = kernel(Block(student, teacher, finished[0][:, vocab_size:], place))
+            scores, gradient = kernel(Block(student, teacher, logits[0][:, vocab_size:], place))
         if differentiate:
             target = raw[0][rows, :vocab_size]
-            target.zero_() if gradient is None else target.copy_(self.head.finish.backward(gradient, student))
+            target.zero_() if gradient is None else target.copy_(self.head.scale_and_cap.backward(gradient, student))
         return scores
 
     def _block_rows(self, logits: Tensor) -> int:
@@ -160,7 +160,7 @@ class _Side:
         self.hidden = hidden.detach().to(dtype)
         self.head = head.cast(self.hidden.dtype)
         self.chunk_rows = chunk_rows
-        self.loaded: int | None = None
+        self.buffered: int | None = None  # the first row of the chunk whose logits `_logits` holds
         self._logits: Tensor | None = None
 
     def rows(self, start: int) -> Tensor:
@@ -171,14 +171,14 @@ class _Side:
 
         A chunk whose logits are still in the buffer, because it is the only one, is not formed again.
         """
-        if self.loaded != start or self._logits is None:
+        if self.buffered != start or self._logits is None:
             rows = self.rows(start)
             out = None if self._logits is None else self._logits[: len(rows)]
             with torch.set_grad_enabled(differentiable):
                 logits = self.head.forward(rows, out)
             if logits is not out:
                 self._logits = logits
-            self.loaded = start
+            self.buffered = start
             return logits
         return self._logits[: len(self.rows(start))]
 

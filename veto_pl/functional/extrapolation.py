@@ -87,7 +87,7 @@ def lambda_star(p: float, b: float, c: float) -> float:
     return (math.log(c - 1 + p) - math.log1p(-p) - _logit(b)) / rise
 
 
-def within(bound: float, margin: float) -> float:
+def largest_lambda(bound: float, margin: float) -> float:
     r"""Return the largest lambda that keeps its distance from the bound, :math:`\max(1, (1 - \epsilon)\, \lambda^*)`.
 
     At 1 the student is drawn to the teacher itself, whose tail no clipping can endanger: the bound is never below it.
@@ -100,7 +100,7 @@ def within(bound: float, margin: float) -> float:
         The largest lambda.
 
     Example:
-        >>> within(1.5, 0.02), within(1.01, 0.02)
+        >>> largest_lambda(1.5, 0.02), largest_lambda(1.01, 0.02)
         (1.47, 1.0)
     """
     return max(1.0, (1 - margin) * bound)

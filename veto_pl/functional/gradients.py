@@ -54,11 +54,11 @@ class Gradients:
             None if gradient is None else gradient.to(tensor.dtype)
             for tensor, gradient in zip(inputs, (self.hidden, *self.parameters), strict=True)
         ]
-        attached: Tensor = _Known.apply(total.detach(), known, *inputs)  # type: ignore[no-untyped-call]
+        attached: Tensor = _PrecomputedGradients.apply(total.detach(), known, *inputs)  # type: ignore[no-untyped-call]
         return attached
 
 
-class _Known(torch.autograd.Function):
+class _PrecomputedGradients(torch.autograd.Function):
     """A scalar whose gradients were computed together with it."""
 
     @staticmethod

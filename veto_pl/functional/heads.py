@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
-class Finish:
+class ScaleAndCap:
     r"""The transformation of a head's raw output x by some architectures: :math:`y = c \tanh(s x / c)`.
 
     Args:
@@ -32,17 +32,17 @@ class Finish:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
 
-    def backward(self, gradient: Tensor, finished: Tensor) -> Tensor:
+    def backward(self, gradient: Tensor, logits: Tensor) -> Tensor:
         """Turn the [..., V] gradient in the logits y into the gradient in the raw output x."""
         if self.softcap is not None:
-            gradient = gradient * (1 - (finished / self.softcap).square())
+            gradient = gradient * (1 - (logits / self.softcap).square())
         return gradient if self.scale == 1 else gradient * self.scale
 
 
 class Head(ABC):
     """Maps hidden states to logits, and gradients of the logits to gradients of hidden states and parameters."""
 
-    finish: Finish
+    scale_and_cap: ScaleAndCap
     vocab_size: int
 
     @property
@@ -78,7 +78,7 @@ class LinearHead(Head):
     Args:
         weight: [R, D].
         bias: [R] or None.
-        finish: what follows the product.
+        scale_and_cap: what follows the product.
         vocab_size: the first rows, those with a token; all R by default. The others never get probability.
 
     Numerics: hidden states and weight meet in the autocast dtype where autocast is on, else in their own; sums over
@@ -87,7 +87,7 @@ class LinearHead(Head):
 
     weight: Tensor
     bias: Tensor | None = None
-    finish: Finish = Finish()
+    scale_and_cap: ScaleAndCap = ScaleAndCap()
     vocab_size: int = 0
 
     def __post_init__(self) -> None:
@@ -143,7 +143,7 @@ class FunctionHead(Head):
         function: maps [n, D] to [n, R].
         parameters: the tensors inside it that are trained.
         vocab_size: the first columns, those with a token.
-        finish: what follows.
+        scale_and_cap: what follows.
     """
 
     def __init__(
@@ -151,12 +151,12 @@ class FunctionHead(Head):
         function: Callable[[Tensor], Tensor],
         parameters: Sequence[Tensor],
         vocab_size: int,
-        finish: Finish = Finish(),
+        scale_and_cap: ScaleAndCap = ScaleAndCap(),
     ) -> None:
         self.function = function
         self._parameters = tuple(parameters)
         self.vocab_size = vocab_size
-        self.finish = finish
+        self.scale_and_cap = scale_and_cap
         self._graph: tuple[Tensor, Tensor] | None = None
 
     @property

@@ -161,7 +161,7 @@ def _dropped(
     return dropped
 
 
-def balanced(correct: Tensor, groups: Tensor, lots: Tensor, ratio: float) -> Tensor:
+def balance_classes(correct: Tensor, groups: Tensor, priority: Tensor, ratio: float) -> Tensor:
     r"""Leave out the surplus of a class, so that a group has `ratio` correct completions for each wrong one.
 
     .. math:: n_{correct} \le \lfloor r\, n_{wrong} \rfloor, \qquad n_{wrong} \le \lfloor n_{correct} / r \rfloor
@@ -169,7 +169,7 @@ def balanced(correct: Tensor, groups: Tensor, lots: Tensor, ratio: float) -> Ten
     Args:
         correct: [B] bool.
         groups: [B] int64.
-        lots: [B] distinct numbers; of a class, those with the smallest stay.
+        priority: [B] distinct numbers; of a class, those with the smallest stay.
         ratio: r, at least 0; 0 keeps wrong completions only.
 
     Returns:
@@ -177,7 +177,7 @@ def balanced(correct: Tensor, groups: Tensor, lots: Tensor, ratio: float) -> Ten
 
     Example:
         >>> right, one = torch.tensor([True, True, True, False]), torch.zeros(4, dtype=torch.int64)
-        >>> balanced(right, one, torch.tensor([0.3, 0.1, 0.2, 0.9]), 1.0)
+        >>> balance_classes(right, one, torch.tensor([0.3, 0.1, 0.2, 0.9]), 1.0)
         tensor([False,  True, False,  True])
 
     References:
@@ -189,5 +189,5 @@ def balanced(correct: Tensor, groups: Tensor, lots: Tensor, ratio: float) -> Ten
     right, wrong = (same & correct).sum(1).double(), (same & ~correct).sum(1).double()
     own, wanted = torch.where(correct, right, wrong), torch.where(correct, wrong * ratio, right / ratio)
     wanted = (wanted + 1e-6).floor()  # 9 / 0.6 is a little below 15
-    place = (same & (correct[:, None] == correct) & (lots < lots[:, None])).sum(1)
+    place = (same & (correct[:, None] == correct) & (priority < priority[:, None])).sum(1)
     return (own <= wanted) | (wanted < 1) | (place < wanted)

@@ -87,7 +87,7 @@ class MetricFamily(ABC):
         """Return the metrics for so many completions per prompt; each is logged under its own name."""
 
 
-def the_teacher(teacher_logp: Tensor | None) -> Tensor:
+def require_teacher(teacher_logp: Tensor | None) -> Tensor:
     """Return the teacher's log-probabilities, for metrics that are only used where there is a teacher."""
     assert teacher_logp is not None, "metrics with `needs_teacher` are left out where there is no teacher"
     return teacher_logp

@@ -107,7 +107,7 @@ def load_models(
         _check_alike(trained, frozen["teacher"])
     if sharding is not None:
         for model in (trained, *frozen.values()):
-            model.examine()
+            model.probe()
     return Models(trained, frozen.get("teacher"), tokenizer, reference=frozen.get("reference"))
 
 

@@ -27,7 +27,7 @@ PLACE = "a hub id that can be reached, or a folder with config.json and *.safete
 
 
 @contextmanager
-def named(path: str, what: str = "model", expected: str = PLACE) -> Iterator[None]:
+def source_errors(path: str, what: str = "model", expected: str = PLACE) -> Iterator[None]:
     """Turn whatever the library raises about a place into one error that names the place.
 
     Running out of memory is no fault of the place and passes through.
@@ -51,7 +51,7 @@ def named(path: str, what: str = "model", expected: str = PLACE) -> Iterator[Non
 
 
 @contextmanager
-def explained_by(told: str) -> Iterator[None]:
+def prefixed_errors(told: str) -> Iterator[None]:
     """Turn whatever a library raises into a `ConfigurationError` that begins with `told` and ends with its reason."""
     try:
         yield
@@ -62,9 +62,9 @@ def explained_by(told: str) -> Iterator[None]:
         raise ConfigurationError(f"{told} It says: {reason:.300}") from error
 
 
-def accepted(setting: str, given: object) -> AbstractContextManager[None]:
+def setting_errors(setting: str, given: object) -> AbstractContextManager[None]:
     """Return a context that turns whatever the library raises about a setting into an error that names it."""
-    return explained_by(f"`{setting}` has values that the architecture does not take: {given!s:.300}.")
+    return prefixed_errors(f"`{setting}` has values that the architecture does not take: {given!s:.300}.")
 
 
 def check_folder(path: str) -> None:
@@ -156,15 +156,15 @@ def check_weights(path: str, model: PreTrainedModel, found: Mapping[str, Any]) -
     for fault, names in wrong.items():
         if names:
             raise DataError(
-                f"The weights of `{path}` cannot be used, for these are {fault}: {_some(names)}. The files are "
+                f"The weights of `{path}` cannot be used, for these are {fault}: {_first_name(names)}. The files are "
                 "damaged, or belong to another config.json. Fetch or save them again."
             )
     if found["unexpected_keys"]:
-        unused = f"`{path}` has weights that its architecture does not use: {_some(found['unexpected_keys'])}."
+        unused = f"`{path}` has weights that its architecture does not use: {_first_name(found['unexpected_keys'])}."
         warnings.warn(unused, stacklevel=2)
 
 
-def _some(names: Collection[str]) -> str:
+def _first_name(names: Collection[str]) -> str:
     first = sorted(names)[0]
     return f"`{first}`" if len(names) == 1 else f"`{first}` and {len(names) - 1} more"
 

@@ -11,7 +11,7 @@ from veto_pl.models.sharding import gathered
 from veto_pl.seams import LanguageModel, Sequences
 
 
-def read(model: LanguageModel, sequences: Sequences) -> Tensor:
+def read_hidden(model: LanguageModel, sequences: Sequences) -> Tensor:
     """Return the hidden states [N, D] at the positions that predict a completion token, without dropout and graph."""
     with sampling_mode(model):
         hidden: Tensor = model(sequences, lambda hidden, _: hidden)
@@ -36,4 +36,4 @@ def token_logp(
         return {"logp": logp.gather(1, ids[block.rows, None])[:, 0]}, None
 
     with gathered(model, head_only=True), torch.no_grad():
-        return RowStream(read(model, sequences), model.head(), chunk_rows=chunk_rows).scores(kernel)["logp"]
+        return RowStream(read_hidden(model, sequences), model.head(), chunk_rows=chunk_rows).scores(kernel)["logp"]

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 def shard(model: LanguageModel, sharding: Sharding) -> None:
-    """Spread the weights over the ranks: one unit for each decoder layer, and one for embeddings, last norm and head."""
+    """Spread the weights over the ranks: one unit for each decoder layer, one for embeddings, last norm and head."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     for layer in decoder_layers(model.model)[1]:
         fully_shard(layer, mesh=sharding.mesh)
     fully_shard(model, mesh=sharding.mesh)
-    for method in ("next_logits", "examine"):
+    for method in ("next_logits", "probe"):
         register_fsdp_forward_method(model, method)
     model.shards = sharding
 
@@ -73,7 +73,7 @@ def gathered_to_sample(*models: LanguageModel) -> Iterator[Sharding | None]:
 
 
 @contextmanager
-def settled(model: LanguageModel) -> Iterator[None]:
+def resharded(model: LanguageModel) -> Iterator[None]:
     """Let go of gathered weights, so that what is written in the block is written to the parts that the ranks keep."""
     if model.shards is not None:
         for unit in _units(model):
@@ -98,12 +98,12 @@ def full_weights(model: LanguageModel) -> dict[str, Tensor]:
     return {name.removeprefix("model."): cast(Tensor, value) for name, value in state.items() if name not in tied}
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that this rank holds; all of it without sharding."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def total(tensor: Tensor) -> Tensor:
+def sum_shards(tensor: Tensor) -> Tensor:
     """Add up over the ranks a number that was computed on shards. Collective if the tensor is sharded."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 

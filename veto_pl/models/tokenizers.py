@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.models.reading import check_regular, named
+from veto_pl.models.reading import check_regular, source_errors
 from veto_pl.seams import TokenizerSource
 from veto_pl.storage.paths import at_home
 
@@ -116,7 +116,7 @@ def read_tokenizer(location: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     place = location["pretrained_model_name_or_path"]
-    with named(place, "tokenizer", "a hub id that can be reached, or a folder with a saved tokenizer"):
+    with source_errors(place, "tokenizer", "a hub id that can be reached, or a folder with a saved tokenizer"):
         check_regular(Path(place))
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**location)
         tokenizer("a", add_special_tokens=False, verbose=False)  # some settings are only refused in use

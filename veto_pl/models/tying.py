@@ -45,7 +45,7 @@ def say_whether_tied(model: PreTrainedModel) -> None:
         model.config.tie_word_embeddings = False
 
 
-def apart(
+def differing_names(
     names: list[str], weights: Mapping[str, Any], shape: Callable[[Any], Sequence[int]] = Tensor.size
 ) -> list[str]:
     """Return those of the names of one weight under which there is another matrix than under the first of them.

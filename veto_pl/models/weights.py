@@ -17,8 +17,8 @@ from veto_pl.core.ranks import Sharding
 from veto_pl.exceptions import DataError
 from veto_pl.models.causal_lm import CausalLM
 from veto_pl.models.reading import INDEX, check_sums
-from veto_pl.models.sharding import local, shard
-from veto_pl.models.tying import apart, tied, untie
+from veto_pl.models.sharding import local_part, shard
+from veto_pl.models.tying import differing_names, tied, untie
 from veto_pl.seams.models import ModelSource, StoredWeights
 
 
@@ -96,19 +96,19 @@ def load_sharded(source: ModelSource, vocab_size: int, sharding: Sharding) -> Ca
     if stored is not None and not stored.match(model.model):
         stored = None
     whole = source.load() if stored is None and sharding.first else None
-    _check(stored, sharding)
-    untie(model.model, _apart(stored, whole, tied(model.model), sharding))
+    _check_files(stored, sharding)
+    untie(model.model, _names_to_untie(stored, whole, tied(model.model), sharding))
     shard(model, sharding)
     _materialise(model, sharding.device)
     with torch.no_grad():
         if stored is not None:
-            _read(stored, model.model, sharding)
+            _read_weights(stored, model.model, sharding)
         else:
-            _hand_out(whole, model.model, sharding)
+            _broadcast_weights(whole, model.model, sharding)
     return model
 
 
-def _check(stored: StoredWeights | None, sharding: Sharding) -> None:
+def _check_files(stored: StoredWeights | None, sharding: Sharding) -> None:
     """Compare this rank's share of the files with their checksums; raise on all ranks where one is damaged.
 
     Collective: call it on every rank.
@@ -123,7 +123,7 @@ def _check(stored: StoredWeights | None, sharding: Sharding) -> None:
         raise problem or DataError("The weights are damaged; another rank says which file.")
 
 
-def _apart(
+def _names_to_untie(
     stored: StoredWeights | None, whole: nn.Module | None, names: list[list[str]], sharding: Sharding
 ) -> list[str]:
     """Return the names that the configuration gives to one weight and the stored weights do not.
@@ -132,7 +132,9 @@ def _apart(
     """
     found: list[list[str]] = [[]]
     if sharding.first and stored is not None:
-        found = [[n for group in names for n in apart(group, stored.slices(group), lambda part: part.get_shape())]]
+        found = [
+            [n for group in names for n in differing_names(group, stored.slices(group), lambda part: part.get_shape())]
+        ]
     elif whole is not None:
         together = {name for group in tied(whole) for name in group}
         found = [[name for group in names for name in group[1:] if name not in together]]
@@ -169,18 +171,18 @@ def _materialise(model: nn.Module, device: torch.device) -> None:
     model.to(device)
 
 
-def _read(stored: StoredWeights, model: nn.Module, sharding: Sharding) -> None:
+def _read_weights(stored: StoredWeights, model: nn.Module, sharding: Sharding) -> None:
     buffers = dict(model.named_buffers())
     targets: dict[str, Tensor] = {name: buffers[name] for name in stored.slices(buffers)}
     rows: dict[str, slice | None] = dict.fromkeys(targets)
     for name, weight in model.named_parameters():
         _check_shape(name, stored.shape(name), weight)
-        targets[name], rows[name] = local(weight), sharding.part(len(weight))
+        targets[name], rows[name] = local_part(weight), sharding.part(len(weight))
     for name, part in stored.parts(rows):
         _copy(targets[name], part, name)
 
 
-def _hand_out(loaded: nn.Module | None, model: nn.Module, sharding: Sharding) -> None:
+def _broadcast_weights(loaded: nn.Module | None, model: nn.Module, sharding: Sharding) -> None:
     group, first = sharding.mesh.get_group(), sharding.first
     whole = loaded.state_dict() if loaded is not None else {}
     learnt = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}
@@ -189,7 +191,7 @@ def _hand_out(loaded: nn.Module | None, model: nn.Module, sharding: Sharding) ->
         if first:
             _copy(buffer, whole.pop(name), name)
         dist.broadcast(buffer, group=group, group_src=0)
-        weight.copy_(buffer) if name in learnt else local(weight).copy_(buffer[sharding.part(len(buffer))])
+        weight.copy_(buffer) if name in learnt else local_part(weight).copy_(buffer[sharding.part(len(buffer))])
 
 
 def _copy(target: Tensor, stored: Tensor, name: str) -> None:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-LARGEST = 2**26
+MAX_FRAME_BYTES = 2**26
 """Bytes of a frame; a longer one ends the conversation."""
 
-MOST = 10_000
+MAX_ITEMS = 10_000
 """Values that an iterator may yield to cross; one that yields more, perhaps without end, is not plain."""
 
 # The type, what it holds, and how it is made from that.
@@ -82,13 +82,13 @@ def receive(pipe: int) -> bytes | None:
     """Read one frame; return None where the other side has gone, also in the middle of a frame.
 
     Raises:
-        ValueError: for a frame of more than `LARGEST` bytes.
+        ValueError: for a frame of more than `MAX_FRAME_BYTES` bytes.
     """
     head = _exactly(pipe, 8)
     if head is None:
         return None
     (length,) = struct.unpack("<Q", head)
-    if length > LARGEST:
+    if length > MAX_FRAME_BYTES:
         raise ValueError(f"a frame of {length} bytes")
     return _exactly(pipe, length)
 
@@ -126,8 +126,8 @@ def _text(tag: bytes, data: bytes, parts: list[bytes]) -> None:
 
 def _write_container(value: Any, parts: list[bytes], opaque: Callable[[Any], tuple[int, bool]]) -> None:
     if _iterates(value):
-        items = list(islice(value, MOST + 1))
-        value = iter(items) if len(items) <= MOST else chain(items, value)
+        items = list(islice(value, MAX_ITEMS + 1))
+        value = iter(items) if len(items) <= MAX_ITEMS else chain(items, value)
     for tag, (kind, held, _) in _CONTAINERS.items():
         if isinstance(value, kind):
             items = held(value)
@@ -139,7 +139,7 @@ def _write_container(value: Any, parts: list[bytes], opaque: Callable[[Any], tup
 
 
 def _iterates(value: Any) -> bool:
-    """Return whether the value is a generator, `map`, `zip`, ...: all that tests do with those is to take their values."""
+    """Return whether the value is a generator, `map`, `zip`, ...: tests do nothing with those but take their values."""
     return type(value).__module__ in ("builtins", "itertools") and hasattr(type(value), "__next__")
 
 

@@ -19,7 +19,7 @@ _TOOLS: dict[Level, tuple[str, ...]] = {
     "limits": (),
 }
 
-PROGRAMS_SEE = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
+CHILD_ENVIRONMENT = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
 """The environment of whatever is started here: nothing of this process's own, which may be secret, or too long."""
 
 # The mount needs the shell, and the shell has to stay: as first process of its namespace it takes the others along.
@@ -98,6 +98,6 @@ def _unshare(folder: str, size: int, unprivileged: bool) -> list[str]:
     return [*line, *([setpriv, "--inh-caps=-all", "--bounding-set=-all", "--"] if unprivileged else [])]
 
 
-def missing(level: Level) -> str | None:
+def missing_tool(level: Level) -> str | None:
     """Return the first program of a level that is not installed, or None."""
     return next((name for name in _TOOLS[level] if shutil.which(name) is None), None)

@@ -114,11 +114,11 @@ def main(job: dict[str, Any]) -> None:
     link = Link(job["calls"], job["replies"])
     if receive(link.replies) == READY:  # the time of the program begins here
         os.write(job["verdict"], b"ready\n")
-        os.write(job["verdict"], judged(link, job).encode("utf-8", "replace")[:100] + b"\n")
+        os.write(job["verdict"], run_tests(link, job).encode("utf-8", "replace")[:100] + b"\n")
     os._exit(0)  # whatever the tests have registered to run at exit
 
 
-def judged(link: Link, job: dict[str, Any]) -> str:
+def run_tests(link: Link, job: dict[str, Any]) -> str:
     """Run the tests; return `passed`, or what stopped them."""
     namespace: dict[str, Any] = {"__name__": "tests", "agree": agree, **job["values"]}
     try:

@@ -25,8 +25,8 @@ def enter(rules: dict[str, Any]) -> dict[str, bool]:
         OSError: for a protection that the kernel has and refuses.
     """
     sys.path[:] = [path for path in sys.path if path] + rules["packages"]
-    _forget_input()
-    _die_first()
+    _close_input()
+    _prefer_in_oom_kill()
     for name, most in rules["limits"].items():
         kind = getattr(resource, f"RLIMIT_{name}")
         ceiling = resource.getrlimit(kind)[1]
@@ -35,7 +35,7 @@ def enter(rules: dict[str, Any]) -> dict[str, bool]:
     renounce_privileges()
     files = restrict_files(rules["readable"], rules["writable"])
     if rules["user"] is not None:
-        _become(rules["user"])
+        _switch_user(rules["user"])
     die_with_parent()
     calls = restrict_calls()
     return {"landlock": files, "seccomp": calls, "own_user": rules["user"] is not None}
@@ -50,14 +50,14 @@ def main(job: dict[str, Any]) -> None:
     send(job["report"], encode(active, lambda _: (0, False)))
 
 
-def _forget_input() -> None:
+def _close_input() -> None:
     """Replace the standard input, which held the job and perhaps the tests, by an empty one."""
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.close(nothing)
 
 
-def _die_first() -> None:
+def _prefer_in_oom_kill() -> None:
     """Ask the kernel to kill this process, and not the one that trains, where memory runs out."""
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
@@ -66,7 +66,7 @@ def _die_first() -> None:
         pass
 
 
-def _become(user: int) -> None:
+def _switch_user(user: int) -> None:
     """Change to an unprivileged user; what was importable stays importable.
 
     The interpreter may live where only root can go, such as root's home. Its folders are then reached through

@@ -30,11 +30,11 @@ def defines(text: str, names: Sequence[str]) -> bool:
     return re.search(pattern, text, re.MULTILINE) is not None
 
 
-def cut(text: str, stop: Sequence[str]) -> str:
+def until_stop(text: str, stop: Sequence[str]) -> str:
     r"""Return the text before the first of the strings.
 
     Example:
-        >>> cut("    return 1\n\nprint(2)\ndef g(): ...", ["\ndef", "\nprint"])
+        >>> until_stop("    return 1\n\nprint(2)\ndef g(): ...", ["\ndef", "\nprint"])
         '    return 1\n'
     """
     ends = [place for end in stop if (place := text.find(end)) >= 0]
@@ -70,7 +70,7 @@ def extract_program(prompt: str, completion: str, names: Sequence[str], stop: Se
     whole = _definitions(blocks, names, _gives)
     if whole is None and not blocks and not _indented(text) and defines(text, names):
         # Behind a function that the prompt has begun, these strings end it; here they may begin it.
-        whole = cut(_without_prose(text), () if defines(prompt, names) else stop)
+        whole = until_stop(_without_prose(text), () if defines(prompt, names) else stop)
     body = _body(text, blocks, names)
     if whole is None and body is None:
         whole = _definitions(blocks, names, lambda block, name: defines(block, [name]))
@@ -79,7 +79,7 @@ def extract_program(prompt: str, completion: str, names: Sequence[str], stop: Se
         return whole if "from __future__" in whole else completed(prompt, names) + whole
     if body is not None:
         text = _shifted(body, _margin(prompt)) if defines(prompt, names) else body
-    return prompt + _aligned(prompt, cut(text, stop), names)
+    return prompt + _aligned(prompt, until_stop(text, stop), names)
 
 
 def _definitions(blocks: Sequence[str], names: Sequence[str], gives: Callable[[str, str], bool]) -> str | None:

@@ -19,7 +19,7 @@ from veto_pl.sandbox.protection import protection
 
 LONGEST_PROGRAM = 2**20
 """Characters of a program; a longer one is wrong without being run."""
-_START = 60.0
+_START_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def judge(tests: Tests, program: str, limits: Limits | None = None) -> Verdict:
         reason = _wait(words, limits.timeout, children[0])
         if reason != "timeout":
             for child in children:
-                child.settle()
+                child.wait()
     return Verdict(reason == "passed", reason)
 
 
@@ -120,7 +120,7 @@ def _packages() -> list[str]:
 
 def _wait(words: int, timeout: float, judge: Child) -> str:
     """Read `ready` and the verdict; the time counts from `ready`, as a slow start is not the program's fault."""
-    text, deadline = b"", time.monotonic() + _START
+    text, deadline = b"", time.monotonic() + _START_SECONDS
     poll = select.poll()
     poll.register(words, select.POLLIN)
     while text.count(b"\n") < 2:
@@ -134,5 +134,5 @@ def _wait(words: int, timeout: float, judge: Child) -> str:
         text += part
     reason = text.decode(errors="replace").split("\n")[1] if text.count(b"\n") == 2 else ""
     if not text:
-        raise SandboxError(f"The sandbox did not start: {judge.complaint() or 'no reason was given'}.")
+        raise SandboxError(f"The sandbox did not start: {judge.stderr_tail() or 'no reason was given'}.")
     return reason or "gone"

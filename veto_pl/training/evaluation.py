@@ -16,7 +16,7 @@ from veto_pl.functional.chunked import Block, RowStream
 from veto_pl.functional.divergences import forward_kl, reverse_kl
 from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric, default_metrics
 from veto_pl.metrics.generations import Generations
-from veto_pl.models.readout import read
+from veto_pl.models.readout import read_hidden
 from veto_pl.models.sharding import gathered
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import Models, PromptBatch, Sequences, Step
@@ -42,7 +42,7 @@ def validation_metrics(
     return nn.ModuleDict({metric.name: metric for metric in usable})
 
 
-def computed(metrics: nn.ModuleDict, prefix: str) -> dict[str, float]:
+def compute_all(metrics: nn.ModuleDict, prefix: str) -> dict[str, float]:
     """Compute each metric over all ranks, by its logged name. Collective: call it on every rank."""
     return {f"{prefix}/{name}": float(cast(Metric, metric).compute()) for name, metric in metrics.items()}
 
@@ -136,11 +136,11 @@ class Evaluation:
         """
         ends = self.sequences.predictions.sum(1).cumsum(0).tolist()
         here = slice(ends[row - 1] if row else 0, ends[row])
-        numbers = {name: _short(values[here]) for name, values in self.divergences.items()}
+        numbers = {name: _six_digits(values[here]) for name, values in self.divergences.items()}
         return {"tokens": token_texts(self.generations.tokens[row], self.models.tokenizer), **numbers}
 
     def _read(self, metrics: Sequence[TokenMetric], *, with_logp: bool, divergent: bool) -> dict[str, Tensor]:
-        """Run both models over the completions, update the metrics, and return the values that are asked for, [N] each."""
+        """Run both models over the completions, update the metrics, and return the values asked for, [N] each."""
         ids = self.sequences.token_ids()
 
         def look(block: Block) -> tuple[dict[str, Tensor], None]:
@@ -156,8 +156,8 @@ class Evaluation:
             return kept, None
 
         student, teacher = self.models.student, self.models.teacher
-        hidden = read(student, self.sequences)
-        teacher_hidden = None if teacher is None else read(teacher, self.sequences)
+        hidden = read_hidden(student, self.sequences)
+        teacher_hidden = None if teacher is None else read_hidden(teacher, self.sequences)
         with ExitStack() as stack, torch.no_grad():
             for model in filter(None, (student, teacher)):
                 stack.enter_context(gathered(model, head_only=True))
@@ -184,18 +184,18 @@ def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[
     texts, written = [], 0
     for length in range(1, len(ids)):
         so_far = tokenizer.decode(ids[:length], skip_special_tokens=True)
-        reached = max(written, _agreeing(so_far, whole))
+        reached = max(written, _common_prefix(so_far, whole))
         texts.append(whole[written:reached])
         written = reached
     return [*texts, whole[written:]] if ids else []
 
 
-def _agreeing(text: str, whole: str) -> int:
+def _common_prefix(text: str, whole: str) -> int:
     """Return how many characters both texts begin with in common."""
     differing = (i for i, (one, other) in enumerate(zip(text, whole, strict=False)) if one != other)
     return next(differing, min(len(text), len(whole)))
 
 
-def _short(values: Tensor) -> list[float]:
+def _six_digits(values: Tensor) -> list[float]:
     """Round to the six digits that float32 is good for."""
     return [float(f"{value:.6g}") for value in values.tolist()]

@@ -52,7 +52,7 @@ class FullyShard(ModelParallelStrategy):
         tensors: dict[str, Any] = {"state_dict": checkpoint.pop("state_dict")}
         plain: dict[str, Any] = dict(checkpoint)
         for index, state in enumerate(plain.pop("optimizer_states", [])):
-            tensors[f"optimizer_{index}"], plain[f"optimizer_{index}"] = _parted(state)
+            tensors[f"optimizer_{index}"], plain[f"optimizer_{index}"] = _split_state(state)
         writer = self.checkpoint_io
         with writer.saving(path) if isinstance(writer, AtomicCheckpointIO) else nullcontext():
             save_sharded(path, tensors, plain)
@@ -102,7 +102,7 @@ class FullyShard(ModelParallelStrategy):
 
         assert self.model is not None, "Lightning loads a checkpoint after `setup`"
         if plain["stepped"]:
-            tensors, _ = _parted(get_optimizer_state_dict(self.model, optimizer))
+            tensors, _ = _split_state(get_optimizer_state_dict(self.model, optimizer))
             load_sharded_into(path, {name: tensors})
             state = {weight: {**tensors.get(weight, {}), **values} for weight, values in plain["values"].items()}
             groups = get_optimizer_state_dict(self.model, optimizer)["param_groups"]
@@ -112,7 +112,7 @@ class FullyShard(ModelParallelStrategy):
             group.update(_settings(saved))
 
 
-def _parted(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split_state(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split an optimizer's state into its tensors, by weight, and the plain rest."""
     tensors = {w: {k: v for k, v in s.items() if isinstance(v, Tensor)} for w, s in state["state"].items()}
     values = {w: {k: v for k, v in s.items() if not isinstance(v, Tensor)} for w, s in state["state"].items()}

@@ -92,7 +92,7 @@ class GradientLedger:
         return {name: weight.float() for name, weight in zip(self._weights, summed, strict=True)}
 
 
-def joined(terms: Mapping[str, Stat], all_reduce: AllReduce, ranks: int) -> Stat:
+def merge_terms(terms: Mapping[str, Stat], all_reduce: AllReduce, ranks: int) -> Stat:
     """Return one term that already holds the normalised sum of all terms, for a window of one micro-batch.
 
     Collective: call it on every rank.

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.models.sharding import total
+from veto_pl.models.sharding import sum_shards
 from veto_pl.seams import LossOutput, Rollouts, Stat
-from veto_pl.training.normalisation import GradientLedger, joined
+from veto_pl.training.normalisation import GradientLedger, merge_terms
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-EVEN_OF_NOTHING = ("loss", "completion_length")
+LOGGED_WHEN_EMPTY = ("loss", "completion_length")
 """Logged as 0 where no row of a step counts; other means over nothing are left out."""
 
 
@@ -54,7 +54,7 @@ class Window:
         """
         terms = dict(output.terms)
         if len(terms) > 1 and self.trainer.accumulate_grad_batches == 1:
-            terms = {"loss": joined(terms, self.all_reduce, self.trainer.world_size)}
+            terms = {"loss": merge_terms(terms, self.all_reduce, self.trainer.world_size)}
         elif len(terms) > 1 and self.trainer.precision == "16-mixed":
             raise ConfigurationError(
                 f"The objective has loss terms with their own denominators: {', '.join(terms)}. With 16-mixed "
@@ -98,11 +98,11 @@ class Window:
         means = {
             name: Stat(*pair).mean()
             for name, pair, seen in zip(self._logged, sums, observed, strict=True)
-            if name != "tokens" and (seen or name.rpartition("/")[2] in EVEN_OF_NOTHING)
+            if name != "tokens" and (seen or name.rpartition("/")[2] in LOGGED_WHEN_EMPTY)
         }
         tokens = sums[list(self._logged).index("tokens"), 0]
         self._logged = {}
-        return means, total(nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])), tokens
+        return means, sum_shards(nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])), tokens
 
     @property
     def trained(self) -> list[nn.Parameter]:
