@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+
 import pytest
 
 from tests.processes import ROOT, python
