@@ -24,7 +24,7 @@ def python(*arguments, cwd=None, path=(), timeout=300):
         A `CompletedProcess` with the exit status and both outputs as text.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["veto_pl.cli"])  # as for ranks, which share the server
+    context.set_forkserver_preload(["veto_pl.cli.build"])  # as for ranks, which share the server
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder, name) for name in ("stdout", "stderr")]
         given = [str(argument) for argument in arguments], str(cwd or Path.cwd()), [str(p) for p in path]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import pytest
 
 from tests.processes import ROOT, python
+from veto_pl.parts.schedules import Linear
 from veto_pl.plugins import available
-from veto_pl.schedules import Linear
 from veto_pl.seams import RolloutSource, Schedule
 from veto_pl.testing.examples import EXAMPLES, examples_of, installed, installed_classes
 

@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from veto_pl.models import CharacterTokenizer, Gguf, Pretrained
 from veto_pl.models.assemble import load_models, load_tokenizer
 from veto_pl.rollouts import FromDataset, FromStudent, Sampling
+from veto_pl.seams import Step
 from veto_pl.testing.tiny import ALPHABET, prompt_batch
-from veto_pl.types import Step
 
 STEP = Step(0, 1)
 PROMPTS = ["abcdefghijklmnopabcdefgh>", "a>", "ponmlkjihg>"]

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from veto_pl.models.causal_lm import CausalLM
-from veto_pl.objectives.base import TokenObjective
-from veto_pl.tokens import TokenGrid, TokenRows
-from veto_pl.types import Models, Rollouts, Sequences, Step
+from veto_pl.objectives.token_objective import TokenObjective
+from veto_pl.seams import Models, Rollouts, Sequences, Step
+from veto_pl.seams.tokens import TokenGrid, TokenRows
 
 
 def dense_divergence(
