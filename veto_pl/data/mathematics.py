@@ -23,8 +23,7 @@ from fractions import Fraction
 
 from veto_pl.data.formulas import same_formula
 from veto_pl.data.rewards import DASHES, final_number
-from veto_pl.seams import Reward
-from veto_pl.types import Example
+from veto_pl.seams import Example, Reward
 
 WINDOW = 20_000
 """Characters of a text that are read, from its end."""
