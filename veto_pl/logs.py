@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import inspect
 import io
+import json
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +17,12 @@ import lightning as L
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from torch import nn
 
 from veto_pl.checkpoint_io import append, beside, bring_to_disk
 from veto_pl.going_on import going_on
-from veto_pl.report.run import METRICS
+from veto_pl.metrics.base import described
+from veto_pl.report.run import METRICS, QUANTITIES
 from veto_pl.run_folder import is_first_rank
 
 
@@ -82,6 +85,13 @@ class ContinuedCSV(CSVLogger, Journal):
         if self._experiment is None and is_first_rank():
             self._experiment = _Rows(self.log_dir)
         return super().experiment
+
+    @rank_zero_only
+    def log_graph(self, model: nn.Module, *arguments: Any) -> None:
+        """Write how the metrics of a module are shown beside the file; Lightning shows it the module at the start."""
+        path = Path(self.log_dir) / QUANTITIES
+        with going_on(path), beside(path) as temporary:
+            temporary.write_text(json.dumps(described(getattr(model, "validation_metrics", {})), indent=2) + "\n")
 
     def position(self) -> int:
         return cast(_Rows, self.experiment).rows if is_first_rank() else 0

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from report.pages import EVIL, Checker
+from veto_pl.compare.page import write_page
+from veto_pl.compare.tables import duration
+from veto_pl.report.marks import COLOURS
 
 from compare.comparisons import QUANTITIES, SEARCHES
 from veto_pl.compare.cells import direction, p_value, reading
-from veto_pl.compare.page import write_page
 from veto_pl.compare.results import Answer, Contrast, Estimate, Search
-from veto_pl.compare.tables import duration
-from veto_pl.report.marks import COLOURS
 from veto_pl.report.quantities import Quantity
 
 REALS = st.floats(-1e6, 1e6)

@@ -7,13 +7,13 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from veto_pl.explain.axes import LogAxis, LogitAxis
+from veto_pl.explain.page import charts
 
 from veto_pl.divergences import ReverseKL, TotalVariation
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.explain import Scene, respond
-from veto_pl.explain.axes import LogAxis, LogitAxis
 from veto_pl.explain.command import explain
-from veto_pl.explain.page import charts
 from veto_pl.objectives import (
     BRTS,
     GKD,

@@ -3,11 +3,11 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+from veto_pl.report.page import first_and_last, write_text
 
 from report.pages import EVIL, Checker
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.report import ResultTable, Run, write_report
-from veto_pl.report.page import first_and_last, write_text
 from veto_pl.report.quantities import in_order
 
 

@@ -3,10 +3,10 @@ import math
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger
+from veto_pl.report.curve import Curve
 
 from veto_pl.exceptions import DataError
 from veto_pl.report import Run
-from veto_pl.report.curve import Curve
 from veto_pl.report.run import Sample
 
 ROW = {"step": 3, "prompt": "1+1", "completion": "2\u2028", "reference": None, "reward": 1}

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
+from veto_pl.report.markup import escape, printable, visible
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.report import ResultTable
-from veto_pl.report.markup import escape, printable, visible
 from veto_pl.report.table import for_terminal, number
 
 TABLE = ResultTable(["accuracy (%)", "steps", "note"], {"a|b": [58.04, 400, None], "<i>[red]": [0.0, 1200, "x\\|y\n"]})

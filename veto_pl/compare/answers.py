@@ -1,42 +1,117 @@
-"""The completions of all methods, prompt by prompt, with the KL of each token coloured in."""
+"""The completions of all methods, prompt by prompt, with the KL of each token as a colour."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from veto_pl.charts.text import minus
 from veto_pl.compare.results import Answer, Comparison, Trial
-from veto_pl.report.heat import Scale, tokens_html
-from veto_pl.report.marks import Mark
-from veto_pl.report.markup import escape, visible
-from veto_pl.report.table import number
 
 PROMPTS = 24
 """The most prompts that are shown."""
+LEVELS = 8
 _TOKENS = 12_000  # on the whole page: each takes some 100 bytes
-_LONGEST = 4_000  # characters of a prompt
-_KINDS = {"f": "forward KL", "r": "reverse KL"}
+_LONGEST = 200  # characters of one token
+_KINDS = {"f": ("forward KL", "forward_kl"), "r": ("reverse KL", "reverse_kl")}
 
 
-def answers_html(comparison: Comparison) -> str:
-    """One prompt at a time, the answers of all methods side by side, and which KL is coloured in.
+@dataclass(frozen=True)
+class Colours:
+    """Equal steps of a number from 0 to `clip`; all that is larger looks like `clip`.
 
-    All answers are of one seed: the first of those that most methods finished.
+    Args:
+        name: of the number, such as `forward KL`.
+        clip: the value of the deepest colour.
+        quantile: how much of all values `clip` is above; 1 where nothing is clipped.
     """
-    trials = _one_seed(comparison)
-    count = min(max((len(trial.answers) for trial in trials.values()), default=0), PROMPTS)
-    if not count:
-        return ""
-    scales = _scales([answer for trial in trials.values() for answer in trial.answers[:count]])
-    limit = max(40, _TOKENS // (count * len(trials)))
-    cards = "".join(_card(comparison, trials, j, scales, limit) for j in range(count))
-    seed = next(iter(trials.values())).seed
-    note = f'<p class="note">Test rows as answered by the runs of seed {seed}.</p>\n'
-    return f"{note}{_colours(scales)}{_prompts(count)}{cards}"
+
+    name: str
+    clip: float
+    quantile: float
+
+    @classmethod
+    def of(cls, name: str, values: Sequence[float], quantile: float = 0.95) -> Colours:
+        """Return the colours that show the fraction `quantile` of the finite values unclipped."""
+        known = sorted(value for value in values if math.isfinite(value))
+        clip = known[min(len(known) - 1, math.ceil(quantile * len(known)))] if known else 0.0
+        return cls(name, clip, quantile) if clip > 0 else cls(name, max(known, default=0.0), 1.0)
+
+    def level(self, value: float) -> int | None:
+        """Return 0 to `LEVELS`, or None for NaN.
+
+        >>> [Colours("KL", 2.0, 0.95).level(value) for value in (-0.1, 0.2, 1.0, 2.0, 9.0, float("nan"))]
+        [0, 1, 4, 8, 8, None]
+        """
+        if math.isnan(value):
+            return None
+        share = min(max(value, 0.0) / self.clip, 1.0) if self.clip > 0 else float(value > 0)
+        return math.floor(share * LEVELS + 0.5)
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token as it is shown: its text, how much of it is cut, the classes of its colours, and its numbers."""
+
+    text: str
+    cut: int = 0
+    classes: str = ""
+    tip: str = ""
+
+
+class Answers:
+    """The answers of one seed: the first of those that most methods finished.
+
+    Args:
+        comparison: whose answers are shown.
+    """
+
+    def __init__(self, comparison: Comparison) -> None:
+        self.trials = _one_seed(comparison)
+        self.seed = next((trial.seed for trial in self.trials.values()), None)
+        self.count = min(max((len(trial.answers) for trial in self.trials.values()), default=0), PROMPTS)
+        self.limit = max(40, _TOKENS // max(1, self.count * len(self.trials)))
+        shown = [answer for trial in self.trials.values() for answer in trial.answers[: self.count]]
+        values = {kind: [v for a in shown for v in getattr(a, field)] for kind, (_, field) in _KINDS.items()}
+        self.colours = {kind: Colours.of(_KINDS[kind][0], found) for kind, found in values.items() if found}
+
+    def to(self, j: int) -> dict[str, Answer]:
+        """Return method -> answer to prompt number `j`."""
+        return {method: trial.answers[j] for method, trial in self.trials.items() if j < len(trial.answers)}
+
+    def tokens(self, answer: Answer) -> list[Token]:
+        """Return the tokens of an answer, as many as are shown."""
+        values = self._values(answer)
+        shown = enumerate(self._cut(answer))
+        return [self._token(text, {kind: of[i] for kind, of in values.items()}) for i, text in shown]
+
+    def listing(self, answer: Answer) -> str:
+        """Return all numbers as lines of text, under the names of their columns; empty where there are none."""
+        values = self._values(answer)
+        names = [self.colours[kind].name for kind in values]
+        numbers = zip(names, values.values(), strict=True)
+        columns = [[_fixed(value).rjust(len(name)) for value in of] for name, of in numbers]
+        rows = zip(*columns, (repr(text)[:_LONGEST] for text in self._cut(answer)), strict=False)
+        return "\n".join(["  ".join(names), *map("  ".join, rows)]) if names else ""
+
+    def _cut(self, answer: Answer) -> Sequence[str]:
+        return answer.tokens[: self.limit]
+
+    def _values(self, answer: Answer) -> dict[str, Sequence[float]]:
+        given = {kind: getattr(answer, _KINDS[kind][1]) for kind in self.colours}
+        return {kind: numbers for kind, numbers in given.items() if len(numbers) == len(answer.tokens)}
+
+    def _token(self, text: str, values: Mapping[str, float]) -> Token:
+        levels = {kind: self.colours[kind].level(value) for kind, value in values.items()}
+        classes = " ".join(f"{kind}{level}" for kind, level in levels.items() if level is not None)
+        tip = ", ".join(f"{self.colours[kind].name} {_fixed(value)}" for kind, value in values.items())
+        return Token(text[:_LONGEST], max(0, len(text) - _LONGEST), classes, tip)
 
 
 def _one_seed(comparison: Comparison) -> dict[str, Trial]:
-    """Method -> its trial of the seed that most methods have answers of."""
+    """Return method -> its trial of the seed that most methods have answers of."""
     known = [trial for trial in comparison.trials if trial.answers]
     seeds = Counter(trial.seed for trial in known)
     if not seeds:
@@ -45,62 +120,5 @@ def _one_seed(comparison: Comparison) -> dict[str, Trial]:
     return {trial.method: trial for trial in known if trial.seed == best}
 
 
-def _scales(answers: Sequence[Answer]) -> list[Scale]:
-    values = {
-        "f": [value for answer in answers for value in answer.forward_kl],
-        "r": [value for answer in answers for value in answer.reverse_kl],
-    }
-    return [Scale.of(_KINDS[letter], letter, numbers) for letter, numbers in values.items() if numbers]
-
-
-def _colours(scales: Sequence[Scale]) -> str:
-    if not scales:
-        return '<p class="note">The answers come without the KL of their tokens.</p>\n'
-    names = {scale.letter: scale.name for scale in scales} | {"none": "none"}
-    legends = "".join(scale.legend() for scale in scales)
-    return _choice("Colour of the tokens", "kl", names) + legends
-
-
-def _prompts(count: int) -> str:
-    return _choice("Prompt", "prompt", {str(j): str(j + 1) for j in range(count)}) if count > 1 else ""
-
-
-def _choice(legend: str, name: str, options: dict[str, str]) -> str:
-    inputs = "".join(
-        f'<label><input type="radio" name="{name}" id="{name}-{value}"{" checked" if i == 0 else ""}> {text}</label>\n'
-        for i, (value, text) in enumerate(options.items())
-    )
-    return f'<fieldset class="choice">\n<legend>{legend}</legend>\n{inputs}</fieldset>\n'
-
-
-def _card(comparison: Comparison, trials: dict[str, Trial], j: int, scales: Sequence[Scale], limit: int) -> str:
-    answers = {method: trial.answers[j] for method, trial in trials.items() if j < len(trial.answers)}
-    first = next(iter(answers.values()))
-    columns = "".join(_columns(comparison, answers, scales, limit))
-    reference = "" if first.reference is None else _labelled("Reference", first.reference)
-    return (
-        f'<article class="prompt prompt-{j}">\n{_labelled(f"Prompt {j + 1}", first.prompt)}{reference}'
-        f'<div class="answers">\n{columns}</div>\n</article>\n'
-    )
-
-
-def _columns(comparison: Comparison, answers: dict[str, Answer], scales: Sequence[Scale], limit: int) -> Iterator[str]:
-    for i, method in enumerate(comparison.methods):
-        body = _answer(answers[method], scales, limit) if method in answers else '<p class="note">No answer.</p>\n'
-        yield f'<div class="m{i}">\n<h3>{Mark(i).inline()} <bdi>{escape(method)}</bdi></h3>\n{body}</div>\n'
-
-
-def _answer(answer: Answer, scales: Sequence[Scale], limit: int) -> str:
-    kind, verdict = ("correct", "✓ correct") if answer.reward >= 1 else ("other", "○ not correct")
-    numbers = {"f": answer.forward_kl, "r": answer.reverse_kl}
-    values = {scale: numbers[scale.letter] for scale in scales}
-    length = f"{len(answer.tokens):,} {'token' if len(answer.tokens) == 1 else 'tokens'}"
-    return (
-        f'<div class="completion {kind}"><p class="verdict">{verdict}, reward {number(answer.reward)}, {length}</p>\n'
-        f"{tokens_html(answer.tokens, values, limit=limit)}</div>\n"
-    )
-
-
-def _labelled(label: str, text: str) -> str:
-    more = f' <span class="note">… {len(text) - _LONGEST:,} more characters</span>' if len(text) > _LONGEST else ""
-    return f'<p class="label">{label}</p>\n<div class="text" dir="auto">{visible(text[:_LONGEST])}{more}</div>\n'
+def _fixed(value: float) -> str:
+    return minus(f"{value:.3f}" if math.isfinite(value) else f"{value:g}")

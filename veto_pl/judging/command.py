@@ -18,9 +18,9 @@ from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.going_on import required
 from veto_pl.judging.rates import HeadToHead, win_rate
 from veto_pl.judging.reference import ReferenceJudge
+from veto_pl.pages.render import write_text
 from veto_pl.parsing import strict_parsing
 from veto_pl.paths import local_path
-from veto_pl.report.page import write_text
 from veto_pl.seams import Judge
 from veto_pl.types import Example
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,10 +16,16 @@ from veto_pl.generations import Generations
 
 
 class _Mean(Metric, ABC):
-    """A weighted mean; 0 before the first update."""
+    """A weighted mean; 0 before the first update.
+
+    Charts and tables show it as its class says: `title` in place of its name, with `unit`, in which `%` is for a share
+    that is shown times 100, and as `higher_is_better` says, which is None where neither is better.
+    """
 
     full_state_update = False
     name: str
+    title: str = ""
+    unit: str = ""
     total: Tensor
     weight: Tensor
 
@@ -85,6 +91,18 @@ class MetricFamily(ABC):
     @abstractmethod
     def members(self, num_completions: int) -> list[CompletionMetric | TokenMetric]:
         """The metrics for so many completions per prompt; each is logged under its own name."""
+
+
+def described(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return how each metric is shown, by the name that it is logged under; the default is what its name says."""
+    return {
+        name: {
+            "title": getattr(metric, "title", "") or name.replace("_", " "),
+            "unit": getattr(metric, "unit", ""),
+            "higher_is_better": getattr(metric, "higher_is_better", None),
+        }
+        for name, metric in metrics.items()
+    }
 
 
 def the_teacher(teacher_logp: Tensor | None) -> Tensor:

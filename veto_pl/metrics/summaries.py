@@ -32,6 +32,7 @@ class Rouge(CompletionMetric):
         Lin 2004, ACL W04-1013
     """
 
+    unit = "%"
     higher_is_better = True
 
     def __init__(self, kind: RougeKind = "rougeL") -> None:
@@ -39,6 +40,7 @@ class Rouge(CompletionMetric):
         if kind not in ("rouge1", "rouge2", "rougeL"):
             raise ConfigurationError(f"`Rouge.kind` expected rouge1, rouge2 or rougeL, got {kind!r}.")
         self.kind = self.name = kind
+        self.title = kind.replace("rouge", "ROUGE-")
 
     def update(self, generations: Generations) -> None:
         scores = [rouge(text, example.references, self.kind) for example, text in _answered(generations)]
@@ -62,6 +64,7 @@ class BERTScore(CompletionMetric):
     """
 
     name = "bert_score"
+    title = "BERTScore"
     higher_is_better = True
 
     def __init__(self, model: str = "roberta-large", layer: int | None = None) -> None:
@@ -109,6 +112,7 @@ class WinRate(CompletionMetric):
         name: the key that it is logged under, for more than one judge.
     """
 
+    unit = "%"
     higher_is_better = True
 
     def __init__(self, judge: Judge, both_orders: bool = True, name: str = "win_rate") -> None:
