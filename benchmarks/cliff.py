@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import mean
 
 from veto_pl.charts import Row, forest_plot, standalone
-from veto_pl.compare.command import run_study
+from veto_pl.commands.compare import run_study
 from veto_pl.compare.results import Comparison, Estimate
 from veto_pl.compare.statistics import contrast
 

@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 from compare.comparisons import SEARCHES
 from veto_pl.compare.markdown import markdown
 from veto_pl.compare.results import Search
-from veto_pl.report.quantities import Quantity
+from veto_pl.report.columns import Quantity
 
 
 class Parts(HTMLParser):

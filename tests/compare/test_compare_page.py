@@ -14,7 +14,7 @@ from veto_pl.report.marks import COLOURS
 from compare.comparisons import QUANTITIES, SEARCHES
 from veto_pl.compare.cells import direction, p_value, reading
 from veto_pl.compare.results import Answer, Contrast, Estimate, Search
-from veto_pl.report.quantities import Quantity
+from veto_pl.report.columns import Quantity
 
 REALS = st.floats(-1e6, 1e6)
 

@@ -8,7 +8,7 @@ from veto_pl.report.page import first_and_last, write_text
 from report.pages import EVIL, Checker
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.report import ResultTable, Run, write_report
-from veto_pl.report.quantities import in_order
+from veto_pl.report.columns import in_order
 
 
 @pytest.fixture

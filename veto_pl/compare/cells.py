@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from veto_pl.charts.text import minus, number
 from veto_pl.compare.results import Comparison, Contrast, Estimate, Search, Trial
-from veto_pl.report.quantities import Quantity
+from veto_pl.report.columns import Quantity
 
 
 def reading(estimate: Estimate | None, quantity: Quantity, *, sign: bool = False) -> str:

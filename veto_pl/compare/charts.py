@@ -10,7 +10,7 @@ from functools import cached_property
 from veto_pl.charts import Cloud, Curve, Row, curve_chart, forest_plot, pareto_front, scatter
 from veto_pl.compare.cells import difference, direction, p_value, reading
 from veto_pl.compare.results import Comparison, Estimate, Trial
-from veto_pl.report.quantities import Quantity, in_order
+from veto_pl.report.columns import Quantity, in_order
 
 _NORM = "train/grad_norm"
 _POINTS = 20_000  # of all curves on a page: each takes some 35 bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from veto_pl.compare import cells
-from veto_pl.compare.answers import LEVELS, Answers
+from veto_pl.compare.answer_cards import LEVELS, Answers
 from veto_pl.compare.charts import Figures
 from veto_pl.compare.results import Comparison
 from veto_pl.pages.render import render, write_text

@@ -16,7 +16,7 @@ from veto_pl.compare.cells import (
     skipped_text,
 )
 from veto_pl.compare.results import Comparison
-from veto_pl.report.quantities import Quantity
+from veto_pl.report.columns import Quantity
 from veto_pl.report.table import Cell, ResultTable, plain
 
 

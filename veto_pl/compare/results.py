@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from veto_pl.report.quantities import Quantity, Shown
+from veto_pl.report.columns import Quantity, Shown
 from veto_pl.report.run import Run
 
 

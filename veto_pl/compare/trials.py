@@ -16,8 +16,9 @@ from veto_pl.compare.statistics import contrasts, estimate
 from veto_pl.compare.study import SettingSearch, Study
 from veto_pl.compare.worker import DONE
 from veto_pl.exceptions import DataError
-from veto_pl.report.quantities import Shown
-from veto_pl.report.run import METRICS, Run
+from veto_pl.report.columns import Shown
+from veto_pl.report.run import Run
+from veto_pl.storage.run_folder import METRICS
 
 
 def read_trial(method: str, seed: int, job: Job, answers: int) -> Trial:

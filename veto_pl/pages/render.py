@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from veto_pl.charts.picture import key
 from veto_pl.charts.text import cell, number, printable
 from veto_pl.exceptions import DataError
-from veto_pl.pages.text import escape, is_long, visible
+from veto_pl.pages.escaping import escape, is_long, visible
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from veto_pl.charts.curve import Curve
 from veto_pl.exceptions import DataError
-from veto_pl.report.quantities import Shown
+from veto_pl.report.columns import Shown
+from veto_pl.storage.run_folder import CONFIG, METRICS, QUANTITIES, SAMPLES
 
-METRICS, SAMPLES, CONFIG, QUANTITIES = "metrics.csv", "samples.jsonl", "config.yaml", "quantities.json"
 T = TypeVar("T")
 _COUNTERS = ("step", "epoch")
 _DESCRIBED = TypeAdapter(dict[str, Shown])

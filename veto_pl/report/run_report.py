@@ -10,7 +10,7 @@ from veto_pl.charts.lines import curve_chart
 from veto_pl.charts.text import number
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.pages.render import render, write_text
-from veto_pl.report.quantities import Quantity, Shown, in_order
+from veto_pl.report.columns import Quantity, Shown, in_order
 from veto_pl.report.run import Run, Sample
 from veto_pl.report.table import Cell, ResultTable
 
