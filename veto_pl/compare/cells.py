@@ -46,13 +46,13 @@ def difference(contrast: Contrast | None, quantity: Quantity, confidence: float)
 
 
 def p_value(contrast: Contrast) -> str:
-    """Return two digits, or that it is below 0.001; a dash for NaN.
+    """Return p with two digits, or that it is below 0.001; nothing where there is no test.
 
     >>> p_value(Contrast(Estimate(1.0, 0.5, 1.5), 0.0312, 5)), p_value(Contrast(Estimate(1.0, 0.5, 1.5), 0.3, 5))
     ('p = 0.031', 'p = 0.30')
     """
     if math.isnan(contrast.p):
-        return "p —"
+        return ""
     return "p < 0.001" if contrast.p < 1e-3 else f"p = {contrast.p:#.2g}"
 
 

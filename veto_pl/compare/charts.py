@@ -107,7 +107,7 @@ class Figures:
             return Row(method, {}, *_scaled(_NONE, quantity), "baseline" if method == comparison.baseline else "—")
         base, own = (self._values(name, quantity) for name in (comparison.baseline, method))
         seeds = {seed: (value - base[seed]) * quantity.factor for seed, value in own.items() if seed in base}
-        words = f"{difference(of, quantity, comparison.confidence)}, {p_value(of)}"
+        words = ", ".join(filter(None, (difference(of, quantity, comparison.confidence), p_value(of))))
         stressed = bool(direction(of, comparison.confidence))
         return Row(method, seeds, *_scaled(of.difference, quantity), words, stressed)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from veto_pl.charts.text import printable
 from veto_pl.compare.cells import (
     direction,
@@ -54,9 +52,10 @@ def _table(comparison: Comparison) -> ResultTable:
 def _cell(comparison: Comparison, method: str, quantity: Quantity) -> Cell:
     shown = reading(comparison.estimates.get((method, quantity.column)), quantity)
     contrast = comparison.contrasts.get((method, quantity.column))
-    if contrast is None or shown == "—" or math.isnan(contrast.p):
+    if contrast is None:
         return shown
-    return f"{f'{shown} {direction(contrast, comparison.confidence)}'.strip()}, {p_value(contrast)}"
+    marked = f"{shown} {direction(contrast, comparison.confidence)}".strip()
+    return ", ".join(filter(None, (marked, p_value(contrast))))
 
 
 def _cut(text: str, limit: int = 500) -> str:
