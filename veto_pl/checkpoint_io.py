@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Literal
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import get_filesystem
+from lightning.pytorch.utilities import rank_zero_info
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.going_on import going_on, refusal
@@ -87,6 +88,15 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
             torch.save(checkpoint, watched)  # type: ignore[arg-type]  # it writes and flushes, which is enough
         except Exception as error:
             raise watched.error or error from error
+
+
+def set_aside(last: Path) -> None:
+    """Rename the `last.ckpt` of an earlier run to `earlier.ckpt`."""
+    earlier = last.with_name("earlier.ckpt")
+    with going_on(earlier, f"writes its first checkpoint in the place of the earlier run's {last.name}"):
+        if recover(last):
+            swap_in(last, earlier)
+            rank_zero_info(f"The `last.ckpt` of an earlier run in {last.parent} is now `earlier.ckpt`.")
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
