@@ -23,7 +23,8 @@ from veto_pl.callbacks.signals import Signals
 from veto_pl.core.mistakes import check_number
 from veto_pl.data import PromptDataModule
 from veto_pl.exceptions import ConfigurationError, NonFiniteError
-from veto_pl.storage.checkpoint_io import AtomicCheckpointIO, OnFailedSave, recover, set_aside
+from veto_pl.storage.atomic import recover
+from veto_pl.storage.checkpoint_io import AtomicCheckpointIO, OnFailedSave, set_aside
 from veto_pl.storage.going_on import going_on
 from veto_pl.storage.journals import journals, positions
 from veto_pl.storage.resume import PROGRESS, ResumePoint, begin_window, place_data, place_loops, warn_of_differences

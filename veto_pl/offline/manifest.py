@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.offline.cost import TruncationCost
+from veto_pl.storage.atomic import replacing
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -111,7 +111,8 @@ class Manifest:
         """Replaces the folder's manifest in one step."""
         content = {"format": FORMAT, "complete": self.complete, "identity": asdict(self.identity)}
         content |= {"cost": self.cost.means(), "shards": [asdict(shard) for shard in self.shards]}
-        replace_file(folder / NAME, json.dumps(content, indent=1).encode())
+        with replacing(folder / NAME) as temporary:
+            temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def _from_json(content: dict[str, Any]) -> Manifest:
@@ -126,13 +127,3 @@ def _typed(name: str, value: Any, *kinds: type) -> Any:
     if type(value) not in kinds:
         raise TypeError(f"`{name}` is {value!r:.60}")
     return value
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes beside the target and renames, so that a file under its final name is whole."""
-    beside = path.with_name(f"{path.name}.partial")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)

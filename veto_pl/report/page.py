@@ -14,6 +14,7 @@ from veto_pl.report.quantities import Quantity, in_order
 from veto_pl.report.run import Run
 from veto_pl.report.svg import line_chart
 from veto_pl.report.table import Cell, ResultTable, number
+from veto_pl.storage.atomic import replacing
 from veto_pl.storage.run_folder import CONFIG, METRICS, SAMPLES
 
 _RESULTS = ("accuracy", "forward_kl", "reverse_kl", "student_entropy", "completion_length", "eos_rate")
@@ -104,15 +105,15 @@ def anchor(heading: str) -> str:
 
 
 def write_text(text: str, path: Path | str) -> Path:
-    """Writes UTF-8 with line feeds, making the folder if need be, and returns the path.
+    """Write UTF-8 with line feeds, the whole file or none of it, making the folder if need be; return the path.
 
     Raises:
         DataError: if it cannot be written.
     """
     path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="\n")
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
         raise DataError(f"`{path}` could not be written: {error.strerror}. Name another file.") from error
     return path

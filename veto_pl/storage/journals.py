@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from veto_pl.storage.checkpoint_io import append, beside, bring_to_disk
+from veto_pl.storage.atomic import append, bring_to_disk, replacing
 from veto_pl.storage.going_on import going_on
 from veto_pl.storage.run_folder import METRICS, is_first_rank
 
@@ -157,7 +157,7 @@ class _Rows(ExperimentWriter):
         """Nothing is deleted."""
 
     def _rewrite(self, header: list[str], rows: Sequence[Mapping[str, Any]]) -> None:
-        with beside(Path(self.metrics_file_path)) as temporary:
+        with replacing(Path(self.metrics_file_path)) as temporary:
             temporary.write_bytes(_lines(header, [dict(zip(header, header, strict=True)), *rows]))
 
 
