@@ -45,7 +45,7 @@ def with_suggestion(message: str, known: Iterable[str]) -> str:
     path = match["argument"] or ".".join(filter(None, [match["group"], match["name"]]))
     keys, options = path.split("."), [option.split(".") for option in known]
     for i, key in enumerate(keys):
-        beside = {option[i] for option in options if option[:i] == keys[:i] and len(option) > i}
+        beside = {option[i] for option in options if option[:i] == keys[:i] and len(option) > i} - {"help"}
         if beside and key not in beside:
             listed = f" There are: {', '.join(sorted(beside))}." if len(beside) <= 16 else ""
             unknown = ".".join(keys[: i + 1])
@@ -64,7 +64,8 @@ def explained(message: str) -> ConfigurationError:
     number = bool(_NUMBER.search(rest))  # a number or the name of a schedule: then the number is what is meant
     if option := _OPTION.match(rest):
         path.append(option["argument"] or option["name"])
-        reason = f"a setting that does not exist.{rest[option.end() :].removeprefix(' is not accepted.')}"
+        hint = rest[option.end() :].removeprefix(" is not accepted.").partition(". Got value:")[0]
+        reason = f"a setting that does not exist.{hint}"
     elif required := _REQUIRED.match(rest):
         names = [re.sub(r"^(fit|validate|test|predict)\.", "", name) for name in required[1].split(", ")]
         return ConfigurationError(" ".join(f"`{'.'.join([*path, name])}`: a value is required." for name in names))
@@ -77,7 +78,7 @@ def explained(message: str) -> ConfigurationError:
 
 
 def _unknown_class(given: str) -> str:
-    kinds = [*(kind for seam in SEAMS.values() for kind in seam), Callback, Optimizer]
+    kinds = [Optimizer, Callback, *(kind for seam in reversed(SEAMS.values()) for kind in seam)]
     known = {cls.__name__: kind for kind in kinds for cls in available(kind)}
     name = given.rsplit(".", 1)[-1]
     if name in known:
