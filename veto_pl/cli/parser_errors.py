@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from lightning.pytorch import Callback
 from torch.optim import Optimizer
@@ -78,7 +79,7 @@ def explained(message: str) -> ConfigurationError:
 
 
 def _unknown_class(given: str) -> str:
-    kinds = [Optimizer, Callback, *(kind for seam in reversed(SEAMS.values()) for kind in seam)]
+    kinds: list[type[Any]] = [Optimizer, Callback, *(kind for seam in reversed(SEAMS.values()) for kind in seam)]
     known = {cls.__name__: kind for kind in kinds for cls in available(kind)}
     name = given.rsplit(".", 1)[-1]
     if name in known:

@@ -49,12 +49,12 @@ class ResumePoint:
         """Return the point behind the micro-batches that are done by now, whose window has to be over."""
         epochs: Any = trainer.fit_loop.epoch_progress.current
         progress = trainer.fit_loop.epoch_loop.batch_progress
-        total, batches = cast(Any, progress.total).processed, cast(Any, progress.current).processed
+        total, done = cast(Any, progress.total).processed, cast(Any, progress.current)
         # Where `max_steps` ends an epoch early, Lightning counts it as complete; a longer run goes on inside it.
-        complete = progress.is_last_batch or batches >= trainer.num_training_batches
-        if epochs.processed > self.epoch and complete:
+        is_last = progress.is_last_batch and done.ready == done.processed
+        if epochs.processed > self.epoch and (is_last or done.processed >= trainer.num_training_batches):
             return ResumePoint(epochs.processed, 0, total, rows)
-        return ResumePoint(self.epoch, batches, total, rows, validation_due)
+        return ResumePoint(self.epoch, done.processed, total, rows, validation_due)
 
     @property
     def place(self) -> tuple[int, int, bool]:
