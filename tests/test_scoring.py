@@ -180,8 +180,8 @@ def products(objective, chunk_rows):
     for model in (models.student, teacher):
         model.vocab_size = vocab
     sequences = written(models, 0)
-    assert models.student.packs
-    assert teacher.packs
+    assert models.student.supports_packing
+    assert teacher.supports_packing
     with VocabularyProducts(vocab) as counter:
         total = replace(objective, chunk_rows=chunk_rows).loss({objective.rollout: sequences}, models, STEP)
         total.terms["loss"].total.backward()

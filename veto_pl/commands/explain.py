@@ -13,7 +13,7 @@ from rich.table import Table
 
 from veto_pl.cli.compact_parser import CompactParser
 from veto_pl.cli.parsing import strict_parsing
-from veto_pl.core.mistakes import shown
+from veto_pl.core.mistakes import shorten
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.explain.page import COLUMNS, charts, number_rows, write_explanation
 from veto_pl.explain.response import Response, respond
@@ -91,7 +91,7 @@ def _from_arguments(arguments: Sequence[str]) -> Iterator[tuple[str, Objective]]
         if argument == OPTION or argument.startswith(f"{OPTION}="):
             groups.append([])
         if not groups:
-            raise ConfigurationError(f"given `{shown(argument)}`, expected `{OPTION} NAME` first.")
+            raise ConfigurationError(f"given `{shorten(argument)}`, expected `{OPTION} NAME` first.")
         groups[-1].append(argument)
     for group in groups:
         words = " ".join(group).replace("=", " ").replace(f"{OPTION}.", "").removeprefix(OPTION).split()
