@@ -7,7 +7,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "quickstart"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "quickstart"
 
 
 class Text(HTMLParser):
