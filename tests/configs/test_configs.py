@@ -243,7 +243,7 @@ ONE_BY_ONE = [pytest.param(name, marks=pytest.mark.xdist_group(f"debug {name}"))
 
 @pytest.mark.parametrize("name", ONE_BY_ONE)
 def test_debug_runs_reproduce_their_golden_losses(name, straight, request):
-    """A change of a loss must be meant: run `pytest tests/configs/test_configs.py --update-golden` and say why it moved."""
+    """A change of a loss must be meant: run this file with `--update-golden`, and say why it moved."""
     folder, log = straight(name)
     losses = [float(row["train/loss"]) for row in log]
     path = GOLDEN / f"{name}.json"
