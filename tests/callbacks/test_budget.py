@@ -1,6 +1,7 @@
 """Runs that are counted in tokens or seconds."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,9 @@ def test_a_run_that_was_stopped_in_its_last_validation_makes_up_for_it(tmp_path,
     with pytest.raises(BreakDownError):
         fit(tmp_path / "parts", *options)
     monkeypatch.undo()
+    shutil.copytree(tmp_path / "parts", tmp_path / "other")
+    steps, _ = fit(tmp_path / "other", *budget, "--ckpt_path=last")
+    assert [row["step"] for row in steps] == whole[0], "no further step where no validation is due any more"
     assert [[row["step"] for row in rows] for rows in fit(tmp_path / "parts", *options, "--ckpt_path=last")] == whole
 
 

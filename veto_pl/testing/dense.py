@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from veto_pl.models.causal_lm import CausalLM
 from veto_pl.objectives.token_objective import TokenObjective
-from veto_pl.seams import Models, Rollouts, Sequences, Step
+from veto_pl.seams import LanguageModel, Models, Rollouts, Sequences, Step
 from veto_pl.seams.tokens import TokenGrid, TokenRows
 
 
@@ -93,7 +92,7 @@ def _places(sequences: Sequences) -> list[tuple[int, int]]:
     return [(row, column) for row, line in lines for column, counts in enumerate(line) if column and counts]
 
 
-def _logp(model: CausalLM, sequences: Sequences, temperature: float) -> Tensor:
+def _logp(model: LanguageModel, sequences: Sequences, temperature: float) -> Tensor:
     """Return the [N, V] log-probabilities of what may stand at the places of the tokens that count."""
     found = []
     for ids, there, counts in zip(sequences.input_ids, sequences.attention_mask, sequences.loss_mask, strict=True):

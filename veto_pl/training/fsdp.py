@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 
 from veto_pl.core.ranks import Sharding
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.storage.checkpoint_io import AtomicCheckpointIO, recover
+from veto_pl.storage.atomic import recover
+from veto_pl.storage.checkpoint_io import AtomicCheckpointIO
 from veto_pl.storage.sharded_checkpoint import check_sharded, is_sharded, load_sharded_into, plain_values, save_sharded
 
 

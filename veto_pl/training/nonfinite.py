@@ -126,7 +126,8 @@ class NonFiniteSteps:
             f"The run stops at step {trainer.global_step}: {self.limit} steps in a row had a loss or gradient that is "
             f"not finite. The weights are intact; they are those before these steps. {faults_file(trainer).path} has "
             "the rows. If they are always the same rows, correct or remove them; if they are all rows, lower the "
-            "learning rate, or set `trainer.precision` to `bf16-mixed` or `32`. To go on regardless, raise `model.skip_limit`."
+            "learning rate, or set `trainer.precision` to `bf16-mixed` or `32`. To go on regardless, raise "
+            "`model.skip_limit`."
         )
 
 
