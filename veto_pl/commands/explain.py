@@ -15,7 +15,7 @@ from veto_pl.charts import standalone
 from veto_pl.charts.text import for_terminal
 from veto_pl.cli.compact_parser import CompactParser
 from veto_pl.cli.parsing import strict_parsing
-from veto_pl.core.mistakes import shown
+from veto_pl.core.mistakes import shorten
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.explain.explanation_page import COLUMNS, charts, number_rows, write_explanation
 from veto_pl.explain.response import Response, respond
@@ -94,7 +94,7 @@ def _from_arguments(arguments: Sequence[str]) -> Iterator[tuple[str, Objective]]
         if argument == OPTION or argument.startswith(f"{OPTION}="):
             groups.append([])
         if not groups:
-            raise ConfigurationError(f"given `{shown(argument)}`, expected `{OPTION} NAME` first.")
+            raise ConfigurationError(f"given `{shorten(argument)}`, expected `{OPTION} NAME` first.")
         groups[-1].append(argument)
     for group in groups:
         words = " ".join(group).replace("=", " ").replace(f"{OPTION}.", "").removeprefix(OPTION).split()

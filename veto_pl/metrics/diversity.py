@@ -141,7 +141,7 @@ class CompletionEntropy(CompletionMetric):
 
 
 def _by_prompt(generations: Generations) -> list[list[list[int]]]:
-    """The ids of the completions of each prompt."""
+    """Return the token ids of the completions of each prompt."""
     size = generations.rewards.shape[1]
     return [generations.tokens[i : i + size] for i in range(0, len(generations.tokens), size)]
 
@@ -151,7 +151,7 @@ def _counts(tokens: Sequence[int], n: int) -> Counter[tuple[int, ...]]:
 
 
 def _cosines(counts: Sequence[Counter[tuple[int, ...]]]) -> Tensor:
-    """[K, K] float64."""
+    """Return the [K, K] float64 cosines between the n-gram counts of K completions."""
     place = {gram: i for i, gram in enumerate(dict.fromkeys(gram for found in counts for gram in found))}
     vectors = torch.zeros(len(counts), len(place), dtype=torch.float64)
     for row, found in enumerate(counts):

@@ -46,5 +46,5 @@ def _is_json(text: str, kind: type) -> bool:
 
 
 def _refuse(constant: str) -> None:
-    """Python reads NaN and Infinity, which JSON does not have."""
+    """Raise ValueError for NaN and Infinity, which Python reads and JSON does not have."""
     raise ValueError(constant)

@@ -62,7 +62,7 @@ class PassAtK(CompletionMetric):
         self._add(self.chances(generations))
 
     def chances(self, generations: Generations) -> Tensor:
-        """[G] float64: the estimate of each prompt."""
+        """Return the estimate of each prompt, [G] float64."""
         rewards = generations.rewards
         count = rewards.shape[1]
         if self.k > count:

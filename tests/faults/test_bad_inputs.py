@@ -1,4 +1,4 @@
-"""How many bad inputs there are."""
+"""The harness of the bad inputs can fail."""
 
 import pickle
 
@@ -7,19 +7,6 @@ import pytest
 from veto_pl.exceptions import ConfigurationError
 
 from .bad_inputs import Bomb, Case, refuse
-from .test_bad_models import MODEL_CASES
-from .test_bad_rows import ROW_CASES
-from .test_bad_settings import SETTINGS
-from .test_bad_sources import SOURCE_CASES
-from .test_bad_stores import STORE_CASES
-from .test_bad_texts import TEXT_CASES
-
-
-def test_there_are_enough_of_every_kind():
-    kinds = [ROW_CASES, TEXT_CASES, MODEL_CASES, SOURCE_CASES, STORE_CASES]
-    assert all(len(cases) >= 40 for cases in kinds), [len(cases) for cases in kinds]
-    assert sum(map(len, kinds)) >= 400
-    assert len(SETTINGS) >= 300
 
 
 def written(folder):
