@@ -7,7 +7,7 @@ from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.targets import geometric_bridge
-from veto_pl.schedules import value_at
+from veto_pl.schedules import Linear, value_at
 from veto_pl.seams import Schedule, Target
 from veto_pl.types import Step
 
@@ -45,6 +45,10 @@ class GeometricBridge(Target):
             raise ConfigurationError(f"`beta` must be at least 0 and finite, got {self.beta}.")
         if not isinstance(self.beta, Schedule) and self.beta > LARGEST_BETA:
             raise ConfigurationError(f"`beta` must be at most {LARGEST_BETA:g}, got {self.beta}.")
+
+    @classmethod
+    def examples(cls) -> tuple["GeometricBridge", ...]:
+        return cls(), cls(0.0), cls(Linear(2.0, 0.5))
 
     def __call__(self, teacher_logp: Tensor, student_logp: Tensor, step: Step) -> Tensor:
         return geometric_bridge(teacher_logp, student_logp, value_at(self.beta, step.index, step.total))

@@ -9,6 +9,7 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.objectives.combine import Sum
 from veto_pl.objectives.distill import Distill
 from veto_pl.rollouts import BestTeacher, FromStudent, Sampling
+from veto_pl.rollouts.sampling import SEVERAL
 from veto_pl.seams import Objective, RolloutSource, Schedule, Template
 from veto_pl.supports import TopK
 from veto_pl.types import LossOutput, Models, Rollouts, Stat, Step
@@ -68,6 +69,10 @@ class BRTS(Objective):
             )  # fmt: skip
             weights["teacher"] = self.teacher_weight
         object.__setattr__(self, "composition", Sum(terms=terms, weights=weights))
+
+    @classmethod
+    def examples(cls) -> tuple["BRTS", ...]:
+        return (cls(teacher_sampling=SEVERAL, top_k=4, hint="{completion}>{prompt}"),)
 
     @property
     def best_teacher(self) -> BestTeacher:

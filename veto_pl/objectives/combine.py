@@ -4,6 +4,9 @@ import math
 from dataclasses import dataclass, field, replace
 
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.objectives.distill import Distill
+from veto_pl.objectives.sft import SFT
+from veto_pl.rollouts import FromStudent
 from veto_pl.schedules import value_at
 from veto_pl.seams import Objective, RolloutSource, Schedule
 from veto_pl.types import Faults, LossOutput, Models, Rollouts, Stat, Step
@@ -41,6 +44,11 @@ class Sum(Objective):
         object.__setattr__(self, "needs_reference", any(part.needs_reference for part in parts))
         object.__setattr__(self, "needs_rewards", any(part.needs_rewards for part in parts))
         object.__setattr__(self, "laws", frozenset.intersection(*(part.laws for part in parts)))
+
+    @classmethod
+    def examples(cls) -> tuple["Sum", ...]:
+        terms: dict[str, Objective] = {"on_policy": Distill(rollout=FromStudent()), "gold": SFT(aggregation="sequence")}
+        return (cls(terms=terms, weights={"gold": 0.3}),)
 
     @property
     def sources(self) -> tuple[RolloutSource, ...]:

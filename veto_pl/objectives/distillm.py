@@ -16,7 +16,7 @@ from veto_pl.objectives.combine import Sum
 from veto_pl.objectives.distill import Distill
 from veto_pl.ranks import sum_over_ranks
 from veto_pl.rollouts import AdaptiveReplay, FromStudent, FromTeacher, Sampling
-from veto_pl.schedules import value_at
+from veto_pl.schedules import AtMost, Linear, value_at
 from veto_pl.seams import Divergence, Law, Objective, RolloutSource, Schedule
 from veto_pl.tokens import TokenGrid, TokenRows
 from veto_pl.types import LossOutput, Models, Rollouts, Step
@@ -73,6 +73,10 @@ class AdaptiveSkew(TokenObjective):
         _check_skew(self)
         if self.rollout.stored_teacher:
             raise ConfigurationError("`AdaptiveSkew.rollout` needs a live teacher: the skew depends on every token.")
+
+    @classmethod
+    def examples(cls) -> tuple["AdaptiveSkew", ...]:
+        return cls(), cls(direction="reverse", rollout=FromStudent())
 
     def look_ahead(self, grid: TokenGrid) -> Mapping[str, Tensor]:
         """The skew of each completion, at all of its tokens."""
@@ -139,6 +143,10 @@ class DistiLLM2(Objective):
             "student": self._term(rollout=self.student, direction="reverse"),
         }
         object.__setattr__(self, "composition", Sum(terms=terms))
+
+    @classmethod
+    def examples(cls) -> tuple["DistiLLM2", ...]:
+        return cls(beta=Linear(1.0, 1.5)), cls(beta=AtMost(Linear(1.0, 2.0), 1.5))
 
     @property
     def sources(self) -> tuple[RolloutSource, ...]:

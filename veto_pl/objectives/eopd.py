@@ -59,6 +59,10 @@ class EOPD(Distill):
         if self.k < 1:
             raise ConfigurationError(f"`EOPD.k` must be at least 1, got {self.k}.")
 
+    @classmethod
+    def examples(cls) -> tuple["EOPD", ...]:
+        return cls(k=8), cls(tau=0.0, k=4, importance_cap=2.0)
+
     @property
     def sampled_tokens_only(self) -> bool:
         """Whether the forward KL can count nowhere."""

@@ -7,7 +7,7 @@ from veto_pl.advantages import Extrapolated
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.extrapolation import lambda_star, within
 from veto_pl.objectives.policy_gradient import PolicyGradient
-from veto_pl.schedules import AtMost, value_at
+from veto_pl.schedules import AtMost, Linear, value_at
 from veto_pl.seams import Advantage, Schedule
 from veto_pl.types import Step
 
@@ -32,6 +32,10 @@ class ExOPD(PolicyGradient):
     """
 
     extrapolation: float | Schedule = 1.25
+
+    @classmethod
+    def examples(cls) -> tuple["ExOPD", ...]:
+        return cls(extrapolation=Linear(1.0, 1.25)), cls(temperature=2.0)
 
     def credit(self) -> Advantage:
         """The extrapolated log-ratio."""
@@ -70,6 +74,10 @@ class ListOPD(ExOPD):
         self._check()
         object.__setattr__(self, "capped_extrapolation", self.capped(self.extrapolation))
         super().__post_init__()
+
+    @classmethod
+    def examples(cls) -> tuple["ListOPD", ...]:
+        return cls(extrapolation=Linear(1.0, 2.0), modal_probability=0.99), cls()
 
     @property
     def guard(self) -> float:

@@ -39,6 +39,10 @@ class SKD(Distill):
         object.__setattr__(self, "rollout", rollout)
         super().__post_init__()
 
+    @classmethod
+    def examples(cls) -> tuple["SKD", ...]:
+        return (cls(top_k=5, sampling=Sampling(), teacher_sampling=Sampling(temperature=0.5)),)
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdaSwitch(Distill):
@@ -68,6 +72,10 @@ class AdaSwitch(Distill):
         object.__setattr__(self, "teacher_sampling", rollout.teacher_sampling)
         object.__setattr__(self, "rollout", rollout)
         super().__post_init__()
+
+    @classmethod
+    def examples(cls) -> tuple["AdaSwitch", ...]:
+        return (cls(threshold=1.5),)
 
 
 @dataclass(frozen=True, kw_only=True)

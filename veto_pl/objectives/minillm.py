@@ -76,6 +76,10 @@ class MiniLLM(Objective):
         }
         object.__setattr__(self, "composition", Sum(terms=terms, weights=weights))
 
+    @classmethod
+    def examples(cls) -> tuple["MiniLLM", ...]:
+        return cls(), cls(pretraining_weight=0.0)
+
     @property
     def sources(self) -> tuple[RolloutSource, ...]:
         """The teacher-mixed samples and, for the pre-training term, the task's completions."""

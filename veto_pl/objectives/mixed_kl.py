@@ -62,6 +62,10 @@ class AKL(MixedKL):
         if not 0 <= self.head <= 1:
             raise ConfigurationError(f"`AKL.head` must lie in [0, 1], got {self.head}.")
 
+    @classmethod
+    def examples(cls) -> tuple["AKL", ...]:
+        return cls(), cls(head=0.9)
+
     def share(self, student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
         """One share for all ids of a token."""
         return head_share(student_logp, teacher_logp, self.head)

@@ -39,6 +39,10 @@ class OPD(PolicyGradient):
             raise ConfigurationError(f"`OPD.reward_weight` must lie in [0, {LARGEST:g}], got {self.reward_weight}.")
         super().__post_init__()
 
+    @classmethod
+    def examples(cls) -> tuple["OPD", ...]:
+        return cls(discount=0.9, reward_weight=0.5), cls()
+
     def credit(self) -> Advantage:
         """The log-ratio, with the reward where it counts."""
         ratio = LogRatio(self.discount)
@@ -70,6 +74,10 @@ class VOPD(PolicyGradient):
     """
 
     top_k: int | None = None
+
+    @classmethod
+    def examples(cls) -> tuple["VOPD", ...]:
+        return cls(top_k=8), cls(top_k=2), cls()
 
     def credit(self) -> Advantage:
         """The centred log-ratio."""

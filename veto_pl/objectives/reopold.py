@@ -35,6 +35,10 @@ class REOPOLD(PolicyGradient):
     keep: float = 0.5
     switch: float = 0.5
 
+    @classmethod
+    def examples(cls) -> tuple["REOPOLD", ...]:
+        return cls(), cls(switch=0.0, keep=0.4)
+
     def credit(self) -> Advantage:
         """The relaxed log-ratio."""
         return RelaxedLogRatio(self.mixture, self.keep, self.switch)

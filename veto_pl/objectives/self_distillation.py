@@ -46,6 +46,11 @@ class OPSD(Distill):
         if self.loss_cap is not None and not 0 < self.loss_cap < math.inf:
             raise ConfigurationError(f"`OPSD.loss_cap` must be positive and finite, got {self.loss_cap}.")
 
+    @classmethod
+    def examples(cls) -> tuple["OPSD", ...]:
+        (told,) = Privileged.examples()
+        return cls(context=told), cls(context=told, loss_cap=0.5)
+
     def per_token(self, rows: TokenRows) -> Tensor:
         """The divergence of each token, up to the cap."""
         losses = super().per_token(rows)
@@ -92,6 +97,11 @@ class SDFT(Distill):
         if self.skip_tokens < 0:
             raise ConfigurationError(f"`SDFT.skip_tokens` must be at least 0, got {self.skip_tokens}.")
 
+    @classmethod
+    def examples(cls) -> tuple["SDFT", ...]:
+        (told,) = Privileged.examples()
+        return cls(context=told), cls(context=told, skip_tokens=1)
+
     def select(self, sequences: Sequences, step: Step) -> Sequences:
         """Without the first tokens of each completion."""
         written = sequences.completion_mask
@@ -125,6 +135,13 @@ class SDPO(Distill):
     support: Support = TopK(100, of="student")
     divergence: Divergence | None = GeneralizedJSD(0.5)
     importance_cap: float | None = 2.0
+
+    @classmethod
+    def examples(cls) -> tuple["SDPO", ...]:
+        return tuple(
+            cls(context=context, support=TopK(3, of="student"), rollout=FromStudent(Sampling(num_completions=4)))
+            for context in Peer.examples()
+        )
 
     def select(self, sequences: Sequences, step: Step) -> Sequences:
         """Without the rows of which the context knows nothing to tell."""

@@ -49,6 +49,14 @@ class TopKOPD(TokenObjective):
         if self.rollout.stored_teacher:
             raise ConfigurationError("`TopKOPD.rollout` needs a live teacher: a stored one does not know every id.")
 
+    @classmethod
+    def examples(cls) -> tuple["TopKOPD", ...]:
+        return (
+            *(cls(k=4, support=support) for support in ("union", "student", "teacher", "overlap", "sampled")),
+            cls(k=4, support="symmetric_difference", weights="teacher", temperature=2.0),
+            cls(k=99, weights="none", aggregation="sequence"),
+        )
+
     def per_token(self, rows: TokenRows) -> Tensor:
         """The sum over the support, with the gradient of the log-probabilities alone."""
         ids, cost = self._costs(rows)

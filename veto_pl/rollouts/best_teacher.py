@@ -14,7 +14,7 @@ from veto_pl.models.causal_lm import CausalLM, sampling_mode
 from veto_pl.models.likelihood import read
 from veto_pl.models.sharding import gathered
 from veto_pl.rollouts.engines import DecodeLoop
-from veto_pl.rollouts.sampling import Sampling
+from veto_pl.rollouts.sampling import SEVERAL, Sampling
 from veto_pl.rollouts.sources import FromStudent, FromTeacher
 from veto_pl.seams import Engine, RolloutSource, Template
 from veto_pl.types import Models, PromptBatch, Sequences, Step
@@ -70,6 +70,13 @@ class BestTeacher(RolloutSource):
         check_format("BestTeacher.hint", self.hint)
         if self.top_k < 1:
             raise ConfigurationError(f"`BestTeacher.top_k` must be at least 1, got {self.top_k}.")
+
+    @classmethod
+    def examples(cls) -> tuple["BestTeacher", ...]:
+        return tuple(
+            cls(SEVERAL, FromStudent(), top_k=3, hint="{completion}>{prompt}", fallback=fallback)
+            for fallback in ("overlap", "skip")
+        )
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         tried = FromTeacher(self.sampling, self.engine)(prompts, models, step)

@@ -10,7 +10,8 @@ from torch import Tensor
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.memory import Memory, State
 from veto_pl.ranks import place
-from veto_pl.rollouts.sources import FromStudent, check_fraction
+from veto_pl.rollouts.sampling import SEVERAL
+from veto_pl.rollouts.sources import FromDataset, FromStudent, check_fraction
 from veto_pl.schedules import value_at
 from veto_pl.seams import RolloutSource, Schedule
 from veto_pl.types import Ending, Example, Models, PromptBatch, Sequences, Step, pad_left, pad_right
@@ -51,6 +52,10 @@ class Replay(RolloutSource):
             raise ConfigurationError(
                 f"`Replay.source` cannot be `{type(self.source).__name__}`, whose rows come from a file anyway."
             )
+
+    @classmethod
+    def examples(cls) -> tuple["Replay", ...]:
+        return cls(FromStudent(SEVERAL), fraction=1.0), cls(FromDataset(), capacity=6, max_age=1)
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         buffer: ReplayBuffer = models.memories.of(self)

@@ -14,7 +14,7 @@ from veto_pl.rollouts.decoding import decode
 from veto_pl.rollouts.endings import of_references
 from veto_pl.rollouts.engines import DecodeLoop, required_for_the_loop
 from veto_pl.rollouts.page import Drawn
-from veto_pl.rollouts.sampling import Sampling, draw_id
+from veto_pl.rollouts.sampling import SEVERAL, Sampling, draw_id
 from veto_pl.schedules import value_at
 from veto_pl.seams import Engine, RolloutSource, Schedule
 from veto_pl.types import Models, PromptBatch, Sequences, Step
@@ -40,6 +40,10 @@ class FromStudent(RolloutSource):
     sampling: Sampling = Sampling()
     engine: Engine = DecodeLoop()
 
+    @classmethod
+    def examples(cls) -> tuple["FromStudent", ...]:
+        return cls(), cls(SEVERAL)
+
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         sampling = self.sampling.ending_with(prompts.stop)
         return self.engine.generate(prompts, models.student, sampling, models, step, on_policy=True)
@@ -59,6 +63,10 @@ class FromTeacher(RolloutSource):
 
     sampling: Sampling = Sampling()
     engine: Engine = DecodeLoop()
+
+    @classmethod
+    def examples(cls) -> tuple["FromTeacher", ...]:
+        return (cls(SEVERAL),)
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         sampling, teacher = self.sampling.ending_with(prompts.stop), models.required_teacher()
@@ -83,6 +91,10 @@ class TeacherMixed(RolloutSource):
 
     def __post_init__(self) -> None:
         check_fraction("TeacherMixed.teacher_fraction", self.teacher_fraction)
+
+    @classmethod
+    def examples(cls) -> tuple["TeacherMixed", ...]:
+        return (cls(0.5, SEVERAL),)
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         writers = (models.required_teacher(), models.student)
@@ -123,6 +135,10 @@ class Mixture(RolloutSource):
                 f"`Mixture` cannot hold `{stored[0]}`: the rows of the other source have no stored scores. Use it as "
                 "the `rollout` of an objective of its own, and add both by `Sum`."
             )
+
+    @classmethod
+    def examples(cls) -> tuple["Mixture", ...]:
+        return cls(FromStudent(SEVERAL), fraction=0.8), cls(FromStudent(SEVERAL), coin="sample")
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         fraction = value_at(self.fraction, step.index, step.total)
