@@ -13,6 +13,7 @@ trained with for a few steps. An empty tuple leaves a class out, such as one tha
 
 from __future__ import annotations
 
+import json
 from abc import ABC
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
@@ -20,7 +21,7 @@ from functools import cache
 from importlib.metadata import entry_points, packages_distributions
 from typing import Any, TypeVar
 
-from veto_pl.plugins import GROUP, available
+from veto_pl.plugins import GROUP, available, load_plugins
 from veto_pl.rollouts import Sampling
 from veto_pl.seams import Objective
 
@@ -80,6 +81,12 @@ def settings_of(part: Any) -> Any:
     return {"class_path": f"{type(part).__module__}.{type(part).__qualname__}", "init_args": settings}
 
 
+def arguments_of(objective: Objective) -> list[str]:
+    """Return what the command line is told to train with this objective, and with no teacher where it needs none."""
+    told = f"--model.objective={json.dumps(settings_of(objective))}"
+    return [told] if objective.needs_teacher else [told, "--model.teacher=null"]
+
+
 def _is_default(part: Any, field: Field[Any]) -> bool:
     default = field.default if field.default_factory is MISSING else field.default_factory()
     return default is not MISSING and getattr(part, field.name) == default
@@ -97,6 +104,7 @@ def installed(*seams: type[Any]) -> list[Any]:
 
 def first_examples(longest: int) -> dict[str, Objective]:
     """Return the first example of every installed objective, by the name of its class."""
+    load_plugins()
     return {cls.__name__: found[0] for cls in installed_classes(Objective) if (found := _examples_if_any(cls, longest))}
 
 
