@@ -24,7 +24,7 @@ def case(objective, *, one=None, two=None, **both):
 
 PAPERS = ("SFT", "GKD", "MiniLLM", "Veto")
 CASES = {
-    **{f"{name}": case(name) for name in PAPERS},
+    **{name: case(name) for name in FAMILY},
     **{
         f"{name}, accumulation": case(name, one={"batch_size": 4}, two={"batch_size": 2}, accumulate_grad_batches=2)
         for name in PAPERS
@@ -56,7 +56,7 @@ CASES = {
     "coin per sample, layer by layer": case("coin per sample", two=LAYERS_ONE_BY_ONE),
     "SFT per sequence": case("SFT per sequence"),
     "sum": case("sum"),
-    **{name: case(name) for name in FAMILY},
+    **{name: case(name) for name in ("OPD, rewarded", "phases")},
     "ListOPD, watched": case("ListOPD", watched=True),
     "sum, accumulation": case("sum", one={"batch_size": 4}, two={"batch_size": 2}, accumulate_grad_batches=2),
     "sum, activation checkpointing": case("sum", **STORED),
@@ -66,8 +66,9 @@ CASES = {
 }  # fmt: skip
 
 
-SHARDED = ("ListOPD", "DistiLLM2", "SKD", "BRTS", "SDPO")
-"""Of the family: those with a third model, a look ahead, two writers, a second try, another prompt for the teacher."""
+SHARDED = (*PAPERS, "ListOPD", "DistiLLM2", "SKD", "BRTS", "SDPO")
+"""Of the family: four, and those with a third model, a look ahead, two writers, a second try, another prompt for the
+teacher."""
 KEYS = [(n, s) for n in CASES for s in STRATEGIES if s == "ddp" or n not in FAMILY or n in SHARDED]
 
 

@@ -23,8 +23,11 @@ class BRTS(Objective):
 
     y' is the correct one of several completions of the teacher that is closest to the student's text; `BestTeacher`
     says how it is found. Each KL is over the likeliest ids of the model that wrote the text, with one outcome for all
-    others. The share of prompts for which y' is correct is logged as `train/teacher_correct`. The published code
-    switches the second term off unless told otherwise; this class has the paper's weight.
+    others. The share of prompts for which y' is correct is logged as `train/teacher_correct`.
+
+    Departures from the published code: it switches the second term off unless told otherwise, and this class has the
+    paper's weight; the ids outside the top k are one more outcome; the second try reads the whole reference, unless
+    `hint` names another field.
 
     Args:
         sampling: how the student samples.

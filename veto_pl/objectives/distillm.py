@@ -28,7 +28,9 @@ class DistiLLM(Distill):
 
     .. math:: \mathrm{KL}(p_T \Vert \alpha p_T + (1 - \alpha) p_S)
 
-    The published code can add the likelihood of a corpus; add one by `Sum`.
+    Departures from the published code: it watches the likelihood of references, this `validation/forward_kl`; the first
+    validation of the fit is the first to compare with; rows are fresh while the buffer is empty, not while it is not
+    full. The likelihood of a corpus, which the code can add, is another term of a `Sum`.
 
     Args:
         divergence: `SkewKL` or `SkewReverseKL`.
@@ -108,7 +110,7 @@ class DistiLLM2(Objective):
     with the skew of `AdaptiveSkew`. Each term is the mean over its own completions of the mean over their tokens.
 
     Departures: both write afresh at every step, where the paper collects completions once per epoch from the student
-    of the epoch before; and the mean gap m is that of the micro-batch.
+    of the epoch before; and the mean gap m is that of the micro-batch. Every completion weighs alike, as in the code.
 
     Args:
         teacher: writes the completions of the forward term.

@@ -27,7 +27,9 @@ class EOPD(Distill):
         \frac{\tilde p_T(v)}{p_S(v)}
 
     :math:`\tilde p_T` is the teacher renormalised over its k likeliest ids; the student is not renormalised.
-    There is one update per rollout, so the clipping of PPO never binds.
+
+    Departures: no official code was found. The entropy is that of the whole vocabulary, in nats, and with one update
+    per rollout the clipping of PPO never binds.
 
     Args:
         alpha: weight of the forward KL.

@@ -22,7 +22,7 @@ class ExOPD(PolicyGradient):
     p_B^{1 - \lambda}`. At :math:`\lambda = 1` it is `OPD`, to the bit, whatever the reference says. The reference is
     the student's start, or the model that the teacher was trained from.
 
-    Left out of the published code: several teachers, each for its own prompts.
+    Departures from the published code: one teacher for all prompts, and one update per rollout.
 
     Args:
         extrapolation: lambda, a number or a schedule.
@@ -52,8 +52,8 @@ class ListOPD(ExOPD):
     truncation c of the importance weights, `importance_cap`; but never below 1, where the student is drawn to the
     teacher itself. Measure p and b on the tokens that the teacher is surest of: the smallest bound binds.
 
-    The paper's settings (c, p, the learning rate) and its code were not found; the defaults here are those of `ExOPD`,
-    without a guard.
+    Departures: the paper's settings (c, p, the learning rate) and its code were not found. The bound is derived here,
+    and the defaults are those of `ExOPD`, without a guard.
 
     Args:
         modal_probability: p in (0, 1), the probability that the teacher gives the token that has to be kept; None

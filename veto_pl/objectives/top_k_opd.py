@@ -25,7 +25,7 @@ class TopKOPD(TokenObjective):
     The probabilities in A are those over the whole vocabulary. The reported loss is :math:`-\sum_v A_v`. With every id
     and the student's weights it is the reverse KL, in value and gradient; ids without probability count nothing.
 
-    One update is made per rollout, so the clipping of the probability ratio never binds and is left out.
+    Departures: one update is made per rollout, so the clipping of the probability ratio never binds and is left out.
 
     Args:
         k: likeliest ids of each model; a number from the vocabulary's size on takes all.

@@ -8,6 +8,7 @@ from veto_pl.rollouts.interleaved import TeacherCorrected, TeacherSwitched
 from veto_pl.rollouts.replay import Replay
 from veto_pl.rollouts.sampling import Sampling
 from veto_pl.rollouts.sources import FromDataset, FromStudent, FromTeacher, Mixture, TeacherMixed
+from veto_pl.rollouts.stepwise import TeacherSteps
 from veto_pl.rollouts.vllm import Vllm
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Sampling",
     "TeacherCorrected",
     "TeacherMixed",
+    "TeacherSteps",
     "TeacherSwitched",
     "Transformers",
     "Vllm",
