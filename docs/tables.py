@@ -64,7 +64,7 @@ def _row(cls: type[Any], instance: Any) -> tuple[str, ...]:
     usual = {type(part) for part in _inside(Distill())} - {FromDataset, type(Distill().divergence)}
     made_of = [f"`{part.__name__}`" for part in dict.fromkeys(parts) if part not in usual]
     link = f"[{number}](https://arxiv.org/abs/{number})" if number else ""
-    return f"`{cls.__name__}`", link, summary(cls), ", ".join(made_of) or "", ", ".join(needs)
+    return f"`{cls.__name__}`", link, summary(cls), ", ".join(made_of), ", ".join(needs)
 
 
 def _inside(part: Any) -> Iterator[Any]:
