@@ -26,6 +26,7 @@ from veto_pl.objectives import (
     GammaOPD,
     ListOPD,
     OPDPlus,
+    TailPenalty,
     UniOPD,
 )
 from veto_pl.rollouts import FromStudent, Sampling
@@ -438,19 +439,59 @@ def test_the_least_likely_tokens_of_each_row_get_the_credit(grid, seed, percent)
         assert row[counts].tolist() == [-0.5 if x in wanted else 0.0 for x in logp[counts].tolist()]
 
 
+@given(seed=seeds, penalty=st.floats(-3, -0.01))
+@quick
+def test_the_penalty_sharpens_the_student_whoever_the_teacher_is(seed, penalty):
+    """Of single tokens each is its completion's least likely, so E a grad log p = 0; of two, the likelier gains."""
+    student, teacher, other = distributions(seed)
+    objective = TailPenalty(penalty=penalty, importance_cap=None)
+    found = expected(objective, student, teacher)
+    close(found, torch.zeros_like(found))
+    close(drawn(objective, student, teacher)[0], drawn(objective, student, other)[0])
+    p, order = student.exp(), student.argsort()
+    gradient = torch.zeros_like(p)
+    for i, j in product(
+        range(IDS), repeat=2
+    ):  # half of two tokens, rounded up, is one: the earlier where both are alike
+        worse = i if p[i] <= p[j] else j
+        gradient += p[i] * p[j] * -penalty * (torch.eye(IDS, dtype=p.dtype)[worse] - p)
+    z = student[None].expand(2, IDS)
+    half = replace(objective, share=0.5)
+    total = torch.zeros_like(p)
+    for i, j in product(range(IDS), repeat=2):
+        logits = z.clone().requires_grad_()
+        models = tabled(logits, teacher[None].expand(2, IDS))
+        loss = half.loss({half.rollout: two_tokens(i, j)}, models, START).terms["loss"].total
+        total += p[i] * p[j] * torch.autograd.grad(loss, logits)[0].sum(0)
+    close(total, gradient)
+    assert total[order[0]] > 0, "descent takes from the least likely id"
+
+
 # What is asked for, and what is refused
 
 
 def test_each_asks_for_what_it_reads():
     needs = {
         type(x): (x.needs_teacher, x.needs_reference, x.needs_rewards)
-        for x in (OPD(), VOPD(), ExOPD(), ListOPD(), UniOPD(), REOPOLD(), GammaOPD(), IWOPD(), OPDPlus(), DistilledRL())
+        for x in (
+            OPD(),
+            VOPD(),
+            ExOPD(),
+            ListOPD(),
+            UniOPD(),
+            REOPOLD(),
+            GammaOPD(),
+            IWOPD(),
+            OPDPlus(),
+            DistilledRL(),
+            TailPenalty(),
+        )
     }
     assert needs == {
         OPD: (True, False, False), VOPD: (True, False, False), ExOPD: (True, True, False),
         ListOPD: (True, True, False), UniOPD: (True, False, True), REOPOLD: (True, False, False),
         GammaOPD: (True, False, True), IWOPD: (True, False, False), OPDPlus: (True, False, False),
-        DistilledRL: (True, False, True),
+        DistilledRL: (True, False, True), TailPenalty: (False, False, False),
     }  # fmt: skip
     assert OPD(reward_weight=0.1).needs_rewards
     assert WithReward(Extrapolated()).needs_reference
@@ -493,6 +534,8 @@ def test_the_update_is_unlike_that_of_the_student_alone():
         (UniOPD, {"outlier": 0.0}, r"`outlier` must be positive and finite, or null, got 0"),
         (GammaOPD, {"discount": 1.5}, r"`discount` must lie in \[0, 1\], got 1\.5"),
         (IWOPD, {"strength": math.inf}, "`strength` must be at least 0 and finite, got inf"),
+        (TailPenalty, {"penalty": 0.0}, r"`TailPenalty\.penalty` must be below 0, got 0"),
+        (TailPenalty, {"share": 0.0}, r"`share` must lie in \(0, 1\], got 0"),
         (DistilledRL, {"cap": 0.5}, "`cap` must be at least 1 and finite, got 0"),
         (REOPOLD, {"mixture": 1.0}, r"`mixture` must lie in \(0, 1\), got 1"),
         (REOPOLD, {"keep": 0.0}, r"`keep` must lie in \(0, 1\], got 0"),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from veto_pl.advantages import LARGEST, CentredLogRatio, LogRatio, WithReward
-from veto_pl.credit import BoundedWithOutcome, DivergenceCredit, EarlyWeighted, TeacherWeightedReward
+from veto_pl.credit import BoundedWithOutcome, DivergenceCredit, EarlyWeighted, LeastLikely, TeacherWeightedReward
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.advantages import FDivergence
 from veto_pl.objectives.policy_gradient import PolicyGradient
@@ -212,3 +212,36 @@ class DistilledRL(PolicyGradient):
     def credit(self) -> Advantage:
         """The standardised reward, weighted by the teacher."""
         return TeacherWeightedReward(self.cap)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TailPenalty(PolicyGradient):
+    r"""A control without a teacher: every unlikely token that the student sampled is made less likely.
+
+    .. math:: A_t = a < 0 \text{ for the least likely tokens of a completion, and } 0 \text{ for the others}
+
+    It is found to do about as well as on-policy distillation on long reasoning, which therefore has to beat it before
+    a gain is the teacher's. It teaches nothing that the student does not know: a student that is always right is
+    sharpened like one that is always wrong.
+
+    Departures: unlikely is read as the least likely fifth of each completion, rounded up, so that the same tokens count
+    however a batch is split; the denominator stays the number of all tokens; importance weights are truncated at 5.
+
+    Args:
+        penalty: a, below 0. Above it, the paper's students collapse.
+        share: of the tokens of a completion, in (0, 1].
+
+    References:
+        arXiv 2608.31046
+    """
+
+    needs_teacher = False
+
+    penalty: float = -0.5
+    share: float = 0.2
+
+    def credit(self) -> Advantage:
+        """The penalty where it counts."""
+        if not self.penalty < 0:
+            raise ConfigurationError(f"`TailPenalty.penalty` must be below 0, got {self.penalty}.")
+        return LeastLikely(self.penalty, self.share)
