@@ -11,8 +11,8 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.objectives import SeqKD, StepwiseSFT
 from veto_pl.rollouts import FromStudent, FromTeacher, Sampling, TeacherSteps
 from veto_pl.rollouts.stepwise import step_starts
+from veto_pl.seams import Step
 from veto_pl.testing.tiny import prompt_batch, tiny_models
-from veto_pl.types import Step
 
 STEP = Step(3, 10)
 PROMPTS = ["abc>", "d>", "efghij>", "ka>"]

@@ -22,18 +22,18 @@ Seam = TypeVar("Seam")
 
 GROUP = "veto_pl.plugins"
 BUILT_IN = (
-    "veto_pl.advantages",
-    "veto_pl.contexts",
+    "veto_pl.parts.advantages",
+    "veto_pl.parts.contexts",
     "veto_pl.data",
-    "veto_pl.divergences",
+    "veto_pl.parts.divergences",
     "veto_pl.metrics",
     "veto_pl.models",
     "veto_pl.objectives",
     "veto_pl.rollouts",
-    "veto_pl.schedules",
-    "veto_pl.supports",
-    "veto_pl.targets",
-    "veto_pl.weightings",
+    "veto_pl.parts.schedules",
+    "veto_pl.parts.supports",
+    "veto_pl.parts.targets",
+    "veto_pl.parts.weightings",
 )
 
 

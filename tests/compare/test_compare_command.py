@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from veto_pl.cli import main
+from veto_pl.commands.main import main
 from veto_pl.compare import worker
 from veto_pl.compare.jobs import Job
 from veto_pl.compare.pool import Pool

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veto_pl.compare.command import load_study
+from veto_pl.commands.compare import load_study
 from veto_pl.compare.jobs import Jobs, filled, joined, nested, point_text, slug
 from veto_pl.compare.study import EqualBudget, Method, SettingSearch, Stage, Study
 from veto_pl.exceptions import ConfigurationError, DataError

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,26 @@ import torch
 from torch.utils.data import DataLoader
 
 from veto_pl import DistillationModule, PromptDataModule
-from veto_pl.advantages import FutureLogRatio
 from veto_pl.callbacks import ExtrapolationMonitor
 from veto_pl.data import ExactMatch, JsonLines
 from veto_pl.data.sampler import RankSampler
-from veto_pl.fsdp import FullyShard
 from veto_pl.models import CharacterTokenizer, Pretrained
 from veto_pl.models.sharding import full_weights
-from veto_pl.objectives import OPD, SFT, Distill, MiniLLM, Phases, Sum, Veto
+from veto_pl.objectives import (
+    OPD,
+    SFT,
+    Distill,
+    MiniLLM,
+    Phases,
+    Sum,
+    Veto,
+)
+from veto_pl.parts.advantages import FutureLogRatio
 from veto_pl.rollouts import FromDataset, FromStudent, Mixture, Sampling
 from veto_pl.seams import RolloutSource
 from veto_pl.testing.examples import first_examples
 from veto_pl.testing.tiny import ALPHABET, tiny_source
+from veto_pl.training.fsdp import FullyShard
 
 WORDS = ["a", "bcdefgh", "ab", "ponm", "abcdefghij", "ccc", "de", "fghijkl", "ko", "p", "mnop", "ghi"] * 4
 SAMPLING = Sampling(max_new_tokens=6)
@@ -110,16 +119,24 @@ def train(
     strategy: str = "auto",
     gather: tuple[bool, bool] = (True, False),
     watched: bool = False,
+    rows: int | None = None,
+    validated: int = 24,
+    workers: int = 0,
     **trainer: Any,
 ) -> dict[str, Any]:
     """Four steps, with a validation after two; what they logged and the weights in the end."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    rows = str(Path(folder, "rows.jsonl"))
+    file = str(Path(folder, "rows.jsonl"))
+    if workers:  # else each rank would start a server for them, which imports everything once more
+        multiprocessing.set_start_method("fork", force=True)
     data = (Dealt if dealt else PromptDataModule)(
-        JsonLines(train=rows, validation=rows, verifier=ExactMatch()),
+        JsonLines(train=file, validation=file, verifier=ExactMatch()),
         batch_size=batch_size,
         validation_batch_size=24 if strategy == "auto" else 12,
+        train_limit=rows,
+        validation_limit=validated,
         shuffle=shuffle,
+        num_workers=workers,
     )
     module = DistillationModule(
         OBJECTIVES[objective],

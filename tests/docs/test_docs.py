@@ -1,16 +1,14 @@
 """The documentation keeps its promises: examples run, links resolve, commands and configs exist and parse."""
 
 import doctest
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from tests.processes import ROOT, python
+
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [*DOCS, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
@@ -87,7 +85,8 @@ def test_commands_name_files_that_exist():
 
 
 def test_commands_exist():
-    from veto_pl.cli import COMMANDS, TRAINING
+    from veto_pl.cli.build import COMMANDS
+    from veto_pl.commands.main import TRAINING
 
     code = "\n".join(body for _, _, body in blocks("bash"))
     used = set(re.findall(r"^veto-pl ([\w-]+)", code, re.MULTILINE))
@@ -99,8 +98,8 @@ def test_commands_exist():
     "code", [pytest.param(code, id=f"{name(p)}-{i}") for i, (p, _, code) in enumerate(blocks("yaml"))]
 )
 def test_configs_build(code, tmp_path):
-    from veto_pl.cli import VetoCLI
-    from veto_pl.compare.command import load_study
+    from veto_pl.cli.build import VetoCLI
+    from veto_pl.commands.compare import load_study
     from veto_pl.plugins import load_plugins
 
     load_plugins()
@@ -151,7 +150,7 @@ def test_the_plugin_page_trains(plugin):
 import torch
 from veto_pl.plugins import load_plugins
 load_plugins()
-from veto_pl.cli import VetoCLI
+from veto_pl.cli.build import VetoCLI
 from veto_pl.functional.divergences import reverse_kl
 base = ["--config=configs/quickstart/base.yaml", "--config=configs/quickstart/veto.yaml", "--run_dir=unused"]
 built = VetoCLI([*base, "--model.objective.divergence=Hellinger", "--model.objective.divergence.scale=2"], run=False)
@@ -165,7 +164,7 @@ print(len(set.union(*splits)) == sum(map(len, splits)), task.reward(task.load("t
 
 from my_package.baseline import BaselinePolicyGradient
 from veto_pl.objectives import TokenRows
-from veto_pl.types import Step
+from veto_pl.seams import Step
 z = torch.zeros(3, requires_grad=True)
 teacher = torch.tensor([0.5, 0.3, 0.2]).log()
 gradients = []
@@ -184,7 +183,7 @@ plain, noisy = (dict(s.load().named_parameters()) for s in (tiny_source(), type(
 size = lambda name: float(plain[name].abs().mean())
 print(all(abs(float((noisy[name] - plain[name]).std()) / size(name) - 0.1) < 0.05 for name in plain))
 """
-    done = run_with(plugin, "-c", script)
+    done = python("-c", script, cwd=ROOT, path=[plugin])
     assert done.returncode == 0, done.stderr
     squared_hellinger = 1 - (0.5 * 0.1) ** 0.5 - (0.5 * 0.9) ** 0.5
     printed = [f"{round(2 * squared_hellinger, 4)} True", "True 0.0", "True", "0.5 'Think. '", "True"]
@@ -193,18 +192,7 @@ print(all(abs(float((noisy[name] - plain[name]).std()) / size(name) - 0.1) < 0.0
 
 def test_the_plugin_page_conforms(plugin):
     classes = ("Hellinger", "BaselinePolicyGradient", "RandomCut", "SelfImitation", "Instructed")
-    laws = run_with(plugin, "-m", "pytest", "--pyargs", "veto_pl.testing", "-v", "-k", " or ".join(classes))
+    conformance = ("-m", "pytest", "--pyargs", "veto_pl.testing", "-v", "-p", "no:cacheprovider")
+    laws = python(*conformance, "-k", " or ".join(classes), cwd=ROOT, path=[plugin])
     assert laws.returncode == 0, laws.stdout
     assert [name for name in classes if f"[{name}" not in laws.stdout.replace("-", "[")] == []
-
-
-def run_with(plugin, *arguments):
-    path = os.pathsep.join([str(plugin), str(ROOT)])
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )

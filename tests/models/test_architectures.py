@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from veto_pl.core.own_errors import OwnErrors
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.assemble import load_models
 from veto_pl.models.backbone import backbone
@@ -14,10 +15,9 @@ from veto_pl.models.causal_lm import CausalLM
 from veto_pl.models.initialisation import RandomWeights
 from veto_pl.models.tokenizers import CharacterTokenizer
 from veto_pl.module import DistillationModule
-from veto_pl.own_errors import OwnErrors
 from veto_pl.rollouts import FromDataset, FromStudent, Sampling
+from veto_pl.seams import Step
 from veto_pl.testing.tiny import ALPHABET, prompt_batch, tiny_models, tiny_source
-from veto_pl.types import Step
 
 STEP = Step(0, 1)
 WIDTHS = dict.fromkeys(("hidden_size", "n_embd", "d_model", "embedding_size", "attention_hidden_size", "dim"), 32)
@@ -104,12 +104,12 @@ def test_a_model_without_a_backbone_is_refused_by_name():
     assert backbone(model) is model.model
     model.other = nn.Linear(2, 2)
     with pytest.raises(ConfigurationError, match=r"LlamaForCausalLM has no part .* it has 2 modules"):
-        CausalLM(model, 20).packs  # noqa: B018
+        CausalLM(model, 20).supports_packing  # noqa: B018
 
 
 def test_a_bidirectional_model_is_refused():
     with pytest.raises(ConfigurationError, match=r"BertGenerationDecoder reads the tokens that it should predict"):
-        load_models(source("bert-generation"), None, CharacterTokenizer(ALPHABET).load()).student.examine()
+        load_models(source("bert-generation"), None, CharacterTokenizer(ALPHABET).load()).student.probe()
 
 
 @pytest.mark.parametrize("whose", [CausalLM, DistillationModule])
@@ -128,4 +128,4 @@ def test_whatever_an_architecture_raises_when_it_is_tried_names_it(monkeypatch):
     student = tiny_models().student
     monkeypatch.setattr(student.model.model, "forward", lambda **_: None.last_hidden_state)
     with pytest.raises(ConfigurationError, match=r"LlamaForCausalLM cannot be run .* AttributeError: 'NoneType'"):
-        student.packs  # noqa: B018
+        student.supports_packing  # noqa: B018

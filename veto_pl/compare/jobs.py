@@ -7,10 +7,10 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import veto_pl
 from veto_pl.compare.study import Method, Settings, Stage, Study
 from veto_pl.exceptions import ConfigurationError, DataError
 
@@ -48,7 +48,7 @@ class Job:
         """Changes where another run would come out; not where the same folders are only named otherwise."""
         texts = [_read(file) for file in self.files]
         places = {str(folder): need for folder, need in zip(self.starts, self.needs, strict=True)}
-        told = [veto_pl.__version__, texts, _replaced(self.settings, places), dict(self.evaluations), list(self.needs)]
+        told = [version("veto_pl"), texts, _replaced(self.settings, places), dict(self.evaluations), list(self.needs)]
         return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -104,7 +104,7 @@ def _context() -> BaseContext:
     if sys.platform == "win32":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["veto_pl.compare.worker", "veto_pl.cli"])
+    context.set_forkserver_preload(["veto_pl.compare.worker", "veto_pl.cli.build"])
     resource_tracker.ensure_running()  # it unblocks signals where it starts, so it must not start with the first run
     return context
 

@@ -17,11 +17,11 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
-from veto_pl.checkpoint_io import beside
 from veto_pl.compare.jobs import Job
 from veto_pl.compare.study import Settings
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.report.run import Run
+from veto_pl.storage.checkpoint_io import beside
 
 JOB, DONE, LOG, FAILURE = "job.json", "done.json", "run.log", "failure.txt"
 """What a run is told; that it is finished; what it printed; and why it failed."""
@@ -114,7 +114,8 @@ def _here(threads: int) -> Callable[[list[str]], object]:
     import torch
     from lightning.pytorch import Trainer
 
-    from veto_pl.cli import VetoCLI, leave_out_noise
+    from veto_pl.cli.build import VetoCLI
+    from veto_pl.cli.streams import leave_out_noise
     from veto_pl.plugins import load_plugins
 
     class Alone(VetoCLI):

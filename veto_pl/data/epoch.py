@@ -1,18 +1,18 @@
-"""What the trainer asks of an epoch, compared with how long it is as soon as that is known."""
+"""Checks of the trainer's limits against the length of an epoch, as soon as that is known."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from veto_pl.mistakes import Mistake, report
+from veto_pl.core.mistakes import Mistake, report
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 
 def check_epoch(trainer: Trainer, batches: int) -> None:
-    """Compares the trainer's limits with the training batches of an epoch.
+    """Compare the trainer's limits with the training batches of an epoch.
 
     Args:
         trainer: fits.

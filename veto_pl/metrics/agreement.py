@@ -6,7 +6,7 @@ from torch import Tensor
 
 from veto_pl.functional.diagnostics import entropy, top_one_agreement
 from veto_pl.functional.divergences import forward_kl, reverse_kl
-from veto_pl.metrics.base import TokenMetric, the_teacher
+from veto_pl.metrics.metric_bases import TokenMetric, require_teacher
 
 
 class StudentEntropy(TokenMetric):
@@ -26,7 +26,7 @@ class ForwardKL(TokenMetric):
     higher_is_better = False
 
     def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:
-        return forward_kl(student_logp, the_teacher(teacher_logp))
+        return forward_kl(student_logp, require_teacher(teacher_logp))
 
 
 class ReverseKL(TokenMetric):
@@ -36,7 +36,7 @@ class ReverseKL(TokenMetric):
     higher_is_better = False
 
     def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:
-        return reverse_kl(student_logp, the_teacher(teacher_logp))
+        return reverse_kl(student_logp, require_teacher(teacher_logp))
 
 
 class TopOneAgreement(TokenMetric):
@@ -46,4 +46,4 @@ class TopOneAgreement(TokenMetric):
     higher_is_better = True
 
     def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:
-        return top_one_agreement(student_logp, the_teacher(teacher_logp))
+        return top_one_agreement(student_logp, require_teacher(teacher_logp))

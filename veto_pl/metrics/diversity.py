@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.generations import Generations
-from veto_pl.metrics.base import CompletionMetric
+from veto_pl.metrics.generations import Generations
+from veto_pl.metrics.metric_bases import CompletionMetric
 
 
 class DistinctN(CompletionMetric):
@@ -137,7 +137,7 @@ class CompletionEntropy(CompletionMetric):
 
 
 def _by_prompt(generations: Generations) -> list[list[list[int]]]:
-    """The ids of the completions of each prompt."""
+    """Return the token ids of the completions of each prompt."""
     size = generations.rewards.shape[1]
     return [generations.tokens[i : i + size] for i in range(0, len(generations.tokens), size)]
 
@@ -147,7 +147,7 @@ def _counts(tokens: Sequence[int], n: int) -> Counter[tuple[int, ...]]:
 
 
 def _cosines(counts: Sequence[Counter[tuple[int, ...]]]) -> Tensor:
-    """[K, K] float64."""
+    """Return the [K, K] float64 cosines between the n-gram counts of K completions."""
     place = {gram: i for i, gram in enumerate(dict.fromkeys(gram for found in counts for gram in found))}
     vectors = torch.zeros(len(counts), len(place), dtype=torch.float64)
     for row, found in enumerate(counts):

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.generations import Generations
-from veto_pl.metrics.base import CompletionMetric
+from veto_pl.metrics.generations import Generations
+from veto_pl.metrics.metric_bases import CompletionMetric
 
 _KINDS: dict[str, type] = {"any": object, "list": list, "object": dict}
 
@@ -44,5 +44,5 @@ def _is_json(text: str, kind: type) -> bool:
 
 
 def _refuse(constant: str) -> None:
-    """Python reads NaN and Infinity, which JSON does not have."""
+    """Raise ValueError for NaN and Infinity, which Python reads and JSON does not have."""
     raise ValueError(constant)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.generations import Generations
-from veto_pl.metrics.base import CompletionMetric
+from veto_pl.metrics.generations import Generations
+from veto_pl.metrics.metric_bases import CompletionMetric
 
 
 class SequenceLogProb(CompletionMetric):
@@ -68,11 +68,11 @@ class CalibrationError(CompletionMetric):
         self.gaps = self.gaps + torch.zeros_like(self.gaps).index_add(0, place.to(self.gaps.device), gap.to(self.gaps))
 
     def compute(self) -> Tensor:
-        """The sum of the bins' gaps over the number of completions; 0 before the first update."""
+        """Return the sum of the bins' gaps over the number of completions; 0 before the first update."""
         return (self.gaps.abs().sum() / self.weight.clamp_min(1)).float()
 
 
 def _logp(generations: Generations) -> Tensor:
-    """[G, K] float64."""
+    """Return the log-probabilities of the completions, [G, K] float64."""
     assert generations.logp is not None, "the evaluation fills it in for metrics with `needs_logp`"
     return generations.logp.double()

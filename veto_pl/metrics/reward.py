@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.generations import Generations
-from veto_pl.metrics.base import CompletionMetric
+from veto_pl.metrics.generations import Generations
+from veto_pl.metrics.metric_bases import CompletionMetric
 
 
 class Accuracy(CompletionMetric):
@@ -60,7 +60,7 @@ class PassAtK(CompletionMetric):
         self._add(self.chances(generations))
 
     def chances(self, generations: Generations) -> Tensor:
-        """[G] float64: the estimate of each prompt."""
+        """Return the estimate of each prompt, [G] float64."""
         rewards = generations.rewards
         count = rewards.shape[1]
         if self.k > count:

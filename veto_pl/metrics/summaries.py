@@ -12,11 +12,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.data.overlap import RougeKind, rouge
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.generations import Generations
 from veto_pl.judging import Pair, ask_all
-from veto_pl.metrics.base import CompletionMetric
-from veto_pl.seams import Judge
-from veto_pl.types import Example
+from veto_pl.metrics.generations import Generations
+from veto_pl.metrics.metric_bases import CompletionMetric
+from veto_pl.seams import Example, Judge
 
 
 class Rouge(CompletionMetric):
@@ -41,7 +40,7 @@ class Rouge(CompletionMetric):
         self.kind = self.name = kind
 
     def update(self, generations: Generations) -> None:
-        scores = [rouge(text, example.references, self.kind) for example, text in _answered(generations)]
+        scores = [rouge(text, example.references, self.kind) for example, text in _with_references(generations)]
         self._add(torch.tensor(scores, dtype=torch.float64))
 
 
@@ -70,7 +69,7 @@ class BERTScore(CompletionMetric):
         self.layer = layer
 
     def update(self, generations: Generations) -> None:
-        answered = list(_answered(generations))
+        answered = list(_with_references(generations))
         known = {pair: self._score(*pair) for pair in {(text, one) for row, text in answered for one in row.references}}
         scores = [max(known[text, one] for one in row.references) for row, text in answered]
         self._add(torch.tensor(scores, dtype=torch.float64))
@@ -88,7 +87,7 @@ class BERTScore(CompletionMetric):
                 model=encoder,
                 user_tokenizer=tokenizer,
                 num_layers=self.layer,
-                max_length=_longest(encoder, tokenizer),
+                max_length=_max_tokens(encoder, tokenizer),
                 truncation=True,
                 device=self.device,
             )
@@ -118,7 +117,10 @@ class WinRate(CompletionMetric):
         self.both_orders = both_orders
 
     def update(self, generations: Generations) -> None:
-        pairs = [Pair(_unseen(example), text, example.references[0]) for example, text in _answered(generations)]
+        pairs = [
+            Pair(_without_first_reference(example), text, example.references[0])
+            for example, text in _with_references(generations)
+        ]
         verdicts = ask_all(self.judge, pairs, both_orders=self.both_orders)
         scores = [verdict.score for verdict in verdicts if verdict.score is not None]
         if missing := [verdict.reason for verdict in verdicts if verdict.score is None]:
@@ -127,15 +129,15 @@ class WinRate(CompletionMetric):
         self._add(torch.tensor(scores, dtype=torch.float64))
 
 
-def _answered(generations: Generations) -> Iterator[tuple[Example, str]]:
-    """Each completion with its row, where the row has a reference."""
+def _with_references(generations: Generations) -> Iterator[tuple[Example, str]]:
+    """Yield each completion with its row, where the row has a reference."""
     for example, group in zip(generations.examples, generations.groups(), strict=True):
         if example.references:
             yield from ((example, text) for text in group)
 
 
-def _unseen(example: Example) -> Example:
-    """The row without its first reference, however often it stands there."""
+def _without_first_reference(example: Example) -> Example:
+    """Return the row without its first reference, however often it stands there."""
     first, *others = example.references
     rest = [one for one in others if one != first]
     return replace(example, completion=rest[0] if rest else None, alternatives=tuple(rest[1:]))
@@ -155,7 +157,7 @@ def _encoder(name: str, device: str) -> tuple[Any, Any]:
     return model.eval().to(device), tokenizer
 
 
-def _longest(encoder: Any, tokenizer: Any) -> int:
-    """Tokens that the encoder has positions for; RoBERTa numbers them from behind the padding id."""
+def _max_tokens(encoder: Any, tokenizer: Any) -> int:
+    """Return how many tokens the encoder has positions for; RoBERTa numbers them from behind the padding id."""
     positions = getattr(encoder.config, "max_position_embeddings", 512)
     return int(min(positions - 2, tokenizer.model_max_length, 512))

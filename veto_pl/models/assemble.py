@@ -1,10 +1,11 @@
-"""From sources to the models of a run: one tokenizer, one vocabulary, a trained student and a frozen teacher."""
+"""Builds the models of a run from their sources: one tokenizer, one vocabulary, a trained student, frozen others."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from veto_pl.core.special_ids import end_ids, state_special_ids
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.causal_lm import CausalLM
 from veto_pl.models.tokenizers import read_tokenizer
@@ -12,18 +13,16 @@ from veto_pl.models.trainable import check_full_precision, check_numbers
 from veto_pl.models.tying import say_whether_tied
 from veto_pl.models.vocabulary import check_tokenizers, compare_ends, real_ids
 from veto_pl.models.weights import load_sharded
-from veto_pl.seams import ModelSource, TokenizerSource
-from veto_pl.special_ids import end_ids, state_special_ids
-from veto_pl.types import Models
+from veto_pl.seams import Models, ModelSource, TokenizerSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from veto_pl.models.sharding import Sharding
+    from veto_pl.core.ranks import Sharding
 
 
 def load_tokenizer(source: ModelSource, tokenizer: TokenizerSource | None = None) -> PreTrainedTokenizerBase:
-    """The given tokenizer, or the one that belongs to the model.
+    """Load the given tokenizer, or the one that belongs to the model.
 
     Raises:
         ConfigurationError: neither exists, or the place that was named holds no tokenizer.
@@ -46,7 +45,7 @@ def load_tokenizer(source: ModelSource, tokenizer: TokenizerSource | None = None
 
 
 def load_student(source: ModelSource, tokenizer: PreTrainedTokenizerBase, *, empty: bool = False) -> CausalLM:
-    """The student, restricted to the tokenizer's ids, in training mode.
+    """Load the student, restricted to the tokenizer's ids, in training mode.
 
     Args:
         source: where it comes from.
@@ -69,7 +68,7 @@ def load_models(
     sharding: Callable[[str], Sharding] | None = None,
     reference: ModelSource | None = None,
 ) -> Models:
-    """Loads the student and the frozen models, and brings all to the same vocabulary.
+    """Load the student and the frozen models, and bring all to the same vocabulary.
 
     Args:
         student: where the student comes from.
@@ -108,7 +107,7 @@ def load_models(
         _check_alike(trained, frozen["teacher"])
     if sharding is not None:
         for model in (trained, *frozen.values()):
-            model.examine()
+            model.probe()
     return Models(trained, frozen.get("teacher"), tokenizer, reference=frozen.get("reference"))
 
 

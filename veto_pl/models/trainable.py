@@ -1,4 +1,4 @@
-"""What of a student can be trained, and what a run would leave untrained without a word."""
+"""Checks of what in a student can be trained, and warnings of what a run would silently leave untrained."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.models.sharding import local
+from veto_pl.models.sharding import local_part
 
 if TYPE_CHECKING:
     from lightning import LightningModule
     from torch.optim import Optimizer
     from transformers import PretrainedConfig
 
-    from veto_pl.models.causal_lm import CausalLM
+    from veto_pl.seams import LanguageModel
 
 ROUTING = ("router_aux_loss_coef", "aux_loss_coef", "router_z_loss_coef")
 """What configurations call the weights of the losses that keep a router's experts in use."""
-KEPT = 2.0**-9
+SMALLEST_STEP = 2.0**-9
 """A step below this share of a bfloat16 weight rounds away: it has 8 significant bits, and half of the last counts."""
 
 
@@ -45,7 +45,7 @@ def check_full_precision(config: PretrainedConfig) -> None:
         )
 
 
-def check_numbers(student: CausalLM) -> None:
+def check_numbers(student: LanguageModel) -> None:
     """Raise `ConfigurationError` for weights that no gradient can move, whatever the configuration says of them."""
     packed = [name for name, weight in student.named_parameters() if not weight.is_floating_point()]
     if packed:
@@ -64,13 +64,13 @@ def check_not_compiled(module: LightningModule) -> None:
         )
 
 
-def warn_before_training(student: CausalLM, optimizer: Optimizer) -> None:
-    """Warn of what would stay untrained without a word."""
+def warn_before_training(student: LanguageModel, optimizer: Optimizer) -> None:
+    """Warn of what would silently stay untrained."""
     warn_of_idle_routers(student)
     warn_of_lost_steps(optimizer.param_groups)
 
 
-def warn_of_idle_routers(student: CausalLM) -> None:
+def warn_of_idle_routers(student: LanguageModel) -> None:
     """Warn that the losses which keep the experts of a mixture in use are left out."""
     config = student.model.config.get_text_config(decoder=True)
     left_out = [f"`{name}: {value}`" for name in ROUTING if (value := getattr(config, name, None))]
@@ -93,8 +93,8 @@ def warn_of_lost_steps(groups: Iterable[Mapping[str, Any]]) -> None:
     rates = []
     for group in (group for group in groups if "betas" in group):
         rate = float(group["lr"])
-        weights = [local(weight.detach()) for weight in group["params"] if weight.dtype == torch.bfloat16]
-        lost += sum(_stuck(weight, rate) for weight in weights)
+        weights = [local_part(weight.detach()) for weight in group["params"] if weight.dtype == torch.bfloat16]
+        lost += sum(_count_unmoved(weight, rate) for weight in weights)
         total += sum(weight.numel() for weight in weights)
         rates += [rate] if weights else []
     if total and 2 * lost >= total:
@@ -107,5 +107,5 @@ def warn_of_lost_steps(groups: Iterable[Mapping[str, Any]]) -> None:
         )
 
 
-def _stuck(weight: Tensor, rate: float) -> int:
-    return int((weight.abs() > rate / KEPT).sum())
+def _count_unmoved(weight: Tensor, rate: float) -> int:
+    return int((weight.abs() > rate / SMALLEST_STEP).sum())

@@ -3,7 +3,6 @@
 A class goes into the module of its kin, and is public there and here at once.
 """
 
-from veto_pl.objectives.base import *
 from veto_pl.objectives.brts import *
 from veto_pl.objectives.combine import *
 from veto_pl.objectives.distill import *
@@ -21,8 +20,9 @@ from veto_pl.objectives.reopold import *
 from veto_pl.objectives.self_distillation import *
 from veto_pl.objectives.sft import *
 from veto_pl.objectives.supervised_kd import *
+from veto_pl.objectives.token_objective import *
 from veto_pl.objectives.top_k_opd import *
 from veto_pl.objectives.uni_opd import *
 from veto_pl.objectives.veto import *
-from veto_pl.tokens import TokenGrid as TokenGrid
-from veto_pl.tokens import TokenRows as TokenRows
+from veto_pl.seams.tokens import TokenGrid as TokenGrid
+from veto_pl.seams.tokens import TokenRows as TokenRows

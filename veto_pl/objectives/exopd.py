@@ -3,13 +3,12 @@
 import math
 from dataclasses import dataclass, field
 
-from veto_pl.advantages import Extrapolated
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.functional.extrapolation import lambda_star, within
+from veto_pl.functional.extrapolation import lambda_star, largest_lambda
 from veto_pl.objectives.policy_gradient import PolicyGradient
-from veto_pl.schedules import AtMost, Linear, value_at
-from veto_pl.seams import Advantage, Schedule
-from veto_pl.types import Step
+from veto_pl.parts.advantages import Extrapolated
+from veto_pl.parts.schedules import AtMost, Linear, value_at
+from veto_pl.seams import Advantage, Schedule, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +86,7 @@ class ListOPD(ExOPD):
 
     def bound(self, p: float, b: float) -> float:
         """max(1, (1 - margin) lambda*(p, b, c)); infinite where the importance weights are not truncated."""
-        return within(lambda_star(p, b, self.importance_cap or math.inf), self.margin)
+        return largest_lambda(lambda_star(p, b, self.importance_cap or math.inf), self.margin)
 
     def capped(self, extrapolation: float | Schedule) -> float | Schedule:
         """The same lambda, or schedule of lambda, but never above the guard."""

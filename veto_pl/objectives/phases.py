@@ -6,8 +6,7 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.objectives.distill import Distill
 from veto_pl.objectives.sft import SFT
 from veto_pl.rollouts import FromStudent
-from veto_pl.seams import Objective, RolloutSource
-from veto_pl.types import LossOutput, Models, Rollouts, Step
+from veto_pl.seams import LossOutput, Models, Objective, Rollouts, RolloutSource, Step
 
 
 @dataclass(frozen=True, kw_only=True)

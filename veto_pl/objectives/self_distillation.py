@@ -5,16 +5,15 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from veto_pl.contexts import Peer, Privileged, SameText
-from veto_pl.divergences import ForwardKL, GeneralizedJSD, ReverseKL
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.objectives.distill import Distill
+from veto_pl.parts.contexts import Peer, Privileged, SameText
+from veto_pl.parts.divergences import ForwardKL, GeneralizedJSD, ReverseKL
+from veto_pl.parts.supports import FullVocabulary, TopK
+from veto_pl.parts.targets import DisagreementBridge
 from veto_pl.rollouts import FromStudent, Sampling
-from veto_pl.seams import Divergence, RolloutSource, Support, Target, TeacherContext
-from veto_pl.supports import FullVocabulary, TopK
-from veto_pl.targets import DisagreementBridge
-from veto_pl.tokens import TokenRows
-from veto_pl.types import Sequences, Step
+from veto_pl.seams import Divergence, RolloutSource, Sequences, Step, Support, Target, TeacherContext
+from veto_pl.seams.tokens import TokenRows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ from typing import Literal
 from torch import Tensor
 
 from veto_pl.functional.closed_forms import negative_log_likelihood
-from veto_pl.objectives.base import TokenObjective
+from veto_pl.objectives.token_objective import TokenObjective
 from veto_pl.rollouts import FromTeacher, Sampling, TeacherSteps
 from veto_pl.seams import RolloutSource
-from veto_pl.tokens import TokenRows
+from veto_pl.seams.tokens import TokenRows
 
 
 @dataclass(frozen=True, kw_only=True)

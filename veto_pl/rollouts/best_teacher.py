@@ -6,18 +6,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from veto_pl.contexts import behind, check_room, known, retold
+from veto_pl.core.sampling import SEVERAL, Sampling
 from veto_pl.data.templates import check_format, fill
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block, RowStream
-from veto_pl.models.causal_lm import CausalLM, sampling_mode
-from veto_pl.models.likelihood import read
+from veto_pl.models.modes import sampling_mode
+from veto_pl.models.readout import read_hidden
 from veto_pl.models.sharding import gathered
+from veto_pl.parts.contexts import behind, check_room, known, retold
 from veto_pl.rollouts.engines import DecodeLoop
-from veto_pl.rollouts.sampling import SEVERAL, Sampling
 from veto_pl.rollouts.sources import FromStudent, FromTeacher
-from veto_pl.seams import Engine, RolloutSource, Template
-from veto_pl.types import Models, PromptBatch, Sequences, Step
+from veto_pl.seams import Engine, LanguageModel, Models, PromptBatch, RolloutSource, Sequences, Step, Template
 
 CHUNK_ROWS = 256
 
@@ -113,7 +112,7 @@ class BestTeacher(RolloutSource):
         return Sequences.concatenate([kept, answers]).in_prompt_order()
 
 
-def likeliest(model: CausalLM, sequences: Sequences, k: int) -> Tensor:
+def likeliest(model: LanguageModel, sequences: Sequences, k: int) -> Tensor:
     """[N, K] int64: the model's likeliest ids at each completion token, all of them where there are fewer than k."""
     k = min(k, model.vocab_size)
 
@@ -122,7 +121,7 @@ def likeliest(model: CausalLM, sequences: Sequences, k: int) -> Tensor:
         return {str(place): ids[:, place] for place in range(k)}, None
 
     with sampling_mode(model), gathered(model, head_only=True):
-        found = RowStream(read(model, sequences), model.head(), chunk_rows=CHUNK_ROWS).scores(kernel)
+        found = RowStream(read_hidden(model, sequences), model.head(), chunk_rows=CHUNK_ROWS).scores(kernel)
     return torch.stack(list(found.values()), 1)
 
 

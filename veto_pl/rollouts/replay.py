@@ -7,14 +7,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from veto_pl.core.memory import Memory, State
+from veto_pl.core.ranks import rank_and_size
+from veto_pl.core.sampling import SEVERAL
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.memory import Memory, State
-from veto_pl.ranks import place
-from veto_pl.rollouts.sampling import SEVERAL
+from veto_pl.parts.schedules import value_at
 from veto_pl.rollouts.sources import FromDataset, FromStudent, check_fraction
-from veto_pl.schedules import value_at
-from veto_pl.seams import RolloutSource, Schedule
-from veto_pl.types import Ending, Example, Models, PromptBatch, Sequences, Step, pad_left, pad_right
+from veto_pl.seams import (
+    Ending,
+    Example,
+    Models,
+    PromptBatch,
+    RolloutSource,
+    Schedule,
+    Sequences,
+    Step,
+    pad_left,
+    pad_right,
+)
 
 
 @dataclass(frozen=True)
@@ -175,7 +185,7 @@ class ReplayBuffer(Memory):
         return {"groups": [[asdict(row) for row in group] for group in self._groups], "latest": self._latest}
 
     def restore(self, states: Sequence[State], rank: int) -> None:
-        ranks = place()[1]
+        ranks = rank_and_size()[1]
         # Checkpoints of older versions know single rows.
         stored = [state["groups"] if "groups" in state else [[row] for row in state["rows"]] for state in states]
         everything = [group for groups in stored for group in groups]

@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from veto_pl.core.sampling import Sampling
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.rollouts.engines import DecodeLoop
-from veto_pl.rollouts.sampling import Sampling
 from veto_pl.rollouts.sources import FromStudent, FromTeacher
-from veto_pl.seams import Engine, RolloutSource
-from veto_pl.types import Models, PromptBatch, Sequences, Step, pad_left
+from veto_pl.seams import Engine, Models, PromptBatch, RolloutSource, Sequences, Step, pad_left
 
 
 @dataclass(frozen=True)

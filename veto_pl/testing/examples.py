@@ -22,7 +22,9 @@ from importlib.metadata import entry_points, packages_distributions
 from typing import Any, TypeVar
 
 from veto_pl.plugins import GROUP, available, load_plugins
-from veto_pl.rollouts import Sampling
+from veto_pl.rollouts import (
+    Sampling,
+)
 from veto_pl.seams import Objective
 
 Part = TypeVar("Part")

@@ -1,0 +1,13 @@
+"""Mathematical laws that a class promises to keep."""
+
+import enum
+
+
+class Law(str, enum.Enum):
+    """A property that a class promises; `veto_pl.testing` checks each promise on generated inputs."""
+
+    ZERO_AT_EQUALITY = "zero where student and target agree"
+    NON_NEGATIVE = "never below zero"
+    PERMUTATION_INVARIANT = "unchanged when the vocabulary is renumbered"
+    NORMALISED = "the target is a distribution"
+    SPLIT_INVARIANT = "the same update however the batch is split"
