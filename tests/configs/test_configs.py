@@ -20,12 +20,20 @@ from veto_pl.objectives import SFT, Veto
 from veto_pl.parts.schedules import Linear, WarmUp
 from veto_pl.plugins import load_plugins
 from veto_pl.rollouts import Sampling
+from veto_pl.testing.examples import arguments_of, first_examples
 from veto_pl.training.fsdp import FullyShard
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 GOLDEN = Path(__file__).parent / "golden"
-DEBUG = sorted(p.stem for p in (CONFIGS / "debug").glob("*.yaml") if p.stem != "base")
+SHARED = ("base", "reference")
+FILES = sorted(p.stem for p in (CONFIGS / "debug").glob("*.yaml") if p.stem not in SHARED)
+SHOWN = {
+    yaml.safe_load((CONFIGS / f"debug/{name}.yaml").read_text())["model"]["objective"]["class_path"] for name in FILES
+}
+EXAMPLES = {name: example for name, example in first_examples(longest=8).items() if name not in SHOWN}
+DEBUG = [*FILES, *EXAMPLES]
+"""A debug run for each file, and for the first example of each objective that no file shows."""
 QUICKSTART = sorted(p.stem for p in (CONFIGS / "quickstart").glob("*.yaml") if p.stem != "base")
 COMPARED = sorted((CONFIGS / "compare").glob("*/*.yaml"))
 STUDIES = sorted((CONFIGS / "compare").glob("*.yaml"))
@@ -50,7 +58,7 @@ def parsed_parameters(module):
 
 
 def test_every_config_is_covered():
-    covered = {f"debug/{n}.yaml" for n in [*DEBUG, "base"]} | {f"quickstart/{n}.yaml" for n in [*QUICKSTART, "base"]}
+    covered = {f"debug/{n}.yaml" for n in [*FILES, *SHARED]} | {f"quickstart/{n}.yaml" for n in [*QUICKSTART, "base"]}
     covered |= {f"recipes/paper/{n}.yaml" for n in [*TASKS, "base", "humaneval", "teacher"]}
     covered |= {"recipes/smollm2_gsm8k.yaml"} | {f"recipes/methods/{name}.yaml" for name in METHODS}
     covered |= {f"strategy/{name}.yaml" for name in STRATEGIES}
@@ -189,11 +197,6 @@ def test_strategies_build_behind_a_recipe(name):
     assert given.get("num_nodes", 1) == STRATEGIES[name]
 
 
-@pytest.mark.parametrize("name", DEBUG)
-def test_debug_configs_build_on_the_meta_device(name):
-    parsed_parameters(build("debug/base.yaml", f"debug/{name}.yaml").model)
-
-
 @pytest.mark.parametrize("name", QUICKSTART)
 def test_quickstart_configs_build(name, tmp_path):
     """The exported folders do not exist before the quickstart has run; the configs must parse all the same."""
@@ -209,10 +212,12 @@ def test_the_smollm2_recipe_parses():
 
 
 def debug_run(name, folder, *options):
-    """The command of a debug config; what each step logged, without times."""
+    """The command of a debug config or of an example; what each step logged, without times."""
     torch.use_deterministic_algorithms(True, warn_only=True)
-    files = [f"--config={CONFIGS / 'debug' / f'{file}.yaml'}" for file in ("base", name)]
-    main(["fit", *files, f"--run_dir={folder}", *options])
+    example = EXAMPLES.get(name)
+    told = ("base", name) if example is None else ("base", *(["reference"] if example.needs_reference else []))
+    files = [f"--config={CONFIGS / 'debug' / f'{file}.yaml'}" for file in told]
+    main(["fit", *files, *(arguments_of(example) if example else []), f"--run_dir={folder}", *options])
     with (folder / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["train/loss"]]
     return [

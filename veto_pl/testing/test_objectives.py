@@ -81,11 +81,13 @@ def written(models: Models, seed: int) -> Sequences:
     given = Sequences.join(batch, batch.completion_ids, batch.completion_mask).rows(torch.arange(5)[TRAINED])
     generator = torch.Generator().manual_seed(seed)
     guesses = -3 * torch.rand(given.loss_mask.shape, generator=generator)
+    rewards = torch.randint(2, (len(given),), generator=generator).float()
+    rewards[1] = 1 - rewards[0]  # else there is nothing to learn from comparing the two
     return dataclasses.replace(
         given,
         on_policy=torch.ones(len(given), dtype=torch.bool),
         sampler_logp=guesses.masked_fill(~given.loss_mask, 0.0),
-        rewards=torch.randint(2, (len(given),), generator=generator).float(),
+        rewards=rewards,
     )
 
 
