@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config
 
 from veto_pl.checks import Setup
 from veto_pl.cli import VetoCLI, main
-from veto_pl.compare.command import load_study
-from veto_pl.compare.jobs import Jobs
-from veto_pl.compare.worker import prepare
+from veto_pl.compare.execution import prepare
+from veto_pl.compare.jobs import JobFactory
+from veto_pl.compare.study import load_study
 from veto_pl.fsdp import FullyShard
 from veto_pl.module import DistillationModule
 from veto_pl.objectives import SFT, Veto
@@ -79,7 +79,7 @@ def test_what_is_compared_builds_behind_the_base_of_the_quickstart(path):
 @pytest.mark.parametrize("file", STUDIES, ids=lambda p: p.stem)
 def test_every_study_tells_runs_what_they_can_use(file, tmp_path):
     study = load_study(file)
-    jobs = Jobs(study, file.parent, tmp_path)
+    jobs = JobFactory(study, file.parent, tmp_path)
     method = study.baseline
     job = jobs.trial(method, study.search.points[-1], study.seeds[0])
     prepare(job)

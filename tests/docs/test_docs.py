@@ -100,7 +100,7 @@ def test_commands_exist():
 )
 def test_configs_build(code, tmp_path):
     from veto_pl.cli import VetoCLI
-    from veto_pl.compare.command import load_study
+    from veto_pl.compare.study import load_study
     from veto_pl.plugins import load_plugins
 
     load_plugins()
