@@ -206,24 +206,36 @@ def connected(address: str | None) -> Iterator[None]:
     SIGTERM interrupts the block as Ctrl-C does.
     """
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine is slow, not broken
     try:
         import ray
     except ImportError as error:
         raise ConfigurationError("Running a study needs Ray: pip install 'veto_pl[compare]'.") from error
     before, own = signal.getsignal(signal.SIGTERM), not ray.is_initialized()
     with tempfile.TemporaryDirectory(prefix="ray-", dir=_SHORT, ignore_cleanup_errors=True) as temporary:
-        here: dict[str, Any] = {"_temp_dir": temporary, "object_store_memory": _STORE, "include_dashboard": False}
         try:
             if own:
-                ray.init(
-                    address or "local", logging_level=logging.ERROR, log_to_driver=False, **({} if address else here)
-                )
+                _start(address, temporary)
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             yield
-        except ConnectionError as error:
-            raise ConfigurationError(f"`--address` expected a Ray cluster, got {address!r}: {error}") from error
         finally:
             if own:
                 ray.shutdown()
             signal.signal(signal.SIGTERM, before)
+
+
+def _start(address: str | None, temporary: str, attempts: int = 3) -> None:
+    import ray
+
+    here = {"_temp_dir": temporary, "object_store_memory": _STORE, "include_dashboard": False}
+    options: dict[str, Any] = {"address": address} if address else {"address": "local", **here}
+    try:
+        ray.init(**options, logging_level=logging.ERROR, log_to_driver=False)
+    except ConnectionError as error:
+        raise ConfigurationError(f"`--address` expected a Ray cluster, got {address!r}: {error}") from error
+    except Exception as error:
+        if "timed out" not in str(error):
+            raise
+        if attempts == 1:  # Ray gives itself 30 seconds, which are few where many programs share the cores
+            raise VetoError(f"Ray cannot be started, for this machine is too busy: {error}") from error
+        ray.shutdown()
+        _start(address, temporary, attempts - 1)
