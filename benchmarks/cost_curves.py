@@ -23,7 +23,7 @@ from veto_pl.models import CharacterTokenizer, RandomWeights
 from veto_pl.models.assemble import load_models
 from veto_pl.objectives import Veto
 from veto_pl.rollouts import FromStudent, Sampling
-from veto_pl.types import Example, Step
+from veto_pl.seams import Example, Step
 
 WIDTH = 256
 ALPHABET = "".join(chr(0x4E00 + i) for i in range(8189))

@@ -15,7 +15,7 @@ from step_models import STUDENT, geometric_lengths, source
 
 from veto_pl.models.causal_lm import CausalLM
 from veto_pl.models.packing import Packing
-from veto_pl.types import Sequences
+from veto_pl.seams import Sequences
 
 BATCH = 16
 

@@ -165,7 +165,7 @@ def measure(case: Case) -> int:
     """Bytes that the run needed in this process."""
     import torch
 
-    from veto_pl.cli import VetoCLI
+    from veto_pl.cli.build import VetoCLI
     from veto_pl.plugins import load_plugins
 
     torch.set_num_threads(1)
@@ -196,7 +196,7 @@ def measured_apart(name: str, settings: dict[str, str]) -> int:
 def planned(case: Case) -> dict:
     """What the command says."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "veto_pl.cli", "plan", "--config", write(case, Path(folder)), "--json"]
+        command = [sys.executable, "-m", "veto_pl", "plan", "--config", write(case, Path(folder)), "--json"]
         command += ["--device", "CPU"]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from veto_pl.compare.command import run_study
+from veto_pl.commands.compare import run_study
 from veto_pl.compare.jobs import merged
 from veto_pl.compare.results import Comparison
 

@@ -22,7 +22,7 @@ from veto_pl.models.assemble import load_models
 from veto_pl.models.initialisation import RandomWeights
 from veto_pl.models.tokenizers import CharacterTokenizer
 from veto_pl.rollouts import DecodeLoop, FromStudent, Sampling, Transformers
-from veto_pl.types import PromptBatch, Step
+from veto_pl.seams import PromptBatch, Step
 
 VOCABULARY = 32768
 SPREAD = 5.0

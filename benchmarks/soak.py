@@ -107,7 +107,7 @@ def run(folder: Path, steps: int) -> Soak:
     command = [
         sys.executable,
         "-m",
-        "veto_pl.cli",
+        "veto_pl.cli.build",
         "fit",
         *configs,
         *(f"--{key}={value}" for key, value in options.items()),

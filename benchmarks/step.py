@@ -52,8 +52,7 @@ from veto_pl import DistillationModule
 from veto_pl.data.collate import Collator
 from veto_pl.objectives import GKD, Veto
 from veto_pl.rollouts import FromStudent, Sampling
-from veto_pl.seams import Objective
-from veto_pl.types import Example
+from veto_pl.seams import Example, Objective
 
 WIDTH = 64
 LEARNING_RATE = 1e-6

@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from veto_pl import DistillationModule, PromptDataModule
+from veto_pl.core.memory import Memories
 from veto_pl.data import ExactMatch, JsonLines
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.explain.response import _sampler
-from veto_pl.memory import Memories
 from veto_pl.models import CharacterTokenizer
 from veto_pl.objectives import DistiLLM
 from veto_pl.planning.rollout import writings
 from veto_pl.rollouts import AdaptiveReplay, FromCache, FromDataset, FromStudent, Sampling
 from veto_pl.rollouts.adaptive import AdaptiveMemory
+from veto_pl.seams import Step
 from veto_pl.testing.tiny import ALPHABET, prompt_batch, tiny_models, tiny_source
-from veto_pl.types import Step
 
 PROMPTS, REFERENCES = ["a>", "bcd>", "ef>", "ghij>"], ["a", "dcb", "fe", "jihg"]
 SAMPLED = FromStudent(Sampling(max_new_tokens=4))

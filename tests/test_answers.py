@@ -13,18 +13,18 @@ from transformers import PreTrainedTokenizerFast
 
 from veto_pl import DistillationModule, PromptDataModule
 from veto_pl.callbacks import Answers
-from veto_pl.cli import main
+from veto_pl.commands.main import main
 from veto_pl.data import ExactMatch, JsonLines
-from veto_pl.evaluation import Evaluation, token_texts
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.fsdp import FullyShard
 from veto_pl.metrics import CompletionMetric, ForwardKL, MeanReward, ReverseKL
 from veto_pl.models import CharacterTokenizer
 from veto_pl.objectives import SFT, Veto
 from veto_pl.rollouts import Sampling
+from veto_pl.seams import Step
 from veto_pl.testing.ranks import run_ranks
 from veto_pl.testing.tiny import ALPHABET, prompt_batch, tiny_models, tiny_source
-from veto_pl.types import Step
+from veto_pl.training.evaluation import Evaluation, token_texts
+from veto_pl.training.fsdp import FullyShard
 
 WORDS = ["a", "bcdefgh", "ab", "ponm", "abcdefghij", "ccc", "de", "fghijkl", "ko", "p", "mnop"]
 CONFIGS = Path(__file__).parents[1] / "configs" / "debug"

@@ -10,9 +10,8 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.objectives import BRTS, Distill
 from veto_pl.rollouts import BestTeacher, FromStudent, FromTeacher, Sampling
 from veto_pl.rollouts.best_teacher import likeliest, overlaps
-from veto_pl.seams import Task
+from veto_pl.seams import Step, Task
 from veto_pl.testing.tiny import prompt_batch, tiny_models
-from veto_pl.types import Step
 
 STEP = Step(3, 10, seed=5)
 PROMPTS, REFERENCES = ["abc>", "d>", "hgfed>", "pp>", "ka>"], ["cba", "d", "defgh", "pp", "ak"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from veto_pl.callbacks import Budget
-from veto_pl.cli import main
+from veto_pl.commands.main import main
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.module import DistillationModule
 

@@ -10,16 +10,17 @@ import yaml
 from transformers import PreTrainedTokenizerFast, Qwen2Config
 
 from veto_pl.checks import Setup
-from veto_pl.cli import VetoCLI, main
+from veto_pl.cli.build import VetoCLI
+from veto_pl.commands.main import main
 from veto_pl.compare.execution import prepare
 from veto_pl.compare.jobs import JobFactory
-from veto_pl.compare.study import load_study
-from veto_pl.fsdp import FullyShard
+from veto_pl.compare.study_file import load_study
 from veto_pl.module import DistillationModule
 from veto_pl.objectives import SFT, Veto
+from veto_pl.parts.schedules import Linear, WarmUp
 from veto_pl.plugins import load_plugins
 from veto_pl.rollouts import Sampling
-from veto_pl.schedules import Linear, WarmUp
+from veto_pl.training.fsdp import FullyShard
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"

@@ -8,8 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from veto_pl.advantages import LogRatio
-from veto_pl.divergences import ReverseKL, SkewKL, SkewReverseKL
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.explain import Scene, respond
 from veto_pl.functional import closed_forms
@@ -18,14 +16,16 @@ from veto_pl.functional.divergences import forward_kl, reverse_kl, skew_reverse_
 from veto_pl.functional.mixing import head_share
 from veto_pl.functional.supports import members, top_k_ids
 from veto_pl.objectives import AKL, EOPD, AdaptiveSkew, Distill, DistiLLM, DistiLLM2, ToDi, TopKOPD
+from veto_pl.parts.advantages import LogRatio
+from veto_pl.parts.divergences import ReverseKL, SkewKL, SkewReverseKL
+from veto_pl.parts.schedules import Linear
 from veto_pl.rollouts import FromDataset, FromStudent, FromTeacher, Sampling
-from veto_pl.schedules import Linear
+from veto_pl.seams import Step
+from veto_pl.seams.tokens import TokenGrid, TokenRows
 from veto_pl.testing.dense import dense_loss
 from veto_pl.testing.strategies import KINDS, SMOOTH, logits_of_kind, logits_pairs
 from veto_pl.testing.test_objectives import written
 from veto_pl.testing.tiny import tiny_models
-from veto_pl.tokens import TokenGrid, TokenRows
-from veto_pl.types import Step
 
 STEP = Step(3, 10)
 SUPPORTS = ("student", "teacher", "overlap", "union", "symmetric_difference")

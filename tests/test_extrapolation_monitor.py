@@ -15,8 +15,8 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.extrapolation import lambda_star
 from veto_pl.models import CharacterTokenizer
 from veto_pl.objectives import SFT, ListOPD, Phases, Sum
+from veto_pl.parts.schedules import Linear
 from veto_pl.rollouts import FromDataset, FromStudent, Sampling
-from veto_pl.schedules import Linear
 from veto_pl.testing.tiny import ALPHABET, tiny_source
 
 WORDS = ["abc", "bca", "cab", "aab", "bbc", "cca"]

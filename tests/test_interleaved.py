@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.explain.response import _sampler
-from veto_pl.metrics.rollouts import rollout_numbers
+from veto_pl.metrics.rollout_numbers import rollout_numbers
 from veto_pl.objectives import SKD, AdaSwitch, Distill, ImitKD
 from veto_pl.planning.rollout import Lengths, completed, writings
 from veto_pl.rollouts import (
@@ -23,9 +23,9 @@ from veto_pl.rollouts import (
     TeacherCorrected,
     TeacherSwitched,
 )
-from veto_pl.rollouts.interleaved import Straying
+from veto_pl.rollouts.two_writers import Straying
+from veto_pl.seams import Step
 from veto_pl.testing.tiny import prompt_batch, tiny_models
-from veto_pl.types import Step
 
 STEP = Step(index=3, total=10, seed=7)
 PROMPTS = ["abc>", "a>", "hgfedcba>", "pp>"]

@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from veto_pl.core.memory import Memories
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.memory import Memories
 from veto_pl.models import MovingAverage, RandomWeights
 from veto_pl.models.assemble import load_models
+from veto_pl.parts.schedules import Linear
 from veto_pl.rollouts import FromDataset, FromStudent, Replay, Sampling
 from veto_pl.rollouts.replay import ReplayBuffer
-from veto_pl.schedules import Linear
+from veto_pl.seams import Example, Step
 from veto_pl.testing.tiny import prompt_batch, tiny_models, tiny_source
-from veto_pl.types import Example, Step
 
 PROMPTS, REFERENCES = ["a>", "bcd>", "ef>", "ghij>"], ["a", "dcb", "fe", "jihg"]
 SAMPLED = FromStudent(Sampling(max_new_tokens=5))

@@ -14,9 +14,9 @@ from veto_pl.data import ExactMatch, JsonLines
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models import CharacterTokenizer
 from veto_pl.objectives import SFT, Distill, MiniLLM, Sum, SupervisedKD, Veto
+from veto_pl.parts.schedules import Linear
+from veto_pl.parts.targets import GeometricBridge
 from veto_pl.rollouts import FromDataset, FromStudent, Sampling
-from veto_pl.schedules import Linear
-from veto_pl.targets import GeometricBridge
 from veto_pl.testing.tiny import ALPHABET, tiny_source
 
 WORDS = ["a", "bcdefgh", "ab", "ponm", "abcdefghij", "ccc", "de", "fghijkl"]

@@ -2,15 +2,15 @@
 
 import pytest
 
-from veto_pl.advantages import FutureLogRatio, LogRatio
-from veto_pl.divergences import ForwardKL, GeneralizedJSD, ReverseKL, SkewKL
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.objectives import GKD, SFT, Distill, MiniLLM, Sum, SupervisedKD, Veto
+from veto_pl.parts.advantages import FutureLogRatio, LogRatio
+from veto_pl.parts.divergences import ForwardKL, GeneralizedJSD, ReverseKL, SkewKL
+from veto_pl.parts.schedules import Linear, StepWise, WarmUp
+from veto_pl.parts.supports import TopK
+from veto_pl.parts.targets import GeometricBridge, Teacher
 from veto_pl.rollouts import FromDataset, FromStudent, Mixture, Sampling
-from veto_pl.schedules import Linear, StepWise, WarmUp
 from veto_pl.seams import Law
-from veto_pl.supports import TopK
-from veto_pl.targets import GeometricBridge, Teacher
 
 
 @pytest.mark.parametrize(

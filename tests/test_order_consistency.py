@@ -10,12 +10,12 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from veto_pl.advantages import OrderConsistent
 from veto_pl.explain.scene import one_token
 from veto_pl.functional.order import balanced, group_gap, margin_mask
 from veto_pl.objectives import UniOPD
-from veto_pl.tokens import TokenGrid
-from veto_pl.types import Sequences, Step
+from veto_pl.parts.advantages import OrderConsistent
+from veto_pl.seams import Sequences, Step
+from veto_pl.seams.tokens import TokenGrid
 
 IDS = 5
 START, END = Step(0, 10), Step(9, 10)

@@ -5,14 +5,13 @@ from collections import Counter
 import pytest
 import torch
 
-from veto_pl.advantages import LogRatio
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.objectives import SFT, Distill, Phases, SeqKD, Sum
+from veto_pl.parts.advantages import LogRatio
+from veto_pl.parts.schedules import Linear, StepWise
 from veto_pl.rollouts import FromDataset, FromStudent, FromTeacher, Sampling
-from veto_pl.schedules import Linear, StepWise
-from veto_pl.seams import Law
+from veto_pl.seams import Law, Step
 from veto_pl.testing.tiny import prompt_batch, tiny_models
-from veto_pl.types import Step
 
 STUDENT = FromStudent(Sampling(max_new_tokens=4))
 ON_POLICY = Distill(rollout=STUDENT)

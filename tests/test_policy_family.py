@@ -9,19 +9,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from veto_pl.advantages import CentredLogRatio, Extrapolated, LogRatio, RelaxedLogRatio, WithReward
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.explain.scene import one_token, tabled
 from veto_pl.functional.advantages import discounted_sum, most_uncertain, reverse_cumsum, reward_floor, row_mean
 from veto_pl.functional.divergences import reverse_kl
 from veto_pl.objectives import OPD, REOPOLD, VOPD, Distill, ExOPD, ListOPD, UniOPD
+from veto_pl.parts.advantages import CentredLogRatio, Extrapolated, LogRatio, RelaxedLogRatio, WithReward
+from veto_pl.parts.schedules import AtMost, Linear
 from veto_pl.rollouts import FromStudent, Sampling
-from veto_pl.schedules import AtMost, Linear
-from veto_pl.seams import Law
+from veto_pl.seams import Law, Sequences, Step
+from veto_pl.seams.tokens import TokenGrid, TokenRows
 from veto_pl.testing.strategies import ragged_grids
 from veto_pl.testing.tiny import prompt_batch, tiny_models
-from veto_pl.tokens import TokenGrid, TokenRows
-from veto_pl.types import Sequences, Step
 
 IDS = 5
 START, END = Step(0, 10), Step(9, 10)

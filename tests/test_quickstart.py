@@ -30,7 +30,7 @@ def test_the_quickstart_ends_with_a_table_a_report_and_a_student(tmp_path):
         "--data.task.size=600",
         "--data.batch_size=8",
     ]
-    command = [sys.executable, "-m", "veto_pl.quickstart", "--configs", str(CONFIGS), "--", *small]
+    command = [sys.executable, "-m", "veto_pl.commands.quickstart", "--configs", str(CONFIGS), "--", *small]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"COLUMNS": "120"}, timeout=600
     )

@@ -7,13 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from veto_pl.core.memory import Memories
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.memory import Memories
-from veto_pl.metrics.rollouts import rollout_numbers
+from veto_pl.metrics.rollout_numbers import rollout_numbers
 from veto_pl.objectives import Distill
 from veto_pl.rollouts import FromDataset, FromStudent, Mixture, Replay, Sampling
+from veto_pl.seams import Sequences, Step
 from veto_pl.testing.tiny import ALPHABET, prompt_batch, tiny_models
-from veto_pl.types import Sequences, Step
 
 LETTERS = ALPHABET[1:]
 quick = settings(deadline=None, derandomize=True, max_examples=15)

@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from veto_pl.advantages import FutureLogRatio, LogRatio
-from veto_pl.divergences import GeneralizedJSD, ReverseKL
+from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.supports import top_k_with_tail
 from veto_pl.objectives import SFT, Distill, SupervisedKD, TokenObjective, Veto
-from veto_pl.scores import TopKScores
+from veto_pl.parts.advantages import FutureLogRatio, LogRatio
+from veto_pl.parts.divergences import GeneralizedJSD, ReverseKL
+from veto_pl.parts.supports import FullVocabulary, TopK
+from veto_pl.parts.weightings import TeacherEntropyAbove, Uniform
 from veto_pl.seams import RolloutSource
-from veto_pl.supports import FullVocabulary, TopK
 from veto_pl.testing.dense import VocabularyProducts, dense_loss
 from veto_pl.testing.test_objectives import OBJECTIVES, STEP, name, written
 from veto_pl.testing.tiny import tiny_models
-from veto_pl.weightings import TeacherEntropyAbove, Uniform
 
 TOKEN_OBJECTIVES = [objective for objective in OBJECTIVES if isinstance(objective, TokenObjective)]
 COMPOSED = [

@@ -7,20 +7,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from veto_pl.checks.objective import use_of_the_models
+from veto_pl.checks.objective_settings import use_of_the_models
 from veto_pl.checks.setup import Setup
-from veto_pl.contexts import Peer, Privileged, SameText, behind, read_alike
+from veto_pl.core.memory import Memories
 from veto_pl.data import Collator, JsonLines, PlainTemplate, PromptDataModule
-from veto_pl.divergences import ForwardKL
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.memory import Memories
 from veto_pl.module import DistillationModule
 from veto_pl.objectives import OPSD, SDFT, SDPO, SFT, Distill, Phases, Sum
+from veto_pl.parts.contexts import Peer, Privileged, SameText, behind, read_alike
+from veto_pl.parts.divergences import ForwardKL
+from veto_pl.parts.supports import TopK
 from veto_pl.rollouts import FromDataset, FromStudent, Replay, Sampling
-from veto_pl.supports import TopK
+from veto_pl.seams import Example, Step
+from veto_pl.seams.tokens import TokenRows
 from veto_pl.testing.tiny import prompt_batch, tiny_models, tiny_source
-from veto_pl.tokens import TokenRows
-from veto_pl.types import Example, Step
 
 STEP = Step(0, 10)
 PROMPTS, REFERENCES = ["abc>", "d>", "hgfed>"], ["cba", "d", "defgh"]

@@ -6,6 +6,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from veto_pl import moved
+
 if TYPE_CHECKING:
     from veto_pl.data import PromptDataModule
     from veto_pl.module import DistillationModule
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["DistillationModule", "PromptDataModule", "__version__"]
 
+moved.install()
 _HOMES = {"DistillationModule": "veto_pl.module", "PromptDataModule": "veto_pl.data"}
 
 

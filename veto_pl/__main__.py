@@ -13,7 +13,7 @@ def main() -> None:
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # a shell may have told it to ignore interrupts
         signal.signal(signal.SIGINT, _end)
-    from veto_pl.cli import main as run
+    from veto_pl.commands.main import main as run
 
     signal.signal(signal.SIGINT, before)
     try:

@@ -13,24 +13,34 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 from transformers import PreTrainedTokenizerBase
 
-from veto_pl.blueprint import BLUEPRINT, described
-from veto_pl.clock import PhaseClock
-from veto_pl.evaluation import Evaluation, computed, validation_metrics
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.fsdp import FullyShard
-from veto_pl.hosted import HostedModule
 from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric
-from veto_pl.metrics.rollouts import rollout_numbers
+from veto_pl.metrics.rollout_numbers import rollout_numbers
 from veto_pl.models.assemble import load_models, load_tokenizer
+from veto_pl.models.blueprint import BLUEPRINT, described
+from veto_pl.models.randomness import global_draws
 from veto_pl.models.trainable import check_not_compiled
-from veto_pl.nonfinite import NonFiniteSteps
-from veto_pl.optimizers import OptimizedModule, default_optimizer
-from veto_pl.randomness import global_draws
+from veto_pl.parts.schedules import Constant, scheduled_values
 from veto_pl.rollouts import Sampling
-from veto_pl.schedules import Constant, scheduled_values
-from veto_pl.seams import ModelSource, Objective, RolloutSource, Schedule, TokenizerSource
-from veto_pl.types import Models, PromptBatch, Rollouts, Sequences, Step
-from veto_pl.window import Window
+from veto_pl.seams import (
+    Models,
+    ModelSource,
+    Objective,
+    PromptBatch,
+    Rollouts,
+    RolloutSource,
+    Schedule,
+    Sequences,
+    Step,
+    TokenizerSource,
+)
+from veto_pl.training.clock import PhaseClock
+from veto_pl.training.evaluation import Evaluation, computed, validation_metrics
+from veto_pl.training.fsdp import FullyShard
+from veto_pl.training.hosted import HostedModule
+from veto_pl.training.nonfinite import NonFiniteSteps
+from veto_pl.training.optimizers import OptimizedModule, default_optimizer
+from veto_pl.training.window import Window
 
 
 class DistillationModule(HostedModule, OptimizedModule):
@@ -145,7 +155,7 @@ class DistillationModule(HostedModule, OptimizedModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Divides the gradients by the global weights, before they are clipped, and logs the step."""
         means, norm, tokens = self.window.close()
-        skipped = float(self._non_finite.leave_out(self, optimizer, means, norm))
+        skipped = float(self._non_finite.leave_out(optimizer, means, norm))
         rate = float(optimizer.param_groups[0]["lr"])
         self._log_step(rate, means, grad_norm=norm, skipped=skipped, tokens=tokens)
 
@@ -178,6 +188,7 @@ class DistillationModule(HostedModule, OptimizedModule):
     def on_train_start(self) -> None:
         """Begins the first window, in training mode; a search trains several times, and validates in between."""
         self._window, _ = Window(self.trainer), self.student.train()
+        self._non_finite.begin(self.trainer, self._window.trained, self.tokenizer)
 
     def on_train_batch_start(self, *args: Any) -> None:
         """Tells the window."""
@@ -189,7 +200,7 @@ class DistillationModule(HostedModule, OptimizedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what an export needs; the configuration, as YAML; what rollout sources remember; the steps left out."""
-        checkpoint[BLUEPRINT] = described(self)
+        checkpoint[BLUEPRINT] = described(self.student.model, self.tokenizer, self.template)
         checkpoint["veto_pl_config"] = self.run_config
         checkpoint["veto_pl_memories"] = self._models.memories.states()
         checkpoint["veto_pl_skipped_in_a_row"] = self._non_finite.in_a_row

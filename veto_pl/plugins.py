@@ -12,8 +12,10 @@ import importlib
 import inspect
 import os
 import re
+import sys
 from collections.abc import Iterator
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TypeVar
 
 from veto_pl.exceptions import VetoError
@@ -22,18 +24,18 @@ Seam = TypeVar("Seam")
 
 GROUP = "veto_pl.plugins"
 BUILT_IN = (
-    "veto_pl.advantages",
-    "veto_pl.contexts",
+    "veto_pl.parts.advantages",
+    "veto_pl.parts.contexts",
     "veto_pl.data",
-    "veto_pl.divergences",
+    "veto_pl.parts.divergences",
     "veto_pl.metrics",
     "veto_pl.models",
     "veto_pl.objectives",
     "veto_pl.rollouts",
-    "veto_pl.schedules",
-    "veto_pl.supports",
-    "veto_pl.targets",
-    "veto_pl.weightings",
+    "veto_pl.parts.schedules",
+    "veto_pl.parts.supports",
+    "veto_pl.parts.targets",
+    "veto_pl.parts.weightings",
 )
 
 
@@ -86,3 +88,14 @@ def _subclasses(cls: type[Seam]) -> Iterator[type[Seam]]:
     for child in cls.__subclasses__():
         yield child
         yield from _subclasses(child)
+
+
+def find_classes_here() -> None:
+    """Lets class paths name modules of the current folder, which an installed command would not find.
+
+    The folder comes last, so that no file in it takes the place of a library; where Python was told not to look there
+    (`-P`, `PYTHONSAFEPATH`), it stays out.
+    """
+    here = str(Path.cwd())
+    if not getattr(sys.flags, "safe_path", False) and here not in sys.path:
+        sys.path.append(here)

@@ -53,7 +53,7 @@ def test_the_functional_layer_needs_no_lightning():
 
 def test_the_module_names_no_algorithm():
     tree = parse(PACKAGE / "module.py")
-    forbidden = ("veto_pl.objectives", "veto_pl.divergences", "veto_pl.targets", "veto_pl.functional")
+    forbidden = ("veto_pl.objectives", "veto_pl.parts.divergences", "veto_pl.parts.targets", "veto_pl.functional")
     assert [name for name in imported(tree) if name.startswith(forbidden)] == []
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     algorithms = {path.stem.lower() for path in (PACKAGE / "objectives").glob("*.py")} - {"__init__", "base"}
@@ -80,7 +80,8 @@ def test_the_reduction_module_is_the_only_place_where_a_mask_meets_a_sum():
 
 
 def test_public_functions_and_classes_are_documented():
-    bases = [c for name in ("seams", "memory", "logs") for c in ast.walk(parse(PACKAGE / f"{name}.py"))]
+    places = [*(PACKAGE / "seams").glob("*.py"), PACKAGE / "core/memory.py", PACKAGE / "storage/journals.py"]
+    bases = [node for path in places for node in ast.walk(parse(path))]
     seams = {n.name for c in bases if isinstance(c, ast.ClassDef) for n in functions(c) if ast.get_docstring(n)}
     inherited = seams | {"update", "compute", "per_token"}
     missing = []
@@ -185,11 +186,6 @@ def test_public_functions_are_those_that_were_promised():
     assert found == FUNCTIONAL
 
 
-def test_the_module_stays_short():
-    assert len((PACKAGE / "module.py").read_text().splitlines()) <= 280
-    assert len((PACKAGE / "seams.py").read_text().splitlines()) <= 250
-
-
 def test_no_text_becomes_the_id_of_a_test(request):
     """A long one cannot be an environment variable, which pytest makes of it, and no program starts with it."""
     hooks = request.config.pluginmanager.subset_hook_caller("pytest_make_parametrize_id", [])
@@ -205,7 +201,7 @@ def test_modules_with_properties_fail_with_their_own_errors():
     """`nn.Module` takes an AttributeError inside a property for the property's absence."""
     code = (
         "import importlib, pkgutil, torch, veto_pl\n"
-        "from veto_pl.own_errors import OwnErrors\n"
+        "from veto_pl.core.own_errors import OwnErrors\n"
         "for found in pkgutil.walk_packages(veto_pl.__path__, 'veto_pl.'):\n"
         "    if '.testing' not in found.name and '__main__' not in found.name: importlib.import_module(found.name)\n"
         "def below(kind): return {kind}.union(*map(below, kind.__subclasses__()))\n"

@@ -9,8 +9,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "veto_pl"
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
 FOUND = {
-    "checks/models.py": 5, "checks/objective.py": 11, "checks/setup.py": 3, "explain/response.py": 9,
-    "explain/supports.py": 2, "objectives/base.py": 1, "objectives/distill.py": 5, "offline/command.py": 1,
+    "checks/model_settings.py": 5, "checks/objective_settings.py": 11, "checks/setup.py": 3, "explain/response.py": 9,
+    "explain/supports.py": 2, "objectives/token_objective.py": 1, "objectives/distill.py": 5,
+    "commands/cache_teacher.py": 1,
     "planning/rollout.py": 12,
 }  # fmt: skip
 """Conditions of each file that are there to this day. Lower a number with each one that goes; never raise one."""
@@ -30,7 +31,7 @@ def classes():
 
 def concrete_parts():
     """The classes that fill a seam, directly or through others, with the files that define them."""
-    seams = {node.name for node, path in classes() if path == PACKAGE / "seams.py"}
+    seams = {node.name for node, path in classes() if path.parent == PACKAGE / "seams"}
     parts = {}
     while more := {n.name: p for n, p in classes() if names(*n.bases) & (seams | parts.keys())}.items() - parts.items():
         parts |= dict(more)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from veto_pl.cli import VetoCLI
+from veto_pl.cli.build import VetoCLI
 from veto_pl.plugins import load_plugins
 
 WORDS = ["abc", "bca", "cab", "aab", "bbc", "cca", "ab", "ba", "ac", "ca"]
@@ -93,7 +93,7 @@ def parse():
 def veto_pl(*arguments, cwd=None, path=()):
     """Runs the command as a user does."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, path), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "veto_pl.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "veto_pl", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from veto_pl.cli import main
+from veto_pl.commands.main import main
 
 from .conftest import WORDS, veto_pl
 
@@ -195,8 +195,8 @@ def test_print_config_shows_the_whole_algorithm(distilling, write, capsys):
     assert not ended.value.code
     out = capsys.readouterr().out
     shown = yaml.safe_load(out)["model"]["objective"]["init_args"]
-    assert shown["beta"] == {"class_path": "veto_pl.schedules.Linear", "init_args": {"start": 0.8, "end": 0.0}}
-    assert shown["divergence"]["class_path"] == "veto_pl.divergences.ForwardKL"
+    assert shown["beta"] == {"class_path": "veto_pl.parts.schedules.Linear", "init_args": {"start": 0.8, "end": 0.0}}
+    assert shown["divergence"]["class_path"] == "veto_pl.parts.divergences.ForwardKL"
     assert shown["rollout"]["init_args"]["sampling"]["max_new_tokens"] == 4
     lines = out.splitlines()
     assert lines.index("  student:") - lines.index("  objective:") < 25, "the algorithm fits on one screen"

@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from veto_pl import checks, cli, config_files
-from veto_pl.cli import VetoCLI, main
-from veto_pl.config_files import check_files, load
+from veto_pl import checks, cli
+from veto_pl.cli.build import VetoCLI
+from veto_pl.commands.main import main
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models import loading
 from veto_pl.objectives import SFT, Veto
 from veto_pl.plugins import load_plugins
 from veto_pl.rollouts import FromStudent, Sampling
+from veto_pl.storage import config_files
+from veto_pl.storage.config_files import check_files, load
 
 from .conftest import ABSENT, TINY_MODEL, changed
 
@@ -102,7 +104,7 @@ UNREADABLE = {
         ["`model.objective`", "`ForwardKL` is a Divergence, which does not belong here"],
     ),
     "a class of another seam by its full name": (
-        {"model.objective": {"class_path": "veto_pl.divergences.ForwardKL"}},
+        {"model.objective": {"class_path": "veto_pl.parts.divergences.ForwardKL"}},
         ["`model.objective`", "`ForwardKL` is a Divergence"],
     ),
     "a class of another seam far down": (

@@ -3,7 +3,7 @@
 import csv
 import json
 
-from veto_pl.cli import main
+from veto_pl.commands.main import main
 
 
 def test_completions_that_a_stop_string_ends_are_finished_and_judged_without_it(config, write, tmp_path):

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, pipeline
 
-from veto_pl.cli import main
-from veto_pl.export import export_student
+from veto_pl.commands.main import main
 from veto_pl.models import CharacterTokenizer, Pretrained
 from veto_pl.models.assemble import load_student, load_tokenizer
+from veto_pl.models.export_folder import export_student
 from veto_pl.testing.tiny import tiny_source
 
 from .conftest import changed

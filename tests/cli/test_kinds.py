@@ -8,10 +8,11 @@ import pytest
 from torch import nn
 from torch.optim import Optimizer
 
-from veto_pl.cli import VetoCLI, main
-from veto_pl.compact_parser import ROOTS
+from veto_pl.cli.build import VetoCLI
+from veto_pl.cli.compact_parser import ROOTS
+from veto_pl.cli.listing import SEAMS
+from veto_pl.commands.main import main
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.listing import SEAMS
 from veto_pl.plugins import available, load_plugins
 
 from .conftest import changed

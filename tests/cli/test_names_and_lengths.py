@@ -12,12 +12,13 @@ from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, TQDMProgress
 
 from veto_pl import checks, cli
 from veto_pl.callbacks import Checkpoints
-from veto_pl.cli import VetoCLI, main
-from veto_pl.config_files import load
+from veto_pl.cli.build import VetoCLI
+from veto_pl.commands.main import main
 from veto_pl.data.epoch import check_epoch
 from veto_pl.data.tasks.jsonlines import JsonLines
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.plugins import load_plugins
+from veto_pl.storage.config_files import load
 
 from .conftest import changed
 

@@ -66,7 +66,7 @@ def test_nested_config_and_config(config, write, parse):
     config["model"]["teacher"] = config["model"]["student"]
     later = {"model": {"objective": {"init_args": {"target": {"class_path": "Teacher"}}}}}
     target = parse("--config", write(config), "--config", write(later, "later.yaml")).model.objective.init_args.target
-    assert target.class_path == "veto_pl.targets.Teacher"
+    assert target.class_path == "veto_pl.parts.targets.Teacher"
     assert not target.get("init_args")
 
 
@@ -106,7 +106,7 @@ def test_a_schedule_replaces_a_number_and_back(with_veto, write, parse):
 def test_the_original_behaviour_comes_back_outside():
     from jsonargparse import _typehints
 
-    from veto_pl.parsing import own_defaults
+    from veto_pl.cli.parsing import own_defaults
 
     before = _typehints.discard_init_args_on_class_path_change
     with own_defaults():

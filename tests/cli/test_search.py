@@ -13,7 +13,7 @@ from veto_pl.data import JsonLines
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models import CharacterTokenizer
 from veto_pl.objectives import SFT
-from veto_pl.schedules import Linear
+from veto_pl.parts.schedules import Linear
 from veto_pl.testing.tiny import tiny_source
 
 from .conftest import TINY_MODEL, WORDS

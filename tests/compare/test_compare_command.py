@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from veto_pl.cli import main
+from veto_pl.commands.main import main
 from veto_pl.compare.execution import perform, prepare
 from veto_pl.compare.jobs import Job
 from veto_pl.exceptions import ConfigurationError, VetoError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from veto_pl.compare.command import run_study
+from veto_pl.commands.compare import run_study
 
 ROOT = Path(__file__).parents[2]
 STUDY = f"""

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from veto_pl.compare.jobs import JobFactory, label, merged, nested, replaced, slug
-from veto_pl.compare.study import EqualBudget, Method, SettingSearch, Stage, Study, load_study
+from veto_pl.compare.study import EqualBudget, Method, SettingSearch, Stage, Study
+from veto_pl.compare.study_file import load_study
 from veto_pl.exceptions import ConfigurationError, DataError
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from veto_pl.memory import Memory
+from veto_pl.core.memory import Memory
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import RolloutSource
 from veto_pl.testing import test_memories as laws

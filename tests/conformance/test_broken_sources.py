@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from veto_pl.rollouts import FromStudent, Sampling
-from veto_pl.seams import RolloutSource
+from veto_pl.seams import RolloutSource, Sequences, Step
 from veto_pl.testing import test_rollouts as laws
 from veto_pl.testing.rows import TOTAL, tiny_prompts
 from veto_pl.testing.tiny import tiny_models
-from veto_pl.types import Sequences, Step
 
 sampled = FromStudent(Sampling(max_new_tokens=4, num_completions=2))
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from veto_pl.parts.schedules import Linear
 from veto_pl.plugins import available
-from veto_pl.schedules import Linear
 from veto_pl.seams import RolloutSource, Schedule
 from veto_pl.testing.examples import EXAMPLES, examples_of, installed, installed_classes
 

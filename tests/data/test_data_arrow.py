@@ -28,11 +28,10 @@ from veto_pl.data import (
     fingerprints,
 )
 from veto_pl.data.encoding import encode_rows
-from veto_pl.data.examples import stored
+from veto_pl.data.example_rows import stored
 from veto_pl.data.overlong import REMARKS
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.seams import Task, Template
-from veto_pl.types import Example, Step
+from veto_pl.seams import Example, Step, Task, Template
 
 WORDS = st.sampled_from(["<eos>", "ab<eos>", "<bos>a<pad>b"])  # which the encoding reads in its own way
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | WORDS
@@ -191,7 +190,7 @@ def test_every_task_keeps_its_rows(cache, write_rows, monkeypatch, name):
     assert {split: list(task.load(split)) for split in splits} == expected
     tables = {*cache.glob("*/")}
     assert len(tables) >= 1
-    monkeypatch.setattr("veto_pl.data.examples._batch", lambda *_: pytest.fail("written again"))
+    monkeypatch.setattr("veto_pl.data.example_rows._batch", lambda *_: pytest.fail("written again"))
     assert {split: list(task.load(split)) for split in splits} == expected
     assert {*cache.glob("*/")} == tables
 

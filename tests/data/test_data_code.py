@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from veto_pl.cli import VetoCLI, main
+from veto_pl.cli.build import VetoCLI
+from veto_pl.commands.main import main
 from veto_pl.data import MBPP, HumanEval
 from veto_pl.data.tasks.code import provided
 from veto_pl.exceptions import ConfigurationError, DataError

@@ -8,7 +8,7 @@ from tokenizers.processors import TemplateProcessing
 
 from veto_pl.data import Collator, Encoded, PlainTemplate, pad_left
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.types import Example
+from veto_pl.seams import Example
 
 SPECIAL = [("<eos>", 1), ("<bos>", 2)]
 

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veto_pl.cli import VetoCLI
+from veto_pl.cli.build import VetoCLI
 from veto_pl.data import GSM8K, DialogSum, ExactMatch, JsonLines, read_examples
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.plugins import load_plugins
 from veto_pl.rollouts import FromStudent, Sampling
+from veto_pl.seams import Step
 from veto_pl.testing.tiny import prompt_batch, tiny_models
-from veto_pl.types import Step
 
 GOOD = {"prompt": "2+2=", "completion": "4", "note": [1]}
 BAD = {

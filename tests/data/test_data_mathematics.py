@@ -15,7 +15,7 @@ from tests.data.answers import CASES
 from veto_pl.data import GSM8K, LastNumber, MathAnswer, final_answer
 from veto_pl.data.quantities import read_quantity, tidy
 from veto_pl.data.symbolic import harmless, same_expression
-from veto_pl.types import Example
+from veto_pl.seams import Example
 
 ROOT = Path(__file__).resolve().parents[2]
 

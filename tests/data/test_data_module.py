@@ -9,8 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from veto_pl.data import ChatTemplate, PlainTemplate, PromptDataModule
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.seams import Task
-from veto_pl.types import Example, PromptBatch
+from veto_pl.seams import Example, PromptBatch, Task
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import reasoning_gym
 from veto_pl.data import ReasoningGym
 from veto_pl.data.tasks import reasoning_gym as module
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.types import Example
+from veto_pl.seams import Example
 
 SPELL = {"dataset": "spell_backward", "size": 300, "seed": 1, "arguments": {"min_word_len": 3, "max_word_len": 5}}
 

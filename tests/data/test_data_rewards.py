@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from veto_pl.data import ExactMatch, LastNumber, NoReward, final_number
-from veto_pl.types import Example
+from veto_pl.seams import Example
 
 REWARDS = [NoReward(), ExactMatch(), ExactMatch(strip=False, casefold=True), LastNumber()]
 

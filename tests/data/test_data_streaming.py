@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from veto_pl.data import ExampleStream, JsonLines, PromptDataModule
 from veto_pl.data.streaming import shuffled
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.seams import Task
-from veto_pl.types import Example
+from veto_pl.seams import Example, Task
 
 ROWS = [{"prompt": "a" * (1 + i % 5), "completion": str(i), "note": i} for i in range(23)]
 

@@ -8,8 +8,7 @@ from veto_pl.data import ChatTemplate, PlainTemplate, TemplateMixture
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models import CharacterTokenizer
 from veto_pl.models.tokenizers import with_chat_template
-from veto_pl.seams import Template
-from veto_pl.types import Example
+from veto_pl.seams import Example, Template
 
 EXAMPLE = Example(
     "stressed", "desserts", {"question": "Spell it.", "metadata": {"word": "stressed"}, "tags": ["x", "y"]}

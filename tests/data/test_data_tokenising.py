@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veto_pl.cli import main
-from veto_pl.contexts import retold
+from veto_pl.commands.main import main
 from veto_pl.data.collate import Collator
 from veto_pl.data.control_words import MARK, ControlWords
 from veto_pl.data.datamodule import PromptDataModule
@@ -17,9 +16,9 @@ from veto_pl.data.templates import ChatTemplate, PlainTemplate, TemplateMixture
 from veto_pl.data.tokenising import continued, tokenised
 from veto_pl.exceptions import DataError
 from veto_pl.models.initialisation import RandomWeights
-from veto_pl.seams import Template
+from veto_pl.parts.contexts import retold
+from veto_pl.seams import Example, Template
 from veto_pl.testing.tokenizer_kinds import CONTROL, CORPUS, KINDS, tokenizer_of
-from veto_pl.types import Example
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
@@ -106,8 +105,8 @@ def test_the_students_own_ends_count():
 
 
 def test_stored_settings_of_a_folder_are_read(tmp_path):
+    from veto_pl.core.special_ids import stored_end_ids
     from veto_pl.models.loading import Pretrained
-    from veto_pl.special_ids import stored_end_ids
 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": 5}))
     assert stored_end_ids(Pretrained(str(tmp_path))) == (5,)

@@ -11,12 +11,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from veto_pl import DistillationModule, PromptDataModule
-from veto_pl.advantages import FutureLogRatio
 from veto_pl.callbacks import ExtrapolationMonitor
-from veto_pl.contexts import Peer, Privileged
 from veto_pl.data import ExactMatch, JsonLines, PlainTemplate
 from veto_pl.data.sampler import RankSampler
-from veto_pl.fsdp import FullyShard
 from veto_pl.models import CharacterTokenizer, Pretrained
 from veto_pl.models.sharding import full_weights
 from veto_pl.objectives import (
@@ -47,10 +44,13 @@ from veto_pl.objectives import (
     UniOPD,
     Veto,
 )
+from veto_pl.parts.advantages import FutureLogRatio
+from veto_pl.parts.contexts import Peer, Privileged
+from veto_pl.parts.supports import TopK
 from veto_pl.rollouts import FromDataset, FromStudent, FromTeacher, Mixture, Sampling
 from veto_pl.seams import RolloutSource
-from veto_pl.supports import TopK
 from veto_pl.testing.tiny import ALPHABET, tiny_source
+from veto_pl.training.fsdp import FullyShard
 
 WORDS = ["a", "bcdefgh", "ab", "ponm", "abcdefghij", "ccc", "de", "fghijkl", "ko", "p", "mnop", "ghi"] * 4
 SAMPLING = Sampling(max_new_tokens=6)

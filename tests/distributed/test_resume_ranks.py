@@ -11,9 +11,9 @@ import torch.distributed as dist
 from resumes import run, run_all
 from runs import prepare
 
-from veto_pl import sharded_checkpoint
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.sharded_checkpoint import TABLE, plain_values, read_whole, save_sharded
+from veto_pl.storage import sharded_checkpoint
+from veto_pl.storage.sharded_checkpoint import TABLE, plain_values, read_whole, save_sharded
 from veto_pl.testing.ranks import run_ranks
 
 pytestmark = pytest.mark.xdist_group("ranks")

@@ -9,11 +9,11 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch.distributed.device_mesh import init_device_mesh
 
-from veto_pl.checksums import sha256_of, write_sums
 from veto_pl.exceptions import DataError
 from veto_pl.models import Pretrained
 from veto_pl.models.sharding import Sharding, full_weights
 from veto_pl.models.weights import load_sharded
+from veto_pl.storage.checksums import sha256_of, write_sums
 from veto_pl.testing.ranks import run_ranks
 from veto_pl.testing.tiny import ALPHABET, tiny_source
 

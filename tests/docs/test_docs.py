@@ -87,7 +87,8 @@ def test_commands_name_files_that_exist():
 
 
 def test_commands_exist():
-    from veto_pl.cli import COMMANDS, TRAINING
+    from veto_pl.cli.build import COMMANDS
+    from veto_pl.commands.main import TRAINING
 
     code = "\n".join(body for _, _, body in blocks("bash"))
     used = set(re.findall(r"^veto-pl ([\w-]+)", code, re.MULTILINE))
@@ -99,8 +100,8 @@ def test_commands_exist():
     "code", [pytest.param(code, id=f"{name(p)}-{i}") for i, (p, _, code) in enumerate(blocks("yaml"))]
 )
 def test_configs_build(code, tmp_path):
-    from veto_pl.cli import VetoCLI
-    from veto_pl.compare.study import load_study
+    from veto_pl.cli.build import VetoCLI
+    from veto_pl.compare.study_file import load_study
     from veto_pl.plugins import load_plugins
 
     load_plugins()
@@ -151,7 +152,7 @@ def test_the_plugin_page_trains(plugin):
 import torch
 from veto_pl.plugins import load_plugins
 load_plugins()
-from veto_pl.cli import VetoCLI
+from veto_pl.cli.build import VetoCLI
 from veto_pl.functional.divergences import reverse_kl
 base = ["--config=configs/quickstart/base.yaml", "--config=configs/quickstart/veto.yaml", "--run_dir=unused"]
 built = VetoCLI([*base, "--model.objective.divergence=Hellinger", "--model.objective.divergence.scale=2"], run=False)
@@ -165,7 +166,7 @@ print(len(set.union(*splits)) == sum(map(len, splits)), task.reward(task.load("t
 
 from my_package.baseline import BaselinePolicyGradient
 from veto_pl.objectives import TokenRows
-from veto_pl.types import Step
+from veto_pl.seams import Step
 z = torch.zeros(3, requires_grad=True)
 teacher = torch.tensor([0.5, 0.3, 0.2]).log()
 gradients = []

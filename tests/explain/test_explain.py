@@ -8,11 +8,10 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from veto_pl.divergences import ReverseKL, TotalVariation
+from veto_pl.commands.explain import explain
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.explain import Scene, respond
 from veto_pl.explain.axes import LogAxis, LogitAxis
-from veto_pl.explain.command import explain
 from veto_pl.explain.page import charts
 from veto_pl.objectives import (
     BRTS,
@@ -32,11 +31,12 @@ from veto_pl.objectives import (
     UniOPD,
     Veto,
 )
+from veto_pl.parts.divergences import ReverseKL, TotalVariation
+from veto_pl.parts.schedules import Linear
+from veto_pl.parts.supports import TopK
 from veto_pl.plugins import available, load_plugins
 from veto_pl.rollouts import FromStudent
-from veto_pl.schedules import Linear
 from veto_pl.seams import Objective
-from veto_pl.supports import TopK
 
 SCENE = Scene(teacher=0.9, outcomes=5, points=9)
 FEW = Scene(teacher=0.8, outcomes=3, points=4)

@@ -12,12 +12,12 @@ import torch
 
 from veto_pl import DistillationModule, PromptDataModule
 from veto_pl.data import JsonLines
-from veto_pl.fsdp import FullyShard
 from veto_pl.models import CharacterTokenizer, RandomWeights
 from veto_pl.models.sharding import full_weights
 from veto_pl.objectives import SFT, Distill, Sum, TokenObjective
 from veto_pl.rollouts import FromDataset
 from veto_pl.testing.tiny import ALPHABET, DIMENSIONS, tiny_source
+from veto_pl.training.fsdp import FullyShard
 
 BAD = CharacterTokenizer(ALPHABET).load().convert_tokens_to_ids("p")
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}

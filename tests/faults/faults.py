@@ -4,7 +4,7 @@ import os
 from contextlib import contextmanager, suppress
 from unittest.mock import patch
 
-from veto_pl.cli import main
+from veto_pl.commands.main import main
 
 
 class StopError(Exception):

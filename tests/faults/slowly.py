@@ -7,7 +7,7 @@ from unittest.mock import patch
 import torch
 
 from veto_pl import DistillationModule
-from veto_pl.cli import main
+from veto_pl.commands.main import main
 
 if __name__ == "__main__":
     training, validation, *command = sys.argv[1:]

@@ -9,19 +9,19 @@ from types import UnionType
 import pytest
 
 from veto_pl import seams
-from veto_pl.advantages import FutureLogRatio
-from veto_pl.contexts import SameText
 from veto_pl.data import PlainTemplate, PromptDataModule
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models import Pruned
 from veto_pl.objectives import EOPD, OPSD, SDFT, SFT, Distill
+from veto_pl.parts.advantages import FutureLogRatio
+from veto_pl.parts.contexts import SameText
+from veto_pl.parts.schedules import Linear
+from veto_pl.parts.targets import GeometricBridge
+from veto_pl.parts.weightings import TeacherEntropyAbove
 from veto_pl.plugins import available, load_plugins
 from veto_pl.rollouts import FromStudent, Sampling
-from veto_pl.schedules import Linear
-from veto_pl.targets import GeometricBridge
+from veto_pl.seams import Step
 from veto_pl.testing.tiny import prompt_batch, tiny_models, tiny_source
-from veto_pl.types import Step
-from veto_pl.weightings import TeacherEntropyAbove
 
 load_plugins()
 OTHERS = {

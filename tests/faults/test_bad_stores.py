@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from veto_pl.commands.teacher_scores import Scorer, write_store
 from veto_pl.data.collate import Collator
-from veto_pl.offline.build import Scorer, write_store
 from veto_pl.rollouts import FromCache
+from veto_pl.seams import Example, Step
 from veto_pl.testing.tiny import tiny_models
-from veto_pl.types import Example, Step
 
 from .bad_inputs import Bomb, Case, each, refuse
 

@@ -9,8 +9,8 @@ from veto_pl.data import ChatTemplate, Collator, JsonLines, PlainTemplate, Promp
 from veto_pl.models import CharacterTokenizer, Pretrained, PretrainedTokenizer
 from veto_pl.models.assemble import load_models, load_tokenizer
 from veto_pl.models.vocabulary import compare_ends
+from veto_pl.seams import Example
 from veto_pl.testing.tiny import ALPHABET, tiny_source
-from veto_pl.types import Example
 
 from .bad_inputs import JUNK, MARKER, Case, each, hostile_module, refuse
 

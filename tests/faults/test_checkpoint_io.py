@@ -13,9 +13,9 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from veto_pl import checkpoint_io
-from veto_pl.checkpoint_io import AtomicCheckpointIO, beside, read_checkpoint, recover, swap_in
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.storage import checkpoint_io
+from veto_pl.storage.checkpoint_io import AtomicCheckpointIO, beside, read_checkpoint, recover, swap_in
 
 
 def checkpoint(mark: int, size: int = 1000) -> dict:

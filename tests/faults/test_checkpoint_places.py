@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from veto_pl.cli import main
-from veto_pl.resume import warn_of_differences
+from veto_pl.commands.main import main
+from veto_pl.storage.resume import warn_of_differences
 
 LAUGHS = "a: &a {x: 1, y: 2}\n" + "\n".join(
     f"{b}: &{b} {{{', '.join(f'k{i}: *{a}' for i in range(9))}}}" for a, b in zip("abcdefgh", "bcdefghi", strict=True)

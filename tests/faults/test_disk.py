@@ -14,15 +14,15 @@ import pytest
 
 from veto_pl import DistillationModule
 from veto_pl.callbacks import Checkpoints, Diagnostics, Export
-from veto_pl.cli import main
+from veto_pl.commands.main import main
 from veto_pl.exceptions import VetoError
-from veto_pl.going_on import going_on, harmless, patient, refusal
-from veto_pl.waiting_lines import WaitingLines
+from veto_pl.storage.going_on import going_on, harmless, patient, refusal
+from veto_pl.storage.waiting_lines import WaitingLines
 
 from .conftest import assert_equal_runs, state
 from .faults import StopError, fault, fit, raising
 
-LOGGERS = "[veto_pl.logs.MetricsFile, lightning.pytorch.loggers.TensorBoardLogger]"
+LOGGERS = "[veto_pl.storage.journals.MetricsFile, lightning.pytorch.loggers.TensorBoardLogger]"
 
 
 class Full:
@@ -249,7 +249,7 @@ def test_methods_of_others_are_guarded_once(wrapped):
 def test_an_export_that_fails_keeps_no_one_from_the_summary(config_file, tmp_path):
     error = RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
     with (
-        patch("veto_pl.callbacks.export.export_student", side_effect=error),
+        patch("veto_pl.callbacks.export_at_end.export_student", side_effect=error),
         pytest.warns(UserWarning, match=r"The export .*No space left.*`veto-pl export CHECKPOINT .*` can make"),
     ):
         fit(config_file, tmp_path, "--export.folder=export", "--trainer.max_steps=1", "--trainer.limit_val_batches=0")

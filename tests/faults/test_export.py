@@ -17,16 +17,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from veto_pl.blueprint import BLUEPRINT, drawn
-from veto_pl.checksums import SUMS, read_sums, sha256_of
-from veto_pl.cli import main
+from veto_pl.commands.export import export_checkpoint
+from veto_pl.commands.main import main
+from veto_pl.core.special_ids import state_special_ids
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.export import EARLIER, check_folder, export_checkpoint, export_student
-from veto_pl.model_card import CARD
 from veto_pl.models import CharacterTokenizer, Pretrained, Pruned
 from veto_pl.models.assemble import load_student
+from veto_pl.models.blueprint import BLUEPRINT, drawn
+from veto_pl.models.export_folder import EARLIER, check_folder, export_student
+from veto_pl.models.model_card import CARD
 from veto_pl.seams import ModelSource
-from veto_pl.special_ids import state_special_ids
+from veto_pl.storage.checksums import SUMS, read_sums, sha256_of
 from veto_pl.testing.tiny import ALPHABET, DIMENSIONS, tiny_source
 
 from .faults import fit

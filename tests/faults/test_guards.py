@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from veto_pl.callbacks import Guard, Guards
 from veto_pl.callbacks.guards import DEFAULTS
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.generations import Generations
 from veto_pl.metrics import EosRate, RepetitionRate
-from veto_pl.metrics.rollouts import rollout_numbers
+from veto_pl.metrics.generations import Generations
+from veto_pl.metrics.rollout_numbers import rollout_numbers
+from veto_pl.seams import Sequences
 from veto_pl.testing.ranks import run_ranks
-from veto_pl.types import Sequences
 
 from .explosions import STEPS, prepare, train_all
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from veto_pl import sharded_checkpoint
-from veto_pl.checksums import read_sums, sha256_of, write_sums
-from veto_pl.cli import main
+from veto_pl.commands.export import export_checkpoint
+from veto_pl.commands.main import main
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.export import export_checkpoint
-from veto_pl.sharded_checkpoint import PLAIN, TABLE, read_whole, save_sharded
+from veto_pl.storage import sharded_checkpoint
+from veto_pl.storage.checksums import read_sums, sha256_of, write_sums
+from veto_pl.storage.sharded_checkpoint import PLAIN, TABLE, read_whole, save_sharded
 from veto_pl.testing.ranks import run_ranks
 
 from .bad_inputs import MARKER, Bomb

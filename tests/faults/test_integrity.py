@@ -9,14 +9,14 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veto_pl.checkpoint_io import AtomicCheckpointIO, read_checkpoint
-from veto_pl.checksums import SUMS
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.export import export_student
 from veto_pl.models import CharacterTokenizer, Pretrained
 from veto_pl.models.assemble import load_student
+from veto_pl.models.export_folder import export_student
 from veto_pl.models.weights import StoredWeights
-from veto_pl.sharded_checkpoint import PLAIN, TABLE, check_sharded, plain_values, read_whole, save_sharded
+from veto_pl.storage.checkpoint_io import AtomicCheckpointIO, read_checkpoint
+from veto_pl.storage.checksums import SUMS
+from veto_pl.storage.sharded_checkpoint import PLAIN, TABLE, check_sharded, plain_values, read_whole, save_sharded
 from veto_pl.testing.tiny import ALPHABET, tiny_source
 
 BITS = st.integers(0, 2**40)

@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from veto_pl import DistillationModule
 from veto_pl.callbacks import SampleTable
-from veto_pl.cli import leave_out_noise
-from veto_pl.logs import Events, MetricsFile, journals
+from veto_pl.cli.streams import leave_out_noise
+from veto_pl.storage.journals import Events, MetricsFile, journals
 
 from .conftest import curves
 from .faults import StopError, fault, fit, raising
@@ -62,7 +62,7 @@ def test_a_full_disk_keeps_the_rows_for_later(tmp_path):
     log(logger, [{"a": 2.0}], 1)
     log(logger, [{"b": 3.0}], 2)
     with (
-        patch("veto_pl.checkpoint_io.Path.write_bytes", side_effect=OSError(28, "No space left on device")),
+        patch("veto_pl.storage.checkpoint_io.Path.write_bytes", side_effect=OSError(28, "No space left on device")),
         pytest.warns(UserWarning, match=r"metrics\.csv could not be written: .*No space left"),
     ):
         logger.save()
@@ -114,7 +114,7 @@ def test_samples_are_cut_by_rows(tmp_path):
     assert not (tmp_path / "samples.jsonl").exists()
 
 
-@pytest.mark.parametrize("name", ["lightning.pytorch.loggers.CSVLogger", "veto_pl.logs.MetricsFile"])
+@pytest.mark.parametrize("name", ["lightning.pytorch.loggers.CSVLogger", "veto_pl.storage.journals.MetricsFile"])
 def test_a_file_of_metrics_that_the_user_has_named_goes_on_after_a_stop(name, config_file, tmp_path):
     """In the configuration, for resumed runs; whatever is deleted is warned of."""
     settings = (

@@ -13,12 +13,12 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from veto_pl.callbacks import Checkpoints
 from veto_pl.exceptions import ConfigurationError, NonFiniteError
-from veto_pl.nonfinite import FAULTS
 from veto_pl.objectives import SFT, Sum
 from veto_pl.rollouts import FromDataset
+from veto_pl.seams import Step
 from veto_pl.testing.ranks import run_ranks
 from veto_pl.testing.tiny import prompt_batch, tiny_models
-from veto_pl.types import Step
+from veto_pl.training.nonfinite import FAULTS
 
 from .explosions import (
     BLAME,

@@ -5,7 +5,6 @@ import json
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import lightning as L
@@ -13,16 +12,16 @@ import pytest
 import torch
 
 from veto_pl import DistillationModule, PromptDataModule
-from veto_pl.blueprint import described
 from veto_pl.callbacks import Checkpoints, Diagnostics, PredictionFile, SampleTable
-from veto_pl.checkpoint_io import AtomicCheckpointIO
 from veto_pl.data import ExactMatch, JsonLines, PlainTemplate
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.going_on import going_on
-from veto_pl.logs import MetricsFile
 from veto_pl.models import CharacterTokenizer
-from veto_pl.nonfinite import FAULTS
+from veto_pl.models.blueprint import described
+from veto_pl.storage.checkpoint_io import AtomicCheckpointIO
+from veto_pl.storage.going_on import going_on
+from veto_pl.storage.journals import MetricsFile
 from veto_pl.testing.tiny import ALPHABET, tiny_source
+from veto_pl.training.nonfinite import FAULTS
 
 from .explosions import QUIET, module_of, prepare, train
 from .faults import fault, fit
@@ -102,28 +101,25 @@ def test_a_second_run_of_the_same_parts_writes_into_its_own_folder(tmp_path):
 
 
 def run_of(model, template):
-    return SimpleNamespace(
-        student=SimpleNamespace(model=model), tokenizer=CharacterTokenizer(ALPHABET).load(),
-        trainer=SimpleNamespace(datamodule=SimpleNamespace(template=template)),
-    )  # fmt: skip
+    return model, CharacterTokenizer(ALPHABET).load(), template
 
 
 def test_a_second_run_describes_its_own_template():
     model = tiny_source().load()
     runs = [run_of(model, PlainTemplate(format=f"{{prompt}}{sign}")) for sign in "ab"]
-    first, second = (described(run)["chat_template.jinja"] for run in runs)
+    first, second = (described(*run)["chat_template.jinja"] for run in runs)
     assert first != second
-    assert described(runs[1]) is described(runs[1]), "it is written once"
+    assert described(*runs[1]) is described(*runs[1]), "it is written once"
 
 
 def test_a_description_that_the_disk_refuses_is_tried_again():
     run = run_of(tiny_source().load(), PlainTemplate())
-    with patch("veto_pl.blueprint.tempfile.TemporaryDirectory", side_effect=FULL), refusals() as said:
-        assert described(run) is None
-        assert described(run) is None
+    with patch("veto_pl.models.blueprint.tempfile.TemporaryDirectory", side_effect=FULL), refusals() as said:
+        assert described(*run) is None
+        assert described(*run) is None
     assert len(said) == 1
     assert "tries again" in said[0]
-    assert "config.json" in described(run)
+    assert "config.json" in described(*run)
 
 
 def raised(make):
@@ -155,7 +151,7 @@ def test_a_file_of_metrics_that_cannot_be_cut_is_cut_later(tmp_path):
     logger = MetricsFile(str(tmp_path))
     log(logger, [{"a": 1.0}, {"a": 2.0}, {"b": 3.0}])
     logger.save()
-    with patch("veto_pl.logs.beside", side_effect=FULL), refusals() as said:
+    with patch("veto_pl.storage.journals.beside", side_effect=FULL), refusals() as said:
         logger.cut(None, 1, 1)
         assert logger.position() == 1
         log(logger, [{"a": 4.0}], 1)
@@ -167,7 +163,7 @@ def test_a_file_of_metrics_that_cannot_be_cut_is_cut_later(tmp_path):
 
 def test_a_half_written_row_on_a_full_disk_lets_a_run_begin(tmp_path):
     (tmp_path / "metrics.csv").write_text("a,step\n1.0,0\n2.")
-    with patch("veto_pl.logs.beside", side_effect=FULL), refusals() as said:
+    with patch("veto_pl.storage.journals.beside", side_effect=FULL), refusals() as said:
         logger = MetricsFile(str(tmp_path))
         assert logger.position() == 1
     assert len(said) == 1
@@ -182,11 +178,15 @@ def test_rows_are_cut_without_room_and_a_read_only_file_ends_no_run(part, name, 
     path.write_text('{"step": 0}\n{"step": 2}\n{"st')
     trainer = L.Trainer(default_root_dir=str(tmp_path), accelerator="cpu", callbacks=[part], **QUIET)
     part.setup(trainer, None, "fit")
-    with refusing(name, "r+b"), patch("veto_pl.checkpoint_io.Path.write_bytes", side_effect=FULL), refusals() as said:
+    with (
+        refusing(name, "r+b"),
+        patch("veto_pl.storage.checkpoint_io.Path.write_bytes", side_effect=FULL),
+        refusals() as said,
+    ):
         part.cut(trainer, 1, 1)
     assert len(said) == 1
     assert part.position() == 2
-    with patch("veto_pl.checkpoint_io.Path.write_bytes", side_effect=FULL):
+    with patch("veto_pl.storage.checkpoint_io.Path.write_bytes", side_effect=FULL):
         part.cut(trainer, 1, 1)
     assert path.read_text() == '{"step": 0}\n'
     assert part.position() == 1
@@ -233,7 +233,7 @@ def test_a_folder_that_somebody_fills_during_the_run_does_not_end_it_without_its
 def test_checkpoints_that_cannot_be_written_are_warned_of_once_until_one_can(tmp_path):
     writer, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
     for _ in range(2):
-        with patch("veto_pl.checkpoint_io.torch.save", side_effect=FULL), refusals() as said:
+        with patch("veto_pl.storage.checkpoint_io.torch.save", side_effect=FULL), refusals() as said:
             for _ in range(3):
                 writer.save_checkpoint({"state_dict": {}}, path)
                 assert writer.failure is FULL

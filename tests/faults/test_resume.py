@@ -15,10 +15,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veto_pl import DistillationModule, checkpoint_io
+from veto_pl import DistillationModule
 from veto_pl.callbacks import Checkpoints, SampleTable
 from veto_pl.data import RankSampler
-from veto_pl.resume import differences
+from veto_pl.storage import checkpoint_io
+from veto_pl.storage.resume import differences
 
 from .conftest import WORDS, assert_equal_runs, curves, state
 from .faults import StopError, die_in, fault, fit, raising

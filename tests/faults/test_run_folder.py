@@ -17,10 +17,10 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from veto_pl import DistillationModule
 from veto_pl.callbacks import RunFolder
-from veto_pl.cli import main
+from veto_pl.commands.main import main
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.logs import made_in
-from veto_pl.run_folder import LOCK, run_folder
+from veto_pl.storage.journals import made_in
+from veto_pl.storage.run_folder import LOCK, run_folder
 
 from .faults import StopError, fault, fit, raising
 

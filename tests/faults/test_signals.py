@@ -178,7 +178,7 @@ def test_a_run_that_is_killed_at_random_ends_where_an_undisturbed_one_does(confi
     undisturbed = time.monotonic() - begun
     with fault(DistillationModule, "training_step", 20, raising), pytest.raises(StopError):
         fit(config_file, tmp_path / "run", *LONG)  # so that each life has something to restore
-    command = [sys.executable, "-m", "veto_pl.cli", "fit", "--config", config_file, "--run_dir", str(tmp_path / "run"),
+    command = [sys.executable, "-m", "veto_pl", "fit", "--config", config_file, "--run_dir", str(tmp_path / "run"),
                "--ckpt_path", "last", *LONG]  # fmt: skip
     clock, begun, kills, output = random.Random(0), time.monotonic(), 0, tmp_path / "output"
     output.touch()

@@ -7,8 +7,8 @@ from contextlib import redirect_stdout
 import pytest
 from rich.console import Console
 
-from veto_pl.cli import main
-from veto_pl.streams import LastingStream, lasting_output
+from veto_pl.cli.streams import LastingStream, lasting_output
+from veto_pl.commands.main import main
 
 
 @pytest.fixture

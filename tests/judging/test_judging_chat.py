@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.judging import ChatJudge, NoVerdictError, win_rate
 from veto_pl.judging.chat import verdict_of
-from veto_pl.types import Example
+from veto_pl.seams import Example
 
 ROW = Example("Summarise: the cat sat.", "A cat sits.")
 KEY = "sk-very-secret-000"

@@ -3,8 +3,8 @@ import json
 import pytest
 from chat_server import message, serving
 
+from veto_pl.commands.judge import judge_files
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.judging.command import judge_files
 
 ROWS = [
     ("<user>one", "the cat sat", "a dog", "the cat sat down"),

@@ -7,8 +7,7 @@ from scipy.stats import binomtest
 
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.judging import NoVerdictError, ReferenceJudge, wilson, win_rate
-from veto_pl.seams import Judge
-from veto_pl.types import Example
+from veto_pl.seams import Example, Judge
 
 TEXTS = st.text("abc ", min_size=1, max_size=4)
 PAIRS = st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=12)

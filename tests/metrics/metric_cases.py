@@ -6,7 +6,6 @@ import torch
 from hypothesis import strategies as st
 from tiny_bert import tiny_bert
 
-from veto_pl.generations import Generations
 from veto_pl.judging import ReferenceJudge
 from veto_pl.metrics import (
     Accuracy,
@@ -36,7 +35,8 @@ from veto_pl.metrics import (
     VendiScore,
     WinRate,
 )
-from veto_pl.types import Example
+from veto_pl.metrics.generations import Generations
+from veto_pl.seams import Example
 
 SAMPLES = 3
 VOCABULARY = 5

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from metric_cases import generations
 from torchmetrics.classification import BinaryCalibrationError
 
-from veto_pl.evaluation import validation_metrics
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.generations import Generations
 from veto_pl.metrics import CalibrationError, PassAtK, PassBound, PassCurve, SequenceLogProb
+from veto_pl.metrics.generations import Generations
 from veto_pl.rollouts import Sampling
+from veto_pl.training.evaluation import validation_metrics
 
 
 def of_rewards(rewards):

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from metric_cases import COMPLETIONS, generations, group_of
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.generations import Generations
 from veto_pl.metrics import Accuracy, CompletionEntropy, DistinctCorrect, MajorityVote, VendiScore
+from veto_pl.metrics.generations import Generations
 
 
 def computed(metric, batch):

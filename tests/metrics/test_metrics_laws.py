@@ -24,8 +24,8 @@ from torch import distributed
 from torchmetrics import Metric
 
 import veto_pl.metrics
-from veto_pl.generations import Generations
 from veto_pl.metrics import CompletionMetric, TokenMetric, TopKDiagnostic, default_metrics
+from veto_pl.metrics.generations import Generations
 from veto_pl.report.quantities import Quantity
 from veto_pl.testing.ranks import run_ranks
 

@@ -10,11 +10,10 @@ from transformers import AutoModel, AutoTokenizer
 
 from veto_pl.data import RougeL, rouge
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.generations import Generations
 from veto_pl.judging import NoVerdictError, ReferenceJudge
 from veto_pl.metrics import BERTScore, Rouge, WinRate
-from veto_pl.seams import Judge
-from veto_pl.types import Example
+from veto_pl.metrics.generations import Generations
+from veto_pl.seams import Example, Judge
 
 WORDS = ["the", "cat", "sat", "on", "mat", "dog", "barked", "loudly", "today"]
 SENTENCES = st.lists(st.sampled_from([*WORDS, "The", "cat,", "#Person1#", "don't", "—", "9:30"]), max_size=9).map(

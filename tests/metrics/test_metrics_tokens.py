@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from metric_cases import TOKEN_METRICS, log_probabilities, token_batches
 
-from veto_pl.evaluation import validation_metrics
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.diagnostics import (
     entropy,
@@ -32,6 +31,7 @@ from veto_pl.metrics import (
 )
 from veto_pl.metrics.top_k import Quantity
 from veto_pl.rollouts import Sampling
+from veto_pl.training.evaluation import validation_metrics
 
 
 def rows_of(logp):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from veto_pl.core.own_errors import OwnErrors
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.assemble import load_models
 from veto_pl.models.backbone import backbone
@@ -14,10 +15,9 @@ from veto_pl.models.causal_lm import CausalLM
 from veto_pl.models.initialisation import RandomWeights
 from veto_pl.models.tokenizers import CharacterTokenizer
 from veto_pl.module import DistillationModule
-from veto_pl.own_errors import OwnErrors
 from veto_pl.rollouts import FromDataset, FromStudent, Sampling
+from veto_pl.seams import Step
 from veto_pl.testing.tiny import ALPHABET, prompt_batch, tiny_models, tiny_source
-from veto_pl.types import Step
 
 STEP = Step(0, 1)
 WIDTHS = dict.fromkeys(("hidden_size", "n_embd", "d_model", "embedding_size", "attention_hidden_size", "dim"), 32)

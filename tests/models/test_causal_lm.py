@@ -5,8 +5,8 @@ import torch
 
 from veto_pl.models.assemble import load_models
 from veto_pl.rollouts import FromDataset
+from veto_pl.seams import Sequences, Step
 from veto_pl.testing.tiny import ALPHABET, prompt_batch, tiny_models, tiny_source
-from veto_pl.types import Sequences, Step
 
 TYPES = ["llama", "qwen2", "gpt2", "gemma2"]
 STEP = Step(0, 1)

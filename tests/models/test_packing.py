@@ -12,8 +12,8 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.causal_lm import CausalLM
 from veto_pl.models.packing import Packing, balanced, pack
 from veto_pl.models.probes import check_head, keeps_sequences_apart
+from veto_pl.seams import Sequences
 from veto_pl.testing.tiny import prompt_batch, tiny_models
-from veto_pl.types import Sequences
 
 
 def ragged(models, lengths=((1, 1), (5, 2), (2, 9), (3, 0), (1, 4))):

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from veto_pl.callbacks import Export
-from veto_pl.cli import main
+from veto_pl.commands.main import main
 from veto_pl.data import JsonLines
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models import CharacterTokenizer, Gguf, Pretrained, PretrainedTokenizer
 from veto_pl.models.assemble import load_tokenizer
-from veto_pl.paths import at_home, local_path
 from veto_pl.rollouts import FromCache
 from veto_pl.seams import ModelSource, RolloutSource, TokenizerSource
+from veto_pl.storage.paths import at_home, local_path
 from veto_pl.testing.tiny import ALPHABET, tiny_source
 
 NAMES = {"path", "cache", "folder"}

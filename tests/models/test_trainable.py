@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 import torch
 
-from veto_pl.cli import main
+from veto_pl.commands.main import main
 from veto_pl.data import JsonLines, PromptDataModule
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models import CharacterTokenizer, Pretrained, RandomWeights

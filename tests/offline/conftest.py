@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from veto_pl.commands.teacher_scores import Scorer, write_store
 from veto_pl.data.collate import Collator
-from veto_pl.offline.build import Scorer, write_store
+from veto_pl.seams import Example
 from veto_pl.testing.tiny import ALPHABET, tiny_models
-from veto_pl.types import Example
 
 WORDS = ["abc", "a", "hgfedcba", "pp", "", "bca", "mnop", "cab", "ab", "ponmlkji", "ba"]
 

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.divergences import forward_kl, reverse_kl
 from veto_pl.functional.supports import top_k_with_tail
@@ -14,9 +15,8 @@ from veto_pl.offline import ScoreStore
 from veto_pl.offline.cost import TruncationCost
 from veto_pl.offline.fingerprint import model_fingerprint, tokenizer_fingerprint
 from veto_pl.offline.manifest import Manifest
-from veto_pl.scores import TopKScores
+from veto_pl.seams import Models
 from veto_pl.testing.tiny import ALPHABET, tiny_models
-from veto_pl.types import Models
 
 from .conftest import WORDS, encoded, write
 

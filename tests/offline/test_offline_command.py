@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from veto_pl.cli import main
-from veto_pl.listing import listing
+from veto_pl.cli.listing import listing
+from veto_pl.commands.main import main
 from veto_pl.offline import ScoreStore
 from veto_pl.offline.manifest import Manifest
 

@@ -16,8 +16,8 @@ from veto_pl.models.tokenizers import CharacterTokenizer
 from veto_pl.offline import ScoreStore, open_store
 from veto_pl.offline.manifest import NAME, Manifest
 from veto_pl.rollouts import FromCache, FromDataset, Mixture
+from veto_pl.seams import Models, Step
 from veto_pl.testing.tiny import ALPHABET
-from veto_pl.types import Models, Step
 
 from .conftest import WORDS, direct, encoded, write
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from veto_pl.advantages import FutureLogRatio
 from veto_pl.functional.advantages import future_mean
 from veto_pl.functional.divergences import forward_kl, generalized_jsd, reverse_kl, skew_kl, skew_reverse_kl
 from veto_pl.functional.policy import clipped_surrogate
 from veto_pl.functional.targets import geometric_bridge
-from veto_pl.tokens import TokenGrid
-from veto_pl.types import Step
+from veto_pl.parts.advantages import FutureLogRatio
+from veto_pl.seams import Step
+from veto_pl.seams.tokens import TokenGrid
 
 
 @pytest.fixture

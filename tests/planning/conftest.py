@@ -5,8 +5,8 @@ from veto_pl.module import DistillationModule
 from veto_pl.objectives import SFT, Veto
 from veto_pl.planning.devices import device
 from veto_pl.planning.placement import Placement
-from veto_pl.planning.plan import plan
 from veto_pl.planning.rollout import Lengths
+from veto_pl.planning.run_plan import plan
 from veto_pl.planning.simulation import Setting
 from veto_pl.rollouts import FromStudent, Sampling
 

@@ -11,12 +11,12 @@ import pytest
 
 from tests.cli.conftest import veto_pl
 from tests.planning.conftest import module, on_policy, planned
-from veto_pl.cli import main
+from veto_pl.commands.main import main
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.fsdp import FullyShard
 from veto_pl.planning.devices import DEVICES, GIB, device
 from veto_pl.planning.placement import Placement
-from veto_pl.planning.plan import remedies
+from veto_pl.planning.run_plan import remedies
+from veto_pl.training.fsdp import FullyShard
 
 ROOT = Path(__file__).resolve().parents[2]
 DEBUG = [f"--config={ROOT / 'configs' / 'debug' / name}.yaml" for name in ("base", "veto")]

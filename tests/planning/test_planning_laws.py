@@ -11,12 +11,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tests.planning.conftest import VOCABULARY, llama, module, on_policy, part, planned
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.objectives import GKD, SFT, VOPD, DistiLLM2, MiniLLM, Phases, SeqKD, Sum, SupervisedKD, UniOPD
+from veto_pl.parts.schedules import Linear
 from veto_pl.planning.observation import Observation
 from veto_pl.planning.placement import Placement
 from veto_pl.planning.rollout import moments
 from veto_pl.planning.stages import stages
 from veto_pl.rollouts import FromStudent, Sampling
-from veto_pl.schedules import Linear
 from veto_pl.seams import TeacherContext
 
 

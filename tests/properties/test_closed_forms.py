@@ -9,7 +9,9 @@ from head_cases import assert_equal_to_dense, inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from veto_pl.divergences import (
+from veto_pl.functional import closed_forms, divergences
+from veto_pl.functional.differentiation import belongs, by_autograd, closed_form
+from veto_pl.parts.divergences import (
     AlphaDivergence,
     ForwardKL,
     GeneralizedJSD,
@@ -19,8 +21,6 @@ from veto_pl.divergences import (
     SkewReverseKL,
     TotalVariation,
 )
-from veto_pl.functional import closed_forms, divergences
-from veto_pl.functional.differentiation import belongs, by_autograd, closed_form
 from veto_pl.seams import Divergence
 
 BUILT_IN = [

@@ -7,13 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veto_pl.divergences import AlphaDivergence, GeneralizedJSD, Renyi, SkewKL
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional import alpha, closed_forms
 from veto_pl.functional import divergences as functional
 from veto_pl.functional.diagnostics import entropy
 from veto_pl.functional.supports import top_k_with_tail
-from veto_pl.supports import TopK
+from veto_pl.parts.divergences import AlphaDivergence, GeneralizedJSD, Renyi, SkewKL
+from veto_pl.parts.supports import TopK
 from veto_pl.testing import oracles
 from veto_pl.testing.strategies import KINDS, SMOOTH, logits_of_kind, logits_pairs
 

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from veto_pl.divergences import ForwardKL, GeneralizedJSD
 from veto_pl.functional import divergences
 from veto_pl.functional.chunked import linear_divergence
 from veto_pl.functional.heads import Finish, FunctionHead, LinearHead
 from veto_pl.functional.targets import geometric_bridge
-from veto_pl.schedules import Linear
-from veto_pl.targets import GeometricBridge
+from veto_pl.parts.divergences import ForwardKL, GeneralizedJSD
+from veto_pl.parts.schedules import Linear
+from veto_pl.parts.targets import GeometricBridge
+from veto_pl.seams import Step
 from veto_pl.testing.dense import VocabularyProducts, dense_divergence
-from veto_pl.types import Step
 
 BRIDGE = partial(geometric_bridge, beta=0.8)
 

@@ -8,21 +8,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from veto_pl.contexts import Peer, Privileged
+from veto_pl.core.memory import Memories
 from veto_pl.data.rewards import ExactMatch
-from veto_pl.memory import Memories
-from veto_pl.metrics.rollouts import rollout_numbers
+from veto_pl.metrics.rollout_numbers import rollout_numbers
 from veto_pl.models.packing import Packing
-from veto_pl.nonfinite import _described
 from veto_pl.objectives import SDFT
+from veto_pl.parts.contexts import Peer, Privileged
 from veto_pl.rollouts import BestTeacher, FromStudent, Replay, Sampling, TeacherCorrected
 from veto_pl.rollouts.best_teacher import likeliest, overlaps
 from veto_pl.rollouts.cached import _aligned
 from veto_pl.rollouts.replay import ReplayBuffer
+from veto_pl.seams import Sequences, Step
 from veto_pl.testing.rows import tiny_prompts
 from veto_pl.testing.tiny import tiny_models
-from veto_pl.types import Sequences, Step
-from veto_pl.window import Window
+from veto_pl.training.nonfinite import _described
+from veto_pl.training.window import Window
 
 STEP = Step(3, 20)
 SAMPLING = Sampling(max_new_tokens=6, num_completions=2, stop=("b",))
@@ -207,7 +207,7 @@ def test_a_step_is_as_long_as_its_texts_and_trains_on_what_counts(full, data):
 
 
 def _one():
-    from veto_pl.types import Stat
+    from veto_pl.seams import Stat
 
     return Stat(torch.tensor(1.0), torch.tensor(1.0))
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veto_pl.normalisation import GradientLedger, joined
-from veto_pl.types import Stat
+from veto_pl.seams import Stat
+from veto_pl.training.normalisation import GradientLedger, joined
 
 ROWS = 6
 seeds = st.integers(0, 2**20)

@@ -7,13 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veto_pl.advantages import FutureLogRatio, LogRatio
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.advantages import future_mean, reverse_cumsum, whiten
 from veto_pl.functional.reduction import sequence_mean_sum, token_sum
+from veto_pl.parts.advantages import FutureLogRatio, LogRatio
+from veto_pl.seams import Stat, Step
+from veto_pl.seams.tokens import TokenGrid
 from veto_pl.testing.strategies import ragged_grids
-from veto_pl.tokens import TokenGrid
-from veto_pl.types import Stat, Step
 
 grids = ragged_grids()
 REDUCTIONS = [token_sum, sequence_mean_sum]

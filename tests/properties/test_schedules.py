@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.objectives import Sum, Veto
-from veto_pl.schedules import Constant, Cosine, Linear, StepWise, WarmUp, scheduled_values, value_at
+from veto_pl.parts.schedules import Constant, Cosine, Linear, StepWise, WarmUp, scheduled_values, value_at
 from veto_pl.testing import oracles
 
 numbers = st.floats(-10, 10)

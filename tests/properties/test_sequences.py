@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veto_pl.types import Example, PromptBatch, Sequences, Step, pad_right
+from veto_pl.seams import Example, PromptBatch, Sequences, Step, pad_right
 
 PAD, EOS = 0, 1
 ids = st.integers(0, 5)  # PAD and EOS included: text may hold either

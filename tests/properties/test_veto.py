@@ -8,19 +8,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from veto_pl.divergences import ForwardKL, ReverseKL
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.diagnostics import entropy, sharpness
 from veto_pl.functional.divergences import forward_kl, reverse_kl
 from veto_pl.functional.targets import geometric_bridge
 from veto_pl.objectives import Distill, Veto
+from veto_pl.parts.divergences import ForwardKL, ReverseKL
+from veto_pl.parts.schedules import Linear
+from veto_pl.parts.targets import GeometricBridge
 from veto_pl.rollouts import FromDataset, FromStudent, Sampling
-from veto_pl.schedules import Linear
-from veto_pl.targets import GeometricBridge
+from veto_pl.seams import Step
 from veto_pl.testing import oracles
 from veto_pl.testing.strategies import SMOOTH, logits_of_kind, logits_pairs
 from veto_pl.testing.tiny import prompt_batch, tiny_models
-from veto_pl.types import Step
 
 betas = st.floats(0.01, 3.0)
 ordinary = logits_pairs(kinds=["ordinary", "ties"], max_vocabulary=12)

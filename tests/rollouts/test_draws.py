@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from veto_pl.core.sampling import BLOCK, draw_id
 from veto_pl.rollouts import Sampling
-from veto_pl.rollouts.sampling import BLOCK, draw_id
 
 
 @pytest.mark.parametrize("size", [7, 2 * BLOCK, 2 * BLOCK + 1, 3 * BLOCK, 5 * BLOCK + 77])

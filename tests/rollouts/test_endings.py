@@ -8,11 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from veto_pl.core.memory import Memories
 from veto_pl.data.rewards import ExactMatch
 from veto_pl.data.tasks import JsonLines
-from veto_pl.evaluation import Evaluation
-from veto_pl.memory import Memories
-from veto_pl.metrics.rollouts import rollout_numbers
+from veto_pl.metrics.rollout_numbers import rollout_numbers
 from veto_pl.rollouts import (
     AdaptiveReplay,
     BestTeacher,
@@ -29,10 +28,10 @@ from veto_pl.rollouts import (
     Transformers,
 )
 from veto_pl.rollouts.endings import Endings
-from veto_pl.seams import RolloutSource, Task
+from veto_pl.seams import Ending, Example, RolloutSource, Sequences, Step, Task
 from veto_pl.testing.tiny import prompt_batch, tiny_models
 from veto_pl.testing.tokenizer_kinds import CONTROL, tokenizer_of
-from veto_pl.types import Ending, Example, Sequences, Step
+from veto_pl.training.evaluation import Evaluation
 
 PROMPTS = ["abc>", "a>", "hgfedcba>", "pp>"] * 4
 STEP = Step(3, 20)

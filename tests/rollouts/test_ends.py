@@ -20,8 +20,8 @@ from veto_pl.rollouts import (
     TeacherSwitched,
     Transformers,
 )
+from veto_pl.seams import Step
 from veto_pl.testing.tiny import ALPHABET, prompt_batch, tiny_source
-from veto_pl.types import Step
 
 STEP = Step(index=3, total=10, seed=7)
 PROMPTS = ["abc>", "a>", "hgfedcba>", "pp>"] * 6

@@ -20,8 +20,8 @@ from veto_pl.models.probes import cache_keyword
 from veto_pl.models.tokenizers import CharacterTokenizer
 from veto_pl.rollouts import DecodeLoop, FromStudent, FromTeacher, Sampling, TeacherMixed, Transformers, decoding
 from veto_pl.rollouts.kv_cache import obstacle
+from veto_pl.seams import Models, Step
 from veto_pl.testing.tiny import ALPHABET, DIMENSIONS, prompt_batch, tiny_models
-from veto_pl.types import Models, Step
 
 STEP = Step(index=3, total=10, seed=7)
 RAGGED = ["abc>", "a>", "hgfedcba>", "pp>", "abcdefghijklmnop>", "dd>"]
@@ -451,7 +451,7 @@ def test_an_engine_is_chosen_in_a_config(tmp_path):
                                                                      "init_args": {"drop_at": 0.5}}}}  # fmt: skip
     objective = {"class_path": "Veto", "init_args": {"rollout": rollout}}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({"model": {"objective": objective}}))
-    command = [sys.executable, "-m", "veto_pl.cli", "fit", "--config", "run.yaml", "--print_config"]
+    command = [sys.executable, "-m", "veto_pl", "fit", "--config", "run.yaml", "--print_config"]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     chosen = yaml.safe_load(result.stdout)["model"]["objective"]["init_args"]["rollout"]["init_args"]["engine"]
     assert chosen == {"class_path": "veto_pl.rollouts.DecodeLoop", "init_args": {"drop_at": 0.5}}

@@ -8,11 +8,10 @@ import torch
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.divergences import log_mixture
+from veto_pl.parts.schedules import Linear
 from veto_pl.rollouts import FromDataset, FromStudent, FromTeacher, Mixture, Sampling, TeacherMixed, Transformers
-from veto_pl.schedules import Linear
-from veto_pl.seams import Task
+from veto_pl.seams import Example, Step, Task
 from veto_pl.testing.tiny import prompt_batch, tiny_models
-from veto_pl.types import Example, Step
 
 STEP = Step(index=3, total=10, seed=7)
 PROMPTS = ["abc>", "a>", "hgfedcba>", "pp>"]

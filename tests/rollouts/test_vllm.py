@@ -11,8 +11,8 @@ import torch
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.assemble import load_models
 from veto_pl.rollouts import FromStudent, FromTeacher, Sampling, Vllm
+from veto_pl.seams import Step
 from veto_pl.testing.tiny import ALPHABET, prompt_batch, tiny_models, tiny_source
-from veto_pl.types import Step
 
 PROMPTS = ["abc>", "a>", "hgfedcba>", "pp>"]
 

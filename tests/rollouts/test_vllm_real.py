@@ -12,8 +12,8 @@ from veto_pl.models import CharacterTokenizer
 from veto_pl.models.initialisation import RandomWeights
 from veto_pl.objectives import Veto
 from veto_pl.rollouts import FromStudent, Sampling, Vllm
+from veto_pl.seams import Step
 from veto_pl.testing.tiny import ALPHABET, prompt_batch
-from veto_pl.types import Step
 
 pytestmark = pytest.mark.vllm
 WORDS = ["a", "bcdefgh", "ab", "ponm", "abcdefghij", "ccc", "de", "fghijkl"]

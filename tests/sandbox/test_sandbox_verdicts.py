@@ -8,7 +8,6 @@ from contextlib import ExitStack
 
 import pytest
 
-from veto_pl.exceptions import ConfigurationError
 from veto_pl.sandbox import Limits, Protection, SandboxError, Tests, Verdict, judge, protection
 from veto_pl.sandbox import processes as processes_module
 from veto_pl.sandbox import protection as protection_function
@@ -232,7 +231,7 @@ def test_large_numbers_cross():
 @pytest.mark.parametrize("name", ["timeout", "memory", "processes", "file_size", "workers"])
 @pytest.mark.parametrize("value", [0, -1, float("nan")])
 def test_limits_are_positive(name, value):
-    with pytest.raises(ConfigurationError, match=rf"`Limits\.{name}` must be a positive number, got"):
+    with pytest.raises(ValueError, match=rf"`Limits\.{name}` must be a positive number, got"):
         Limits(**{name: value})
 
 
@@ -277,9 +276,7 @@ def test_the_best_level_that_works_is_taken_and_logged_once(fresh_probe, monkeyp
     assert found[0].level in LEVELS[1:]
     assert found == [found[0]] * 3
     assert said == [f"Programs under test run behind {found[0]}."]
-    with pytest.raises(
-        ConfigurationError, match=r"'bubblewrap', which does not work here: bubblewrap: `bwrap` is not inst"
-    ):
+    with pytest.raises(ValueError, match=r"'bubblewrap', which does not work here: bubblewrap: `bwrap` is not inst"):
         protection("bubblewrap")
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
-from veto_pl.checkpoint_io import beside
-from veto_pl.evaluation import Evaluation
+from veto_pl.core.mistakes import check_number
+from veto_pl.core.ranks import gather_on_first
 from veto_pl.exceptions import VetoError
-from veto_pl.mistakes import check_number
-from veto_pl.ranks import gather_on_first
-from veto_pl.run_folder import run_folder
-from veto_pl.waiting_lines import WaitingLines
+from veto_pl.storage.checkpoint_io import beside
+from veto_pl.storage.run_folder import run_folder
+from veto_pl.storage.waiting_lines import WaitingLines
+from veto_pl.training.evaluation import Evaluation
 
 ANSWERS, TEST = "answers.jsonl", "test.json"
 

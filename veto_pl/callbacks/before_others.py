@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.going_on import harmless, patient
+from veto_pl.storage.going_on import harmless, patient
 
 
 class BeforeOthers(L.Callback):

@@ -9,7 +9,7 @@ import lightning as L
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.module import DistillationModule
-from veto_pl.resume import validates_here
+from veto_pl.storage.resume import validates_here
 
 PHASES = ("rollout", "scoring", "update", "data")
 """What counts as training time; validation, checkpoints and the start do not."""

@@ -21,14 +21,14 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from veto_pl.callbacks.before_others import BeforeOthers
 from veto_pl.callbacks.signals import Signals
-from veto_pl.checkpoint_io import AtomicCheckpointIO, OnFailedSave, recover, swap_in
+from veto_pl.core.mistakes import check_number
 from veto_pl.data import PromptDataModule
 from veto_pl.exceptions import ConfigurationError, NonFiniteError
-from veto_pl.going_on import going_on
-from veto_pl.logs import journals, positions
-from veto_pl.mistakes import check_number
-from veto_pl.resume import PROGRESS, Course, Point, load_validation, rewind, validates_here, warn_of_differences
-from veto_pl.run_folder import run_folder
+from veto_pl.storage.checkpoint_io import AtomicCheckpointIO, OnFailedSave, recover, swap_in
+from veto_pl.storage.going_on import going_on
+from veto_pl.storage.journals import journals, positions
+from veto_pl.storage.resume import PROGRESS, Course, Point, load_validation, rewind, validates_here, warn_of_differences
+from veto_pl.storage.run_folder import run_folder
 
 
 class Checkpoints(ModelCheckpoint):

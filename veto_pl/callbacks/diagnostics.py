@@ -11,12 +11,12 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from veto_pl.callbacks.guards import Guards
-from veto_pl.checkpoint_io import beside
-from veto_pl.going_on import going_on
-from veto_pl.logs import Journal
-from veto_pl.mistakes import check_number
-from veto_pl.nonfinite import FAULTS, faults_of
-from veto_pl.waiting_lines import WaitingLines
+from veto_pl.core.mistakes import check_number
+from veto_pl.storage.checkpoint_io import beside
+from veto_pl.storage.going_on import going_on
+from veto_pl.storage.journals import Journal
+from veto_pl.storage.waiting_lines import WaitingLines
+from veto_pl.training.nonfinite import FAULTS, faults_of
 
 
 class Diagnostics(L.Callback, Journal):

@@ -13,20 +13,19 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from veto_pl.checkpoint_io import beside
+from veto_pl.core.nested import changed, inside
+from veto_pl.core.ranks import sum_over_ranks
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block, RowStream
 from veto_pl.functional.extrapolation import lambda_star, within
-from veto_pl.going_on import going_on
-from veto_pl.models.likelihood import read
+from veto_pl.models.readout import read
 from veto_pl.models.sharding import gathered
 from veto_pl.objectives import ListOPD
-from veto_pl.parts import changed, inside
-from veto_pl.ranks import sum_over_ranks
 from veto_pl.rollouts import FromDataset
-from veto_pl.run_folder import run_folder
-from veto_pl.seams import Objective, RolloutSource
-from veto_pl.types import Models, PromptBatch, Step
+from veto_pl.seams import Models, Objective, PromptBatch, RolloutSource, Step
+from veto_pl.storage.checkpoint_io import beside
+from veto_pl.storage.going_on import going_on
+from veto_pl.storage.run_folder import run_folder
 
 EXTRAPOLATION = "extrapolation.json"
 CHUNK_ROWS = 256

@@ -9,9 +9,9 @@ import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
-from veto_pl.going_on import going_on
-from veto_pl.run_folder import run_folder
-from veto_pl.waiting_lines import WaitingLines
+from veto_pl.storage.going_on import going_on
+from veto_pl.storage.run_folder import run_folder
+from veto_pl.storage.waiting_lines import WaitingLines
 
 
 class PredictionFile(BasePredictionWriter):

@@ -20,8 +20,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from veto_pl.clock import PhaseClock
-from veto_pl.mistakes import check_number
+from veto_pl.core.mistakes import check_number
+from veto_pl.training.clock import PhaseClock
 
 SHOWN = {
     "train/loss": "loss",

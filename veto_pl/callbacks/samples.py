@@ -9,12 +9,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
-from veto_pl.evaluation import Evaluation
-from veto_pl.logs import Journal
-from veto_pl.mistakes import check_number
-from veto_pl.report.run import SAMPLES
-from veto_pl.run_folder import run_folder
-from veto_pl.waiting_lines import WaitingLines
+from veto_pl.core.mistakes import check_number
+from veto_pl.storage.journals import Journal
+from veto_pl.storage.run_folder import SAMPLES, run_folder
+from veto_pl.storage.waiting_lines import WaitingLines
+from veto_pl.training.evaluation import Evaluation
 
 
 class SampleTable(L.Callback, Journal):

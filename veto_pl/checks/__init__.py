@@ -11,15 +11,17 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from veto_pl.checks import models, monitors, numbers, objective
+from veto_pl.checks import model_settings as models
+from veto_pl.checks import monitored as monitors
+from veto_pl.checks import numbers
+from veto_pl.checks import objective_settings as objective
 from veto_pl.checks import trainer as the_trainer
 from veto_pl.checks.setup import Setup
-from veto_pl.checks.values import check_values
+from veto_pl.core.mistakes import Mistake, report
 from veto_pl.data import PromptDataModule
-from veto_pl.mistakes import Mistake, report
 from veto_pl.module import DistillationModule
 
-__all__ = ["Setup", "check", "check_values"]
+__all__ = ["Setup", "check"]
 
 Check = Callable[[Setup], Iterator[Mistake]]
 ALWAYS: tuple[Check, ...] = (

@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Timer
 
 from veto_pl.checks.setup import Setup
-from veto_pl.mistakes import Mistake
+from veto_pl.core.mistakes import Mistake
 
 PROCESSES = 2**16
 """More processes than any run has; their numbers are handled in 32 bits."""

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 
 from veto_pl.checks.numbers import TRAINER
 from veto_pl.checks.setup import Setup
-from veto_pl.mistakes import Mistake
+from veto_pl.core.mistakes import Mistake
 from veto_pl.seams import Objective
 
 SCALED = ("16", "16-mixed")

@@ -18,11 +18,11 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
-from veto_pl.checkpoint_io import beside
 from veto_pl.compare.jobs import DONE, FAILURE, JOB, LOG, Job, Record
 from veto_pl.compare.results import EvaluationResult, Summary
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.report.run import Run
+from veto_pl.storage.checkpoint_io import beside
 
 
 def run(job: Job, threads: int) -> None:
@@ -106,7 +106,8 @@ def _here(threads: int) -> Callable[[list[str]], object]:
     import torch
     from lightning.pytorch import Trainer
 
-    from veto_pl.cli import VetoCLI, leave_out_noise
+    from veto_pl.cli.build import VetoCLI
+    from veto_pl.cli.streams import leave_out_noise
     from veto_pl.plugins import load_plugins
 
     class OneProcess(VetoCLI):

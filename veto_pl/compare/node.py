@@ -83,7 +83,7 @@ def _context() -> BaseContext:
     """
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    context.set_forkserver_preload(["ray", "veto_pl.compare.execution", "veto_pl.cli"])
+    context.set_forkserver_preload(["ray", "veto_pl.compare.execution", "veto_pl.cli.build"])
     return context
 
 
@@ -92,8 +92,8 @@ def _begin(job: Job, origin: Origin, threads: int, gpus: str | None) -> None:
     origin.enter()
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus
-    from veto_pl.cli import find_classes_here
     from veto_pl.compare.execution import run
+    from veto_pl.plugins import find_classes_here
 
     find_classes_here()
     run(job, threads)

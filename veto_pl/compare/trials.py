@@ -18,7 +18,8 @@ from veto_pl.compare.results import Answer, Comparison, Contrast, Cost, Evaluati
 from veto_pl.compare.statistics import contrast, estimate, holm
 from veto_pl.compare.study import SettingSearch, Study
 from veto_pl.exceptions import DataError
-from veto_pl.report.run import METRICS, Run
+from veto_pl.report.run import Run
+from veto_pl.storage.run_folder import METRICS
 
 
 def read_trial(method: str, seed: int, job: Job, answers: int) -> Trial:

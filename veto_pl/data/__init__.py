@@ -3,7 +3,7 @@
 from veto_pl.data.collate import Collator, Encoded
 from veto_pl.data.datamodule import PromptDataModule
 from veto_pl.data.encoding import EncodedRows
-from veto_pl.data.examples import ExampleStream, StoredExamples, stored
+from veto_pl.data.example_rows import ExampleStream, StoredExamples, stored
 from veto_pl.data.fingerprints import source_key
 from veto_pl.data.jsonl import read_examples
 from veto_pl.data.mathematics import Answer, MathAnswer, final_answer
@@ -12,7 +12,7 @@ from veto_pl.data.rewards import ExactMatch, LastNumber, NoReward, RougeL, final
 from veto_pl.data.sampler import RankSampler, even_batches
 from veto_pl.data.tasks import GSM8K, MBPP, DialogSum, HumanEval, JsonLines, ReasoningGym
 from veto_pl.data.templates import ChatTemplate, PlainTemplate, TemplateMixture
-from veto_pl.types import pad_left
+from veto_pl.seams import pad_left
 
 __all__ = [
     "GSM8K",

@@ -13,9 +13,7 @@ from veto_pl.data.control_words import ControlWords
 from veto_pl.data.templates import PlainTemplate
 from veto_pl.data.tokenising import continued, prompted
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.seams import ModelSource, Task, Template
-from veto_pl.special_ids import stored_end_ids
-from veto_pl.types import Example, PromptBatch, pad_left, pad_right
+from veto_pl.seams import Example, ModelSource, PromptBatch, Task, Template, pad_left, pad_right
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -112,7 +110,7 @@ class Collator:
         ends = {} if eos is None else {str(eos): int(self.tokenizer.eos_token_id)}
         last = {words.at_end(example.completion or "") for example in examples} - {"", *ends}
         if last and self.student is not None:
-            named = {str(self.tokenizer.decode([i])): i for i in stored_end_ids(self.student)}
+            named = {str(self.tokenizer.decode([i])): i for i in self.student.end_ids()}
             ends |= {word: named[word] for word in last & set(named)}
         return ends
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from veto_pl.types import Example
+from veto_pl.seams import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -26,9 +26,7 @@ from veto_pl.data.stream_policies import completions_fit, prompts_fit, with_rema
 from veto_pl.data.streaming import EncodedStream, StreamOrder
 from veto_pl.data.templates import PlainTemplate
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.seams import Task, Template
-from veto_pl.special_ids import stored_end_ids
-from veto_pl.types import Example
+from veto_pl.seams import Example, Task, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -230,7 +228,7 @@ class PromptDataModule(LightningDataModule):
     def _collator_name(self) -> str | None:
         """Tells what encodes the rows from everything that encodes them differently; None where nobody can tell."""
         collator = self.collator
-        ends = [] if collator.student is None else list(stored_end_ids(collator.student))
+        ends = [] if collator.student is None else list(collator.student.end_ids())
         return fingerprint([replace(collator, task=None, student=None), ends])
 
     def _encode(self, split: str, name: str | None) -> EncodedRows | EncodedStream:

@@ -17,12 +17,12 @@ import pyarrow.compute as pc
 from torch.utils.data import Dataset
 
 from veto_pl.data.collate import Collator, Encoded
-from veto_pl.data.examples import at, batches
+from veto_pl.data.example_rows import at, batches
 from veto_pl.data.fingerprints import digest
+from veto_pl.data.row_store import Notes, kept
 from veto_pl.data.sampler import RankSampler
-from veto_pl.data.store import Notes, kept
 from veto_pl.exceptions import DataError
-from veto_pl.types import Example
+from veto_pl.seams import Example
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from veto_pl.mistakes import Mistake, report
+from veto_pl.core.mistakes import Mistake, report
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from veto_pl.paths import local_path
+from veto_pl.storage.paths import local_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

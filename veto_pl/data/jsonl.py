@@ -13,8 +13,8 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.paths import local_path
-from veto_pl.types import Example
+from veto_pl.seams import Example
+from veto_pl.storage.paths import local_path
 
 OnBadRow = Literal["error", "skip"]
 _OTHER_FORMATS = {

@@ -23,8 +23,7 @@ from veto_pl.data.equations import equation_at_end, is_equation, is_formula, sta
 from veto_pl.data.gatherings import parts_of
 from veto_pl.data.quantities import LONGEST, Quantity, last_quantity, plain, read_quantity, tidy
 from veto_pl.data.symbolic import harmless, same_equation, same_expression
-from veto_pl.seams import Reward
-from veto_pl.types import Example
+from veto_pl.seams import Example, Reward
 
 WINDOW = 20_000
 """Characters of a text that are read, from its end."""

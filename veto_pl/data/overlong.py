@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from veto_pl.data.control_words import ControlWords
 from veto_pl.data.encoding import EncodedRows
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.types import Example
+from veto_pl.seams import Example
 
 Overlong = Literal["drop", "truncate_left", "error"]
 OverlongCompletions = Literal["cut", "drop", "error"]

@@ -8,8 +8,7 @@ from decimal import Decimal
 
 from veto_pl.data.overlap import rouge
 from veto_pl.data.quantities import DASHES
-from veto_pl.seams import Reward
-from veto_pl.types import Example
+from veto_pl.seams import Example, Reward
 
 # A minus counts as a sign only where it cannot be a subtraction, a range or a bullet.
 _NUMBER = (

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset, DistributedSampler, SequentialSampler
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.types import Step
+from veto_pl.seams import Step
 
 T = TypeVar("T")
 

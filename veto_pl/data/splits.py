@@ -7,7 +7,7 @@ from hashlib import blake2b
 from typing import TypeVar
 
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.types import Example
+from veto_pl.seams import Example
 
 T = TypeVar("T")
 

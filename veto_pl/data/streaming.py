@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from veto_pl.data.collate import Collator, Encoded
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.types import Example, Step
+from veto_pl.seams import Example, Step
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

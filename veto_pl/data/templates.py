@@ -14,8 +14,7 @@ from veto_pl.data.chat_templates import answering, in_format, with_settings
 from veto_pl.data.control_words import Reading, unmarked, without_marks
 from veto_pl.data.jsonl import listed, shown
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.seams import Template
-from veto_pl.types import Example
+from veto_pl.seams import Example, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

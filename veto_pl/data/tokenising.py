@@ -10,8 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.data.control_words import MARK, ControlWords
 from veto_pl.exceptions import DataError
-from veto_pl.seams import Template
-from veto_pl.types import Example
+from veto_pl.seams import Example, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,11 +11,13 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from veto_pl.contexts import read_alike
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.explain.scene import Scene, one_token, tabled
 from veto_pl.explain.supports import kept_ids, narrowed
 from veto_pl.functional.divergences import log_mixture
+from veto_pl.parts.contexts import read_alike
+from veto_pl.parts.schedules import scheduled_values, value_at
+from veto_pl.parts.targets import Teacher
 from veto_pl.rollouts import (
     AdaptiveReplay,
     BestTeacher,
@@ -26,11 +28,8 @@ from veto_pl.rollouts import (
     TeacherCorrected,
     TeacherMixed,
 )
-from veto_pl.schedules import scheduled_values, value_at
-from veto_pl.seams import Objective, RolloutSource, Support, Target
-from veto_pl.targets import Teacher
-from veto_pl.tokens import TokenRows
-from veto_pl.types import Stat, Step
+from veto_pl.seams import Objective, RolloutSource, Stat, Step, Support, Target
+from veto_pl.seams.tokens import TokenRows
 
 STEPS = 100
 PARTS = (0.0, 0.25, 0.5, 0.75, 1.0)

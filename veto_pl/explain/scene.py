@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.heads import LinearHead
-from veto_pl.models.causal_lm import CausalLM
-from veto_pl.types import Models, Sequences
+from veto_pl.seams import LanguageModel, Models, Sequences
 
 Result = TypeVar("Result")
 FAINTEST = 1e-6
@@ -67,33 +66,41 @@ class Scene:
         return torch.cat([first, others], -1).log()
 
 
-class Table(nn.Module):
+class Table(LanguageModel):
     """Stands for a language model in `Objective.loss`: hidden states are logits, and the head passes them on.
 
     Args:
         logits: [N, V], those of the N tokens that are predicted, or [1, V], those of every token.
     """
 
-    shards = None
-
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
         self.logits = logits
         self.vocab_size = logits.shape[1]
 
-    def forward(self, sequences: Sequences, readout: Callable[[Tensor, CausalLM], Result]) -> Result:
+    def forward(self, sequences: Sequences, readout: Callable[[Tensor, LanguageModel], Result]) -> Result:
         """Hands the logits to `readout`, whatever the tokens are."""
-        return readout(self.logits.expand(len(sequences.token_ids()), -1), cast(CausalLM, self))
+        return readout(self.logits.expand(len(sequences.token_ids()), -1), self)
 
     def head(self) -> LinearHead:
         """The identity."""
         return LinearHead(torch.eye(self.vocab_size, dtype=self.logits.dtype))
 
+    def project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits, none of which is padding."""
+        return hidden, hidden.new_zeros(hidden.shape[:-1])
+
+    def next_logits(
+        self, input_ids: Tensor, attention_mask: Tensor | None, cache: Any, position_ids: Tensor | None = None
+    ) -> Tensor:
+        """Return the first token's logits, whatever was read."""
+        return self.logits[:1].expand(len(input_ids), -1)
+
 
 def tabled(student: Tensor, teacher: Tensor, reference: Tensor | None = None) -> Models:
     """Models [N, V] that are nothing but their predictions; there is no tokenizer."""
-    third = None if reference is None else cast(CausalLM, Table(reference))
-    return Models(cast(CausalLM, Table(student)), cast(CausalLM, Table(teacher)), tokenizer=None, reference=third)
+    third = None if reference is None else Table(reference)
+    return Models(Table(student), Table(teacher), tokenizer=None, reference=third)
 
 
 def one_token(token: int, sampler_logp: Tensor, copies: int = 1) -> Sequences:

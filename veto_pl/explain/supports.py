@@ -7,8 +7,8 @@ from copy import copy
 from dataclasses import fields, replace
 from typing import TypeVar
 
+from veto_pl.parts.supports import TopK
 from veto_pl.seams import Objective
-from veto_pl.supports import TopK
 
 Part = TypeVar("Part")
 

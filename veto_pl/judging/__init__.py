@@ -1,9 +1,9 @@
 """Judges that compare two answers, and how often one set of answers wins."""
 
 from veto_pl.judging.chat import ChatJudge
+from veto_pl.judging.preferences import NoVerdictError, Pair, Verdict, ask, ask_all
 from veto_pl.judging.rates import HeadToHead, wilson, win_rate
 from veto_pl.judging.reference import ReferenceJudge
-from veto_pl.judging.verdicts import NoVerdictError, Pair, Verdict, ask, ask_all
 
 __all__ = [
     "ChatJudge",

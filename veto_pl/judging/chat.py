@@ -12,9 +12,8 @@ from typing import Any
 from veto_pl.data.splits import check_sizes
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.judging.endpoint import Endpoint
-from veto_pl.judging.verdicts import NO_REFERENCE, NoVerdictError
-from veto_pl.seams import Judge
-from veto_pl.types import Example
+from veto_pl.judging.preferences import NO_REFERENCE, NoVerdictError
+from veto_pl.seams import Example, Judge
 
 SUMMARIES = """Two assistants have done the same task. Decide who has done it better: whose text is more faithful to \
 the task, complete in what matters, and concise. Do not let the order or the length of the texts decide.

@@ -13,7 +13,7 @@ from urllib.request import Request
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.judging.exchange import Reply, exchange
-from veto_pl.judging.verdicts import NoVerdictError
+from veto_pl.judging.preferences import NoVerdictError
 
 LONGEST_REPLY = 2**22
 """Bytes of a reply that are read."""

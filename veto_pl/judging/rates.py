@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from veto_pl.exceptions import DataError
-from veto_pl.judging.verdicts import Pair, Verdict, ask_all
-from veto_pl.seams import Judge
-from veto_pl.types import Example
+from veto_pl.judging.preferences import Pair, Verdict, ask_all
+from veto_pl.seams import Example, Judge
 
 
 @dataclass(frozen=True)

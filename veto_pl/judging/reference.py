@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 from veto_pl.data.overlap import RougeKind, rouge
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.judging.verdicts import NO_REFERENCE, NoVerdictError
-from veto_pl.seams import Judge
-from veto_pl.types import Example
+from veto_pl.judging.preferences import NO_REFERENCE, NoVerdictError
+from veto_pl.seams import Example, Judge
 
 
 @dataclass(frozen=True, kw_only=True)

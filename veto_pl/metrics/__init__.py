@@ -1,12 +1,12 @@
 """Metrics of completions and of their tokens, as torchmetrics."""
 
 from veto_pl.metrics.agreement import ForwardKL, ReverseKL, StudentEntropy, TopOneAgreement
-from veto_pl.metrics.base import CompletionMetric, MetricFamily, TokenMetric
 from veto_pl.metrics.consensus import DistinctCorrect, MajorityVote
 from veto_pl.metrics.diversity import CompletionEntropy, DistinctN, RepetitionRate, SelfBLEU, VendiScore
 from veto_pl.metrics.form import ParseRate
 from veto_pl.metrics.length import CompletionLength, EosRate
 from veto_pl.metrics.likelihood import CalibrationError, SequenceLogProb
+from veto_pl.metrics.metric_bases import CompletionMetric, MetricFamily, TokenMetric
 from veto_pl.metrics.pass_curve import PassBound, PassCurve
 from veto_pl.metrics.ratio import TargetRatio
 from veto_pl.metrics.reward import Accuracy, MeanReward, PassAtK

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from veto_pl.functional.diagnostics import entropy, top_one_agreement
 from veto_pl.functional.divergences import forward_kl, reverse_kl
-from veto_pl.metrics.base import TokenMetric, the_teacher
+from veto_pl.metrics.metric_bases import TokenMetric, the_teacher
 
 
 class StudentEntropy(TokenMetric):

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.generations import Generations
-from veto_pl.metrics.base import CompletionMetric
+from veto_pl.metrics.generations import Generations
+from veto_pl.metrics.metric_bases import CompletionMetric
 
 _KINDS: dict[str, type] = {"any": object, "list": list, "object": dict}
 

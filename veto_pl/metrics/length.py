@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from veto_pl.generations import Generations
-from veto_pl.metrics.base import CompletionMetric
+from veto_pl.metrics.generations import Generations
+from veto_pl.metrics.metric_bases import CompletionMetric
 
 
 class CompletionLength(CompletionMetric):

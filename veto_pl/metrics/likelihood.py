@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.generations import Generations
-from veto_pl.metrics.base import CompletionMetric
+from veto_pl.metrics.generations import Generations
+from veto_pl.metrics.metric_bases import CompletionMetric
 
 
 class SequenceLogProb(CompletionMetric):

@@ -12,11 +12,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.data.overlap import RougeKind, rouge
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.generations import Generations
 from veto_pl.judging import Pair, ask_all
-from veto_pl.metrics.base import CompletionMetric
-from veto_pl.seams import Judge
-from veto_pl.types import Example
+from veto_pl.metrics.generations import Generations
+from veto_pl.metrics.metric_bases import CompletionMetric
+from veto_pl.seams import Example, Judge
 
 
 class Rouge(CompletionMetric):

@@ -9,7 +9,7 @@ from torch import Tensor
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.diagnostics import sharpness
 from veto_pl.functional.targets import geometric_bridge
-from veto_pl.metrics.base import TokenMetric, the_teacher
+from veto_pl.metrics.metric_bases import TokenMetric, the_teacher
 
 
 class TargetSharpness(TokenMetric):

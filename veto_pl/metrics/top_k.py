@@ -10,7 +10,7 @@ from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional import diagnostics
-from veto_pl.metrics.base import CompletionMetric, MetricFamily, TokenMetric, the_teacher
+from veto_pl.metrics.metric_bases import CompletionMetric, MetricFamily, TokenMetric, the_teacher
 
 Quantity = Literal[
     "overlap_ratio",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from veto_pl.core.special_ids import end_ids, state_special_ids
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.causal_lm import CausalLM
 from veto_pl.models.tokenizers import read_tokenizer
@@ -12,14 +13,12 @@ from veto_pl.models.trainable import check_full_precision, check_numbers
 from veto_pl.models.tying import say_whether_tied
 from veto_pl.models.vocabulary import check_tokenizers, compare_ends, real_ids
 from veto_pl.models.weights import load_sharded
-from veto_pl.seams import ModelSource, TokenizerSource
-from veto_pl.special_ids import end_ids, state_special_ids
-from veto_pl.types import Models
+from veto_pl.seams import Models, ModelSource, TokenizerSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from veto_pl.models.sharding import Sharding
+    from veto_pl.core.ranks import Sharding
 
 
 def load_tokenizer(source: ModelSource, tokenizer: TokenizerSource | None = None) -> PreTrainedTokenizerBase:

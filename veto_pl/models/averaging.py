@@ -8,15 +8,14 @@ import torch
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.sharding import local, settled
-from veto_pl.models.weights import StoredWeights
-from veto_pl.schedules import value_at
-from veto_pl.seams import ModelSource, Schedule
-from veto_pl.types import Step
+from veto_pl.parts.schedules import value_at
+from veto_pl.seams import ModelSource, Schedule, Step
+from veto_pl.seams.models import StoredWeights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from veto_pl.models.causal_lm import CausalLM
+    from veto_pl.seams import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class MovingAverage(ModelSource):
     def stored(self) -> StoredWeights | None:
         return self.source.stored()
 
-    def follow(self, teacher: "CausalLM", student: "CausalLM", step: Step) -> None:
+    def follow(self, teacher: "LanguageModel", student: "LanguageModel", step: Step) -> None:
         weight = 1 - value_at(self.decay, step.index, step.total)
         with torch.no_grad(), settled(teacher), settled(student):
             for old, new in zip(teacher.parameters(), student.parameters(), strict=True):

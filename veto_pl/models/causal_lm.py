@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from veto_pl.functional.alignment import restrict
@@ -14,20 +12,17 @@ from veto_pl.functional.heads import Finish, FunctionHead, Head, LinearHead
 from veto_pl.models.backbone import backbone
 from veto_pl.models.packing import Packing
 from veto_pl.models.probes import cache_keyword, check_causal, check_head, keeps_sequences_apart, run_by
-from veto_pl.own_errors import OwnErrors
-from veto_pl.types import Sequences
+from veto_pl.seams import LanguageModel, Sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from veto_pl.models.sharding import Sharding
 
 Result = TypeVar("Result")
 FEW_ROWS = 8
 """Up to so many rows, weight x hidden is twice as fast on a CPU as hidden x weight: the weight is read once."""
 
 
-class CausalLM(OwnErrors, nn.Module):
+class CausalLM(LanguageModel):
     """Splits a model into the backbone and the head, and restricts the head to the real vocabulary.
 
     Args:
@@ -40,16 +35,10 @@ class CausalLM(OwnErrors, nn.Module):
         super().__init__()
         self.model = model
         self.vocab_size = vocab_size
-        self.shards: Sharding | None = None
         self._packs: bool | None = None
         self._cache_keyword: str | None = None
 
-    @property
-    def head_rows(self) -> int:
-        """Rows of the head's matrix, padding included."""
-        return int(self.model.get_output_embeddings().weight.shape[0])
-
-    def forward(self, sequences: Sequences, readout: Callable[[Tensor, CausalLM], Result]) -> Result:
+    def forward(self, sequences: Sequences, readout: Callable[[Tensor, LanguageModel], Result]) -> Result:
         """Runs the backbone and hands the predicting positions to `readout`, inside this module's forward.
 
         The head runs in here so that sharded weights are gathered when it does.
@@ -168,16 +157,3 @@ class CausalLM(OwnErrors, nn.Module):
         config = self.model.config
         scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         return Finish(scale, getattr(config, "final_logit_softcapping", None) or None)
-
-
-@contextmanager
-def sampling_mode(model: CausalLM) -> Iterator[None]:
-    """Without dropout, gradients and activation checkpointing; each module's own mode comes back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training

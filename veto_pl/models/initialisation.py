@@ -11,6 +11,7 @@ from torch import nn
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.backbone import backbone
+from veto_pl.models.layers import decoder_layers
 from veto_pl.models.loading import Attention, DType
 from veto_pl.models.reading import accepted
 from veto_pl.seams import ModelSource
@@ -155,15 +156,3 @@ def _check_rebuilt(model: PreTrainedModel) -> None:
             f"`Pruned` cannot drop these layers of `{type(model).__name__}`: its configuration places layers by index, "
             f"and {len(wrong)} weights would not fit it any more, for instance `{wrong[0]}`. Take other layers."
         )
-
-
-def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The one list of modules that is as long as the model is deep, by its name in the backbone."""
-    depth = model.config.num_hidden_layers
-    for name, module in backbone(model).named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return name, module
-    raise ConfigurationError(
-        f"`{type(model).__name__}` has no list of its {depth} layers, so they can be neither dropped nor sharded one "
-        "by one. Use another architecture."
-    )

@@ -15,9 +15,10 @@ import torch
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.reading import check_endings, check_folder, check_stored_dropout, check_sums, check_weights, named
-from veto_pl.models.weights import StoredWeights
-from veto_pl.paths import at_home
+from veto_pl.models.weights import SafetensorsWeights
 from veto_pl.seams import ModelSource
+from veto_pl.seams.models import StoredWeights
+from veto_pl.storage.paths import at_home
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -109,7 +110,7 @@ class Pretrained(ModelSource):
     def stored(self) -> StoredWeights:
         with named(self.path):
             check_folder(self.path)
-            return StoredWeights.find(self.path, self.revision)
+            return SafetensorsWeights.find(self.path, self.revision)
 
     def _prepared(self, model: PreTrainedModel) -> PreTrainedModel:
         check_endings(self.path, model)

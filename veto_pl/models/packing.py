@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from veto_pl.types import Sequences
+from veto_pl.seams import Sequences
 
 
 @dataclass(frozen=True)

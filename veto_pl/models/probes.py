@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.backbone import backbone
+from veto_pl.models.modes import sampling_mode
 from veto_pl.models.reading import explained_by
-
-if TYPE_CHECKING:
-    from veto_pl.models.causal_lm import CausalLM
+from veto_pl.seams import LanguageModel
 
 CACHE_KEYWORDS = ("cache", "past_key_values")
 """What forward calls the cache of keys and values in transformers: from 5.24 on, and before."""
 
 
-def cache_keyword(model: CausalLM) -> str:
+def cache_keyword(model: LanguageModel) -> str:
     """Return the name by which the model takes a cache and fills it; the last one where it fills none.
 
     A forward may swallow any name, so each is tried with one token.
@@ -40,7 +39,7 @@ def cache_keyword(model: CausalLM) -> str:
     return CACHE_KEYWORDS[-1]
 
 
-def reads_with_cache(model: CausalLM, new_cache: Callable[[], Any]) -> bool:
+def reads_with_cache(model: LanguageModel, new_cache: Callable[[], Any]) -> bool:
     """Return whether a token that follows a cache of padded rows is read as in a pass over each row alone."""
     device = _device(model)
     ids = (torch.arange(8) % model.vocab_size).view(2, 4).to(device)
@@ -55,7 +54,7 @@ def reads_with_cache(model: CausalLM, new_cache: Callable[[], Any]) -> bool:
     return close(model, stepped, torch.cat(alone))
 
 
-def keeps_sequences_apart(model: CausalLM) -> bool:
+def keeps_sequences_apart(model: LanguageModel) -> bool:
     """Whether two sequences in one row, told apart by their positions, do not see each other.
 
     A change of the first must leave the second as it is, to the bit, and the second must be what it is alone.
@@ -73,7 +72,7 @@ def keeps_sequences_apart(model: CausalLM) -> bool:
     return torch.equal(packed[:, 3:], changed[:, 3:]) and close(model, packed[:, 3:], alone)
 
 
-def run_by(model: CausalLM) -> AbstractContextManager[None]:
+def run_by(model: LanguageModel) -> AbstractContextManager[None]:
     """Return a context that turns whatever an architecture raises on a few tokens into one error that names it."""
     return explained_by(
         f"{type(model.model).__name__} cannot be run as veto_pl runs causal language models, on token ids alone. Use "
@@ -81,7 +80,7 @@ def run_by(model: CausalLM) -> AbstractContextManager[None]:
     )
 
 
-def check_causal(model: CausalLM) -> None:
+def check_causal(model: LanguageModel) -> None:
     """Raise `ConfigurationError` where a token's hidden state depends on tokens behind it: it would know its answer."""
     ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=_device(model)) % model.vocab_size
     with _trying(model):
@@ -95,7 +94,7 @@ def check_causal(model: CausalLM) -> None:
         )
 
 
-def check_head(model: CausalLM) -> None:
+def check_head(model: LanguageModel) -> None:
     """Raises `ConfigurationError` where the head, as the loss reads it, is not what the model does.
 
     Some architectures scale or transform hidden states before the head, in ways of their own.
@@ -112,7 +111,7 @@ def check_head(model: CausalLM) -> None:
         )
 
 
-def _hidden(model: CausalLM, ids: Tensor, positions: Tensor) -> Tensor:
+def _hidden(model: LanguageModel, ids: Tensor, positions: Tensor) -> Tensor:
     device = _device(model)
     with _trying(model):
         output = backbone(model.model)(input_ids=ids.to(device), position_ids=positions.to(device), use_cache=False)
@@ -120,20 +119,18 @@ def _hidden(model: CausalLM, ids: Tensor, positions: Tensor) -> Tensor:
     return hidden
 
 
-def close(model: CausalLM, tensor: Tensor, expected: Tensor) -> bool:
+def close(model: LanguageModel, tensor: Tensor, expected: Tensor) -> bool:
     """Return whether two tensors of the model are equal up to rounding, which is coarse in half precision."""
     tolerance = 1e-3 if model.model.dtype in (torch.float32, torch.float64) else 5e-2
     difference = (tensor - expected).nan_to_num(nan=0.0)  # an id that both exclude
     return bool(difference.abs().max() <= tolerance * expected.nan_to_num(neginf=0.0).abs().max())
 
 
-def _device(model: CausalLM) -> torch.device:
+def _device(model: LanguageModel) -> torch.device:
     return next(model.parameters()).device
 
 
 @contextmanager
-def _trying(model: CausalLM) -> Iterator[None]:
-    from veto_pl.models.causal_lm import sampling_mode
-
+def _trying(model: LanguageModel) -> Iterator[None]:
     with sampling_mode(model), torch.autocast(_device(model).type, enabled=False):
         yield

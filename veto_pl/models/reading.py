@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from veto_pl.checksums import SUMS, damaged, read_sums
+from veto_pl.core.special_ids import listed_ids
 from veto_pl.exceptions import ConfigurationError, DataError, VetoError
-from veto_pl.special_ids import listed_ids
+from veto_pl.storage.checksums import SUMS, damaged, read_sums
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

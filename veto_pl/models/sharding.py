@@ -7,56 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from veto_pl.models.initialisation import decoder_layers
+from veto_pl.core.ranks import Sharding
+from veto_pl.models.layers import decoder_layers
+from veto_pl.seams import LanguageModel
 
 if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import FSDPModule
 
-    from veto_pl.models.causal_lm import CausalLM
 
-
-@dataclass(frozen=True)
-class Sharding:
-    """How the ranks share a model.
-
-    Args:
-        mesh: the ranks, in one dimension.
-        device: where this rank keeps its part.
-        whole_to_sample: gather all weights before a rollout and let them go afterwards. Sampling then needs no
-            communication. Otherwise every layer is gathered for every token, in step with the other ranks.
-    """
-
-    mesh: DeviceMesh
-    device: torch.device
-    whole_to_sample: bool
-
-    @property
-    def first(self) -> bool:
-        """Whether this is the first rank."""
-        return int(self.mesh.get_local_rank()) == 0
-
-    def part(self, length: int) -> slice:
-        """The rows of a tensor of `length` rows that this rank keeps, as FSDP2 cuts it."""
-        size = -(-length // self.mesh.size())
-        start = min(self.mesh.get_local_rank() * size, length)
-        return slice(start, min(start + size, length))
-
-    def any(self, flag: bool) -> bool:
-        """Whether `flag` is true on any rank. Every rank waits for the slowest."""
-        votes = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.mesh.get_group())
-        return bool(votes)
-
-
-def shard(model: CausalLM, sharding: Sharding) -> None:
+def shard(model: LanguageModel, sharding: Sharding) -> None:
     """Spreads the weights: one unit for each decoder layer, and one for embeddings, last norm and head."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -69,7 +32,7 @@ def shard(model: CausalLM, sharding: Sharding) -> None:
 
 
 @contextmanager
-def gathered(model: CausalLM, *, head_only: bool = False) -> Iterator[None]:
+def gathered(model: LanguageModel, *, head_only: bool = False) -> Iterator[None]:
     """Holds the whole weights on every rank, or those outside the layers; does nothing for a model that is not sharded.
 
     Inside, weights can be read as ordinary tensors and the model runs without communication. They must not be written,
@@ -91,7 +54,7 @@ def gathered(model: CausalLM, *, head_only: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def gathered_to_sample(*models: CausalLM) -> Iterator[Sharding | None]:
+def gathered_to_sample(*models: LanguageModel) -> Iterator[Sharding | None]:
     """Gathers the models that are to be whole in a rollout.
 
     Yields:
@@ -106,7 +69,7 @@ def gathered_to_sample(*models: CausalLM) -> Iterator[Sharding | None]:
 
 
 @contextmanager
-def settled(model: CausalLM) -> Iterator[None]:
+def settled(model: LanguageModel) -> Iterator[None]:
     """No weights are gathered: what is written here is written to the parts that the ranks keep."""
     if model.shards is not None:
         for unit in _units(model):
@@ -114,7 +77,7 @@ def settled(model: CausalLM) -> Iterator[None]:
     yield
 
 
-def full_weights(model: CausalLM) -> dict[str, Tensor]:
+def full_weights(model: LanguageModel) -> dict[str, Tensor]:
     """The weights of `model.model` by name: on the CPU of the first rank, and nothing on the others.
 
     Every rank has to call it. Tied weights have one name. Without sharding it is the model's own state.
@@ -139,7 +102,7 @@ def total(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def _units(model: CausalLM) -> list[FSDPModule]:
+def _units(model: LanguageModel) -> list[FSDPModule]:
     """The root first."""
     from torch.distributed.fsdp import FSDPModule
 

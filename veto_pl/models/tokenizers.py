@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.reading import check_regular, named
-from veto_pl.paths import at_home
 from veto_pl.seams import TokenizerSource
+from veto_pl.storage.paths import at_home
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

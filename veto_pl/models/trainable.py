@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from transformers import PretrainedConfig
 
-    from veto_pl.models.causal_lm import CausalLM
+    from veto_pl.seams import LanguageModel
 
 ROUTING = ("router_aux_loss_coef", "aux_loss_coef", "router_z_loss_coef")
 """What configurations call the weights of the losses that keep a router's experts in use."""
@@ -45,7 +45,7 @@ def check_full_precision(config: PretrainedConfig) -> None:
         )
 
 
-def check_numbers(student: CausalLM) -> None:
+def check_numbers(student: LanguageModel) -> None:
     """Raise `ConfigurationError` for weights that no gradient can move, whatever the configuration says of them."""
     packed = [name for name, weight in student.named_parameters() if not weight.is_floating_point()]
     if packed:
@@ -64,13 +64,13 @@ def check_not_compiled(module: LightningModule) -> None:
         )
 
 
-def warn_before_training(student: CausalLM, optimizer: Optimizer) -> None:
+def warn_before_training(student: LanguageModel, optimizer: Optimizer) -> None:
     """Warn of what would stay untrained without a word."""
     warn_of_idle_routers(student)
     warn_of_lost_steps(optimizer.param_groups)
 
 
-def warn_of_idle_routers(student: CausalLM) -> None:
+def warn_of_idle_routers(student: LanguageModel) -> None:
     """Warn that the losses which keep the experts of a mixture in use are left out."""
     config = student.model.config.get_text_config(decoder=True)
     left_out = [f"`{name}: {value}`" for name in ROUTING if (value := getattr(config, name, None))]

@@ -7,24 +7,23 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from veto_pl.core.ranks import Sharding
 from veto_pl.exceptions import DataError
+from veto_pl.models.causal_lm import CausalLM
 from veto_pl.models.reading import INDEX, check_sums
+from veto_pl.models.sharding import local, shard
 from veto_pl.models.tying import apart, tied, untie
-
-if TYPE_CHECKING:
-    from veto_pl.models.causal_lm import CausalLM
-    from veto_pl.models.sharding import Sharding
-    from veto_pl.seams import ModelSource
+from veto_pl.seams.models import ModelSource, StoredWeights
 
 
 @dataclass(frozen=True)
-class StoredWeights:
+class SafetensorsWeights:
     """Tensors in safetensors files.
 
     Args:
@@ -34,7 +33,7 @@ class StoredWeights:
     files: Mapping[str, Path]
 
     @classmethod
-    def find(cls, path: str, revision: str | None = None) -> StoredWeights:
+    def find(cls, path: str, revision: str | None = None) -> SafetensorsWeights:
         """The files of a local folder or, downloaded if need be, of a hub id.
 
         Raises:
@@ -89,9 +88,6 @@ def load_sharded(source: ModelSource, vocab_size: int, sharding: Sharding) -> Ca
         vocab_size: number of real ids.
         sharding: the ranks, and where to keep the part.
     """
-    from veto_pl.models.causal_lm import CausalLM
-    from veto_pl.models.sharding import shard
-
     with parameters_on_meta():
         model = CausalLM(source.skeleton(), vocab_size)
     stored = source.stored()
@@ -166,9 +162,8 @@ def _materialise(model: nn.Module, device: torch.device) -> None:
 
 
 def _read(stored: StoredWeights, model: nn.Module, sharding: Sharding) -> None:
-    from veto_pl.models.sharding import local
-
-    targets: dict[str, Tensor] = {n: b for n, b in model.named_buffers() if n in stored.files}
+    buffers = dict(model.named_buffers())
+    targets: dict[str, Tensor] = {name: buffers[name] for name in stored.slices(buffers)}
     rows: dict[str, slice | None] = dict.fromkeys(targets)
     for name, weight in model.named_parameters():
         _check_shape(name, stored.shape(name), weight)
@@ -178,8 +173,6 @@ def _read(stored: StoredWeights, model: nn.Module, sharding: Sharding) -> None:
 
 
 def _hand_out(loaded: nn.Module | None, model: nn.Module, sharding: Sharding) -> None:
-    from veto_pl.models.sharding import local
-
     group, first = sharding.mesh.get_group(), sharding.first
     whole = loaded.state_dict() if loaded is not None else {}
     learnt = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}

@@ -1,6 +1,5 @@
 """The objectives: compositions of the seams with the papers' defaults."""
 
-from veto_pl.objectives.base import TokenObjective
 from veto_pl.objectives.brts import BRTS
 from veto_pl.objectives.combine import Sum
 from veto_pl.objectives.distill import Distill
@@ -17,10 +16,11 @@ from veto_pl.objectives.reopold import REOPOLD
 from veto_pl.objectives.self_distillation import OPSD, SDFT, SDPO
 from veto_pl.objectives.sft import SFT, SeqKD
 from veto_pl.objectives.supervised_kd import SupervisedKD
+from veto_pl.objectives.token_objective import TokenObjective
 from veto_pl.objectives.top_k_opd import TopKOPD
 from veto_pl.objectives.uni_opd import UniOPD
 from veto_pl.objectives.veto import Veto
-from veto_pl.tokens import TokenGrid, TokenRows
+from veto_pl.seams.tokens import TokenGrid, TokenRows
 
 __all__ = [
     "AKL",

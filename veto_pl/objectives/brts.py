@@ -4,14 +4,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from veto_pl.divergences import ForwardKL, ReverseKL
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.objectives.combine import Sum
 from veto_pl.objectives.distill import Distill
+from veto_pl.parts.divergences import ForwardKL, ReverseKL
+from veto_pl.parts.supports import TopK
 from veto_pl.rollouts import BestTeacher, FromStudent, Sampling
-from veto_pl.seams import Objective, RolloutSource, Schedule, Template
-from veto_pl.supports import TopK
-from veto_pl.types import LossOutput, Models, Rollouts, Stat, Step
+from veto_pl.seams import LossOutput, Models, Objective, Rollouts, RolloutSource, Schedule, Stat, Step, Template
 
 
 @dataclass(frozen=True, kw_only=True)

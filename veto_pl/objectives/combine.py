@@ -4,9 +4,8 @@ import math
 from dataclasses import dataclass, field, replace
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.schedules import value_at
-from veto_pl.seams import Objective, RolloutSource, Schedule
-from veto_pl.types import Faults, LossOutput, Models, Rollouts, Stat, Step
+from veto_pl.parts.schedules import value_at
+from veto_pl.seams import Faults, LossOutput, Models, Objective, Rollouts, RolloutSource, Schedule, Stat, Step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,17 +5,17 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from veto_pl.divergences import ForwardKL
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.diagnostics import sharpness
 from veto_pl.functional.differentiation import closed_form
 from veto_pl.functional.policy import clipped_surrogate, importance_weight
-from veto_pl.objectives.base import TokenObjective
+from veto_pl.objectives.token_objective import TokenObjective
+from veto_pl.parts.divergences import ForwardKL
+from veto_pl.parts.supports import FullVocabulary
+from veto_pl.parts.targets import Teacher
+from veto_pl.parts.weightings import Uniform
 from veto_pl.seams import Advantage, Divergence, Support, Target, TokenWeighting
-from veto_pl.supports import FullVocabulary
-from veto_pl.targets import Teacher
-from veto_pl.tokens import TokenGrid, TokenRows
-from veto_pl.weightings import Uniform
+from veto_pl.seams.tokens import TokenGrid, TokenRows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,19 +7,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from veto_pl.divergences import SkewKL
+from veto_pl.core.ranks import sum_over_ranks
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.advantages import row_mean
 from veto_pl.functional.divergences import forward_kl, log_mixture, reverse_kl
-from veto_pl.objectives.base import TokenObjective
 from veto_pl.objectives.combine import Sum
 from veto_pl.objectives.distill import Distill
-from veto_pl.ranks import sum_over_ranks
+from veto_pl.objectives.token_objective import TokenObjective
+from veto_pl.parts.divergences import SkewKL
+from veto_pl.parts.schedules import value_at
 from veto_pl.rollouts import AdaptiveReplay, FromStudent, FromTeacher, Sampling
-from veto_pl.schedules import value_at
-from veto_pl.seams import Divergence, Law, Objective, RolloutSource, Schedule
-from veto_pl.tokens import TokenGrid, TokenRows
-from veto_pl.types import LossOutput, Models, Rollouts, Step
+from veto_pl.seams import Divergence, Law, LossOutput, Models, Objective, Rollouts, RolloutSource, Schedule, Step
+from veto_pl.seams.tokens import TokenGrid, TokenRows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from veto_pl.advantages import LogRatio
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.diagnostics import entropy
 from veto_pl.functional.divergences import forward_kl
 from veto_pl.objectives.distill import Distill
+from veto_pl.parts.advantages import LogRatio
+from veto_pl.parts.supports import FullVocabulary
+from veto_pl.parts.targets import Teacher
+from veto_pl.parts.weightings import Uniform
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import Advantage, Divergence, RolloutSource, Support, Target, TokenWeighting
-from veto_pl.supports import FullVocabulary
-from veto_pl.targets import Teacher
-from veto_pl.tokens import TokenRows
-from veto_pl.weightings import Uniform
+from veto_pl.seams.tokens import TokenRows
 
 
 @dataclass(frozen=True, kw_only=True)

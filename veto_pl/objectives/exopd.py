@@ -3,13 +3,12 @@
 import math
 from dataclasses import dataclass, field
 
-from veto_pl.advantages import Extrapolated
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.extrapolation import lambda_star, within
 from veto_pl.objectives.policy_gradient import PolicyGradient
-from veto_pl.schedules import AtMost, value_at
-from veto_pl.seams import Advantage, Schedule
-from veto_pl.types import Step
+from veto_pl.parts.advantages import Extrapolated
+from veto_pl.parts.schedules import AtMost, value_at
+from veto_pl.seams import Advantage, Schedule, Step
 
 
 @dataclass(frozen=True, kw_only=True)

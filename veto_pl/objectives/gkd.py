@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from veto_pl.divergences import ForwardKL, GeneralizedJSD, ReverseKL
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.objectives.distill import Distill
+from veto_pl.parts.divergences import ForwardKL, GeneralizedJSD, ReverseKL
 from veto_pl.rollouts import FromDataset, FromStudent, Mixture, Sampling
 from veto_pl.seams import Divergence, RolloutSource, Schedule
 

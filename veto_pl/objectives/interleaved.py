@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 
 from veto_pl.objectives.distill import Distill
+from veto_pl.parts.schedules import Linear
 from veto_pl.rollouts import FromDataset, FromStudent, Mixture, Sampling, TeacherCorrected, TeacherSwitched
 from veto_pl.rollouts.sources import check_fraction
-from veto_pl.schedules import Linear
 from veto_pl.seams import RolloutSource, Schedule
 
 

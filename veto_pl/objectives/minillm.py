@@ -3,15 +3,14 @@
 import math
 from dataclasses import dataclass, field
 
-from veto_pl.advantages import FutureLogRatio
-from veto_pl.divergences import ReverseKL
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.objectives.combine import Sum
 from veto_pl.objectives.distill import Distill
 from veto_pl.objectives.supervised_kd import SupervisedKD
+from veto_pl.parts.advantages import FutureLogRatio
+from veto_pl.parts.divergences import ReverseKL
 from veto_pl.rollouts import Sampling, TeacherMixed
-from veto_pl.seams import Law, Objective, RolloutSource, Schedule
-from veto_pl.types import LossOutput, Models, Rollouts, Step
+from veto_pl.seams import Law, LossOutput, Models, Objective, Rollouts, RolloutSource, Schedule, Step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from torch import Tensor
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional import closed_forms
 from veto_pl.functional.mixing import head_share, mixed_kl, ratio_share
-from veto_pl.objectives.base import TokenObjective
-from veto_pl.supports import FullVocabulary
-from veto_pl.tokens import TokenRows
+from veto_pl.objectives.token_objective import TokenObjective
+from veto_pl.parts.supports import FullVocabulary
+from veto_pl.seams.tokens import TokenRows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from veto_pl.advantages import LARGEST, CentredLogRatio, LogRatio, WithReward
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.objectives.policy_gradient import PolicyGradient
+from veto_pl.parts.advantages import LARGEST, CentredLogRatio, LogRatio, WithReward
 from veto_pl.seams import Advantage
 
 

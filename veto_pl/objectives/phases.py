@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.seams import Objective, RolloutSource
-from veto_pl.types import LossOutput, Models, Rollouts, Step
+from veto_pl.seams import LossOutput, Models, Objective, Rollouts, RolloutSource, Step
 
 
 @dataclass(frozen=True, kw_only=True)

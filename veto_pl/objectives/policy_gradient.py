@@ -4,11 +4,11 @@ from abc import abstractmethod
 from dataclasses import dataclass, field
 
 from veto_pl.objectives.distill import Distill
+from veto_pl.parts.supports import FullVocabulary
+from veto_pl.parts.targets import Teacher
+from veto_pl.parts.weightings import Uniform
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import Advantage, Divergence, RolloutSource, Support, Target, TokenWeighting
-from veto_pl.supports import FullVocabulary
-from veto_pl.targets import Teacher
-from veto_pl.weightings import Uniform
 
 
 @dataclass(frozen=True, kw_only=True)

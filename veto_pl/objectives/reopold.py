@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from veto_pl.advantages import RelaxedLogRatio
 from veto_pl.objectives.policy_gradient import PolicyGradient
+from veto_pl.parts.advantages import RelaxedLogRatio
 from veto_pl.seams import Advantage
 
 

@@ -2,23 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block, Kernel, RowStream
 from veto_pl.functional.differentiation import belongs
 from veto_pl.functional.reduction import sequence_mean_sum, token_sum
-from veto_pl.scores import TopKScores
-from veto_pl.tokens import TokenGrid, TokenRows
-from veto_pl.types import Faults, LossOutput, Sequences, Stat, Step
+from veto_pl.seams import Faults, LossOutput, RolloutSource, Sequences, Stat, Step
+from veto_pl.seams.tokens import TokenGrid, TokenRows
 
-if TYPE_CHECKING:
-    from veto_pl.objectives.base import TokenObjective
+
+class TokenLoss(Protocol):
+    """What scoring asks of an objective; `TokenObjective` says what each of them means."""
+
+    needs_teacher: ClassVar[bool]
+
+    @property
+    def rollout(self) -> RolloutSource:
+        """Return who writes the completions."""
+        ...
+
+    @property
+    def temperature(self) -> float:
+        """Return what divides the logits."""
+        ...
+
+    @property
+    def aggregation(self) -> Literal["token", "sequence"]:
+        """Return whether tokens or completions weigh alike."""
+        ...
+
+    @property
+    def couples_tokens(self) -> bool:
+        """Return whether the gradients of tokens wait until all are scored."""
+        ...
+
+    @property
+    def sampled_tokens_only(self) -> bool:
+        """Return whether `per_token` is constantly 0."""
+        ...
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Return whether tokens are read once before their losses are."""
+        ...
+
+    def per_token(self, rows: TokenRows) -> Tensor:
+        """Return [n] losses."""
+        ...
+
+    def with_gradient(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
+        """Return [n] losses and their [n, V] gradients in the logits."""
+        ...
+
+    def by_autograd(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
+        """Return the same by autograd."""
+        ...
+
+    def scores(self, rows: TokenRows) -> Mapping[str, Tensor]:
+        """Return [n] numbers for the grid, by name."""
+        ...
+
+    def look_ahead(self, grid: TokenGrid) -> Mapping[str, Tensor]:
+        """Return [B, S] numbers for the rows, by name."""
+        ...
+
+    def over_sequences(self, losses: Tensor, grid: TokenGrid) -> Tensor:
+        """Return [B, S] losses of the whole micro-batch."""
+        ...
+
+    def token_metrics(self, rows: TokenRows) -> dict[str, Tensor]:
+        """Return [n] values to log, by name."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +106,7 @@ class Scoring:
     """
 
     def __init__(
-        self, objective: TokenObjective, sequences: Sequences, step: Step, reference_logp: Tensor | None = None
+        self, objective: TokenLoss, sequences: Sequences, step: Step, reference_logp: Tensor | None = None
     ) -> None:
         self.objective = objective
         self.sequences = sequences

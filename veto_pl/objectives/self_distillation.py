@@ -5,15 +5,14 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from veto_pl.contexts import Peer, Privileged
-from veto_pl.divergences import ForwardKL, GeneralizedJSD
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.objectives.distill import Distill
+from veto_pl.parts.contexts import Peer, Privileged
+from veto_pl.parts.divergences import ForwardKL, GeneralizedJSD
+from veto_pl.parts.supports import TopK
 from veto_pl.rollouts import FromStudent, Sampling
-from veto_pl.seams import Divergence, RolloutSource, Support, TeacherContext
-from veto_pl.supports import TopK
-from veto_pl.tokens import TokenRows
-from veto_pl.types import Sequences, Step
+from veto_pl.seams import Divergence, RolloutSource, Sequences, Step, Support, TeacherContext
+from veto_pl.seams.tokens import TokenRows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from veto_pl.functional.closed_forms import negative_log_likelihood
-from veto_pl.objectives.base import TokenObjective
+from veto_pl.objectives.token_objective import TokenObjective
 from veto_pl.rollouts import FromTeacher, Sampling
 from veto_pl.seams import RolloutSource
-from veto_pl.tokens import TokenRows
+from veto_pl.seams.tokens import TokenRows
 
 
 @dataclass(frozen=True, kw_only=True)

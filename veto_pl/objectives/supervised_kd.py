@@ -8,7 +8,7 @@ from torch import Tensor
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.closed_forms import negative_log_likelihood
 from veto_pl.objectives.distill import Distill
-from veto_pl.tokens import TokenRows
+from veto_pl.seams.tokens import TokenRows
 
 
 @dataclass(frozen=True, kw_only=True)

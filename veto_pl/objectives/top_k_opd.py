@@ -9,10 +9,10 @@ from torch import Tensor
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.diagnostics import overlap
 from veto_pl.functional.supports import top_k_ids
-from veto_pl.objectives.base import TokenObjective
+from veto_pl.objectives.token_objective import TokenObjective
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import RolloutSource
-from veto_pl.tokens import TokenRows
+from veto_pl.seams.tokens import TokenRows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,13 +6,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from veto_pl.advantages import OrderConsistent
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.order import balanced
 from veto_pl.objectives.policy_gradient import PolicyGradient
+from veto_pl.parts.advantages import OrderConsistent
 from veto_pl.rollouts import FromStudent, Sampling
-from veto_pl.seams import Advantage, RolloutSource
-from veto_pl.types import Sequences, Step
+from veto_pl.seams import Advantage, RolloutSource, Sequences, Step
 
 PLACES = 1 << 20
 """More completions than any prompt has."""

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 
 from veto_pl.objectives.distill import Distill
+from veto_pl.parts.schedules import Linear
+from veto_pl.parts.targets import GeometricBridge
 from veto_pl.rollouts import FromStudent, Sampling
-from veto_pl.schedules import Linear
 from veto_pl.seams import RolloutSource, Schedule, Target
-from veto_pl.targets import GeometricBridge
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, fields
 from rich.table import Table
 from torch import Tensor
 
+from veto_pl.core.scores import TopKScores
 from veto_pl.functional.diagnostics import entropy
 from veto_pl.functional.divergences import forward_kl, reverse_kl
 from veto_pl.functional.supports import top_k_with_tail
-from veto_pl.scores import TopKScores
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from veto_pl.checksums import sha256_of
+from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import DataError
 from veto_pl.offline.cost import TruncationCost
 from veto_pl.offline.manifest import Shard, replace_file
-from veto_pl.scores import TopKScores
+from veto_pl.storage.checksums import sha256_of
 
 KEY_BYTES = 16
 TYPES = {"keys": "U8", "offsets": "I64", "ids": "I32", "logp": "F32"}

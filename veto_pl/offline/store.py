@@ -7,12 +7,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.models.vocabulary import real_ids
 from veto_pl.offline.fingerprint import row_key, tokenizer_fingerprint
 from veto_pl.offline.manifest import NAME, Manifest
 from veto_pl.offline.shards import ShardReader, verify
-from veto_pl.scores import TopKScores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.fsdp import FullyShard
+from veto_pl.training.fsdp import FullyShard
 
 STRATEGIES = ("auto", "single", "ddp", "fsdp2")
 

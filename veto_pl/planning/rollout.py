@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from veto_pl.core.sampling import draw_id
+from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.divergences import log_mixture
-from veto_pl.models.causal_lm import CausalLM, sampling_mode
+from veto_pl.models.modes import sampling_mode
 from veto_pl.offline.manifest import Manifest
 from veto_pl.planning.observation import Phase
 from veto_pl.rollouts import (
@@ -32,11 +34,8 @@ from veto_pl.rollouts import (
 )
 from veto_pl.rollouts.decoding import Draw
 from veto_pl.rollouts.kv_cache import GrowingLayer, new_cache, room_for, unfit
-from veto_pl.rollouts.page import Drawn
-from veto_pl.rollouts.sampling import draw_id
-from veto_pl.scores import TopKScores
-from veto_pl.seams import RolloutSource
-from veto_pl.types import Models, Sequences
+from veto_pl.rollouts.token_buffer import Drawn
+from veto_pl.seams import LanguageModel, Models, RolloutSource, Sequences
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,7 @@ def moments(prompt: int, new: int) -> list[int]:
 class _Loop:
     """The decode loop at chosen moments."""
 
-    def __init__(self, writers: Sequence[CausalLM], draw: Draw, rows: int, own: bool) -> None:
+    def __init__(self, writers: Sequence[LanguageModel], draw: Draw, rows: int, own: bool) -> None:
         self.writers, self.draw, self.rows = writers, draw, rows
         if own and (reasons := [reason for model in writers if (reason := unfit(model))]):
             raise ConfigurationError(

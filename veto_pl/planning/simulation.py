@@ -17,21 +17,20 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.optim import Optimizer
 
-from veto_pl.contexts import read_alike
-from veto_pl.evaluation import Evaluation
+from veto_pl.core.nested import changed, inside
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional import chunked
-from veto_pl.generations import Generations
 from veto_pl.metrics import TokenMetric
+from veto_pl.metrics.generations import Generations
 from veto_pl.module import DistillationModule
-from veto_pl.normalisation import GradientLedger
-from veto_pl.parts import changed, inside
-from veto_pl.planning.models import ENOUGH_ROWS, Weights, booked, skeletons, without_storage
+from veto_pl.parts.contexts import read_alike
 from veto_pl.planning.observation import Observation, Phase
 from veto_pl.planning.rollout import Lengths, Writing, completed, roll_out, writings
+from veto_pl.planning.shape_models import ENOUGH_ROWS, Weights, booked, skeletons, without_storage
 from veto_pl.rollouts import FromStudent
-from veto_pl.seams import Objective
-from veto_pl.types import Models, PromptBatch, Stat, Step
+from veto_pl.seams import Models, Objective, PromptBatch, Stat, Step
+from veto_pl.training.evaluation import Evaluation
+from veto_pl.training.normalisation import GradientLedger
 
 SCORING = ("teacher's scoring", "teacher's scoring")
 UPDATE = ("student's forward", "loss head")

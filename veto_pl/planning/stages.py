@@ -7,8 +7,7 @@ from dataclasses import replace
 
 from veto_pl.planning.observation import Phase
 from veto_pl.planning.simulation import Simulated
-from veto_pl.seams import Objective
-from veto_pl.types import Step
+from veto_pl.seams import Objective, Step
 
 STEPS = 100
 """Places of a run that are looked at."""

@@ -11,9 +11,10 @@ from veto_pl.report.completions import completions_html
 from veto_pl.report.curve import Curve
 from veto_pl.report.markup import escape
 from veto_pl.report.quantities import Quantity, in_order
-from veto_pl.report.run import CONFIG, METRICS, SAMPLES, Run
+from veto_pl.report.run import Run
 from veto_pl.report.svg import line_chart
 from veto_pl.report.table import Cell, ResultTable, number
+from veto_pl.storage.run_folder import CONFIG, METRICS, SAMPLES
 
 _RESULTS = ("accuracy", "forward_kl", "reverse_kl", "student_entropy", "completion_length", "eos_rate")
 _SECONDS = Quantity.of("train/seconds")

@@ -13,8 +13,8 @@ from typing import Any
 
 from veto_pl.exceptions import DataError
 from veto_pl.report.curve import Curve
+from veto_pl.storage.run_folder import CONFIG, METRICS, SAMPLES
 
-METRICS, SAMPLES, CONFIG = "metrics.csv", "samples.jsonl", "config.yaml"
 _COUNTERS = ("step", "epoch")
 
 

@@ -1,13 +1,13 @@
 """Who writes the completions, what runs the models, and how the next token is drawn."""
 
+from veto_pl.core.sampling import Sampling
 from veto_pl.rollouts.adaptive import AdaptiveReplay
 from veto_pl.rollouts.best_teacher import BestTeacher
 from veto_pl.rollouts.cached import FromCache
 from veto_pl.rollouts.engines import DecodeLoop, Transformers
-from veto_pl.rollouts.interleaved import TeacherCorrected, TeacherSwitched
 from veto_pl.rollouts.replay import Replay
-from veto_pl.rollouts.sampling import Sampling
 from veto_pl.rollouts.sources import FromDataset, FromStudent, FromTeacher, Mixture, TeacherMixed
+from veto_pl.rollouts.two_writers import TeacherCorrected, TeacherSwitched
 from veto_pl.rollouts.vllm import Vllm
 
 __all__ = [

@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
+from veto_pl.core.memory import Memory, State
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.memory import Memory, State
 from veto_pl.rollouts.replay import ReplayBuffer
 from veto_pl.rollouts.sources import FromDataset, FromStudent, check_fraction
-from veto_pl.seams import RolloutSource
-from veto_pl.types import Models, PromptBatch, Sequences, Step
+from veto_pl.seams import Models, PromptBatch, RolloutSource, Sequences, Step
 
 
 @dataclass(frozen=True)

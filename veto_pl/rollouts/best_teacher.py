@@ -6,18 +6,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from veto_pl.contexts import behind, check_room, known, retold
+from veto_pl.core.sampling import Sampling
 from veto_pl.data.templates import check_format, fill
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block, RowStream
-from veto_pl.models.causal_lm import CausalLM, sampling_mode
-from veto_pl.models.likelihood import read
+from veto_pl.models.modes import sampling_mode
+from veto_pl.models.readout import read
 from veto_pl.models.sharding import gathered
+from veto_pl.parts.contexts import behind, check_room, known, retold
 from veto_pl.rollouts.engines import DecodeLoop
-from veto_pl.rollouts.sampling import Sampling
 from veto_pl.rollouts.sources import FromStudent, FromTeacher
-from veto_pl.seams import Engine, RolloutSource, Template
-from veto_pl.types import Models, PromptBatch, Sequences, Step
+from veto_pl.seams import Engine, LanguageModel, Models, PromptBatch, RolloutSource, Sequences, Step, Template
 
 CHUNK_ROWS = 256
 
@@ -106,7 +105,7 @@ class BestTeacher(RolloutSource):
         return Sequences.concatenate([kept, answers]).in_prompt_order()
 
 
-def likeliest(model: CausalLM, sequences: Sequences, k: int) -> Tensor:
+def likeliest(model: LanguageModel, sequences: Sequences, k: int) -> Tensor:
     """[N, K] int64: the model's likeliest ids at each completion token, all of them where there are fewer than k."""
     k = min(k, model.vocab_size)
 

@@ -5,13 +5,12 @@ from typing import ClassVar
 
 import torch
 
+from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import DataError
 from veto_pl.offline.store import ScoreStore, complete_manifest, open_store
-from veto_pl.paths import at_home
 from veto_pl.rollouts.endings import of_references
-from veto_pl.scores import TopKScores
-from veto_pl.seams import RolloutSource
-from veto_pl.types import Models, PromptBatch, Sequences, Step
+from veto_pl.seams import Models, PromptBatch, RolloutSource, Sequences, Step
+from veto_pl.storage.paths import at_home
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from veto_pl.models.causal_lm import CausalLM, sampling_mode
-from veto_pl.models.sharding import Sharding, gathered_to_sample
+from veto_pl.core.ranks import Sharding
+from veto_pl.core.sampling import Sampling, uniform_type
+from veto_pl.models.modes import sampling_mode
+from veto_pl.models.sharding import gathered_to_sample
 from veto_pl.rollouts.endings import Endings
-from veto_pl.rollouts.page import Drawn, Page, assemble
-from veto_pl.rollouts.sampling import Sampling, uniform_type
-from veto_pl.types import Models, PromptBatch, Sequences, Step
+from veto_pl.rollouts.token_buffer import Drawn, Page, assemble
+from veto_pl.seams import LanguageModel, Models, PromptBatch, Sequences, Step
 
 WORTH_A_PASS = 512
 """Tokens of padding that are worth another forward pass over the prompts."""
@@ -30,7 +31,7 @@ A row keeps its number, while rows that have ended leave: what a draw remembers 
 
 def decode(
     prompts: PromptBatch,
-    writers: Sequence[CausalLM],
+    writers: Sequence[LanguageModel],
     draw: Draw,
     sampling: Sampling,
     models: Models,
@@ -95,7 +96,7 @@ class _Live:
         padded: whether any of these rows has padding.
     """
 
-    writers: Sequence[CausalLM]
+    writers: Sequence[LanguageModel]
     caches: list[Any]
     logits: list[Tensor]
     rows: Tensor
@@ -138,7 +139,7 @@ def nobody(device: torch.device) -> PromptBatch:
 
 
 def _prefilled(
-    prompts: PromptBatch, writers: Sequence[CausalLM], copies: int, new_tokens: int, *, grouped: bool
+    prompts: PromptBatch, writers: Sequence[LanguageModel], copies: int, new_tokens: int, *, grouped: bool
 ) -> _Live:
     """Every prompt is read once, whatever the number of its completions; where `grouped`, next to similar prompts."""
     from veto_pl.rollouts.kv_cache import can_drop_columns, new_cache
@@ -188,7 +189,7 @@ def similar(lengths: Sequence[int]) -> list[int]:
     return [*similar(lengths[:size]), *similar(lengths[size:])]
 
 
-def _read(model: CausalLM, ids: Tensor, mask: Tensor, sizes: list[int]) -> tuple[Tensor, Any]:
+def _read(model: LanguageModel, ids: Tensor, mask: Tensor, sizes: list[int]) -> tuple[Tensor, Any]:
     """The logits after each prompt, and a cache of them all; each group without the padding that all of it has."""
     from veto_pl.rollouts.kv_cache import merged, new_cache
 

@@ -8,9 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from veto_pl.models.causal_lm import CausalLM
-from veto_pl.rollouts.sampling import Sampling
-from veto_pl.types import Ending, Models, PromptBatch, Sequences
+from veto_pl.core.sampling import Sampling
+from veto_pl.seams import Ending, LanguageModel, Models, PromptBatch, Sequences
 
 
 class Endings:
@@ -23,7 +22,9 @@ class Endings:
         writers: the models that take part; a text ends where any of them ends one.
     """
 
-    def __init__(self, models: Models, sampling: Sampling, device: torch.device, writers: Sequence[CausalLM]) -> None:
+    def __init__(
+        self, models: Models, sampling: Sampling, device: torch.device, writers: Sequence[LanguageModel]
+    ) -> None:
         self.ends = torch.tensor(models.ends_of(*writers), dtype=torch.int64, device=device)
         self.stop = sampling.stop
         self.tokenizer = models.tokenizer

@@ -11,19 +11,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from veto_pl.core.sampling import Sampling
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.models.causal_lm import CausalLM, sampling_mode
+from veto_pl.models.modes import sampling_mode
+from veto_pl.models.randomness import global_draws
 from veto_pl.models.sharding import gathered
-from veto_pl.randomness import global_draws
-from veto_pl.rollouts.batches import way_of, without_padding
+from veto_pl.rollouts.batched_generate import way_of, without_padding
 from veto_pl.rollouts.decoding import decode, nobody
 from veto_pl.rollouts.endings import Endings
-from veto_pl.rollouts.page import Drawn, assemble
-from veto_pl.rollouts.sampling import Sampling
-from veto_pl.seams import Engine
-from veto_pl.types import Models, PromptBatch, Sequences, Step
+from veto_pl.rollouts.token_buffer import Drawn, assemble
+from veto_pl.seams import Engine, LanguageModel, Models, PromptBatch, Sequences, Step
 
-_told: WeakSet[CausalLM] = WeakSet()
+_told: WeakSet[LanguageModel] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,14 @@ class DecodeLoop(Engine):
             raise ConfigurationError(f"`DecodeLoop.drop_at` must lie in [0, 1], got {self.drop_at}.")
 
     def generate(
-        self, prompts: PromptBatch, model: CausalLM, sampling: Sampling, models: Models, step: Step, *, on_policy: bool
+        self,
+        prompts: PromptBatch,
+        model: LanguageModel,
+        sampling: Sampling,
+        models: Models,
+        step: Step,
+        *,
+        on_policy: bool,
     ) -> Sequences:
         from veto_pl.rollouts.kv_cache import obstacle
 
@@ -70,7 +76,14 @@ class Transformers(Engine):
     """
 
     def generate(
-        self, prompts: PromptBatch, model: CausalLM, sampling: Sampling, models: Models, step: Step, *, on_policy: bool
+        self,
+        prompts: PromptBatch,
+        model: LanguageModel,
+        sampling: Sampling,
+        models: Models,
+        step: Step,
+        *,
+        on_policy: bool,
     ) -> Sequences:
         if not len(prompts):  # sharded models need every rank all the same
             one = self.generate(nobody(prompts.input_ids.device), model, sampling, models, step, on_policy=on_policy)
@@ -91,7 +104,7 @@ class Transformers(Engine):
 
 
 def _generated(
-    prompts: PromptBatch, model: CausalLM, sampling: Sampling, models: Models, *, on_policy: bool
+    prompts: PromptBatch, model: LanguageModel, sampling: Sampling, models: Models, *, on_policy: bool
 ) -> Sequences:
     copies = sampling.num_completions
     record = _Record(model, sampling, Endings(models, sampling, prompts.input_ids.device, (model,)))
@@ -115,7 +128,7 @@ def _generated(
 class _Record:
     """Shapes the distribution, and remembers what was drawn from it and which rows lived."""
 
-    def __init__(self, model: CausalLM, sampling: Sampling, endings: Endings) -> None:
+    def __init__(self, model: LanguageModel, sampling: Sampling, endings: Endings) -> None:
         self.vocab_size, self.sampling, self.endings = model.vocab_size, sampling, endings
         self.previous: Tensor | None = None
         self.drawn: list[Tensor] = []
@@ -145,7 +158,7 @@ class _Record:
         return torch.cat([*self.drawn, self.previous.gather(1, ids[:, -1:])], 1)
 
 
-def required_for_the_loop(name: str, writers: Sequence[CausalLM]) -> None:
+def required_for_the_loop(name: str, writers: Sequence[LanguageModel]) -> None:
     """Raises `ConfigurationError` where `name`, which needs the own loop, is given a model that it cannot run."""
     from veto_pl.rollouts.kv_cache import obstacle
 
@@ -158,7 +171,7 @@ def required_for_the_loop(name: str, writers: Sequence[CausalLM]) -> None:
             )
 
 
-def _tell(model: CausalLM, reason: str) -> None:
+def _tell(model: LanguageModel, reason: str) -> None:
     if model not in _told:
         _told.add(model)
         warnings.warn(
@@ -169,7 +182,7 @@ def _tell(model: CausalLM, reason: str) -> None:
 
 
 @contextmanager
-def _own_settings(model: CausalLM) -> Iterator[None]:
+def _own_settings(model: LanguageModel) -> Iterator[None]:
     """Hides the model's generation settings, which `generate` would merge into the given ones."""
     from transformers import GenerationConfig
 

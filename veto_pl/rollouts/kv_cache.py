@@ -12,8 +12,9 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from veto_pl.models.causal_lm import CausalLM, sampling_mode
+from veto_pl.models.modes import sampling_mode
 from veto_pl.models.probes import reads_with_cache
+from veto_pl.seams import LanguageModel
 
 ROOM = 64
 """Tokens that a layer makes room for at least when it is full."""
@@ -64,7 +65,7 @@ def _with_room(held: Tensor, size: int) -> Tensor:
     return buffer
 
 
-def new_cache(model: CausalLM) -> Any:
+def new_cache(model: LanguageModel) -> Any:
     """An empty cache with a layer for each of the model's."""
     cache = DynamicCache(config=model.model.config)
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
@@ -100,17 +101,17 @@ def _stacked(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([pad(part, (0, 0, width - part.shape[-2], 0)) for part in parts])
 
 
-_obstacles: WeakKeyDictionary[CausalLM, str] = WeakKeyDictionary()
+_obstacles: WeakKeyDictionary[LanguageModel, str] = WeakKeyDictionary()
 
 
-def obstacle(model: CausalLM) -> str:
+def obstacle(model: LanguageModel) -> str:
     """Return why the decode loop cannot run this model, or an empty string. It is found out once, on a few tokens."""
     if model not in _obstacles:
         _obstacles[model] = unfit(model) or _misreads(model)
     return _obstacles[model]
 
 
-def unfit(model: CausalLM) -> str:
+def unfit(model: LanguageModel) -> str:
     """Return what keeps the model from filling a cache of the loop's, or an empty string. No value is looked at."""
     network = model.model
     if getattr(network.config, "is_encoder_decoder", False):
@@ -124,7 +125,7 @@ def unfit(model: CausalLM) -> str:
     return _refuses(model)
 
 
-def _refuses(model: CausalLM) -> str:
+def _refuses(model: LanguageModel) -> str:
     """One token, to see that the model takes what the loop gives, and fills the cache."""
     cache = new_cache(model)
     token = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
@@ -139,6 +140,6 @@ def _refuses(model: CausalLM) -> str:
     return "" if written else "it has layers that write no keys and values for a text"
 
 
-def _misreads(model: CausalLM) -> str:
+def _misreads(model: LanguageModel) -> str:
     same = reads_with_cache(model, lambda: new_cache(model))
     return "" if same else "with a cache it reads a row beside a longer one otherwise than alone"

@@ -7,13 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from veto_pl.core.memory import Memory, State
+from veto_pl.core.ranks import place
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.memory import Memory, State
-from veto_pl.ranks import place
+from veto_pl.parts.schedules import value_at
 from veto_pl.rollouts.sources import FromStudent, check_fraction
-from veto_pl.schedules import value_at
-from veto_pl.seams import RolloutSource, Schedule
-from veto_pl.types import Ending, Example, Models, PromptBatch, Sequences, Step, pad_left, pad_right
+from veto_pl.seams import (
+    Ending,
+    Example,
+    Models,
+    PromptBatch,
+    RolloutSource,
+    Schedule,
+    Sequences,
+    Step,
+    pad_left,
+    pad_right,
+)
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from veto_pl.core.sampling import Sampling, draw_id
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.divergences import log_mixture
+from veto_pl.parts.schedules import value_at
 from veto_pl.rollouts.decoding import decode
 from veto_pl.rollouts.endings import of_references
 from veto_pl.rollouts.engines import DecodeLoop, required_for_the_loop
-from veto_pl.rollouts.page import Drawn
-from veto_pl.rollouts.sampling import Sampling, draw_id
-from veto_pl.schedules import value_at
-from veto_pl.seams import Engine, RolloutSource, Schedule
-from veto_pl.types import Models, PromptBatch, Sequences, Step
+from veto_pl.rollouts.token_buffer import Drawn
+from veto_pl.seams import Engine, Models, PromptBatch, RolloutSource, Schedule, Sequences, Step
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from veto_pl.core.sampling import Sampling
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.models.causal_lm import CausalLM
 from veto_pl.models.sharding import gathered
 from veto_pl.rollouts.endings import Endings
-from veto_pl.rollouts.page import assemble
-from veto_pl.rollouts.sampling import Sampling
-from veto_pl.seams import Engine
-from veto_pl.types import Ending, Models, PromptBatch, Sequences, Step, pad_right
+from veto_pl.rollouts.token_buffer import assemble
+from veto_pl.seams import Ending, Engine, LanguageModel, Models, PromptBatch, Sequences, Step, pad_right
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,14 @@ class Vllm(Engine):
             raise ConfigurationError(f"`Vllm.max_model_len` must be at least 1, got {self.max_model_len}.")
 
     def generate(
-        self, prompts: PromptBatch, model: CausalLM, sampling: Sampling, models: Models, step: Step, *, on_policy: bool
+        self,
+        prompts: PromptBatch,
+        model: LanguageModel,
+        sampling: Sampling,
+        models: Models,
+        step: Step,
+        *,
+        on_policy: bool,
     ) -> Sequences:
         served = self._served(model, models)
         if self.sleep:
@@ -72,13 +77,13 @@ class Vllm(Engine):
         endings = Endings(models, sampling, prompts.input_ids.device, (model,))
         return _sequences(prompts, sampling, endings, outputs, on_policy=on_policy)
 
-    def _served(self, model: CausalLM, models: Models) -> "_Served":
+    def _served(self, model: LanguageModel, models: Models) -> "_Served":
         engines = _running.setdefault(model, {})
         if self not in engines:
             engines[self] = _Served(self._start(model, models))
         return engines[self]
 
-    def _start(self, model: CausalLM, models: Models) -> Any:
+    def _start(self, model: LanguageModel, models: Models) -> Any:
         # The weights are handed over inside the process, which a worker process of its own could not take.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         vllm = _vllm()
@@ -107,7 +112,7 @@ class _Served:
         self.engine = engine
         self.pushed: tuple[int, int] | None = None
 
-    def push(self, model: CausalLM, step: Step) -> None:
+    def push(self, model: LanguageModel, step: Step) -> None:
         """Gives the engine the weights if they may have changed: after an optimizer step, or another write."""
         trained = any(weight.requires_grad for weight in model.parameters())
         # A write in place counts a tensor's version up, so a checkpoint that is loaded is seen as well.
@@ -121,7 +126,7 @@ class _Served:
             self.pushed = state
 
 
-_running: WeakKeyDictionary[CausalLM, dict[Vllm, _Served]] = WeakKeyDictionary()
+_running: WeakKeyDictionary[LanguageModel, dict[Vllm, _Served]] = WeakKeyDictionary()
 
 
 def _vllm() -> Any:
@@ -134,7 +139,7 @@ def _vllm() -> Any:
         ) from error
 
 
-def _parameters(sampling: Sampling, model: CausalLM, models: Models, seed: int) -> Any:
+def _parameters(sampling: Sampling, model: LanguageModel, models: Models, seed: int) -> Any:
     padded = model.head_rows > model.vocab_size
     return _vllm().SamplingParams(
         n=sampling.num_completions,

@@ -7,8 +7,6 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from veto_pl.exceptions import ConfigurationError
-
 Level = Literal["bubblewrap", "unshare", "limits"]
 
 
@@ -25,7 +23,7 @@ class Limits:
         protection: `bubblewrap`, `unshare` or `limits`; `auto` takes the first of these that works here.
 
     Raises:
-        ConfigurationError: for a limit that is not positive.
+        ValueError: for a limit that is not positive.
     """
 
     timeout: float = 10.0
@@ -40,7 +38,7 @@ class Limits:
         for name in numbers:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise ConfigurationError(f"`Limits.{name}` must be a positive number, got {value!r}.")
+                raise ValueError(f"`Limits.{name}` must be a positive number, got {value!r}.")
 
     @property
     def threads(self) -> int:

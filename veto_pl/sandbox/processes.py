@@ -19,7 +19,6 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-from veto_pl.exceptions import VetoError
 from veto_pl.sandbox.commands import PROGRAMS_SEE, command, devices, interpreter, readable
 from veto_pl.sandbox.limits import Level, Limits
 from veto_pl.sandbox.removal import remove
@@ -35,7 +34,7 @@ _MODULES = ("codec", "calls", "kernel", "fence", "candidate", "examiner")
 _RUNS = itertools.count()
 
 
-class SandboxError(VetoError, RuntimeError):
+class SandboxError(RuntimeError):
     """The sandbox itself does not work; no program can be the cause."""
 
 

@@ -9,7 +9,6 @@ from functools import lru_cache
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from veto_pl.exceptions import ConfigurationError
 from veto_pl.sandbox.codec import decode, receive
 from veto_pl.sandbox.commands import LEVELS, missing
 from veto_pl.sandbox.limits import Level, Limits
@@ -60,11 +59,11 @@ def protection(level: str = "auto") -> Protection:
     """What is active for `Limits.protection`; found out once per process, by trying, and logged once.
 
     Raises:
-        ConfigurationError: where the level does not work here.
+        ValueError: where the level does not work here.
     """
     found, reasons = _first(LEVELS if level == "auto" else (level,))
     if found is None:
-        raise ConfigurationError(
+        raise ValueError(
             f"`Limits.protection` is {level!r}, which does not work here: {'; '.join(reasons)}. Install bubblewrap "
             "(`apt install bubblewrap`), or set `auto`, and read docs/sandbox.md for what each level protects from."
         )

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from veto_pl.models.likelihood import token_logp
-from veto_pl.objectives.base import TokenObjective
+from veto_pl.models.readout import token_logp
 from veto_pl.objectives.scoring import Scoring
-from veto_pl.tokens import TokenRows
-from veto_pl.types import Models, Rollouts, Step
+from veto_pl.objectives.token_objective import TokenObjective
+from veto_pl.seams import Models, Rollouts, Step
+from veto_pl.seams.tokens import TokenRows
 
 
 def dense_divergence(

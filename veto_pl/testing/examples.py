@@ -10,10 +10,7 @@ from functools import cache
 from importlib.metadata import entry_points, packages_distributions
 from typing import Any
 
-from veto_pl.advantages import CentredLogRatio, Extrapolated, LogRatio, OrderConsistent, RelaxedLogRatio, WithReward
-from veto_pl.contexts import Peer, Privileged
 from veto_pl.data.templates import ChatTemplate, PlainTemplate, TemplateMixture
-from veto_pl.divergences import AlphaDivergence, Renyi, ReverseKL, SkewKL, SkewReverseKL
 from veto_pl.objectives import (
     AKL,
     EOPD,
@@ -36,6 +33,19 @@ from veto_pl.objectives import (
     TopKOPD,
     UniOPD,
 )
+from veto_pl.parts.advantages import (
+    CentredLogRatio,
+    Extrapolated,
+    LogRatio,
+    OrderConsistent,
+    RelaxedLogRatio,
+    WithReward,
+)
+from veto_pl.parts.contexts import Peer, Privileged
+from veto_pl.parts.divergences import AlphaDivergence, Renyi, ReverseKL, SkewKL, SkewReverseKL
+from veto_pl.parts.schedules import AtMost, Constant, Cosine, Linear, StepWise, WarmUp
+from veto_pl.parts.supports import TopK
+from veto_pl.parts.targets import GeometricBridge
 from veto_pl.plugins import GROUP, available
 from veto_pl.rollouts import (
     AdaptiveReplay,
@@ -51,9 +61,6 @@ from veto_pl.rollouts import (
     TeacherMixed,
     TeacherSwitched,
 )
-from veto_pl.schedules import AtMost, Constant, Cosine, Linear, StepWise, WarmUp
-from veto_pl.supports import TopK
-from veto_pl.targets import GeometricBridge
 
 _ANSWER = Privileged("{completion}>{prompt}")
 _PEERS = (

@@ -35,7 +35,7 @@ def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout: flo
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     # Forked from a process that has imported the libraries, which takes longer than most of these functions.
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["veto_pl.cli"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["veto_pl.cli.build"])
     with tempfile.TemporaryDirectory() as folder:
         context = start_processes(  # type: ignore[no-untyped-call]
             _enter, (ranks, port, folder, function, args), nprocs=ranks, join=False, start_method="forkserver"

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from veto_pl.memory import Memories
+from veto_pl.core.memory import Memories
+from veto_pl.core.nested import inside
 from veto_pl.metrics import default_metrics
-from veto_pl.parts import inside
-from veto_pl.seams import RolloutSource, Task
+from veto_pl.seams import Example, Models, PromptBatch, RolloutSource, Sequences, Step, Task
 from veto_pl.testing.tiny import prompt_batch
-from veto_pl.types import Example, Models, PromptBatch, Sequences, Step
 
 PROMPTS = ("abc>", "d>", "efghij>", "ka>")
 COMPLETIONS = ("cba", "d", "jihgfe", "akak")

@@ -20,15 +20,15 @@ from veto_pl.seams import (
     Objective,
     RolloutSource,
     Schedule,
+    Step,
     Support,
     Target,
     TeacherContext,
     TokenWeighting,
 )
+from veto_pl.seams.tokens import TokenGrid, TokenRows
 from veto_pl.testing.examples import examples_of, installed, installed_classes
 from veto_pl.testing.strategies import SMOOTH, logits_of_kind, logits_pairs, ragged_grids
-from veto_pl.tokens import TokenGrid, TokenRows
-from veto_pl.types import Step
 
 load_plugins()
 

@@ -10,12 +10,11 @@ import torch
 from torch.nn.functional import pad
 
 from veto_pl.plugins import load_plugins
-from veto_pl.seams import TeacherContext
+from veto_pl.seams import Models, Sequences, Step, TeacherContext
 from veto_pl.testing.examples import installed
 from veto_pl.testing.rows import TOTAL, contents, difference, tiny_prompts
 from veto_pl.testing.test_rollouts import check_fields, name
 from veto_pl.testing.tiny import tiny_models
-from veto_pl.types import Models, Sequences, Step
 
 load_plugins()
 

@@ -14,10 +14,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from veto_pl.plugins import load_plugins
-from veto_pl.seams import Law, Objective, RolloutSource
+from veto_pl.seams import Law, Models, Objective, RolloutSource, Sequences, Stat, Step
 from veto_pl.testing.examples import installed
 from veto_pl.testing.tiny import prompt_batch, tiny_models
-from veto_pl.types import Models, Sequences, Stat, Step
 
 load_plugins()
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from veto_pl.plugins import load_plugins
-from veto_pl.seams import RolloutSource
+from veto_pl.seams import Ending, Models, RolloutSource, Sequences, Step
 from veto_pl.testing.examples import installed
 from veto_pl.testing.rows import (
     TOTAL,
@@ -27,7 +27,6 @@ from veto_pl.testing.rows import (
     written,
 )
 from veto_pl.testing.tiny import tiny_models
-from veto_pl.types import Ending, Models, Sequences, Step
 
 load_plugins()
 

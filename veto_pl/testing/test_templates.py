@@ -10,10 +10,9 @@ import pytest
 from veto_pl.data.control_words import MARK, ControlWords, unmarked
 from veto_pl.exceptions import VetoError
 from veto_pl.plugins import load_plugins
-from veto_pl.seams import Template
+from veto_pl.seams import Example, Template
 from veto_pl.testing.examples import installed
 from veto_pl.testing.tokenizer_kinds import tokenizer_of
-from veto_pl.types import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

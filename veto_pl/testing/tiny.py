@@ -9,7 +9,7 @@ from veto_pl.data.collate import Collator
 from veto_pl.models.assemble import load_models
 from veto_pl.models.initialisation import RandomWeights
 from veto_pl.models.tokenizers import CharacterTokenizer
-from veto_pl.types import Example, Models, PromptBatch
+from veto_pl.seams import Example, Models, PromptBatch
 
 ALPHABET = ">abcdefghijklmnop"
 _LLAMA_LIKE = {

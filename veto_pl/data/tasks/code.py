@@ -14,10 +14,9 @@ from typing import Any
 from veto_pl.data.hub import hub_rows
 from veto_pl.data.jsonl import read_examples, shown, to_example
 from veto_pl.data.splits import check_sizes, check_stop, pick
-from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.sandbox import Limits, Tests, completed, extract_program, judge, protection
-from veto_pl.seams import Task
-from veto_pl.types import Example
+from veto_pl.exceptions import ConfigurationError, DataError, VetoError
+from veto_pl.sandbox import Limits, SandboxError, Tests, completed, extract_program, judge, protection
+from veto_pl.seams import Example, Task
 
 # Where the reference is run beside the candidate, as EvalPlus does.
 _LIKE_THE_REFERENCE = """
@@ -30,6 +29,17 @@ _ANY_ZERO = """
 for arguments in inputs:
     assert abs(poly(*arguments, candidate(*arguments))) <= tolerance
 """
+
+
+@contextmanager
+def _as_own_errors() -> Iterator[None]:
+    """Raise what the sandbox, which stands alone, says about this machine as an error of the configuration."""
+    try:
+        yield
+    except VetoError:
+        raise
+    except (SandboxError, ValueError) as error:
+        raise ConfigurationError(str(error)) from error
 
 
 class _CodeTask(Task):
@@ -59,11 +69,13 @@ class _CodeTask(Task):
 
     def reward(self, example: Example, completion: str) -> float:
         """1.0 where the program passes all tests, else 0.0."""
-        return float(judge(self.tests(example), self.program(example, completion), self.limits).passed)
+        with _as_own_errors():
+            return float(judge(self.tests(example), self.program(example, completion), self.limits).passed)
 
     def rewards(self, examples: Sequence[Example], completions: Sequence[str]) -> list[float]:
         """The same, `limits.threads` at once."""
-        protection(self.limits.protection)
+        with _as_own_errors():
+            protection(self.limits.protection)
         with ThreadPoolExecutor(self.limits.threads) as pool:
             return list(pool.map(self.reward, examples, completions))
 

@@ -9,14 +9,13 @@ from itertools import chain, groupby
 from operator import attrgetter
 from typing import Any
 
-from veto_pl.data.examples import Say, stored
+from veto_pl.data.example_rows import Say, stored
 from veto_pl.data.fingerprints import source_key
 from veto_pl.data.hub import hub_dataset, hub_key
 from veto_pl.data.jsonl import JsonLinesFile, to_example
 from veto_pl.data.rewards import RougeL
 from veto_pl.data.splits import check_paths, check_sizes, check_stop, pick
-from veto_pl.seams import Task
-from veto_pl.types import Example
+from veto_pl.seams import Example, Task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from veto_pl.data.examples import stored
+from veto_pl.data.example_rows import stored
 from veto_pl.data.fingerprints import source_key
 from veto_pl.data.hub import hub_dataset, hub_key
 from veto_pl.data.jsonl import JsonLinesFile, to_example
 from veto_pl.data.mathematics import MathAnswer
 from veto_pl.data.splits import check_paths, check_sizes, check_stop, partitioned, pick
-from veto_pl.seams import Task
-from veto_pl.types import Example
+from veto_pl.seams import Example, Task
 
 Choice = Callable[[Iterable[Example]], Iterable[Example]]
 

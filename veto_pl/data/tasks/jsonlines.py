@@ -8,13 +8,12 @@ from functools import partial
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from veto_pl.data.examples import ExampleStream, Say, StoredExamples, stored
+from veto_pl.data.example_rows import ExampleStream, Say, StoredExamples, stored
 from veto_pl.data.fingerprints import brief_digest, source_key
 from veto_pl.data.jsonl import JsonLinesFile, OnBadRow, check_format
 from veto_pl.data.rewards import NoReward
 from veto_pl.data.splits import check_paths, check_sizes, check_stop, pick
-from veto_pl.seams import Reward, Task
-from veto_pl.types import Example
+from veto_pl.seams import Example, Reward, Task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.data.splits import check_sizes, partition, pick
 from veto_pl.exceptions import ConfigurationError, VetoError
-from veto_pl.seams import Task
-from veto_pl.types import Example
+from veto_pl.seams import Example, Task
 
 # Found by generating every data set of reasoning-gym 0.1.25 under two hash seeds and two global random states.
 _HASH_DEPENDENT = ("isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder")

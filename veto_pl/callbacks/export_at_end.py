@@ -1,0 +1,57 @@
+"""The trained student as a Hugging Face folder, at the end of the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.models.blueprint import exported_tokenizer
+from veto_pl.models.export_folder import check_folder, export_student
+from veto_pl.module import DistillationModule
+from veto_pl.storage.going_on import going_on
+from veto_pl.storage.paths import at_home
+from veto_pl.storage.run_folder import run_folder
+
+
+class Export(L.Callback):
+    """Writes student, tokenizer, model card and checksums when training ends, in the place of an earlier export.
+
+    Args:
+        folder: where to write, inside the run folder unless it is absolute; None switches the callback off.
+    """
+
+    def __init__(self, folder: str | None = "export") -> None:
+        self.folder = at_home(folder)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuses a folder that cannot be replaced before the run, not after it."""
+        if stage == "fit" and (folder := self._place(trainer)) is not None:
+            check_folder(folder)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the folder and says where it is."""
+        if (folder := self._place(trainer)) is None:
+            return
+        assert isinstance(pl_module, DistillationModule), "this callback belongs to `DistillationModule`"
+        try:
+            with going_on(f"The export {folder}", f"`veto-pl export CHECKPOINT {folder}` can make it later"):
+                export_student(
+                    pl_module.student,
+                    exported_tokenizer(pl_module.tokenizer, pl_module.template),
+                    pl_module.run_config,
+                    folder,
+                )
+                rank_zero_info(f"Exported the student to {folder}")
+        except ConfigurationError as error:  # an error of the first rank, for which the others would wait
+            rank_zero_warn(
+                f"The student was not exported. {error} The weights are in the checkpoints of the run: `veto-pl export "
+                "CHECKPOINT FOLDER` makes the export from one of them."
+            )
+
+    def _place(self, trainer: L.Trainer) -> Path | None:
+        if self.folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return None
+        return run_folder(trainer) / self.folder

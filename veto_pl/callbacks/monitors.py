@@ -1,0 +1,67 @@
+"""Which metrics callbacks follow, compared with what a run measures as soon as that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import lightning as L
+
+from veto_pl.core.mistakes import Mistake, nearest, report
+from veto_pl.storage.resume import load_validation
+
+OUR_OWN = ("veto_pl", "lightning")
+"""Packages whose callbacks log nothing that others follow but `lr-...`."""
+
+
+def monitored(callbacks: Iterable[tuple[str, L.Callback]]) -> Iterator[tuple[str, str]]:
+    """The path of each setting that names a metric, and the name."""
+    for path, callback in callbacks:
+        if isinstance(name := getattr(callback, "monitor", None), str):
+            yield f"{path}.monitor", name
+
+
+def may_log_more(callbacks: Iterable[L.Callback]) -> bool:
+    """Whether a callback of somebody else may log names of its own, now or later."""
+    return any(type(callback).__module__.partition(".")[0] not in OUR_OWN for callback in callbacks)
+
+
+class Monitors(L.Callback):
+    """Ends a run whose callbacks follow a metric that it does not measure: at its start, or after its first step.
+
+    What validations measure is known before anything is loaded; whether there are rows to validate on is known when
+    the data are, and what training logs after the first step.
+    """
+
+    def __init__(self) -> None:
+        self._step: int | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compares with the validation."""
+        load_validation(trainer)
+        self._step = trainer.global_step
+        if sum(trainer.num_val_batches) == 0:
+            remedy = "Name some in `data.task`, or follow what `train/` logs."
+            report(
+                Mistake(path, f"`{name}`, without rows to validate on", "validation rows", remedy)
+                for path, name in _followed(trainer, "validation/")
+            )
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object) -> None:
+        """Compares with what the first step has logged."""
+        if self._step in (None, trainer.global_step):
+            return
+        self._step = None
+        logged = sorted(name for name in trainer.callback_metrics if name.startswith("train/"))
+        more = may_log_more(trainer.callbacks)  # type: ignore[attr-defined]
+        report(
+            Mistake(
+                path, f"`{name}`", f"what training logs: {', '.join(logged)}", nearest(name, logged) or "Correct it."
+            )
+            for path, name in _followed(trainer, "train/")
+            if name not in logged and not more
+        )
+
+
+def _followed(trainer: L.Trainer, prefix: str) -> Iterator[tuple[str, str]]:
+    callbacks = [(type(callback).__name__, callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+    return ((path, name) for path, name in monitored(callbacks) if name.startswith(prefix))

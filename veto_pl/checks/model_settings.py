@@ -1,0 +1,101 @@
+"""What the models can hold, and what they are measured by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from veto_pl.checks.setup import Setup
+from veto_pl.core.mistakes import Mistake, shown
+from veto_pl.exceptions import VetoError
+from veto_pl.metrics import PassAtK
+from veto_pl.models.trainable import quantisation
+from veto_pl.objectives import BRTS
+from veto_pl.parts.supports import TopK
+from veto_pl.rollouts import FromCache, FromDataset, Sampling
+
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "max_position_embeddings",
+)  # fmt: skip
+"""Names that transformers gives to sizes of a model that cannot be 0."""
+
+
+def room_to_answer(setup: Setup) -> Iterator[Mistake]:
+    """Prompt and answer have to fit into the positions that a model knows."""
+    known = {path: getattr(config, "max_position_embeddings", None) for path, config in setup.models.items()}
+    positions, path = min(((n, path) for path, n in known.items() if isinstance(n, int) and n > 0), default=(None, ""))
+    # Of equal ones the shortest name: a text of two writers has the lengths of `sampling`, not of `teacher_sampling`.
+    setting, answer = max(_answers(setup), key=lambda known: (known[1], -len(known[0])))
+    prompt = setup.data.max_prompt_tokens
+    if positions is not None and prompt + answer > positions:
+        room = positions - answer
+        remedy = f"Set it to at most {room}" if room > 0 else f"Lower `{setting}`"
+        yield Mistake("data.max_prompt_tokens", f"{prompt}, and {answer} for `{setting}`",
+                      f"together at most the {positions} positions of `{path}`",
+                      f"{remedy}, or take a model with more positions.")  # fmt: skip
+
+
+def readable_models(setup: Setup) -> Iterator[Mistake]:
+    """The architectures can be read."""
+    for path, config in setup.models.items():
+        if isinstance(config, VetoError):
+            yield Mistake(path, "a source that cannot be read", "a model", shown(config, 500))
+
+
+def quantised_student(setup: Setup) -> Iterator[Mistake]:
+    """Weights that are stored quantised cannot be trained."""
+    config = setup.models["model.student"]
+    if not isinstance(config, VetoError) and (method := quantisation(config)) is not None:
+        yield Mistake("model.student", f"a quantised model ({method})", "weights that can be trained", "Name the model "
+                      "that it was made from, with `dtype: bfloat16` where memory is short. A teacher may be "
+                      "quantised.")  # fmt: skip
+
+
+def positive_sizes(setup: Setup) -> Iterator[Mistake]:
+    """A model has ids, layers and widths."""
+    for path, config in setup.models.items():
+        aliases = getattr(config, "attribute_map", {})
+        for name in SIZES:
+            value = getattr(config, name, None)
+            if isinstance(value, int) and value < 1:
+                yield Mistake(path, f"`{aliases.get(name, name)}: {value}`", "1 or more", "Correct it.")
+
+
+def top_k(setup: Setup) -> Iterator[Mistake]:
+    """Fewer ids than there are can be kept."""
+    sizes = [getattr(config, "vocab_size", None) for config in setup.models.values()]
+    rows = [size for size in sizes if isinstance(size, int) and size > 0]
+    for path, part in setup.parts():
+        name, remedy = ("k", ", or use `FullVocabulary`") if isinstance(part, TopK) else ("top_k", "")
+        kept = getattr(part, name) if isinstance(part, TopK | BRTS) else 0
+        if rows and kept >= min(rows):
+            yield Mistake(f"{path}.init_args.{name}", str(kept), f"fewer than the vocabulary's {min(rows)} ids",
+                          f"Lower it{remedy}.")  # fmt: skip
+
+
+def completions_per_prompt(setup: Setup) -> Iterator[Mistake]:
+    """Metrics of groups need groups."""
+    count = setup.module.evaluation.num_completions
+    for metric in setup.module.validation_metrics.values():
+        if isinstance(metric, PassAtK) and metric.k > count:
+            yield Mistake("model.evaluation.num_completions", f"{count}, with the metric pass@{metric.k}",
+                          f"at least {metric.k}", "Raise it, or leave the metric out.")  # fmt: skip
+        if getattr(metric, "needs_group", False) and count == 1:
+            yield Mistake("model.evaluation.num_completions", f"1, with the metric `{type(metric).__name__}`",
+                          "at least 2", "With one completion per prompt the metric says nothing.",
+                          fatal=False)  # fmt: skip
+    if count > 1 and setup.module.evaluation.temperature == 0:
+        yield Mistake("model.evaluation.temperature", f"0 with {count} completions per prompt", "more than 0",
+                      "Greedy completions of a prompt are all the same.", fatal=False)  # fmt: skip
+
+
+def _answers(setup: Setup) -> Iterator[tuple[str, int]]:
+    """The settings that say how long an answer may be, and how long that is."""
+    yield "model.evaluation.max_new_tokens", setup.module.evaluation.max_new_tokens
+    if setup.stage != "fit":
+        return
+    for path, part in setup.parts():
+        if isinstance(part, Sampling):
+            yield f"{path}.max_new_tokens", part.max_new_tokens
+    if any(isinstance(source, FromDataset | FromCache) for source in setup.sources()):
+        yield "data.max_completion_tokens", setup.data.max_completion_tokens

@@ -1,0 +1,35 @@
+"""The names of metrics that callbacks follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from veto_pl.callbacks.monitors import may_log_more, monitored
+from veto_pl.checks.setup import Setup
+from veto_pl.core.mistakes import Mistake, nearest
+
+TRAINING = ("train/loss", "train/grad_norm", "train/learning_rate", "train/tokens", "train/completion_length")
+"""What every run logs; what else stands under `train/` is known after the first step."""
+
+
+def names(setup: Setup) -> Iterator[Mistake]:
+    """A callback that follows a metric needs it to be measured; else it fails at the first validation."""
+    measured = [f"validation/{name}" for name in setup.module.validation_metrics]
+    known = [*measured, *TRAINING]
+    never = setup.trainer.get("limit_val_batches") == 0
+    for path, name in monitored(setup.callbacks.items()):
+        if name in measured and never:
+            yield Mistake("trainer.limit_val_batches", f"0, with `{path}: {name}`", "validations",
+                          "Raise it, or follow what `train/` logs.")  # fmt: skip
+        elif name not in measured and not name.startswith(("train/", "lr-")):
+            yield Mistake(path, f"`{name}`", f"what the run logs, such as {', '.join(known)}", _proposal(name, known),
+                          fatal=not may_log_more(setup.callbacks.values()))  # fmt: skip
+
+
+def _proposal(name: str, known: list[str]) -> str:
+    """By the whole name, else by what stands behind the last slash or the prefix of other packages."""
+    by_end = {full.rpartition("/")[2]: full for full in reversed(known)}
+    found = nearest(name, known) or nearest(name.rpartition("/")[2].removeprefix("val_"), by_end)
+    for end, full in by_end.items():
+        found = found.replace(f"`{end}`", f"`{full}`")
+    return found or "`model.metrics` adds others."

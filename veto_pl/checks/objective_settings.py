@@ -1,0 +1,164 @@
+"""What the objective is composed of, and what it is trained on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+
+from veto_pl.checks.setup import Setup, settings
+from veto_pl.core.mistakes import Mistake, shown
+from veto_pl.core.nested import inside
+from veto_pl.data import NoReward
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.parts.contexts import SameText
+from veto_pl.rollouts import (
+    AdaptiveReplay,
+    BestTeacher,
+    FromCache,
+    FromDataset,
+    FromStudent,
+    Sampling,
+    TeacherCorrected,
+    TeacherMixed,
+    TeacherSwitched,
+)
+from veto_pl.seams import Objective, RolloutSource, Schedule, TeacherContext
+
+STEPS = 100
+UNBOUNDED = ("clip", "importance_cap", "tau")
+"""Settings whose infinity means that they are off."""
+
+
+def finite_numbers(setup: Setup) -> Iterator[Mistake]:
+    """One NaN in a setting is a NaN in every weight after the first step."""
+    for path, part in setup.parts():
+        for name, value in settings(part, path):
+            if isinstance(value, float) and not math.isfinite(value) and not _off(name, value):
+                yield Mistake(name, f"{value}", "a finite number", "Correct it.")
+
+
+def knobs(setup: Setup) -> Iterator[Mistake]:
+    """A schedule stays where a number would be allowed, from the first step to the last."""
+    for path, part in setup.parts():
+        scheduled = [f.name for f in fields(part) if f.init] if is_dataclass(part) else []
+        for name in scheduled:
+            if isinstance(schedule := getattr(part, name), Schedule) and (fault := _refused(part, name, schedule)):
+                yield Mistake(f"{path}.init_args.{name}", f"a schedule that comes to {fault[0]:g}", "allowed values "
+                              "only", fault[1])  # fmt: skip
+
+
+def rewards(setup: Setup) -> Iterator[Mistake]:
+    """Rewards need somebody who gives them."""
+    judged = setup.module.objective.needs_rewards or any(isinstance(one, BestTeacher) for one in setup.sources())
+    if judged and isinstance(getattr(setup.data.task, "verifier", None), NoReward):
+        yield Mistake("data.task.init_args.verifier", "`NoReward`", f"a verifier, for "
+                      f"`{type(setup.module.objective).__name__}` learns from rewards",
+                      "Set it, for instance to `ExactMatch`; `veto-pl list rewards` shows all.")  # fmt: skip
+
+
+def rivals(setup: Setup) -> Iterator[Mistake]:
+    """Who compares the completions of a prompt needs several."""
+    for path, part in setup.parts():
+        if not isinstance(part, Objective) or not part.compares_completions:
+            continue
+        sampled = [getattr(source, "sampling", None) for source in _with_their_own(part.sources)]
+        counts = [sampling.num_completions for sampling in sampled if isinstance(sampling, Sampling)]
+        if counts and max(counts) == 1:
+            yield Mistake(path, f"`{type(part).__name__}`, which compares the completions of a prompt, with "
+                          "`num_completions: 1`", "at least 2", "Raise it: with one there is nothing to compare.",
+                          fatal=False)  # fmt: skip
+
+
+def references(setup: Setup) -> Iterator[Mistake]:
+    """Who trains on references needs some."""
+    readers = [type(source).__name__ for source in setup.sources() if isinstance(source, FromDataset | FromCache)]
+    if readers and getattr(setup.data.task, "completion", "") is None:
+        yield Mistake("data.task.init_args.completion", f"`null` with a rollout `{readers[0]}`", "the field of the "
+                      "reference completions", "Name it, or let the student write (`FromStudent`).")  # fmt: skip
+
+
+def optimizer(setup: Setup) -> Iterator[Mistake]:
+    """The optimizer takes its settings."""
+    try:
+        made = setup.module.optimizer([torch.nn.Parameter(torch.zeros(2, 2))])
+    except (TypeError, ValueError, RuntimeError) as error:
+        yield Mistake("model.optimizer", shown(error), "settings that the optimizer takes", "Correct them.")
+        return
+    for name, value in made.param_groups[0].items():
+        if isinstance(value, float) and not math.isfinite(value):
+            yield Mistake(f"model.optimizer.init_args.{name}", f"{value}", "a finite number", "Correct it.")
+    if made.param_groups[0].get("lr") == 0:
+        yield Mistake("model.optimizer.init_args.lr", "0", "more than 0", "With it the weights stay as they are.",
+                      fatal=False)  # fmt: skip
+
+
+def greedy_rollouts(setup: Setup) -> Iterator[Mistake]:
+    """On-policy samples that are no samples."""
+    parts = list(setup.parts())
+    given = [part for _, part in parts]
+    built = [("model.objective", source) for source in dict.fromkeys(setup.sources()) if source not in given]
+    for path, part in (*parts, *built):
+        if isinstance(part, FromStudent | TeacherMixed | TeacherCorrected | TeacherSwitched) and (
+            part.sampling.temperature == 0 or part.sampling.top_k == 1
+        ):
+            yield Mistake(f"{path}.init_args.sampling", "greedy decoding (`temperature: 0` or `top_k: 1`)",
+                          "samples from the student", "Greedy completions are not on-policy; "
+                          "raise `temperature`.", fatal=False)  # fmt: skip
+
+
+def monitors(setup: Setup) -> Iterator[Mistake]:
+    """Who follows a metric of the validation needs it to be measured."""
+    measured = [f"validation/{name}" for name in setup.module.validation_metrics]
+    never = setup.trainer.get("limit_val_batches") == 0
+    for path, part in setup.parts():
+        if isinstance(part, AdaptiveReplay) and never:
+            yield Mistake("trainer.limit_val_batches", f"0, with `{path}`, which follows validations", "validations",
+                          "Without them the student never writes more than at the start.", fatal=False)  # fmt: skip
+        if isinstance(part, AdaptiveReplay) and part.monitor not in measured:
+            yield Mistake(f"{path}.init_args.monitor", f"`{part.monitor}`", "a metric of the validation",
+                          f"There are {', '.join(measured)}; `model.metrics` adds others.")  # fmt: skip
+
+
+def use_of_the_models(setup: Setup) -> Iterator[Mistake]:
+    """A model that nobody reads costs its memory; a teacher that is the student teaches nothing."""
+    module = setup.module
+    measured = any(getattr(metric, "needs_teacher", False) for metric in module.validation_metrics.values())
+    if module.teacher_source is not None and not module.objective.needs_teacher and not measured:
+        yield Mistake("model.teacher", f"a teacher for `{type(module.objective).__name__}`, which reads none", "`null`",
+                      "It would only take memory; leave it out.", fatal=False)  # fmt: skip
+    if module.reference_source is not None and not module.objective.needs_reference:
+        yield Mistake("model.reference", f"a reference for `{type(module.objective).__name__}`, which reads none",
+                      "`null`", "It would only take memory; leave it out.", fatal=False)  # fmt: skip
+    contexts = [part for _, part in setup.parts() if isinstance(part, TeacherContext)]
+    alike = all(isinstance(context, SameText) for context in contexts)
+    # A moving average is what it starts from, at first.
+    start = getattr(module.teacher_source, "source", None) if getattr(module.teacher_source, "moves", False) else None
+    if module.student_source in (module.teacher_source, start) and alike and setup.stage == "fit":
+        yield Mistake("model.teacher", "the same source as `model.student`", "another model",
+                      "A teacher that equals the student has nothing to teach it at first.", fatal=False)  # fmt: skip
+
+
+def _with_their_own(sources: Iterable[RolloutSource]) -> Iterator[RolloutSource]:
+    for source in sources:
+        yield from inside(source, RolloutSource)  # type: ignore[type-abstract]
+
+
+def _off(name: str, value: float) -> bool:
+    return value == math.inf and name.rpartition(".")[2] in UNBOUNDED
+
+
+def _refused(part: Any, name: str, schedule: Schedule) -> tuple[float, str] | None:
+    """The first of a hundred values that the class refuses as a number, and why; None where it refuses numbers."""
+    for step in range(STEPS + 1):
+        value = schedule(step, STEPS)
+        try:
+            replace(part, **{name: value})
+        except ConfigurationError as error:
+            return value, str(error)
+        except (TypeError, AttributeError):
+            return None
+    return None

@@ -1,0 +1,1 @@
+"""How a configuration becomes a run: the parser, its messages, and LightningCLI."""

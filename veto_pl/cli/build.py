@@ -1,0 +1,225 @@
+"""LightningCLI as the package uses it: it builds what a configuration describes, and runs it."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+
+from veto_pl.callbacks import PredictionFile
+from veto_pl.callbacks.monitors import Monitors
+from veto_pl.callbacks.resuming import resume_path
+from veto_pl.checks import check
+from veto_pl.cli.compact_parser import ROOTS, CompactParser
+from veto_pl.cli.parsing import plain, strict_parsing
+from veto_pl.cli.refusals import REFUSALS, explained_refusal
+from veto_pl.cli.values import check_values
+from veto_pl.core.mistakes import shown
+from veto_pl.data import PromptDataModule
+from veto_pl.exceptions import ConfigurationError, VetoError
+from veto_pl.module import DistillationModule
+from veto_pl.plugins import load_plugins
+from veto_pl.storage.checkpoint_place import check_checkpoint
+from veto_pl.storage.config_files import check_files, load
+from veto_pl.storage.journals import Events, MetricsFile, journals, made_in
+from veto_pl.storage.paths import at_home
+from veto_pl.storage.run_config import RunConfig
+from veto_pl.storage.run_folder import RunFolder, RunTrainer
+
+DESCRIPTION = "Distil language models. `veto-pl --help` names the commands beside those that train."
+TRAINER_DEFAULTS = {
+    "num_sanity_val_steps": 0,
+    "use_distributed_sampler": False,
+    "log_every_n_steps": 1,
+    "gradient_clip_val": 1.0,
+    "callbacks": [PredictionFile(), Monitors()],
+}
+
+
+SWITCHES = {"enable_progress_bar": ProgressBar, "enable_checkpointing": Checkpoint}
+"""Settings of the trainer that switch off a kind of callback."""
+SEEDED = ("model.seed", "data.seed")
+"""What `seed_everything` sets."""
+
+
+class VetoCLI(LightningCLI):
+    """LightningCLI with a run folder, the package's callbacks, and classes that start from their own defaults."""
+
+    def __init__(self, args: Sequence[str] | None = None, *, run: bool = True) -> None:
+        self._asked = (sys.argv[1:] if args is None else [*args])[:1]
+        super().__init__(
+            DistillationModule,
+            PromptDataModule,
+            save_config_callback=RunConfig if run else None,
+            trainer_class=RunTrainer,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            parser_class=CompactParser,
+            parser_kwargs={"description": DESCRIPTION},
+            args=None if args is None else list(args),
+            run=run,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning calls it on the instance
+        """Those of Lightning; where one of them is asked for that one alone, for every parser takes half a second."""
+        known = super().subcommands()
+        return {name: known[name] for name in self._asked if name in known} or known
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the run folder and the callbacks that every run has, and shares the seed."""
+        parser.add_argument(
+            "--run_dir",
+            type=str,
+            default=f"runs/{datetime.now():%Y%m%d-%H%M%S}",
+            help="Folder of all files of this run: metrics.csv, samples.jsonl, config.yaml, checkpoints, export. "
+            "An earlier run in it is overwritten; one that is not over is left alone.",
+        )
+        parser.add_argument(
+            "--validate_first", type=bool, default=True, help="Validate before the first step of a fit."
+        )
+        for name, owner in ROOTS.items():
+            if owner is not None and issubclass(owner, Callback):
+                parser.add_lightning_class_args(owner, name)
+        for target in SEEDED:
+            parser.link_arguments("seed_everything", target, compute_fn=lambda seed: int(seed or 0))
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses so that a class that replaces another inherits none of its values."""
+        groups = [name for name, cls in ROOTS.items() if cls is not None]
+        check_files(sys.argv[1:] if args is None else args, groups, dict.fromkeys(SEEDED, "seed_everything"))
+        with strict_parsing():
+            self.config = plain(parser.parse_args(args))
+        check_values(self.config.get(self.config.get("subcommand") or "", self.config).as_dict(), ROOTS)
+
+    def _parse_ckpt_path(self) -> None:
+        """Looks whether there is a checkpoint; Lightning would let the file say what is built and called."""
+        if self.config.get("subcommand") is None:
+            return
+        config = self.config[self.config.subcommand]
+        if config.get("ckpt_path") is not None:
+            config.ckpt_path = at_home(str(config.ckpt_path))
+            check_checkpoint(config.ckpt_path, at_home(config.run_dir), "last")
+
+    def before_instantiate_classes(self) -> None:
+        """Names the run's folder, into which loggers put what they would put into the current one."""
+        config = self.config.get(str(self.subcommand), self.config)
+        self._folder = RunFolder(config.run_dir)
+        self.parser.add_instantiator(made_in(self._folder.path), Logger)
+        self.save_config_kwargs = {"given": [*(self.config.get("config") or ()), *(config.get("config") or ())]}
+
+    def instantiate_classes(self) -> None:
+        """Builds what the configuration describes; the error of a class that refuses a setting names its path."""
+        try:
+            super().instantiate_classes()
+        except REFUSALS as error:
+            config = self.config.get(str(self.subcommand), self.config).as_dict()
+            if (refusal := explained_refusal(error, config, ROOTS)) is None:
+                raise
+            raise refusal from error
+
+    def after_instantiate_classes(self) -> None:
+        """Hands the module its own configuration, for checkpoints and model cards."""
+        parser = self._parser(self.subcommand)
+        config = self.config.get(str(self.subcommand), self.config)
+        self.model.run_config = parser.dump(config, skip_none=False, skip_link_targets=True)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs it, with the folder of the run for itself."""
+        self._folder.claim()
+        try:
+            super()._run_subcommand(subcommand)
+        finally:
+            self._folder.release()
+
+    def before_fit(self) -> None:
+        """Finds where to go on, or starts the run's files afresh and measures where the student starts."""
+        config = self.config_init[str(self.subcommand)]
+        config.ckpt_path = resume_path(self.trainer, config.ckpt_path)
+        if config.ckpt_path is not None:
+            return
+        for journal in journals(self.trainer):
+            journal.cut(self.trainer, rows=0, step=0)
+        if config.validate_first and not config.trainer.fast_dev_run:
+            self.trainer.validate(self.model, self.datamodule, verbose=False)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Puts everything that a run writes into its folder; `trainer.logger: true` means CSV and TensorBoard."""
+        run_dir = str(self._folder.path)
+        trainer = self._get(self.config_init, "trainer")
+        _refuse_other_folder(trainer.get("default_root_dir"), run_dir)
+        kwargs["default_root_dir"] = run_dir
+        if trainer.get("logger") in (None, True):
+            kwargs.setdefault("logger", _default_loggers(run_dir))
+        with _refusals_of_the_trainer():
+            built = super().instantiate_trainer(**kwargs)
+        built.callbacks.insert(0, self._folder)  # type: ignore[attr-defined]
+        return built
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """Checks settings and callbacks together; a callback that the trainer is told to do without is left out."""
+        chosen = config.get("callbacks") or []
+        chosen = chosen if isinstance(chosen, list) else [chosen]
+        keys = self._parser(self.subcommand).callback_keys
+        own = dict(zip(keys, callbacks, strict=True))
+        if self.subcommand is not None:
+            given = {f"trainer.callbacks.{i}.init_args": callback for i, callback in enumerate(chosen)}
+            check(self.model, self.datamodule, config, self.subcommand, given | own)
+        unwanted = [kind for name, kind in SWITCHES.items() if config.get(name) is False]
+        unwanted += [ProgressBar for callback in chosen if isinstance(callback, ProgressBar)]
+        kept = [callback for callback in callbacks if not isinstance(callback, tuple(unwanted))]
+        return super()._instantiate_trainer(config, kept)
+
+
+@contextmanager
+def _refusals_of_the_trainer() -> Iterator[None]:
+    try:
+        yield
+    except VetoError:
+        raise
+    except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+        raise ConfigurationError(f"`trainer`: its settings are refused. It says: {shown(error, 300)}") from error
+
+
+def _refuse_other_folder(given: str | None, run_dir: str) -> None:
+    if given not in (None, run_dir):
+        raise ConfigurationError(
+            f"`trainer.default_root_dir`: given `{shown(given)}`, expected nothing, for `run_dir` names the one folder "
+            "of a run. Set `run_dir` instead."
+        )
+
+
+def _default_loggers(run_dir: str) -> list[Logger]:
+    return [MetricsFile(run_dir), Events(run_dir)]
+
+
+def built_from(config: str) -> tuple[DistillationModule, PromptDataModule]:
+    """Builds the modules that a run's YAML describes, on whatever machine this is. The YAML has to be trusted.
+
+    Objective and frozen models are left out: they may name files that only the machine of the run has.
+
+    Raises:
+        ConfigurationError: it describes no run.
+    """
+    load_plugins()
+    parts = {key: value for key, value in load(config).items() if key in ("seed_everything", "model", "data")}
+    if missing := sorted({"model", "data"} - {key for key, value in parts.items() if isinstance(value, dict)}):
+        raise ConfigurationError(f"`--config` describes no run: it has no `{missing[0]}`. Name the run's config.yaml.")
+    parts["model"] |= {"objective": {"class_path": "SFT"}, "teacher": None, "reference": None}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(yaml.safe_dump(parts), encoding="utf-8")
+        command = VetoCLI(["--config", str(path)], run=False)
+    return command.model, command.datamodule

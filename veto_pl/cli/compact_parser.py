@@ -1,0 +1,70 @@
+"""The parser of configurations: what they may hold, how they are printed, and how mistakes in them are told."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+
+from veto_pl.callbacks import (
+    Answers,
+    Budget,
+    Checkpoints,
+    Diagnostics,
+    DistillationProgress,
+    Export,
+    Guards,
+    SampleTable,
+)
+from veto_pl.cli.parser_errors import explained
+from veto_pl.data import PromptDataModule
+from veto_pl.module import DistillationModule
+
+LINE = 110
+"""Characters of a line of printed YAML."""
+ROOTS: dict[str, type | None] = {
+    "model": DistillationModule,
+    "data": PromptDataModule,
+    "trainer": Trainer,
+    "checkpoint": Checkpoints,
+    "samples": SampleTable,
+    "diagnostics": Diagnostics,
+    "guards": Guards,
+    "export": Export,
+    "answers": Answers,
+    "budget": Budget,
+    "progress": DistillationProgress,
+} | dict.fromkeys(("seed_everything", "run_dir", "validate_first", "ckpt_path", "weights_only"))
+"""What a configuration may hold, and the classes that stand behind it."""
+
+
+class CompactDumper(yaml.SafeDumper):
+    """Writes mappings and lists in lines, not one entry per line, where they are short or hold plain values only."""
+
+    def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> yaml.MappingNode:
+        """Flow style for what is short or flat, block style for the rest."""
+        flat = not any(isinstance(value, dict | list) for value in mapping.values())
+        return super().represent_mapping(tag, mapping, flow_style=flat or len(str(mapping)) < LINE)
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
+        """Flow style for what is short."""
+        return super().represent_sequence(tag, sequence, flow_style=len(str(sequence)) < LINE)
+
+
+class CompactParser(LightningArgumentParser):
+    """Prints configurations so compactly that an algorithm fits on a screen, and mistakes in them in a sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises `ConfigurationError` with the place, what was given and what was expected, instead of the usage."""
+        if not self.exit_on_error:  # a parser inside another one, which adds where it was
+            super().error(message, ex)
+        raise explained(message, ROOTS) from ex
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """The configuration as YAML; comments at its head are kept."""
+        text: str = super().dump(*args, **kwargs)
+        header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+        body: str = yaml.dump(yaml.safe_load(text), Dumper=CompactDumper, sort_keys=False, width=LINE)
+        return header + body

@@ -1,0 +1,76 @@
+"""Output that nobody reads any more, or that a full disk refuses, ends no command."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from typing import Any, TextIO, cast
+
+_GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
+"""Errors that stay: `| head` has read enough, the terminal is closed."""
+
+
+class LastingStream:
+    """A text stream whose writes never fail. Where its reader has gone away, all that follows goes nowhere.
+
+    Args:
+        stream: what is written to.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes as far as that is possible; returns the number of characters as if it were."""
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Writes as far as that is possible."""
+        self._try(self._stream.writelines, lines)
+
+    def flush(self) -> None:
+        """Hands over what is buffered, as far as that is possible."""
+        self._try(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _try(self, write: Callable[..., object], *arguments: object) -> None:
+        try:
+            write(*arguments)
+        except OSError as error:
+            if error.errno in _GONE:
+                _send_nowhere(self._stream)
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """Let standard output and standard error be such streams."""
+    with (
+        redirect_stdout(cast(TextIO, LastingStream(sys.stdout))),
+        redirect_stderr(cast(TextIO, LastingStream(sys.stderr))),
+    ):
+        yield
+
+
+def _send_nowhere(stream: TextIO) -> None:
+    """For child processes, native code and what the stream still holds as well."""
+    with suppress(OSError, ValueError):  # a ValueError where it has no descriptor
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def leave_out_noise() -> None:
+    """Hides what a user can do nothing about: deprecations between the libraries, and Lightning's advertisements."""
+    warnings.filterwarnings("ignore", message=r"(?s).*deprecated in v4\.")  # jsonargparse
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(lambda record: "Tip: For seamless cloud" not in record.getMessage())

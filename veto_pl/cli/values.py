@@ -1,0 +1,99 @@
+"""Values that the parser lets pass and that no class expects, found before any class is made."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import is_dataclass
+from typing import Any
+
+from veto_pl.cli.parser_errors import classes_in, hints_of
+from veto_pl.core.mistakes import Mistake, report, shown
+
+SEEDS = 2**32
+"""As many seeds NumPy knows."""
+NEEDED = ("run_dir", "validate_first")
+"""Settings at the top that have a value in every run."""
+
+
+def check_values(config: Mapping[str, Any], roots: Mapping[str, Callable[..., Any] | None]) -> None:
+    """Looks at a parsed configuration, of which nothing has been made yet.
+
+    Args:
+        config: as nested mappings.
+        roots: the class or function behind each first key.
+
+    Raises:
+        ConfigurationError: a seed that is none, or nothing where a value is expected.
+    """
+    report([*_seed(config.get("seed_everything")), *_plain_roots(config), *_of_roots(config, roots)])
+
+
+def _seed(value: Any) -> Iterator[Mistake]:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < SEEDS:
+        given = "nothing" if value is None else f"`{str(value).lower()}`"
+        yield Mistake("seed_everything", given, f"a whole number from 0 to {SEEDS - 1}",
+                      "With a number `config.yaml` describes the run; choose one.")  # fmt: skip
+
+
+def _plain_roots(config: Mapping[str, Any]) -> Iterator[Mistake]:
+    for name in NEEDED:
+        if name in config and config[name] is None:
+            yield Mistake(name, "nothing (`null`)", "a value", "Set it, or leave it out for its default.")
+
+
+def _of_roots(config: Mapping[str, Any], roots: Mapping[str, Callable[..., Any] | None]) -> Iterator[Mistake]:
+    for name, owner in roots.items():
+        if owner is not None and isinstance(given := config.get(name), Mapping):
+            yield from _nothing(given, owner, name)
+
+
+def _nothing(given: Mapping[str, Any], owner: Callable[..., Any], path: str) -> Iterator[Mistake]:
+    """Arguments that were given `null`, or no settings, where their annotation knows no such value."""
+    hints = hints_of(owner)
+    for name, parameter in inspect.signature(owner).parameters.items():
+        if name not in given or name not in hints or parameter.default is None:
+            continue
+        where, value, hint = f"{path}.{name}", given[name], hints[name]
+        settings = next((cls for cls in classes_in(hint) if is_dataclass(cls) and not inspect.isabstract(cls)), None)
+        if value is None and not _admits_none(hint):
+            yield Mistake(where, "nothing (`null`)", "a value", f"Set it{_default(parameter)}.")
+        elif settings is not None and not isinstance(value, Mapping | list | str | settings):
+            yield Mistake(where, f"`{shown(value)}`", "a mapping of settings", "Write them below it.")
+        elif settings is not None and isinstance(value, Mapping) and "class_path" not in value:
+            yield from _nothing(value, settings, where)
+        yield from _of_classes(value, where)
+
+
+def _of_classes(value: Any, path: str) -> Iterator[Mistake]:
+    """The arguments of each class that a value names, inside lists and mappings, too."""
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _of_classes(item, f"{path}.{i}")
+    elif isinstance(value, Mapping) and "class_path" in value:
+        module, _, name = str(value["class_path"]).rpartition(".")
+        try:
+            owner = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError):
+            return  # which the parser has accepted nevertheless
+        yield from _nothing(value.get("init_args") or {}, owner, f"{path}.init_args")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _of_classes(item, f"{path}.{key}")
+
+
+def _admits_none(hint: Any) -> bool:
+    return hint in (Any, None, type(None)) or any(_admits_none(part) for part in _alternatives(hint))
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(hint) in (typing.Union, typing.get_origin(int | None))
+    return typing.get_args(hint) if is_union else ()
+
+
+def _default(parameter: inspect.Parameter) -> str:
+    default = parameter.default
+    plain = isinstance(default, bool | int | float | str)
+    return f", or leave it out for `{str(default).lower() if isinstance(default, bool) else default}`" if plain else ""

@@ -1,0 +1,1 @@
+"""The commands of `veto-pl`, one file each."""

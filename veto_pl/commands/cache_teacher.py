@@ -1,0 +1,104 @@
+"""`veto-pl cache-teacher`: the configuration of `fit`, scored instead of trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from veto_pl.cli.build import VetoCLI
+from veto_pl.commands.teacher_scores import Scorer, write_store
+from veto_pl.data.splits import check_sizes
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.offline.cost import cost_table
+from veto_pl.offline.manifest import NAME
+from veto_pl.parts.contexts import SameText
+from veto_pl.seams import Objective
+
+
+class Prepared(VetoCLI):
+    """Reads and builds exactly what `fit` does, and stops there."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Leaves it out: nothing is trained, and there is no folder of a run."""
+
+
+def cache_teacher(config: Sequence[str], *, out: Path, k: int, split: str, rows_per_shard: int) -> None:
+    """Writes the teacher's scores of a split, and says what they cost and how they are used.
+
+    Args:
+        config: the arguments of `veto-pl fit`.
+        out: the store's folder.
+        k: ids kept per token.
+        split: the rows to score.
+        rows_per_shard: rows of a file.
+
+    Raises:
+        ConfigurationError: a setting cannot work, or the folder holds other scores.
+        DataError: no row can be scored.
+    """
+    check_sizes("cache-teacher", at_least=1, rows_per_shard=rows_per_shard)
+    cli = Prepared(["fit", *config])
+    temperature = _temperature(cli.model.objective)
+    if cli.model.teacher_source is None:
+        raise ConfigurationError("`cache-teacher` needs the teacher to be scored, but `model.teacher` is not set.")
+    console = Console()
+    manifest = write_store(
+        _scorer(cli, k, temperature),
+        cli.datamodule.rows(split),
+        out,
+        rows_per_shard=rows_per_shard,
+        say=lambda line: console.print(line, highlight=False, soft_wrap=True),
+    )
+    rows = sum(shard.rows for shard in manifest.shards)
+    console.print(f"{out / NAME}: {rows} rows, {manifest.cost.tokens} tokens", highlight=False, soft_wrap=True)
+    console.print(cost_table(manifest.cost.means(), k))
+    console.print("Train from the store with these lines in the config, behind the others:", highlight=False)
+    console.print(usage(out), highlight=False, soft_wrap=True)
+
+
+def usage(out: Path) -> str:
+    """The YAML that replaces the teacher by its store."""
+    rollout = {"class_path": "FromCache", "init_args": {"path": str(out)}}
+    content = {"model": {"teacher": None, "objective": {"init_args": {"rollout": rollout}}}}
+    text: str = yaml.safe_dump(content, sort_keys=False)
+    return text
+
+
+def _scorer(cli: VetoCLI, k: int, temperature: float) -> Scorer:
+    """The models of the run on its device, in its precision."""
+    module, data, strategy = cli.model, cli.datamodule, cli.trainer.strategy
+    data.connect(module.tokenizer)
+    with cli.trainer.init_module():
+        module.configure_model()
+    models = module.models
+    assert models is not None, "`configure_model` has just loaded them"
+    for model in (models.student, models.required_teacher()):
+        model.to(strategy.root_device)
+    return Scorer(
+        models=models,
+        collator=data.collator,
+        k=k,
+        temperature=temperature,
+        batch_size=data.batch_size,
+        chunk_rows=getattr(module.objective, "chunk_rows", 2048),
+        device=strategy.root_device,
+        precision=cli.trainer.precision_plugin.forward_context,
+    )
+
+
+def _temperature(objective: Objective) -> float:
+    temperature = getattr(objective, "temperature", None)
+    name = type(objective).__name__
+    if temperature is None:
+        raise ConfigurationError(
+            f"`{name}` has no `temperature` of its own, so it is not known at which one to score. Use the config with "
+            "one of its terms as `model.objective`."
+        )
+    if not isinstance(getattr(objective, "context", SameText()), SameText):
+        raise ConfigurationError(
+            f"`{name}.context` lets the teacher read another text, which a store cannot hold. Use `SameText`."
+        )
+    return float(temperature)

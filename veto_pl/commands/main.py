@@ -1,0 +1,56 @@
+"""The command `veto-pl`: which of its commands is meant, and how it ends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from veto_pl.cli.build import VetoCLI
+from veto_pl.cli.streams import lasting_output, leave_out_noise
+from veto_pl.commands.parsers import COMMANDS
+from veto_pl.core.mistakes import nearest, shown
+from veto_pl.exceptions import ConfigurationError, VetoError
+from veto_pl.plugins import find_classes_here, load_plugins
+
+INTERRUPTED = 128 + 2
+"""The exit code after Ctrl-C."""
+
+
+TRAINING = ("fit", "validate", "test", "predict")
+
+
+def _check_command(given: Sequence[str]) -> None:
+    known = (*COMMANDS, *TRAINING)
+    if not given or (given[0] not in known and not given[0].startswith("-")):
+        shown_name = f"`{shown(given[0])}`" if given else "no command"
+        remedy = (nearest(given[0], known) if given else "") or "`veto-pl --help` explains them."
+        raise ConfigurationError(f"given {shown_name}, expected one of {', '.join(sorted(known))}. {remedy}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line; errors that veto_pl raises on purpose end it with their message alone."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    leave_out_noise()
+    find_classes_here()
+    with lasting_output():
+        _run(given)
+
+
+def _run(given: list[str]) -> None:
+    try:
+        if given and given[0] in COMMANDS:
+            COMMANDS[given[0]](given[1:])
+        else:
+            _check_command(given)
+            load_plugins()
+            VetoCLI(given)
+    except VetoError as error:
+        sys.exit(f"veto-pl: {error}")
+    except MisconfigurationException as error:  # by which Lightning refuses a setting, at whatever moment
+        sys.exit(f"veto-pl: the settings do not go together. Lightning says: {shown(error, 500)}")
+    except SystemExit as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):  # which Lightning has turned into an exit with 1
+            sys.exit(INTERRUPTED)
+        raise

@@ -1,0 +1,151 @@
+"""The commands of `veto-pl` beside those that train; each imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from veto_pl.exceptions import VetoError
+from veto_pl.plugins import load_plugins
+from veto_pl.storage.paths import at_home, local_path
+
+
+def _list(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser("veto-pl list", description="What is available behind each seam.")
+    parser.add_argument("seams", nargs="*", help="objectives, divergences, targets, schedules, ...; all by default")
+    from veto_pl.cli.listing import print_listing
+
+    print_listing(parser.parse_args(arguments).seams)
+
+
+def _export(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "veto-pl export", description="Write a checkpoint as a Hugging Face folder.", allow_abbrev=False
+    )
+    parser.add_argument("checkpoint", type=at_home, help="a .ckpt file, or the folder of a sharded run")
+    parser.add_argument("folder", type=at_home, help="where to write the student, the tokenizer and the model card")
+    parser.add_argument(
+        "--config", type=local_path, help="of the run, for a checkpoint that does not describe its student"
+    )
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that belongs to the model")
+    given = parser.parse_args(arguments)
+    load_plugins()  # they may have registered architectures
+    from veto_pl.commands.export import export_checkpoint
+    from veto_pl.storage.config_files import check_files
+    from veto_pl.storage.going_on import required
+
+    check_files(arguments)
+    config = None if given.config is None else given.config.read_text(encoding="utf-8")
+    with required(f"The export `{given.folder}`"):
+        print(export_checkpoint(given.checkpoint, given.folder, config, trust_remote_code=given.trust_remote_code))
+
+
+def _report(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser("veto-pl report", description="Write an HTML report of one or several runs.")
+    parser.add_argument("runs", nargs="+", type=local_path, help="run folders")
+    parser.add_argument("--out", type=local_path, default="report.html", help="the page to write")
+    parser.add_argument("--title", default="Distillation report")
+    given = parser.parse_args(arguments)
+    from veto_pl.report import Run, write_report
+
+    print(write_report([Run.read(folder).check() for folder in given.runs], given.out, title=given.title))
+
+
+def _cache_teacher(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "veto-pl cache-teacher",
+        description="Score the task's completions with the teacher, once. Other options are those of `veto-pl fit`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--out", type=local_path, required=True, help="the folder to write; an interrupted build goes on"
+    )
+    parser.add_argument("--k", type=int, default=64, help="likeliest ids kept per token (default: 64)")
+    parser.add_argument("--split", default="train", help="train (default), validation or test")
+    parser.add_argument("--rows_per_shard", type=int, default=512, help="rows of a file (default: 512)")
+    given, config = parser.parse_known_args(arguments)
+    load_plugins()
+    from veto_pl.commands.cache_teacher import cache_teacher
+
+    cache_teacher(config, **vars(given))
+
+
+def _plan(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "veto-pl plan",
+        description="Say what a run needs, before it runs. Other options are those of `veto-pl fit`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--device", help="H100-80GB, H200, A100-80GB, A100-40GB, L40S, RTX-4090 or CPU; else this one")
+    parser.add_argument("--memory", type=float, help="GiB of a device, instead of what is known about it")
+    parser.add_argument("--prompt_tokens", type=int, help="of a typical prompt (default: the longest admitted)")
+    parser.add_argument("--completion_tokens", type=int, help="of a typical completion (default: the longest admitted)")
+    parser.add_argument("--share", type=float, default=0.4, help="of the device's peak that is reached (default: 0.4)")
+    parser.add_argument("--json", action="store_true", dest="as_script", help="print JSON, in bytes, FLOP and seconds")
+    given, config = parser.parse_known_args(arguments)
+    load_plugins()
+    from veto_pl.commands.plan import print_plan
+
+    print_plan(config, **vars(given))
+
+
+def _compare(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "veto-pl compare",
+        description="Run methods at equal budget over seeds, or go on with that, and write a page and a table. Other "
+        "options replace entries of the study, such as --seeds='[1,2]'.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("study", type=local_path, help="the YAML file of a study, such as configs/compare/debug.yaml")
+    parser.add_argument("--out", type=local_path, help="folder of runs and results (default: runs/compare/NAME)")
+    parser.add_argument("--workers", type=int, help="runs at a time (default: one per GPU, else per core)")
+    parser.add_argument("--address", help="of a Ray cluster, HOST:PORT or auto (default: this machine alone)")
+    parser.add_argument("--only_report", action="store_true", help="run nothing; report what is finished")
+    given, overrides = parser.parse_known_args(arguments)
+    folder = given.out or Path("runs/compare") / given.study.stem
+    try:
+        load_plugins()
+        from veto_pl.commands.compare import run_study
+        from veto_pl.compare.cells import counted
+
+        found = run_study(
+            given.study,
+            folder,
+            overrides=overrides,
+            workers=given.workers,
+            address=given.address,
+            only_report=given.only_report,
+        )
+    except KeyboardInterrupt:
+        print("veto-pl: stopped. The same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
+    if found.failures:
+        name, reason = next(iter(found.failures.items()))
+        raise VetoError(f"{counted(len(found.failures), 'failure')} in the comparison; {name}: {reason:.500}")
+
+
+def _judge(arguments: Sequence[str]) -> None:
+    load_plugins()
+    from veto_pl.commands.judge import judge_files
+
+    judge_files(arguments)
+
+
+def _explain(arguments: Sequence[str]) -> None:
+    from veto_pl.commands.explain import explain
+
+    explain(arguments)
+
+
+COMMANDS = {
+    "list": _list,
+    "export": _export,
+    "report": _report,
+    "cache-teacher": _cache_teacher,
+    "plan": _plan,
+    "compare": _compare,
+    "judge": _judge,
+    "explain": _explain,
+}

@@ -1,0 +1,1 @@
+"""What everything else speaks in: steps, ranks, memories, sampling settings, mistakes."""

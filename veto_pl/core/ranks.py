@@ -1,0 +1,77 @@
+"""Ranks: numbers that all of them share, and how they share a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+T = TypeVar("T")
+
+
+def place() -> tuple[int, int]:
+    """This rank, and how many there are; (0, 1) without a process group."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum over all processes of the run, without a graph; the value itself where there is one process.
+
+    Every rank has to ask, equally often.
+    """
+    if place()[1] == 1:
+        return value
+    summed = value.detach().clone()
+    dist.all_reduce(summed)
+    return summed
+
+
+def gather_on_first(value: T) -> list[T] | None:
+    """The values of all ranks, in their order, on the first one; None on the others. Every rank has to ask."""
+    rank, world_size = place()
+    if world_size == 1:
+        return [value]
+    gathered: list[T] | None = [value] * world_size if rank == 0 else None
+    dist.gather_object(value, gathered)
+    return gathered
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How the ranks share a model.
+
+    Args:
+        mesh: the ranks, in one dimension.
+        device: where this rank keeps its part.
+        whole_to_sample: gather all weights before a rollout and let them go afterwards. Sampling then needs no
+            communication. Otherwise every layer is gathered for every token, in step with the other ranks.
+    """
+
+    mesh: DeviceMesh
+    device: torch.device
+    whole_to_sample: bool
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the first rank."""
+        return int(self.mesh.get_local_rank()) == 0
+
+    def part(self, length: int) -> slice:
+        """The rows of a tensor of `length` rows that this rank keeps, as FSDP2 cuts it."""
+        size = -(-length // self.mesh.size())
+        start = min(self.mesh.get_local_rank() * size, length)
+        return slice(start, min(start + size, length))
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any rank. Every rank waits for the slowest."""
+        votes = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.mesh.get_group())
+        return bool(votes)

@@ -1,0 +1,37 @@
+"""What the student wrote in an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from veto_pl.seams import Example
+
+
+@dataclass(frozen=True)
+class Generations:
+    """What one validation batch produced, for the metrics of whole completions.
+
+    Args:
+        texts: G x K decoded completions as they are judged, without a stop string at the end; the K samples of a prompt
+            one after another.
+        tokens: the ids of each completion, EOS included where it was reached.
+        rewards: [G, K] float32; a completion is correct at 1.0 and only there.
+        finished: [G, K] bool, True where the completion ended with EOS or a stop string.
+        examples: the G rows of the task, with their references.
+        logp: [G, K] float32, log-probability of each whole completion under the student itself (temperature 1, nothing
+            cut off); None where no metric `needs_logp`.
+    """
+
+    texts: list[str]
+    tokens: list[list[int]]
+    rewards: Tensor
+    finished: Tensor
+    examples: tuple[Example, ...] = ()
+    logp: Tensor | None = None
+
+    def groups(self) -> list[list[str]]:
+        """The texts prompt by prompt."""
+        size = self.rewards.shape[1]
+        return [self.texts[i : i + size] for i in range(0, len(self.texts), size)]

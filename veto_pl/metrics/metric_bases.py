@@ -1,0 +1,93 @@
+"""What a metric of distillation looks at. States are sums, so the value is the same on any number of ranks."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from veto_pl.metrics.generations import Generations
+
+
+class _Mean(Metric, ABC):
+    """A weighted mean; 0 before the first update."""
+
+    full_state_update = False
+    name: str
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("weight", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def compute(self) -> Tensor:
+        """Total divided by weight."""
+        return (self.total / self.weight.clamp_min(torch.finfo(torch.float64).tiny)).float()
+
+    def _add(self, values: Tensor) -> None:
+        # Not in place: a validation before the fit leaves tensors of inference mode behind.
+        self.total = self.total + values.double().sum()
+        self.weight = self.weight + values.numel()
+
+    def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        wrapped = super()._wrap_compute(compute)
+
+        @functools.wraps(compute)
+        def quiet() -> Any:
+            with warnings.catch_warnings():
+                # Nothing to average is no mistake: the value is 0.
+                warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
+                return wrapped()
+
+        return quiet
+
+
+class CompletionMetric(_Mean):
+    """A mean over completions or over groups of completions; `name` is the key that it is logged under.
+
+    With `needs_logp` the completions come with their log-probability under the student. With `needs_group` a value says
+    nothing where a prompt has one completion.
+    """
+
+    needs_logp = False
+    needs_group = False
+
+    @abstractmethod
+    def update(self, generations: Generations) -> None:
+        """Adds the completions of one batch."""
+
+
+class TokenMetric(_Mean):
+    """A mean over completion tokens; `name` is the key that it is logged under."""
+
+    needs_teacher = True
+
+    def update(self, student_logp: Tensor, teacher_logp: Tensor | None) -> None:
+        """Adds tokens: [N, V] log-probabilities of the student, and of the teacher where there is one."""
+        self._add(self.per_token(student_logp, teacher_logp))
+
+    @abstractmethod
+    def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:
+        """[N] values."""
+
+
+class MetricFamily(ABC):
+    """Several metrics that are configured as one, because what they are depends on the evaluation."""
+
+    @abstractmethod
+    def members(self, num_completions: int) -> list[CompletionMetric | TokenMetric]:
+        """The metrics for so many completions per prompt; each is logged under its own name."""
+
+
+def the_teacher(teacher_logp: Tensor | None) -> Tensor:
+    """The teacher's log-probabilities, for metrics that are only used where there is a teacher."""
+    assert teacher_logp is not None, "metrics with `needs_teacher` are left out where there is no teacher"
+    return teacher_logp

@@ -1,0 +1,80 @@
+"""What a rollout looks like from its token ids alone: cheap enough for every training step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from veto_pl.functional.stat import Stat
+from veto_pl.seams import Ending, Sequences
+
+REPEATED = 4
+"""Tokens of an n-gram whose repetition counts."""
+_FACTOR = 6364136223846793005  # odd and well mixed: sums of ids times its powers differ modulo 2^64
+
+
+def rollout_numbers(rollouts: Iterable[Sequences], eos_ids: Iterable[int]) -> dict[str, Stat]:
+    """Repetition within the completions that the student wrote, and the share of them that did not end.
+
+    Args:
+        rollouts: of a micro-batch.
+        eos_ids: end a completion.
+
+    Returns:
+        `repetition`: the mean over completions of the share of their n-grams that they had before. `unfinished`: the
+        share of completions that ran into the limit; where a rollout does not say why they end, those that are as long
+        as the longest and do not end with EOS. Where a rollout tells, `teacher_share`: the share of completion tokens
+        that the teacher put into the student's text, and `age`: optimizer steps since a row was written. What was
+        written is looked at, whether it counts or not.
+    """
+    ends = tuple(eos_ids)
+    written = list(rollouts)
+    numbers = {
+        "repetition": [_repetition(rows) for rows in written],
+        "unfinished": [_unfinished(rows, ends) for rows in written],
+        "teacher_share": [_by_teacher(rows) for rows in written if rows.by_teacher is not None],
+        "age": [_age(rows) for rows in written if rows.age is not None],
+    }
+    return {name: sum(stats[1:], stats[0]) for name, stats in numbers.items() if stats}
+
+
+def _repetition(rows: Sequences) -> Stat:
+    """An n-gram is one int64; equal ones stand beside each other once they are sorted."""
+    written = rows.completion_mask & rows.on_policy[:, None]
+    if written.shape[1] < REPEATED:
+        return Stat(*rows.input_ids.new_zeros(2, dtype=torch.float32))
+    counted = written.unfold(1, REPEATED, 1).all(-1)
+    powers = torch.tensor(_powers(), device=written.device)
+    grams = (rows.input_ids.unfold(1, REPEATED, 1) * powers).sum(-1)
+    ordered = grams.masked_fill(~counted, torch.iinfo(torch.int64).max).sort(1).values
+    number = counted.sum(1)
+    inside = torch.arange(ordered.shape[1] - 1, device=written.device) < number[:, None] - 1
+    repeats = ((ordered[:, 1:] == ordered[:, :-1]) & inside).sum(1)
+    return Stat((repeats / number.clamp_min(1)).sum(), (number > 0).sum().float())
+
+
+def _powers() -> list[int]:
+    """Of the factor, as signed 64-bit numbers."""
+    return [(pow(_FACTOR, n, 2**64) + 2**63) % 2**64 - 2**63 for n in range(REPEATED)]
+
+
+def _by_teacher(rows: Sequences) -> Stat:
+    assert rows.by_teacher is not None, "only rollouts that tell are asked"
+    written = rows.completion_mask
+    return Stat((rows.by_teacher & written).sum().float(), written.sum().float())
+
+
+def _age(rows: Sequences) -> Stat:
+    assert rows.age is not None, "only rollouts that tell are asked"
+    return Stat(rows.age.sum().float(), rows.age.new_tensor(float(len(rows))))
+
+
+def _unfinished(rows: Sequences, ends: tuple[int, ...]) -> Stat:
+    lengths = rows.completion_mask.sum(1)
+    written = rows.on_policy & (lengths > 0)
+    longest = lengths.masked_fill(~written, 0).max() if len(lengths) else lengths.sum()
+    # A text that did not end and is no longer than others may have ended in a way that nobody has told.
+    cut = lengths == longest if rows.ending is None else (rows.ending != Ending.UNKNOWN) | (lengths == longest)
+    cut = cut & written & ~rows.finished(ends)
+    return Stat(cut.sum().float(), written.sum().float())

@@ -1,0 +1,172 @@
+"""Objectives made of token losses: the road from hidden states to an undivided loss."""
+
+import contextlib
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.chunked import RowStream
+from veto_pl.functional.diagnostics import comparison, entropy
+from veto_pl.functional.differentiation import gradient_of
+from veto_pl.functional.divergences import reverse_kl
+from veto_pl.models.readout import read, token_logp
+from veto_pl.models.sharding import gathered
+from veto_pl.objectives.scoring import Scoring
+from veto_pl.parts.contexts import SameText
+from veto_pl.parts.supports import FullVocabulary
+from veto_pl.rollouts import FromDataset
+from veto_pl.seams import (
+    LanguageModel,
+    LossOutput,
+    Models,
+    Objective,
+    Rollouts,
+    RolloutSource,
+    Sequences,
+    Stat,
+    Step,
+    TeacherContext,
+)
+from veto_pl.seams.tokens import TokenGrid, TokenRows
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenObjective(Objective):
+    """A loss for every completion token; subclasses say which, in `per_token`.
+
+    Args:
+        rollout: who writes the completions.
+        context: what the teacher reads.
+        temperature: divides the logits of student and teacher in the loss; it never shapes the rollout. The loss is not
+            multiplied by its square.
+        aggregation: `token` weighs every token alike, `sequence` every completion.
+        chunk_rows: tokens whose vocabulary-sized rows are held at a time.
+    """
+
+    rollout: RolloutSource = FromDataset()
+    context: TeacherContext = SameText()
+    temperature: float = 1.0
+    aggregation: Literal["token", "sequence"] = "token"
+    chunk_rows: int = 256
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if not 0 < self.temperature < math.inf:
+            raise ConfigurationError(f"`{name}.temperature` must be positive and finite, got {self.temperature}.")
+        if self.chunk_rows < 1:
+            raise ConfigurationError(f"`{name}.chunk_rows` must be at least 1, got {self.chunk_rows}.")
+        if self.rollout.stored_teacher:
+            if not isinstance(self.context, SameText):
+                raise ConfigurationError(
+                    f"`{name}.rollout` has a stored teacher, which has read the plain text, but `{name}.context` is "
+                    f"`{type(self.context).__name__}`. Use a live teacher, or the context `SameText`."
+                )
+            object.__setattr__(self, "needs_teacher", False)
+        for need in ("needs_rewards", "compares_completions"):
+            if getattr(self.context, need):
+                object.__setattr__(self, need, True)
+
+    @abstractmethod
+    def per_token(self, rows: TokenRows) -> Tensor:
+        """[n] losses of a few tokens, each a function of its own row."""
+
+    def with_gradient(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
+        """The losses [n] and their gradient [n, V] in the student's logits. Override it with a closed form.
+
+        It is used as long as it belongs to `per_token`: a class or mixin that brings another `per_token` is
+        differentiated by autograd.
+        """
+        return self.by_autograd(rows)
+
+    def by_autograd(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
+        """`per_token` and its gradient in the student's logits, with a graph of these few rows alone."""
+        with torch.enable_grad():
+            leaf = rows.student_logp.detach().requires_grad_()
+            losses = self.per_token(replace(rows, student_logp=leaf))
+        return losses.detach(), gradient_of(losses, leaf)
+
+    @property
+    def couples_tokens(self) -> bool:
+        """Whether `over_sequences` does something: then the gradients of the tokens wait until all are scored."""
+        return type(self).over_sequences is not TokenObjective.over_sequences
+
+    @property
+    def sampled_tokens_only(self) -> bool:
+        """Whether `per_token` is constantly 0: then the gradient needs the student's log-probabilities only."""
+        return False
+
+    def select(self, sequences: Sequences, step: Step) -> Sequences:
+        """The rollout with the tokens that are trained on: the same rows, with fewer tokens in `loss_mask` perhaps.
+
+        Their share is logged as `selected`.
+        """
+        return sequences
+
+    def scores(self, rows: TokenRows) -> Mapping[str, Tensor]:
+        """[n] numbers of a few tokens that `over_sequences` will find in `grid.scores`; called without gradients."""
+        return {}
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether `look_ahead` does something: then the tokens are read once before their losses are."""
+        return type(self).look_ahead is not TokenObjective.look_ahead
+
+    def look_ahead(self, grid: TokenGrid) -> Mapping[str, Tensor]:
+        """[B, S] numbers of whole completions that `per_token` will find in `rows.ahead`; called without gradients.
+
+        They cost one more pass through the heads, and none through the models.
+        """
+        return {}
+
+    def over_sequences(self, losses: Tensor, grid: TokenGrid) -> Tensor:
+        """[B, S] losses once the whole micro-batch is known; by default the token losses as they are."""
+        return losses
+
+    def token_metrics(self, rows: TokenRows) -> dict[str, Tensor]:
+        """[n] values to log beside the loss; called without gradients."""
+        if rows.stored is not None:
+            student, teacher = rows.outcomes(FullVocabulary())
+            tail = teacher[:, -1].exp()
+            return {"entropy": entropy(rows.student_logp), "kl": reverse_kl(student, teacher), "stored_tail_mass": tail}
+        if rows.teacher_logp is None:
+            return {"entropy": entropy(rows.student_logp)}
+        return comparison(rows.student_logp, rows.teacher_logp)
+
+    @property
+    def sources(self) -> tuple[RolloutSource, ...]:
+        """The one rollout."""
+        return (self.rollout,)
+
+    def loss(self, rollouts: Rollouts, models: Models, step: Step) -> LossOutput:
+        """Runs teacher and student over the rollout and sums the losses of its completion tokens."""
+        sequences = self.select(rollouts[self.rollout], step)
+        teacher = models.required_teacher() if self.needs_teacher else None
+        teacher_hidden = None if teacher is None else read(teacher, self.context(sequences, models, step))
+        reference = models.required_reference() if self.needs_reference else None
+        scoring = Scoring(self, sequences, step, None if reference is None else self._token_logp(reference, sequences))
+        outputs: list[LossOutput] = []
+
+        def readout(hidden: Tensor, student: LanguageModel) -> Tensor:
+            head = None if teacher is None else teacher.head()
+            stream = RowStream(hidden, student.head(), teacher_hidden, head, chunk_rows=self.chunk_rows)
+            total, output = scoring.run(stream)
+            outputs.append(output)
+            return total
+
+        # The total comes out of the student's forward, where sharding hooks into the graph.
+        with contextlib.nullcontext() if teacher is None else gathered(teacher, head_only=True):
+            total: Tensor = models.student(sequences, readout)
+        terms, metrics = {"loss": Stat(total, outputs[0].terms["loss"].weight)}, dict(outputs[0].metrics)
+        if type(self).select is not TokenObjective.select:
+            written = rollouts[self.rollout].predictions
+            metrics["selected"] = Stat(sequences.predictions.sum().float(), written.sum().float())
+        return replace(outputs[0], terms=terms, metrics=metrics)
+
+    def _token_logp(self, model: LanguageModel, sequences: Sequences) -> Tensor:
+        return token_logp(model, sequences, temperature=self.temperature, chunk_rows=self.chunk_rows)

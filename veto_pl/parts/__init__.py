@@ -1,0 +1,1 @@
+"""The parts of objectives: divergences, targets, supports, weightings, advantages, schedules and contexts."""

@@ -1,0 +1,285 @@
+"""Credit of sampled tokens, for the policy-gradient term of an objective."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from veto_pl.core.ranks import sum_over_ranks
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.advantages import (
+    discounted_sum,
+    extrapolated_ratio,
+    future_mean,
+    most_uncertain,
+    reward_floor,
+    row_mean,
+    whiten,
+)
+from veto_pl.functional.diagnostics import entropy
+from veto_pl.functional.divergences import reverse_kl
+from veto_pl.functional.order import group_gap, group_mean, margin_mask, margin_shift
+from veto_pl.parts.schedules import value_at
+from veto_pl.seams import Advantage, Law, Schedule
+from veto_pl.seams.tokens import TokenGrid, TokenRows
+
+LARGEST = 1e6
+"""Of a factor or a shift of a credit: beyond it, float32 has no digits left for the credit itself."""
+
+
+@dataclass(frozen=True)
+class LogRatio(Advantage):
+    r"""Credit of the token itself, :math:`\log p_T(y_t) - \log p_S(y_t)`, and of what follows from it.
+
+    .. math:: A_t = \sum_{t' \ge t} \gamma^{t' - t} \left( \log p_T(y_{t'}) - \log p_S(y_{t'}) \right)
+
+    Args:
+        discount: gamma in [0, 1]; 0 credits the token with its own log-ratio alone.
+
+    References:
+        arXiv 2306.08543
+    """
+
+    discount: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.discount <= 1:
+            raise ConfigurationError(f"`discount` must lie in [0, 1], got {self.discount}.")
+
+    def __call__(self, grid: TokenGrid) -> Tensor:
+        ratio = grid.log_ratio()
+        return discounted_sum(ratio, grid.mask, self.discount) if self.discount else ratio
+
+
+@dataclass(frozen=True)
+class FutureLogRatio(Advantage):
+    r"""MiniLLM's long-term return: the mean log-ratio of the tokens after this one.
+
+    Args:
+        scale: divides the log-ratio of each token.
+        clip: bound of the scaled log-ratio of each token, in both directions.
+        whitened: zero mean and unit variance over the tokens of the micro-batch, on all ranks.
+
+    References:
+        arXiv 2306.08543
+    """
+
+    scale: float = 0.5
+    clip: float = 100.0
+    whitened: bool = True
+
+    def __post_init__(self) -> None:
+        if not (self.scale > 0 and self.clip > 0):
+            raise ConfigurationError(
+                f"`FutureLogRatio.scale` and `.clip` must be positive, got {self.scale} and {self.clip}."
+            )
+
+    @property
+    def laws(self) -> frozenset[Law]:
+        """Whitening couples the rows of a micro-batch."""
+        return frozenset() if self.whitened else super().laws
+
+    def __call__(self, grid: TokenGrid) -> Tensor:
+        rewards = (grid.log_ratio() / self.scale).clamp(-self.clip, self.clip)
+        returns = future_mean(rewards, grid.mask)
+        return whiten(returns, grid.mask, all_reduce=sum_over_ranks) if self.whitened else returns
+
+
+@dataclass(frozen=True)
+class WithReward(Advantage):
+    r"""Another advantage, plus what the completion is better than the others of its prompt.
+
+    .. math:: A_t + w\, (r - \bar r)
+
+    with the mean reward :math:`\bar r` of the prompt's completions that have tokens, this one included: n completions
+    give (n - 1) / n of the gradient of the expected reward, and one completion gives none. It is GRPO's credit without
+    the division by the standard deviation.
+
+    Args:
+        of: the other advantage.
+        weight: w.
+
+    References:
+        arXiv 2402.03300
+    """
+
+    of: Advantage = LogRatio()
+    weight: float = 1.0
+
+    needs_rewards = True
+    compares_completions = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight <= LARGEST:
+            raise ConfigurationError(f"`WithReward.weight` must lie in [0, {LARGEST:g}], got {self.weight}.")
+        object.__setattr__(self, "needs_reference", self.of.needs_reference)
+
+    @property
+    def laws(self) -> frozenset[Law]:
+        """Those of the other advantage: the completions of a prompt are never split."""
+        return self.of.laws
+
+    def scores(self, rows: TokenRows) -> Mapping[str, Tensor]:
+        return self.of.scores(rows)
+
+    def __call__(self, grid: TokenGrid) -> Tensor:
+        rewards = grid.required_rewards()
+        better = rewards - group_mean(rewards, grid.prompt_rows, grid.mask.any(1))
+        return self.of(grid) + self.weight * better[:, None]
+
+
+@dataclass(frozen=True)
+class CentredLogRatio(Advantage):
+    r"""The log-ratio minus its mean under the student, which is known in closed form.
+
+    .. math:: A_t = \log p_T(y_t) - \log p_S(y_t) + \mathrm{KL}(p_S \Vert p_T)_t
+
+    Args:
+        top_k: the KL is taken on the student's k likeliest ids, both models renormalised there; None takes all ids.
+
+    References:
+        arXiv 2605.07865
+    """
+
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigurationError(f"`top_k` must be at least 1, or null for all ids, got {self.top_k}.")
+
+    def scores(self, rows: TokenRows) -> Mapping[str, Tensor]:
+        student, teacher = rows.student_logp, rows.required_teacher_logp()
+        if self.top_k is not None and self.top_k < student.shape[-1]:
+            ids = student.topk(self.top_k, -1).indices
+            student, teacher = (logp.gather(-1, ids).log_softmax(-1) for logp in (student, teacher))
+        return {"kl": reverse_kl(student, teacher)}
+
+    def __call__(self, grid: TokenGrid) -> Tensor:
+        return grid.log_ratio() + grid.scores["kl"]
+
+
+@dataclass(frozen=True)
+class Extrapolated(Advantage):
+    r"""Credit that leads beyond the teacher T, away from the reference B.
+
+    .. math:: A_t = \lambda \left( \log p_T(y_t) - \log p_B(y_t) \right) - \left( \log p_S(y_t) - \log p_B(y_t) \right)
+
+    Args:
+        extrapolation: lambda, a number or a schedule; 1 is the log-ratio, for any reference.
+
+    References:
+        arXiv 2602.12125
+    """
+
+    extrapolation: float | Schedule = 1.25
+
+    needs_reference = True
+
+    def __post_init__(self) -> None:
+        given = self.extrapolation
+        if not isinstance(given, Schedule) and not 0 <= given <= LARGEST:
+            raise ConfigurationError(f"`extrapolation` must lie in [0, {LARGEST:g}], got {given}.")
+
+    def __call__(self, grid: TokenGrid) -> Tensor:
+        strength = value_at(self.extrapolation, grid.step.index, grid.step.total)
+        student = grid.student_logp.detach()
+        return extrapolated_ratio(grid.teacher_logp, student, grid.required_reference_logp(), strength)
+
+
+@dataclass(frozen=True)
+class OrderConsistent(Advantage):
+    r"""The log-ratio, corrected where the teacher prefers wrong completions of a prompt to correct ones.
+
+    .. math:: a_i = \mathrm{mean}_t \left( \log p_T - \log p_S \right)_{i,t}, \qquad
+        \mathrm{mean}_{correct}\, a - \mathrm{mean}_{wrong}\, a \ge \delta \text{ within the completions of a prompt}
+
+    A completion is correct where its reward is 1. Prompts whose completions are all correct or all wrong are left
+    alone.
+
+    Args:
+        margin: delta, in nats per token.
+        method: `shift` adds a constant to all tokens of a completion, `mask` leaves out whole completions.
+        mode: `mean` compares the means of the two classes, `minmax` the worst correct completion with the best wrong
+            one.
+        direction: who is shifted: `both` by half, or one class by all of it.
+        min_retain: the share of each class that `mask` keeps at least, in [0, 1].
+        outlier: tokens whose log-ratio is at least as large in size get no credit, in nats; null keeps all.
+
+    References:
+        arXiv 2605.03677
+    """
+
+    margin: float = 0.4
+    method: Literal["shift", "mask"] = "shift"
+    mode: Literal["mean", "minmax"] = "mean"
+    direction: Literal["both", "correct_up", "incorrect_down"] = "both"
+    min_retain: float = 0.25
+    outlier: float | None = 10.0
+
+    needs_rewards = True
+    compares_completions = True
+
+    def __post_init__(self) -> None:
+        checks = {
+            "margin": (0 <= self.margin <= LARGEST, f"lie in [0, {LARGEST:g}]"),
+            "min_retain": (0 <= self.min_retain <= 1, "lie in [0, 1]"),
+            "outlier": (self.outlier is None or 0 < self.outlier < math.inf, "be positive and finite, or null"),
+        }
+        for name, (valid, expectation) in checks.items():
+            if not valid:
+                raise ConfigurationError(f"`{name}` must {expectation}, got {getattr(self, name)}.")
+
+    def __call__(self, grid: TokenGrid) -> Tensor:
+        ratio = grid.log_ratio()
+        kept = grid.mask if self.outlier is None else grid.mask & ~(ratio.abs() >= self.outlier)
+        scores, counted, correct = row_mean(ratio, kept), kept.any(1), grid.required_rewards() == 1
+        if self.method == "shift":
+            gap = group_gap(scores, correct, grid.prompt_rows, counted, self.mode)
+            return (ratio + margin_shift(gap, correct, self.margin, self.direction)[:, None]).masked_fill(~kept, 0.0)
+        stays = margin_mask(scores, correct, grid.prompt_rows, counted, self.margin, self.min_retain, self.mode)
+        return ratio.masked_fill(~(kept & stays[:, None]), 0.0)
+
+
+@dataclass(frozen=True)
+class RelaxedLogRatio(Advantage):
+    r"""REOPOLD's credit: explore first, without strong punishment; refine later, where the student is unsure.
+
+    .. math:: \hat R_t = \max\left( \log p_T(y_t) - \log p_S(y_t),\ \log \tfrac{\lambda}{1 - \lambda} \right)
+
+    Before the switch, tokens below the floor get no credit at all. After it they get the floor, and of each completion
+    only the tokens with the highest entropy of the student get any.
+
+    Args:
+        mixture: lambda in (0, 1), which sets the floor.
+        keep: the share of the tokens of a completion that counts after the switch, in (0, 1].
+        switch: the fraction of the run after which refinement begins, in [0, 1].
+
+    References:
+        arXiv 2603.11137
+    """
+
+    mixture: float = 0.2
+    keep: float = 0.5
+    switch: float = 0.5
+
+    def __post_init__(self) -> None:
+        checks = {
+            "mixture": (0 < self.mixture < 1, "lie in (0, 1)"),
+            "keep": (0 < self.keep <= 1, "lie in (0, 1]"),
+            "switch": (0 <= self.switch <= 1, "lie in [0, 1]"),
+        }
+        for name, (valid, expectation) in checks.items():
+            if not valid:
+                raise ConfigurationError(f"`{name}` must {expectation}, got {getattr(self, name)}.")
+
+    def scores(self, rows: TokenRows) -> Mapping[str, Tensor]:
+        return {"entropy": entropy(rows.student_logp)}
+
+    def __call__(self, grid: TokenGrid) -> Tensor:
+        ratio, floor = grid.log_ratio(), reward_floor(self.mixture)
+        if grid.step.index < self.switch * grid.step.total:
+            return ratio.masked_fill(ratio < floor, 0.0)
+        counts = most_uncertain(grid.scores["entropy"], grid.mask, self.keep)
+        return ratio.clamp_min(floor).masked_fill(~counts, 0.0)

@@ -1,0 +1,261 @@
+"""What the teacher reads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from veto_pl.core.nested import changed
+from veto_pl.data.templates import check_format, fill, fills
+from veto_pl.data.tokenising import prompted
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.seams import (
+    Example,
+    LanguageModel,
+    Models,
+    Objective,
+    PromptBatch,
+    Sequences,
+    Step,
+    TeacherContext,
+    Template,
+    pad_left,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class SameText(TeacherContext):
+    """The text that the student read and wrote."""
+
+    def __call__(self, sequences: Sequences, models: Models, step: Step) -> Sequences:
+        return sequences
+
+
+@dataclass(frozen=True)
+class Privileged(TeacherContext):
+    """The student's completion behind a prompt that tells more, such as the reference answer.
+
+    The example gets the filled hint for its prompt, and the template of the data makes a text of it. A teacher that
+    starts as the student then teaches what the hint tells. How it goes on is the business of `model.teacher`: the
+    student's own source is frozen at the start, `MovingAverage` of that source follows the student, and with `decay: 0`
+    it is the student of the last step.
+
+    Args:
+        hint: a format string over `{prompt}`, the reference `{completion}` and the fields of the row, as in
+            `PlainTemplate.format`.
+        template: makes the text of the hinted prompt; None takes the template of the data, which has to read
+            `{prompt}`.
+
+    Raises:
+        ConfigurationError: the hint is malformed, a row cannot fill it, or the template does not show it.
+
+    References:
+        arXiv 2601.18734
+    """
+
+    hint: str = (
+        "{prompt}\n\nHere is a reference solution:\n\n{completion}\n\n"
+        "Having understood it, solve the problem in your own words."
+    )
+    template: Template | None = None
+
+    def __post_init__(self) -> None:
+        check_format("Privileged.hint", self.hint)
+
+    def __call__(self, sequences: Sequences, models: Models, step: Step) -> Sequences:
+        prompts = _prompts(sequences)
+        texts = [fill("Privileged.hint", self.hint, example, **known(example)) for example in prompts.examples]
+        told = retold(prompts, texts, models.tokenizer, self.template, "Privileged")
+        told_rows = behind(told.rows(sequences.prompt_rows), sequences)
+        check_room(told_rows, models.required_teacher(), "Privileged")
+        return told_rows
+
+
+@dataclass(frozen=True)
+class Peer(TeacherContext):
+    """The student's completion behind a prompt that shows a successful completion by another row, and feedback.
+
+    A row without either keeps its prompt; `SDPO` leaves it out. The peer is the first other completion of the same
+    prompt in the batch that is rewarded enough, so the rollout needs several completions of each prompt.
+
+    Args:
+        hint: a format string over `{prompt}`, `{peer}`, `{feedback}` and the fields of the row; the two are empty where
+            there is none.
+        peer: a format string for the peer, `{completion}` being its text.
+        feedback: a format string over the fields of the row. Empty for no feedback, as for rows that lack a field.
+        threshold: the reward from which a completion is successful.
+        template: makes the text of the hinted prompt; None takes the template of the data, which has to read
+            `{prompt}`.
+
+    Raises:
+        ConfigurationError: a format is malformed, a row cannot fill it, or the template does not show it.
+
+    References:
+        arXiv 2601.20802
+    """
+
+    hint: str = "{prompt}{peer}{feedback}\n\nSolve the problem correctly."
+    peer: str = "\n\nA correct solution:\n\n{completion}"
+    feedback: str = ""
+    threshold: float = 0.5
+    template: Template | None = None
+
+    needs_rewards: ClassVar[bool] = True
+
+    @property
+    def compares_completions(self) -> bool:  # type: ignore[override]
+        """Feedback is there without a peer."""
+        return not self.feedback
+
+    def __post_init__(self) -> None:
+        for name in ("hint", "peer", "feedback"):
+            check_format(f"Peer.{name}", getattr(self, name))
+        if not abs(self.threshold) < float("inf"):
+            raise ConfigurationError(f"`Peer.threshold` must be finite, got {self.threshold}.")
+
+    def __call__(self, sequences: Sequences, models: Models, step: Step) -> Sequences:
+        repeated = _prompts(sequences).rows(sequences.prompt_rows)
+        spoken = sequences.texts(models.tokenizer)
+        peers, comments = self.peers(sequences).tolist(), self._comments(sequences)
+        texts = [
+            self._text(example, None if row < 0 else spoken[row], comment) if row >= 0 or comment else None
+            for example, row, comment in zip(repeated.examples, peers, comments, strict=True)
+        ]
+        told = retold(repeated, texts, models.tokenizer, self.template, "Peer")
+        told_rows = behind(told, sequences)
+        check_room(told_rows, models.required_teacher(), "Peer")
+        return told_rows
+
+    def informed(self, sequences: Sequences) -> Tensor:
+        """[B] bool: the rows with a peer or with feedback."""
+        comments = torch.tensor([bool(text) for text in self._comments(sequences)], dtype=torch.bool)
+        return (self.peers(sequences) >= 0) | comments.to(sequences.input_ids.device)
+
+    def peers(self, sequences: Sequences) -> Tensor:
+        """[B] int64: the row of a successful completion of the same prompt, not the row itself; -1 where none is."""
+        assert sequences.rewards is not None, "a context with `needs_rewards` always gets them"
+        rows = sequences.prompt_rows
+        usable = (rows[:, None] == rows) & (sequences.rewards >= self.threshold)
+        usable = usable & ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+        first = (usable.cumsum(1) == 0).sum(1)
+        return first.masked_fill(first == len(rows), -1)
+
+    def _comments(self, sequences: Sequences) -> list[str]:
+        examples = [_prompts(sequences).examples[i] for i in sequences.prompt_rows.tolist()]
+        said = [self.feedback and fills(self.feedback, example) for example in examples]
+        return [fill("Peer.feedback", self.feedback, e) if some else "" for e, some in zip(examples, said, strict=True)]
+
+    def _text(self, example: Example, completion: str | None, comment: str) -> str:
+        peer = "" if completion is None else fill("Peer.peer", self.peer, example, completion=completion)
+        return fill("Peer.hint", self.hint, example, peer=peer, feedback=comment)
+
+
+def known(example: Example) -> dict[str, Any]:
+    """What a hint may tell beside the fields of the row: the reference completion, if there is one."""
+    return {} if example.completion is None else {"completion": example.completion}
+
+
+def retold(
+    prompts: PromptBatch,
+    texts: Sequence[str | None],
+    tokenizer: "PreTrainedTokenizerBase",
+    template: Template | None,
+    name: str,
+) -> PromptBatch:
+    """The prompts of the same examples, with other texts.
+
+    Args:
+        prompts: B prompts.
+        texts: for each example in the place of its prompt; None keeps the prompt as it is.
+        tokenizer: of the models.
+        template: makes prompts of the texts; None takes that of the data.
+        name: of the class whose hint this is, for messages.
+
+    Raises:
+        ConfigurationError: the template does not show the text, or makes an empty one of it, or there is none.
+    """
+    template = prompts.template if template is None else template
+    if template is None:
+        raise ConfigurationError(f"`{name}` must make new prompts, but the batch has no template. Set `.template`.")
+    before = [ids[mask].cpu() for ids, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True)]
+    others = [text is not None and text != e.prompt for e, text in zip(prompts.examples, texts, strict=True)]
+    changed_examples = [
+        replace(example, prompt=text or "")
+        for example, text, other in zip(prompts.examples, texts, others, strict=True)
+        if other
+    ]
+    encoded = iter(prompted(changed_examples, template, tokenizer))
+    told = []
+    for other, old in zip(others, before, strict=True):
+        if not other:
+            told.append(old)
+            continue
+        told.append(torch.tensor(next(encoded)[0], dtype=torch.int64))
+        if not len(told[-1]):
+            raise ConfigurationError(
+                f"The hint of `{name}` makes an empty text, and the teacher needs a token in front of the completion. "
+                "Let it say `{prompt}` at least."
+            )
+        if torch.equal(told[-1], old):
+            raise ConfigurationError(
+                f"The hint of `{name}` does not reach the teacher: the template of the data makes the same text of it "
+                f"as of the plain prompt. Use `{{prompt}}` there, or set the `template` of `{name}`."
+            )
+    stacked, mask = (part.to(prompts.input_ids.device) for part in pad_left(told))
+    return replace(prompts, input_ids=stacked, attention_mask=mask)
+
+
+def behind(prompts: PromptBatch, sequences: Sequences) -> Sequences:
+    """The same completions, with what counts of them, behind other prompts ([B], one each)."""
+    written = sequences.completion_mask
+    width = int(written.sum(1).max()) if len(sequences) else 0
+    order = written.int().argsort(dim=1, descending=True, stable=True)[:, :width]
+    lived = written.gather(1, order)
+    ids = sequences.input_ids.gather(1, order).masked_fill(~lived, 0)
+    counted = torch.cat([torch.zeros_like(prompts.attention_mask), sequences.loss_mask.gather(1, order) & lived], 1)
+    carried = {name: getattr(sequences, name) for name in ("on_policy", "ending", "unjudged")}
+    return Sequences.join(prompts, ids, lived, loss_mask=counted, **carried)
+
+
+def check_room(rows: Sequences | PromptBatch, teacher: LanguageModel, name: str, new_tokens: int = 0) -> None:
+    """Refuses hints that are too long.
+
+    Args:
+        rows: what the teacher has to read, hint included.
+        teacher: who has to read it.
+        name: of the class whose hint this is, for messages.
+        new_tokens: what is to be written behind each row.
+
+    Raises:
+        ConfigurationError: the teacher knows fewer positions.
+    """
+    positions = getattr(teacher.model.config, "max_position_embeddings", None)
+    # Without padding perhaps no row is so long; nobody waits for the lengths as long as padding fits too.
+    if not isinstance(positions, int) or rows.input_ids.shape[1] + new_tokens <= positions:
+        return
+    longest = int(rows.attention_mask.sum(1).max()) + new_tokens
+    if longest > positions:
+        raise ConfigurationError(
+            f"With the hint of `{name}` a prompt and its completion come to {longest} tokens, more than the "
+            f"{positions} positions of the teacher. Shorten the hint, or take a teacher with more positions."
+        )
+
+
+def read_alike(objective: Objective) -> Objective:
+    """The same objective, and its parts, with a teacher that reads what the student reads: no examples are needed."""
+
+    def alike(part: Objective) -> Objective:
+        context = getattr(part, "context", SameText())
+        return part if isinstance(context, SameText) else replace(part, context=SameText())  # type: ignore[type-var]
+
+    return changed(objective, Objective, alike)  # type: ignore[type-abstract]
+
+
+def _prompts(sequences: Sequences) -> PromptBatch:
+    assert sequences.prompts is not None, "every source names the prompts that it has completed"
+    return sequences.prompts

@@ -1,0 +1,41 @@
+"""How much each token counts."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.diagnostics import entropy
+from veto_pl.seams import TokenWeighting
+from veto_pl.seams.tokens import TokenRows
+
+
+@dataclass(frozen=True)
+class Uniform(TokenWeighting):
+    """Every token counts 1."""
+
+    def __call__(self, rows: TokenRows) -> Tensor:
+        return torch.ones_like(rows.token_ids, dtype=rows.student_logp.dtype)
+
+
+@dataclass(frozen=True)
+class TeacherEntropyAbove(TokenWeighting):
+    """Only tokens where the teacher is undecided count.
+
+    Args:
+        threshold: entropy of the teacher in nats.
+
+    References:
+        arXiv 2603.07079
+    """
+
+    threshold: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.threshold):
+            raise ConfigurationError(f"`TeacherEntropyAbove.threshold` must be finite, got {self.threshold}.")
+
+    def __call__(self, rows: TokenRows) -> Tensor:
+        return (entropy(rows.required_teacher_logp()) > self.threshold).to(rows.student_logp.dtype)

@@ -1,0 +1,91 @@
+"""From what a step needs to the memory of each device, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from veto_pl.planning.placement import Placement
+from veto_pl.planning.shape_models import Weights
+from veto_pl.planning.simulation import PHASES, Simulated
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device at the dearest moment of one part of the step.
+
+    Args:
+        phase: the part.
+        weights: of all models.
+        state: of the optimizer.
+        gradients: of the trained parameters, and DDP's copy of them.
+        gathered: weights and gradients of sharded models that are whole for a moment.
+        rest: activations, caches, logits, and what operations need for themselves.
+    """
+
+    phase: str
+    weights: int
+    state: int
+    gradients: int
+    gathered: int
+    rest: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.state + self.gradients + self.gathered + self.rest
+
+
+def memories(simulated: Simulated, placement: Placement, writers: frozenset[str] = frozenset()) -> list[Memory]:
+    """The parts in their order.
+
+    Args:
+        simulated: a step of one device, with gradients spread as `placement` does.
+        placement: how the run is spread.
+        writers: the models that sample in training, `student` and `teacher`.
+    """
+    models = (simulated.student, simulated.teacher, simulated.reference)
+    weights = sum(model.bytes for model in models if model is not None)
+    copies = simulated.student.trained if placement.kind == "ddp" and placement.buckets else 0
+    return [
+        Memory(
+            phase=name,
+            weights=weights // placement.shards,
+            state=simulated.state // placement.shards,
+            gradients=part.gradients + copies,
+            gathered=_gathered(name, simulated, placement, writers) if placement.shards > 1 else 0,
+            rest=part.rest,
+        )
+        for name in PHASES
+        if (part := simulated.phases.get(name)) is not None
+    ]
+
+
+def _gathered(phase: str, simulated: Simulated, placement: Placement, writers: frozenset[str]) -> int:
+    """The outer weights, one layer at work and the next one on its way; in a rollout all weights, where it says so."""
+    student, teacher, reference = simulated.student, simulated.teacher, simulated.reference
+
+    def sampling(role: str, weights: Weights | None, whole: bool) -> int:
+        if weights is None or role not in writers:
+            return 0
+        return weights.bytes if whole else _running(weights)
+
+    whole = placement.gather_student
+    amounts: dict[str, Callable[[], int]] = {
+        "rollout": lambda: sampling("student", student, whole) + sampling("teacher", teacher, placement.gather_teacher),
+        "teacher's scoring": lambda: max(_running(teacher), _running(reference)),
+        "student's forward": lambda: _running(student) + _outer(teacher),
+        "loss head": lambda: _running(student) + _outer(teacher),
+        # A layer's gradients are whole, and once more in the buffer that is summed over the ranks.
+        "backward": lambda: student.outer + max(4 * student.layer, 2 * student.outer),
+        "validation": lambda: max(student.bytes if whole else _running(student), _running(teacher)),
+    }
+    return amounts[phase]() if phase in amounts else 0
+
+
+def _running(weights: Weights | None) -> int:
+    return 0 if weights is None else weights.outer + 2 * weights.layer
+
+
+def _outer(weights: Weights | None) -> int:
+    return 0 if weights is None else weights.outer

@@ -1,0 +1,169 @@
+"""A plan: what a configuration needs on a device, whether it fits, and what would make it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from veto_pl.module import DistillationModule
+from veto_pl.planning.arithmetic import SHARE, Work, works
+from veto_pl.planning.device_memory import Memory, memories
+from veto_pl.planning.devices import Device
+from veto_pl.planning.placement import Placement
+from veto_pl.planning.rollout import writings
+from veto_pl.planning.simulation import Setting, Simulated, simulate
+from veto_pl.planning.stages import dearest, stages
+
+FEW_ROWS = 64
+"""Rows of a chunk of the loss head that still make products of a useful size."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one device needs.
+
+    Args:
+        setting: sizes of a step.
+        placement: how the run is spread.
+        device: what it runs on.
+        simulated: what was found out about a step.
+        memory: part by part.
+        work: part by part.
+    """
+
+    setting: Setting
+    placement: Placement
+    device: Device
+    simulated: Simulated
+    memory: tuple[Memory, ...]
+    work: tuple[Work, ...]
+
+    @property
+    def peak(self) -> Memory:
+        """The part that needs most."""
+        return max(self.memory, key=lambda part: part.total)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device has room for it, beside what a run cannot have."""
+        return self.peak.total + self.device.reserve <= self.device.memory
+
+
+def plan(
+    module: DistillationModule, setting: Setting, placement: Placement, device: Device, share: float = SHARE
+) -> Plan:
+    """Plans a run without loading anything.
+
+    Args:
+        module: models, objective, optimizer and evaluation.
+        setting: sizes of a step.
+        placement: how the run is spread.
+        device: what it runs on.
+        share: the part of the device's peak that is reached.
+
+    Raises:
+        ConfigurationError: a model cannot be read, or the step cannot be planned.
+    """
+    setting = replace(setting, shards=placement.shards, accelerator=device.accelerator)
+    simulated = dearest([simulate(module, setting, objective) for objective in stages(module.objective)])
+    writers = frozenset(
+        role
+        for source in module.objective.sources
+        for writing in writings(source)
+        if writing.sampling is not None
+        for role in writing.roles
+    )
+    return Plan(
+        setting,
+        placement,
+        device,
+        simulated,
+        tuple(memories(simulated, placement, writers)),
+        tuple(works(simulated, setting, device, share)),
+    )
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change that makes a run fit.
+
+    Args:
+        change: the options to set.
+        plan: of the run with them.
+    """
+
+    change: str
+    plan: Plan
+
+
+def remedies(module: DistillationModule, given: Plan) -> list[Remedy]:
+    """The changes that are enough, each alone; all together where none is; nothing where that is not enough either."""
+    found: list[Remedy] = []
+    for change, setting, placement in _changes(module, given):
+        if placement == given.placement or not any(r.plan.placement != given.placement for r in found):
+            _keep_if_it_fits(found, change, plan(module, setting, placement, given.device))
+    if (smaller := _smaller_batches(module, given)) is not None:
+        found.insert(0, smaller)
+    if not found:
+        change, setting, placement = _together(module, given)
+        _keep_if_it_fits(found, change, plan(module, setting, placement, given.device))
+    return found
+
+
+def _keep_if_it_fits(found: list[Remedy], change: str, candidate: Plan) -> None:
+    if candidate.fits:
+        found.append(Remedy(change, candidate))
+
+
+def _smaller_batches(module: DistillationModule, given: Plan) -> Remedy | None:
+    """The largest batch that fits, with as many prompts per optimizer step."""
+    divisor, remedy = 2, None
+    while remedy is None and divisor <= max(given.setting.prompts, given.setting.validation_prompts):
+        change, setting = _divided(given.setting, divisor)
+        candidate = plan(module, setting, given.placement, given.device)
+        if candidate.fits:
+            remedy = Remedy(change, candidate)
+        divisor *= 2
+    return remedy
+
+
+def _divided(setting: Setting, divisor: int) -> tuple[str, Setting]:
+    prompts = max(setting.prompts // divisor, 1)
+    accumulate = setting.accumulate * -(-setting.prompts // prompts)
+    validation = -(-setting.validation_prompts // divisor)
+    change = f"--data.batch_size {prompts} --trainer.accumulate_grad_batches {accumulate}"
+    if validation:
+        change += f" --data.validation_batch_size {validation}"
+    return change, replace(setting, prompts=prompts, validation_prompts=validation, accumulate=accumulate)
+
+
+def _changes(module: DistillationModule, given: Plan) -> Iterator[tuple[str, Setting, Placement]]:
+    setting, placement = given.setting, given.placement
+    if not setting.checkpointing and getattr(module.student_source, "gradient_checkpointing", None) is False:
+        yield "--model.student.gradient_checkpointing true", replace(setting, checkpointing=True), placement
+    if getattr(module.objective, "chunk_rows", 0) > FEW_ROWS:
+        yield f"--model.objective.chunk_rows {FEW_ROWS}", replace(setting, chunk_rows=FEW_ROWS), placement
+    if placement.kind == "fsdp2":
+        return
+    if placement.ranks > 1:
+        yield "--trainer.strategy fsdp2", setting, placement.sharded()
+    else:
+        for ranks in (2, 4, 8):
+            change = f"--trainer.strategy fsdp2 --trainer.devices {ranks}"
+            yield change, setting, replace(placement, ranks=ranks).sharded()
+
+
+def _together(module: DistillationModule, given: Plan) -> tuple[str, Setting, Placement]:
+    """One prompt at a time, and every change, over as many devices as were thought of."""
+    first, setting = _divided(given.setting, given.setting.prompts)
+    placement, options = given.placement, {"batch": first}
+    for option, changed, spread in _changes(module, given):
+        setting = replace(
+            setting,
+            checkpointing=setting.checkpointing or changed.checkpointing,
+            chunk_rows=changed.chunk_rows or setting.chunk_rows,
+        )
+        if spread != given.placement:
+            placement = spread
+        options[option.split()[0]] = option
+    return " ".join(options.values()), setting, placement

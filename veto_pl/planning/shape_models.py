@@ -1,0 +1,188 @@
+"""The models of a run without their weights: shapes, types and a device, and nothing in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.models.assemble import load_models
+from veto_pl.models.backbone import backbone
+from veto_pl.models.causal_lm import CausalLM
+from veto_pl.models.layers import decoder_layers
+from veto_pl.module import DistillationModule
+from veto_pl.planning.observation import Observation
+from veto_pl.seams import LanguageModel, Models, ModelSource, Sequences
+
+Result = TypeVar("Result")
+ENOUGH_ROWS = 512
+"""Rows that the loss head is shown, or two chunks if those are more."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a model's weights take; a weight that is used twice counts once.
+
+    Args:
+        parameters: how many numbers.
+        bytes: of parameters and buffers.
+        trained: bytes of the parameters that have a gradient.
+        outer: bytes outside the decoder layers: embeddings, last norm, head.
+        layer: bytes of the largest decoder layer.
+    """
+
+    parameters: int
+    bytes: int
+    trained: int
+    outer: int
+    layer: int
+
+    @classmethod
+    def of(cls, model: CausalLM) -> Weights:
+        """Adds up a model, wherever it is."""
+        parameters = list(model.parameters())
+        total = _size([*parameters, *model.buffers()])
+        layers = [_size([*layer.parameters()]) for layer in _layers(model)]
+        return cls(
+            parameters=sum(p.numel() for p in parameters),
+            bytes=total,
+            trained=_size([p for p in parameters if p.requires_grad]),
+            outer=_size(parameters) - sum(layers),
+            layer=max(layers, default=0),
+        )
+
+
+class ShapeOnlyLM(CausalLM):
+    """Reads sequences of stated lengths without looking at them, and books its parts under phases of their own.
+
+    Args:
+        model: the skeleton.
+        vocab_size: as in `CausalLM`.
+    """
+
+    def __init__(self, model: Any, vocab_size: int) -> None:
+        super().__init__(model, vocab_size)
+        self._packs = True
+        self.observation: Observation | None = None
+        self.parts: tuple[str, str] | None = None
+        self.sample = ENOUGH_ROWS
+
+    def forward(self, sequences: Sequences, readout: Callable[[Tensor, CausalLM], Result]) -> Result:
+        """Every row has the full length, so rows are not packed and need no mask.
+
+        The readout works in chunks, and its memory does not grow with their number: it sees enough rows for a few, and
+        its arithmetic is scaled up.
+        """
+        with self._part(0, 1.0):
+            output = backbone(self.model)(input_ids=sequences.input_ids, use_cache=False)
+            index = sequences.predictions.nonzero()[:, 0]  # as many as there are; where they stand plays no part
+            hidden = output.last_hidden_state[:, :-1].flatten(0, 1)[index]
+            del output
+        seen = hidden[: self.sample]
+        with self._part(1, len(hidden) / max(len(seen), 1)):
+            unseen = torch.empty_like(hidden[self.sample :])  # the gradient of the rows that are left out
+            result = readout(seen, self)
+            del unseen
+        return result
+
+    @contextmanager
+    def _part(self, number: int, scale: float) -> Iterator[None]:
+        if self.observation is None or self.parts is None:
+            yield
+            return
+        with self.observation.phase(self.parts[number]) as phase:
+            before = phase.flops
+            yield
+            phase.flops = before + (phase.flops - before) * scale
+
+
+@contextmanager
+def booked(model: ShapeOnlyLM | None, parts: tuple[str, str]) -> Iterator[None]:
+    """Gives the model's own work and what is read out of it phases of their own."""
+    if model is not None:
+        model.parts = parts
+    try:
+        yield
+    finally:
+        if model is not None:
+            model.parts = None
+
+
+def skeletons(module: DistillationModule, dtype: torch.dtype | None, *, checkpointing: bool) -> Models:
+    """The models of a run on the meta device.
+
+    Args:
+        module: names their sources.
+        dtype: what the trainer turns the student into; None leaves the source's.
+        checkpointing: recompute the student's activations, whatever its source says.
+
+    Raises:
+        ConfigurationError: a model cannot be read, or cannot do without its activations.
+    """
+    given = (module.student_source, module.teacher_source, module.reference_source)
+    student, teacher, reference = (None if source is None else _portable(source) for source in given)
+    assert student is not None, "a module always has a student"
+    with torch.device("meta"), _default_dtype(dtype):
+        models = load_models(student, teacher, module.tokenizer, empty=True, reference=reference)
+    if dtype is not None:
+        models.student.to(dtype)
+    if checkpointing:
+        if not models.student.model.supports_gradient_checkpointing:
+            name = type(models.student.model).__name__
+            raise ConfigurationError(
+                f"{name} has no gradient checkpointing. Leave it out, or use another architecture."
+            )
+        models.student.model.gradient_checkpointing_enable({"use_reentrant": False})
+    return models
+
+
+def without_storage(model: LanguageModel) -> ShapeOnlyLM:
+    """A skeleton whose tensors pretend to be on the CPU; call it inside a `FakeTensorMode`, which then runs it."""
+    known: dict[int, Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = known.setdefault(id(tensor), _pretended(tensor))  # type: ignore[assignment]
+    return ShapeOnlyLM(model.model, model.vocab_size).train(model.training)
+
+
+def _pretended(tensor: Tensor) -> Tensor:
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _portable(source: ModelSource) -> ModelSource:
+    """The same source without kernels that only an accelerator has; `sdpa` needs as little memory."""
+    fields = vars(source)
+    if isinstance(inner := fields.get("source"), ModelSource):
+        return replace(source, source=_portable(inner))  # type: ignore[type-var]
+    if "flash" in str(fields.get("attention")):
+        return replace(source, attention="sdpa")  # type: ignore[type-var]
+    return source
+
+
+def _layers(model: CausalLM) -> list[nn.Module]:
+    try:
+        return list(decoder_layers(model.model)[1])
+    except ConfigurationError:  # an architecture that is not made of equal layers
+        return []
+
+
+def _size(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype or before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,64 @@
+"""The seams: the abstract base classes that an algorithm is composed of, and their nouns. Read them first.
+
+An implementation is a frozen dataclass. Its fields are its YAML, its docstring is its `--help`, and a class that has
+been imported can be named in a config. Tensors follow one order, `(student_logp, target_logp)`. Implementations never
+mask, reduce or detach: the objective that composes them does.
+
+Legend: `B` rows, `P` prompt tokens, `C` completion tokens, `T` tokens of a whole row, `S = T - 1` predictions of a row,
+`N` completion tokens of a batch, `V` vocabulary, `D` width. Position `t` of a row predicts token `t + 1`.
+"""
+
+from veto_pl.core.laws import Law
+from veto_pl.core.padding import pad_left, pad_right
+from veto_pl.core.step import Step
+from veto_pl.functional.stat import Stat
+from veto_pl.seams.batches import Ending, PromptBatch, Sequences
+from veto_pl.seams.data import Example, Judge, Reward, Task, Template
+from veto_pl.seams.models import LanguageModel, ModelSource, TokenizerSource
+from veto_pl.seams.objective import Faults, LossOutput, Objective
+from veto_pl.seams.rollouts import Engine, Models, Rollouts, RolloutSource, TeacherContext
+from veto_pl.seams.tokens import (
+    Advantage,
+    Divergence,
+    Schedule,
+    Support,
+    Target,
+    TokenGrid,
+    TokenRows,
+    TokenWeighting,
+)
+
+__all__ = [
+    "Advantage",
+    "Divergence",
+    "Ending",
+    "Engine",
+    "Example",
+    "Faults",
+    "Judge",
+    "LanguageModel",
+    "Law",
+    "LossOutput",
+    "ModelSource",
+    "Models",
+    "Objective",
+    "PromptBatch",
+    "Reward",
+    "RolloutSource",
+    "Rollouts",
+    "Schedule",
+    "Sequences",
+    "Stat",
+    "Step",
+    "Support",
+    "Target",
+    "Task",
+    "TeacherContext",
+    "Template",
+    "TokenGrid",
+    "TokenRows",
+    "TokenWeighting",
+    "TokenizerSource",
+    "pad_left",
+    "pad_right",
+]

@@ -1,0 +1,258 @@
+"""Prompts, and prompts with completions: what a rollout reads and what it gives, each field with its shape.
+
+Legend: `B` rows, `P` prompt tokens, `C` completion tokens, `T` tokens of a whole row, `S = T - 1` predictions of a row,
+`N` completion tokens of a batch, `V` vocabulary, `D` width. Position `t` of a row predicts token `t + 1`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from veto_pl.core.scores import TopKScores
+from veto_pl.seams.data import Example, Task, Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Ending(IntEnum):
+    """Why a completion ends."""
+
+    UNKNOWN = -1
+    """Nobody has said; its last token may tell."""
+    LIMIT = 0
+    """There was no more room, so its end is missing."""
+    EOS = 1
+    """With EOS, its last token."""
+    STOP = 2
+    """With the token that completes a stop string."""
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Templated and tokenised prompts, left-padded, with the reference completions, right-padded.
+
+    Args:
+        input_ids: [B, P] int64.
+        attention_mask: [B, P] bool.
+        completion_ids: [B, C] int64, EOS included; C may be 0.
+        completion_mask: [B, C] bool.
+        examples: B rows as the task gave them.
+        task: scores completions of these rows; None where nothing can be scored.
+        template: made the prompts' texts; None where nobody can make others.
+        numbers: [B] int64, the place of each row in its split, which its random numbers depend on; None counts the rows
+            of the batch.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    completion_ids: Tensor
+    completion_mask: Tensor
+    examples: tuple[Example, ...] = ()
+    task: Task | None = None
+    numbers: Tensor = None  # type: ignore[assignment]  # filled in below
+    template: Template | None = None
+
+    def __post_init__(self) -> None:
+        if cast("Tensor | None", self.numbers) is None:
+            object.__setattr__(self, "numbers", torch.arange(len(self), device=self.input_ids.device))
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PromptBatch:
+        """The same batch with its tensors on `device`."""
+        moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in _PROMPT_TENSORS}
+        return replace(self, **moved)
+
+    def rows(self, index: Tensor) -> PromptBatch:
+        """The rows that `index` ([K] int64) names, in that order, repeats allowed."""
+        taken = {name: getattr(self, name)[index] for name in _PROMPT_TENSORS}
+        examples = tuple(self.examples[i] for i in index.tolist()) if self.examples else ()
+        return replace(self, examples=examples, **taken)
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Strings that end a completion of the task."""
+        return () if self.task is None else self.task.stop
+
+    def score(self, completions: Sequence[str], rows: Sequence[int]) -> list[float]:
+        """The task's reward of each completion; `rows` names the prompt of each."""
+        if self.task is None:
+            return [0.0] * len(completions)
+        return self.task.rewards([self.examples[i] for i in rows], completions)
+
+    def rewarded(self, sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> Sequences:
+        """The same sequences with the task's reward of each."""
+        scores = self.score(sequences.texts(tokenizer), sequences.prompt_rows.tolist())
+        return replace(sequences, rewards=torch.tensor(scores, dtype=torch.float32, device=sequences.input_ids.device))
+
+
+_PROMPT_TENSORS = ("input_ids", "attention_mask", "completion_ids", "completion_mask", "numbers")
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Prompts with completions, whoever wrote them. Any padding layout: only the masks say what is what.
+
+    What was written and what counts are two things: `completion_mask` has every token behind the prompt, and
+    `loss_mask` those of them that are trained on.
+
+    Args:
+        input_ids: [B, T] int64.
+        attention_mask: [B, T] bool, False on padding.
+        loss_mask: [B, T] bool, True on the completion's tokens that count, EOS included.
+        prompt_rows: [B] int64, the row of the prompt batch that each row continues.
+        on_policy: [B] bool, True where the student (or a mixture that holds it) sampled the row.
+        sampler_logp: [B, T] float32, log-probability of each completion token under the sampling distribution
+            (temperature and truncation included), 0 elsewhere; None where nobody sampled.
+        rewards: [B] float32, or None where nothing was scored.
+        prompts: the batch that `prompt_rows` points into, with the examples; it is not sliced with the rows.
+        by_teacher: [B, T] bool, True on completion tokens that the teacher wrote into a text of the student's; None
+            where nobody takes turns.
+        age: [B] float32, optimizer steps since the row was written; None where all are fresh.
+        teacher_scores: [B, T] what a stored teacher says about each completion token (at the token's own position, not
+            at the one that predicts it), or None where a live teacher has to be asked.
+        ending: [B] int64, an `Ending`: why each completion ends; None where nobody has said.
+        unjudged: [B] int64, characters at the end of each text that belong to a stop string or follow it; None for 0.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    loss_mask: Tensor
+    prompt_rows: Tensor
+    on_policy: Tensor
+    sampler_logp: Tensor | None = None
+    rewards: Tensor | None = None
+    prompts: PromptBatch | None = None
+    by_teacher: Tensor | None = None
+    age: Tensor | None = None
+    teacher_scores: TopKScores | None = None
+    ending: Tensor | None = None
+    unjudged: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def predictions(self) -> Tensor:
+        """[B, S] bool: the positions whose next token counts. The last prompt position is the first of them."""
+        return self.loss_mask[:, 1:]
+
+    @property
+    def position_ids(self) -> Tensor:
+        """[B, T] int64: positions that ignore padding on either side."""
+        return (self.attention_mask.cumsum(1) - 1).clamp_min(0)
+
+    def token_ids(self) -> Tensor:
+        """[N] int64: the tokens that count, row by row."""
+        return self.input_ids[:, 1:][self.predictions]
+
+    def tokens(self) -> tuple[Tensor, Tensor]:
+        """[N] and [N] int64: the tokens that count, and the row of each."""
+        return self.token_ids(), self.predictions.nonzero()[:, 0]
+
+    def sampled_logp(self) -> Tensor | None:
+        """[B, S] float32: `sampler_logp` at the predicting positions."""
+        return None if self.sampler_logp is None else self.sampler_logp[:, 1:]
+
+    @property
+    def completion_mask(self) -> Tensor:
+        """[B, T] bool: what was written behind the prompt, whether it counts or not."""
+        if self.prompts is None:  # nobody knows where the prompt ends; what counts is no part of it
+            behind = self.loss_mask.cumsum(1) > 0
+        else:
+            lengths = self.prompts.attention_mask.sum(1)[self.prompt_rows]
+            behind = self.attention_mask.cumsum(1) > lengths[:, None]
+        return self.attention_mask & behind
+
+    def completions(self) -> list[Tensor]:
+        """The completion's ids of each row, without padding, whether they count or not."""
+        return [ids[mask] for ids, mask in zip(self.input_ids, self.completion_mask, strict=True)]
+
+    def finished(self, eos_ids: Iterable[int]) -> Tensor:
+        """[B] bool: the completions that ended by themselves, with EOS or a stop string.
+
+        Args:
+            eos_ids: where nobody has said why a completion ends, it is finished if its last token is one of these.
+        """
+        written = self.completion_mask
+        places = torch.arange(written.shape[1], device=written.device)
+        last = places.masked_fill(~written, -1).amax(1) if written.shape[1] else places.new_full((len(self),), -1)
+        token = self.input_ids.gather(1, last.clamp_min(0)[:, None]) if written.shape[1] else last[:, None]
+        ends = torch.tensor(tuple(eos_ids), dtype=torch.int64, device=token.device)
+        read = (token == ends).any(1) & (last >= 0)
+        return read if self.ending is None else torch.where(self.ending == Ending.UNKNOWN, read, self.ending > 0)
+
+    def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """What is judged and shown of each completion: no special tokens, nothing from a stop string on."""
+        completions = self.completions()
+        if not completions:  # decoding no rows at all gives one empty text
+            return []
+        if self.ending is not None:  # an EOS need not be a special token
+            ends = (self.ending == Ending.EOS).tolist()
+            completions = [ids[:-1] if end else ids for ids, end in zip(completions, ends, strict=True)]
+        texts: list[str] = tokenizer.batch_decode(completions, skip_special_tokens=True)
+        behind = [0] * len(texts) if self.unjudged is None else self.unjudged.tolist()
+        return [text[: max(len(text) - extra, 0)] for text, extra in zip(texts, behind, strict=True)]
+
+    @staticmethod
+    def join(repeated: PromptBatch, completion_ids: Tensor, completion_mask: Tensor, **fields: Any) -> Sequences:
+        """Puts completions ([B, C], right-padded) behind prompts, one each; `fields` replaces the other defaults."""
+        rows = torch.arange(len(repeated), device=repeated.input_ids.device)
+        joined = Sequences(
+            input_ids=torch.cat([repeated.input_ids, completion_ids], 1),
+            attention_mask=torch.cat([repeated.attention_mask, completion_mask], 1),
+            loss_mask=torch.cat([torch.zeros_like(repeated.attention_mask), completion_mask], 1),
+            prompt_rows=rows,
+            on_policy=torch.zeros_like(rows, dtype=torch.bool),
+            prompts=repeated,
+        )
+        return replace(joined, **fields)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Sequences]) -> Sequences:
+        """The rows of all parts of one prompt batch, right-padded; a field that one part cannot have is dropped."""
+        width = max(part.input_ids.shape[1] for part in parts)
+
+        def stack(name: str) -> Tensor | None:
+            values = [getattr(part, name) for part in parts]
+            if name in _ABSENT and any(value is not None for value in values):
+                values = [_ABSENT[name](p) if v is None else v for p, v in zip(parts, values, strict=True)]
+            if any(value is None for value in values):
+                return None
+            return torch.cat([pad(v, (0, width - v.shape[1])) if v.dim() == 2 else v for v in values])
+
+        columns: dict[str, Any] = {name: stack(name) for name in _SEQUENCE_TENSORS if name != "teacher_scores"}
+        return replace(parts[0], **columns, teacher_scores=None)
+
+    def rows(self, index: Tensor) -> Sequences:
+        """The rows that `index` ([K] int64, or [B] bool) selects."""
+        values = {name: getattr(self, name) for name in _SEQUENCE_TENSORS}
+        taken: dict[str, Any] = {name: None if value is None else value[index] for name, value in values.items()}
+        return replace(self, **taken)
+
+    def continuing(self, prompts: PromptBatch, rows: Tensor) -> Sequences:
+        """The same sequences as part of a larger batch, of which they were given the prompts `rows` ([K] int64)."""
+        return replace(self, prompts=prompts, prompt_rows=rows[self.prompt_rows])
+
+    def in_prompt_order(self) -> Sequences:
+        """The rows in the order of the prompt batch; the completions of one prompt keep theirs."""
+        return self.rows(self.prompt_rows.argsort(stable=True))
+
+
+_ABSENT: Mapping[str, Callable[[Sequences], Tensor]] = {
+    "age": lambda part: torch.zeros(len(part), device=part.input_ids.device),
+    "by_teacher": lambda part: torch.zeros_like(part.loss_mask),
+    "ending": lambda part: torch.full_like(part.prompt_rows, Ending.UNKNOWN),
+    "unjudged": lambda part: torch.zeros_like(part.prompt_rows),
+}
+"""What a field means that rows do not have: they are fresh, nobody took turns, or said why they end."""
+_SEQUENCE_TENSORS = tuple(name for name in Sequences.__dataclass_fields__ if name != "prompts")

@@ -1,0 +1,155 @@
+"""The seams of models: a language model as the package sees it, and where models and tokenizers come from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from veto_pl.core.own_errors import OwnErrors
+from veto_pl.core.ranks import Sharding
+from veto_pl.core.special_ids import listed_ids
+from veto_pl.core.step import Step
+from veto_pl.functional.heads import Head
+from veto_pl.seams.batches import Sequences
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+Result = TypeVar("Result")
+
+
+class LanguageModel(OwnErrors, nn.Module, ABC):
+    """A causal language model, seen as a backbone and a head, whatever library it comes from.
+
+    Attributes:
+        model: the model as transformers knows it.
+        vocab_size: number of ids that the tokenizer knows, `V`; no other id ever gets probability.
+        shards: how the ranks share the weights; None where every rank has them all.
+    """
+
+    model: PreTrainedModel
+    vocab_size: int
+    shards: Sharding | None = None
+
+    @property
+    def head_rows(self) -> int:
+        """Rows of the head's matrix, padding included."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @abstractmethod
+    def forward(self, sequences: Sequences, readout: Callable[[Tensor, LanguageModel], Result]) -> Result:
+        """Run the backbone and hand the predicting positions to `readout`, inside this module's forward.
+
+        The head runs in here so that sharded weights are gathered when it does.
+
+        Args:
+            sequences: B rows; only positions that predict a completion token are read out.
+            readout: gets the hidden states [N, D] of these positions, row by row, and this model for its head.
+
+        Returns:
+            What `readout` returns.
+        """
+
+    @abstractmethod
+    def head(self) -> Head:
+        """Return the head as the loss reads it, a chunk of rows at a time."""
+
+    @abstractmethod
+    def project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Map hidden states [..., D] to float32 logits [..., V].
+
+        Returns:
+            The logits, and [...] the probability that padding rows of the head would have taken.
+        """
+
+    @abstractmethod
+    def next_logits(
+        self, input_ids: Tensor, attention_mask: Tensor | None, cache: Any, position_ids: Tensor | None = None
+    ) -> Tensor:
+        """Take one decoding step: return float32 logits [B, V] of the token after the last of `input_ids`.
+
+        Args:
+            input_ids: [B, L] the tokens that `cache` does not hold yet.
+            attention_mask: [B, M] over all tokens so far, the new ones last, or None where no row has padding.
+            cache: a transformers cache; it is extended in place.
+            position_ids: [B, L] of the new tokens; counted from the mask where they are not given.
+        """
+
+
+class StoredWeights(Protocol):
+    """Weights as they are stored, to be read in parts."""
+
+    def match(self, model: nn.Module) -> bool:
+        """Return whether these are the weights of `model`, by their names."""
+
+    def parts(self, rows: Mapping[str, slice | None]) -> Iterator[tuple[str, Tensor]]:
+        """Yield weights by name, of each the rows that are asked for; None for all."""
+
+    def shape(self, name: str) -> list[int]:
+        """Return the shape of a weight."""
+
+    def check(self, part: slice) -> None:
+        """Raise where the files are damaged; `part` selects those that this rank looks at."""
+
+    def slices(self, names: Collection[str]) -> dict[str, Any]:
+        """Return what reads each weight in slices."""
+
+
+class ModelSource(ABC):
+    """Where a causal language model comes from."""
+
+    moves = False  # jsonargparse would look for the name `ClassVar` where subclasses live
+
+    @abstractmethod
+    def config(self) -> PretrainedConfig:
+        """The architecture, without weights."""
+
+    @abstractmethod
+    def load(self) -> PreTrainedModel:
+        """The model with its weights."""
+
+    def skeleton(self) -> PreTrainedModel:
+        """The architecture with arbitrary weights; on the meta device it costs no memory."""
+        from transformers import AutoModelForLanguageModel
+
+        return AutoModelForLanguageModel.from_config(self.config())
+
+    def stored(self) -> StoredWeights | None:
+        """The weights as they are stored, to be read in parts; None where the model has to be made whole first."""
+        return None
+
+    def follow(self, teacher: LanguageModel, student: LanguageModel, step: Step) -> None:  # noqa: B027
+        """Moves a teacher of this source after an optimizer step. With `moves`, it is saved in checkpoints."""
+
+    def end_ids(self) -> tuple[int, ...]:
+        """Return the ids that end a text by the generation settings that are stored, or else by the configuration.
+
+        No weights are read.
+        """
+        from transformers import GenerationConfig
+
+        location = self.tokenizer_source
+        settings: Any = None
+        if location is not None:
+            with suppress(OSError):  # a model without settings of its own
+                settings = GenerationConfig.from_pretrained(
+                    location["pretrained_model_name_or_path"], revision=location.get("revision")
+                )
+        return listed_ids(getattr(self.config() if settings is None else settings, "eos_token_id", None))
+
+    @property
+    def tokenizer_source(self) -> Mapping[str, Any] | None:
+        """Keyword arguments for `AutoTokenizer.from_pretrained`, or None where the source has no tokenizer."""
+        return None
+
+
+class TokenizerSource(ABC):
+    """Where a tokenizer comes from, when it is not the student's own."""
+
+    @abstractmethod
+    def load(self) -> PreTrainedTokenizerBase:
+        """The tokenizer."""

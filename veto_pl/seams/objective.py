@@ -1,0 +1,69 @@
+"""The seam of objectives: which tokens to train on, and the loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from veto_pl.core.laws import Law
+from veto_pl.core.step import Step
+from veto_pl.functional.stat import Stat
+from veto_pl.seams.rollouts import Models, Rollouts, RolloutSource
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Which rows of a rollout have numbers that are not finite.
+
+    Args:
+        loss: [B] bool, True where the loss of a token is not.
+        gradient: [B] bool, True where the gradient of a hidden state is not.
+    """
+
+    loss: Tensor
+    gradient: Tensor
+
+    def __or__(self, other: Faults) -> Faults:
+        return Faults(self.loss | other.loss, self.gradient | other.gradient)
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What an objective returns.
+
+    Args:
+        terms: undivided losses, each with its own denominator.
+        metrics: undivided numbers to log beside them.
+        faults: the rows of each rollout that cannot be trained on, as far as the objective knows; they are reported.
+    """
+
+    terms: Mapping[str, Stat]
+    metrics: Mapping[str, Stat] = field(default_factory=dict)
+    faults: Mapping[RolloutSource, Faults] = field(default_factory=dict)
+
+
+class Objective(ABC):
+    """Which tokens to train on, and the loss."""
+
+    needs_teacher: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = False
+    needs_rewards: ClassVar[bool] = False
+    compares_completions: ClassVar[bool] = False
+    laws: frozenset[Law] = frozenset({Law.SPLIT_INVARIANT})
+
+    @property
+    @abstractmethod
+    def sources(self) -> tuple[RolloutSource, ...]:
+        """The rollouts that the loss reads. Equal sources are rolled out once and shared, in this order."""
+
+    def active(self, step: Step) -> Objective:
+        """What is trained on at this step: itself, unless the objective has phases."""
+        return self
+
+    @abstractmethod
+    def loss(self, rollouts: Rollouts, models: Models, step: Step) -> LossOutput:
+        """Undivided loss terms and metrics of one micro-batch."""

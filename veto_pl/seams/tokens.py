@@ -1,0 +1,185 @@
+"""The seams of the loss: what an objective sees of the tokens, and the parts that it is composed of.
+
+Vocabulary-sized rows exist inside a chunk of tokens only; over the whole batch there are scalars.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from veto_pl.core.laws import Law
+from veto_pl.core.scores import TopKScores
+from veto_pl.core.step import Step
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.differentiation import by_autograd
+from veto_pl.functional.supports import top_k_with_tail
+
+
+class Schedule(ABC):
+    """A number that changes over the run."""
+
+    @abstractmethod
+    def __call__(self, step: int, total: int) -> float:
+        """The value after `step` of `total` optimizer steps."""
+
+
+class Support(ABC):
+    """The outcomes that student and teacher are compared on."""
+
+    @abstractmethod
+    def __call__(self, student_logp: Tensor, teacher_logp: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps [N, V] and [N, V] to [N, K] and [N, K], both normalised."""
+
+
+class Target(ABC):
+    """The distribution that the student is drawn to."""
+
+    laws: ClassVar[frozenset[Law]] = frozenset({Law.NORMALISED, Law.PERMUTATION_INVARIANT})
+
+    @abstractmethod
+    def __call__(self, teacher_logp: Tensor, student_logp: Tensor, step: Step) -> Tensor:
+        """Normalised log-probabilities [N, K]."""
+
+
+class Divergence(ABC):
+    """A dissimilarity of two distributions."""
+
+    laws: ClassVar[frozenset[Law]] = frozenset({Law.ZERO_AT_EQUALITY, Law.NON_NEGATIVE, Law.PERMUTATION_INVARIANT})
+
+    @abstractmethod
+    def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:
+        """Maps [N, K] and [N, K] to [N]."""
+
+    def with_gradient(self, student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
+        """The value [N], and its gradient [N, K] in the student's logits. Autograd's; override with a closed form."""
+        return by_autograd(self)(student_logp, target_logp)
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """A few completion tokens.
+
+    Args:
+        student_logp: [n, V] float32 log-probabilities; with a graph only where `per_token` is differentiated.
+        teacher_logp: [n, V] float32, without graph; None where the objective needs no teacher.
+        token_ids: [n] int64, the tokens that follow.
+        sequence_rows: [n] int64, the row of the batch that each token belongs to.
+        step: where training stands.
+        stored: [n] what a stored teacher says; None where a live one was asked.
+        ahead: [n] by name: what a `TokenObjective` asked for in `look_ahead`, without graph.
+    """
+
+    student_logp: Tensor
+    teacher_logp: Tensor | None
+    token_ids: Tensor
+    sequence_rows: Tensor
+    step: Step
+    stored: TopKScores | None = None
+    ahead: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def token_logp(self) -> Tensor:
+        """[n]: the student's log-probability of the tokens, in the graph of `student_logp`."""
+        return self.student_logp.gather(1, self.token_ids[:, None])[:, 0]
+
+    def required_teacher_logp(self) -> Tensor:
+        """The teacher's log-probabilities, for objectives that need a teacher."""
+        assert self.teacher_logp is not None, "an objective with `needs_teacher` always gets the teacher's rows"
+        return self.teacher_logp
+
+    def outcomes(self, support: Support) -> tuple[Tensor, Tensor]:
+        """[n, K] and [n, K]: both models on the outcomes of `support`, or on those that a stored teacher kept."""
+        if self.stored is not None:
+            return top_k_with_tail(self.student_logp, self.stored.ids), self.stored.logp
+        return support(self.student_logp, self.required_teacher_logp())
+
+    def teacher_token_logp(self) -> Tensor:
+        """[n]: the teacher's log-probability of the tokens; 0 without a teacher."""
+        if self.teacher_logp is None:
+            return self.student_logp.new_zeros(len(self.token_ids))
+        return self.teacher_logp.gather(1, self.token_ids[:, None])[:, 0]
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """Scalars of a whole micro-batch; what stands where `mask` is False means nothing.
+
+    Args:
+        student_logp: [B, S] of the tokens, with graph.
+        teacher_logp: [B, S] of the tokens, without graph.
+        sampler_logp: [B, S] under the distribution that sampled them, or None.
+        mask: [B, S] bool, True where a completion token is predicted.
+        prompt_rows: [B] int64, the prompt that each row continues; equal values are one group.
+        rewards: [B] or None.
+        step: where training stands.
+        reference_logp: [B, S] of the tokens under the reference model, without graph; None where there is none.
+        age: [B] optimizer steps since the row was written; None where all are fresh.
+        scores: [B, S] by name: what an `Advantage` asked for in `scores`, without graph.
+    """
+
+    student_logp: Tensor
+    teacher_logp: Tensor
+    sampler_logp: Tensor | None
+    mask: Tensor
+    prompt_rows: Tensor
+    rewards: Tensor | None
+    step: Step
+    reference_logp: Tensor | None = None
+    age: Tensor | None = None
+    scores: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def log_ratio(self) -> Tensor:
+        """[B, S] without graph: teacher minus student."""
+        return self.teacher_logp - self.student_logp.detach()
+
+    def required_reference_logp(self) -> Tensor:
+        """The reference model's log-probabilities, for objectives that need a reference."""
+        assert self.reference_logp is not None, "an objective with `needs_reference` always gets the reference's scores"
+        return self.reference_logp
+
+    def required_rewards(self) -> Tensor:
+        """The reward of each row, for objectives that need rewards."""
+        assert self.rewards is not None, "an objective with `needs_rewards` always gets rewards"
+        return self.rewards
+
+    def required_sampler_logp(self) -> Tensor:
+        """The sampler's log-probabilities; raises `ConfigurationError` where the rollout kept none."""
+        if self.sampler_logp is None:
+            raise ConfigurationError(
+                "Importance weights need the sampler's log-probabilities, but the rollout has rows that nobody "
+                "sampled. Use a rollout that samples every row, or switch the importance weights off."
+            )
+        return self.sampler_logp
+
+
+class TokenWeighting(ABC):
+    """How much each token counts; the denominator stays the number of tokens."""
+
+    @abstractmethod
+    def __call__(self, rows: TokenRows) -> Tensor:
+        """[N] weights of a chunk of tokens."""
+
+
+class Advantage(ABC):
+    """The credit of each sampled token in a policy-gradient term."""
+
+    needs_reference: ClassVar[bool] = False
+    needs_rewards: ClassVar[bool] = False
+    compares_completions: ClassVar[bool] = False
+
+    @property
+    def laws(self) -> frozenset[Law]:
+        """What holds for an objective with this advantage; an advantage that couples rows promises nothing."""
+        return frozenset({Law.SPLIT_INVARIANT})
+
+    def scores(self, rows: TokenRows) -> Mapping[str, Tensor]:
+        """[n] numbers that need the distributions of a few tokens; the call finds them as [B, S] in `grid.scores`."""
+        return {}
+
+    @abstractmethod
+    def __call__(self, grid: TokenGrid) -> Tensor:
+        """[B, S]; the values where `grid.mask` is False are ignored."""

@@ -1,0 +1,1 @@
+"""What a run writes and reads: checkpoints, journals, the run folder, and how writers meet a disk that refuses."""

@@ -1,0 +1,229 @@
+"""What a run writes row by row, and how it goes on after a stop."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import io
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+
+from veto_pl.storage.checkpoint_io import append, beside, bring_to_disk
+from veto_pl.storage.going_on import going_on
+from veto_pl.storage.run_folder import METRICS, is_first_rank
+
+
+class Journal(ABC):
+    """A record that grows by rows. A checkpoint keeps how many there were, and a resumed run forgets those after it.
+
+    Loggers and callbacks can be journals. The methods are called on all ranks; only the first one writes.
+    """
+
+    journal: str
+    """What its rows are called in a checkpoint."""
+
+    @abstractmethod
+    def position(self) -> int:
+        """Rows written so far."""
+
+    @abstractmethod
+    def cut(self, trainer: L.Trainer, rows: int, step: int) -> None:
+        """Keeps the first `rows` rows, which are those before `step`; no rows for a run that starts afresh."""
+
+    @abstractmethod
+    def bring_to_disk(self) -> None:
+        """Waits until all rows are on the disk."""
+
+
+def journals(trainer: L.Trainer) -> list[Journal]:
+    """All journals among the loggers and callbacks of a trainer."""
+    parts = (*trainer.loggers, *trainer.callbacks)  # type: ignore[attr-defined]
+    return [part for part in parts if isinstance(part, Journal)]
+
+
+def positions(trainer: L.Trainer) -> dict[str, int]:
+    """Rows of each of them so far."""
+    return {journal.journal: journal.position() for journal in journals(trainer)}
+
+
+def made_in(folder: Path) -> Callable[..., Any]:
+    """Return what makes a logger whose default folder, if it has one, lies in `folder` and not in the current one.
+
+    A `CSVLogger` goes on with its file where a run is resumed.
+    """
+
+    def make(kind: type, *arguments: Any, **settings: Any) -> Any:
+        parameter = inspect.signature(kind).parameters.get("save_dir")
+        if parameter is not None and settings.get("save_dir", "") == parameter.default:
+            settings["save_dir"] = str(folder / (parameter.default or ""))
+        return (ContinuedCSV if kind is CSVLogger else kind)(*arguments, **settings)
+
+    return make
+
+
+class ContinuedCSV(CSVLogger, Journal):
+    """Writes `metrics.csv` as `CSVLogger` does, and goes on with the file that is there instead of deleting it."""
+
+    journal = METRICS
+
+    @property
+    def experiment(self) -> Any:
+        """The writer of the file; a dummy on all ranks but the first."""
+        if self._experiment is None and is_first_rank():
+            self._experiment = _Rows(self.log_dir)
+        return super().experiment
+
+    def position(self) -> int:
+        return cast(_Rows, self.experiment).rows if is_first_rank() else 0
+
+    def cut(self, trainer: L.Trainer, rows: int, step: int) -> None:
+        if is_first_rank():
+            cast(_Rows, self.experiment).cut(rows)
+
+    def bring_to_disk(self) -> None:
+        self.save()
+        if is_first_rank():
+            bring_to_disk(Path(self.experiment.metrics_file_path))
+
+
+class MetricsFile(ContinuedCSV):
+    """Writes `metrics.csv` in one folder, and goes on with the file that is there.
+
+    Args:
+        folder: the folder of the run.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder, name="", version="")
+
+
+class _Rows(ExperimentWriter):
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir)
+        header, rows, whole = _table(Path(self.metrics_file_path))
+        self.metrics_keys, self.rows = header, len(rows)
+        self._kept = None if whole else len(rows)
+        self.save()
+
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        super().log_metrics(metrics_dict, self.rows if step is None else step)
+        self.rows += 1
+
+    def save(self) -> None:
+        """Writes what was logged since the last time; what a full disk refuses is kept for the next time."""
+        keys = list(self.metrics_keys)
+        path = Path(self.metrics_file_path)
+        with going_on(path):
+            try:
+                self._write(path)
+            except OSError:
+                self.metrics_keys = keys
+                raise
+
+    def _write(self, path: Path) -> None:
+        """Appends, or writes all anew: for new columns, and where only so many of the rows are to stay."""
+        new = bool(self.metrics) and (bool(self._record_new_keys()) or not path.is_file())
+        if new or self._kept is not None:
+            self._rewrite(self.metrics_keys, [*_table(path)[1][: self._kept], *self.metrics])
+        elif self.metrics:
+            append(path, _lines(self.metrics_keys, self.metrics))
+        self.metrics, self._kept = [], None
+
+    def cut(self, count: int) -> None:
+        self.metrics = []
+        header, rows, _ = _table(Path(self.metrics_file_path))
+        if len(rows) < count:
+            rank_zero_warn(f"{self.metrics_file_path} has {len(rows)} rows, but had {count} when the run was stopped.")
+        kept = rows[:count]
+        self.metrics_keys, self.rows = [name for name in header if any(row.get(name) for row in kept)], len(kept)
+        self._kept = len(kept)
+        if kept:
+            self.save()
+            return
+        with going_on(self.metrics_file_path):
+            Path(self.metrics_file_path).unlink(missing_ok=True)
+            self._kept = None
+
+    def _check_log_dir_exists(self) -> None:
+        """Nothing is deleted."""
+
+    def _rewrite(self, header: list[str], rows: Sequence[Mapping[str, Any]]) -> None:
+        with beside(Path(self.metrics_file_path)) as temporary:
+            temporary.write_bytes(_lines(header, [dict(zip(header, header, strict=True)), *rows]))
+
+
+def _lines(header: list[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.DictWriter(text, header, extrasaction="ignore").writerows(rows)
+    return text.getvalue().encode()
+
+
+def _table(path: Path) -> tuple[list[str], list[dict[str, str]], bool]:
+    """The header and the rows of a file up to the first that a killed process left half written; and if that is all."""
+    lines = (
+        path.read_bytes().decode(errors="replace").replace("\0", "").splitlines(keepends=True) if path.is_file() else []
+    )
+    cells = list(csv.reader(line for line in lines if line.endswith("\n")))
+    header, rows = (cells[0] if cells else []), []
+    for row in cells[1:]:
+        if len(row) != len(header):
+            break
+        rows.append(dict(zip(header, row, strict=True)))
+    return header, rows, len(rows) == max(len(lines) - 1, 0)
+
+
+class Events(TensorBoardLogger, Journal):
+    """Writes TensorBoard's files; a resumed run hides the points of the steps that it does again.
+
+    Args:
+        folder: the folder of the run; the files are in `tensorboard`.
+    """
+
+    journal = "tensorboard"
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder, name="", version="tensorboard")
+
+    def position(self) -> int:
+        return 0
+
+    def cut(self, trainer: L.Trainer, rows: int, step: int) -> None:
+        self._close()
+        self._kwargs["purge_step"] = step
+
+    def bring_to_disk(self) -> None:
+        if self._experiment is not None:
+            self._experiment.flush()
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Hands numbers to TensorBoard's writer; one that a full disk has ended is replaced later."""
+        try:
+            if self._experiment is None:
+                _probe(Path(self.log_dir))
+            super().log_metrics(metrics, step)
+        except OSError:
+            with suppress(OSError):
+                self._close()
+            raise
+
+    def _close(self) -> None:
+        experiment, self._experiment = self._experiment, None
+        if experiment is not None:
+            experiment.close()
+
+
+def _probe(folder: Path) -> None:
+    """Raise the `OSError` of a folder that takes no data, where TensorBoard would leave an empty file at each try."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(4096))

@@ -1,0 +1,52 @@
+"""The configuration of a run, beside its results."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
+
+from veto_pl.storage.checkpoint_io import beside
+from veto_pl.storage.going_on import going_on
+from veto_pl.storage.run_folder import run_folder
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes the complete configuration into the run folder, and never over a file that the run was given.
+
+    It is `config.yaml`, or, where that is one of those files, `config-2.yaml`, and so on.
+
+    Args:
+        parser: prints the configuration.
+        config: the configuration.
+        given: the files of `--config`.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Any, given: Sequence[Any] = ()) -> None:
+        super().__init__(parser, config, overwrite=True)
+        self._given = [Path(str(path)).resolve() for path in given]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes the file, once, on the first rank."""
+        folder = run_folder(trainer)
+        if trainer.is_global_zero and not self.already_saved:
+            self._write(folder)
+        self.already_saved = True
+
+    def _write(self, folder: Path) -> None:
+        path = next(path for path in _names(folder / self.config_filename) if path.resolve() not in self._given)
+        with going_on(path, "keeps its configuration in its checkpoints"), beside(path) as temporary:
+            temporary.write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")
+        if path.name != self.config_filename:
+            rank_zero_info(f"`{folder / self.config_filename}` stays as it was given; {path.name} is the whole of it.")
+
+
+def _names(path: Path) -> Any:
+    yield path
+    for number in itertools.count(2):
+        yield path.with_stem(f"{path.stem}-{number}")

@@ -1,0 +1,199 @@
+"""One batch of evaluation: the student answers, the task judges, the metrics look on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.chunked import Block, RowStream
+from veto_pl.functional.divergences import forward_kl, reverse_kl
+from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric, default_metrics
+from veto_pl.metrics.generations import Generations
+from veto_pl.models.readout import read
+from veto_pl.models.sharding import gathered
+from veto_pl.rollouts import FromStudent, Sampling
+from veto_pl.seams import Models, PromptBatch, Sequences, Step
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHUNK_ROWS = 256
+"""Tokens whose vocabulary-sized rows are held at a time."""
+
+
+def validation_metrics(
+    metrics: Sequence[CompletionMetric | TokenMetric | MetricFamily] | None, sampling: Sampling, *, with_teacher: bool
+) -> nn.ModuleDict:
+    """The metrics by name, families as their members; those that need a teacher are left out where there is none."""
+    count = sampling.num_completions
+    chosen: list[CompletionMetric | TokenMetric] = []
+    for metric in default_metrics(count) if metrics is None else metrics:
+        chosen += metric.members(count) if isinstance(metric, MetricFamily) else [metric]
+    if dotted := sorted(metric.name for metric in chosen if "." in metric.name):
+        raise ConfigurationError(f"The name of a metric cannot hold a dot, got `{dotted[0]}`. Use another character.")
+    usable = [m for m in chosen if with_teacher or not getattr(m, "needs_teacher", False)]
+    return nn.ModuleDict({metric.name: metric for metric in usable})
+
+
+def computed(metrics: nn.ModuleDict, prefix: str) -> dict[str, float]:
+    """The value of each metric on all ranks, by its logged name. Every rank has to ask."""
+    return {f"{prefix}/{name}": float(cast(Metric, metric).compute()) for name, metric in metrics.items()}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The completions of a batch of prompts, judged.
+
+    Args:
+        batch: the prompts.
+        sequences: prompts and completions.
+        generations: texts, rewards and endings.
+        models: the models that are compared.
+        divergences: [N] each, `forward_kl` and `reverse_kl` at every completion token in nats; empty until `update` is
+            asked for them, and where there is no teacher.
+    """
+
+    batch: PromptBatch
+    sequences: Sequences
+    generations: Generations
+    models: Models
+    divergences: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def sample(cls, batch: PromptBatch, models: Models, sampling: Sampling, step: Step) -> Evaluation:
+        """Lets the student answer every prompt of the batch."""
+        sequences = FromStudent(sampling)(batch, models, step)
+        texts = sequences.texts(models.tokenizer)
+        rewards = batch.score(texts, sequences.prompt_rows.tolist())
+        shape = (len(batch), sampling.num_completions)
+        generations = Generations(
+            texts=texts,
+            tokens=[ids.tolist() for ids in sequences.completions()],
+            rewards=torch.tensor(rewards).reshape(shape),
+            finished=sequences.finished(models.eos_ids).cpu().reshape(shape),
+            examples=batch.examples,
+        )
+        return cls(batch, sequences, generations, models)
+
+    def update(self, metrics: Iterable[nn.Module], *, annotate: bool = False) -> Evaluation:
+        """Shows the distributions to the metrics of tokens, and the completions to those of completions.
+
+        Each model reads the rows once, and only where something is asked of the tokens.
+
+        Args:
+            metrics: are updated.
+            annotate: also keep how far student and teacher differ at each token.
+
+        Returns:
+            The same evaluation with what was computed on the way.
+        """
+        listed = list(metrics)
+        token_metrics = [metric for metric in listed if isinstance(metric, TokenMetric)]
+        with_logp = any(getattr(metric, "needs_logp", False) for metric in listed)
+        divergent = annotate and self.models.teacher is not None
+        values: dict[str, Tensor] = {}
+        if token_metrics or with_logp or divergent:
+            values = self._read(token_metrics, with_logp=with_logp, divergent=divergent)
+        generations = self.generations
+        if with_logp:
+            generations = replace(generations, logp=self._of_completions(values.pop("logp")))
+        for metric in listed:
+            if isinstance(metric, CompletionMetric):
+                metric.update(generations)
+        return replace(self, generations=generations, divergences=values)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per completion: prompt, completion, reference and reward; all references where there are several."""
+        examples = [self.batch.examples[i] for i in self.sequences.prompt_rows.tolist()]
+        prompts = self.models.tokenizer.batch_decode(
+            [ids[mask] for ids, mask in zip(self.batch.input_ids, self.batch.attention_mask, strict=True)]
+        )
+        return [
+            {"prompt": prompts[row], "completion": text, "reference": example.completion, "reward": reward}
+            | ({"references": list(example.references)} if example.alternatives else {})
+            for row, text, example, reward in zip(
+                self.sequences.prompt_rows.tolist(),
+                self.generations.texts,
+                examples,
+                self.generations.rewards.flatten().tolist(),
+                strict=True,
+            )
+        ]
+
+    def annotated(self, row: int) -> dict[str, Any]:
+        """The tokens of a completion as texts, and how far the models differ at each that counts.
+
+        The texts join to the completion; behind it may be a stop string, which is not judged.
+        """
+        ends = self.sequences.predictions.sum(1).cumsum(0).tolist()
+        here = slice(ends[row - 1] if row else 0, ends[row])
+        numbers = {name: _short(values[here]) for name, values in self.divergences.items()}
+        return {"tokens": token_texts(self.generations.tokens[row], self.models.tokenizer), **numbers}
+
+    def _read(self, metrics: Sequence[TokenMetric], *, with_logp: bool, divergent: bool) -> dict[str, Tensor]:
+        """Runs both models over the completions, updates the metrics, and keeps what is asked for, [N] each."""
+        ids = self.sequences.token_ids()
+
+        def look(block: Block) -> tuple[dict[str, Tensor], None]:
+            student_logp = torch.log_softmax(block.student, -1)
+            teacher_logp = None if block.teacher is None else torch.log_softmax(block.teacher, -1)
+            for metric in metrics:
+                metric.update(student_logp, teacher_logp)
+            kept: dict[str, Tensor] = {}
+            if divergent and teacher_logp is not None:
+                kept |= {name: of(student_logp, teacher_logp) for name, of in _DIVERGENCES.items()}
+            if with_logp:
+                kept["logp"] = student_logp.gather(1, ids[block.rows, None])[:, 0]
+            return kept, None
+
+        student, teacher = self.models.student, self.models.teacher
+        hidden = read(student, self.sequences)
+        teacher_hidden = None if teacher is None else read(teacher, self.sequences)
+        with ExitStack() as stack, torch.no_grad():
+            for model in filter(None, (student, teacher)):
+                stack.enter_context(gathered(model, head_only=True))
+            teacher_head = None if teacher is None else teacher.head()
+            stream = RowStream(hidden, student.head(), teacher_hidden, teacher_head, chunk_rows=CHUNK_ROWS)
+            return stream.scores(look)
+
+    def _of_completions(self, per_token: Tensor) -> Tensor:
+        """[N] to [G, K]: the sum over each completion's tokens."""
+        sums = per_token.new_zeros(len(self.sequences))
+        sums.index_add_(0, self.sequences.tokens()[1], per_token)
+        return sums.view(self.generations.rewards.shape).to(self.generations.rewards.device)
+
+
+_DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
+
+
+def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The text that each token adds; together they are the decoded text, without special tokens.
+
+    A token that holds a part of a character adds nothing: the one that completes the character adds all of it.
+    """
+    whole = tokenizer.decode(ids, skip_special_tokens=True)
+    texts, written = [], 0
+    for length in range(1, len(ids)):
+        so_far = tokenizer.decode(ids[:length], skip_special_tokens=True)
+        reached = max(written, _agreeing(so_far, whole))
+        texts.append(whole[written:reached])
+        written = reached
+    return [*texts, whole[written:]] if ids else []
+
+
+def _agreeing(text: str, whole: str) -> int:
+    """The characters that both begin with."""
+    differing = (i for i, (one, other) in enumerate(zip(text, whole, strict=False)) if one != other)
+    return next(differing, min(len(text), len(whole)))
+
+
+def _short(values: Tensor) -> list[float]:
+    """With the six digits that float32 is good for."""
+    return [float(f"{value:.6g}") for value in values.tolist()]

@@ -1,0 +1,43 @@
+"""What a module says to those who look for its weights elsewhere: in a checkpoint alone, or after a fork."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import lightning as L
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from lightning.pytorch.utilities import rank_zero_info
+
+from veto_pl.exceptions import ConfigurationError
+
+
+class HostedModule(L.LightningModule):
+    """Makes no module from a checkpoint, and says where weights are that were trained in other processes."""
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: a checkpoint holds weights, and must not name the classes that a module is made of.
+
+        Raises:
+            ConfigurationError: always, with the ways that there are.
+        """
+        raise ConfigurationError(
+            "`load_from_checkpoint` cannot make a module: a checkpoint holds weights, and names neither objective nor "
+            f"models. `veto-pl export {checkpoint_path} FOLDER` writes the student as a Hugging Face folder; or make "
+            "the module as for training, and name the checkpoint as `ckpt_path` of `trainer.fit`, `validate`, `test` "
+            "or `predict`."
+        )
+
+    @property
+    def template(self) -> Any:
+        """Return what makes the prompts of the run; None where nobody knows."""
+        return getattr(self.trainer.datamodule, "template", None)  # type: ignore[attr-defined]
+
+    def on_fit_end(self) -> None:
+        """Say where the weights are after a fit in processes that end with it, as in a notebook on several devices."""
+        if isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher):
+            rank_zero_info(
+                "The fit ran in processes of its own, so the module of this one has no trained weights. They are in "
+                "the checkpoints (the callback `Checkpoints` keeps `last.ckpt`): name one as `ckpt_path` of "
+                "`validate`, `test` or `predict`, or to `veto-pl export`."
+            )

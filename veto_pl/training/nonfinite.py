@@ -1,0 +1,196 @@
+"""Steps whose loss or gradient is not finite: they are left out, and the rows that caused them are written down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from veto_pl.exceptions import ConfigurationError, NonFiniteError
+from veto_pl.seams import Faults, LossOutput, PromptBatch, Rollouts, Sequences
+from veto_pl.storage.run_folder import run_folder
+from veto_pl.storage.waiting_lines import WaitingLines, shared_lines
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+    from transformers import PreTrainedTokenizerBase
+
+FAULTS = "faults.jsonl"
+SHOWN_ROWS, SHOWN_CHARACTERS, SHOWN_STEPS = 3, 80, 10
+
+
+class NonFiniteSteps:
+    """Decides, alike on all ranks, whether an optimizer step is left out.
+
+    A step is left out where a loss of its window, or the norm of its gradient, is NaN or infinite. Both are sums over
+    all ranks, so no rank has to ask the others. The optimizer then gets no gradients: weights, moments and momentum
+    stay as they are to the bit. Step count and schedules move on.
+
+    Where a gradient scaler looks for its scale (16-mixed precision), an infinite gradient under finite losses is its
+    doing and no fault: it leaves the step out too, but does not count as long as the scale is above 1.
+
+    Args:
+        limit: steps left out in a row after which the run stops.
+
+    Raises:
+        ConfigurationError: `limit` is below 1.
+    """
+
+    def __init__(self, limit: int) -> None:
+        if limit < 1:
+            raise ConfigurationError(
+                f"`model.skip_limit` must be at least 1, got {limit}. It is the number of steps in a row that may have "
+                "a loss or gradient that is not finite."
+            )
+        self.limit = limit
+        self.in_a_row = 0
+        self._reported = 0
+        self._lines: WaitingLines | None = None
+        self._watched: list[tuple[PromptBatch, Sequences, Faults | None, str]] = []
+
+    def begin(self, trainer: Trainer, parameters: Sequence[nn.Parameter], tokenizer: PreTrainedTokenizerBase) -> None:
+        """Begin a fit.
+
+        Args:
+            trainer: runs it.
+            parameters: those that are trained.
+            tokenizer: turns the rows that are reported into text.
+        """
+        self._run = trainer, parameters, tokenizer
+
+    def watch(self, batch: PromptBatch, rollouts: Rollouts, output: LossOutput) -> None:
+        """Keeps the rows of a micro-batch until the step is decided, and what the objective says about them."""
+        for source, rows in rollouts.items():
+            kept = replace(rows, teacher_scores=None)
+            prompts = batch if rows.prompts is None else rows.prompts
+            self._watched.append((prompts, kept, output.faults.get(source), type(source).__name__))
+
+    def leave_out(self, optimizer: Optimizer, means: Mapping[str, Tensor], norm: Tensor) -> bool:
+        """Whether the step is left out; then its gradients are gone and its rows are reported.
+
+        Args:
+            optimizer: about to step.
+            means: what the window logs, over all ranks.
+            norm: of the gradient, over all ranks.
+
+        Raises:
+            NonFiniteError: it is the last step in a row that may be left out. All ranks raise it.
+        """
+        watched, self._watched = self._watched, []
+        losses = {name: value for name, value in means.items() if name.rpartition("/")[2] == "loss"}
+        broken = [name for name, value in {**losses, "gradient": norm}.items() if not math.isfinite(float(value))]
+        if self._lines is not None:
+            self._lines.flush()
+        if not broken:
+            self.in_a_row = 0
+            return False
+        trainer, parameters, tokenizer = self._run
+        _drop_gradients(parameters, optimizer, scaled=_scale(trainer) is not None)
+        if broken == ["gradient"] and (_scale(trainer) or 0.0) > 1:
+            return True
+        self.in_a_row += 1
+        rows = [row for part in watched for row in _described(*part, tokenizer)]
+        self._report(trainer, broken, _over_ranks(rows, trainer))
+        if self.in_a_row == self.limit:
+            self.in_a_row = 0  # a run that is resumed has all its steps again
+            raise NonFiniteError(self._last_words(trainer))
+        return True
+
+    def _report(self, trainer: Trainer, broken: list[str], rows: list[dict[str, Any]]) -> None:
+        """Appends the rows to the file, and warns about the first few."""
+        guilty = [row for row in rows if row["not_finite"]]
+        self._lines = faults_of(trainer)
+        if trainer.is_global_zero:
+            self._lines.add({"step": trainer.global_step, **row} for row in guilty or rows)
+        self._reported += 1
+        if self._reported > SHOWN_STEPS:
+            return
+        cause = f"{len(guilty)} of its {len(rows)} rows caused it: {'; '.join(map(_shown, guilty[:SHOWN_ROWS]))}."
+        if not guilty:
+            cause = f"All its {len(rows)} rows are finite at the head, so a number overflowed inside the model."
+        more = f" From now on only {FAULTS} tells." if self._reported == SHOWN_STEPS else ""
+        rank_zero_warn(
+            f"Step {trainer.global_step} was left out, since its {' and '.join(broken)} is not finite. {cause} The "
+            f"weights stay as they were. Rows: {self._lines.path}.{more}"
+        )
+
+    def _last_words(self, trainer: Trainer) -> str:
+        return (
+            f"The run stops at step {trainer.global_step}: {self.limit} steps in a row had a loss or gradient that is "
+            f"not finite. The weights are intact; they are those before these steps. {faults_of(trainer).path} has the "
+            "rows. If they are always the same rows, correct or remove them; if they are all rows, lower the learning "
+            "rate, or set `trainer.precision` to `bf16-mixed` or `32`. To go on regardless, raise `model.skip_limit`."
+        )
+
+
+def faults_of(trainer: Trainer) -> WaitingLines:
+    """Return the file of the rows of a run, the same for all who write or count them; all ranks have to ask."""
+    return shared_lines(run_folder(trainer) / FAULTS)
+
+
+def _drop_gradients(parameters: Iterable[nn.Parameter], optimizer: Optimizer, *, scaled: bool) -> None:
+    """Optimizers pass over parameters without a gradient.
+
+    A fused optimizer under a gradient scaler has to be handed gradients that are not finite instead: the scaler looks
+    for them only when it steps, and leaves the step out itself.
+    """
+    unseen = scaled and getattr(optimizer, "_step_supports_amp_scaling", False)
+    for parameter in parameters:
+        if not unseen:
+            parameter.grad = None
+        elif parameter.grad is not None:
+            parameter.grad.fill_(math.nan)
+
+
+def _scale(trainer: Trainer) -> float | None:
+    """The present scale of the losses; None without a gradient scaler."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return None if scaler is None else float(scaler.get_scale())
+
+
+def _described(
+    prompts: PromptBatch, rows: Sequences, faults: Faults | None, rollout: str, tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, Any]]:
+    """Each row as it is written down; `not_finite` is empty for a row that is not to blame."""
+    marks = {} if faults is None else {"loss": faults.loss.tolist(), "gradient": faults.gradient.tolist()}
+    behind = rows.completion_mask
+    before = rows.attention_mask & ~behind
+    numbers = prompts.numbers[rows.prompt_rows].tolist()
+    described = []
+    for i, number in enumerate(numbers):
+        prompt, completion = (rows.input_ids[i][mask[i]].tolist() for mask in (before, behind))
+        described.append({
+            "row": number,
+            "not_finite": [name for name, marked in marks.items() if marked[i]],
+            "prompt": tokenizer.decode(prompt),
+            "completion": tokenizer.decode(completion),
+            "rollout": rollout,
+            "prompt_ids": prompt,
+            "completion_ids": completion,
+        })  # fmt: skip
+    return described
+
+
+def _over_ranks(rows: list[dict[str, Any]], trainer: Trainer) -> list[dict[str, Any]]:
+    """The rows of all ranks, with the rank of each."""
+    parts: list[list[dict[str, Any]] | None] = [rows]
+    if trainer.world_size > 1:
+        parts = [None] * trainer.world_size
+        dist.all_gather_object(parts, rows)
+    return [{"rank": rank, **row} for rank, part in enumerate(parts) for row in part or []]
+
+
+def _shown(row: Mapping[str, Any]) -> str:
+    prompt, completion = (_cut(row[name]) for name in ("prompt", "completion"))
+    what = " and ".join(row["not_finite"])
+    return f"row {row['row']} on rank {row['rank']} ({what}), prompt {prompt!r}, completion {completion!r}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 1]}…"

@@ -1,0 +1,92 @@
+"""The optimizer of a module: what makes it, its schedule, and a learning rate that may be found or replaced."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, cast
+
+import lightning as L
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from veto_pl.core.own_errors import OwnErrors
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.models.trainable import warn_before_training
+from veto_pl.seams import Schedule
+
+if TYPE_CHECKING:
+    from veto_pl.seams import LanguageModel
+
+
+def default_optimizer(parameters: Iterable[Any]) -> Optimizer:
+    """Returns AdamW at a rate that fine-tuning bears, without weight decay."""
+    return AdamW(parameters, lr=1e-5, weight_decay=0.0)
+
+
+def unlimited() -> float:
+    """Returns the steps of a run that no budget ends."""
+    return math.inf
+
+
+class OptimizedModule(OwnErrors, L.LightningModule):
+    """A module whose optimizer is made by `optimizer`, at a rate that `lr_schedule` multiplies at every step.
+
+    Args:
+        optimizer: makes the optimizer of the parameters that are trained.
+        lr_schedule: multiplies the optimizer's learning rate at every step.
+    """
+
+    student: LanguageModel
+
+    def __init__(self, optimizer: OptimizerCallable, lr_schedule: Schedule) -> None:
+        super().__init__()
+        self.optimizer = optimizer
+        self.lr_schedule = lr_schedule
+        self.horizon: Callable[[], float] = unlimited
+        self._rate: float | None = None
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Returns the optimizer over the trained parameters, and its schedule per step."""
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        if self._rate is not None:
+            _set_rate(optimizer, self._rate)
+        warn_before_training(self.student, optimizer)
+        schedule = LambdaLR(optimizer, lambda step: self.lr_schedule(step, self.total_steps()))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @property
+    def lr(self) -> float | None:
+        """The learning rate that replaces the optimizer's own; None for that. Lightning's finder sets it."""
+        return self._rate
+
+    @lr.setter
+    def lr(self, rate: float) -> None:
+        """Also changes the rate of a schedule that runs already."""
+        self._rate = rate
+        for config in () if self._trainer is None else self.trainer.lr_scheduler_configs:
+            schedule = cast(LambdaLR, config.scheduler)
+            _set_rate(schedule.optimizer, rate)
+            schedule.base_lrs = [rate for _ in schedule.optimizer.param_groups]
+
+    def total_steps(self) -> int:
+        """Returns the optimizer steps of the run, which schedules are stretched over.
+
+        Raises:
+            ConfigurationError: nothing ends the run.
+        """
+        total = min(self.trainer.estimated_stepping_batches, self.horizon())
+        if not math.isfinite(total):
+            raise ConfigurationError(
+                "Schedules need the length of the run, but it is unlimited. Set `trainer.max_steps` or "
+                "`trainer.max_epochs`; beside a `budget`, as many as it will never reach."
+            )
+        return int(total)
+
+
+def _set_rate(optimizer: Optimizer, rate: float) -> None:
+    """Gives an optimizer another learning rate, from which a schedule starts."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] = rate
