@@ -79,7 +79,7 @@ def test_a_node_that_sees_another_folder_or_has_another_version_is_named(tmp_pat
     with pytest.raises(ConfigurationError, match=r"does not see `.*/elsewhere`. Set `--out`"):
         replace(origin, marker=Path("elsewhere/marker")).enter()
     with pytest.raises(ConfigurationError, match=r"has veto_pl .*, not 0\.0\.1"):
-        replace(origin, version="0.0.1").enter()
+        replace(origin, package="0.0.1").enter()
 
 
 def killed(job, *_):
@@ -122,7 +122,7 @@ def test_a_worker_that_dies_takes_no_other_along(tmp_path, local_ray, monkeypatc
 def test_a_node_that_cannot_be_used_ends_the_study_with_its_reason(tmp_path, local_ray, monkeypatch):
     def fate(job, origin, _):
         if job.name == "lost":
-            replace(origin, version="0.0.1").enter()
+            replace(origin, package="0.0.1").enter()
         for _ in range(600):  # as a cancellation shows between two calls only
             time.sleep(0.1)
 

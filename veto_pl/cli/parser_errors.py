@@ -18,7 +18,7 @@ from types import UnionType
 from typing import Any
 
 from veto_pl.cli.listing import SEAMS
-from veto_pl.core.mistakes import Mistake, error_of, nearest, shown
+from veto_pl.core.mistakes import Mistake, did_you_mean, error_of, shorten
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.plugins import available
 
@@ -113,7 +113,7 @@ def explained(message: str, roots: Mapping[str, Callable[..., Any] | None]) -> C
                 return error_of(explain(place, match, reason))
     lines = [line.strip() for line in reason.splitlines() if line.strip()]
     where = f"`{place}`: " if place.path else ""
-    return ConfigurationError(where + shown(" ".join(lines), 400))
+    return ConfigurationError(where + shorten(" ".join(lines), 400))
 
 
 def _walk(message: str, place: _Place) -> str:
@@ -142,7 +142,7 @@ def _unknown_class(place: _Place, match: re.Match[str], reason: str) -> list[Mis
     article = "an" if kinds[0] in "AEIOU" else "a"
     expected = f"the name of {article} {kinds}{_listed(names)}"
     more = [f"`veto-pl list {name}` shows all." for name, kinds_ in SEAMS.items() if set(kinds_) & set(place.seams)]
-    remedy = _belongs_elsewhere(given, place.seams) or nearest(given, names) or "Correct the name."
+    remedy = _belongs_elsewhere(given, place.seams) or did_you_mean(given, names) or "Correct the name."
     return [Mistake(str(place), f"`{match['given']}`", expected, " ".join([remedy, *more]))]
 
 
@@ -173,7 +173,7 @@ def _unknown_key(place: _Place, match: re.Match[str], reason: str) -> list[Mista
         place.step(key)
     known = place.arguments()
     where = ".".join(filter(None, [str(place), "init_args" if place.chosen else "", name]))
-    remedy = nearest(name, known) or "Correct or remove it."
+    remedy = did_you_mean(name, known) or "Correct or remove it."
     return [Mistake(where, "a setting that does not exist", f"a setting of that place{_listed(known)}", remedy)]
 
 
@@ -204,7 +204,7 @@ def _wrong_type(place: _Place, match: re.Match[str], reason: str) -> list[Mistak
     expected = " or ".join(alternatives) or _readable(match["expected"])
     if re.search(r"Expected a <class 'NoneType'>", reason):
         expected += " or null"
-    return [Mistake(str(place), f"`{shown(given)}`", expected, "Correct the value.")]
+    return [Mistake(str(place), f"`{shorten(given)}`", expected, "Correct the value.")]
 
 
 def _readable(expected: str) -> str:

@@ -12,15 +12,15 @@ from rich.console import Console
 
 from veto_pl.compare.cells import counted
 from veto_pl.compare.cluster import Cluster
+from veto_pl.compare.comparison_page import write_page
 from veto_pl.compare.jobs import Job, JobFactory, Point, label
 from veto_pl.compare.markdown import markdown
-from veto_pl.compare.page import write_page
 from veto_pl.compare.results import Comparison, Search, Trial
 from veto_pl.compare.study import Study
 from veto_pl.compare.study_file import load_study
 from veto_pl.compare.trials import compare, read_search, read_trial, search_score
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.report.page import write_text
+from veto_pl.pages.render import write_text
 
 PAGE, TABLE = "comparison.html", "comparison.md"
 

@@ -7,12 +7,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-import veto_pl
 from veto_pl.compare.study import Method, Settings, Stage, Study
 from veto_pl.exceptions import ConfigurationError, DataError
 
@@ -68,7 +68,7 @@ class Job:
         texts = [_read(file) for file in self.files]
         stages = dict(zip(map(str, self.stage_folders), self.stage_fingerprints, strict=True))
         settings = replaced(self.settings, stages)
-        content = [veto_pl.__version__, texts, settings, dict(self.evaluations), list(self.stage_fingerprints)]
+        content = [version("veto_pl"), texts, settings, dict(self.evaluations), list(self.stage_fingerprints)]
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     @property

@@ -9,10 +9,10 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
-import veto_pl
 from veto_pl.compare.jobs import FAILURE, LOG, Job
 from veto_pl.exceptions import ConfigurationError
 
@@ -27,12 +27,12 @@ class Origin:
     Args:
         directory: the current one, which relative paths start from.
         marker: a file in the study's folder, by which a node shows that it sees that folder.
-        version: of this package.
+        package: its version.
     """
 
     directory: Path
     marker: Path
-    version: str = veto_pl.__version__
+    package: str = version("veto_pl")
 
     def enter(self) -> None:
         """Go to the directory.
@@ -41,8 +41,8 @@ class Origin:
             ConfigurationError: runs of the study cannot be on this node.
         """
         here = f"The node {platform.node()} of the cluster"
-        if veto_pl.__version__ != self.version:
-            raise ConfigurationError(f"{here} has veto_pl {veto_pl.__version__}, not {self.version}. Install that one.")
+        if version("veto_pl") != self.package:
+            raise ConfigurationError(f"{here} has veto_pl {version('veto_pl')}, not {self.package}. Install that one.")
         if not (self.directory / self.marker).is_file():
             folder = self.directory / self.marker.parent
             raise ConfigurationError(f"{here} does not see `{folder}`. Set `--out` to a folder that all nodes share.")
