@@ -147,6 +147,12 @@ def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch):
         here.share()
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere", "nowhere.invalid:6379"])
+def test_an_address_where_nothing_answers_is_named(address):
+    with pytest.raises(ConfigurationError, match=f"expected HOST:PORT of a Ray cluster, or auto, got `{address}`"):
+        cluster._reachable(address)
+
+
 STUDY = f"""
 title: two nodes
 config: [{ROOT}/configs/debug/base.yaml, {ROOT}/configs/debug/sft.yaml]

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import sys
 import tempfile
 import uuid
@@ -226,12 +227,12 @@ def connected(address: str | None) -> Iterator[None]:
 def _start(address: str | None, temporary: str, attempts: int = 3) -> None:
     import ray
 
-    here = {"_temp_dir": temporary, "object_store_memory": _STORE, "include_dashboard": False}
-    options: dict[str, Any] = {"address": address} if address else {"address": "local", **here}
+    here = {"address": "local", "_temp_dir": temporary, "object_store_memory": _STORE, "include_dashboard": False}
+    options: dict[str, Any] = {"address": _reachable(address)} if address else here
     try:
         ray.init(**options, logging_level=logging.ERROR, log_to_driver=False)
     except ConnectionError as error:
-        raise ConfigurationError(f"`--address` expected a Ray cluster, got {address!r}: {error}") from error
+        raise ConfigurationError(f"`--address` expected a Ray cluster, got `{address}`: {error}") from error
     except Exception as error:
         if "timed out" not in str(error):
             raise
@@ -239,3 +240,15 @@ def _start(address: str | None, temporary: str, attempts: int = 3) -> None:
             raise VetoError(f"Ray cannot be started, for this machine is too busy: {error}") from error
         ray.shutdown()
         _start(address, temporary, attempts - 1)
+
+
+def _reachable(address: str) -> str:
+    """Return the address. Where nothing answers, Ray would go on trying for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        if address != "auto":
+            socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+    except (OSError, ValueError) as error:
+        expected = "`--address` expected HOST:PORT of a Ray cluster, or auto"
+        raise ConfigurationError(f"{expected}, got `{address}`, where nothing answers: {error}.") from error
+    return address
