@@ -26,7 +26,7 @@ from torchmetrics import Metric
 import veto_pl.metrics
 from veto_pl.metrics import CompletionMetric, TokenMetric, TopKDiagnostic, default_metrics
 from veto_pl.metrics.generations import Generations
-from veto_pl.report.quantities import Quantity
+from veto_pl.report.columns import Quantity
 from veto_pl.testing.ranks import run_ranks
 
 every_metric = pytest.mark.parametrize("name", METRICS)

@@ -13,9 +13,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
 from veto_pl.compare.cells import counted
+from veto_pl.compare.comparison_page import write_page
 from veto_pl.compare.jobs import Job, Jobs, Point, point_text
 from veto_pl.compare.markdown import markdown
-from veto_pl.compare.page import write_page
 from veto_pl.compare.pool import Pool
 from veto_pl.compare.results import Comparison, Search, Trial
 from veto_pl.compare.study import EqualBudget, Method, SettingSearch, Stage, Study
@@ -23,7 +23,7 @@ from veto_pl.compare.trials import compare, read_search, read_trial, search_scor
 from veto_pl.compare.worker import failure, is_done
 from veto_pl.core.mistakes import shorten
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.report.page import write_text
+from veto_pl.pages.render import write_text
 from veto_pl.storage.config_files import load, reason
 
 PAGE, TABLE = "comparison.html", "comparison.md"

@@ -13,6 +13,7 @@ class StudentEntropy(TokenMetric):
     """Entropy of the student in nats."""
 
     name = "student_entropy"
+    unit = "nats"
     needs_teacher = False
 
     def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:
@@ -23,6 +24,8 @@ class ForwardKL(TokenMetric):
     """KL(teacher || student) in nats."""
 
     name = "forward_kl"
+    title = "forward KL"
+    unit = "nats/token"
     higher_is_better = False
 
     def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:
@@ -33,6 +36,8 @@ class ReverseKL(TokenMetric):
     """KL(student || teacher) in nats."""
 
     name = "reverse_kl"
+    title = "reverse KL"
+    unit = "nats/token"
     higher_is_better = False
 
     def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:
@@ -43,6 +48,8 @@ class TopOneAgreement(TokenMetric):
     """The fraction of tokens where both prefer the same id."""
 
     name = "top_one_agreement"
+    title = "top-1 agreement"
+    unit = "%"
     higher_is_better = True
 
     def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:

@@ -17,6 +17,7 @@ class _AnswerMetric(CompletionMetric):
     """Base of the metrics that look at the answer that each completion of a prompt gives."""
 
     needs_group = True
+    unit = "%"
     higher_is_better = True
 
     def __init__(self, pattern: str | None = None) -> None:

@@ -25,6 +25,8 @@ class ParseRate(CompletionMetric):
     """
 
     name = "parse_rate"
+    unit = "%"
+    higher_is_better = True
 
     def __init__(self, kind: Literal["any", "list", "object"] = "any") -> None:
         super().__init__()

@@ -18,6 +18,8 @@ class SequenceLogProb(CompletionMetric):
     """
 
     name = "sequence_logp"
+    title = "sequence log-probability"
+    unit = "nats"
     needs_logp = True
 
     def update(self, generations: Generations) -> None:
@@ -54,6 +56,7 @@ class CalibrationError(CompletionMetric):
             raise ConfigurationError(f"`CalibrationError.bins` must be at least 1, got {bins}.")
         self.per_token, self.bins = per_token, bins
         self.name = "calibration_error" if per_token else "sequence_calibration_error"
+        self.unit = f"per {'token' if per_token else 'completion'}"
         self.add_state("gaps", torch.zeros(bins, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, generations: Generations) -> None:

@@ -16,10 +16,16 @@ from veto_pl.metrics.generations import Generations
 
 
 class _Mean(Metric, ABC):
-    """A weighted mean; 0 before the first update."""
+    """A weighted mean; 0 before the first update.
+
+    Charts and tables show it as its class says: `title` in place of its name, with `unit`, in which `%` is for a share
+    that is shown times 100, and as `higher_is_better` says, which is None where neither is better.
+    """
 
     full_state_update = False
     name: str
+    title: str = ""
+    unit: str = ""
     total: Tensor
     weight: Tensor
 

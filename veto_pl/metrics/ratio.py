@@ -32,6 +32,7 @@ class TargetRatio(TokenMetric):
         arXiv 2601.07155, section 3
     """
 
+    unit = "powers of ten"
     higher_is_better = False
     peak: Tensor
 

@@ -31,6 +31,7 @@ class Rouge(CompletionMetric):
         Lin 2004, ACL W04-1013
     """
 
+    unit = "%"
     higher_is_better = True
 
     def __init__(self, kind: RougeKind = "rougeL") -> None:
@@ -38,6 +39,7 @@ class Rouge(CompletionMetric):
         if kind not in ("rouge1", "rouge2", "rougeL"):
             raise ConfigurationError(f"`Rouge.kind` expected rouge1, rouge2 or rougeL, got {kind!r}.")
         self.kind = self.name = kind
+        self.title = kind.replace("rouge", "ROUGE-")
 
     def update(self, generations: Generations) -> None:
         scores = [rouge(text, example.references, self.kind) for example, text in _with_references(generations)]
@@ -61,6 +63,7 @@ class BERTScore(CompletionMetric):
     """
 
     name = "bert_score"
+    title = "BERTScore"
     higher_is_better = True
 
     def __init__(self, model: str = "roberta-large", layer: int | None = None) -> None:
@@ -108,6 +111,7 @@ class WinRate(CompletionMetric):
         name: the key that it is logged under, for more than one judge.
     """
 
+    unit = "%"
     higher_is_better = True
 
     def __init__(self, judge: Judge, both_orders: bool = True, name: str = "win_rate") -> None:

@@ -26,6 +26,7 @@ class TargetSharpness(TokenMetric):
     """
 
     name = "target_sharpness"
+    unit = "nats"
 
     def __init__(self, beta: float = 0.8) -> None:
         super().__init__()

@@ -143,7 +143,7 @@ def test_there_is_something_to_learn(objective: Objective, plain: Plain) -> None
 
 
 @each
-@pytest.mark.parametrize(("left", "right"), [(3, 0), (0, 2), (1, 4)])
+@pytest.mark.parametrize(("left", "right"), [(3, 0), (1, 4)])
 def test_padding_changes_nothing(objective: Objective, models: Models, plain: Plain, left: int, right: int) -> None:
     """Padding is named by the masks alone: its place, its width and the ids that stand there do not matter."""
 
@@ -199,11 +199,10 @@ def test_no_tokens_give_a_zero_that_can_be_differentiated(objective: Objective, 
 
 
 @pytest.mark.parametrize("objective", [x for x in OBJECTIVES if hasattr(x, "chunk_rows")], ids=name)
-@pytest.mark.parametrize("rows", [1, 4])
-def test_the_size_of_chunks_changes_nothing(objective: Any, models: Models, plain: Plain, rows: int) -> None:
-    """Chunks bound the memory and nothing else."""
+def test_the_size_of_chunks_changes_nothing(objective: Any, models: Models, plain: Plain) -> None:
+    """Chunks, here of three rows and a last one of fewer, bound the memory and nothing else."""
     rollouts = fixed(objective, models)
-    chunked = dataclasses.replace(objective, chunk_rows=rows)
+    chunked = dataclasses.replace(objective, chunk_rows=3)
     mine: Fixed = dict(zip(chunked.sources, rollouts.values(), strict=True))
     assert_same(update([terms(chunked, mine, models)], models), plain(objective).update)
 
