@@ -8,13 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from veto_pl.core.nested.credit import (
-    BoundedWithOutcome,
-    DivergenceCredit,
-    EarlyWeighted,
-    LeastLikely,
-    TeacherWeightedReward,
-)
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.explain.scene import one_token, tabled
@@ -35,6 +28,13 @@ from veto_pl.objectives import (
     UniOPD,
 )
 from veto_pl.parts.advantages import CentredLogRatio, Extrapolated, LogRatio, RelaxedLogRatio, WithReward
+from veto_pl.parts.credit import (
+    BoundedWithOutcome,
+    DivergenceCredit,
+    EarlyWeighted,
+    LeastLikely,
+    TeacherWeightedReward,
+)
 from veto_pl.parts.schedules import AtMost, Linear
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import Law, Sequences, Step

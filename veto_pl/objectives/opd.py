@@ -3,17 +3,17 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from veto_pl.core.nested.credit import (
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.advantages import FDivergence
+from veto_pl.objectives.policy_gradient import PolicyGradient
+from veto_pl.parts.advantages import LARGEST, CentredLogRatio, LogRatio, WithReward
+from veto_pl.parts.credit import (
     BoundedWithOutcome,
     DivergenceCredit,
     EarlyWeighted,
     LeastLikely,
     TeacherWeightedReward,
 )
-from veto_pl.exceptions import ConfigurationError
-from veto_pl.functional.advantages import FDivergence
-from veto_pl.objectives.policy_gradient import PolicyGradient
-from veto_pl.parts.advantages import LARGEST, CentredLogRatio, LogRatio, WithReward
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import Advantage, RolloutSource
 
