@@ -22,7 +22,7 @@ from veto_pl.compare.jobs import DONE, FAILURE, JOB, LOG, Job, Record
 from veto_pl.compare.results import EvaluationResult, Summary
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.report.run import Run
-from veto_pl.storage.checkpoint_io import beside
+from veto_pl.storage.atomic import replacing
 
 
 def run(job: Job, threads: int) -> None:
@@ -77,7 +77,7 @@ def prepare(job: Job) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / FAILURE).unlink(missing_ok=True)
     (job.folder / "settings.yaml").write_text(yaml.safe_dump(job.settings, sort_keys=False), encoding="utf-8")
-    with beside(file) as temporary:
+    with replacing(file) as temporary:
         record = Record(name=job.name, fingerprint=job.fingerprint)
         temporary.write_text(record.model_dump_json() + "\n", encoding="utf-8")
 
@@ -97,7 +97,7 @@ def perform(job: Job, threads: int) -> None:
         command(["test", *files, *_test(job, name)])
         _refuse_validation_rows(job.folder / name / "test.json")
     _remove_checkpoints(job)
-    with beside(job.folder / DONE) as temporary:  # the record of the start: files may have changed since
+    with replacing(job.folder / DONE) as temporary:  # the record of the start: files may have changed since
         shutil.copyfile(job.folder / JOB, temporary)
 
 

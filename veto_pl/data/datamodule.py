@@ -124,7 +124,7 @@ class PromptDataModule(LightningDataModule):
 
     @property
     def collator(self) -> Collator:
-        """What makes batches of this module's kind; raises `ConfigurationError` while no tokenizer is known."""
+        """The collator that makes this module's batches; `ConfigurationError` is raised while no tokenizer is known."""
         module = self.trainer.lightning_module if self.trainer is not None else None
         tokenizer = self._tokenizer if self._tokenizer is not None else getattr(module, "tokenizer", None)
         if tokenizer is None:

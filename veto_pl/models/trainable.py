@@ -57,7 +57,7 @@ def check_numbers(student: LanguageModel) -> None:
 
 def check_not_compiled(module: LightningModule) -> None:
     """Raise `ConfigurationError` for `torch.compile(module)`, which Lightning unwraps to compiled steps."""
-    if module._compiler_ctx is not None:
+    if module._compiler_ctx is not None:  # private, and all that Lightning leaves of the compiled module
         raise ConfigurationError(
             "`torch.compile(module)` would compile rollouts, loss and metrics anew for nearly every batch, which takes "
             "many times longer than it saves. Give the trainer the module itself."
