@@ -123,6 +123,10 @@ class Sampling:
         return kept, ids, reached[..., -1] >= self.top_p
 
 
+SEVERAL = Sampling(temperature=0.8, top_p=0.9, num_completions=2)
+"""What examples of sources sample with, where one completion of each prompt would hide a mistake."""
+
+
 def draw_id(probability: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     r"""Invert the cumulative distribution, by blocks: :math:`\min \{v : \sum_{u \le v} p_u > u_0 \sum_u p_u\}`.
 

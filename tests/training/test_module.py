@@ -1,9 +1,6 @@
 """The module: one update however the batch is split, a teacher that is nobody's submodule, randomness by purpose."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import lightning as L
 import pytest
@@ -223,44 +220,3 @@ def test_a_missing_teacher_is_named_before_anything_loads():
 def test_an_unlimited_run_has_no_schedule(rows, tmp_path):
     with pytest.raises(ConfigurationError, match=r"Set `trainer.max_steps` or\s+`trainer.max_epochs`"):
         fit(module_of(BRIDGE), rows, tmp_path, max_steps=-1, max_epochs=-1)
-
-
-RANKS = """
-import sys
-import torch
-sys.path.insert(0, {folder!r})
-torch.set_num_threads(1)
-from test_module import BRIDGE, SAMPLED, fit, module_of, weights
-from veto_pl.objectives import SFT, Sum, Veto
-objectives = {{"sft": SFT(), "bridge": BRIDGE, "veto": Veto(rollout=SAMPLED),
-               "sum": Sum(terms={{"kd": BRIDGE, "sft": SFT(aggregation="sequence")}}, weights={{"sft": 0.3}})}}
-if __name__ == "__main__":
-    for name, objective in objectives.items():
-        module = module_of(objective)
-        runner = fit(module, {rows!r}, {out!r}, batch_size=4, devices=2, strategy="ddp", limit_val_batches=1.0)
-        if runner.is_global_zero:
-            logged = {{key: float(value) for key, value in runner.callback_metrics.items()}}
-            torch.save((weights(module), logged), f"{out}/{{name}}.pt")
-"""
-
-
-def test_two_ranks_give_the_update_of_one_process(rows, tmp_path):
-    """DDP over gloo, four ragged rows each, against eight rows in one process."""
-    script = tmp_path / "ranks.py"
-    script.write_text(RANKS.format(folder=str(Path(__file__).parent), rows=rows, out=str(tmp_path)))
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    for name in ("sft", "bridge", "sum"):
-        alone = module_of(OBJECTIVES[name])
-        metrics = fit(alone, rows, tmp_path, limit_val_batches=1.0).callback_metrics
-        together, logged = torch.load(tmp_path / f"{name}.pt", weights_only=True)
-        assert torch.allclose(weights(alone), together, atol=1e-6), name
-        for key in (
-            "train/loss",
-            "train/grad_norm",
-            "validation/accuracy",
-            "validation/forward_kl",
-            "validation/distinct_2",
-        ):
-            assert logged[key] == pytest.approx(float(metrics[key]), rel=1e-4), key
-    assert torch.load(tmp_path / "veto.pt", weights_only=True)[1]["train/on_policy"] == 1

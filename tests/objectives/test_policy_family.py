@@ -12,9 +12,29 @@ from hypothesis import strategies as st
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.explain.scene import one_token, tabled
 from veto_pl.functional.advantages import discounted_sum, most_uncertain, reverse_cumsum, reward_floor, row_mean
-from veto_pl.functional.divergences import reverse_kl
-from veto_pl.objectives import OPD, REOPOLD, VOPD, Distill, ExOPD, ListOPD, UniOPD
+from veto_pl.functional.divergences import forward_kl, generalized_jsd, reverse_kl
+from veto_pl.objectives import (
+    IWOPD,
+    OPD,
+    REOPOLD,
+    VOPD,
+    Distill,
+    DistilledRL,
+    ExOPD,
+    GammaOPD,
+    ListOPD,
+    OPDPlus,
+    TailPenalty,
+    UniOPD,
+)
 from veto_pl.parts.advantages import CentredLogRatio, Extrapolated, LogRatio, RelaxedLogRatio, WithReward
+from veto_pl.parts.credit import (
+    BoundedWithOutcome,
+    DivergenceCredit,
+    EarlyWeighted,
+    LeastLikely,
+    TeacherWeightedReward,
+)
 from veto_pl.parts.schedules import AtMost, Linear
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import Law, Sequences, Step
@@ -84,6 +104,9 @@ PLAIN = {
     "UniOPD": UniOPD(),
     "REOPOLD without a floor": REOPOLD(mixture=1e-9),
     "REOPOLD refining": REOPOLD(mixture=1e-9, switch=0.0),
+    "IWOPD at 0": IWOPD(strength=0.0),
+    "GammaOPD without outcome": GammaOPD(outcome=False),
+    "OPDPlus": OPDPlus(f_divergence="reverse_kl"),
 }
 
 
@@ -280,17 +303,200 @@ def test_refinement_credits_uncertain_tokens_alone():
     assert RelaxedLogRatio(switch=0.95)(grid).tolist() == RelaxedLogRatio()(replace(grid, step=START)).tolist()
 
 
+# Credit in another shape
+
+
+def credited(advantage, student, teacher, mask, rewards=None, groups=None):
+    """[B, S] the credit of log-probabilities [B, S]."""
+    groups = torch.arange(len(mask)) if groups is None else groups
+    return advantage(TokenGrid(student, teacher, None, mask, groups, rewards, START))
+
+
+def ratios(student, teacher, mask):
+    """The log-ratios of each row's tokens, as lists."""
+    return [(t - s)[m].tolist() for s, t, m in zip(student, teacher, mask, strict=True)]
+
+
+def logps(mask, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return -3 * torch.rand(2, *mask.shape, generator=generator, dtype=torch.float64)
+
+
+@given(grid=ragged_grids(), seed=seeds, strength=st.floats(0, 3))
+@quick
+def test_earlier_tokens_weigh_more_by_plain_arithmetic(grid, seed, strength):
+    mask = grid[1]
+    student, teacher = logps(mask, seed)
+    found = credited(EarlyWeighted(strength=strength), student, teacher, mask)
+    for row, counts, credit in zip(found, mask, ratios(student, teacher, mask), strict=True):
+        total, before, expected_ = math.fsum(map(abs, credit)), 0.0, []
+        for one in credit:
+            expected_.append(one * (1 + strength * (1 - before / total)))
+            before += abs(one)
+        assert row[counts].tolist() == pytest.approx(expected_)
+
+
+@given(seed=seeds, strength=st.floats(0, 3))
+@quick
+def test_the_only_token_of_a_completion_is_the_first(seed, strength):
+    student, teacher, _ = distributions(seed)
+    close(expected(IWOPD(strength=strength), student, teacher), gradient_of_kl(student, teacher, 1 + strength))
+
+
+@given(seed=seeds)
+@quick
+def test_opd_plus_descends_each_divergence(seed):
+    """The expectation of the sampled gradient is that of the divergence itself, by autograd over all ids."""
+    student, teacher, _ = distributions(seed)
+    divergences = {"forward_kl": forward_kl, "jsd": generalized_jsd, "reverse_kl": reverse_kl}
+    for name, divergence in divergences.items():
+        logits = student.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(divergence(logits.log_softmax(-1), teacher), logits)
+        close(expected(OPDPlus(f_divergence=name), student, teacher), gradient)
+        at_rest = expected(OPDPlus(f_divergence=name), teacher, teacher)
+        close(at_rest, torch.zeros_like(at_rest))
+
+
+@given(seed=seeds)
+@quick
+def test_the_credit_of_a_divergence_is_u_times_f_prime_minus_f(seed):
+    """Up to a multiple of the constant that a change of f by u - 1 adds."""
+    student, teacher, _ = distributions(seed)
+    u = (teacher - student).exp().requires_grad_()
+    generators = {
+        "forward_kl": lambda u: u * u.log(), "reverse_kl": lambda u: -u.log(),
+        "jsd": lambda u: 0.5 * (u * u.log() - (1 + u) * ((1 + u) / 2).log()),
+    }  # fmt: skip
+    for name, f in generators.items():
+        value = f(u)
+        (slope,) = torch.autograd.grad(value.sum(), u)
+        credit = credited(DivergenceCredit(name), student[None], teacher[None], torch.ones(1, IDS).bool())[0]
+        constant = (u * slope - value).detach() - credit
+        close(constant, constant[:1].expand(IDS))
+
+
+@given(grid=ragged_grids(), seed=seeds, discount=st.floats(0, 1))
+@quick
+def test_the_outcome_decides_the_sign_and_the_teacher_the_size(grid, seed, discount):
+    mask = grid[1]
+    student, teacher = logps(mask, seed)
+    rewards = torch.tensor([1.0, 0.5, 0.0]).repeat(len(mask))[: len(mask)]
+    found = credited(BoundedWithOutcome(LogRatio(discount)), student, teacher, mask, rewards)
+    for row, counts, ratio, reward in zip(found, mask, ratios(student, teacher, mask), rewards, strict=True):
+        places = counts.nonzero()[:, 0].tolist()
+        credit = [sum(discount ** (q - p) * r for q, r in zip(places, ratio, strict=True) if q >= p) for p in places]
+        size = math.fsum(map(abs, credit)) / max(len(credit), 1)
+        outcome = 1.0 if reward == 1 else -1.0
+        assert row[counts].tolist() == pytest.approx([a / (size + abs(a)) + outcome for a in credit])
+        assert (row[counts] * outcome > 0).all()
+
+
+def test_a_teacher_that_agrees_leaves_the_outcome_alone():
+    mask, rewards = torch.ones(2, 3).bool(), torch.tensor([1.0, 0.0])
+    same = logps(mask, 0)[0]
+    assert credited(BoundedWithOutcome(), same, same, mask, rewards).tolist() == [[1.0] * 3, [-1.0] * 3]
+
+
+@given(grid=ragged_grids(), seed=seeds, cap=st.floats(1, 20))
+@quick
+def test_a_teacher_weighs_the_tokens_of_successes_alone(grid, seed, cap):
+    """The rewards of a prompt's completions are standardised; the weights of a completion multiply to 1."""
+    mask = grid[1]
+    student, teacher = logps(mask, seed)
+    generator = torch.Generator().manual_seed(seed)
+    rewards, groups = torch.rand(len(mask), generator=generator).round(decimals=1), torch.arange(len(mask)) // 3
+    found = credited(TeacherWeightedReward(cap), student, teacher, mask, rewards, groups)
+    counted = mask.any(1).tolist()
+    for i, (row, counts, ratio) in enumerate(zip(found, mask, ratios(student, teacher, mask), strict=True)):
+        mine = [float(rewards[j]) for j in range(len(mask)) if groups[j] == groups[i] and counted[j]]
+        if not ratio:
+            continue
+        mean = math.fsum(mine) / len(mine)
+        deviation = math.sqrt(math.fsum((r - mean) ** 2 for r in mine) / len(mine))
+        better = (float(rewards[i]) - mean) / deviation if deviation > 1e-6 else 0.0
+        clipped = [min(max(math.exp(x), 1 / cap), cap) for x in ratio]
+        geometric = math.prod(clipped) ** (1 / len(clipped))
+        weights_ = [x / geometric for x in clipped] if better > 0 else [1.0] * len(clipped)
+        assert row[counts].tolist() == pytest.approx([better * w for w in weights_], rel=1e-4, abs=1e-5)
+
+
+@given(seed=seeds)
+@quick
+def test_without_a_teacher_distilled_rl_is_the_standardised_reward(seed):
+    mask, groups = torch.ones(4, 3).bool(), torch.tensor([0, 0, 1, 1])
+    student, teacher = logps(mask, seed)
+    rewards = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    alone = credited(TeacherWeightedReward(1.0), student, teacher, mask, rewards, groups)
+    assert alone.tolist() == [[1.0] * 3, [-1.0] * 3, [0.0] * 3, [0.0] * 3]
+    agreeing = credited(TeacherWeightedReward(), student, student, mask, rewards, groups)
+    assert torch.equal(alone, agreeing)
+
+
+@given(grid=ragged_grids(max_width=40), seed=seeds, percent=st.integers(1, 100))
+@quick
+def test_the_least_likely_tokens_of_each_row_get_the_credit(grid, seed, percent):
+    mask = grid[1]
+    student, teacher = logps(mask, seed)
+    found = credited(LeastLikely(-0.5, percent / 100), student, teacher, mask)
+    assert torch.equal(found, credited(LeastLikely(-0.5, percent / 100), student, student, mask))
+    for row, counts, logp in zip(found, mask, student, strict=True):
+        wanted = sorted(logp[counts].tolist())[: -(-percent * int(counts.sum()) // 100)]
+        assert row[counts].tolist() == [-0.5 if x in wanted else 0.0 for x in logp[counts].tolist()]
+
+
+@given(seed=seeds, penalty=st.floats(-3, -0.01))
+@quick
+def test_the_penalty_sharpens_the_student_whoever_the_teacher_is(seed, penalty):
+    """Of single tokens each is its completion's least likely, so E a grad log p = 0; of two, the likelier gains."""
+    student, teacher, other = distributions(seed)
+    objective = TailPenalty(penalty=penalty, importance_cap=None)
+    found = expected(objective, student, teacher)
+    close(found, torch.zeros_like(found))
+    close(drawn(objective, student, teacher)[0], drawn(objective, student, other)[0])
+    p, order = student.exp(), student.argsort()
+    gradient = torch.zeros_like(p)
+    for i, j in product(
+        range(IDS), repeat=2
+    ):  # half of two tokens, rounded up, is one: the earlier where both are alike
+        worse = i if p[i] <= p[j] else j
+        gradient += p[i] * p[j] * -penalty * (torch.eye(IDS, dtype=p.dtype)[worse] - p)
+    z = student[None].expand(2, IDS)
+    half = replace(objective, share=0.5)
+    total = torch.zeros_like(p)
+    for i, j in product(range(IDS), repeat=2):
+        logits = z.clone().requires_grad_()
+        models = tabled(logits, teacher[None].expand(2, IDS))
+        loss = half.loss({half.rollout: two_tokens(i, j)}, models, START).terms["loss"].total
+        total += p[i] * p[j] * torch.autograd.grad(loss, logits)[0].sum(0)
+    close(total, gradient)
+    assert total[order[0]] > 0, "descent takes from the least likely id"
+
+
 # What is asked for, and what is refused
 
 
 def test_each_asks_for_what_it_reads():
     needs = {
         type(x): (x.needs_teacher, x.needs_reference, x.needs_rewards)
-        for x in (OPD(), VOPD(), ExOPD(), ListOPD(), UniOPD(), REOPOLD())
+        for x in (
+            OPD(),
+            VOPD(),
+            ExOPD(),
+            ListOPD(),
+            UniOPD(),
+            REOPOLD(),
+            GammaOPD(),
+            IWOPD(),
+            OPDPlus(),
+            DistilledRL(),
+            TailPenalty(),
+        )
     }
     assert needs == {
         OPD: (True, False, False), VOPD: (True, False, False), ExOPD: (True, True, False),
         ListOPD: (True, True, False), UniOPD: (True, False, True), REOPOLD: (True, False, False),
+        GammaOPD: (True, False, True), IWOPD: (True, False, False), OPDPlus: (True, False, False),
+        DistilledRL: (True, False, True), TailPenalty: (False, False, False),
     }  # fmt: skip
     assert OPD(reward_weight=0.1).needs_rewards
     assert WithReward(Extrapolated()).needs_reference
@@ -331,6 +537,11 @@ def test_the_update_is_unlike_that_of_the_student_alone():
         (UniOPD, {"margin": -0.1}, r"`margin` must lie in \[0, 1e\+06\], got -0\.1"),
         (UniOPD, {"min_retain": 2.0}, r"`min_retain` must lie in \[0, 1\], got 2"),
         (UniOPD, {"outlier": 0.0}, r"`outlier` must be positive and finite, or null, got 0"),
+        (GammaOPD, {"discount": 1.5}, r"`discount` must lie in \[0, 1\], got 1\.5"),
+        (IWOPD, {"strength": math.inf}, "`strength` must be at least 0 and finite, got inf"),
+        (TailPenalty, {"penalty": 0.0}, r"`TailPenalty\.penalty` must be below 0, got 0"),
+        (TailPenalty, {"share": 0.0}, r"`share` must lie in \(0, 1\], got 0"),
+        (DistilledRL, {"cap": 0.5}, "`cap` must be at least 1 and finite, got 0"),
         (REOPOLD, {"mixture": 1.0}, r"`mixture` must lie in \(0, 1\), got 1"),
         (REOPOLD, {"keep": 0.0}, r"`keep` must lie in \(0, 1\], got 0"),
         (REOPOLD, {"switch": 1.1}, r"`switch` must lie in \[0, 1\], got 1\.1"),

@@ -12,7 +12,7 @@ from veto_pl.commands.main import main
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.module import DistillationModule
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIGS = [f"--config={ROOT}/configs/debug/{name}.yaml" for name in ("base", "veto")]
 LINE = "--model.lr_schedule={class_path: Linear, init_args: {start: 1.0, end: 0.0}}"
 

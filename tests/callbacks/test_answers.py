@@ -27,7 +27,7 @@ from veto_pl.training.evaluation import Evaluation, token_texts
 from veto_pl.training.fsdp import FullyShard
 
 WORDS = ["a", "bcdefgh", "ab", "ponm", "abcdefghij", "ccc", "de", "fghijkl", "ko", "p", "mnop"]
-CONFIGS = Path(__file__).parents[1] / "configs" / "debug"
+CONFIGS = Path(__file__).parents[2] / "configs" / "debug"
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 

@@ -1,5 +1,6 @@
 """A teacher that has been told more: what it reads, and that it teaches nothing but what it was told."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,14 +13,18 @@ from veto_pl.checks.setup import Setup
 from veto_pl.core.memory import Memories
 from veto_pl.data import Collator, JsonLines, PlainTemplate, PromptDataModule
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.closed_forms import reverse_kl
+from veto_pl.functional.targets import geometric_mean
 from veto_pl.module import DistillationModule
-from veto_pl.objectives import OPSD, SDFT, SDPO, SFT, Distill, Phases, Sum
+from veto_pl.objectives import OPSD, SDFT, SDPO, SFT, DemoPSD, Distill, Phases, Sum
 from veto_pl.parts.contexts import Peer, Privileged, SameText, behind, read_alike
 from veto_pl.parts.divergences import ForwardKL
-from veto_pl.parts.supports import TopK
+from veto_pl.parts.supports import FullVocabulary, TopK
+from veto_pl.parts.targets import DisagreementBridge
 from veto_pl.rollouts import FromDataset, FromStudent, Replay, Sampling
 from veto_pl.seams import Example, Step
 from veto_pl.seams.tokens import TokenRows
+from veto_pl.testing.strategies import SMOOTH, logits_pairs
 from veto_pl.testing.tiny import prompt_batch, tiny_models, tiny_source
 
 STEP = Step(0, 10)
@@ -342,3 +347,87 @@ def test_a_teacher_that_equals_the_student_may_know_more():
 def test_settings_that_cannot_work_are_refused(make, message):
     with pytest.raises(ConfigurationError, match=message):
         make()
+
+
+# DemoPSD
+
+
+def share_by_hand(student, teacher, beta, alpha_max):
+    """Alpha of one token, from two lists of log-probabilities."""
+    pairs = [(math.exp(s), math.exp(t)) for s, t in zip(student, teacher, strict=True)]
+    parts = [x * math.log(2 * x / (s + t)) / 2 for s, t in pairs for x in (s, t) if x > 0]
+    return 2 * alpha_max * (1 / (1 + math.exp(-beta * math.fsum(parts))) - 0.5)
+
+
+@given(pair=logits_pairs(SMOOTH, max_vocabulary=6), beta=st.floats(0, 200), alpha_max=st.floats(0, 1))
+@quick
+def test_the_pull_of_each_token_is_one_minus_alpha_times_that_of_the_teacher(pair, beta, alpha_max):
+    student, teacher = (logits.log_softmax(-1) for logits in pair)
+    objective = DemoPSD(beta=beta, alpha_max=alpha_max, support=FullVocabulary(), context=SameText())
+    index = torch.arange(len(student))
+    losses, gradient = objective.with_gradient(TokenRows(student, teacher, 0 * index, index, STEP))
+    plain, pull = reverse_kl(student, teacher)
+    for i, (s, t) in enumerate(zip(student.tolist(), teacher.tolist(), strict=True)):
+        alpha = share_by_hand(s, t, beta, alpha_max)
+        assert gradient[i].tolist() == pytest.approx(((1 - alpha) * pull[i]).tolist(), abs=1e-7)
+        mixed = [math.exp((1 - alpha) * b + alpha * a) for a, b in zip(s, t, strict=True)]
+        target = [math.log(x / math.fsum(mixed)) if x else -math.inf for x in mixed]
+        by_hand = math.fsum(math.exp(a) * (a - b) for a, b in zip(s, target, strict=True) if math.exp(a) and b > -700)
+        assert float(losses[i]) == pytest.approx(by_hand, rel=1e-6, abs=1e-6)
+        assert losses[i] <= plain[i] + 1e-9
+
+
+@given(pair=logits_pairs(SMOOTH, max_vocabulary=6), share=st.floats(0, 1), seed=st.integers(0, 2**31))
+@quick
+def test_the_geometric_mean_is_nearest_to_both(pair, share, seed):
+    """Of all distributions it has the smallest (1 - a) KL(q || teacher) + a KL(q || student)."""
+    student, teacher = (logits.log_softmax(-1) for logits in pair)
+    weight = torch.full((len(student),), share, dtype=torch.float64)
+    mean = geometric_mean(teacher, student, weight)
+    other = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).log_softmax(-1)
+
+    def distance(q):
+        return (q.exp() * (q - (1 - share) * teacher - share * student)).sum(-1)
+
+    assert (distance(mean) <= distance(other) + 1e-9).all()
+    assert mean.logsumexp(-1).abs().max() < 1e-9
+
+
+@given(pair=logits_pairs(max_vocabulary=6))
+@quick
+def test_a_bridge_without_disagreement_is_the_teacher(pair):
+    student, teacher = (logits.log_softmax(-1) for logits in pair)
+    for off in (DisagreementBridge(beta=0.0), DisagreementBridge(alpha_max=0.0)):
+        assert off(teacher, student, STEP) is teacher
+    torch.testing.assert_close(DisagreementBridge()(teacher, teacher, STEP), teacher)
+    assert DisagreementBridge(1e9, 0.3).share(torch.tensor([0.0, math.log(2)])).tolist() == pytest.approx([0.0, 0.3])
+
+
+def test_an_id_that_one_model_excludes_is_excluded_as_far_as_it_counts():
+    teacher = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64).log()
+    student = torch.tensor([0.5, 0.0, 0.5], dtype=torch.float64).log()
+    for share, left in ((0.0, [0.5, 0.5, 0.0]), (0.4, [1.0, 0.0, 0.0]), (1.0, [0.5, 0.0, 0.5])):
+        mean = geometric_mean(teacher, student, torch.tensor(share))
+        assert mean.exp().tolist() == pytest.approx(left)
+
+
+def test_demopsd_is_sdpo_with_the_reverse_kl_where_disagreement_does_not_count(models):
+    settings_ = {"rollout": ROLLOUT, "context": SameText(), "support": TopK(4, of="student")}
+    rows = ROLLOUT(prompt_batch(models, PROMPTS, REFERENCES), models, STEP)
+    mine = DemoPSD(beta=0.0, **settings_)
+    plain = SDPO(divergence=mine.divergence, importance_cap=None, **settings_)
+    assert float(loss(mine, rows, models).total.detach()) == float(loss(plain, rows, models).total.detach())
+    stronger = float(loss(DemoPSD(alpha_max=0.5, **settings_), rows, models).total.detach())
+    assert 0 < stronger < float(loss(plain, rows, models).total.detach())
+
+
+@pytest.mark.parametrize(
+    ("settings_", "message"),
+    [
+        ({"beta": math.nan}, "`beta` must be at least 0 and finite"),
+        ({"alpha_max": 1.1}, r"`alpha_max` must lie in \[0, 1\]"),
+    ],
+)
+def test_settings_of_the_bridge_are_checked(settings_, message):
+    with pytest.raises(ConfigurationError, match=message):
+        DemoPSD(**settings_)

@@ -11,21 +11,29 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config
 
 from veto_pl.checks import Setup
 from veto_pl.cli.build import VetoCLI
-from veto_pl.commands.compare import load_study
 from veto_pl.commands.main import main
-from veto_pl.compare.jobs import Jobs
-from veto_pl.compare.worker import prepare
+from veto_pl.compare.execution import prepare
+from veto_pl.compare.jobs import JobFactory
+from veto_pl.compare.study_file import load_study
 from veto_pl.module import DistillationModule
 from veto_pl.objectives import SFT, Veto
 from veto_pl.parts.schedules import Linear, WarmUp
 from veto_pl.plugins import load_plugins
 from veto_pl.rollouts import Sampling
+from veto_pl.testing.examples import arguments_of, first_examples
 from veto_pl.training.fsdp import FullyShard
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 GOLDEN = Path(__file__).parent / "golden"
-DEBUG = sorted(p.stem for p in (CONFIGS / "debug").glob("*.yaml") if p.stem != "base")
+SHARED = ("base", "reference")
+FILES = sorted(p.stem for p in (CONFIGS / "debug").glob("*.yaml") if p.stem not in SHARED)
+SHOWN = {
+    yaml.safe_load((CONFIGS / f"debug/{name}.yaml").read_text())["model"]["objective"]["class_path"] for name in FILES
+}
+EXAMPLES = {name: example for name, example in first_examples(longest=8).items() if name not in SHOWN}
+DEBUG = [*FILES, *EXAMPLES]
+"""A debug run for each file, and for the first example of each objective that no file shows."""
 QUICKSTART = sorted(p.stem for p in (CONFIGS / "quickstart").glob("*.yaml") if p.stem != "base")
 COMPARED = sorted((CONFIGS / "compare").glob("*/*.yaml"))
 STUDIES = sorted((CONFIGS / "compare").glob("*.yaml"))
@@ -50,7 +58,7 @@ def parsed_parameters(module):
 
 
 def test_every_config_is_covered():
-    covered = {f"debug/{n}.yaml" for n in [*DEBUG, "base"]} | {f"quickstart/{n}.yaml" for n in [*QUICKSTART, "base"]}
+    covered = {f"debug/{n}.yaml" for n in [*FILES, *SHARED]} | {f"quickstart/{n}.yaml" for n in [*QUICKSTART, "base"]}
     covered |= {f"recipes/paper/{n}.yaml" for n in [*TASKS, "base", "humaneval", "teacher"]}
     covered |= {"recipes/smollm2_gsm8k.yaml"} | {f"recipes/methods/{name}.yaml" for name in METHODS}
     covered |= {f"strategy/{name}.yaml" for name in STRATEGIES}
@@ -80,7 +88,7 @@ def test_what_is_compared_builds_behind_the_base_of_the_quickstart(path):
 @pytest.mark.parametrize("file", STUDIES, ids=lambda p: p.stem)
 def test_every_study_tells_runs_what_they_can_use(file, tmp_path):
     study = load_study(file)
-    jobs = Jobs(study, file.parent, tmp_path)
+    jobs = JobFactory(study, file.parent, tmp_path)
     method = study.baseline
     job = jobs.trial(method, study.search.points[-1], study.seeds[0])
     prepare(job)
@@ -189,11 +197,6 @@ def test_strategies_build_behind_a_recipe(name):
     assert given.get("num_nodes", 1) == STRATEGIES[name]
 
 
-@pytest.mark.parametrize("name", DEBUG)
-def test_debug_configs_build_on_the_meta_device(name):
-    parsed_parameters(build("debug/base.yaml", f"debug/{name}.yaml").model)
-
-
 @pytest.mark.parametrize("name", QUICKSTART)
 def test_quickstart_configs_build(name, tmp_path):
     """The exported folders do not exist before the quickstart has run; the configs must parse all the same."""
@@ -209,10 +212,12 @@ def test_the_smollm2_recipe_parses():
 
 
 def debug_run(name, folder, *options):
-    """The command of a debug config; what each step logged, without times."""
+    """The command of a debug config or of an example; what each step logged, without times."""
     torch.use_deterministic_algorithms(True, warn_only=True)
-    files = [f"--config={CONFIGS / 'debug' / f'{file}.yaml'}" for file in ("base", name)]
-    main(["fit", *files, f"--run_dir={folder}", *options])
+    example = EXAMPLES.get(name)
+    told = ("base", name) if example is None else ("base", *(["reference"] if example.needs_reference else []))
+    files = [f"--config={CONFIGS / 'debug' / f'{file}.yaml'}" for file in told]
+    main(["fit", *files, *(arguments_of(example) if example else []), f"--run_dir={folder}", *options])
     with (folder / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["train/loss"]]
     return [
@@ -243,7 +248,7 @@ ONE_BY_ONE = [pytest.param(name, marks=pytest.mark.xdist_group(f"debug {name}"))
 
 @pytest.mark.parametrize("name", ONE_BY_ONE)
 def test_debug_runs_reproduce_their_golden_losses(name, straight, request):
-    """A change of a loss must be meant: run `pytest tests/test_configs.py --update-golden` and say why it moved."""
+    """A change of a loss must be meant: run this file with `--update-golden`, and say why it moved."""
     folder, log = straight(name)
     losses = [float(row["train/loss"]) for row in log]
     path = GOLDEN / f"{name}.json"
@@ -283,7 +288,15 @@ def test_memories_see_a_validation_that_was_cut_short(tmp_path, monkeypatch):
     assert debug_run("distillm", tmp_path / "stopped", *options) == expected
 
 
-@pytest.mark.parametrize("name", ONE_BY_ONE)
+REMEMBERING = ("distillm", "minillm", "replay", "sdft", "sum", "veto")
+"""Memories of two kinds, a mixture, a teacher that follows, several terms, a schedule; the others go on as these do."""
+GOING_ON = [
+    pytest.param(name, marks=[group, *([] if name in REMEMBERING else [pytest.mark.slow])])
+    for name, group in ((name, pytest.mark.xdist_group(f"debug {name}")) for name in DEBUG)
+]
+
+
+@pytest.mark.parametrize("name", GOING_ON)
 def test_debug_runs_that_were_stopped_go_on_exactly(name, straight, tmp_path, monkeypatch):
     """To the bit: rollouts, memories, moving teachers and schedules included."""
     train, calls = DistillationModule.training_step, []
