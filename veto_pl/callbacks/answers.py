@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from veto_pl.core.mistakes import check_number
 from veto_pl.core.ranks import gather_on_first
 from veto_pl.exceptions import VetoError
-from veto_pl.storage.checkpoint_io import beside
+from veto_pl.storage.atomic import replacing
 from veto_pl.storage.journals import described
 from veto_pl.storage.run_folder import run_folder
 from veto_pl.storage.waiting_lines import WaitingLines
@@ -55,7 +55,7 @@ class Answers(L.Callback):
         """Opens a file beside the old one."""
         self._prompts = self._completions = self._seen = 0
         if self._folder is not None and trainer.is_global_zero:
-            self._lines = WaitingLines(self._open.enter_context(beside(self._folder / ANSWERS)))
+            self._lines = WaitingLines(self._open.enter_context(replacing(self._folder / ANSWERS)))
 
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
@@ -102,7 +102,7 @@ class Answers(L.Callback):
             "prompts": self._prompts,
             "completions": self._completions,
         }
-        with beside(folder / TEST) as temporary:
+        with replacing(folder / TEST) as temporary:
             temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         rank_zero_info(f"Wrote the answers to {folder / ANSWERS} and the metrics to {folder / TEST}")
 

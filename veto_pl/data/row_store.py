@@ -7,8 +7,6 @@ whole or not at all, and its checksum is compared whenever it is opened: one tha
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.data.fingerprints import digest, file_digest
+from veto_pl.storage.atomic import replacing
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -76,20 +75,10 @@ def cached_table(key: str | None, schema: pa.Schema, fill: Fill) -> Table:
 
 
 def _make(folder: Path, schema: pa.Schema, fill: Fill) -> Table:
-    """Make the table of a folder.
-
-    It is written beside the folder and renamed, so that nobody ever sees half a table; the caller holds the lock.
-    """
-    for old in [folder, *folder.parent.glob(f"{folder.name}.*/")]:  # damaged, or left by a process that was killed
-        shutil.rmtree(old, ignore_errors=True)
-    new = folder.with_name(f"{folder.name}.{os.getpid()}")
-    new.mkdir()  # not a private folder: others may share the cache
-    try:
+    """Write a table, whole or not at all, in the place of one that is damaged; the caller holds the lock."""
+    with replacing(folder) as new:
+        new.mkdir()  # not a private folder: others may share the cache
         _write(new, schema, fill)
-        new.rename(folder)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
     return _open_table(folder)
 
 

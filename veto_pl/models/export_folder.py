@@ -13,7 +13,7 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.model_card import model_card
 from veto_pl.models.sharding import full_weights
 from veto_pl.seams import LanguageModel
-from veto_pl.storage.checkpoint_io import beside
+from veto_pl.storage.atomic import replacing
 from veto_pl.storage.checksums import SUMS, read_sums, sha256_of, write_sums
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def export_student(
     weights = full_weights(student)
     if rank_and_size()[0] == 0:
         check_folder(folder)
-        with beside(Path(folder).resolve()) as new:
+        with replacing(Path(folder).resolve()) as new:
             state_special_ids(student.model, tokenizer)
             drop_contradictions(student.model)
             student.model.save_pretrained(new, state_dict=None if student.shards is None else weights)

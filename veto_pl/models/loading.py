@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from filelock import FileLock
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.reading import (
@@ -25,6 +25,7 @@ from veto_pl.models.reading import (
 from veto_pl.models.weights import SafetensorsWeights
 from veto_pl.seams import ModelSource
 from veto_pl.seams.models import StoredWeights
+from veto_pl.storage.atomic import replacing
 from veto_pl.storage.paths import at_home
 
 if TYPE_CHECKING:
@@ -214,35 +215,32 @@ def _package_folder(package: str) -> Path:
 
 
 def _convert(file: Path, folder: Path) -> None:
-    """Convert the file to a folder.
-
-    It is written beside the target and renamed, so that an interrupted conversion leaves nothing that looks complete.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+    """Write a model folder, whole or not at all; of several ranks, the first one does it for all."""
     if missing := [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]:
         raise ConfigurationError(f"Reading GGUF needs {' and '.join(missing)}: pip install 'veto_pl[gguf]'.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(f"`Gguf.cache` must be a folder that can be written, got {error}.") from error
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            with replacing(folder) as new:
+                _save_converted(file, new)
+
+
+def _save_converted(file: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        with source_errors(str(file), expected="a GGUF file of a known architecture"):
-            model = AutoModelForCausalLM.from_pretrained(**source, dtype="float32")
-        # The weights are dequantised; what is left of the quantiser would forbid saving them.
-        model.hf_quantizer = None
-        del model.config.quantization_config
-        complete = Path(scratch) / folder.name
-        model.save_pretrained(complete)
-        with source_errors(str(file), "tokenizer", "a GGUF file with a tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(**source)
-        tokenizer.save_pretrained(complete)
-        try:
-            complete.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another rank was faster, with the same result
-                raise
+    with source_errors(str(file), expected="a GGUF file of a known architecture"):
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype="float32")
+    # The weights are dequantised; what is left of the quantiser would forbid saving them.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.save_pretrained(folder)
+    with source_errors(str(file), "tokenizer", "a GGUF file with a tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+    tokenizer.save_pretrained(folder)
 
 
 def _check_dropout(owner: str, dropout: float | None) -> None:

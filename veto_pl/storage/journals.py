@@ -19,7 +19,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import nn
 
-from veto_pl.storage.checkpoint_io import append, beside, bring_to_disk
+from veto_pl.storage.atomic import append, bring_to_disk, replacing
 from veto_pl.storage.going_on import going_on
 from veto_pl.storage.run_folder import METRICS, QUANTITIES, is_first_rank
 
@@ -88,7 +88,7 @@ class ContinuedCSV(CSVLogger, Journal):
     def log_graph(self, model: nn.Module, *arguments: Any) -> None:
         """Write how the metrics of a module are shown beside the file; Lightning shows it the module at the start."""
         path = Path(self.log_dir) / QUANTITIES
-        with going_on(path), beside(path) as temporary:
+        with going_on(path), replacing(path) as temporary:
             temporary.write_text(json.dumps(described(getattr(model, "validation_metrics", {})), indent=2) + "\n")
 
     def position(self) -> int:
@@ -178,7 +178,7 @@ class _Rows(ExperimentWriter):
         """Nothing is deleted."""
 
     def _rewrite(self, header: list[str], rows: Sequence[Mapping[str, Any]]) -> None:
-        with beside(Path(self.metrics_file_path)) as temporary:
+        with replacing(Path(self.metrics_file_path)) as temporary:
             temporary.write_bytes(_lines(header, [dict(zip(header, header, strict=True)), *rows]))
 
 

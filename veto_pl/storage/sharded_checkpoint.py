@@ -26,7 +26,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from veto_pl.core.ranks import rank_and_size
 from veto_pl.exceptions import ConfigurationError, DataError, VetoError
-from veto_pl.storage.checkpoint_io import read_plain, swap_in, temporary_name
+from veto_pl.storage.atomic import swap_in, temporary_name
+from veto_pl.storage.checkpoint_io import read_plain
 from veto_pl.storage.checksums import damaged, read_sums, sha256_of, write_sums
 
 T = TypeVar("T")

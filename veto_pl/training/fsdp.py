@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 
 from veto_pl.core.ranks import Sharding
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.storage.checkpoint_io import AtomicCheckpointIO, recover
+from veto_pl.storage.atomic import recover
+from veto_pl.storage.checkpoint_io import AtomicCheckpointIO
 from veto_pl.storage.sharded_checkpoint import check_sharded, is_sharded, load_sharded_into, plain_values, save_sharded
 
 
@@ -35,6 +36,7 @@ class FullyShard(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Set one dimension of data-parallel ranks; Lightning would choose tensor parallelism within a node."""
+        # Private fields: the sizes are arguments of `__init__`, where the number of ranks is not known yet.
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
         super().setup_environment()
