@@ -88,7 +88,6 @@ def test_no_two_files_share_a_name():
     assert sorted({name for name in names if names.count(name) > 1}) == [
         "answers.py",
         "page.py",
-        "quantities.py",
         "supports.py",
     ]
 
