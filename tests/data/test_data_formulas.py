@@ -119,15 +119,14 @@ def test_a_forked_process_has_its_own_and_leaves_none(daemon):
 
 
 def test_nothing_is_left_when_python_ends():
-    ended = subprocess.run([sys.executable, "-W", "error", "-c", ASKING], capture_output=True, text=True, check=True)
+    line = [sys.executable, "-W", "error", "-c", ASKING]
+    ended = subprocess.run(line, capture_output=True, text=True, check=True)
     assert ended.stderr == ""
     with pytest.raises(ProcessLookupError):
         os.kill(int(ended.stdout), 0)
 
 
 def test_it_ends_by_itself_when_who_asked_is_killed():
-        "from veto_pl.data import formulas as f; f.same_formula('x+1', '1+x'); print(f._idle[0]._popen.pid, flush=True)"
-    )
     asker = subprocess.Popen([sys.executable, "-c", f"{ASKING}; input()"], stdin=-1, stdout=-1, text=True)
     other = int(asker.stdout.readline())
     asker.kill()
