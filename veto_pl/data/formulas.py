@@ -90,7 +90,7 @@ class _Process:
 
     def _reply(self) -> bool | None:
         assert self._popen.stdout is not None
-        line = self._popen.stdout.readline() if wait([self._popen.stdout], _PATIENCE) else b""
+        line = self._popen.stdout.readline() if wait([self._popen.stdout.fileno()], _PATIENCE) else b""
         if not line:
             with suppress(subprocess.TimeoutExpired):
                 self._popen.wait(1.0)
