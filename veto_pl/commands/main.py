@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from veto_pl.cli.build import VetoCLI
 from veto_pl.cli.streams import lasting_output, leave_out_noise
 from veto_pl.commands.parsers import COMMANDS
-from veto_pl.core.mistakes import nearest, shown
+from veto_pl.core.mistakes import did_you_mean, shorten
 from veto_pl.exceptions import ConfigurationError, VetoError
-from veto_pl.plugins import load_plugins
+from veto_pl.plugins import find_classes_here, load_plugins
 
 INTERRUPTED = 128 + 2
 """The exit code after Ctrl-C."""
-
-
-def find_classes_here() -> None:
-    """Lets class paths name modules of the current folder, which an installed command would not find.
-
-    The folder comes last, so that no file in it takes the place of a library; where Python was told not to look there
-    (`-P`, `PYTHONSAFEPATH`), it stays out.
-    """
-    here = str(Path.cwd())
-    if not getattr(sys.flags, "safe_path", False) and here not in sys.path:
-        sys.path.append(here)
 
 
 TRAINING = ("fit", "validate", "test", "predict")
@@ -36,8 +24,8 @@ TRAINING = ("fit", "validate", "test", "predict")
 def _check_command(given: Sequence[str]) -> None:
     known = (*COMMANDS, *TRAINING)
     if not given or (given[0] not in known and not given[0].startswith("-")):
-        shown_name = f"`{shown(given[0])}`" if given else "no command"
-        remedy = (nearest(given[0], known) if given else "") or "`veto-pl --help` explains them."
+        shown_name = f"`{shorten(given[0])}`" if given else "no command"
+        remedy = (did_you_mean(given[0], known) if given else "") or "`veto-pl --help` explains them."
         raise ConfigurationError(f"given {shown_name}, expected one of {', '.join(sorted(known))}. {remedy}")
 
 
@@ -61,7 +49,7 @@ def _run(given: list[str]) -> None:
     except VetoError as error:
         sys.exit(f"veto-pl: {error}")
     except MisconfigurationException as error:  # by which Lightning refuses a setting, at whatever moment
-        sys.exit(f"veto-pl: the settings do not go together. Lightning says: {shown(error, 500)}")
+        sys.exit(f"veto-pl: the settings do not go together. Lightning says: {shorten(error, 500)}")
     except SystemExit as ended:
         if isinstance(ended.__context__, KeyboardInterrupt):  # which Lightning has turned into an exit with 1
             sys.exit(INTERRUPTED)

@@ -114,9 +114,9 @@ class ModelSource(ABC):
 
     def skeleton(self) -> PreTrainedModel:
         """The architecture with arbitrary weights; on the meta device it costs no memory."""
-        from transformers import AutoModelForLanguageModel
+        from transformers import AutoModelForCausalLM
 
-        return AutoModelForLanguageModel.from_config(self.config())
+        return AutoModelForCausalLM.from_config(self.config())
 
     def stored(self) -> StoredWeights | None:
         """The weights as they are stored, to be read in parts; None where the model has to be made whole first."""
