@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 
 from veto_pl.data.overlap import rouge
 from veto_pl.data.quantities import DASHES
-from veto_pl.seams import Example, Reward
+from veto_pl.seams import Example, Mistake, Reward, Setup
 
 # A minus counts as a sign only where it cannot be a subtraction, a range or a bullet.
 _NUMBER = (
@@ -46,6 +47,12 @@ class NoReward(Reward):
     def __call__(self, example: Example, completion: str) -> float:
         """Always 0.0."""
         return 0.0
+
+    def requirements(self, setup: Setup, path: str) -> Iterator[Mistake]:
+        """Yield that somebody learns from rewards, which nobody gives."""
+        if setup.rewards_for:
+            yield Mistake(path, "`NoReward`", f"a verifier, for `{setup.rewards_for}` learns from rewards",
+                          "Set it, for instance to `ExactMatch`; `veto-pl list rewards` shows all.")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from veto_pl.core.part import Part
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -33,7 +35,7 @@ class Example:
         return self.alternatives if self.completion is None else (self.completion, *self.alternatives)
 
 
-class Reward(ABC):
+class Reward(Part, ABC):
     """A verifier: how good a completion is."""
 
     @abstractmethod
@@ -41,7 +43,7 @@ class Reward(ABC):
         """A score; 1.0 and only 1.0 means correct. Never raises on any text."""
 
 
-class Template(ABC):
+class Template(Part, ABC):
     """How an example becomes the text that the models read."""
 
     @abstractmethod
@@ -53,7 +55,7 @@ class Template(ABC):
         return None
 
 
-class Task(ABC):
+class Task(Part, ABC):
     """Rows to learn from, and how a completion of a row is judged."""
 
     @abstractmethod
@@ -74,7 +76,7 @@ class Task(ABC):
         return ()
 
 
-class Judge(ABC):
+class Judge(Part, ABC):
     """Which of two answers is better."""
 
     @abstractmethod
