@@ -87,13 +87,13 @@ def test_commands_name_files_that_exist():
 
 
 def test_commands_exist():
-    from veto_pl.cli.build import COMMANDS
     from veto_pl.commands.main import TRAINING
+    from veto_pl.commands.parsers import OWN
 
     code = "\n".join(body for _, _, body in blocks("bash"))
     used = set(re.findall(r"^veto-pl ([\w-]+)", code, re.MULTILINE))
-    assert used <= {*COMMANDS, *TRAINING}
-    assert used >= set(COMMANDS)
+    assert used <= {*OWN, *TRAINING}
+    assert used >= set(OWN)
 
 
 @pytest.mark.parametrize(
