@@ -193,7 +193,7 @@ print(all(abs(float((noisy[name] - plain[name]).std()) / size(name) - 0.1) < 0.0
 
 
 def test_the_plugin_page_conforms(plugin):
-    classes = ("Hellinger", "BaselinePolicyGradient", "RandomCut", "SelfImitation", "Instructed")
+    classes = ("Hellinger", "BaselinePolicyGradient", "RandomCut", "SelfImitation", "Instructed", "Relay")
     laws = run_with(plugin, "-m", "pytest", "--pyargs", "veto_pl.testing", "-v", "-k", " or ".join(classes))
     assert laws.returncode == 0, laws.stdout
     assert [name for name in classes if f"[{name}" not in laws.stdout.replace("-", "[")] == []
