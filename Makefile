@@ -7,8 +7,10 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 # The Pythons that pyproject.toml claims, oldest first.
 PYTHONS := 3.10 3.11 3.12 3.13
+# The ends of what pyproject.toml allows of torch, lightning, transformers and jsonargparse.
+VERSIONS := oldest newest
 
-.PHONY: help quickstart smollm2 test test-all test-core test-pythons test-published test-sandbox test-browser test-vllm bench lint types docs checks clean
+.PHONY: help quickstart smollm2 test test-all test-core test-pythons test-versions test-published test-sandbox test-browser test-vllm bench lint types docs checks clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -16,7 +18,7 @@ help:  ## Say what each target does
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[report]"
 	@touch $@
 
 .venv/developed: .venv/installed
@@ -44,6 +46,11 @@ test-pythons: $(PYTHONS:%=test-python-%)  ## Run the quickstart and the core tes
 
 test-python-%:
 	.ci/on_python $*
+
+test-versions: $(VERSIONS:%=test-versions-%)  ## Run the core tests with the oldest and the newest libraries that are allowed
+
+test-versions-%:
+	.ci/on_versions $*
 
 test-published: .venv/developed  ## Read the published GSM8K and DialogSum; needs DATA=folder with gsm8k_*.jsonl and dialogsum_*.jsonl
 	DATA="$(abspath $(DATA))" $(BIN)/python -m pytest -m published tests/data

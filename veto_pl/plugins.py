@@ -42,7 +42,7 @@ class PluginError(VetoError, ImportError):
 
 
 def load_plugins() -> None:
-    """Imports the package's own modules and every module of the entry-point group.
+    """Import the package's own modules and every module of the entry-point group.
 
     Raises:
         PluginError: a module fails to import. The environment variable `VETO_PL_SKIP_PLUGINS` names, separated by
@@ -77,19 +77,19 @@ def refused(entry: EntryPoint, fault: str) -> PluginError:
 
 
 def available(seam: type[Seam]) -> list[type[Seam]]:
-    """The concrete, public subclasses of a seam that have been imported, by name."""
+    """Return the concrete, public subclasses of a seam that have been imported, by name."""
     found = {cls for cls in _subclasses(seam) if not inspect.isabstract(cls) and not cls.__name__.startswith("_")}
     return sorted(found, key=lambda cls: (cls.__name__, cls.__module__))
 
 
 def summary(documented: object) -> str:
-    """The first line of a docstring, without mark-up."""
+    """Return the first line of a docstring, without mark-up."""
     line = (inspect.getdoc(documented) or "").partition("\n")[0]
     return re.sub(r":math:`(.*?)`", r"\1", line).replace("`", "")
 
 
 def paper(cls: type) -> str:
-    """The arXiv identifier that a class's docstring refers to, or an empty string."""
+    """Return the arXiv identifier that a class's docstring refers to, or an empty string."""
     _, _, references = (cls.__doc__ or "").partition("References:")
     match = re.search(r"arXiv (\d{4}\.\d{4,5})", references)
     return match.group(1) if match else ""

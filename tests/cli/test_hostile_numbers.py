@@ -5,11 +5,14 @@ import math
 import typing
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from lightning.pytorch import Trainer
 
-from veto_pl import cli
 from veto_pl.checks import numbers
+from veto_pl.cli.compact_parser import ROOTS
+from veto_pl.commands.main import main
 from veto_pl.plugins import load_plugins
 
 from .conftest import changed, tiny_config
@@ -38,7 +41,7 @@ def numeric(owner):
 
 
 load_plugins()
-SETTINGS = [f"{root}.{name}" for root, owner in cli.ROOTS.items() if owner is not None for name in numeric(owner)]
+SETTINGS = [f"{root}.{name}" for root, owner in ROOTS.items() if owner is not None for name in numeric(owner)]
 SETTINGS += ["seed_everything", "model.evaluation.temperature", "model.evaluation.top_p", "model.evaluation.top_k"]
 SETTINGS += ["model.evaluation.max_new_tokens", "model.evaluation.num_completions", "data.task.init_args.limit"]
 SETTINGS += ["model.student.init_args.seed", "model.optimizer.init_args.lr", "model.optimizer.init_args.weight_decay"]
@@ -61,9 +64,9 @@ def outcome(tmp_path_factory):
 
     def run(path, value, command="fit"):
         file = folder / "config.yaml"
-        file.write_text(cli.yaml.safe_dump(changed(config, {path: value})))
+        file.write_text(yaml.safe_dump(changed(config, {path: value})))
         try:
-            cli.main([command, "--config", str(file)])
+            main([command, "--config", str(file)])
         except SystemExit as ended:
             return str(ended.code)
         except Loaded:
@@ -78,7 +81,7 @@ def outcome(tmp_path_factory):
 def spellings(value):
     """How messages write a value."""
     if value in (None, ""):
-        return ("nothing", "none", "``", "''")
+        return ("nothing", "none", "``", "''", "got value:")
     return (str(value).lower(), str(float(value)))
 
 
@@ -110,7 +113,7 @@ NOTHING |= {"seconds", "max_new_tokens", "num_completions", "top_p", "skip_limit
 
 def _optional(path):
     root, _, name = path.partition(".")
-    owner = cli.ROOTS.get(root)
+    owner = ROOTS.get(root)
     hint = typing.get_type_hints(owner.__init__).get(name) if owner is not None else None
     default = inspect.signature(owner).parameters[name].default if hint is not None else inspect.Parameter.empty
     return type(None) in typing.get_args(hint) or default is None or path == "data.task.init_args.limit"
@@ -145,7 +148,7 @@ def test_what_the_table_admits_has_a_meaning(name, value):
 
 
 def test_the_table_has_every_number_that_the_trainer_takes():
-    assert set(numbers.TRAINER) == set(numeric(cli.Trainer))
+    assert set(numbers.TRAINER) == set(numeric(Trainer))
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])

@@ -85,7 +85,8 @@ def test_no_setting_runs_what_is_of_another_kind(path, around, config, write, tm
 def test_an_optimizer_is_an_optimizer(form, given, config, write):
     with pytest.raises(ConfigurationError) as refusal:
         VetoCLI(["--config", write(changed(config, {"model.optimizer": form(given)}))], run=False)
-    assert str(refusal.value).startswith(f"`model.optimizer`: given `{given}`, expected the name of an Optimizer")
+    assert str(refusal.value).startswith("`model.optimizer`: ")
+    assert f"`{given}`" in str(refusal.value)
 
 
 @pytest.mark.parametrize("value", ["SGD", "torch.optim.Adam", {"class_path": "AdamW", "init_args": {"lr": 0.5}}])

@@ -1,20 +1,19 @@
 """What the conformance suite makes of a plug-in: in processes of their own, as a third party runs it."""
 
-import os
 import re
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
+from tests.processes import ROOT, python
+from veto_pl.objectives import GKD, SFT, Distill, Sum
+from veto_pl.parts.advantages import LogRatio
 from veto_pl.parts.schedules import Linear
 from veto_pl.plugins import available
+from veto_pl.rollouts import FromStudent, Mixture, Sampling
 from veto_pl.seams import RolloutSource, Schedule
-from veto_pl.testing.examples import EXAMPLES, examples_of, installed, installed_classes
+from veto_pl.testing.examples import examples_of, installed, installed_classes, settings_of, shortened
 
-ROOT = Path(__file__).parents[2]
 PLUGIN = """
 from dataclasses import dataclass, replace
 
@@ -73,14 +72,10 @@ def plugin(tmp_path):
 
 def test_a_class_that_cannot_be_made_hides_no_results(plugin):
     classes = "Needy or Helped or Helpless or Repeating or test_eos"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--pyargs", "veto_pl.testing", "-v", "-p", "no:cacheprovider", "-k", classes],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(plugin), str(ROOT)])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python(
+        "-m", "pytest", "--pyargs", "veto_pl.testing", "-v", "-p", "no:cacheprovider", "-k", classes,
+        cwd=ROOT, path=[plugin],
+    )  # fmt: skip
     results = dict(re.findall(r"::(.+) (PASSED|FAILED)", done.stdout))
     assert {test for test, result in results.items() if result == "FAILED"} == {
         "test_every_class_has_an_example[Needy]",
@@ -92,7 +87,7 @@ def test_a_class_that_cannot_be_made_hides_no_results(plugin):
         assert results[f"test_settings_are_frozen_hashable_and_picklable[{name}]"] == "PASSED"
     assert results["test_eos_ends_a_completion[FromDataset]"] == "PASSED"
     assert "`their_package.Needy` cannot be made from its defaults (TypeError:" in done.stdout
-    assert "Give it a class method `conformance_example()`" in done.stdout
+    assert "Give it a class method `examples()`" in done.stdout
     assert "`Helpless.conformance_example()` failed (TypeError:" in done.stdout
 
 
@@ -118,8 +113,27 @@ def test_what_a_test_defines_is_not_installed():
     assert Linear in installed_classes(Schedule)
 
 
-def test_an_empty_entry_leaves_a_class_out():
-    without = {cls for cls, examples in EXAMPLES.items() if not examples}
+def test_an_empty_tuple_leaves_a_class_out():
+    without = {cls for cls in installed_classes(RolloutSource) if not examples_of(cls)}
     assert {cls.__name__ for cls in without} == {"FromCache"}
-    assert without <= set(installed_classes(RolloutSource))
     assert not without & {type(instance) for instance in installed(RolloutSource)}
+
+
+def test_completions_are_cut_however_deep_their_length_is_set():
+    whole = Sum(terms={"a": GKD(), "b": Distill(rollout=Mixture(FromStudent(Sampling(max_new_tokens=3))))})
+    short = shortened(whole, 5)
+    assert [x.max_new_tokens for x in samplings(whole)] == [256, 3]
+    assert [x.max_new_tokens for x in samplings(short)] == [5, 3]
+    assert shortened(short, 5) is short
+
+
+def samplings(whole):
+    first, second = whole.terms["a"].sampling, whole.terms["b"].rollout.first.sampling
+    return [first, second]
+
+
+def test_settings_say_what_is_not_the_default():
+    assert settings_of(SFT()) == {"class_path": "veto_pl.objectives.sft.SFT", "init_args": {}}
+    given = settings_of(Distill(divergence=None, advantage=LogRatio(0.5)))["init_args"]
+    ratio = {"class_path": f"{LogRatio.__module__}.LogRatio", "init_args": {"discount": 0.5}}
+    assert given == {"divergence": None, "advantage": ratio}

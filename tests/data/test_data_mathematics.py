@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from veto_pl.data.quantities import read_quantity, tidy
+from veto_pl.data.symbolic import harmless, same_expression
 
 from tests.data.answers import CASES
 from veto_pl.data import GSM8K, LastNumber, MathAnswer, final_answer
-from veto_pl.data.quantities import read_quantity, tidy
-from veto_pl.data.symbolic import harmless, same_expression
 from veto_pl.seams import Example
 
 ROOT = Path(__file__).resolve().parents[2]

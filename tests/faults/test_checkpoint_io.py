@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.storage import checkpoint_io
-from veto_pl.storage.checkpoint_io import AtomicCheckpointIO, beside, read_checkpoint, recover, swap_in
+from veto_pl.storage import atomic
+from veto_pl.storage.atomic import recover, replacing, swap_in
+from veto_pl.storage.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 
 
 def checkpoint(mark: int, size: int = 1000) -> dict:
@@ -162,7 +163,7 @@ def test_a_swap_of_folders_that_is_cut_anywhere_is_finished_by_the_next_reader(m
     def swap():
         with (
             patch.object(Path, "replace", dying_before("replace")),
-            patch.object(checkpoint_io, "exchange", lambda *_: False),
+            patch.object(atomic, "exchange", lambda *_: False),
         ):
             swap_in(make_folder(tmp_path / "written", "new"), final)
 
@@ -175,10 +176,10 @@ def test_a_swap_of_folders_that_is_cut_anywhere_is_finished_by_the_next_reader(m
 def test_a_file_and_a_folder_replace_each_other(tmp_path):
     final = tmp_path / "last.ckpt"
     final.write_text("file")
-    with beside(final) as temporary:
+    with replacing(final) as temporary:
         make_folder(temporary, "folder")
     assert (final / "part").read_text() == "folder"
-    with beside(final) as temporary:
+    with replacing(final) as temporary:
         temporary.write_text("file")
     assert final.read_text() == "file"
     assert files(tmp_path) == {"last.ckpt"}
@@ -198,6 +199,6 @@ def test_data_reach_the_disk_before_they_are_moved(tmp_path):
         events.append(("move", self.name))
         return replaced(self, target)
 
-    with patch.object(checkpoint_io.os, "fsync", sync), patch.object(Path, "replace", replace):
+    with patch.object(atomic.os, "fsync", sync), patch.object(Path, "replace", replace):
         AtomicCheckpointIO().save_checkpoint(checkpoint(1), tmp_path / "a.ckpt")
     assert events == [("sync", ".a.ckpt.writing"), ("move", ".a.ckpt.writing"), ("sync", tmp_path.name)]

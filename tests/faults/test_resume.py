@@ -127,6 +127,26 @@ def test_the_validation_after_the_last_step_is_made_up_for(config_file, referenc
     assert_equal_runs(tmp_path, references(*options))
 
 
+def test_a_row_that_cannot_be_read_loses_nothing(config_file, references, tmp_path, caplog):
+    """The window before it is whole, and not saved yet; whether a validation follows is asked again."""
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
+    with fault(DistillationModule, "on_before_batch_transfer", 6, raising), pytest.raises(StopError):
+        fit(config_file, tmp_path)  # the third micro-batch, behind three of the baseline
+    assert state(tmp_path)["global_step"] == 1
+    assert "last.ckpt` holds step 1;" in caplog.text
+    fit(config_file, tmp_path)
+    assert_equal_runs(tmp_path, references())
+
+
+def test_a_validation_that_is_no_longer_due_costs_no_further_step(config_file, tmp_path):
+    options = ("--trainer.max_steps=5", "--trainer.val_check_interval=9")
+    with fault(SampleTable, "on_validation_batch_end", 5, raising), pytest.raises(StopError):
+        fit(config_file, tmp_path, *options)
+    with fault(DistillationModule, "training_step", 1, lambda: None) as trained:
+        fit(config_file, tmp_path, "--trainer.max_steps=5", "--trainer.val_check_interval=100")
+    assert (trained(), state(tmp_path)["global_step"]) == (0, 5)
+
+
 def test_an_update_that_was_cut_short_is_never_saved(config_file, references, tmp_path):
     """AdamW stops between its moments and the weights; the checkpoint of two steps before stays."""
     optimizer, calls = import_module("torch.optim.adam"), itertools.count(1)

@@ -49,7 +49,7 @@ def test_an_interrupted_build_goes_on_and_ends_as_if_nothing_had_happened(models
 def test_a_file_that_was_cut_off_is_not_taken_for_a_shard(models, tmp_path):
     write(tmp_path / "whole", models)
     (tmp_path / "cut").mkdir()
-    (tmp_path / "cut" / "shard-00000.safetensors.partial").write_bytes(b"half")
+    (tmp_path / "cut" / ".shard-00000.safetensors.writing").write_bytes(b"half")
     (tmp_path / "cut" / "shard-00001.safetensors").write_bytes(b"not in the manifest")
     write(tmp_path / "cut", models)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")

@@ -9,7 +9,6 @@ import lightning as L
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.module import DistillationModule
-from veto_pl.storage.resume import validates_here
 
 PHASES = ("rollout", "scoring", "update", "data")
 """What counts as training time; validation, checkpoints and the start do not."""
@@ -40,6 +39,7 @@ class Budget(L.Callback):
         self.limits = {name: limit for name, limit in given.items() if limit is not None}
         self._spent = {"tokens": 0.0, "seconds": 0.0}
         self._steps = 0
+        self._validates_first = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Tells the module how long the run will be."""
@@ -53,14 +53,21 @@ class Budget(L.Callback):
         return max(round(self._steps / share), self._steps, 1) if share else math.inf
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Lets a run that is resumed with nothing left do no further step."""
+        """Let a run that is resumed with nothing left do no further step."""
         validation = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
-        cut_short = validation.ready > validation.completed
-        if not (cut_short and validates_here(trainer)):  # else what is left of it comes first
+        self._validates_first = validation.ready > validation.completed  # what is left of one comes first
+        if not self._validates_first:
             trainer.should_stop |= self._share >= 1
 
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """Do no further step either where that validation is no longer due; Lightning then ends the epoch."""
+        if self._validates_first and self._share >= 1:
+            trainer.should_stop = True
+            raise StopIteration
+        self._validates_first = False
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """As at the start, after a validation that was made up for."""
+        """End the run as at its start, after a validation that was made up for."""
         trainer.should_stop |= self._share >= 1
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:

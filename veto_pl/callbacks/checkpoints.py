@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from weakref import proxy
 
 import lightning as L
+import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -24,10 +23,11 @@ from veto_pl.callbacks.signals import Signals
 from veto_pl.core.mistakes import check_number
 from veto_pl.data import PromptDataModule
 from veto_pl.exceptions import ConfigurationError, NonFiniteError
-from veto_pl.storage.checkpoint_io import AtomicCheckpointIO, OnFailedSave, recover, swap_in
+from veto_pl.storage.atomic import recover
+from veto_pl.storage.checkpoint_io import AtomicCheckpointIO, OnFailedSave, set_aside
 from veto_pl.storage.going_on import going_on
 from veto_pl.storage.journals import journals, positions
-from veto_pl.storage.resume import PROGRESS, Course, Point, load_validation, rewind, validates_here, warn_of_differences
+from veto_pl.storage.resume import PROGRESS, ResumePoint, begin_window, place_data, place_loops, warn_of_differences
 from veto_pl.storage.run_folder import run_folder
 
 
@@ -36,10 +36,11 @@ class Checkpoints(ModelCheckpoint):
 
     `last.ckpt` is written after every validation, at the end of every epoch, when `minutes` have passed, at the end of
     the run, on SIGTERM, SIGHUP and an exception; or, with `every_n_train_steps`, after so many optimizer steps instead
-    of the first three. It is not written where an update was cut short in the middle: then the one before stays. Where
-    several processes train, an exception on one of them is no reason to save, for the others may be somewhere else.
+    of the first three. It is not written where an exception comes between an update and the end of its micro-batch:
+    then the one before stays. Where several processes train, an exception on one of them is no reason to save, for the
+    others may be somewhere else.
 
-    A checkpoint holds the state at the beginning of an accumulation window. A run that starts afresh in the folder of
+    A checkpoint holds the state between two accumulation windows. A run that starts afresh in the folder of
     another one renames its `last.ckpt` to `earlier.ckpt`.
 
     Args:
@@ -80,9 +81,9 @@ class Checkpoints(ModelCheckpoint):
         self.on_failed_save = on_failed_save
         self._signals = Signals()
         self._before_others = BeforeOthers(self._save_last)
-        self._resumed: Point | None = None
-        self._row = 0
-        self._course: Course | None = None
+        self._point: ResumePoint | None = None
+        self._resumed_row: int | None = None
+        self._updates = False
         self._saved: tuple[int, int, bool] | None = None
         self._saved_step: int | None = None
         self._saved_at = time.monotonic()
@@ -107,13 +108,13 @@ class Checkpoints(ModelCheckpoint):
         if not progress:
             rank_zero_warn("The checkpoint does not say at which row it was written; its epoch starts from the first.")
             return
-        self._row = progress.pop("row")
-        point = self._resumed = Point(**progress)
-        self._saved_step = checkpoint["global_step"]
+        point = self._point = ResumePoint.read(progress)
+        self._resumed_row, self._saved_step = progress["row"], checkpoint["global_step"]
+        place_loops(checkpoint["loops"]["fit_loop"], point, self._saved_step)
         for journal in journals(trainer):
-            journal.cut(trainer, point.rows.get(journal.journal, 0), point.logged)
+            journal.cut(trainer, point.rows.get(journal.journal, 0), self._saved_step)
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-        self._extra_step = int(point.validation_due and 0 <= trainer.max_steps <= checkpoint["global_step"])
+        self._extra_step = int(point.validation_due and 0 <= trainer.max_steps <= self._saved_step)
         if trainer.strategy.restore_checkpoint_after_setup:
             self.on_fit_start(trainer, pl_module)
 
@@ -122,26 +123,38 @@ class Checkpoints(ModelCheckpoint):
         trainer.fit_loop.epoch_loop.max_steps += self._extra_step
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Places the loops and the data where the run stopped."""
+        """Places the data where the run stopped."""
         super().on_train_start(trainer, pl_module)
-        load_validation(trainer)
-        resumed, self._resumed = self._resumed, None
-        self._course = Course(trainer, positions(trainer), resumed)
-        self._saved, self._saved_at = self._course.window.place, time.monotonic()
-        if resumed is not None:
-            self._go_on(trainer, resumed)
-            if Path(str(trainer.ckpt_path)).absolute() != self._last.absolute():
-                self._saved = self._saved_step = None
-        elif trainer.global_step == 0 and trainer.is_global_zero and self._is_fitting(trainer):
-            self._set_aside()
+        row, self._resumed_row = self._resumed_row, None
+        if row is None or self._point is None:
+            total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+            self._point = ResumePoint(trainer.current_epoch, 0, total.processed, positions(trainer))
+        else:
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            place_data(trainer, self._point, row, data.start_at if isinstance(data, PromptDataModule) else None)
+        self._saved, self._saved_at, self._updates = self._point.place, time.monotonic(), False
+        if row is not None and Path(str(trainer.ckpt_path)).absolute() != self._last.absolute():
+            self._saved = self._saved_step = None
+        elif row is None and trainer.global_step == 0 and trainer.is_global_zero and self._is_fitting(trainer):
+            set_aside(self._last)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Saves if it is time for it, and notes where a window begins."""
+        """Saves if it is time for it."""
+        if self._extra_step:  # the validation that was due no longer is
+            self._take_back_extra_step(trainer)
+            raise StopIteration
         self._after_batch(trainer, pl_module)
-        assert self._course is not None, "`on_train_start` comes first"
-        self._course.begin_batch(trainer, batch_idx, positions(trainer))
+        assert self._point is not None, "`on_train_start` comes first"
+        if self._point.batches == batch_idx:
+            begin_window(trainer)
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Notes that the state is not whole until the batch has ended."""
+        self._updates = True
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -152,9 +165,7 @@ class Checkpoints(ModelCheckpoint):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves if it is time for it: a validation may take long, and fail."""
-        self._after_batch(trainer, pl_module)
-        if self._course is not None:
-            self._course.begin_validation(positions(trainer))
+        self._after_batch(trainer, pl_module, validation_due=True)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Comes after all other callbacks, so after the one that validates an average of the weights."""
@@ -170,16 +181,18 @@ class Checkpoints(ModelCheckpoint):
         """Saves the state after the validation."""
         if not self._is_fitting(trainer):
             return
-        if self._course is not None:
-            self._course.end_validation(positions(trainer))
-        trainer.fit_loop.epoch_loop.max_steps -= self._extra_step
-        self._extra_step = 0
+        if self._point is not None and self._point.validation_due:
+            self._point = replace(self._point, rows=positions(trainer), validation_due=False)
+        self._take_back_extra_step(trainer)
         super().on_validation_end(trainer, pl_module)
         self._save_last(trainer, due=self._every_n_train_steps == 0)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves the state after the epoch."""
         self._after_batch(trainer, pl_module)
+        batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+        if self._point is not None and self._point.batches == batches.processed:  # else a window is not over
+            self._point = self._point.advanced(trainer, positions(trainer))
         super().on_train_epoch_end(trainer, pl_module)
         self._save_last(trainer, due=self._every_n_train_steps == 0)
 
@@ -192,12 +205,13 @@ class Checkpoints(ModelCheckpoint):
         if isinstance(exception, SIGTERMException):
             name, exception.code = self._signals.ended_by.name, 128 + self._signals.ended_by
         self._before_others.put_back(trainer)
-        if self._course is not None and self._is_fitting(trainer):
-            problem = self._rescue(trainer, self._course, exception)
-            kept = f"`{self._last}` holds step {self._saved_step}"
-            remedy = f"{kept}; the same command with `--ckpt_path last` goes on from there."
-            if self._saved_step is None:
-                remedy = "There is no checkpoint yet."
+        if self._point is not None and self._is_fitting(trainer):
+            problem = self._rescue(trainer, exception)
+            kept = (
+                f"`{self._last}` holds step {self._saved_step}; the same command with `--ckpt_path last` goes on from "
+            )
+            kept += "there."
+            remedy = "There is no checkpoint yet." if self._saved_step is None else kept
             rank_zero_info(f"Stopped by {name} at step {trainer.global_step}. {problem}{remedy}")
         self._signals.remove(trainer)
 
@@ -207,16 +221,15 @@ class Checkpoints(ModelCheckpoint):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Describes the last point between two windows in every checkpoint, whoever asked for it."""
-        if self._course is None or not self._is_fitting(trainer):
+        if self._point is None or not self._is_fitting(trainer):
             return
         for journal in journals(trainer):
             with going_on(journal.journal, key=journal):
                 journal.bring_to_disk()
-        point = self._course.point(trainer, positions(trainer))
+        point = self._point.advanced(trainer, positions(trainer)) if self._updates else self._point
         data = trainer.datamodule  # type: ignore[attr-defined]
         row = data.row_after(point.epoch, point.batches) if isinstance(data, PromptDataModule) else 0
         checkpoint[PROGRESS] = {**asdict(point), "row": row}
-        rewind(checkpoint["loops"]["fit_loop"], point, trainer.num_training_batches)
 
     @property
     def _last(self) -> Path:
@@ -231,39 +244,27 @@ class Checkpoints(ModelCheckpoint):
         trying = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
         return trainer.state.fn == TrainerFn.FITTING and not trying
 
-    def _go_on(self, trainer: L.Trainer, point: Point) -> None:
-        loop, data = trainer.fit_loop, trainer.datamodule  # type: ignore[attr-defined]
-        batches = point.batches
-        if isinstance(data, PromptDataModule):
-            batches = data.start_at(point.epoch, self._row)
-            if batches >= trainer.num_training_batches:  # also where a limit cuts the epoch
-                data.start_at(point.epoch, sys.maxsize)
-            iter(cast(_DataFetcher, loop._data_fetcher))  # what workers may have fetched already is of another place
-        progress = loop.epoch_loop.batch_progress
-        batches = int(min(batches, trainer.num_training_batches))
-        progress.current.__dict__.update(dict.fromkeys(vars(progress.current), batches))
-        progress.is_last_batch = 0 < batches == trainer.num_training_batches
-        if self._extra_step and not validates_here(trainer):
-            loop.epoch_loop.max_steps -= self._extra_step  # the validation that was due no longer is
-            self._extra_step, trainer.should_stop = 0, True
+    def _take_back_extra_step(self, trainer: L.Trainer) -> None:
+        trainer.fit_loop.epoch_loop.max_steps -= self._extra_step
+        self._extra_step = 0
 
-    def _set_aside(self) -> None:
-        earlier = self._last.with_name("earlier.ckpt")
-        with going_on(earlier, f"writes its first checkpoint in the place of the earlier run's {self._last.name}"):
-            if not recover(self._last):
-                return
-            swap_in(self._last, earlier)
-            rank_zero_info(f"The `last.ckpt` of an earlier run in {self.dirpath} is now `earlier.ckpt`.")
-
-    def _after_batch(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """What is done when a batch has ended and its metrics are logged."""
+    def _after_batch(self, trainer: L.Trainer, pl_module: L.LightningModule, *, validation_due: bool = False) -> None:
+        """Does what belongs behind a batch that has ended, once its metrics are logged."""
         if not self._batch_has_ended or not self._is_fitting(trainer):
             return
         self._batch_has_ended = False
+        has_updated = self._advance(trainer, validation_due=validation_due)
         self._signals.act_on_requeue(trainer)
-        if self._course is not None and self._course.has_updated(trainer):
+        if has_updated:
             self._save_last(trainer, due=self._is_time(trainer))
             super().on_train_batch_end(trainer, pl_module, None, None, 0)  # the best ones
+
+    def _advance(self, trainer: L.Trainer, *, validation_due: bool) -> bool:
+        """Moves the point behind the window if its update is done; returns whether it is."""
+        has_updated, self._updates = self._updates, False
+        if has_updated and self._point is not None:
+            self._point = self._point.advanced(trainer, positions(trainer), validation_due=validation_due)
+        return has_updated
 
     def _is_time(self, trainer: L.Trainer) -> bool:
         if self._every_n_train_steps:
@@ -272,14 +273,13 @@ class Checkpoints(ModelCheckpoint):
         return bool(trainer.strategy.broadcast(late)) if trainer.world_size > 1 else late
 
     def _save_last(self, trainer: L.Trainer, *, due: bool = True) -> None:
-        if not (due and self.keep_last and self._course is not None and self._is_fitting(trainer)):
+        if not (due and self.keep_last and self._point is not None and self._is_fitting(trainer)):
             return
-        place = self._course.point(trainer, {}).place
-        if place == self._saved and not self._failure(trainer):
+        if self._point.place == self._saved and not self._failure(trainer):
             return
         self.last_model_path = str(self._last)
         trainer.save_checkpoint(self._last, weights_only=False)
-        self._saved, self._saved_at = place, time.monotonic()
+        self._saved, self._saved_at = self._point.place, time.monotonic()
         if not self._failure(trainer):
             self._saved_step = trainer.global_step
         if trainer.is_global_zero:
@@ -291,14 +291,18 @@ class Checkpoints(ModelCheckpoint):
         writer = trainer.strategy.checkpoint_io
         return writer.failure if isinstance(writer, AtomicCheckpointIO) and trainer.world_size == 1 else None
 
-    def _rescue(self, trainer: L.Trainer, course: Course, exception: BaseException) -> str:
+    def _rescue(self, trainer: L.Trainer, exception: BaseException) -> str:
         """Saves if the state is whole; says what is in the way, if anything."""
         if trainer.world_size > 1 and not isinstance(exception, SIGTERMException | NonFiniteError):
             return "Nothing was saved, for the other processes may be somewhere else. "
-        if not course.is_whole(trainer, exception):
-            return "Nothing was saved, for it happened in the middle of an update. "
+        if isinstance(exception, NonFiniteError):  # raised in place of the update
+            self._updates = False
+        batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+        if self._batch_has_ended and batches.processed == batches.completed:
+            self._advance(trainer, validation_due=True)  # whether one is due, Lightning asks when the run is resumed
+        if self._updates:
+            return "Nothing was saved, for it happened between an update and the end of its micro-batch. "
         try:
-            course.log_what_is_left(trainer)
             self._save_last(trainer)
         except Exception as error:  # the exception that stopped the run is the one to be seen
             return f"It could not be saved: {type(error).__name__}: {error}. "

@@ -12,11 +12,11 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from veto_pl.callbacks.guards import Guards
 from veto_pl.core.mistakes import check_number
-from veto_pl.storage.checkpoint_io import beside
+from veto_pl.storage.atomic import replacing
 from veto_pl.storage.going_on import going_on
 from veto_pl.storage.journals import Journal
 from veto_pl.storage.waiting_lines import WaitingLines
-from veto_pl.training.nonfinite import FAULTS, faults_of
+from veto_pl.training.nonfinite import FAULTS, faults_file
 
 
 class Diagnostics(L.Callback, Journal):
@@ -44,7 +44,7 @@ class Diagnostics(L.Callback, Journal):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Finds the folder, on all ranks."""
-        self._faults = faults_of(trainer)
+        self._faults = faults_file(trainer)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
@@ -88,7 +88,7 @@ class Diagnostics(L.Callback, Journal):
 
     def cut(self, trainer: L.Trainer, rows: int, step: int) -> None:
         """Keeps the first rows of faults."""
-        self._faults = faults_of(trainer)  # a run that starts afresh cuts before the setup
+        self._faults = faults_file(trainer)  # a run that starts afresh cuts before the setup
         if trainer.is_global_zero:
             self._faults.cut(rows)
 
@@ -110,5 +110,5 @@ class Diagnostics(L.Callback, Journal):
             **{name: round(value, 6) if math.isfinite(value) else None for name, value in values.items()},
         }
         path = self._faults.path.with_name("summary.json")
-        with going_on(path, "has no summary"), beside(path) as temporary:
+        with going_on(path, "has no summary"), replacing(path) as temporary:
             temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import lightning as L
 
-from veto_pl.core.mistakes import Mistake, nearest, report
-from veto_pl.storage.resume import load_validation
+from veto_pl.core.mistakes import Mistake, did_you_mean, report
 
 OUR_OWN = ("veto_pl", "lightning")
 """Packages whose callbacks log nothing that others follow but `lr-...`."""
@@ -37,7 +36,7 @@ class Monitors(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compares with the validation."""
-        load_validation(trainer)
+        _load_validation(trainer)
         self._step = trainer.global_step
         if sum(trainer.num_val_batches) == 0:
             remedy = "Name some in `data.task`, or follow what `train/` logs."
@@ -55,7 +54,10 @@ class Monitors(L.Callback):
         more = may_log_more(trainer.callbacks)  # type: ignore[attr-defined]
         report(
             Mistake(
-                path, f"`{name}`", f"what training logs: {', '.join(logged)}", nearest(name, logged) or "Correct it."
+                path,
+                f"`{name}`",
+                f"what training logs: {', '.join(logged)}",
+                did_you_mean(name, logged) or "Correct it.",
             )
             for path, name in _followed(trainer, "train/")
             if name not in logged and not more
@@ -65,3 +67,11 @@ class Monitors(L.Callback):
 def _followed(trainer: L.Trainer, prefix: str) -> Iterator[tuple[str, str]]:
     callbacks = [(type(callback).__name__, callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
     return ((path, name) for path, name in monitored(callbacks) if name.startswith(prefix))
+
+
+def _load_validation(trainer: L.Trainer) -> None:
+    """Load the validation rows; else a run that has not validated yet would not know whether there are any."""
+    if trainer.enable_validation and trainer.val_dataloaders is None:
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.setup_data()
+        trainer.training = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import yaml
@@ -18,7 +20,7 @@ from veto_pl.callbacks import (
     Guards,
     SampleTable,
 )
-from veto_pl.cli.parser_errors import explained
+from veto_pl.cli.parser_errors import explained, with_suggestion
 from veto_pl.data import PromptDataModule
 from veto_pl.module import DistillationModule
 
@@ -57,10 +59,10 @@ class CompactParser(LightningArgumentParser):
     """Prints configurations so compactly that an algorithm fits on a screen, and mistakes in them in a sentence."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises `ConfigurationError` with the place, what was given and what was expected, instead of the usage."""
+        """Raise `ConfigurationError` with the place and what may be meant, instead of the usage."""
         if not self.exit_on_error:  # a parser inside another one, which adds where it was
-            super().error(message, ex)
-        raise explained(message, ROOTS) from ex
+            super().error(with_suggestion(message, (action.dest for action in self._actions)), ex)
+        raise explained(with_suggestion(message, _settings())) from ex
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
         """The configuration as YAML; comments at its head are kept."""
@@ -68,3 +70,11 @@ class CompactParser(LightningArgumentParser):
         header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
         body: str = yaml.dump(yaml.safe_load(text), Dumper=CompactDumper, sort_keys=False, width=LINE)
         return header + body
+
+
+def _settings() -> Iterator[str]:
+    """Give the settings at the top and those of the classes there."""
+    for root, owner in ROOTS.items():
+        yield root
+        if owner is not None:
+            yield from (f"{root}.{name}" for name in inspect.signature(owner).parameters)

@@ -7,10 +7,10 @@ import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
+from types import UnionType
 from typing import Any
 
-from veto_pl.cli.parser_errors import classes_in, hints_of
-from veto_pl.core.mistakes import Mistake, report, shown
+from veto_pl.core.mistakes import Mistake, report, shorten
 
 SEEDS = 2**32
 """As many seeds NumPy knows."""
@@ -52,16 +52,16 @@ def _of_roots(config: Mapping[str, Any], roots: Mapping[str, Callable[..., Any] 
 
 def _nothing(given: Mapping[str, Any], owner: Callable[..., Any], path: str) -> Iterator[Mistake]:
     """Arguments that were given `null`, or no settings, where their annotation knows no such value."""
-    hints = hints_of(owner)
+    hints = _hints_of(owner)
     for name, parameter in inspect.signature(owner).parameters.items():
         if name not in given or name not in hints or parameter.default is None:
             continue
         where, value, hint = f"{path}.{name}", given[name], hints[name]
-        settings = next((cls for cls in classes_in(hint) if is_dataclass(cls) and not inspect.isabstract(cls)), None)
+        settings = next((cls for cls in _classes_in(hint) if is_dataclass(cls) and not inspect.isabstract(cls)), None)
         if value is None and not _admits_none(hint):
             yield Mistake(where, "nothing (`null`)", "a value", f"Set it{_default(parameter)}.")
         elif settings is not None and not isinstance(value, Mapping | list | str | settings):
-            yield Mistake(where, f"`{shown(value)}`", "a mapping of settings", "Write them below it.")
+            yield Mistake(where, f"`{shorten(value)}`", "a mapping of settings", "Write them below it.")
         elif settings is not None and isinstance(value, Mapping) and "class_path" not in value:
             yield from _nothing(value, settings, where)
         yield from _of_classes(value, where)
@@ -97,3 +97,23 @@ def _default(parameter: inspect.Parameter) -> str:
     default = parameter.default
     plain = isinstance(default, bool | int | float | str)
     return f", or leave it out for `{str(default).lower() if isinstance(default, bool) else default}`" if plain else ""
+
+
+def _hints_of(owner: Callable[..., Any]) -> dict[str, Any]:
+    """Return the annotations of a class's arguments; none where they cannot be read."""
+    try:
+        return typing.get_type_hints(owner.__init__ if inspect.isclass(owner) else owner)
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def _classes_in(annotation: Any) -> Iterator[type]:
+    """Give the classes that an annotation names, also inside unions and collections, or as what a function makes."""
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Callable:
+        yield from _classes_in(arguments[-1])
+    elif typing.get_origin(annotation) in (typing.Union, UnionType, list, tuple, dict):
+        for argument in arguments:
+            yield from _classes_in(argument)
+    elif inspect.isclass(annotation) and annotation.__module__ != "builtins":
+        yield annotation

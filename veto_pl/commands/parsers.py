@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from veto_pl.core.mistakes import shown
+from veto_pl.core.mistakes import shorten
 from veto_pl.exceptions import VetoError
 from veto_pl.plugins import announced, load, load_plugins, refused, summary
 from veto_pl.storage.paths import at_home, local_path
@@ -174,7 +174,7 @@ def commands() -> dict[str, Command]:
             raise refused(entry, "has the name of another command")
         command = load(entry)
         if not callable(command):
-            raise refused(entry, f"is {shown(command)}, and no function")
+            raise refused(entry, f"is {shorten(command)}, and no function")
         found[entry.name] = command
     return found
 

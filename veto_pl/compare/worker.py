@@ -21,7 +21,7 @@ from veto_pl.compare.jobs import Job
 from veto_pl.compare.study import Settings
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.report.run import Run
-from veto_pl.storage.checkpoint_io import beside
+from veto_pl.storage.atomic import replacing
 
 JOB, DONE, LOG, FAILURE = "job.json", "done.json", "run.log", "failure.txt"
 """What a run is told; that it is finished; what it printed; and why it failed."""
@@ -87,7 +87,7 @@ def prepare(job: Job) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / FAILURE).unlink(missing_ok=True)
     (job.folder / "settings.yaml").write_text(yaml.safe_dump(_plain(job.settings), sort_keys=False), encoding="utf-8")
-    with beside(told) as temporary:
+    with replacing(told) as temporary:
         temporary.write_text(json.dumps({"name": job.name, "fingerprint": job.fingerprint}) + "\n", encoding="utf-8")
 
 
@@ -105,7 +105,7 @@ def _run(job: Job, threads: int) -> None:
         perform(_test(job, name, settings))
         _refuse_validation_rows(job.folder / name / "test.json")
     _remove_checkpoints(job)
-    with beside(job.folder / DONE) as temporary:  # as told at the start: files may have changed since
+    with replacing(job.folder / DONE) as temporary:  # as told at the start: files may have changed since
         shutil.copyfile(job.folder / JOB, temporary)
 
 

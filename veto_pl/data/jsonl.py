@@ -79,12 +79,12 @@ class JsonLinesFile:
 def read_examples(
     path: str, *, prompt: str, completion: str | None, on_bad_row: OnBadRow = "error", limit: int | None = None
 ) -> list[Example]:
-    """The examples of a `JsonLinesFile` as a list, read at once."""
+    """Read the examples of a `JsonLinesFile` into a list, at once."""
     return list(JsonLinesFile(path, prompt, completion, on_bad_row, limit))
 
 
 def check_format(setting: str, path: str | None) -> None:
-    """Refuses, by its name, a file of another format, with the way to turn it into JSON Lines.
+    """Refuse, by its name, a file of another format, with the way to turn it into JSON Lines.
 
     Raises:
         ConfigurationError: the name ends like that of a table, of columns or of plain text.
@@ -98,7 +98,7 @@ def check_format(setting: str, path: str | None) -> None:
 
 
 def to_example(row: Any, *, prompt: str, completion: str | None, where: str) -> Example:
-    """Checks one decoded row and names its fields; `where` opens the message of a `DataError`."""
+    """Check one decoded row and name its fields; `where` opens the message of a `DataError`."""
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected a JSON object, got {shown(row)}.")
     text = _text(row, prompt, where)
@@ -108,7 +108,7 @@ def to_example(row: Any, *, prompt: str, completion: str | None, where: str) -> 
 
 
 def _lines(path: str) -> Iterator[bytes]:
-    """Bytes, because text mode would also split at other line ends and lose the line of a decoding error."""
+    """Yield the lines as bytes, because text mode would also split at other line ends and lose the line of an error."""
     number = 0
     try:
         file = local_path(path)
@@ -138,7 +138,7 @@ def _parse(line: bytes, where: str) -> Any:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; of a key that stands twice nobody knows which value is meant."""
+    """Return an object; raise where a key stands twice, since it cannot be told which value is meant."""
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
@@ -161,7 +161,7 @@ def _text(row: dict[str, Any], field: str, where: str) -> str:
 
 
 def shown(value: object) -> str:
-    """The type of a value and its beginning, for messages.
+    """Return the type of a value and its beginning, for messages.
 
     Example:
         >>> shown(["a"])
@@ -173,7 +173,7 @@ def shown(value: object) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names of fields, for messages; of many or long names only the beginning.
+    """Return names of fields, for messages; of many or long names only the beginning.
 
     Example:
         >>> listed(["prompt", "answer"])

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from veto_pl.data.overlap import rouge
-from veto_pl.data.quantities import DASHES
 from veto_pl.seams import Example, Mistake, Reward, Setup
 
+DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d", "-"))
+"""The characters that are written for a minus."""
 # A minus counts as a sign only where it cannot be a subtraction, a range or a bullet.
 _NUMBER = (
     r"(?:(?<![\w)])-\$?|\$-?)?"
@@ -21,7 +22,7 @@ _MARKED = re.compile(rf"####[ \t]*({_NUMBER})")
 
 
 def final_number(text: str) -> Decimal | None:
-    r"""The number that a worked answer ends in.
+    r"""Return the number that a worked answer ends in.
 
     It is the one behind the last `####` that a number follows directly, and without such a mark the last number of the
     text. Thousands separators, `$`, `%` and a full stop behind the number are ignored.
@@ -45,7 +46,7 @@ class NoReward(Reward):
     """
 
     def __call__(self, example: Example, completion: str) -> float:
-        """Always 0.0."""
+        """Return 0.0, always."""
         return 0.0
 
     def requirements(self, setup: Setup, path: str) -> Iterator[Mistake]:
@@ -72,7 +73,7 @@ class ExactMatch(Reward):
     casefold: bool = False
 
     def __call__(self, example: Example, completion: str) -> float:
-        """1.0 or 0.0."""
+        """Return 1.0 or 0.0."""
         if example.completion is None:
             return 0.0
         return float(self._normal(completion) == self._normal(example.completion))
@@ -95,7 +96,7 @@ class LastNumber(Reward):
     """
 
     def __call__(self, example: Example, completion: str) -> float:
-        """1.0 or 0.0."""
+        """Return 1.0 or 0.0."""
         expected = final_number(example.completion or "")
         return float(expected is not None and final_number(completion) == expected)
 
@@ -114,5 +115,5 @@ class RougeL(Reward):
     """
 
     def __call__(self, example: Example, completion: str) -> float:
-        """A score in [0, 1]."""
+        """Return a score in [0, 1]."""
         return rouge(completion, example.references)

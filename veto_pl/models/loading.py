@@ -5,19 +5,27 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from filelock import FileLock
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.models.reading import check_endings, check_folder, check_stored_dropout, check_sums, check_weights, named
+from veto_pl.models.reading import (
+    check_endings,
+    check_folder,
+    check_stored_dropout,
+    check_sums,
+    check_weights,
+    source_errors,
+)
 from veto_pl.models.weights import SafetensorsWeights
 from veto_pl.seams import ModelSource
 from veto_pl.seams.models import StoredWeights
+from veto_pl.storage.atomic import replacing
 from veto_pl.storage.paths import at_home
 
 if TYPE_CHECKING:
@@ -61,7 +69,7 @@ class Pretrained(ModelSource):
     def config(self) -> PretrainedConfig:
         from transformers import AutoConfig
 
-        with named(self.path):
+        with source_errors(self.path):
             check_folder(self.path)
             config: PretrainedConfig = AutoConfig.from_pretrained(
                 **self._location(),
@@ -81,7 +89,7 @@ class Pretrained(ModelSource):
         from transformers import AutoModelForCausalLM
 
         model: PreTrainedModel
-        with named(self.path):
+        with source_errors(self.path):
             check_sums(Path(self.path))
             model, found = AutoModelForCausalLM.from_pretrained(
                 **self._location(),
@@ -100,7 +108,7 @@ class Pretrained(ModelSource):
         from transformers import AutoModelForCausalLM, GenerationConfig
 
         model: PreTrainedModel
-        with named(self.path):
+        with source_errors(self.path):
             # Without the answer the library asks on the terminal whether code from the hub may run.
             model = AutoModelForCausalLM.from_config(self.config(), trust_remote_code=self.trust_remote_code)
         with contextlib.suppress(OSError):  # not every model has such a file
@@ -108,7 +116,7 @@ class Pretrained(ModelSource):
         return self._prepared(model)
 
     def stored(self) -> StoredWeights:
-        with named(self.path):
+        with source_errors(self.path):
             check_folder(self.path)
             return SafetensorsWeights.find(self.path, self.revision)
 
@@ -207,32 +215,32 @@ def _package_folder(package: str) -> Path:
 
 
 def _convert(file: Path, folder: Path) -> None:
-    """Writes beside the target and renames, so that a conversion that is cut off leaves nothing to be mistaken."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+    """Write a model folder, whole or not at all; of several ranks, the first one does it for all."""
     if missing := [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]:
         raise ConfigurationError(f"Reading GGUF needs {' and '.join(missing)}: pip install 'veto_pl[gguf]'.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(f"`Gguf.cache` must be a folder that can be written, got {error}.") from error
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            with replacing(folder) as new:
+                _save_converted(file, new)
+
+
+def _save_converted(file: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        with named(str(file), expected="a GGUF file of a known architecture"):
-            model = AutoModelForCausalLM.from_pretrained(**source, dtype="float32")
-        # The weights are dequantised; what is left of the quantiser would forbid saving them.
-        model.hf_quantizer = None
-        del model.config.quantization_config
-        complete = Path(scratch) / folder.name
-        model.save_pretrained(complete)
-        with named(str(file), "tokenizer", "a GGUF file with a tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(**source)
-        tokenizer.save_pretrained(complete)
-        try:
-            complete.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another rank was faster, with the same result
-                raise
+    with source_errors(str(file), expected="a GGUF file of a known architecture"):
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype="float32")
+    # The weights are dequantised; what is left of the quantiser would forbid saving them.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.save_pretrained(folder)
+    with source_errors(str(file), "tokenizer", "a GGUF file with a tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+    tokenizer.save_pretrained(folder)
 
 
 def _check_dropout(owner: str, dropout: float | None) -> None:

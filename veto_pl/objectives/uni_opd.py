@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.functional.order import balanced
+from veto_pl.functional.order import balance_classes
 from veto_pl.objectives.policy_gradient import PolicyGradient
 from veto_pl.parts.advantages import OrderConsistent
 from veto_pl.rollouts import FromStudent, Sampling
@@ -66,6 +66,14 @@ class UniOPD(PolicyGradient):
             raise ConfigurationError(f"`UniOPD.balance` must be at least 0 and finite, or null, got {self.balance}.")
         super().__post_init__()
 
+    @classmethod
+    def examples(cls) -> tuple["UniOPD", ...]:
+        return (
+            cls(rollout=FromStudent(Sampling(num_completions=4))),
+            cls(method="mask", balance=None),
+            cls(mode="minmax", direction="correct_up", balance=0.5),
+        )
+
     def credit(self) -> Advantage:
         """The log-ratio, shifted or masked."""
         return OrderConsistent(self.margin, self.method, self.mode, self.direction, self.min_retain, self.outlier)
@@ -74,7 +82,7 @@ class UniOPD(PolicyGradient):
         """Without the surplus of correct or wrong completions of each prompt."""
         if self.balance is None or sequences.rewards is None:
             return sequences
-        kept = balanced(sequences.rewards == 1, sequences.prompt_rows, _lots(sequences, step), self.balance)
+        kept = balance_classes(sequences.rewards == 1, sequences.prompt_rows, _lots(sequences, step), self.balance)
         return replace(sequences, loss_mask=sequences.loss_mask & kept[:, None])
 
 
@@ -83,4 +91,4 @@ def _lots(sequences: Sequences, step: Step) -> Tensor:
     groups, prompts = sequences.prompt_rows, sequences.prompts
     numbers = groups if prompts is None else prompts.numbers[groups]
     place = (groups[:, None] == groups).tril(-1).sum(1)
-    return step.lots("balance", numbers * PLACES + place)
+    return step.uniform_by_key("balance", numbers * PLACES + place)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
+from pydantic import StringConstraints, TypeAdapter, ValidationError
+
+from veto_pl.core.bounds import Count, CountFromZero, Positive
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.offline.cost import TruncationCost
+from veto_pl.storage.atomic import replacing
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 NAME = "manifest.json"
 
 
@@ -29,14 +31,8 @@ class Identity:
 
     teacher: str
     tokenizer: str
-    k: int
-    temperature: float
-
-    def __post_init__(self) -> None:
-        for name in ("teacher", "tokenizer"):
-            _typed(name, getattr(self, name), str)
-        if _typed("k", self.k, int) < 1 or not 0 < _typed("temperature", self.temperature, float, int) < math.inf:
-            raise ValueError(f"`k` is {self.k} and `temperature` {self.temperature}")
+    k: Count
+    temperature: Positive
 
 
 @dataclass(frozen=True)
@@ -50,16 +46,10 @@ class Shard:
         cost: what the truncation costs on its tokens.
     """
 
-    file: str
+    file: Annotated[str, StringConstraints(pattern=r"^[^/\\]+\.safetensors$")]
     sha256: str
-    rows: int
+    rows: CountFromZero
     cost: TruncationCost
-
-    def __post_init__(self) -> None:
-        _typed("sha256", self.sha256, str)
-        _typed("rows", self.rows, int)
-        if self.file != Path(_typed("file", self.file, str)).name or not self.file.endswith(".safetensors"):
-            raise ValueError(f"`file` is {self.file!r:.80}, which is no safetensors file of the folder")
 
     @property
     def tokens(self) -> int:
@@ -75,19 +65,22 @@ class Manifest:
         identity: what all scores have in common.
         shards: the files, in the order in which they were written.
         complete: False while rows are still missing.
+        format: of the file.
     """
 
     identity: Identity
     shards: tuple[Shard, ...] = ()
     complete: bool = False
-    cost: TruncationCost = field(init=False)
+    format: Literal[1] = FORMAT
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "cost", TruncationCost.total(shard.cost for shard in self.shards))
+    @property
+    def cost(self) -> TruncationCost:
+        """What the truncation costs on the tokens of all shards."""
+        return TruncationCost.total(shard.cost for shard in self.shards)
 
     @staticmethod
     def read(folder: str | Path) -> Manifest:
-        """Reads what `write` wrote.
+        """Read what `write` wrote.
 
         Raises:
             ConfigurationError: there is no store in the folder.
@@ -100,39 +93,23 @@ class Manifest:
                 f"cache-teacher --config <the run's config, with its teacher> --out {folder}`, or correct the path."
             )
         try:
-            return _from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            return TypeAdapter(Manifest).validate_json(path.read_bytes(), strict=True)
+        except (OSError, ValidationError) as error:
             raise DataError(
-                f"`{path}` cannot be read as a manifest of format {FORMAT}: {error!r:.200}. Delete the folder and run "
-                "`veto-pl cache-teacher` again."
+                f"`{path}` cannot be read as a manifest of format {FORMAT}: {_reason(error):.200}. Delete the folder "
+                "and run `veto-pl cache-teacher` again."
             ) from error
 
     def write(self, folder: Path) -> None:
-        """Replaces the folder's manifest in one step."""
-        content = {"format": FORMAT, "complete": self.complete, "identity": asdict(self.identity)}
-        content |= {"cost": self.cost.means(), "shards": [asdict(shard) for shard in self.shards]}
-        replace_file(folder / NAME, json.dumps(content, indent=1).encode())
+        """Replace the folder's manifest in one step."""
+        content = asdict(self) | {"cost": self.cost.means()}
+        with replacing(folder / NAME) as temporary:
+            temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def _from_json(content: dict[str, Any]) -> Manifest:
-    if content["format"] != FORMAT:
-        raise ValueError(f"format {content['format']}")
-    shards = [Shard(**shard | {"cost": TruncationCost(**shard["cost"])}) for shard in content["shards"]]
-    return Manifest(Identity(**content["identity"]), tuple(shards), _typed("complete", content["complete"], bool))
-
-
-def _typed(name: str, value: Any, *kinds: type) -> Any:
-    """The value; raises `TypeError` where it is of another type, for dataclasses do not look."""
-    if type(value) not in kinds:
-        raise TypeError(f"`{name}` is {value!r:.60}")
-    return value
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes beside the target and renames, so that a file under its final name is whole."""
-    beside = path.with_name(f"{path.name}.partial")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+def _reason(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False, include_context=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{f'`{place}`: ' if place else ''}{first['msg']}, got {first['input']!r:.60}"

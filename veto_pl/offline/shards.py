@@ -17,7 +17,8 @@ from torch import Tensor
 from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import DataError
 from veto_pl.offline.cost import TruncationCost
-from veto_pl.offline.manifest import Shard, replace_file
+from veto_pl.offline.manifest import Shard
+from veto_pl.storage.atomic import replacing
 from veto_pl.storage.checksums import sha256_of
 
 KEY_BYTES = 16
@@ -52,7 +53,8 @@ def write_shard(folder: Path, file: str, rows: Sequence[ScoredRow], cost: Trunca
             "logp": torch.cat([row.logp for row in rows]).to("cpu", torch.float32).contiguous(),
         }
     )
-    replace_file(folder / file, content)
+    with replacing(folder / file) as temporary:
+        temporary.write_bytes(content)
     return Shard(file, hashlib.sha256(content).hexdigest(), len(rows), cost)
 
 

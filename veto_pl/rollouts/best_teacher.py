@@ -6,12 +6,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from veto_pl.core.sampling import Sampling
+from veto_pl.core.sampling import SEVERAL, Sampling
 from veto_pl.data.templates import check_format, fill
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block, RowStream
 from veto_pl.models.modes import sampling_mode
-from veto_pl.models.readout import read
+from veto_pl.models.readout import read_hidden
 from veto_pl.models.sharding import gathered
 from veto_pl.parts.contexts import behind, check_room, known, retold
 from veto_pl.rollouts.engines import DecodeLoop
@@ -82,6 +82,13 @@ class BestTeacher(RolloutSource):
         if self.top_k < 1:
             raise ConfigurationError(f"`BestTeacher.top_k` must be at least 1, got {self.top_k}.")
 
+    @classmethod
+    def examples(cls) -> tuple["BestTeacher", ...]:
+        return tuple(
+            cls(SEVERAL, FromStudent(), top_k=3, hint="{completion}>{prompt}", fallback=fallback)
+            for fallback in ("overlap", "skip")
+        )
+
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         tried = FromTeacher(self.sampling, self.engine)(prompts, models, step)
         tried = prompts.rewarded(tried, models.tokenizer)
@@ -133,7 +140,7 @@ def likeliest(model: LanguageModel, sequences: Sequences, k: int) -> Tensor:
         return {str(place): ids[:, place] for place in range(k)}, None
 
     with sampling_mode(model), gathered(model, head_only=True):
-        found = RowStream(read(model, sequences), model.head(), chunk_rows=CHUNK_ROWS).scores(kernel)
+        found = RowStream(read_hidden(model, sequences), model.head(), chunk_rows=CHUNK_ROWS).scores(kernel)
     return torch.stack(list(found.values()), 1)
 
 

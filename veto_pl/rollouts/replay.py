@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from veto_pl.core.memory import Memory, State
-from veto_pl.core.ranks import place
+from veto_pl.core.ranks import rank_and_size
+from veto_pl.core.sampling import SEVERAL
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.parts.schedules import value_at
-from veto_pl.rollouts.sources import FromStudent, check_fraction
+from veto_pl.rollouts.sources import FromDataset, FromStudent, check_fraction
 from veto_pl.seams import (
     Ending,
     Example,
@@ -61,6 +62,10 @@ class Replay(RolloutSource):
             raise ConfigurationError(
                 f"`Replay.source` cannot be `{type(self.source).__name__}`, whose rows come from a file anyway."
             )
+
+    @classmethod
+    def examples(cls) -> tuple["Replay", ...]:
+        return cls(FromStudent(SEVERAL), fraction=1.0), cls(FromDataset(), capacity=6, max_age=1)
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         buffer: ReplayBuffer = models.memories.of(self)
@@ -180,7 +185,7 @@ class ReplayBuffer(Memory):
         return {"groups": [[asdict(row) for row in group] for group in self._groups], "latest": self._latest}
 
     def restore(self, states: Sequence[State], rank: int) -> None:
-        ranks = place()[1]
+        ranks = rank_and_size()[1]
         # Checkpoints of older versions know single rows.
         stored = [state["groups"] if "groups" in state else [[row] for row in state["rows"]] for state in states]
         everything = [group for groups in stored for group in groups]

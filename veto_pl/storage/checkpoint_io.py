@@ -1,25 +1,24 @@
-"""Files and folders that are there whole or not at all, and checkpoints made so."""
+"""Checkpoint files: written whole or not at all, and read without running anything in them."""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import get_filesystem
+from lightning.pytorch.utilities import rank_zero_info
 
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.storage.atomic import recover, remove_leftovers, replacing, swap_in
 from veto_pl.storage.going_on import going_on, refusal
 
 OnFailedSave = Literal["warn", "stop"]
-_WRITING, _NEW, _OLD = ".writing", ".new", ".old"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -79,14 +78,22 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     Raises:
         OSError: it cannot be written; the file that was there still is.
     """
-    for leftover in path.parent.glob(f".*{_WRITING}"):
-        _remove(leftover)
-    with beside(path) as temporary, temporary.open("wb") as file:
+    remove_leftovers(path.parent)
+    with replacing(path) as temporary, temporary.open("wb") as file:
         watched = _Watched(file)
         try:
             torch.save(checkpoint, watched)  # type: ignore[arg-type]  # it writes and flushes, which is enough
         except Exception as error:
             raise watched.error or error from error
+
+
+def set_aside(last: Path) -> None:
+    """Rename the `last.ckpt` of an earlier run to `earlier.ckpt`."""
+    earlier = last.with_name("earlier.ckpt")
+    with going_on(earlier, f"writes its first checkpoint in the place of the earlier run's {last.name}"):
+        if recover(last):
+            swap_in(last, earlier)
+            rank_zero_info(f"The `last.ckpt` of an earlier run in {last.parent} is now `earlier.ckpt`.")
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -140,85 +147,6 @@ def _unreadable(path: str | Path, what: str) -> str:
     return f"The checkpoint `{path}` {what}; expected a whole file that a run has written. {beside_it}"
 
 
-@contextmanager
-def beside(final: Path) -> Iterator[Path]:
-    """A path to write to that takes the place of `final` where the block ends well, and is removed where it does not.
-
-    The block writes a file or makes a folder. It lies beside `final`, so that putting it in place moves no data.
-    """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(final)
-    _remove(temporary)
-    try:
-        yield temporary
-        swap_in(temporary, final)
-    except BaseException:
-        _remove(temporary)
-        raise
-
-
-def append(path: Path, data: bytes) -> None:
-    """Appends all or nothing; where the disk refuses, the file is as it was, and the `OSError` goes on."""
-    size = path.stat().st_size if path.is_file() else 0
-    try:
-        with path.open("ab") as file:
-            file.write(data)
-    except OSError:
-        if path.is_file():
-            os.truncate(path, size)
-        raise
-
-
-def temporary_name(final: Path) -> Path:
-    """Where `beside` lets its block write."""
-    return _at(final, _WRITING)
-
-
-def swap_in(temporary: Path, final: Path) -> None:
-    """Puts a file or folder that is written completely in the place of another; both lie in the same folder.
-
-    A file replaces a file in one move, and where the system can exchange two names a folder does so too. Elsewhere the
-    old folder is set aside first, and a process that is killed between the two moves leaves what `recover` needs to
-    finish them. The data are on the disk before anything moves.
-    """
-    _sync(temporary)
-    if temporary.is_dir() or final.is_dir():
-        recover(final)
-        if final.exists() and exchange(temporary, final):
-            _sync_entry(final.parent)
-            _remove(temporary)
-            return
-        temporary.replace(_at(final, _NEW))
-        recover(final)
-    else:
-        temporary.replace(final)
-    _sync_entry(final.parent)
-
-
-def exchange(one: Path, other: Path) -> bool:
-    """Gives each of two files or folders the name of the other, in one step; False where the system cannot."""
-    rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
-    if rename is None:
-        return False
-    here, exchanging = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
-    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchanging) == 0)
-
-
-def recover(final: Path) -> bool:
-    """Finishes a swap of folders that was cut short, before `final` is read; returns whether there is anything."""
-    new, old = _at(final, _NEW), _at(final, _OLD)
-    if new.exists():
-        if final.exists():
-            _remove(old)
-            final.replace(old)
-        new.replace(final)
-        _sync_entry(final.parent)
-    elif old.exists() and not final.exists():
-        old.replace(final)
-    _remove(old)
-    return final.exists()
-
-
 class _Watched:
     """Remembers the error of the file, which PyTorch's writer hides behind one of its own."""
 
@@ -233,37 +161,3 @@ class _Watched:
         except OSError as error:
             self.error = error
             raise
-
-
-def _at(final: Path, suffix: str) -> Path:
-    return final.parent / f".{final.name}{suffix}"
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    for inner in sorted(path.rglob("*")) if path.is_dir() else ():
-        _sync_entry(inner)
-    _sync_entry(path)
-
-
-def _sync_entry(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":  # Windows opens no folders
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def bring_to_disk(path: Path) -> None:
-    """Waits until what was written to a file is on the disk; a file that is not there is none of its business."""
-    if path.exists():
-        _sync_entry(path)

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.storage.checkpoint_io import recover
+from veto_pl.storage.atomic import recover
 from veto_pl.storage.sharded_checkpoint import is_sharded
 
 

@@ -1,4 +1,4 @@
-"""From where a stopped run goes on: the beginning of an accumulation window, whenever its checkpoint was written.
+"""Where a stopped run goes on: between two accumulation windows, whenever its checkpoint was written.
 
 Weights, optimizer and schedule change at optimizer steps only, and no random generator has a state. So inside a window
 the state is that of the window's beginning: a checkpoint names this point, and a resumed run repeats the micro-batches
@@ -7,10 +7,10 @@ after it.
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, cast
 
 import lightning as L
 import yaml
@@ -19,28 +19,42 @@ from lightning.pytorch.utilities import rank_zero_warn
 from veto_pl.storage.config_files import load
 
 PROGRESS = "veto_pl_progress"
-"""The key under which a checkpoint holds a `Point`, and the row that the next batch begins with."""
+"""The key under which a checkpoint holds a `ResumePoint`, and the row that the next batch begins with."""
 
 
 @dataclass(frozen=True)
-class Point:
+class ResumePoint:
     """A point between two accumulation windows.
 
     Args:
         epoch: complete epochs.
         batches: micro-batches of the next epoch that are done.
         total: micro-batches of the whole run that are done.
-        logged: the step under which the loggers put what comes next.
         rows: rows of each journal.
-        validation_due: the validation that belongs here has not been completed.
+        validation_due: if a validation follows the last micro-batch, it has not been completed.
     """
 
     epoch: int
     batches: int
     total: int
-    logged: int
     rows: Mapping[str, int]
     validation_due: bool = False
+
+    @classmethod
+    def read(cls, progress: Mapping[str, Any]) -> ResumePoint:
+        """Read what a checkpoint holds under `PROGRESS`; what earlier versions kept beside it is left out."""
+        return cls(**{field.name: progress[field.name] for field in fields(cls)})
+
+    def advanced(self, trainer: L.Trainer, rows: Mapping[str, int], *, validation_due: bool = False) -> ResumePoint:
+        """Return the point behind the micro-batches that are done by now, whose window has to be over."""
+        epochs: Any = trainer.fit_loop.epoch_progress.current
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        total, done = cast(Any, progress.total).processed, cast(Any, progress.current)
+        # Where `max_steps` ends an epoch early, Lightning counts it as complete; a longer run goes on inside it.
+        is_last = progress.is_last_batch and done.ready == done.processed
+        if epochs.processed > self.epoch and (is_last or done.processed >= trainer.num_training_batches):
+            return ResumePoint(epochs.processed, 0, total, rows)
+        return ResumePoint(self.epoch, done.processed, total, rows, validation_due)
 
     @property
     def place(self) -> tuple[int, int, bool]:
@@ -48,153 +62,61 @@ class Point:
         return self.epoch, self.batches, self.validation_due
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Updates of a run: optimizer steps, and steps of the learning-rate schedule."""
-
-    steps: int
-    scheduled: int
-
-    @classmethod
-    def of(cls, trainer: L.Trainer) -> Counts:
-        """The present counts."""
-        loop = trainer.fit_loop.epoch_loop
-        return cls(loop.global_step, loop.scheduler_progress.total.completed)
-
-
-class Course:
-    """Follows a run that trains, from hook to hook, and says at which point its state is.
+def place_loops(loops: dict[str, Any], point: ResumePoint, step: int) -> None:
+    """Set the progress in a checkpoint's `fit_loop` entry to a point, in the form that Lightning resumes exactly.
 
     Args:
-        trainer: fits, and has restored its loops.
-        rows: the present positions of the journals.
-        resumed: where the run was stopped, if it was.
+        loops: as Lightning wrote it, at whatever moment; changed in place.
+        point: where to go on.
+        step: optimizer steps that are done.
     """
-
-    def __init__(self, trainer: L.Trainer, rows: Mapping[str, int], resumed: Point | None = None) -> None:
-        loop = trainer.fit_loop.epoch_loop
-        here = Point(trainer.current_epoch, 0, loop.total_batch_idx + 1, loop._batches_that_stepped, rows)
-        self.window = resumed or here
-        self.updates = Counts.of(trainer)
-        self._resumed = resumed
-        self._validated = False
-        self._before_validation: Mapping[str, int] | None = None
-
-    def begin_batch(self, trainer: L.Trainer, batch_idx: int, rows: Mapping[str, int]) -> None:
-        """A micro-batch begins, and with it, perhaps, a window."""
-        loop = trainer.fit_loop.epoch_loop
-        epochs: Any = trainer.fit_loop.epoch_progress.current
-        if self._resumed is not None:
-            # Whether Lightning has counted the last step again depends on what was left to do after it.
-            loop._batches_that_stepped = self._resumed.logged
-        if self._resumed is not None or self.has_updated(trainer) or epochs.processed != self.window.epoch:
-            self.window = Point(epochs.processed, batch_idx, loop.total_batch_idx, loop._batches_that_stepped, rows)
-            self.updates = Counts.of(trainer)
-            _forget_logged(trainer)
-        self._resumed, self._before_validation, self._validated = None, None, False
-
-    def begin_validation(self, rows: Mapping[str, int]) -> None:
-        """What is logged from here on belongs to the validation."""
-        self._before_validation = rows
-
-    def end_validation(self, rows: Mapping[str, int]) -> None:
-        """The validation is over, and logged."""
-        self._before_validation, self._validated = None, True
-        if self.window.validation_due:
-            self.window = replace(self.window, validation_due=False, rows=rows)
-
-    def has_updated(self, trainer: L.Trainer) -> bool:
-        """Whether the update of the window is done."""
-        return Counts.of(trainer) != self.updates
-
-    def point(self, trainer: L.Trainer, rows: Mapping[str, int]) -> Point:
-        """The point whose state the weights have: where the window began, or its end if its update is done."""
-        updated = self.has_updated(trainer)
-        epochs: Any = trainer.fit_loop.epoch_progress.current
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        total: Any = progress.total
-        batches: Any = progress.current
-        logged = self.window.logged + updated
-        # Where `max_steps` ends an epoch early, Lightning counts it as complete; a longer run goes on inside it.
-        complete = progress.is_last_batch or batches.processed >= trainer.num_training_batches
-        if epochs.processed > self.window.epoch and (epochs.ready > epochs.processed or complete):
-            return Point(epochs.processed, 0, total.processed, logged, rows)
-        if not updated:
-            return self.window
-        between = batches.ready == batches.processed
-        due = between and not self._validated and validates_here(trainer)
-        if due and self._before_validation is not None:
-            rows = self._before_validation
-        return Point(self.window.epoch, batches.processed, total.processed, logged, rows, due)
-
-    def is_whole(self, trainer: L.Trainer, exception: BaseException) -> bool:
-        """Whether an exception has left weights, moments and schedule as they belong together."""
-        schedule = trainer.fit_loop.epoch_loop.scheduler_progress.total
-        now = Counts.of(trainer)
-        followed = now.steps - self.updates.steps <= now.scheduled - self.updates.scheduled
-        in_step = not trainer.lr_scheduler_configs or (followed and schedule.ready == schedule.completed)
-        return in_step and not _update_is_cut(exception)
-
-    def log_what_is_left(self, trainer: L.Trainer) -> None:
-        """Logs a step whose update is done where an exception has come before its log, as the loop would have done."""
-        batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-        if self.has_updated(trainer) and batches.ready == batches.processed == batches.completed + 1:
-            trainer._logger_connector.update_train_step_metrics()
-
-
-def _update_is_cut(exception: BaseException) -> bool:
-    """Whether it was raised while the optimizer changed the weights one by one, after the closure of the gradient."""
-    frames = {frame.f_code.co_name for frame, _ in traceback.walk_tb(exception.__traceback__)}
-    return "_optimizer_step" in frames and not frames & {"_wrap_closure", "_after_closure", "closure"}
-
-
-def _forget_logged(trainer: L.Trainer) -> None:
-    """Lightning logs the value of an earlier step again where a step has none, which a resumed run does not know."""
-    results = trainer.fit_loop.epoch_loop._results
-    for name in [name for name, result in results.items() if not result.meta.on_epoch]:
-        del results[name]
-
-
-def validates_here(trainer: L.Trainer) -> bool:
-    """Whether a validation follows the last micro-batch."""
-    loop = trainer.fit_loop
-    if loop._data_fetcher is None or sum(trainer.num_val_batches) == 0:
-        return False
-    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
-
-
-def load_validation(trainer: L.Trainer) -> None:
-    """Else a run that has not validated yet would not know whether there is anything to validate."""
-    if trainer.enable_validation and trainer.val_dataloaders is None:
-        trainer.validating = True
-        trainer.fit_loop.epoch_loop.val_loop.setup_data()
-        trainer.training = True
-
-
-def rewind(loops: dict[str, Any], point: Point, batches_of_an_epoch: float) -> None:
-    """Sets the progress in a checkpoint's `fit_loop` entry to a point, in the form that Lightning resumes exactly."""
     begun = point.epoch + (point.batches > 0)
     for tracker in loops["epoch_progress"].values():
         tracker.update(ready=begun, started=begun, processed=point.epoch, completed=point.epoch)
     progress = loops["epoch_loop.batch_progress"]
-    _set(progress["total"], point.total)
-    _set(progress["current"], point.batches)
-    progress["is_last_batch"] = 0 < point.batches == batches_of_an_epoch
-    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = point.logged - point.validation_due
-    optimizer = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
-    for trackers in (loops["epoch_loop.scheduler_progress"], optimizer["step"], optimizer["zero_grad"]):
-        for tracker in trackers.values():
-            _set(tracker, tracker["completed"])
+    for tracker, value in ((progress["total"], point.total), (progress["current"], point.batches)):
+        tracker.update(dict.fromkeys(tracker, value))
     validation = loops["epoch_loop.val_loop.batch_progress"]
-    _set(validation["total"], 0)
-    _set(validation["current"], 0)
+    for tracker in (validation["total"], validation["current"]):
+        tracker.update(dict.fromkeys(tracker, 0))
     validation["is_last_batch"] = False
     if point.validation_due:  # one batch begun and not finished is how Lightning knows that it has to validate
         validation["total"].update(ready=1, started=1)
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = step - point.validation_due
 
 
-def _set(tracker: dict[str, int], value: int) -> None:
-    tracker.update(dict.fromkeys(tracker, value))
+def place_data(trainer: L.Trainer, point: ResumePoint, row: int, start_at: Callable[[int, int], int] | None) -> None:
+    """Begin the present epoch at a row, and count the micro-batches before it as the present batch size and ranks do.
+
+    Args:
+        trainer: has restored its loops and made its loaders.
+        point: where to go on.
+        row: the row of the epoch's order that comes next.
+        start_at: given an epoch and a row, lets the data begin there and returns the micro-batches before it; None for
+            data that cannot.
+    """
+    loop, batches = trainer.fit_loop, float(point.batches)
+    if start_at is not None:
+        batches = start_at(point.epoch, row)
+        if batches >= trainer.num_training_batches:  # also where a limit cuts the epoch
+            start_at(point.epoch, sys.maxsize)
+        iter(cast(Iterator[Any], loop._data_fetcher))  # what workers may have fetched already is of another place
+    progress = loop.epoch_loop.batch_progress
+    batches = min(batches, trainer.num_training_batches)
+    progress.current.__dict__.update(dict.fromkeys(vars(progress.current), int(batches)))
+    progress.is_last_batch = 0 < batches == trainer.num_training_batches
+
+
+def begin_window(trainer: L.Trainer) -> None:
+    """Let the log of a window be the same in a resumed run, which has not seen the windows before.
+
+    Lightning counts the last step before a stop again or not, depending on the validation after it; and it logs the
+    value of an earlier step again where a step has none.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    loop._batches_that_stepped = trainer.global_step
+    for name in [name for name, result in loop._results.items() if not result.meta.on_epoch]:
+        del loop._results[name]
 
 
 _MATTERS = (
@@ -209,7 +131,7 @@ _MATTERS_NOT = (
 
 
 def differences(before: str | None, now: str | None) -> list[str]:
-    """What differs between two configurations (YAML) that weights or the order of the data depend on."""
+    """Return what differs between two configurations (YAML) that weights or the order of the data depend on."""
     if before is None or now is None:
         return []
     old, new = (dict(_flat(load(text))) for text in (before, now))
@@ -218,7 +140,7 @@ def differences(before: str | None, now: str | None) -> list[str]:
 
 
 def warn_of_differences(before: str | None, now: str | None) -> None:
-    """Names what differs; a resume with other settings is never silent."""
+    """Warn of what differs; a resume with other settings is never silent."""
     try:
         changed = differences(before, now)
     except (yaml.YAMLError, AttributeError, TypeError, ValueError, RecursionError) as error:

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
-from veto_pl.storage.checkpoint_io import beside
+from veto_pl.storage.atomic import replacing
 from veto_pl.storage.going_on import going_on
 from veto_pl.storage.run_folder import run_folder
 
@@ -40,7 +40,7 @@ class RunConfig(SaveConfigCallback):
 
     def _write(self, folder: Path) -> None:
         path = next(path for path in _names(folder / self.config_filename) if path.resolve() not in self._given)
-        with going_on(path, "keeps its configuration in its checkpoints"), beside(path) as temporary:
+        with going_on(path, "keeps its configuration in its checkpoints"), replacing(path) as temporary:
             temporary.write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")
         if path.name != self.config_filename:
             rank_zero_info(f"`{folder / self.config_filename}` stays as it was given; {path.name} is the whole of it.")

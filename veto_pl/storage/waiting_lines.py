@@ -10,7 +10,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from veto_pl.exceptions import DataError
-from veto_pl.storage.checkpoint_io import append, bring_to_disk
+from veto_pl.storage.atomic import append, bring_to_disk
 from veto_pl.storage.going_on import going_on
 
 

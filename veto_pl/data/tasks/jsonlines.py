@@ -63,7 +63,7 @@ class JsonLines(Task):
                           "Name it, or let the student write (`FromStudent`).")  # fmt: skip
 
     def load(self, split: str) -> Sequence[Example] | ExampleStream:
-        """The rows of the split's file; none where it has no file."""
+        """Return the rows of the split's file; none where it has no file."""
         path = pick({"train": self.train, "validation": self.validation, "test": self.test}, split)
         if path is None:
             return []
@@ -79,5 +79,9 @@ class JsonLines(Task):
         return JsonLinesFile(path, self.prompt, self.completion, self.on_bad_row, self.limit, say)
 
     def reward(self, example: Example, completion: str) -> float:
-        """The verifier's score."""
+        """Return the verifier's score."""
         return self.verifier(example, completion)
+
+    def rewards(self, examples: Sequence[Example], completions: Sequence[str]) -> list[float]:
+        """Return the verifier's score of each pair."""
+        return self.verifier.batch(examples, completions)

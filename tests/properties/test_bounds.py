@@ -1,0 +1,99 @@
+"""Bounds that a field declares: checked when a part is made, and told in its help."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+from annotated_types import Interval
+from hypothesis import given
+from hypothesis import strategies as st
+
+from veto_pl.core.bounds import Bounded, Count, NonNegative, Positive, PositiveShare, UnitInterval, in_words, inside
+from veto_pl.exceptions import ConfigurationError
+
+NUMBERS = st.floats() | st.integers(-3, 3)
+ENDS = st.none() | st.integers(-3, 3)
+
+
+@dataclass(frozen=True)
+class Part(Bounded):
+    """A part.
+
+    Args:
+        share: a share of the rows,
+            of all of them.
+        scale: multiplies them.
+        k: rows to keep, or None for all.
+        name: anything.
+    """
+
+    share: UnitInterval = 0.5
+    scale: "Positive | str" = 1.0
+    k: Count | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Narrower(Part):
+    """Another one.
+
+    Args:
+        scale: in other words.
+    """
+
+    scale: float = -1.0
+
+
+@given(NUMBERS, ENDS, ENDS, st.booleans(), st.booleans())
+def test_a_number_is_inside_where_every_comparison_holds(value, low, high, open_below, open_above):
+    bound = Interval(**{"gt" if open_below else "ge": low, "lt" if open_above else "le": high})
+    expected = not math.isnan(value)
+    expected &= low is None or (value > low if open_below else value >= low)
+    expected &= high is None or (value < high if open_above else value <= high)
+    assert inside(value, bound) == expected
+
+
+@given(NUMBERS)
+def test_a_part_takes_exactly_what_its_bounds_admit(value):
+    for name, hint in (("share", UnitInterval), ("scale", Positive)):
+        if inside(value, hint.__metadata__[0]):
+            assert getattr(Part(**{name: value}), name) == value
+        else:
+            with pytest.raises(
+                ConfigurationError, match=rf"`Part\.{name}` must be {'in' if name == 'share' else 'above 0'}"
+            ):
+                Part(**{name: value})
+
+
+def test_a_field_that_holds_no_number_is_not_checked():
+    assert Part(scale="a schedule", k=None)
+    with pytest.raises(ConfigurationError, match=r"`Part\.k` must be at least 1, got 0\."):
+        Part(k=0)
+
+
+def test_a_subclass_has_the_bounds_of_its_parent_but_for_those_that_it_replaces():
+    assert Narrower().scale == -1
+    with pytest.raises(ConfigurationError, match=r"`Narrower\.share`"):
+        Narrower(share=2)
+
+
+def test_the_docstring_tells_the_bounds():
+    lines = Part.__doc__.splitlines()
+    assert "        share: a share of the rows," in lines
+    assert "            of all of them (in [0, 1])." in lines
+    assert "        scale: multiplies them (above 0 and finite)." in lines
+    assert "        k: rows to keep, or None for all (at least 1)." in lines
+    assert "        name: anything." in lines
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (UnitInterval, "in [0, 1]"),
+        (PositiveShare, "in (0, 1]"),
+        (NonNegative, "at least 0 and finite"),
+        (Count, "at least 1"),
+    ],
+)
+def test_bounds_in_words(hint, words):
+    assert in_words(hint.__metadata__[0]) == words

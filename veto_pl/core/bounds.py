@@ -1,0 +1,100 @@
+"""Bounds of numbers, declared where the number is: `fraction: UnitInterval | Schedule = 0.5`.
+
+A part with such fields derives from `Bounded`, as the seams do. Its fields are then checked when it is made, and the
+bounds stand in its docstring, which is its `--help`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Mapping
+from typing import Annotated, Any, get_args
+
+from annotated_types import Interval
+
+from veto_pl.exceptions import ConfigurationError
+
+UnitInterval = Annotated[float, Interval(ge=0, le=1)]
+PositiveShare = Annotated[float, Interval(gt=0, le=1)]
+Positive = Annotated[float, Interval(gt=0, lt=math.inf)]
+NonNegative = Annotated[float, Interval(ge=0, lt=math.inf)]
+Count = Annotated[int, Interval(ge=1)]
+CountFromZero = Annotated[int, Interval(ge=0)]
+
+
+class Bounded:
+    """What has bounds on its fields: they are checked when it is made, and added to its docstring."""
+
+    _bounds: Mapping[str, Interval] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        names = vars(sys.modules[cls.__module__])
+        fields = vars(cls).get("__annotations__", {})
+        own = {name: bound for name, hint in fields.items() if (bound := _bound(hint, names)) is not None}
+        # A field that is declared again without a bound has none any more.
+        cls._bounds = {name: bound for name, bound in cls._bounds.items() if name not in fields} | own
+        cls.__doc__ = _documented(cls.__doc__, own)
+
+    def __post_init__(self) -> None:
+        """Check every number against the bounds of its field. A class with checks of its own calls this one first.
+
+        A field that may also hold something else, such as a schedule or None, is checked where it holds a number.
+
+        Raises:
+            ConfigurationError: a number lies outside, or is NaN.
+        """
+        for name, bound in self._bounds.items():
+            value = getattr(self, name)
+            if isinstance(value, int | float) and not inside(value, bound):
+                raise ConfigurationError(f"`{type(self).__name__}.{name}` must be {in_words(bound)}, got {value!r}.")
+
+
+def inside(value: float, bound: Interval) -> bool:
+    """Return whether a number lies inside a bound; NaN never does."""
+    low, high = _ends(bound)
+    least = low is None or (value >= low if bound.gt is None else value > low)
+    most = high is None or (value <= high if bound.lt is None else value < high)
+    return bool(least and most and not math.isnan(value))
+
+
+def in_words(bound: Interval) -> str:
+    """Say what lies inside a bound.
+
+    Examples:
+        >>> in_words(Interval(ge=0, le=1))
+        'in [0, 1]'
+        >>> in_words(Interval(gt=0, lt=math.inf))
+        'above 0 and finite'
+        >>> in_words(Interval(ge=1))
+        'at least 1'
+    """
+    low, high = _ends(bound)
+    if low is not None and high is not None and high != math.inf:
+        return f"in {'[' if bound.gt is None else '('}{low:g}, {high:g}{']' if bound.lt is None else ')'}"
+    words = [] if low is None else [f"{'at least' if bound.gt is None else 'above'} {low:g}"]
+    if high is not None:
+        words.append("finite" if high == math.inf else f"{'at most' if bound.lt is None else 'below'} {high:g}")
+    return " and ".join(words)
+
+
+def _ends(bound: Interval) -> tuple[Any, Any]:
+    return bound.ge if bound.gt is None else bound.gt, bound.le if bound.lt is None else bound.lt
+
+
+def _bound(hint: Any, names: Mapping[str, Any]) -> Interval | None:
+    """Find the bound in an annotation, or in the annotations that one written as text names."""
+    parts = [names.get(word) for word in re.findall(r"\w+", hint)] if isinstance(hint, str) else [hint, *get_args(hint)]
+    marks = (mark for part in parts for mark in getattr(part, "__metadata__", ()))
+    return next((mark for mark in marks if isinstance(mark, Interval)), None)
+
+
+def _documented(docstring: str | None, bounds: Mapping[str, Interval]) -> str | None:
+    """Write bounds behind the descriptions of their fields, in parentheses."""
+    for name, bound in bounds.items():
+        entry = rf"(?s)(\n +{name}: .*?)(\.?)(?=\n +\w+: |\n\s*\n|\s*\Z)"
+        words = f" ({in_words(bound)})"
+        docstring = re.sub(entry, rf"\1{words}\2", docstring or "", count=1)
+    return docstring
