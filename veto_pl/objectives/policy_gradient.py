@@ -35,6 +35,7 @@ class PolicyGradient(Distill):
     advantage: Advantage | None = field(init=False)
 
     def __post_init__(self) -> None:
+        self.check_bounds()
         object.__setattr__(self, "advantage", self.credit())
         super().__post_init__()
 
