@@ -13,6 +13,8 @@ from veto_pl.parts.supports import TopK
 from veto_pl.rollouts import BestTeacher, FromStudent, Sampling
 from veto_pl.seams import LossOutput, Models, Objective, Rollouts, RolloutSource, Schedule, Stat, Step, Template
 
+__all__ = ["BRTS"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class BRTS(Objective):

@@ -8,6 +8,8 @@ from veto_pl.rollouts import FromDataset, FromStudent, Mixture, Sampling, Teache
 from veto_pl.rollouts.sources import check_fraction
 from veto_pl.seams import RolloutSource, Schedule
 
+__all__ = ["SKD", "AdaSwitch", "ImitKD"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SKD(Distill):
