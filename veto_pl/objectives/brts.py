@@ -25,6 +25,8 @@ from veto_pl.seams import (
     Template,
 )
 
+__all__ = ["BRTS"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class BRTS(Objective):

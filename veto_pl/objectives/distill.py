@@ -18,6 +18,8 @@ from veto_pl.parts.weightings import Uniform
 from veto_pl.seams import Advantage, Divergence, Support, Target, TokenWeighting
 from veto_pl.seams.tokens import TokenGrid, TokenRows
 
+__all__ = ["Distill"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(TokenObjective):

@@ -21,6 +21,8 @@ from veto_pl.rollouts import AdaptiveReplay, FromStudent, FromTeacher, Sampling
 from veto_pl.seams import Divergence, Law, LossOutput, Models, Objective, Rollouts, RolloutSource, Schedule, Step
 from veto_pl.seams.tokens import TokenGrid, TokenRows
 
+__all__ = ["AdaptiveSkew", "DistiLLM", "DistiLLM2"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistiLLM(Distill):

@@ -18,6 +18,8 @@ from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import Advantage, Divergence, RolloutSource, Support, Target, TokenWeighting
 from veto_pl.seams.tokens import TokenRows
 
+__all__ = ["EOPD"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class EOPD(Distill):

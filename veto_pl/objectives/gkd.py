@@ -8,6 +8,8 @@ from veto_pl.parts.divergences import ForwardKL, GeneralizedJSD, ReverseKL
 from veto_pl.rollouts import FromDataset, FromStudent, Mixture, Sampling
 from veto_pl.seams import Divergence, RolloutSource, Schedule
 
+__all__ = ["GKD"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class GKD(Distill):

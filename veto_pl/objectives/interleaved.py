@@ -8,6 +8,8 @@ from veto_pl.parts.schedules import Linear
 from veto_pl.rollouts import FromDataset, FromStudent, Mixture, Sampling, TeacherCorrected, TeacherSwitched
 from veto_pl.seams import RolloutSource, Schedule
 
+__all__ = ["SKD", "AdaSwitch", "ImitKD"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SKD(Distill):

@@ -11,6 +11,8 @@ from veto_pl.parts.divergences import ReverseKL
 from veto_pl.rollouts import Sampling, TeacherMixed
 from veto_pl.seams import Law, LossOutput, Models, Objective, Rollouts, RolloutSource, Schedule, Step
 
+__all__ = ["MiniLLM"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class MiniLLM(Objective):

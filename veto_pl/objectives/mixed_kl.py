@@ -13,6 +13,8 @@ from veto_pl.objectives.token_objective import TokenObjective
 from veto_pl.parts.supports import FullVocabulary
 from veto_pl.seams.tokens import TokenRows
 
+__all__ = ["AKL", "MixedKL", "ToDi"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class MixedKL(TokenObjective):

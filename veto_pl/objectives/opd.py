@@ -20,6 +20,8 @@ from veto_pl.parts.credit import (
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import Advantage, RolloutSource
 
+__all__ = ["IWOPD", "OPD", "VOPD", "DistilledRL", "GammaOPD", "OPDPlus", "TailPenalty"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class OPD(PolicyGradient):

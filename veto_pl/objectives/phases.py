@@ -8,6 +8,8 @@ from veto_pl.objectives.sft import SFT
 from veto_pl.rollouts import FromStudent
 from veto_pl.seams import LossOutput, Models, Objective, Rollouts, RolloutSource, Step
 
+__all__ = ["Phases"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Phases(Objective):

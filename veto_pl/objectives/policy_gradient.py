@@ -10,6 +10,8 @@ from veto_pl.parts.weightings import Uniform
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import Advantage, Divergence, RolloutSource, Support, Target, TokenWeighting
 
+__all__ = ["PolicyGradient"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyGradient(Distill):

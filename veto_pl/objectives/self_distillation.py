@@ -14,6 +14,8 @@ from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import Divergence, RolloutSource, Sequences, Step, Support, Target, TeacherContext
 from veto_pl.seams.tokens import TokenRows
 
+__all__ = ["OPSD", "SDFT", "SDPO", "DemoPSD"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class OPSD(Distill):

@@ -10,6 +10,8 @@ from veto_pl.functional.closed_forms import negative_log_likelihood
 from veto_pl.objectives.distill import Distill
 from veto_pl.seams.tokens import TokenRows
 
+__all__ = ["SupervisedKD"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedKD(Distill):

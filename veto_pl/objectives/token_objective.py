@@ -35,6 +35,8 @@ from veto_pl.seams import (
 )
 from veto_pl.seams.tokens import TokenGrid, TokenRows
 
+__all__ = ["TokenObjective"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenObjective(Objective):

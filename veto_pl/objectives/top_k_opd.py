@@ -15,6 +15,8 @@ from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import RolloutSource
 from veto_pl.seams.tokens import TokenRows
 
+__all__ = ["TopKOPD"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TopKOPD(TokenObjective):

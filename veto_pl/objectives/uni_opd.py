@@ -12,6 +12,8 @@ from veto_pl.parts.advantages import OrderConsistent
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import Advantage, RolloutSource, Sequences, Step
 
+__all__ = ["UniOPD"]
+
 PLACES = 1 << 20
 """More completions than any prompt has."""
 

@@ -8,6 +8,8 @@ from veto_pl.parts.targets import GeometricBridge
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import RolloutSource, Schedule, Target
 
+__all__ = ["Veto"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Veto(Distill):
