@@ -1,4 +1,4 @@
-"""How different completions are from each other, and from themselves."""
+"""Metrics of how different completions are from each other, and of repetition inside of one."""
 
 from __future__ import annotations
 
