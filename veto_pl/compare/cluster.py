@@ -20,6 +20,7 @@ from typing import Any
 
 from veto_pl.compare.jobs import LOG, Job
 from veto_pl.compare.node import FAREWELL, Origin, run_in_process
+from veto_pl.core.extras import require_extra
 from veto_pl.exceptions import ConfigurationError, VetoError
 
 Finished = Callable[[Job, str | None, float], None]
@@ -207,10 +208,9 @@ def connected(address: str | None) -> Iterator[None]:
     SIGTERM interrupts the block as Ctrl-C does.
     """
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigurationError("Running a study needs Ray: pip install 'veto_pl[compare]'.") from error
+    require_extra("ray", extra="compare", needed_by="A study")
+    import ray
+
     before, own = signal.getsignal(signal.SIGTERM), not ray.is_initialized()
     with tempfile.TemporaryDirectory(prefix="ray-", dir=_SHORT, ignore_cleanup_errors=True) as temporary:
         try:
