@@ -26,6 +26,8 @@ from veto_pl.exceptions import ConfigurationError, VetoError
 Finished = Callable[[Job, str | None, float], None]
 """Called with a run that has ended: why it failed, or None, and the seconds that it took."""
 _STORE = 100_000_000  # bytes of Ray's object store: runs talk through files
+# No statistics of usage, no warning of what a later Ray may do, and workers that are as nice as any other program.
+_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_worker_niceness": "0"}
 _PATIENCE = 10.0  # seconds between looks whether there is still a node that can take a run
 _SHORT = "/tmp" if sys.platform == "darwin" else None  # the paths of sockets are, those of temporary folders there not
 
@@ -207,7 +209,7 @@ def connected(address: str | None) -> Iterator[None]:
 
     SIGTERM interrupts the block as Ctrl-C does.
     """
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    os.environ |= _ENVIRONMENT
     require_extra("ray", extra="compare", needed_by="A study")
     import ray
 
