@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ SEEDED = ("model.seed", "data.seed")
 class VetoCLI(LightningCLI):
     """LightningCLI with a run folder, the package's callbacks, and classes that start from their own defaults."""
 
-    def __init__(self, args: Sequence[str] | None = None, *, run: bool = True) -> None:
+    def __init__(self, args: Sequence[str] | None = None, *, run: bool = True, description: str = DESCRIPTION) -> None:
         self._asked = (sys.argv[1:] if args is None else [*args])[:1]
         super().__init__(
             DistillationModule,
@@ -66,7 +67,7 @@ class VetoCLI(LightningCLI):
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_class=CompactParser,
-            parser_kwargs={"description": DESCRIPTION},
+            parser_kwargs={"description": description},
             args=None if args is None else list(args),
             run=run,
             auto_configure_optimizers=False,
@@ -202,7 +203,8 @@ def _refuse_other_folder(given: str | None, run_dir: str) -> None:
 
 
 def _default_loggers(run_dir: str) -> list[Logger]:
-    return [MetricsFile(run_dir), Events(run_dir)]
+    """Return a CSV logger, and TensorBoard's where its package is installed."""
+    return [MetricsFile(run_dir), *([Events(run_dir)] if find_spec("tensorboard") else [])]
 
 
 def built_from(config: str) -> tuple[DistillationModule, PromptDataModule]:
