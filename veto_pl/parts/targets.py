@@ -15,6 +15,7 @@ from veto_pl.seams import Schedule, Step, Target
 
 LARGEST_BETA = 1e6
 """Beyond it the powers of unlikely ids leave the range of float32, and the target is NaN."""
+BridgeWeight = Annotated[float, Interval(ge=0, le=LARGEST_BETA)]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class GeometricBridge(Target):
         arXiv 2601.07155
     """
 
-    beta: Annotated[float, Interval(ge=0, le=LARGEST_BETA)] | Schedule = 0.8
+    beta: BridgeWeight | Schedule = 0.8
 
     @classmethod
     def examples(cls) -> tuple["GeometricBridge", ...]:
