@@ -198,7 +198,7 @@ def text_width(text: str) -> float:
     return float(text_to_path.get_text_width_height_descent(known, FontProperties(size=11), ismath=False)[0])
 
 
-def _max_row_tokens(axis: Axis) -> float:
+def _widest(axis: Axis) -> float:
     return max((text_width(text.get_text()) for text in axis.get_ticklabels()), default=0.0)
 
 
