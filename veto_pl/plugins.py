@@ -12,8 +12,10 @@ import importlib
 import inspect
 import os
 import re
+import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, TypeVar
 
 from veto_pl.exceptions import VetoError
@@ -99,3 +101,14 @@ def _subclasses(cls: type[Seam]) -> Iterator[type[Seam]]:
     for child in cls.__subclasses__():
         yield child
         yield from _subclasses(child)
+
+
+def find_classes_here() -> None:
+    """Lets class paths name modules of the current folder, which an installed command would not find.
+
+    The folder comes last, so that no file in it takes the place of a library; where Python was told not to look there
+    (`-P`, `PYTHONSAFEPATH`), it stays out.
+    """
+    here = str(Path.cwd())
+    if not getattr(sys.flags, "safe_path", False) and here not in sys.path:
+        sys.path.append(here)

@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config
 
 from veto_pl.checks import Setup
 from veto_pl.cli.build import VetoCLI
-from veto_pl.commands.compare import load_study
 from veto_pl.commands.main import main
-from veto_pl.compare.jobs import Jobs
-from veto_pl.compare.worker import prepare
+from veto_pl.compare.execution import prepare
+from veto_pl.compare.jobs import JobFactory
+from veto_pl.compare.study_file import load_study
 from veto_pl.module import DistillationModule
 from veto_pl.objectives import SFT, Veto
 from veto_pl.parts.schedules import Linear, WarmUp
@@ -88,7 +88,7 @@ def test_what_is_compared_builds_behind_the_base_of_the_quickstart(path):
 @pytest.mark.parametrize("file", STUDIES, ids=lambda p: p.stem)
 def test_every_study_tells_runs_what_they_can_use(file, tmp_path):
     study = load_study(file)
-    jobs = Jobs(study, file.parent, tmp_path)
+    jobs = JobFactory(study, file.parent, tmp_path)
     method = study.baseline
     job = jobs.trial(method, study.search.points[-1], study.seeds[0])
     prepare(job)
@@ -288,7 +288,15 @@ def test_memories_see_a_validation_that_was_cut_short(tmp_path, monkeypatch):
     assert debug_run("distillm", tmp_path / "stopped", *options) == expected
 
 
-@pytest.mark.parametrize("name", ONE_BY_ONE)
+REMEMBERING = ("distillm", "minillm", "replay", "sdft", "sum", "veto")
+"""Memories of two kinds, a mixture, a teacher that follows, several terms, a schedule; the others go on as these do."""
+GOING_ON = [
+    pytest.param(name, marks=[group, *([] if name in REMEMBERING else [pytest.mark.slow])])
+    for name, group in ((name, pytest.mark.xdist_group(f"debug {name}")) for name in DEBUG)
+]
+
+
+@pytest.mark.parametrize("name", GOING_ON)
 def test_debug_runs_that_were_stopped_go_on_exactly(name, straight, tmp_path, monkeypatch):
     """To the bit: rollouts, memories, moving teachers and schedules included."""
     train, calls = DistillationModule.training_step, []

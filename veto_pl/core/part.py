@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from veto_pl.core.bounds import Bounded
 from veto_pl.core.mistakes import Mistake
 from veto_pl.core.sampling import Sampling
 
@@ -57,7 +58,7 @@ class Setup(Protocol):
         """The class that reads the task's reference completions; empty where none does."""
 
 
-class Part:
+class Part(Bounded):
     """What algorithms, models and data are composed of: the base of all seams."""
 
     def requirements(self, setup: Setup, path: str) -> Iterable[Mistake]:

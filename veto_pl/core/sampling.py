@@ -1,4 +1,4 @@
-"""How the next token is drawn."""
+"""Settings of sampling, and the draw of the next token."""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,4 @@
-"""How an example becomes the text that the models read."""
+"""Templates, which turn an example into the text that the models read."""
 
 from __future__ import annotations
 

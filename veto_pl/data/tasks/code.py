@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from veto_pl.data.hub import hub_rows
-from veto_pl.data.jsonl import read_examples, shown, to_example
+from veto_pl.data.jsonl import check_fields, read_examples, shown, to_example
 from veto_pl.data.splits import check_sizes, check_stop, pick
 from veto_pl.exceptions import ConfigurationError, DataError, VetoError
 from veto_pl.sandbox import Limits, SandboxError, Tests, completed, extract_program, judge, protection
@@ -40,6 +40,12 @@ def _as_own_errors() -> Iterator[None]:
         raise
     except (SandboxError, ValueError) as error:
         raise ConfigurationError(str(error)) from error
+
+
+_OPTIONAL = {"test_setup_code": str | None} | dict.fromkeys(
+    ("test_imports", "test_list", "challenge_test_list"), list[str] | None
+)
+"""Fields of MBPP that a row may lack."""
 
 
 class _CodeTask(Task):
@@ -137,8 +143,8 @@ class HumanEval(_CodeTask):
     def _rows(self) -> list[Example]:
         examples: list[Example] = []
         for where, row in _raw(self, "test", config=None, field="prompt"):
-            _check(row, where, entry_point=str)
-            _check(row, where, **({"test": str} if "test" in row else {"base_input": list, "plus_input": list}))
+            tests = {"test": str} if "test" in row else {"base_input": list, "plus_input": list}
+            check_fields(row, where, entry_point=str, **tests)
             example = to_example(row, prompt="prompt", completion="canonical_solution", where=where)
             with _named(where):
                 _parsed(self.tests(example).setup)
@@ -183,9 +189,8 @@ class MBPP(_CodeTask):
         examples: list[Example] = []
         for where, row in _raw(self, split, config=self.config, field="code"):
             if self.path is None or _split_of(row.get("task_id")) == split:
-                _check(row, where, **({"test": str} if "test" in row else {"test_list": list}))
-                _check({**row, "test_setup_code": row.get("test_setup_code") or ""}, where, test_setup_code=str)
-                _check_texts(row, where, "test_imports", "test_list", "challenge_test_list")
+                check_fields(row, where, **({"test": str} if "test" in row else {"test_list": list[str]}))
+                check_fields(dict.fromkeys(_OPTIONAL) | row, where, **_OPTIONAL)
                 sentence = to_example(row, prompt="text" if "text" in row else "prompt", completion="code", where=where)
                 with _named(where):
                     if not (tests := self.tests(sentence)).names:
@@ -272,20 +277,6 @@ def _named(where: str) -> Iterator[None]:
         yield
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
-
-
-def _check(row: dict[str, Any], where: str, **fields: type) -> None:
-    for name, kind in fields.items():
-        if not isinstance(row.get(name), kind):
-            raise DataError(f"{where}: field `{name}` expected a {kind.__name__}, got {shown(row.get(name))}.")
-
-
-def _check_texts(row: dict[str, Any], where: str, *names: str) -> None:
-    for name in (name for name in names if row.get(name)):
-        _check(row, where, **{name: list})
-        for text in row[name]:
-            if not isinstance(text, str):
-                raise DataError(f"{where}: field `{name}` expected strings, got {shown(text)}.")
 
 
 def _check_human(row: dict[str, Any]) -> None:

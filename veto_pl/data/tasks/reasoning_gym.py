@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from veto_pl.core.extras import require_extra
 from veto_pl.data.splits import check_sizes, partition, pick
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.seams import Example, Task
@@ -52,6 +53,7 @@ class ReasoningGym(Task):
     arguments: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        require_extra("reasoning_gym", extra="reasoning-gym", needed_by="`ReasoningGym`")
         from reasoning_gym.factory import DATASETS
 
         check_sizes(
