@@ -68,29 +68,29 @@ class PromptBatch:
         return len(self.input_ids)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PromptBatch:
-        """The same batch with its tensors on `device`."""
+        """Return the same batch with its tensors on `device`; `non_blocking` is that of `Tensor.to`."""
         moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in _PROMPT_TENSORS}
         return replace(self, **moved)
 
     def rows(self, index: Tensor) -> PromptBatch:
-        """The rows that `index` ([K] int64) names, in that order, repeats allowed."""
+        """Return the rows that `index` ([K] int64) names, in that order, repeats allowed."""
         taken = {name: getattr(self, name)[index] for name in _PROMPT_TENSORS}
         examples = tuple(self.examples[i] for i in index.tolist()) if self.examples else ()
         return replace(self, examples=examples, **taken)
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """Strings that end a completion of the task."""
+        """Return the strings that end a completion of the task; none without a task."""
         return () if self.task is None else self.task.stop
 
     def score(self, completions: Sequence[str], rows: Sequence[int]) -> list[float]:
-        """The task's reward of each completion; `rows` names the prompt of each."""
+        """Return the task's reward of each completion, 0 without a task; `rows` names the prompt of each completion."""
         if self.task is None:
             return [0.0] * len(completions)
         return self.task.rewards([self.examples[i] for i in rows], completions)
 
     def rewarded(self, sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> Sequences:
-        """The same sequences with the task's reward of each."""
+        """Return the same sequences with the task's reward of each in `rewards`, [B] float32."""
         scores = self.score(sequences.texts(tokenizer), sequences.prompt_rows.tolist())
         return replace(sequences, rewards=torch.tensor(scores, dtype=torch.float32, device=sequences.input_ids.device))
 
@@ -143,29 +143,32 @@ class Sequences:
 
     @property
     def predictions(self) -> Tensor:
-        """[B, S] bool: the positions whose next token counts. The last prompt position is the first of them."""
+        """Return [B, S] bool with S = T - 1: the positions whose next token counts.
+
+        The last prompt position is the first of them.
+        """
         return self.loss_mask[:, 1:]
 
     @property
     def position_ids(self) -> Tensor:
-        """[B, T] int64: positions that ignore padding on either side."""
+        """Return [B, T] int64 positions that ignore padding on either side."""
         return (self.attention_mask.cumsum(1) - 1).clamp_min(0)
 
     def token_ids(self) -> Tensor:
-        """[N] int64: the tokens that count, row by row."""
+        """Return [N] int64: the tokens that count, row by row."""
         return self.input_ids[:, 1:][self.predictions]
 
     def tokens(self) -> tuple[Tensor, Tensor]:
-        """[N] and [N] int64: the tokens that count, and the row of each."""
+        """Return [N] and [N] int64: the tokens that count, and the row of each."""
         return self.token_ids(), self.predictions.nonzero()[:, 0]
 
     def sampled_logp(self) -> Tensor | None:
-        """[B, S] float32: `sampler_logp` at the predicting positions."""
+        """Return `sampler_logp` at the S = T - 1 predicting positions, [B, S]; None where nobody sampled."""
         return None if self.sampler_logp is None else self.sampler_logp[:, 1:]
 
     @property
     def completion_mask(self) -> Tensor:
-        """[B, T] bool: what was written behind the prompt, whether it counts or not."""
+        """Return [B, T] bool: what was written behind the prompt, whether it counts or not."""
         if self.prompts is None:  # nobody knows where the prompt ends; what counts is no part of it
             behind = self.loss_mask.cumsum(1) > 0
         else:
@@ -174,11 +177,11 @@ class Sequences:
         return self.attention_mask & behind
 
     def completions(self) -> list[Tensor]:
-        """The completion's ids of each row, without padding, whether they count or not."""
+        """Return the ids of each row's completion, [C_i] int64 without padding, whether they count or not."""
         return [ids[mask] for ids, mask in zip(self.input_ids, self.completion_mask, strict=True)]
 
     def finished(self, eos_ids: Iterable[int]) -> Tensor:
-        """[B] bool: the completions that ended by themselves, with EOS or a stop string.
+        """Return [B] bool: the completions that ended by themselves, with EOS or a stop string.
 
         Args:
             eos_ids: where nobody has said why a completion ends, it is finished if its last token is one of these.
@@ -192,7 +195,7 @@ class Sequences:
         return read if self.ending is None else torch.where(self.ending == Ending.UNKNOWN, read, self.ending > 0)
 
     def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        """What is judged and shown of each completion: no special tokens, nothing from a stop string on."""
+        """Return what is judged and shown of each completion: no special tokens, nothing from a stop string on."""
         completions = self.completions()
         if not completions:  # decoding no rows at all gives one empty text
             return []
@@ -205,7 +208,7 @@ class Sequences:
 
     @staticmethod
     def join(repeated: PromptBatch, completion_ids: Tensor, completion_mask: Tensor, **fields: Any) -> Sequences:
-        """Puts completions ([B, C], right-padded) behind prompts, one each; `fields` replaces the other defaults."""
+        """Put completions ([B, C], right-padded) behind prompts, one each; `fields` replaces the other defaults."""
         rows = torch.arange(len(repeated), device=repeated.input_ids.device)
         joined = Sequences(
             input_ids=torch.cat([repeated.input_ids, completion_ids], 1),
@@ -219,7 +222,7 @@ class Sequences:
 
     @staticmethod
     def concatenate(parts: Sequence[Sequences]) -> Sequences:
-        """The rows of all parts of one prompt batch, right-padded; a field that one part cannot have is dropped."""
+        """Stack the rows of all parts of one prompt batch, right-padded; drop a field that one part cannot have."""
         width = max(part.input_ids.shape[1] for part in parts)
 
         def stack(name: str) -> Tensor | None:
@@ -234,17 +237,20 @@ class Sequences:
         return replace(parts[0], **columns, teacher_scores=None)
 
     def rows(self, index: Tensor) -> Sequences:
-        """The rows that `index` ([K] int64, or [B] bool) selects."""
+        """Return the rows that `index` ([K] int64, or [B] bool) selects."""
         values = {name: getattr(self, name) for name in _SEQUENCE_TENSORS}
         taken: dict[str, Any] = {name: None if value is None else value[index] for name, value in values.items()}
         return replace(self, **taken)
 
     def continuing(self, prompts: PromptBatch, rows: Tensor) -> Sequences:
-        """The same sequences as part of a larger batch, of which they were given the prompts `rows` ([K] int64)."""
+        """Return the same sequences as part of the larger batch `prompts`.
+
+        They were given its rows `rows` ([K] int64) as their own prompts.
+        """
         return replace(self, prompts=prompts, prompt_rows=rows[self.prompt_rows])
 
     def in_prompt_order(self) -> Sequences:
-        """The rows in the order of the prompt batch; the completions of one prompt keep theirs."""
+        """Return the rows in the order of the prompt batch; the completions of one prompt keep theirs."""
         return self.rows(self.prompt_rows.argsort(stable=True))
 
 

@@ -31,7 +31,7 @@ class Example:
 
     @property
     def references(self) -> tuple[str, ...]:
-        """All references."""
+        """Return all references: `completion` first, then the alternatives."""
         return self.alternatives if self.completion is None else (self.completion, *self.alternatives)
 
 
@@ -40,7 +40,7 @@ class Reward(Part, ABC):
 
     @abstractmethod
     def __call__(self, example: Example, completion: str) -> float:
-        """A score; 1.0 and only 1.0 means correct. Never raises on any text."""
+        """Return a score; 1.0 and only 1.0 means correct. An implementation must not raise on any text."""
 
     def batch(self, examples: Sequence[Example], completions: Sequence[str]) -> list[float]:
         """Return the score of each pair; override where judging many at once is faster."""
@@ -52,10 +52,10 @@ class Template(Part, ABC):
 
     @abstractmethod
     def __call__(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
-        """The prompt's text, ready to be tokenised without special tokens being added."""
+        """Return the prompt's text, ready to be tokenised without special tokens being added."""
 
     def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
-        """The Jinja chat template that makes this text of a user's message, for exports; None for no template."""
+        """Return the Jinja chat template that makes this text of a user's message, for exports; None for none."""
         return None
 
 
@@ -64,19 +64,22 @@ class Task(Part, ABC):
 
     @abstractmethod
     def load(self, split: str) -> Iterable[Example]:
-        """The rows of `split`, `train`, `validation` or `test`: a sequence, or for training a stream without length."""
+        """Return the rows of `split`, which is `train`, `validation` or `test`.
+
+        It is a sequence, or for training a stream without length.
+        """
 
     @abstractmethod
     def reward(self, example: Example, completion: str) -> float:
-        """A score; 1.0 and only 1.0 means correct."""
+        """Return the score of a completion; 1.0 and only 1.0 means correct."""
 
     def rewards(self, examples: Sequence[Example], completions: Sequence[str]) -> list[float]:
-        """The score of each pair; override where judging many at once is faster."""
+        """Return the score of each pair; override it where judging many at once is faster."""
         return [self.reward(example, text) for example, text in zip(examples, completions, strict=True)]
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """Strings that end a completion of this task, beside those of `Sampling.stop`."""
+        """Return the strings that end a completion of this task, beside those of `Sampling.stop`."""
         return ()
 
 
@@ -85,4 +88,7 @@ class Judge(Part, ABC):
 
     @abstractmethod
     def __call__(self, example: Example, first: str, second: str) -> float:
-        """1.0 where the first is better, 0.0 where the second is, 0.5 for a tie; else raises `NoVerdictError`."""
+        """Return 1.0 where the first answer is better, 0.0 where the second is, and 0.5 for a tie.
+
+        Without a verdict, `NoVerdictError` is raised.
+        """

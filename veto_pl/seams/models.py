@@ -38,7 +38,7 @@ class LanguageModel(OwnErrors, nn.Module, ABC):
 
     @property
     def head_rows(self) -> int:
-        """Rows of the head's matrix, padding included."""
+        """Return the number of rows of the head's matrix, padding included."""
         return int(self.model.get_output_embeddings().weight.shape[0])
 
     @abstractmethod
@@ -94,7 +94,7 @@ class StoredWeights(Protocol):
         """Return the shape of a weight."""
 
     def check(self, part: slice) -> None:
-        """Raise where the files are damaged; `part` selects those that this rank looks at."""
+        """Raise an error where the files are damaged; `part` selects those that this rank looks at."""
 
     def slices(self, names: Collection[str]) -> dict[str, Any]:
         """Return what reads each weight in slices."""
@@ -107,24 +107,30 @@ class ModelSource(Part, ABC):
 
     @abstractmethod
     def config(self) -> PretrainedConfig:
-        """The architecture, without weights."""
+        """Return the architecture, without weights."""
 
     @abstractmethod
     def load(self) -> PreTrainedModel:
-        """The model with its weights."""
+        """Return the model with its weights."""
 
     def skeleton(self) -> PreTrainedModel:
-        """The architecture with arbitrary weights; on the meta device it costs no memory."""
+        """Build the architecture with arbitrary weights; on the meta device it costs no memory."""
         from transformers import AutoModelForCausalLM
 
         return AutoModelForCausalLM.from_config(self.config())
 
     def stored(self) -> StoredWeights | None:
-        """The weights as they are stored, to be read in parts; None where the model has to be made whole first."""
+        """Return the weights as they are stored, to be read in parts.
+
+        None is returned where the model has to be made whole first.
+        """
         return None
 
     def follow(self, teacher: LanguageModel, student: LanguageModel, step: Step) -> None:
-        """Moves a teacher of this source after an optimizer step. With `moves`, it is saved in checkpoints."""
+        """Move a teacher of this source after an optimizer step; by default, leave it as it is.
+
+        A source that does so sets `moves`, and the teacher is then saved in checkpoints.
+        """
 
     def end_ids(self) -> tuple[int, ...]:
         """Return the ids that end a text by the generation settings that are stored, or else by the configuration.
@@ -144,7 +150,7 @@ class ModelSource(Part, ABC):
 
     @property
     def tokenizer_source(self) -> Mapping[str, Any] | None:
-        """Keyword arguments for `AutoTokenizer.from_pretrained`, or None where the source has no tokenizer."""
+        """Return the keyword arguments for `AutoTokenizer.from_pretrained`; None where there is no tokenizer."""
         return None
 
 
@@ -153,4 +159,4 @@ class TokenizerSource(Part, ABC):
 
     @abstractmethod
     def load(self) -> PreTrainedTokenizerBase:
-        """The tokenizer."""
+        """Return the tokenizer."""

@@ -59,12 +59,15 @@ class Objective(Part, ABC):
     @property
     @abstractmethod
     def sources(self) -> tuple[RolloutSource, ...]:
-        """The rollouts that the loss reads. Equal sources are rolled out once and shared, in this order."""
+        """Return the rollouts that the loss reads.
+
+        Equal sources are rolled out once and shared, in this order.
+        """
 
     def active(self, step: Step) -> Objective:
-        """What is trained on at this step: itself, unless the objective has phases."""
+        """Return the objective that is trained on at this step: itself, unless it has phases."""
         return self
 
     @abstractmethod
     def loss(self, rollouts: Rollouts, models: Models, step: Step) -> LossOutput:
-        """Undivided loss terms and metrics of one micro-batch."""
+        """Compute the undivided loss terms and metrics of one micro-batch."""

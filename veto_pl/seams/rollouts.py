@@ -46,28 +46,31 @@ class Models:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """Ids that end a completion of the student's: the tokenizer's EOS and those of its generation settings."""
+        """Return the ids that end a completion of the student: the tokenizer's EOS and its generation settings' ids."""
         return self.ends_of()
 
     def ends_of(self, *writers: LanguageModel) -> tuple[int, ...]:
-        """Ids that end a text of these writers: the student's, and those of every other model that takes part."""
+        """Return, in ascending order, the ids that end a text of these writers, and those of the student."""
         return tuple(sorted({i for one in (self.student, *writers) for i in end_ids(self.tokenizer, one.model)}))
 
     @property
     def sharded(self) -> bool:
-        """Whether every rank has to take part when the student runs."""
+        """Return whether every rank has to take part when the student runs."""
         return self.student.shards is not None
 
     def required_teacher(self) -> LanguageModel:
-        """The teacher; raises `ConfigurationError` where the run has none."""
+        """Return the teacher; raise `ConfigurationError` where the run has none."""
         return _required("teacher", self.teacher)
 
     def required_reference(self) -> LanguageModel:
-        """The reference model; raises `ConfigurationError` where the run has none."""
+        """Return the reference model; raise `ConfigurationError` where the run has none."""
         return _required("reference", self.reference)
 
     def rolled_out(self, source: RolloutSource, prompts: PromptBatch, step: Step) -> Sequences:
-        """What `source` writes for the prompts, for a source that builds on another: written once if both are used."""
+        """Return what `source` writes for the prompts, for a source that builds on another.
+
+        It is written once if the objective uses both.
+        """
         done = self.rollouts.get(source)
         return done if done is not None and done.prompts is prompts else source(prompts, self, step)
 
@@ -94,7 +97,7 @@ class Writing:
 
     @property
     def kept(self) -> int:
-        """Completions of each prompt that are given on."""
+        """Return how many completions of each prompt are given on."""
         return 1 if self.sampling is None or self.chooses else self.sampling.num_completions
 
 
@@ -109,7 +112,7 @@ class RolloutSource(Part, Remembers, ABC):
 
     @abstractmethod
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
-        """Completes the prompts."""
+        """Complete the prompts. Collective where a writer is sharded: call it on every rank."""
 
     def delegates(self) -> tuple[RolloutSource, ...]:
         """Return the sources that write in its place, one or another of them; by default all that it was given."""
@@ -187,7 +190,10 @@ class Engine(Part, ABC):
         *,
         on_policy: bool,
     ) -> Sequences:
-        """`sampling.num_completions` completions of every prompt, in prompt order, with the sampler's log-probs."""
+        """Write `sampling.num_completions` completions of every prompt, with the sampler's log-probabilities.
+
+        The rows are in prompt order. Collective where the model is sharded: call it on every rank.
+        """
 
 
 class TeacherContext(Part, ABC):
@@ -198,10 +204,10 @@ class TeacherContext(Part, ABC):
 
     @abstractmethod
     def __call__(self, sequences: Sequences, models: Models, step: Step) -> Sequences:
-        """Rows that hold the same completion tokens in the same order. `sequences.prompts` has the examples."""
+        """Return rows that hold the same completion tokens in the same order; `sequences.prompts` has the examples."""
 
     def informed(self, sequences: Sequences) -> Tensor:
-        """[B] bool: the rows of which the teacher is told what there is to tell."""
+        """Return [B] bool: the rows for which the teacher is told what there is to tell."""
         return sequences.on_policy | True
 
 

@@ -26,7 +26,7 @@ class Schedule(Part, ABC):
 
     @abstractmethod
     def __call__(self, step: int, total: int) -> float:
-        """The value after `step` of `total` optimizer steps."""
+        """Return the value after `step` of `total` optimizer steps."""
 
 
 class Support(Part, ABC):
@@ -42,7 +42,7 @@ class Support(Part, ABC):
 
     @abstractmethod
     def __call__(self, student_logp: Tensor, teacher_logp: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps [N, V] and [N, V] to [N, K] and [N, K], both normalised."""
+        """Map student and teacher log-probabilities, [N, V] each, to [N, K] each, both normalised."""
 
 
 class Target(Part, ABC):
@@ -52,7 +52,7 @@ class Target(Part, ABC):
 
     @abstractmethod
     def __call__(self, teacher_logp: Tensor, student_logp: Tensor, step: Step) -> Tensor:
-        """Normalised log-probabilities [N, K]."""
+        """Return the target's normalised log-probabilities [N, K]."""
 
 
 class Divergence(Part, ABC):
@@ -62,10 +62,13 @@ class Divergence(Part, ABC):
 
     @abstractmethod
     def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:
-        """Maps [N, K] and [N, K] to [N]."""
+        """Map log-probabilities [N, K] and [N, K] to the divergence [N], in nats."""
 
     def with_gradient(self, student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
-        """The value [N], and its gradient [N, K] in the student's logits. Autograd's; override with a closed form."""
+        """Return the value [N] and its gradient [N, K] in the student's logits.
+
+        By default autograd finds the gradient; override it with a closed form.
+        """
         return by_autograd(self)(student_logp, target_logp)
 
 
@@ -92,22 +95,25 @@ class TokenRows:
     ahead: Mapping[str, Tensor] = field(default_factory=dict)
 
     def token_logp(self) -> Tensor:
-        """[n]: the student's log-probability of the tokens, in the graph of `student_logp`."""
+        """Return the student's log-probability of the tokens, [n], in the graph of `student_logp`."""
         return self.student_logp.gather(1, self.token_ids[:, None])[:, 0]
 
     def required_teacher_logp(self) -> Tensor:
-        """The teacher's log-probabilities, for objectives that need a teacher."""
+        """Return the teacher's log-probabilities [n, V], for objectives that need a teacher."""
         assert self.teacher_logp is not None, "an objective with `needs_teacher` always gets the teacher's rows"
         return self.teacher_logp
 
     def outcomes(self, support: Support) -> tuple[Tensor, Tensor]:
-        """[n, K] and [n, K]: both models on the outcomes of `support`, or on those that a stored teacher kept."""
+        """Return the log-probabilities of student and teacher, [n, K] each, on the outcomes of `support`.
+
+        Where a stored teacher was asked, the outcomes are those that it kept.
+        """
         if self.stored is not None:
             return top_k_with_tail(self.student_logp, self.stored.ids), self.stored.logp
         return support(self.student_logp, self.required_teacher_logp())
 
     def teacher_token_logp(self) -> Tensor:
-        """[n]: the teacher's log-probability of the tokens; 0 without a teacher."""
+        """Return the teacher's log-probability of the tokens, [n]; 0 without a teacher."""
         if self.teacher_logp is None:
             return self.student_logp.new_zeros(len(self.token_ids))
         return self.teacher_logp.gather(1, self.token_ids[:, None])[:, 0]
@@ -142,21 +148,21 @@ class TokenGrid:
     scores: Mapping[str, Tensor] = field(default_factory=dict)
 
     def log_ratio(self) -> Tensor:
-        """[B, S] without graph: teacher minus student."""
+        """Return the teacher's minus the student's log-probability of the tokens, [B, S], without graph."""
         return self.teacher_logp - self.student_logp.detach()
 
     def required_reference_logp(self) -> Tensor:
-        """The reference model's log-probabilities, for objectives that need a reference."""
+        """Return the reference model's log-probabilities [B, S], for objectives that need a reference."""
         assert self.reference_logp is not None, "an objective with `needs_reference` always gets the reference's scores"
         return self.reference_logp
 
     def required_rewards(self) -> Tensor:
-        """The reward of each row, for objectives that need rewards."""
+        """Return the reward of each row, [B], for objectives that need rewards."""
         assert self.rewards is not None, "an objective with `needs_rewards` always gets rewards"
         return self.rewards
 
     def required_sampler_logp(self) -> Tensor:
-        """The sampler's log-probabilities; raises `ConfigurationError` where the rollout kept none."""
+        """Return the sampler's log-probabilities [B, S]; raise `ConfigurationError` where the rollout kept none."""
         if self.sampler_logp is None:
             raise ConfigurationError(
                 "Importance weights need the sampler's log-probabilities, but the rollout has rows that nobody "
@@ -170,7 +176,7 @@ class TokenWeighting(Part, ABC):
 
     @abstractmethod
     def __call__(self, rows: TokenRows) -> Tensor:
-        """[N] weights of a chunk of tokens."""
+        """Return the weights [N] of a chunk of tokens."""
 
 
 class Advantage(Part, ABC):
@@ -182,13 +188,16 @@ class Advantage(Part, ABC):
 
     @property
     def laws(self) -> frozenset[Law]:
-        """What holds for an objective with this advantage; an advantage that couples rows promises nothing."""
+        """Return what holds for an objective with this advantage; an advantage that couples rows promises nothing."""
         return frozenset({Law.SPLIT_INVARIANT})
 
     def scores(self, rows: TokenRows) -> Mapping[str, Tensor]:
-        """[n] numbers that need the distributions of a few tokens; the call finds them as [B, S] in `grid.scores`."""
+        """Return, by name, [n] numbers that need the distributions of a few tokens.
+
+        The call finds them as [B, S] in `grid.scores`.
+        """
         return {}
 
     @abstractmethod
     def __call__(self, grid: TokenGrid) -> Tensor:
-        """[B, S]; the values where `grid.mask` is False are ignored."""
+        """Return the credit of each token, [B, S]; the values where `grid.mask` is False are ignored."""
