@@ -72,7 +72,7 @@ class FutureLogRatio(Advantage):
 
     @property
     def laws(self) -> frozenset[Law]:
-        """Whitening couples the rows of a micro-batch."""
+        """Return what holds with this advantage: whitening couples the rows of a micro-batch."""
         return frozenset() if self.whitened else super().laws
 
     def __call__(self, grid: TokenGrid) -> Tensor:
@@ -115,7 +115,7 @@ class WithReward(Advantage):
 
     @property
     def laws(self) -> frozenset[Law]:
-        """Those of the other advantage: the completions of a prompt are never split."""
+        """Return the laws of the other advantage: the completions of a prompt are never split."""
         return self.of.laws
 
     def scores(self, rows: TokenRows) -> Mapping[str, Tensor]:

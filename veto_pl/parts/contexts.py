@@ -39,7 +39,7 @@ class SameText(TeacherContext):
 
     @property
     def is_neutral(self) -> bool:
-        """Whether the call is still that of this class."""
+        """Return whether the call is still that of this class, which changes nothing."""
         return belongs(self, "is_neutral", "__call__")
 
 
@@ -120,7 +120,7 @@ class Peer(TeacherContext):
 
     @property
     def compares_completions(self) -> bool:  # type: ignore[override]
-        """Feedback is there without a peer."""
+        """Return whether the hint needs other completions of the prompt; feedback is there without a peer."""
         return not self.feedback
 
     def __post_init__(self) -> None:
@@ -136,9 +136,9 @@ class Peer(TeacherContext):
     def __call__(self, sequences: Sequences, models: Models, step: Step) -> Sequences:
         repeated = _prompts(sequences).rows(sequences.prompt_rows)
         spoken = sequences.texts(models.tokenizer)
-        peers, comments = self.peers(sequences).tolist(), self._comments(sequences)
+        peers, comments = self.peers(sequences).tolist(), self._feedback_texts(sequences)
         texts = [
-            self._text(example, None if row < 0 else spoken[row], comment) if row >= 0 or comment else None
+            self._hint_text(example, None if row < 0 else spoken[row], comment) if row >= 0 or comment else None
             for example, row, comment in zip(repeated.examples, peers, comments, strict=True)
         ]
         told = retold(repeated, texts, models.tokenizer, self.template, "Peer")
@@ -147,12 +147,12 @@ class Peer(TeacherContext):
         return told_rows
 
     def informed(self, sequences: Sequences) -> Tensor:
-        """[B] bool: the rows with a peer or with feedback."""
-        comments = torch.tensor([bool(text) for text in self._comments(sequences)], dtype=torch.bool)
+        """Return [B] bool: the rows with a peer or with feedback."""
+        comments = torch.tensor([bool(text) for text in self._feedback_texts(sequences)], dtype=torch.bool)
         return (self.peers(sequences) >= 0) | comments.to(sequences.input_ids.device)
 
     def peers(self, sequences: Sequences) -> Tensor:
-        """[B] int64: the row of a successful completion of the same prompt, not the row itself; -1 where none is."""
+        """Return [B] int64: the row of another, successful completion of the same prompt; -1 where there is none."""
         assert sequences.rewards is not None, "a context with `needs_rewards` always gets them"
         rows = sequences.prompt_rows
         usable = (rows[:, None] == rows) & (sequences.rewards >= self.threshold)
@@ -160,18 +160,18 @@ class Peer(TeacherContext):
         first = (usable.cumsum(1) == 0).sum(1)
         return first.masked_fill(first == len(rows), -1)
 
-    def _comments(self, sequences: Sequences) -> list[str]:
+    def _feedback_texts(self, sequences: Sequences) -> list[str]:
         examples = [_prompts(sequences).examples[i] for i in sequences.prompt_rows.tolist()]
         said = [self.feedback and can_fill(self.feedback, example) for example in examples]
         return [fill("Peer.feedback", self.feedback, e) if some else "" for e, some in zip(examples, said, strict=True)]
 
-    def _text(self, example: Example, completion: str | None, comment: str) -> str:
+    def _hint_text(self, example: Example, completion: str | None, comment: str) -> str:
         peer = "" if completion is None else fill("Peer.peer", self.peer, example, completion=completion)
         return fill("Peer.hint", self.hint, example, peer=peer, feedback=comment)
 
 
 def known(example: Example) -> dict[str, Any]:
-    """What a hint may tell beside the fields of the row: the reference completion, if there is one."""
+    """Return what a hint may tell beside the fields of the row: the reference completion, if there is one."""
     return {} if example.completion is None else {"completion": example.completion}
 
 
@@ -182,7 +182,7 @@ def retold(
     template: Template | None,
     name: str,
 ) -> PromptBatch:
-    """The prompts of the same examples, with other texts.
+    """Return the prompts of the same examples, with other texts.
 
     Args:
         prompts: B prompts.
@@ -226,7 +226,7 @@ def retold(
 
 
 def behind(prompts: PromptBatch, sequences: Sequences) -> Sequences:
-    """The same completions, with what counts of them, behind other prompts ([B], one each)."""
+    """Put the same completions, with what counts of them, behind other prompts ([B], one each)."""
     written = sequences.completion_mask
     width = int(written.sum(1).max()) if len(sequences) else 0
     order = written.int().argsort(dim=1, descending=True, stable=True)[:, :width]
@@ -238,7 +238,7 @@ def behind(prompts: PromptBatch, sequences: Sequences) -> Sequences:
 
 
 def check_room(rows: Sequences | PromptBatch, teacher: LanguageModel, name: str, new_tokens: int = 0) -> None:
-    """Refuses hints that are too long.
+    """Raise an error for hints that are too long for the teacher.
 
     Args:
         rows: what the teacher has to read, hint included.

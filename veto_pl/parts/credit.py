@@ -39,7 +39,7 @@ class Reshaped(Advantage):
 
     @property
     def laws(self) -> frozenset[Law]:
-        """Those of the other advantage: each row is reshaped alone."""
+        """Return the laws of the other advantage: each row is reshaped alone."""
         return self.of.laws
 
     def scores(self, rows: TokenRows) -> Mapping[str, Tensor]:

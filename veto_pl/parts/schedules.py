@@ -150,7 +150,7 @@ class AtMost(Schedule):
 
 
 def value_at(knob: float | Schedule, step: int, total: int) -> float:
-    """The number that a knob stands for at a step, be it a number or a schedule."""
+    """Return the number that a knob stands for at a step, be it a number or a schedule."""
     return knob(step, total) if isinstance(knob, Schedule) else float(knob)
 
 

@@ -31,7 +31,7 @@ class Teacher(Target):
 
     @property
     def is_neutral(self) -> bool:
-        """Whether the call is still that of this class."""
+        """Return whether the call is still that of this class, which changes nothing."""
         return belongs(self, "is_neutral", "__call__")
 
 
