@@ -90,12 +90,12 @@ class BRTS(Objective):
         return (cls(teacher_sampling=SEVERAL, top_k=4, hint="{completion}>{prompt}"),)
 
     def requirements(self, setup: Setup, path: str) -> Iterator[Mistake]:
-        """Yield a `top_k` that leaves nothing for the last outcome."""
+        """Yield a mistake where `top_k` leaves nothing for the last outcome."""
         yield from below_vocabulary(setup, f"{path}.init_args.top_k", self.top_k, "Lower it.")
 
     @property
     def best_teacher(self) -> BestTeacher:
-        """Who writes the text of the second term."""
+        """Return the source that writes the text of the second term."""
         return BestTeacher(
             sampling=self.teacher_sampling,
             student=FromStudent(self.sampling),
@@ -107,11 +107,11 @@ class BRTS(Objective):
 
     @property
     def sources(self) -> tuple[RolloutSource, ...]:
-        """The student's rollout, and the teacher's."""
+        """Return the student's rollout, and the teacher's where its term counts."""
         return self.composition.sources
 
     def loss(self, rollouts: Rollouts, models: Models, step: Step) -> LossOutput:
-        """The terms of the composition, and how often the teacher was right."""
+        """Compute the terms of the composition, and how often the teacher was right."""
         output = self.composition.loss(rollouts, models, step)
         chosen = rollouts.get(self.best_teacher)
         if chosen is None or chosen.rewards is None:

@@ -53,21 +53,21 @@ class Sum(Objective):
 
     @property
     def sources(self) -> tuple[RolloutSource, ...]:
-        """The rollouts of all terms, each once."""
+        """Return the rollouts of all terms, each once."""
         return tuple(dict.fromkeys(source for term in self.terms.values() for source in term.sources))
 
     def active(self, step: Step) -> Objective:
-        """Without the terms whose weight is 0 now, as long as any other is left."""
+        """Return the sum without the terms whose weight is 0 now, as long as any other is left."""
         weighed = {name: part.active(step) for name, part in self.terms.items() if self.weight(name, step)}
         weights = {name: weight for name, weight in self.weights.items() if name in weighed}
         return replace(self, terms=weighed, weights=weights) if weighed else self
 
     def weight(self, term: str, step: Step) -> float:
-        """The weight of a term at a step."""
+        """Return the weight of a term at a step."""
         return value_at(self.weights.get(term, 1.0), step.index, step.total)
 
     def loss(self, rollouts: Rollouts, models: Models, step: Step) -> LossOutput:
-        """The terms and metrics of all objectives, named `term/name`."""
+        """Compute the terms and metrics of all objectives, named `term/name`."""
         losses: dict[str, Stat] = {}
         metrics: dict[str, Stat] = {}
         faults: dict[RolloutSource, Faults] = {}

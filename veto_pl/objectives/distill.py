@@ -80,31 +80,35 @@ class Distill(TokenObjective):
 
     @property
     def couples_tokens(self) -> bool:
-        """Whether a policy-gradient term, or weights of importance or age, ask for all tokens first."""
+        """Return whether a policy-gradient term, or weights of importance or age, ask for all tokens first."""
         own = type(self).over_sequences is Distill.over_sequences
         weighed = self.importance_cap is not None or self.staleness_decay < 1
         return not own or self.advantage is not None or weighed
 
     @property
     def sampled_tokens_only(self) -> bool:
-        """Whether the loss is a policy-gradient term alone."""
+        """Return whether the loss is a policy-gradient term alone."""
         return self.divergence is None and type(self).per_token is Distill.per_token
 
     def on_every_id(self, rows: TokenRows) -> bool:
-        """Whether student and target stand on the whole vocabulary, as this class composes them."""
+        """Return whether student and target stand on the whole vocabulary, as this class composes them."""
         methods = ("_student_and_target", "_weight")
         own = all(getattr(type(self), name) is getattr(Distill, name) for name in methods)
         return own and rows.stored is None and self.support.is_neutral
 
     def per_token(self, rows: TokenRows) -> Tensor:
-        """The weighted divergence of each token."""
+        """Compute the weighted divergence of each token, [n]."""
         if self.divergence is None:
             return 0.0 * rows.token_logp()
         student, target = self._student_and_target(rows)
         return self._weight(rows) * self.divergence(student, target)
 
     def with_gradient(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
-        """By the divergence's closed form where student and target stand on the whole vocabulary."""
+        """Compute the weighted divergence [n] and its gradient [n, V].
+
+        The gradient is in closed form where student and target stand on the whole vocabulary; elsewhere autograd finds
+        it.
+        """
         if self.divergence is None or not self.on_every_id(rows):
             return self.by_autograd(rows)
         student, target = self._student_and_target(rows)
@@ -115,11 +119,11 @@ class Distill(TokenObjective):
         return weight * losses, gradient.mul_(weight[:, None])
 
     def scores(self, rows: TokenRows) -> Mapping[str, Tensor]:
-        """What the advantage asks for."""
+        """Return the numbers that the advantage asks for, [n] by name."""
         return {} if self.advantage is None else self.advantage.scores(rows)
 
     def over_sequences(self, losses: Tensor, grid: TokenGrid) -> Tensor:
-        """Adds the policy-gradient term and applies the weights of importance and age."""
+        """Add the policy-gradient term and apply the weights of importance and age, [B, S]."""
         if self.advantage is not None:
             advantage = self.advantage(grid).detach()
             losses = losses + clipped_surrogate(grid.student_logp, grid.student_logp.detach(), advantage, self.clip)
@@ -131,7 +135,7 @@ class Distill(TokenObjective):
         return losses
 
     def token_metrics(self, rows: TokenRows) -> dict[str, Tensor]:
-        """Adds how much sharper the target is than the teacher, where it is another distribution."""
+        """Add how much sharper the target is than the teacher, where it is another distribution."""
         metrics = super().token_metrics(rows)
         if not self.target.is_neutral:
             _, target = self._student_and_target(rows)
@@ -147,7 +151,7 @@ class Distill(TokenObjective):
         return self.weighting(replace(rows, student_logp=rows.student_logp.detach())).detach()
 
     def _check_stored_teacher(self) -> None:
-        """Few outcomes of a stored teacher are known: not every composition can live with them."""
+        """Raise `ConfigurationError` for a composition that needs more outcomes than a stored teacher knows."""
         name = type(self).__name__
         if self.advantage is not None or not self.support.is_neutral:
             raise ConfigurationError(

@@ -83,7 +83,7 @@ class AdaptiveSkew(TokenObjective):
         return cls(), cls(direction="reverse", rollout=FromStudent())
 
     def look_ahead(self, grid: TokenGrid) -> Mapping[str, Tensor]:
-        """The skew of each completion, at all of its tokens."""
+        """Compute the skew of each completion, at all of its tokens, [B, S]."""
         count = grid.mask.sum(1)
         means = [row_mean(logp, grid.mask).exp() for logp in (grid.teacher_logp, grid.student_logp)]
         gap = means[0] - means[1] if self.direction == "forward" else means[1] - means[0]
@@ -92,14 +92,14 @@ class AdaptiveSkew(TokenObjective):
         return {"alpha": skew.clamp(self.smallest, self.alpha)[:, None].expand_as(grid.mask)}
 
     def per_token(self, rows: TokenRows) -> Tensor:
-        """The skew KL of each token."""
+        """Compute the skew KL of each token, [n]."""
         student, teacher, alpha = rows.student_logp, rows.required_teacher_logp(), rows.ahead["alpha"][:, None]
         if self.direction == "forward":
             return forward_kl(log_mixture(teacher, student, alpha), teacher)
         return reverse_kl(student, log_mixture(student.detach(), teacher, alpha))
 
     def token_metrics(self, rows: TokenRows) -> dict[str, Tensor]:
-        """Adds the skew."""
+        """Add the skew."""
         return {**super().token_metrics(rows), "alpha": rows.ahead["alpha"]}
 
 
@@ -153,16 +153,16 @@ class DistiLLM2(Objective):
 
     @property
     def sources(self) -> tuple[RolloutSource, ...]:
-        """The teacher and the student."""
+        """Return the rollouts of the teacher and of the student."""
         return self.composition.sources
 
     def active(self, step: Step) -> Objective:
-        """The weighted sum of this step."""
+        """Return the weighted sum of this step."""
         beta = value_at(self.beta, step.index, step.total)
         return replace(self.composition, weights={"teacher": 2 - beta, "student": beta}).active(step)
 
     def loss(self, rollouts: Rollouts, models: Models, step: Step) -> LossOutput:
-        """The terms of the weighted sum."""
+        """Compute the terms of the weighted sum."""
         return self.active(step).loss(rollouts, models, step)
 
     def _term(self, rollout: RolloutSource, direction: Literal["forward", "reverse"]) -> AdaptiveSkew:

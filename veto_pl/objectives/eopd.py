@@ -60,27 +60,27 @@ class EOPD(Distill):
 
     @property
     def sampled_tokens_only(self) -> bool:
-        """Whether the forward KL can count nowhere."""
+        """Return whether the forward KL can count nowhere."""
         return self.alpha == 0 or self.tau == math.inf
 
     def per_token(self, rows: TokenRows) -> Tensor:
-        """The forward KL where it counts."""
+        """Compute the forward KL where the teacher is undecided, times alpha, and 0 elsewhere, [n]."""
         ids, teacher = self._likeliest(rows)
         return self._coefficient(rows) * forward_kl(rows.student_logp.gather(1, ids), teacher)
 
     def with_gradient(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
-        """The forward KL, and the student minus the renormalised teacher."""
+        """Compute the forward KL, and its gradient: the student minus the renormalised teacher, weighted alike."""
         ids, teacher = self._likeliest(rows)
         weight = self._coefficient(rows)
         gradient = rows.student_logp.exp().scatter_add_(1, ids, -teacher.exp())
         return weight * forward_kl(rows.student_logp.gather(1, ids), teacher), gradient.mul_(weight[:, None])
 
     def token_metrics(self, rows: TokenRows) -> dict[str, Tensor]:
-        """Adds the share of tokens where the teacher is undecided."""
+        """Add the share of tokens where the teacher is undecided."""
         return {**super().token_metrics(rows), "undecided": self._undecided(rows)}
 
     def _likeliest(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
-        """[n, K] ids and renormalised log-probabilities of the teacher."""
+        """Return the teacher's likeliest ids, [n, K], and their renormalised log-probabilities, [n, K]."""
         teacher = rows.required_teacher_logp()
         logp, ids = teacher.topk(min(self.k, teacher.shape[-1]), -1)
         return ids, torch.log_softmax(logp, -1)
@@ -89,5 +89,5 @@ class EOPD(Distill):
         return self.alpha * self._undecided(rows)
 
     def _undecided(self, rows: TokenRows) -> Tensor:
-        """[n] 1 or 0."""
+        """Return 1 where the entropy of the teacher is above tau, else 0, [n]."""
         return (entropy(rows.required_teacher_logp()) > self.tau).to(rows.student_logp.dtype)

@@ -39,7 +39,7 @@ class ExOPD(PolicyGradient):
         return cls(extrapolation=Linear(1.0, 1.25)), cls(temperature=2.0)
 
     def credit(self) -> Advantage:
-        """The extrapolated log-ratio."""
+        """Return the extrapolated log-ratio."""
         return Extrapolated(self.extrapolation)
 
 
@@ -82,26 +82,26 @@ class ListOPD(ExOPD):
 
     @property
     def guard(self) -> float:
-        """The largest lambda that is allowed; infinite without a guard."""
+        """Return the largest lambda that is allowed; infinite without a guard."""
         p = self.modal_probability
         return math.inf if p is None else self.bound(p, self.warm_start_mass)
 
     def bound(self, p: float, b: float) -> float:
-        """max(1, (1 - margin) lambda*(p, b, c)); infinite where the importance weights are not truncated."""
+        """Compute max(1, (1 - margin) lambda*(p, b, c)); infinite where the importance weights are not truncated."""
         return largest_lambda(lambda_star(p, b, self.importance_cap or math.inf), self.margin)
 
     def capped(self, extrapolation: float | Schedule) -> float | Schedule:
-        """The same lambda, or schedule of lambda, but never above the guard."""
+        """Return the same lambda, or schedule of lambda, but never above the guard."""
         if isinstance(extrapolation, Schedule):
             return extrapolation if self.guard == math.inf else AtMost(extrapolation, self.guard)
         return min(extrapolation, self.guard)
 
     def extrapolation_at(self, step: Step) -> float:
-        """The lambda of a step, capped."""
+        """Return the lambda of a step, capped."""
         return value_at(self.capped_extrapolation, step.index, step.total)
 
     def credit(self) -> Advantage:
-        """The extrapolated log-ratio, capped."""
+        """Return the extrapolated log-ratio, capped."""
         return Extrapolated(self.capped_extrapolation)
 
     def _check(self) -> None:

@@ -79,9 +79,9 @@ class MiniLLM(Objective):
 
     @property
     def sources(self) -> tuple[RolloutSource, ...]:
-        """The teacher-mixed samples and, for the pre-training term, the task's completions."""
+        """Return the teacher-mixed samples and, for the pre-training term, the task's completions."""
         return self.composition.sources
 
     def loss(self, rollouts: Rollouts, models: Models, step: Step) -> LossOutput:
-        """The terms of the composition."""
+        """Compute the terms of the composition."""
         return self.composition.loss(rollouts, models, step)

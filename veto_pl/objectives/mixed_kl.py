@@ -22,15 +22,15 @@ class MixedKL(TokenObjective):
 
     @abstractmethod
     def share(self, student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
-        """[n, K] or [n, 1] in [0, 1], the forward KL's share at the outcomes [n, K] of a few tokens."""
+        """Return the forward KL's share, in [0, 1], at the outcomes [n, K] of a few tokens, as [n, K] or [n, 1]."""
 
     def per_token(self, rows: TokenRows) -> Tensor:
-        """The mixture of the two."""
+        """Compute the mixture of forward and reverse KL, [n]."""
         student, teacher = rows.outcomes(FullVocabulary())
         return mixed_kl(student, teacher, self.share(student.detach(), teacher).detach())
 
     def with_gradient(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
-        """In closed form, where the teacher is asked live."""
+        """Compute the mixture and its gradient, in closed form where the teacher is asked live."""
         if rows.stored is not None:
             return self.by_autograd(rows)
         teacher = rows.required_teacher_logp()
@@ -70,7 +70,7 @@ class AKL(MixedKL):
         return cls(), cls(head=0.9)
 
     def share(self, student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
-        """One share for all ids of a token."""
+        """Return one share for all ids of a token, [n, 1]."""
         return head_share(student_logp, teacher_logp, self.head)
 
 
@@ -90,5 +90,5 @@ class ToDi(MixedKL):
     """
 
     def share(self, student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
-        """A share for each id."""
+        """Return a share for each id, [n, K]."""
         return ratio_share(student_logp, teacher_logp)

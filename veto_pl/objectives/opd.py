@@ -54,7 +54,7 @@ class OPD(PolicyGradient):
         return cls(discount=0.9, reward_weight=0.5), cls()
 
     def credit(self) -> Advantage:
-        """The log-ratio, with the reward where it counts."""
+        """Return the log-ratio, with the reward where it counts."""
         ratio = LogRatio(self.discount)
         return WithReward(ratio, self.reward_weight) if self.reward_weight else ratio
 
@@ -90,7 +90,7 @@ class VOPD(PolicyGradient):
         return cls(top_k=8), cls(top_k=2), cls()
 
     def credit(self) -> Advantage:
-        """The centred log-ratio."""
+        """Return the centred log-ratio."""
         return CentredLogRatio(self.top_k)
 
 
@@ -122,7 +122,7 @@ class GammaOPD(PolicyGradient):
         return cls(), cls(outcome=False, discount=0.5)
 
     def credit(self) -> Advantage:
-        """The discounted log-ratio, bounded where the outcome counts."""
+        """Return the discounted log-ratio, bounded where the outcome counts."""
         ratio = LogRatio(self.discount)
         return BoundedWithOutcome(ratio) if self.outcome else ratio
 
@@ -149,7 +149,7 @@ class IWOPD(PolicyGradient):
     strength: float = 0.5
 
     def credit(self) -> Advantage:
-        """The log-ratio, weighted by place."""
+        """Return the log-ratio, weighted by place."""
         return EarlyWeighted(LogRatio(), self.strength)
 
 
@@ -179,7 +179,7 @@ class OPDPlus(PolicyGradient):
         return cls(), cls(f_divergence="forward_kl")
 
     def credit(self) -> Advantage:
-        """The credit of the divergence."""
+        """Return the credit of the divergence."""
         return DivergenceCredit(self.f_divergence)
 
 
@@ -216,7 +216,7 @@ class DistilledRL(PolicyGradient):
         return (cls(rollout=FromStudent(Sampling(num_completions=4))),)
 
     def credit(self) -> Advantage:
-        """The standardised reward, weighted by the teacher."""
+        """Return the standardised reward, weighted by the teacher."""
         return TeacherWeightedReward(self.cap)
 
 
@@ -247,7 +247,7 @@ class TailPenalty(PolicyGradient):
     share: float = 0.2
 
     def credit(self) -> Advantage:
-        """The penalty where it counts."""
+        """Return the penalty for the least likely tokens, and 0 for the others."""
         if not self.penalty < 0:
             raise ConfigurationError(f"`TailPenalty.penalty` must be below 0, got {self.penalty}.")
         return LeastLikely(self.penalty, self.share)

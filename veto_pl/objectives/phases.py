@@ -42,14 +42,14 @@ class Phases(Objective):
 
     @property
     def sources(self) -> tuple[RolloutSource, ...]:
-        """The rollouts of both phases."""
+        """Return the rollouts of both phases."""
         return tuple(dict.fromkeys((*self.first.sources, *self.then.sources)))
 
     def active(self, step: Step) -> Objective:
-        """The objective of the phase that the step belongs to."""
+        """Return the objective of the phase that the step belongs to."""
         phase = self.first if step.index < self.switch * step.total else self.then
         return phase.active(step)
 
     def loss(self, rollouts: Rollouts, models: Models, step: Step) -> LossOutput:
-        """The loss of the phase."""
+        """Compute the loss of the phase."""
         return self.active(step).loss(rollouts, models, step)

@@ -43,4 +43,4 @@ class PolicyGradient(Distill):
 
     @abstractmethod
     def credit(self) -> Advantage:
-        """The advantage that the settings describe."""
+        """Return the advantage that the settings describe."""

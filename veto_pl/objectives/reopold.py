@@ -42,5 +42,5 @@ class REOPOLD(PolicyGradient):
         return cls(), cls(switch=0.0, keep=0.4)
 
     def credit(self) -> Advantage:
-        """The relaxed log-ratio."""
+        """Return the relaxed log-ratio."""
         return RelaxedLogRatio(self.mixture, self.keep, self.switch)

@@ -83,8 +83,8 @@ class TokenLoss(Protocol):
 
 
 @dataclass(frozen=True)
-class Pull:
-    """The derivative of the batch's loss with respect to scalars of each token.
+class LossDerivatives:
+    """The derivatives of the batch's loss with respect to scalars of each token.
 
     Args:
         loss: [N] with respect to the token's own loss; None where it is 1 for all.
@@ -113,11 +113,11 @@ class Scoring:
         self.step = step
         self.reference_logp = reference_logp
         self.token_ids, self.sequence_rows = sequences.tokens()
-        self.stored = self._stored()
+        self.stored = self._stored_scores()
         self.ahead: dict[str, Tensor] = {}
 
     def run(self, stream: RowStream) -> tuple[Tensor, LossOutput]:
-        """The total with its graph, and everything that is logged.
+        """Return the total with its graph, and everything that is logged.
 
         Where the losses of the tokens are merely added, their gradients are formed with them, in one pass. Where they
         are coupled (advantages, importance weights), a first pass scores the tokens, the coupling is differentiated on
@@ -129,22 +129,22 @@ class Scoring:
             output = self.reduce(stream.scores(self._kernel(None)))
             return output.terms["loss"].total, output
         if self.objective.couples_tokens:
-            output, pull = self._differentiate(stream.scores(self._kernel(None)))
+            output, derivatives = self._differentiate(stream.scores(self._kernel(None)))
             alone = self.objective.sampled_tokens_only
-            _, gradients = stream.gradients(self._kernel(pull, metrics=False), with_teacher=not alone)
+            _, gradients = stream.gradients(self._kernel(derivatives, metrics=False), with_teacher=not alone)
         else:
-            scores, gradients = stream.gradients(self._kernel(self._known_pull()))
+            scores, gradients = stream.gradients(self._kernel(self._constant_derivatives()))
             output = self.reduce(scores)
         output = self._with_gradient_faults(output, gradients.hidden)
         return gradients.attach(output.terms["loss"].total, stream.hidden, stream.head), output
 
     def reduce(self, scores: dict[str, Tensor]) -> LossOutput:
-        """Sums over the batch of the scores [N], in the graph that they have."""
+        """Sum the scores [N] over the batch, in the graph that they have."""
         mask = self.sequences.predictions
         losses = self.objective.over_sequences(_on_grid(scores["loss"], mask), self._grid(scores))
         reduce = token_sum if self.objective.aggregation == "token" else sequence_mean_sum
         count = mask.sum().float()
-        metrics = {name: Stat(value.sum(), count) for name, value in _named("metric/", scores)}
+        metrics = {name: Stat(value.sum(), count) for name, value in _with_prefix("metric/", scores)}
         rows = count.new_tensor(float(len(self.sequences)))
         metrics["on_policy"] = Stat(self.sequences.on_policy.sum().float(), rows)
         broken = (~losses.detach().isfinite() & mask).any(1)
@@ -152,7 +152,7 @@ class Scoring:
         return LossOutput({"loss": Stat(*reduce(losses, mask))}, metrics, faults)
 
     def look_ahead(self, scores: dict[str, Tensor]) -> None:
-        """Asks the objective for numbers of whole completions, given `student_logp` and `teacher_logp` [N]."""
+        """Ask the objective for numbers of whole completions, given `student_logp` and `teacher_logp` [N]."""
         numbers = self.objective.look_ahead(self._grid(scores))
         self.ahead = {name: value[self.sequences.predictions] for name, value in numbers.items()}
 
@@ -168,26 +168,29 @@ class Scoring:
             step=self.step,
             reference_logp=None if self.reference_logp is None else _on_grid(self.reference_logp, mask),
             age=self.sequences.age,
-            scores={name: _on_grid(value, mask) for name, value in _named("score/", scores)},
+            scores={name: _on_grid(value, mask) for name, value in _with_prefix("score/", scores)},
         )
 
     def _with_gradient_faults(self, output: LossOutput, of_hidden: Tensor | None) -> LossOutput:
-        """Marks the rows whose hidden states have a gradient [N, D] that is not finite; no host waits for this."""
+        """Mark the rows whose hidden states have a gradient [N, D] that is not finite; no host waits for this."""
         if of_hidden is None:
             return output
         broken = _on_grid(~of_hidden.isfinite().all(1), self.sequences.predictions).any(1)
         faults = {source: replace(known, gradient=broken) for source, known in output.faults.items()}
         return replace(output, faults=faults)
 
-    def _kernel(self, pull: Pull | None, *, metrics: bool = True) -> Kernel:
-        """Everything vocabulary-sized happens in here; only [n] scalars and the block's gradient leave."""
+    def _kernel(self, derivatives: LossDerivatives | None, *, metrics: bool = True) -> Kernel:
+        """Return the kernel that scores a block of rows; without `derivatives` it forms no gradient.
+
+        Everything vocabulary-sized happens in the kernel; only [n] scalars and the block's gradient leave it.
+        """
 
         def kernel(block: Block) -> tuple[dict[str, Tensor], Tensor | None]:
             rows = self._rows(block)
-            if pull is None:
+            if derivatives is None:
                 losses, gradient = self.objective.per_token(rows), None
             else:
-                losses, gradient = self._gradient(rows, pull, block.rows)
+                losses, gradient = self._gradient(rows, derivatives, block.rows)
             scores = {"loss": losses, "student_logp": rows.token_logp(), "teacher_logp": rows.teacher_token_logp()}
             if metrics:
                 scores |= {f"metric/{name}": value for name, value in self.objective.token_metrics(rows).items()}
@@ -198,7 +201,7 @@ class Scoring:
         return kernel
 
     def _token_logps(self, block: Block) -> tuple[dict[str, Tensor], None]:
-        """A kernel that looks at the tokens and at nothing else."""
+        """Return the log-probabilities of a block's tokens, [n] each; a kernel that looks at nothing else."""
         rows = self._rows(block)
         return {"student_logp": rows.token_logp(), "teacher_logp": rows.teacher_token_logp()}, None
 
@@ -215,55 +218,58 @@ class Scoring:
             student, teacher, self.token_ids[block.rows], self.sequence_rows[block.rows], self.step, stored, ahead
         )
 
-    def _gradient(self, rows: TokenRows, pull: Pull, place: slice) -> tuple[Tensor, Tensor]:
-        """The token losses, and the gradient of the batch's loss with respect to the student's logits [n, V]."""
+    def _gradient(self, rows: TokenRows, derivatives: LossDerivatives, place: slice) -> tuple[Tensor, Tensor]:
+        """Compute the token losses [n], and the gradient [n, V] of the batch's loss in the student's logits."""
         if self.objective.sampled_tokens_only:
             losses, gradient = torch.zeros_like(rows.token_logp()), torch.zeros_like(rows.student_logp)
         else:
-            losses, gradient = self._differentiated(rows)
+            losses, gradient = self._losses_and_gradient(rows)
         temperature = self.objective.temperature
-        if pull.loss is not None:
-            gradient = gradient.mul_(pull.loss[place, None])
-        if pull.logp is not None:
-            credit = pull.logp[place, None]
+        if derivatives.loss is not None:
+            gradient = gradient.mul_(derivatives.loss[place, None])
+        if derivatives.logp is not None:
+            credit = derivatives.logp[place, None]
             gradient = gradient.addcmul_(rows.student_logp.exp(), credit, value=-1)
             gradient = gradient.scatter_add_(1, rows.token_ids[:, None], credit)
         return losses, gradient if temperature == 1 else gradient.div_(temperature)
 
-    def _differentiated(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
-        """By the objective's closed form if it belongs to its `per_token`, else by autograd."""
+    def _losses_and_gradient(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
+        """Compute losses [n] and gradient [n, V] in closed form if that belongs to `per_token`, else by autograd."""
         objective = self.objective
         if belongs(objective, "with_gradient", "per_token"):
             return objective.with_gradient(rows)
         return objective.by_autograd(rows)
 
     def _discarded(self, block: Block, rows: TokenRows) -> Tensor:
-        """[n]: the probability of the head's rows without a token, had they been allowed any."""
+        """Compute the probability of the head's rows without a token, had they been allowed any, [n]."""
         if not block.padding.shape[1]:
             return block.student.new_zeros(len(block.student))
         temperature = self.objective.temperature
         kept = block.student[:, 0] / temperature - rows.student_logp[:, 0]
         return torch.sigmoid((block.padding / temperature).logsumexp(-1) - kept)
 
-    def _known_pull(self) -> Pull:
-        """The pull of losses that are merely added: it does not depend on their values."""
+    def _constant_derivatives(self) -> LossDerivatives:
+        """Return the derivatives for losses that are merely added: they do not depend on the losses' values."""
         if self.objective.aggregation == "token":
-            return Pull(None, None)
+            return LossDerivatives(None, None)
         zeros = torch.zeros_like(self.token_ids, dtype=torch.float32)
-        _, pull = self._differentiate(dict.fromkeys(("loss", "student_logp", "teacher_logp"), zeros))
-        return Pull(pull.loss, None)
+        _, derivatives = self._differentiate(dict.fromkeys(("loss", "student_logp", "teacher_logp"), zeros))
+        return LossDerivatives(derivatives.loss, None)
 
-    def _differentiate(self, scores: dict[str, Tensor]) -> tuple[LossOutput, Pull]:
-        """Reduces scores, and differentiates the sum with respect to the losses and log-probabilities."""
+    def _differentiate(self, scores: dict[str, Tensor]) -> tuple[LossOutput, LossDerivatives]:
+        """Reduce scores, and differentiate the sum with respect to the losses and log-probabilities."""
         leaves = {name: scores[name].clone().requires_grad_() for name in ("loss", "student_logp")}
         with torch.enable_grad():
             output = self.reduce({**scores, **leaves})
         total = output.terms["loss"].total
-        pull = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        return output, Pull(*pull)
+        derivatives = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        return output, LossDerivatives(*derivatives)
 
-    def _stored(self) -> TopKScores | None:
-        """[N] what a stored teacher says, checked against the objective."""
+    def _stored_scores(self) -> TopKScores | None:
+        """Return what a stored teacher says of the tokens, [N], or None where a live one is asked.
+
+        `ConfigurationError` is raised where the scores are missing or of another temperature.
+        """
         scores = self.sequences.teacher_scores
         if self.objective.needs_teacher or not self.objective.rollout.stored_teacher:
             return None
@@ -281,11 +287,11 @@ class Scoring:
         return scores[:, 1:][self.sequences.predictions]
 
 
-def _named(prefix: str, scores: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The scores of one kind, by what follows the prefix."""
+def _with_prefix(prefix: str, scores: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Return the scores whose name begins with `prefix`, by what follows it."""
     return ((name.removeprefix(prefix), value) for name, value in scores.items() if name.startswith(prefix))
 
 
 def _on_grid(values: Tensor, mask: Tensor) -> Tensor:
-    """Puts [N] values back to where `mask` [B, S] is True; 0 elsewhere."""
+    """Put [N] values back to where `mask` [B, S] is True; 0 elsewhere."""
     return values.new_zeros(mask.shape).masked_scatter(mask, values)

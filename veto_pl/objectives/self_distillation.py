@@ -50,12 +50,12 @@ class OPSD(Distill):
         return cls(context=told), cls(context=told, loss_cap=0.5)
 
     def per_token(self, rows: TokenRows) -> Tensor:
-        """The divergence of each token, up to the cap."""
+        """Compute the divergence of each token, up to the cap, [n]."""
         losses = super().per_token(rows)
         return losses if self.loss_cap is None else losses.minimum(losses.new_tensor(self.loss_cap))
 
     def with_gradient(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
-        """That of the divergence, and 0 beyond the cap."""
+        """Compute the losses, and the gradient of the divergence, which is 0 beyond the cap."""
         losses, gradient = super().with_gradient(rows)
         if self.loss_cap is None:
             return losses, gradient
@@ -98,7 +98,7 @@ class SDFT(Distill):
         return cls(context=told), cls(context=told, skip_tokens=1)
 
     def select(self, sequences: Sequences, step: Step) -> Sequences:
-        """Without the first tokens of each completion."""
+        """Return the rollout without the first tokens of each completion."""
         written = sequences.completion_mask
         later = written.cumsum(1) > min(self.skip_tokens, written.shape[1])
         return replace(sequences, loss_mask=sequences.loss_mask & later)
@@ -142,7 +142,7 @@ class SDPO(Distill):
         )
 
     def select(self, sequences: Sequences, step: Step) -> Sequences:
-        """Without the rows of which the context knows nothing to tell."""
+        """Return the rollout without the rows of which the context knows nothing to tell."""
         informed = self.context.informed(sequences)
         return replace(sequences, loss_mask=sequences.loss_mask & informed[:, None])
 

@@ -29,11 +29,11 @@ class SFT(TokenObjective):
     needs_teacher = False
 
     def per_token(self, rows: TokenRows) -> Tensor:
-        """The negative log-likelihood of each token."""
+        """Compute the negative log-likelihood of each token, [n] in nats."""
         return -rows.token_logp()
 
     def with_gradient(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
-        """In closed form."""
+        """Compute the negative log-likelihood and its gradient in closed form."""
         return negative_log_likelihood(rows.student_logp, rows.token_ids)
 
 

@@ -33,13 +33,13 @@ class SupervisedKD(Distill):
         return cls(), cls(gold_weight=0.5)
 
     def per_token(self, rows: TokenRows) -> Tensor:
-        """The two parts of each token's loss."""
+        """Compute the weighted sum of the divergence and the negative log-likelihood of each token, [n]."""
         if not self.gold_weight:
             return super().per_token(rows)
         return (1 - self.gold_weight) * super().per_token(rows) - self.gold_weight * rows.token_logp()
 
     def with_gradient(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
-        """The two parts, each in its own closed form."""
+        """Compute the same sum and its gradient, each part in its own closed form."""
         if not self.gold_weight:
             return super().with_gradient(rows)
         if self.divergence is None or not self.on_every_id(rows):

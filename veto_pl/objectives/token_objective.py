@@ -73,10 +73,10 @@ class TokenObjective(Objective):
 
     @abstractmethod
     def per_token(self, rows: TokenRows) -> Tensor:
-        """[n] losses of a few tokens, each a function of its own row."""
+        """Compute the losses [n] of a few tokens, each a function of its own row."""
 
     def with_gradient(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
-        """The losses [n] and their gradient [n, V] in the student's logits. Override it with a closed form.
+        """Return the losses [n] and their gradient [n, V] in the student's logits; override it with a closed form.
 
         It is used as long as it belongs to `per_token`: a class or mixin that brings another `per_token` is
         differentiated by autograd.
@@ -84,7 +84,7 @@ class TokenObjective(Objective):
         return self.by_autograd(rows)
 
     def by_autograd(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
-        """`per_token` and its gradient in the student's logits, with a graph of these few rows alone."""
+        """Compute `per_token` and its gradient in the student's logits, with a graph of these few rows alone."""
         with torch.enable_grad():
             leaf = rows.student_logp.detach().requires_grad_()
             losses = self.per_token(replace(rows, student_logp=leaf))
@@ -92,43 +92,51 @@ class TokenObjective(Objective):
 
     @property
     def couples_tokens(self) -> bool:
-        """Whether `over_sequences` does something: then the gradients of the tokens wait until all are scored."""
+        """Return whether `over_sequences` does something: then the tokens' gradients wait until all are scored."""
         return type(self).over_sequences is not TokenObjective.over_sequences
 
     @property
     def sampled_tokens_only(self) -> bool:
-        """Whether `per_token` is constantly 0: then the gradient needs the student's log-probabilities only."""
+        """Return whether `per_token` is constantly 0.
+
+        Then the gradient needs the student's log-probabilities only.
+        """
         return False
 
     def select(self, sequences: Sequences, step: Step) -> Sequences:
-        """The rollout with the tokens that are trained on: the same rows, with fewer tokens in `loss_mask` perhaps.
+        """Return the rollout with the tokens that are trained on: the same rows, perhaps fewer tokens in `loss_mask`.
 
         Their share is logged as `selected`.
         """
         return sequences
 
     def scores(self, rows: TokenRows) -> Mapping[str, Tensor]:
-        """[n] numbers of a few tokens that `over_sequences` will find in `grid.scores`; called without gradients."""
+        """Return, by name, [n] numbers of a few tokens that `over_sequences` will find in `grid.scores`.
+
+        It is called without gradients.
+        """
         return {}
 
     @property
     def looks_ahead(self) -> bool:
-        """Whether `look_ahead` does something: then the tokens are read once before their losses are."""
+        """Return whether `look_ahead` does something: then the tokens are read once before their losses are."""
         return type(self).look_ahead is not TokenObjective.look_ahead
 
     def look_ahead(self, grid: TokenGrid) -> Mapping[str, Tensor]:
-        """[B, S] numbers of whole completions that `per_token` will find in `rows.ahead`; called without gradients.
+        """Return, by name, [B, S] numbers of whole completions that `per_token` will find in `rows.ahead`.
+
+        It is called without gradients.
 
         They cost one more pass through the heads, and none through the models.
         """
         return {}
 
     def over_sequences(self, losses: Tensor, grid: TokenGrid) -> Tensor:
-        """[B, S] losses once the whole micro-batch is known; by default the token losses as they are."""
+        """Return the losses [B, S] once the whole micro-batch is known; by default the token losses as they are."""
         return losses
 
     def token_metrics(self, rows: TokenRows) -> dict[str, Tensor]:
-        """[n] values to log beside the loss; called without gradients."""
+        """Return [n] values to log beside the loss, by name; it is called without gradients."""
         if rows.stored is not None:
             student, teacher = rows.outcomes(FullVocabulary())
             tail = teacher[:, -1].exp()
@@ -139,11 +147,14 @@ class TokenObjective(Objective):
 
     @property
     def sources(self) -> tuple[RolloutSource, ...]:
-        """The one rollout."""
+        """Return the one rollout."""
         return (self.rollout,)
 
     def loss(self, rollouts: Rollouts, models: Models, step: Step) -> LossOutput:
-        """Runs teacher and student over the rollout and sums the losses of its completion tokens."""
+        """Run teacher and student over the rollout and sum the losses of its completion tokens.
+
+        Collective where a model is sharded: call it on every rank.
+        """
         sequences = self.select(rollouts[self.rollout], step)
         teacher = models.required_teacher() if self.needs_teacher else None
         teacher_hidden = None if teacher is None else read_hidden(teacher, self.context(sequences, models, step))

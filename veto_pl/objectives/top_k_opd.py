@@ -59,23 +59,23 @@ class TopKOPD(TokenObjective):
         )
 
     def per_token(self, rows: TokenRows) -> Tensor:
-        """The sum over the support, with the gradient of the log-probabilities alone."""
+        """Compute the sum over the support, with the gradient of the log-probabilities alone, [n]."""
         ids, cost = self._costs(rows)
         logp = rows.student_logp.gather(1, ids).masked_fill(cost == 0, 0.0)
         return cost.sum(-1) + (cost * (logp - logp.detach())).sum(-1)
 
     def with_gradient(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
-        r"""The gradient :math:`\sum_v c_v (e_v - p)` with the costs :math:`c = -A`."""
+        r"""Compute the losses and the gradient :math:`\sum_v c_v (e_v - p)` with the costs :math:`c = -A`."""
         ids, cost = self._costs(rows)
         losses = cost.sum(-1)
         return losses, rows.student_logp.exp().mul_(-losses[:, None]).scatter_add_(1, ids, cost)
 
     def token_metrics(self, rows: TokenRows) -> dict[str, Tensor]:
-        """Adds what the likeliest ids of both have in common."""
+        """Add what the likeliest ids of both have in common."""
         return {**super().token_metrics(rows), **overlap(rows.student_logp, rows.required_teacher_logp(), self.k)}
 
     def _costs(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
-        """[n, J] ids, and -A of each; 0 for those that do not count."""
+        """Return ids, [n, J], and -A of each, [n, J]; 0 for those that do not count."""
         student_logp, teacher_logp = rows.student_logp.detach(), rows.required_teacher_logp()
         if self.support == "sampled":
             ids = rows.token_ids[:, None]
@@ -87,7 +87,7 @@ class TopKOPD(TokenObjective):
         return ids, weight * torch.where(weight > 0, student - teacher, 0.0)
 
     def _weights(self, student: Tensor, teacher: Tensor, chosen: Tensor) -> Tensor:
-        """[n, J], 0 where an id is not chosen."""
+        """Return the weight of each id, [n, J]; 0 where an id is not chosen."""
         if self.weights == "none":
             return chosen.to(student.dtype)
         logp = (student if self.weights == "student" else teacher).masked_fill(~chosen, -torch.inf)

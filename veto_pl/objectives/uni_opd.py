@@ -71,19 +71,21 @@ class UniOPD(PolicyGradient):
         )
 
     def credit(self) -> Advantage:
-        """The log-ratio, shifted or masked."""
+        """Return the log-ratio, shifted or masked."""
         return OrderConsistent(self.margin, self.method, self.mode, self.direction, self.min_retain, self.outlier)
 
     def select(self, sequences: Sequences, step: Step) -> Sequences:
-        """Without the surplus of correct or wrong completions of each prompt."""
+        """Return the rollout without the surplus of correct or wrong completions of each prompt."""
         if self.balance is None or sequences.rewards is None:
             return sequences
-        kept = balance_classes(sequences.rewards == 1, sequences.prompt_rows, _lots(sequences, step), self.balance)
+        kept = balance_classes(
+            sequences.rewards == 1, sequences.prompt_rows, _balance_draws(sequences, step), self.balance
+        )
         return replace(sequences, loss_mask=sequences.loss_mask & kept[:, None])
 
 
-def _lots(sequences: Sequences, step: Step) -> Tensor:
-    """[B] random numbers, functions of the prompt's number and of the row's place among the prompt's completions."""
+def _balance_draws(sequences: Sequences, step: Step) -> Tensor:
+    """Return [B] random numbers, functions of the prompt's number and of the row's place in its prompt."""
     groups, prompts = sequences.prompt_rows, sequences.prompts
     numbers = groups if prompts is None else prompts.numbers[groups]
     place = (groups[:, None] == groups).tril(-1).sum(1)
