@@ -16,7 +16,7 @@ from veto_pl.objectives import SDFT
 from veto_pl.parts.contexts import Peer, Privileged
 from veto_pl.rollouts import BestTeacher, FromStudent, Replay, Sampling, TeacherCorrected
 from veto_pl.rollouts.best_teacher import likeliest, overlaps
-from veto_pl.rollouts.cached import _aligned
+from veto_pl.rollouts.cached import _aligned_scores
 from veto_pl.rollouts.replay import ReplayBuffer
 from veto_pl.seams import Sequences, Step
 from veto_pl.testing.rows import tiny_prompts
@@ -171,7 +171,7 @@ def test_stored_scores_belong_to_the_whole_row(full, models, data):
         return SimpleNamespace(ids=ids, logp=torch.full((len(completion), 3), -1.0986))
 
     store = SimpleNamespace(k=2, temperature=1.0, find=find)
-    expected, found = (_aligned(store, r, models) for r in (full, masked(full, data)))
+    expected, found = (_aligned_scores(store, r, models) for r in (full, masked(full, data)))
     assert torch.equal(found.ids, expected.ids)
 
 

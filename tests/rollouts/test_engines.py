@@ -272,7 +272,7 @@ def test_reading_prompts_of_similar_length_together_changes_nothing(model_type, 
 
 @given(st.lists(st.integers(1, 2000), min_size=1, max_size=40).map(sorted))
 def test_groups_of_similar_length_cover_all_rows_and_save_padding(lengths):
-    sizes = decoding.similar(lengths)
+    sizes = decoding.prompt_group_sizes(lengths)
     assert sum(sizes) == len(lengths)
     assert min(sizes) > 0
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]

@@ -23,7 +23,7 @@ from veto_pl.rollouts import (
     TeacherCorrected,
     TeacherSwitched,
 )
-from veto_pl.rollouts.two_writers import Straying
+from veto_pl.rollouts.two_writers import DivergenceWatch
 from veto_pl.seams import Step
 from veto_pl.testing.tiny import prompt_batch, tiny_models
 
@@ -133,7 +133,11 @@ def test_what_the_student_wrote_is_among_the_teachers_likeliest_ids(models):
 @quick
 def test_a_row_is_handed_over_where_it_strays(divergences, ends, threshold):
     """Against the definition, one row at a time, while rows leave the batch."""
-    table, strays, found = torch.tensor(divergences), Straying(threshold, len(divergences), torch.device("cpu")), {}
+    table, strays, found = (
+        torch.tensor(divergences),
+        DivergenceWatch(threshold, len(divergences), torch.device("cpu")),
+        {},
+    )
     for token in range(6):
         rows = torch.tensor([row for row in range(len(table)) if token < ends[row]], dtype=torch.int64)
         for row, gone in zip(rows.tolist(), strays(table[rows, token], rows).tolist(), strict=True):

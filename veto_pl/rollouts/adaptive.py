@@ -77,7 +77,7 @@ class AdaptiveReplay(RolloutSource):
         return replace(fresh, age=torch.zeros(len(fresh), device=fresh.input_ids.device))
 
     def requirements(self, setup: Setup, path: str) -> Iterator[Mistake]:
-        """Yield a metric that is not measured, and validations that there are not."""
+        """Yield a mistake where `monitor` is not measured, and a warning where nothing is validated."""
         if not setup.validates:
             yield Mistake("trainer.limit_val_batches", f"0, with `{path}`, which follows validations", "validations",
                           "Without them the student never writes more than at the start.", fatal=False)  # fmt: skip
@@ -86,11 +86,11 @@ class AdaptiveReplay(RolloutSource):
                           f"There are {', '.join(setup.metrics)}; `model.metrics` adds others.")  # fmt: skip
 
     def token_distribution(self, student: Tensor, teacher: Tensor, step: Step) -> Tensor:
-        """Return what the run begins with."""
+        """Return the distribution that the run begins with."""
         return Mixture(self.student, self.dataset, self.start).token_distribution(student, teacher, step)
 
     def new_memory(self) -> Memory:
-        """The first phi, and an empty buffer."""
+        """Return the memory with the first phi and an empty buffer."""
         return AdaptiveMemory(self)
 
 
@@ -109,7 +109,10 @@ class AdaptiveMemory(Memory):
         self._window = (-1, source.start)
 
     def phi_of(self, step: Step) -> float:
-        """A validation in the middle of an accumulation window counts from the next window on."""
+        """Return phi for a step.
+
+        A validation in the middle of an accumulation window counts from the next window on.
+        """
         if self._window[0] != step.index:
             self._window = (step.index, self.phi)
         return self._window[1]

@@ -15,7 +15,7 @@ from veto_pl.seams import LanguageModel, PromptBatch
 
 Part = tuple[Tensor, int]
 """Rows of a batch of prompts, [K] int64, and how many completions each of them gets."""
-Way = Callable[[PromptBatch, int], list[Part]]
+Grouping = Callable[[PromptBatch, int], list[Part]]
 
 
 def together(prompts: PromptBatch, copies: int) -> list[Part]:
@@ -35,25 +35,26 @@ def one_by_one(prompts: PromptBatch, copies: int) -> list[Part]:
     return [(row[None], 1) for row in rows for _ in range(copies)]
 
 
-_ways: WeakKeyDictionary[LanguageModel, Way] = WeakKeyDictionary()
+_groupings: WeakKeyDictionary[LanguageModel, Grouping] = WeakKeyDictionary()
 
 
-def way_of(model: LanguageModel) -> Way:
-    """Return the widest way in which the model writes for a prompt what it writes for it alone: tried out once.
+def grouping_for(model: LanguageModel) -> Grouping:
+    """Return the widest grouping in which the model writes for a prompt what it writes for it alone.
 
-    A model that has no wide one is warned of. Its weights must be whole, and its generation settings out of the way.
+    It is tried out once for each model, and one that has no wide grouping is warned of. The model's weights must be
+    whole, and its generation settings out of the way.
     """
-    if model not in _ways:
+    if model not in _groupings:
         padded, beside = ([0, 0, 0, 1], [1, 2, 3, 4]), ([3, 1], [1, 2])
-        if _same(model, *padded):
-            _ways[model] = together
-        elif _same(model, *beside):
-            _ways[model] = by_length
-            _tell(model, "behind padding, so only prompts of equal length are completed together")
+        if _same_logits(model, *padded):
+            _groupings[model] = together
+        elif _same_logits(model, *beside):
+            _groupings[model] = by_length
+            _warn_slow(model, "behind padding, so only prompts of equal length are completed together")
         else:
-            _ways[model] = one_by_one
-            _tell(model, "in a batch, so its completions are written one by one")
-    return _ways[model]
+            _groupings[model] = one_by_one
+            _warn_slow(model, "in a batch, so its completions are written one by one")
+    return _groupings[model]
 
 
 def without_padding(prompts: PromptBatch) -> PromptBatch:
@@ -62,14 +63,14 @@ def without_padding(prompts: PromptBatch) -> PromptBatch:
     return replace(prompts, input_ids=prompts.input_ids[:, used], attention_mask=prompts.attention_mask[:, used])
 
 
-def _tell(model: LanguageModel, what: str) -> None:
+def _warn_slow(model: LanguageModel, what: str) -> None:
     warnings.warn(
         f"`generate` of {type(model.model).__name__} writes other texts {what}, which takes longer.", stacklevel=5
     )
 
 
-def _same(model: LanguageModel, row: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether two steps give `row`, in which 0 is padding, the logits beside `other` that they give it alone.
+def _same_logits(model: LanguageModel, row: Sequence[int], other: Sequence[int]) -> bool:
+    """Return whether two steps give `row`, in which 0 is padding, the logits beside `other` that they give it alone.
 
     The first token is read off the prompt, the second off what is remembered of it.
     """
@@ -82,7 +83,7 @@ def _same(model: LanguageModel, row: Sequence[int], other: Sequence[int]) -> boo
 
 
 def _logits(model: LanguageModel, ids: Tensor, mask: Tensor) -> list[Tensor]:
-    """The logits of two steps; what is written in the first is token 1, whatever the model would write."""
+    """Return the logits of two steps, [R, V] each; the first step writes token 1, whatever the model would write."""
 
     def choose(_: Tensor, scores: Tensor) -> Tensor:
         return torch.full_like(scores, -torch.inf).index_fill(1, torch.ones(1, dtype=torch.int64, device=ids.device), 0)

@@ -98,10 +98,10 @@ class BestTeacher(RolloutSource):
         # A correct completion comes before every other one, whatever the overlaps.
         chosen = (best + 2 * correct).argmax(1) + torch.arange(len(prompts), device=best.device) * best.shape[1]
         taken = replace(tried, sampler_logp=None).rows(chosen)
-        failed = (~correct.any(1) & _referenced(prompts)).nonzero()[:, 0]
+        failed = (~correct.any(1) & _has_reference(prompts)).nonzero()[:, 0]
         # Sharded models need every rank, whether it has failures or not.
         if len(failed) or models.sharded or not len(prompts):
-            taken = self._once_more(taken, failed, prompts, models, step)
+            taken = self._second_try(taken, failed, prompts, models, step)
         if self.fallback == "skip":
             taken = replace(taken, loss_mask=taken.loss_mask & _correct(taken)[:, None])
         return taken
@@ -113,10 +113,13 @@ class BestTeacher(RolloutSource):
     def writings(self) -> tuple[Writing, ...]:
         return (Writing(("teacher",), self.sampling, self.engine, chooses=True),)
 
-    def _once_more(
+    def _second_try(
         self, taken: Sequences, failed: Tensor, prompts: PromptBatch, models: Models, step: Step
     ) -> Sequences:
-        """Puts correct answers of a teacher who knows the reference in the place of the rows `failed` ([F] int64)."""
+        """Replace the rows `failed` ([F] int64) by correct answers of a teacher who knows the reference.
+
+        Rows for which it gives none stay as they are.
+        """
         plain = prompts.rows(failed)
         texts = [fill("BestTeacher.hint", self.hint, e, **known(e)) for e in plain.examples]
         told = retold(plain, texts, models.tokenizer, self.template, "BestTeacher")
@@ -131,7 +134,7 @@ class BestTeacher(RolloutSource):
 
 
 def likeliest(model: LanguageModel, sequences: Sequences, k: int) -> Tensor:
-    """[N, K] int64: the model's likeliest ids at each completion token, all of them where there are fewer than k."""
+    """Return the model's k likeliest ids at each completion token, [N, K] int64; all ids where they are fewer."""
     k = min(k, model.vocab_size)
 
     def kernel(block: Block) -> tuple[dict[str, Tensor], None]:
@@ -144,7 +147,7 @@ def likeliest(model: LanguageModel, sequences: Sequences, k: int) -> Tensor:
 
 
 def overlaps(tried: Sequences, own: Sequences, ids: Tensor) -> Tensor:
-    """[R]: the share of each completion's tokens that are among the ids of its prompt's first row in `own`.
+    """Compute the share of each completion's tokens that are among the ids of its prompt's first row in `own`, [R].
 
     Args:
         tried: R completions.
@@ -161,13 +164,13 @@ def overlaps(tried: Sequences, own: Sequences, ids: Tensor) -> Tensor:
     return torch.cat(shares)
 
 
-def _referenced(prompts: PromptBatch) -> Tensor:
-    """[B] bool: the prompts with a reference that can be shown."""
+def _has_reference(prompts: PromptBatch) -> Tensor:
+    """Return [B] bool: the prompts with a reference that can be shown."""
     shown = [bool(known(example)) for example in prompts.examples] or [False] * len(prompts)
     return torch.tensor(shown, dtype=torch.bool, device=prompts.input_ids.device)
 
 
 def _correct(sequences: Sequences) -> Tensor:
-    """[B] bool."""
+    """Return [B] bool: the sequences whose reward is 1."""
     assert sequences.rewards is not None, "rows are rewarded before they are chosen from"
     return sequences.rewards == 1

@@ -8,7 +8,7 @@ import torch
 from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import DataError
 from veto_pl.offline.store import ScoreStore, complete_manifest, open_store
-from veto_pl.rollouts.endings import of_references
+from veto_pl.rollouts.endings import reference_completions
 from veto_pl.seams import Models, PromptBatch, RolloutSource, Sequences, Step, Writing
 from veto_pl.storage.paths import at_home
 
@@ -39,8 +39,8 @@ class FromCache(RolloutSource):
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         store = open_store(self.path)
         store.check_tokenizer(models.tokenizer)
-        sequences = of_references(prompts, models)
-        return replace(sequences, teacher_scores=_aligned(store, sequences, models))
+        sequences = reference_completions(prompts, models)
+        return replace(sequences, teacher_scores=_aligned_scores(store, sequences, models))
 
     def writings(self) -> tuple[Writing, ...]:
         store = complete_manifest(self.path).identity
@@ -48,8 +48,11 @@ class FromCache(RolloutSource):
         return (Writing(stored=scores),)
 
 
-def _aligned(store: ScoreStore, sequences: Sequences, models: Models) -> TopKScores:
-    """Scores [B, T]; where no completion token stands, a uniform distribution over the first ids and the tail."""
+def _aligned_scores(store: ScoreStore, sequences: Sequences, models: Models) -> TopKScores:
+    """Return the stored scores of the tokens, [B, T].
+
+    Where no completion token stands, they are a uniform distribution over the first ids and the tail.
+    """
     columns = (sequences.input_ids, sequences.attention_mask, sequences.completion_mask)
     ids, attended, written = (column.cpu() for column in columns)
     kept = torch.arange(store.k).repeat(*ids.shape, 1)

@@ -15,7 +15,7 @@ from veto_pl.core.sampling import Sampling, uniform_type
 from veto_pl.models.modes import sampling_mode
 from veto_pl.models.sharding import gathered_to_sample
 from veto_pl.rollouts.endings import Endings
-from veto_pl.rollouts.token_buffer import Drawn, Page, assemble
+from veto_pl.rollouts.token_buffer import Drawn, TokenBuffer, assemble
 from veto_pl.seams import LanguageModel, Models, PromptBatch, Sequences, Step
 
 WORTH_A_PASS = 512
@@ -40,7 +40,9 @@ def decode(
     on_policy: bool,
     drop_at: float = 0.25,
 ) -> Sequences:
-    """Samples `sampling.num_completions` completions of every prompt.
+    """Sample `sampling.num_completions` completions of every prompt.
+
+    Collective where a writer is sharded: call it on every rank.
 
     Every completion has its own sequence of random numbers, a function of the step and of the prompt's number. So it
     does not matter which other rows are in the batch, and whether they have ended.
@@ -64,24 +66,24 @@ def decode(
     """
     copies, device = sampling.num_completions, prompts.input_ids.device
     # A rank without prompts writes a row that is thrown away, for as long as the others write.
-    read = prompts if len(prompts) else nobody(device)
+    read = prompts if len(prompts) else placeholder_prompt(device)
     with ExitStack() as stack:
         for model in writers:
             stack.enter_context(sampling_mode(model))
         in_step = stack.enter_context(gathered_to_sample(*writers))
-        live = _prefilled(read, writers, copies, sampling.max_new_tokens, grouped=in_step is None)
+        live = _prefill(read, writers, copies, sampling.max_new_tokens, grouped=in_step is None)
         live.alive &= len(prompts) > 0
-        page = Page.blank(len(live.rows), sampling.max_new_tokens, device)
-        pace = _Pace(device, in_step)
+        buffer = TokenBuffer.empty(len(live.rows), sampling.max_new_tokens, device)
+        checks = _EndChecks(device, in_step)
         endings = Endings(models, sampling, device, writers)
-        _loop(live, page, draw, endings, _uniform(read, sampling, step), drop_at, pace)
-    columns = (page.ids, page.lived, page.logp, *(() if page.by_teacher is None else (page.by_teacher,)))
+        _loop(live, buffer, draw, endings, _uniform(read, sampling, step), drop_at, checks)
+    columns = (buffer.ids, buffer.lived, buffer.logp, *(() if buffer.by_teacher is None else (buffer.by_teacher,)))
     ids, lived, *others = (values[: len(prompts) * copies] for values in columns)
     return assemble(prompts, copies, ids, lived, *others, ended=endings.found(ids, lived), on_policy=on_policy)
 
 
 @dataclass
-class _Live:
+class _LiveRows:
     """The rows that are being written: L of them, `width` columns so far.
 
     Args:
@@ -107,7 +109,7 @@ class _Live:
     padded: bool
 
     def feed(self, drawn: Tensor) -> None:
-        """Lets the writers read one more token of every row."""
+        """Let the writers read one more token of every row."""
         self.width += 1
         mask = self.mask[:, : self.width] if self.padded else None
         for i, (model, cache) in enumerate(zip(self.writers, self.caches, strict=True)):
@@ -115,7 +117,7 @@ class _Live:
         self.position = self.position + 1
 
     def keep(self, survivors: Tensor) -> None:
-        """Forgets all rows but these ([K] int64), and the columns that are padding in all of them."""
+        """Forget all rows but these ([K] int64), and the columns that are padding in all of them."""
         from veto_pl.rollouts.kv_cache import can_drop_columns, keep
 
         self.rows, self.position = self.rows[survivors], self.position[survivors]
@@ -128,39 +130,39 @@ class _Live:
 
 
 def _padding(mask: Tensor) -> Tensor:
-    """How many of the first columns are 0 in every row."""
+    """Count the first columns that are 0 in every row."""
     return (mask.amax(0).cumsum(0) == 0).sum()
 
 
-def nobody(device: torch.device) -> PromptBatch:
-    """One prompt of one token that stands for none."""
+def placeholder_prompt(device: torch.device) -> PromptBatch:
+    """Return one prompt of one token, for a rank that has no prompts but must run the models."""
     one, none = torch.zeros(1, 1, dtype=torch.int64, device=device), torch.zeros(1, 0, dtype=torch.int64, device=device)
     return PromptBatch(one, one == 0, none, none.bool())
 
 
-def _prefilled(
+def _prefill(
     prompts: PromptBatch, writers: Sequence[LanguageModel], copies: int, new_tokens: int, *, grouped: bool
-) -> _Live:
-    """Every prompt is read once, whatever the number of its completions; where `grouped`, next to similar prompts."""
+) -> _LiveRows:
+    """Read every prompt once, whatever the number of its completions; where `grouped`, next to similar prompts."""
     from veto_pl.rollouts.kv_cache import can_drop_columns, new_cache
 
     mask = prompts.attention_mask.long()
     lengths, order = mask.sum(1).sort(stable=True)
     sizes = [len(lengths)]
     if grouped and all(can_drop_columns(new_cache(model)) for model in writers):
-        sizes = similar(lengths.tolist())
+        sizes = prompt_group_sizes(lengths.tolist())
     if len(sizes) == 1:
         order = torch.arange(len(lengths), device=mask.device)
     width = int(lengths[-1])
     mask = mask[order, mask.shape[1] - width :]
     ids = prompts.input_ids[order, prompts.input_ids.shape[1] - width :]
-    logits, caches = zip(*(_read(model, ids, mask, sizes) for model in writers), strict=True)
+    logits, caches = zip(*(_prefill_groups(model, ids, mask, sizes) for model in writers), strict=True)
     if copies > 1:
         for cache in caches:
             cache.batch_repeat_interleave(copies)
     rows = (order[:, None] * copies + torch.arange(copies, device=mask.device)).flatten()
     mask = mask.repeat_interleave(copies, 0)
-    return _Live(
+    return _LiveRows(
         writers=writers,
         caches=list(caches),
         logits=[values.repeat_interleave(copies, 0) for values in logits],
@@ -173,25 +175,30 @@ def _prefilled(
     )
 
 
-def similar(lengths: Sequence[int]) -> list[int]:
-    """The sizes of groups of prompts that are read together, when `lengths` ascend: a group saves more than it costs.
+def prompt_group_sizes(lengths: Sequence[int]) -> list[int]:
+    """Return the sizes of groups of prompts that are read together, when `lengths` ascend.
+
+    A group is split off where that saves more than one more pass costs.
 
     Example:
-        >>> similar([10] * 100 + [100] * 10)
+        >>> prompt_group_sizes([10] * 100 + [100] * 10)
         [100, 10]
-        >>> similar([10] * 10 + [12] * 10)
+        >>> prompt_group_sizes([10] * 10 + [12] * 10)
         [20]
     """
     longest, count = lengths[-1], len(lengths)
     saved, size = max(((longest - lengths[i - 1]) * i, i) for i in range(1, count + 1))
     if saved < WORTH_A_PASS:
         return [count]
-    return [*similar(lengths[:size]), *similar(lengths[size:])]
+    return [*prompt_group_sizes(lengths[:size]), *prompt_group_sizes(lengths[size:])]
 
 
-def _read(model: LanguageModel, ids: Tensor, mask: Tensor, sizes: list[int]) -> tuple[Tensor, Any]:
-    """The logits after each prompt, and a cache of them all; each group without the padding that all of it has."""
-    from veto_pl.rollouts.kv_cache import merged, new_cache
+def _prefill_groups(model: LanguageModel, ids: Tensor, mask: Tensor, sizes: list[int]) -> tuple[Tensor, Any]:
+    """Return the logits after each prompt, [B, V], and a cache of all prompts.
+
+    Each group is read without the padding that all of it has.
+    """
+    from veto_pl.rollouts.kv_cache import merge_caches, new_cache
 
     logits, caches = [], []
     for group_ids, group_mask in zip(torch.split(ids, sizes), torch.split(mask, sizes), strict=True):
@@ -201,18 +208,18 @@ def _read(model: LanguageModel, ids: Tensor, mask: Tensor, sizes: list[int]) -> 
         position = (group_mask.cumsum(1) - 1).clamp_min(0)
         seen = None if bool(group_mask.all()) else group_mask
         logits.append(model.next_logits(group_ids[:, used], seen, caches[-1], position))
-    return torch.cat(logits), merged(caches)
+    return torch.cat(logits), merge_caches(caches)
 
 
 def _uniform(prompts: PromptBatch, sampling: Sampling, step: Step) -> Tensor:
-    """[C, R] random numbers: for each token of each completion."""
+    """Return [C, R] uniform random numbers in [0, 1): one for each token of each completion."""
     device = prompts.input_ids.device
     drawn = step.uniform("rollout", prompts.numbers, sampling.num_completions, sampling.max_new_tokens)
     return drawn.flatten(0, 1).T.contiguous().to(device, uniform_type(device))
 
 
 @dataclass(frozen=True)
-class _Pace:
+class _EndChecks:
     """When to look who has ended, and how long to go on.
 
     Args:
@@ -223,29 +230,39 @@ class _Pace:
     device: torch.device
     in_step: Sharding | None
 
-    def looks(self, column: int) -> bool:
+    def due(self, column: int) -> bool:
+        """Return whether to count the rows that are left after `column` tokens."""
         return column % (1 if self.device.type == "cpu" else 4) == 0
 
     def goes_on(self, alive: bool) -> bool:
+        """Return whether any rank still writes. Collective where `in_step` is given: call it on every rank."""
         return alive if self.in_step is None else self.in_step.any(alive)
 
 
-def _loop(live: _Live, page: Page, draw: Draw, endings: Endings, uniform: Tensor, drop_at: float, pace: _Pace) -> None:
-    """Writes until every row has ended or the page is full."""
-    for column in range(1, page.ids.shape[1] + 1):
+def _loop(
+    live: _LiveRows,
+    buffer: TokenBuffer,
+    draw: Draw,
+    endings: Endings,
+    uniform: Tensor,
+    drop_at: float,
+    checks: _EndChecks,
+) -> None:
+    """Write tokens until every row has ended or the buffer is full."""
+    for column in range(1, buffer.ids.shape[1] + 1):
         written = draw(live.logits, uniform[column - 1, live.rows], live.rows)
-        page.pending.append((written, live.alive))
+        buffer.pending.append((written, live.alive))
         drawn = written.ids
         live.alive = live.alive & ~endings(live.rows, drawn, live.alive)
-        if pace.looks(column):
+        if checks.due(column):
             survivors = live.alive.nonzero()[:, 0]
-            if not pace.goes_on(len(survivors) > 0):
+            if not checks.goes_on(len(survivors) > 0):
                 break
             if 0 < len(survivors) <= len(live.rows) - max(1.0, drop_at * len(live.rows)):
-                page.enter(live.rows)
+                buffer.flush(live.rows)
                 live.keep(survivors)
                 drawn = drawn[survivors]
-        if column < page.ids.shape[1]:
+        if column < buffer.ids.shape[1]:
             live.feed(drawn)
-    if page.pending:
-        page.enter(live.rows)
+    if buffer.pending:
+        buffer.flush(live.rows)

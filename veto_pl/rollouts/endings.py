@@ -33,7 +33,7 @@ class Endings:
         self.written: dict[int, list[int]] = {}
 
     def __call__(self, rows: Tensor, drawn: Tensor, alive: Tensor) -> Tensor:
-        """Which rows end with the tokens just drawn.
+        """Find the rows that end with the tokens just drawn.
 
         Args:
             rows: [L] the number of each row in the rollout.
@@ -49,7 +49,7 @@ class Endings:
         return ended
 
     def found(self, ids: Tensor, lived: Tensor) -> tuple[Tensor, Tensor]:
-        """Why completions end, and how much of their texts is not judged for that.
+        """Find why completions end, and how much of their texts is not judged for that.
 
         Args:
             ids: [R, C] tokens.
@@ -71,7 +71,7 @@ class Endings:
         return ending, unjudged
 
     def unjudged(self, ids: list[int]) -> int:
-        """Characters of the text without special tokens, from the beginning of the first stop string on.
+        """Count the characters, in the text without special tokens, from the beginning of the first stop string on.
 
         A stop string may begin within a token, and may be or hold a special token.
         """
@@ -102,7 +102,7 @@ class Endings:
         return [lives and next(found) for lives in live]
 
 
-def of_references(prompts: PromptBatch, models: Models) -> Sequences:
-    """The reference completions behind their prompts; one that does not end with EOS was cut."""
+def reference_completions(prompts: PromptBatch, models: Models) -> Sequences:
+    """Put the reference completions behind their prompts; one that does not end with EOS counts as cut."""
     rows = Sequences.join(prompts, prompts.completion_ids, prompts.completion_mask)
     return replace(rows, ending=torch.where(rows.finished(models.eos_ids), int(Ending.EOS), int(Ending.LIMIT)))

@@ -17,13 +17,13 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.modes import sampling_mode
 from veto_pl.models.randomness import global_draws
 from veto_pl.models.sharding import gathered
-from veto_pl.rollouts.batched_generate import way_of, without_padding
-from veto_pl.rollouts.decoding import decode, nobody
+from veto_pl.rollouts.batched_generate import grouping_for, without_padding
+from veto_pl.rollouts.decoding import decode, placeholder_prompt
 from veto_pl.rollouts.endings import Endings
 from veto_pl.rollouts.token_buffer import Drawn, assemble
 from veto_pl.seams import Engine, LanguageModel, Models, PromptBatch, Sequences, Step
 
-_told: WeakSet[LanguageModel] = WeakSet()
+_warned: WeakSet[LanguageModel] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class DecodeLoop(Engine):
         from veto_pl.rollouts.kv_cache import obstacle
 
         if reason := obstacle(model):
-            _tell(model, reason)
+            _warn_once(model, reason)
             return Transformers().generate(prompts, model, sampling, models, step, on_policy=on_policy)
 
         def draw(logits: Sequence[Tensor], uniform: Tensor, rows: Tensor) -> Drawn:
@@ -62,9 +62,9 @@ class DecodeLoop(Engine):
 
     def new_cache(self, model: LanguageModel) -> Any:
         """Return a cache with room at its end; raise `ConfigurationError` for a model that the loop cannot run."""
-        from veto_pl.rollouts.kv_cache import new_cache, unfit
+        from veto_pl.rollouts.kv_cache import cache_obstacle, new_cache
 
-        if reason := unfit(model):
+        if reason := cache_obstacle(model):
             raise ConfigurationError(f"The decode loop cannot run {type(model.model).__name__}: {reason}.")
         return new_cache(model)
 
@@ -91,7 +91,9 @@ class Transformers(Engine):
         on_policy: bool,
     ) -> Sequences:
         if not len(prompts):  # sharded models need every rank all the same
-            one = self.generate(nobody(prompts.input_ids.device), model, sampling, models, step, on_policy=on_policy)
+            one = self.generate(
+                placeholder_prompt(prompts.input_ids.device), model, sampling, models, step, on_policy=on_policy
+            )
             return replace(one.rows(torch.arange(0, device=one.input_ids.device)), prompts=prompts)
         parts = []
         with (
@@ -99,9 +101,9 @@ class Transformers(Engine):
             gathered(model),
             global_draws(step, "rollout", prompts.input_ids.device),
         ):
-            with _own_settings(model):
-                way = way_of(model)
-            for rows, copies in way(prompts, sampling.num_completions):
+            with _without_own_settings(model):
+                grouping = grouping_for(model)
+            for rows, copies in grouping(prompts, sampling.num_completions):
                 part, drawn = without_padding(prompts.rows(rows)), replace(sampling, num_completions=copies)
                 written = _generated(part, model, drawn, models, on_policy=on_policy)
                 parts.append(written.continuing(prompts, rows))
@@ -112,8 +114,8 @@ def _generated(
     prompts: PromptBatch, model: LanguageModel, sampling: Sampling, models: Models, *, on_policy: bool
 ) -> Sequences:
     copies = sampling.num_completions
-    record = _Record(model, sampling, Endings(models, sampling, prompts.input_ids.device, (model,)))
-    with _own_settings(model):
+    record = _SamplingRecord(model, sampling, Endings(models, sampling, prompts.input_ids.device, (model,)))
+    with _without_own_settings(model):
         written: Tensor = model.model.generate(
             # Not `num_return_sequences`, which greedy decoding refuses.
             prompts.input_ids.repeat_interleave(copies, 0),
@@ -130,7 +132,7 @@ def _generated(
     return assemble(prompts, copies, ids, lived, logp, ended=ended, on_policy=on_policy)
 
 
-class _Record:
+class _SamplingRecord:
     """Shapes the distribution, and remembers what was drawn from it and which rows lived."""
 
     def __init__(self, model: LanguageModel, sampling: Sampling, endings: Endings) -> None:
@@ -141,7 +143,7 @@ class _Record:
         self.alive: Tensor | None = None
 
     def shape(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """A logits processor: [R, V] shaped, and without the head's padding rows."""
+        """Shape the distribution [R, V] and leave out the head's padding rows; this is a logits processor."""
         if self.previous is not None:
             self.drawn.append(self.previous.gather(1, input_ids[:, -1:]))
         shaped = self.sampling.shape(scores[:, : self.vocab_size].float())
@@ -149,7 +151,7 @@ class _Record:
         return self.previous
 
     def ended(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        """A stopping criterion: [R] True on rows that have ended."""
+        """Return [R] bool, True on rows that have ended; this is a stopping criterion."""
         drawn = input_ids[:, -1]
         alive = torch.ones_like(drawn, dtype=torch.bool) if self.alive is None else self.alive
         self.lived.append(alive)
@@ -158,13 +160,13 @@ class _Record:
         return ~self.alive
 
     def logp(self, ids: Tensor) -> Tensor:
-        """[R, C] the log-probability of each token under the distribution that it was drawn from."""
+        """Return the log-probability of each token under the distribution that it was drawn from, [R, C]."""
         assert self.previous is not None
         return torch.cat([*self.drawn, self.previous.gather(1, ids[:, -1:])], 1)
 
 
-def required_for_the_loop(name: str, writers: Sequence[LanguageModel]) -> None:
-    """Raises `ConfigurationError` where `name`, which needs the own loop, is given a model that it cannot run."""
+def require_decode_loop(name: str, writers: Sequence[LanguageModel]) -> None:
+    """Raise `ConfigurationError` where `name`, which needs the own loop, is given a model that it cannot run."""
     from veto_pl.rollouts.kv_cache import obstacle
 
     for model in writers:
@@ -176,9 +178,9 @@ def required_for_the_loop(name: str, writers: Sequence[LanguageModel]) -> None:
             )
 
 
-def _tell(model: LanguageModel, reason: str) -> None:
-    if model not in _told:
-        _told.add(model)
+def _warn_once(model: LanguageModel, reason: str) -> None:
+    if model not in _warned:
+        _warned.add(model)
         warnings.warn(
             f"The own decode loop cannot run {type(model.model).__name__}: {reason}. transformers' `generate` samples "
             "instead. Set `engine: Transformers` on the rollout to choose it yourself.",
@@ -187,8 +189,8 @@ def _tell(model: LanguageModel, reason: str) -> None:
 
 
 @contextmanager
-def _own_settings(model: LanguageModel) -> Iterator[None]:
-    """Hides the model's generation settings, which `generate` would merge into the given ones."""
+def _without_own_settings(model: LanguageModel) -> Iterator[None]:
+    """Hide the model's generation settings, which `generate` would merge into the given ones."""
     from transformers import GenerationConfig
 
     saved = model.model.generation_config

@@ -29,7 +29,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     room: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Appends [B, H, L, D] keys and values, and returns all of them."""
+        """Append [B, H, L, D] keys and values, and return all of them."""
         if not self.is_initialized:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
             self.keys, self.values = key_states, value_states
@@ -44,18 +44,18 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         return self.keys, self.values
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeats every row, copies side by side."""
+        """Repeat every row, copies side by side."""
         super().batch_repeat_interleave(repeats)
         self.room = None
 
     def keep(self, rows: Tensor, first: int) -> None:
-        """Keeps these rows and the columns from `first` on."""
+        """Keep these rows and the columns from `first` on."""
         self.keys, self.values = (held[..., first:, :].index_select(0, rows) for held in (self.keys, self.values))
         self.room = None
 
 
 def room_for(size: int) -> int:
-    """How many places a layer makes that has to hold `size` tokens and is full."""
+    """Return the number of tokens that a full layer makes room for when it has to hold `size` of them."""
     return size + max(ROOM, size // 4)
 
 
@@ -66,19 +66,19 @@ def _with_room(held: Tensor, size: int) -> Tensor:
 
 
 def new_cache(model: LanguageModel) -> Any:
-    """An empty cache with a layer for each of the model's."""
+    """Return an empty cache with a layer for each of the model's."""
     cache = DynamicCache(config=model.model.config)
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 def can_drop_columns(cache: Any) -> bool:
-    """Whether columns that are padding in every row may go: sliding windows count them."""
+    """Return whether columns that are padding in every row may go: sliding windows count them."""
     return all(isinstance(layer, GrowingLayer) for layer in cache.layers)
 
 
 def keep(cache: Any, rows: Tensor, first: int) -> None:
-    """Keeps these rows of the batch ([K] int64); `first` columns go, where `can_drop_columns` allows more than 0."""
+    """Keep these rows of the batch ([K] int64) and drop `first` columns, 0 unless `can_drop_columns` allows more."""
     for layer in cache.layers:
         if isinstance(layer, GrowingLayer):
             layer.keep(rows, first)
@@ -86,17 +86,17 @@ def keep(cache: Any, rows: Tensor, first: int) -> None:
             layer.batch_select_indices(rows)
 
 
-def merged(caches: Sequence[Any]) -> Any:
-    """One cache with the rows of all of them, one after another; shorter ones are padded on the left."""
+def merge_caches(caches: Sequence[Any]) -> Any:
+    """Merge the rows of all caches into one, one after another; shorter ones are padded on the left."""
     first, *others = caches
     if others:
         for layer, *more in zip(*(cache.layers for cache in caches), strict=True):
-            layer.keys = _stacked([part.keys for part in (layer, *more)])
-            layer.values = _stacked([part.values for part in (layer, *more)])
+            layer.keys = _stack_padded([part.keys for part in (layer, *more)])
+            layer.values = _stack_padded([part.values for part in (layer, *more)])
     return first
 
 
-def _stacked(parts: Sequence[Tensor]) -> Tensor:
+def _stack_padded(parts: Sequence[Tensor]) -> Tensor:
     width = max(part.shape[-2] for part in parts)
     return torch.cat([pad(part, (0, 0, width - part.shape[-2], 0)) for part in parts])
 
@@ -105,14 +105,17 @@ _obstacles: WeakKeyDictionary[LanguageModel, str] = WeakKeyDictionary()
 
 
 def obstacle(model: LanguageModel) -> str:
-    """Return why the decode loop cannot run this model, or an empty string. It is found out once, on a few tokens."""
+    """Return why the decode loop cannot run this model, or an empty string; found out once, on a few tokens."""
     if model not in _obstacles:
-        _obstacles[model] = unfit(model) or _misreads(model)
+        _obstacles[model] = cache_obstacle(model) or _batching_obstacle(model)
     return _obstacles[model]
 
 
-def unfit(model: LanguageModel) -> str:
-    """Return what keeps the model from filling a cache of the loop's, or an empty string. No value is looked at."""
+def cache_obstacle(model: LanguageModel) -> str:
+    """Return what keeps the model from filling a cache of the decode loop, or an empty string.
+
+    No value is looked at.
+    """
     network = model.model
     if getattr(network.config, "is_encoder_decoder", False):
         return "it is an encoder-decoder"
@@ -122,11 +125,11 @@ def unfit(model: LanguageModel) -> str:
     if kinds:
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
         return f"its cache has layers that the loop does not know ({names})"
-    return _refuses(model)
+    return _forward_obstacle(model)
 
 
-def _refuses(model: LanguageModel) -> str:
-    """One token, to see that the model takes what the loop gives, and fills the cache."""
+def _forward_obstacle(model: LanguageModel) -> str:
+    """Return why the model cannot read one token as the loop gives it and fill the cache, or an empty string."""
     cache = new_cache(model)
     token = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
     try:
@@ -140,6 +143,6 @@ def _refuses(model: LanguageModel) -> str:
     return "" if written else "it has layers that write no keys and values for a text"
 
 
-def _misreads(model: LanguageModel) -> str:
+def _batching_obstacle(model: LanguageModel) -> str:
     same = reads_with_cache(model, lambda: new_cache(model))
     return "" if same else "with a cache it reads a row beside a longer one otherwise than alone"

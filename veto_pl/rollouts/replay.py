@@ -75,12 +75,12 @@ class Replay(RolloutSource):
         return replace(fresh, age=torch.zeros(len(fresh), device=fresh.input_ids.device))
 
     def new_memory(self) -> Memory:
-        """An empty buffer."""
+        """Return an empty buffer."""
         return ReplayBuffer(self.capacity, self.max_age)
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class StoredRow:
     """A row of the buffer, without padding and on the CPU.
 
     Args:
@@ -116,21 +116,21 @@ class Kept:
 
     @property
     def example(self) -> Example:
-        """What the task gave."""
+        """Return the example as the task gave it."""
         return Example(self.prompt, self.completion, self.row, tuple(self.alternatives))
 
     @property
     def counts(self) -> Tensor:
-        """[C] bool: the tokens that count."""
+        """Return [C] bool: the tokens that count."""
         return torch.ones_like(self.completion_ids, dtype=torch.bool) if self.counted is None else self.counted
 
     @property
     def taught(self) -> Tensor:
-        """[C] bool: the tokens that the teacher wrote into the student's text."""
+        """Return [C] bool: the tokens that the teacher wrote into the student's text."""
         return torch.zeros_like(self.counts) if self.by_teacher is None else self.by_teacher
 
 
-Group = tuple[Kept, ...]
+Group = tuple[StoredRow, ...]
 """The completions of one prompt that were written together: what compares them finds them together again."""
 
 
@@ -153,16 +153,16 @@ class ReplayBuffer(Memory):
         return sum(map(len, self._groups))
 
     def filled(self, step: Step) -> bool:
-        """Whether some rank may have rows that are young enough: the same answer on all of them."""
+        """Return whether some rank may have rows that are young enough: the same answer on all ranks."""
         return self._latest is not None and self._young(self._latest, step)
 
     def add(self, sequences: Sequences, step: Step) -> None:
-        """Keeps rows from the next optimizer step on."""
+        """Store rows, to be drawn from the next optimizer step on."""
         self._asked = step.index
-        self._fresh += kept_groups(sequences, step.index)
+        self._fresh += group_by_prompt(sequences, step.index)
 
     def draw(self, prompts: PromptBatch, step: Step) -> Sequences:
-        """The completions of as many prompts as there are in `prompts`, or of all there are, each once.
+        """Draw the completions of as many prompts as there are in `prompts`, or of all there are, each once.
 
         `prompts` names task, template and device.
         """
@@ -187,7 +187,7 @@ class ReplayBuffer(Memory):
         stored = [state["groups"] if "groups" in state else [[row] for row in state["rows"]] for state in states]
         everything = [group for groups in stored for group in groups]
         mine = stored[rank] if len(states) == ranks else everything[rank::ranks]
-        self._groups = self._newest([tuple(Kept(**row) for row in group) for group in mine])
+        self._groups = self._newest([tuple(StoredRow(**row) for row in group) for group in mine])
         # Checkpoints of older versions say `filled`, and not when.
         told = [state.get("latest", 0 if state.get("filled") else None) for state in states]
         self._latest = max((latest for latest in told if latest is not None), default=None)
@@ -203,8 +203,8 @@ class ReplayBuffer(Memory):
         return self.max_age is None or step.index - written <= self.max_age
 
 
-def kept_groups(sequences: Sequences, written: int) -> list[Group]:
-    """The rows of a rollout that was written at this optimizer step, by their prompts."""
+def group_by_prompt(sequences: Sequences, written: int) -> list[Group]:
+    """Group the rows of a rollout that was written at the optimizer step `written` by their prompts."""
     assert sequences.prompts is not None, "every source names the prompts that it has completed"
     attended, behind = sequences.attention_mask.cpu(), sequences.completion_mask.cpu()
     ids, numbers = sequences.input_ids.cpu(), sequences.prompts.numbers.tolist()
@@ -219,25 +219,25 @@ def kept_groups(sequences: Sequences, written: int) -> list[Group]:
     for i, prompt in enumerate(sequences.prompt_rows.tolist()):
         fields: dict[str, Any] = {name: grid[i, behind[i]].clone() for name, grid in grids.items()}
         fields |= {name: column[i] for name, column in told.items()}
-        fields |= _of_example(sequences.prompts.examples[prompt] if sequences.prompts.examples else Example(""))
+        fields |= _example_fields(sequences.prompts.examples[prompt] if sequences.prompts.examples else Example(""))
         prompt_ids = ids[i, attended[i] & ~behind[i]].clone()
-        row = Kept(prompt_ids=prompt_ids, number=numbers[prompt], written=written, **fields)
+        row = StoredRow(prompt_ids=prompt_ids, number=numbers[prompt], written=written, **fields)
         groups[prompt] = (*groups.get(prompt, ()), row)
     return list(groups.values())
 
 
-def _of_example(example: Example) -> dict[str, Any]:
-    """What is kept of an example: only what a checkpoint can hold without a pickle."""
+def _example_fields(example: Example) -> dict[str, Any]:
+    """Return what is kept of an example: only what a checkpoint can hold without a pickle."""
     return {
         "prompt": example.prompt,
         "completion": example.completion,
-        "row": _plain(dict(example.row)),
+        "row": _plain_value(dict(example.row)),
         "alternatives": list(example.alternatives),
     }
 
 
 def as_sequences(groups: Sequence[Group], batch: PromptBatch) -> Sequences:
-    """The rows as a rollout with prompts of its own; task, template and device are those of `batch`."""
+    """Return the rows as a rollout with prompts of its own; task, template and device are those of `batch`."""
     device = batch.input_ids.device
     prompt_ids, prompt_mask = pad_left([group[0].prompt_ids for group in groups])
     numbers = torch.tensor([group[0].number for group in groups], dtype=torch.int64)
@@ -264,10 +264,10 @@ def as_sequences(groups: Sequence[Group], batch: PromptBatch) -> Sequences:
     )  # fmt: skip
 
 
-def _plain(value: Any) -> Any:
-    """Only what a checkpoint can hold without a pickle."""
+def _plain_value(value: Any) -> Any:
+    """Turn a value into what a checkpoint can hold without a pickle; other types become their `repr`."""
     if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): _plain_value(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [_plain_value(entry) for entry in value]
     return value if isinstance(value, str | int | float | bool | None) else repr(value)

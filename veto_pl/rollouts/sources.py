@@ -13,8 +13,8 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.divergences import log_mixture
 from veto_pl.parts.schedules import value_at
 from veto_pl.rollouts.decoding import decode
-from veto_pl.rollouts.endings import of_references
-from veto_pl.rollouts.engines import DecodeLoop, required_for_the_loop
+from veto_pl.rollouts.endings import reference_completions
+from veto_pl.rollouts.engines import DecodeLoop, require_decode_loop
 from veto_pl.rollouts.token_buffer import Drawn
 from veto_pl.seams import Engine, Models, PromptBatch, RolloutSource, Schedule, Sequences, Step, Writing
 
@@ -24,7 +24,7 @@ class FromDataset(RolloutSource):
     """The reference completions of the task. Rows without one train on nothing."""
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
-        return of_references(prompts, models)
+        return reference_completions(prompts, models)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class TeacherMixed(RolloutSource):
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         writers = (models.required_teacher(), models.student)
-        required_for_the_loop(type(self).__name__, writers)
+        require_decode_loop(type(self).__name__, writers)
         fraction = value_at(self.teacher_fraction, step.index, step.total)
 
         def draw(logits: Sequence[Tensor], uniform: Tensor, rows: Tensor) -> Drawn:
@@ -169,6 +169,6 @@ class Mixture(RolloutSource):
         return log_mixture(first, second, value_at(self.fraction, step.index, step.total))
 
     def _toss(self, prompts: PromptBatch, fraction: float, step: Step) -> Tensor:
-        """[B] bool."""
+        """Return [B] bool: the prompts that the first source completes."""
         numbers = prompts.numbers if self.coin == "sample" else torch.zeros(1, dtype=torch.int64)
         return (step.uniform(f"mixture {self!r}", numbers) < fraction).expand(len(prompts))

@@ -51,7 +51,7 @@ class TeacherSteps(RolloutSource):
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         written = models.rolled_out(self.student, prompts, step)
-        begun = list(self._begun(written, models))
+        begun = list(self._step_prefixes(written, models))
         rows = torch.tensor([row for row, _ in begun], dtype=torch.int64, device=prompts.input_ids.device)
         continued = written.prompt_rows[rows]
         asked = prompts.rows(continued)
@@ -76,7 +76,7 @@ class TeacherSteps(RolloutSource):
         longest = self.student.sampling.max_new_tokens + self.sampling.max_new_tokens
         return (Writing(("teacher",), replace(self.sampling, max_new_tokens=longest), self.engine),)
 
-    def _begun(self, written: Sequences, models: Models) -> Iterator[tuple[int, Tensor]]:
+    def _step_prefixes(self, written: Sequences, models: Models) -> Iterator[tuple[int, Tensor]]:
         """Yield the row of each step, and the ids in front of it: the prompt and the student's earlier steps."""
         for row, completion in enumerate(written.completions()):
             ids = written.input_ids[row, written.attention_mask[row]].cpu()

@@ -27,7 +27,7 @@ class Drawn(NamedTuple):
 
 
 @dataclass
-class Page:
+class TokenBuffer:
     """What has been written: ids, log-probabilities, which of them count and who wrote them, each [R, C].
 
     Tokens are collected column by column, and entered where the rows change: one write instead of one per token.
@@ -41,13 +41,13 @@ class Page:
     pending: list[tuple[Drawn, Tensor]] = field(default_factory=list)
 
     @classmethod
-    def blank(cls, rows: int, columns: int, device: torch.device) -> Page:
-        """Nothing is written yet."""
+    def empty(cls, rows: int, columns: int, device: torch.device) -> TokenBuffer:
+        """Return a buffer of this size with nothing written yet."""
         ids = torch.zeros(rows, columns, dtype=torch.int64, device=device)
         return cls(ids, torch.zeros_like(ids, dtype=torch.float32), torch.zeros_like(ids, dtype=torch.bool))
 
-    def enter(self, rows: Tensor) -> None:
-        """Enters the pending columns; `rows` ([L] int64) are those that were being written."""
+    def flush(self, rows: Tensor) -> None:
+        """Write the pending columns; `rows` ([L] int64) are those that were being written."""
         span = slice(self.columns, self.columns + len(self.pending))
         drawn, lived = zip(*self.pending, strict=True)
         ids, logp, by_teacher = zip(*drawn, strict=True)
@@ -72,7 +72,7 @@ def assemble(
     ended: tuple[Tensor, Tensor],
     on_policy: bool,
 ) -> Sequences:
-    """Puts completions behind their prompts; columns that no row uses go, and what is not `lived` becomes 0.
+    """Put completions behind their prompts; drop columns that no row uses, and set what is not `lived` to 0.
 
     Args:
         prompts: B prompts.

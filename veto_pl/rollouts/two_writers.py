@@ -10,7 +10,7 @@ from veto_pl.core.bounds import Count, NonNegative
 from veto_pl.core.sampling import SEVERAL, Sampling, draw_id
 from veto_pl.functional.divergences import reverse_kl
 from veto_pl.rollouts.decoding import decode
-from veto_pl.rollouts.engines import required_for_the_loop
+from veto_pl.rollouts.engines import require_decode_loop
 from veto_pl.rollouts.token_buffer import Drawn
 from veto_pl.seams import Models, PromptBatch, RolloutSource, Sequences, Step, Writing
 
@@ -48,12 +48,12 @@ class TeacherCorrected(RolloutSource):
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         writers = (models.required_teacher(), models.student)
-        required_for_the_loop(type(self).__name__, writers)
+        require_decode_loop(type(self).__name__, writers)
         sampling = self.sampling.ending_with(prompts.stop)
         return decode(prompts, writers, self.draw, sampling, models, step, on_policy=True)
 
     def draw(self, logits: Sequence[Tensor], uniform: Tensor, rows: Tensor) -> Drawn:
-        """The tokens, their log-probabilities under the mixture, and which of them the teacher wrote."""
+        """Draw a token for each row; return its log-probability under the mixture and whether the teacher wrote it."""
         teacher, student = self.teacher_sampling.shape(logits[0]).exp(), self.sampling.shape(logits[1]).exp()
         kept, refused = self.split(student, logits[0])
         share = refused.to(uniform.dtype)
@@ -71,7 +71,7 @@ class TeacherCorrected(RolloutSource):
         return (kept + refused * teacher.exp()).log()
 
     def split(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """The proposals that are accepted, and the probability that one is not.
+        """Return the proposals that are accepted, and the probability that one is not.
 
         Args:
             student: [..., V] probabilities of the proposals.
@@ -119,9 +119,11 @@ class TeacherSwitched(RolloutSource):
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         writers = (models.required_teacher(), models.student)
-        required_for_the_loop(type(self).__name__, writers)
+        require_decode_loop(type(self).__name__, writers)
         sampling = self.sampling.ending_with(prompts.stop)
-        strays = Straying(self.threshold, max(len(prompts), 1) * sampling.num_completions, prompts.input_ids.device)
+        strays = DivergenceWatch(
+            self.threshold, max(len(prompts), 1) * sampling.num_completions, prompts.input_ids.device
+        )
 
         def draw(logits: Sequence[Tensor], uniform: Tensor, rows: Tensor) -> Drawn:
             teacher, student = (torch.log_softmax(values, -1) for values in logits)
@@ -136,17 +138,17 @@ class TeacherSwitched(RolloutSource):
         return (Writing(("teacher", "student"), self.sampling),)
 
     def token_distribution(self, student: Tensor, teacher: Tensor, step: Step) -> Tensor:
-        """Return the student's: the first token is always its own."""
+        """Return the student's distribution: the first token is always its own."""
         return student
 
 
 def _share_lengths(source: TeacherCorrected | TeacherSwitched) -> None:
-    """A text of two writers has one length, so that what is said of lengths elsewhere is true of both."""
+    """Give both writers one length, so that what is said of lengths elsewhere is true of both."""
     shared = replace(source.teacher_sampling, max_new_tokens=source.sampling.max_new_tokens)
     object.__setattr__(source, "teacher_sampling", shared)
 
 
-class Straying:
+class DivergenceWatch:
     """Remembers of every row of a rollout how far the models were apart, and whether it has been handed over.
 
     Args:
@@ -161,9 +163,10 @@ class Straying:
         self.gone = torch.zeros(rows, dtype=torch.bool, device=device)
 
     def __call__(self, divergence: Tensor, rows: Tensor) -> Tensor:
-        """[L] bool: which of the rows `rows` ([L] int64) belong to the teacher, now that they are `divergence` apart.
+        """Update the rows `rows` ([L] int64) with the models' divergence there, [L] in nats.
 
-        Every row that is still written has as many tokens as the rollout has columns.
+        [L] bool is returned, True where the teacher writes from now on. Every row that is still written has as many
+        tokens as the rollout has columns.
         """
         if self.tokens:
             self.gone[rows] |= divergence > self.threshold * (self.total[rows] / self.tokens)

@@ -54,7 +54,7 @@ class Vllm(Engine):
         *,
         on_policy: bool,
     ) -> Sequences:
-        served = self._served(model, models)
+        served = self._running_engine(model, models)
         if self.sleep:
             served.engine.wake_up()
         served.push(model, step)
@@ -73,10 +73,10 @@ class Vllm(Engine):
     def new_cache(self, model: LanguageModel) -> None:
         """Return None: weights and caches are in the share of the memory that vLLM takes."""
 
-    def _served(self, model: LanguageModel, models: Models) -> "_Served":
+    def _running_engine(self, model: LanguageModel, models: Models) -> "_RunningEngine":
         engines = _running.setdefault(model, {})
         if self not in engines:
-            engines[self] = _Served(self._start(model, models))
+            engines[self] = _RunningEngine(self._start(model, models))
         return engines[self]
 
     def _start(self, model: LanguageModel, models: Models) -> Any:
@@ -101,7 +101,7 @@ class Vllm(Engine):
             )
 
 
-class _Served:
+class _RunningEngine:
     """A running engine, and the state of the weights that it was given last."""
 
     def __init__(self, engine: Any) -> None:
@@ -109,7 +109,10 @@ class _Served:
         self.pushed: tuple[int, int] | None = None
 
     def push(self, model: LanguageModel, step: Step) -> None:
-        """Gives the engine the weights if they may have changed: after an optimizer step, or another write."""
+        """Give the engine the weights if they may have changed: after an optimizer step, or another write.
+
+        Collective where the model is sharded: call it on every rank.
+        """
         trained = any(weight.requires_grad for weight in model.parameters())
         # A write in place counts a tensor's version up, so a checkpoint that is loaded is seen as well.
         state = (step.index if trained else 0, sum(weight._version for weight in model.parameters()))
@@ -122,7 +125,7 @@ class _Served:
             self.pushed = state
 
 
-_running: WeakKeyDictionary[LanguageModel, dict[Vllm, _Served]] = WeakKeyDictionary()
+_running: WeakKeyDictionary[LanguageModel, dict[Vllm, _RunningEngine]] = WeakKeyDictionary()
 
 
 def _vllm() -> Any:
@@ -157,7 +160,10 @@ def _parameters(sampling: Sampling, model: LanguageModel, models: Models, seed: 
 def _sequences(
     prompts: PromptBatch, sampling: Sampling, endings: Endings, outputs: Iterable[Any], *, on_policy: bool
 ) -> Sequences:
-    """Requests come back in their order, the completions of each with their number in `index`."""
+    """Turn vLLM's outputs, which come in the order of the requests, into sequences.
+
+    The completions of a request are sorted by their `index`.
+    """
     device = prompts.input_ids.device
     written = [one for output in outputs for one in sorted(output.outputs, key=lambda one: int(one.index))]
     ids, lived = pad_right([torch.tensor(list(one.token_ids), dtype=torch.int64) for one in written])
@@ -170,8 +176,8 @@ def _sequences(
 
 
 def _ended(written: Sequence[Any], endings: Endings) -> tuple[Tensor, Tensor]:
-    """[R] why each completion ends, as vLLM says it, and [R] the characters that are not judged for that."""
-    why = [_why(one) for one in written]
+    """Return why each completion ends, as vLLM says it, [R], and the characters that are not judged for that, [R]."""
+    why = [_ending_of(one) for one in written]
     behind = [
         endings.unjudged(list(one.token_ids)) if end == Ending.STOP else 0
         for one, end in zip(written, why, strict=True)
@@ -180,7 +186,7 @@ def _ended(written: Sequence[Any], endings: Endings) -> tuple[Tensor, Tensor]:
     return ending, unjudged
 
 
-def _why(completion: Any) -> Ending:
+def _ending_of(completion: Any) -> Ending:
     if completion.finish_reason != "stop":
         return Ending.LIMIT
     # The reason is the string, or the id among `stop_token_ids`.
