@@ -61,14 +61,14 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     (folder / "study.yaml").write_text(STUDY)
     stopped = start(folder)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while len(done(folder)) < 5 and time.monotonic() < deadline and stopped.poll() is None:
         time.sleep(0.05)
     stopped.send_signal(signal.SIGTERM)
-    _, error = stopped.communicate(timeout=300)
+    _, error = stopped.communicate(timeout=600)
     before = done(folder)
     second = start(folder)
-    output, errors = second.communicate(timeout=600)
+    output, errors = second.communicate(timeout=1800)
     return {
         "folder": folder,
         "stopped": (stopped.returncode, error.decode()),

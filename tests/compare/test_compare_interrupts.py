@@ -38,7 +38,7 @@ def interrupted(folder, when, **environment):
         )
         assert eventually(lambda: when(process, folder) or process.poll() is not None)
         os.killpg(process.pid, signal.SIGINT)
-        code = process.wait(300)
+        code = process.wait(900)
     assert eventually(lambda: not living(process.pid))  # nothing of Ray either
     return code, *(file.read_text() for file in files)
 
@@ -49,7 +49,7 @@ def heed():
 
 
 def eventually(is_so):
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while not (so := is_so()) and time.monotonic() < deadline:
         time.sleep(0.05)
     return so

@@ -288,7 +288,15 @@ def test_memories_see_a_validation_that_was_cut_short(tmp_path, monkeypatch):
     assert debug_run("distillm", tmp_path / "stopped", *options) == expected
 
 
-@pytest.mark.parametrize("name", ONE_BY_ONE)
+REMEMBERING = ("distillm", "minillm", "replay", "sdft", "sum", "veto")
+"""Memories of two kinds, a mixture, a teacher that follows, several terms, a schedule; the others go on as these do."""
+GOING_ON = [
+    pytest.param(name, marks=[group, *([] if name in REMEMBERING else [pytest.mark.slow])])
+    for name, group in ((name, pytest.mark.xdist_group(f"debug {name}")) for name in DEBUG)
+]
+
+
+@pytest.mark.parametrize("name", GOING_ON)
 def test_debug_runs_that_were_stopped_go_on_exactly(name, straight, tmp_path, monkeypatch):
     """To the bit: rollouts, memories, moving teachers and schedules included."""
     train, calls = DistillationModule.training_step, []

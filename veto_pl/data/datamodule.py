@@ -1,4 +1,4 @@
-"""The batches of a run: which rows, in which order, on which rank."""
+"""The data module: which rows a run reads, in which order, on which rank."""
 
 from __future__ import annotations
 

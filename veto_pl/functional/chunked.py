@@ -49,7 +49,7 @@ Kernel = Callable[[Block], tuple[dict[str, Tensor], Tensor | None]]
 
 
 class RowStream:
-    """Hidden states of N tokens on their way through the heads, a chunk at a time.
+    """Takes the hidden states of N tokens through the heads, a chunk of rows at a time.
 
     Args:
         hidden: [N, D] hidden states of the student.

@@ -14,7 +14,7 @@ Mode = Literal["mean", "minmax"]
 Direction = Literal["both", "correct_up", "incorrect_down"]
 
 SHARES = {"both": (0.5, 0.5), "correct_up": (1.0, 0.0), "incorrect_down": (0.0, 1.0)}
-"""Of a missing margin: what the correct completions gain, and what the wrong ones lose."""
+"""Shares of a missing margin, by direction: what correct completions gain, and what wrong ones lose."""
 
 
 def group_mean(values: Tensor, groups: Tensor, among: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The probability of a correct answer among k, for every k, and how sure it is."""
+"""The probability of a correct answer among k, for every k, with its confidence interval."""
 
 from __future__ import annotations
 

@@ -1,17 +1,31 @@
 """BRTS: the student's own text, and the best of several by the teacher."""
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from veto_pl.core.bounds import Count, NonNegative
 from veto_pl.core.sampling import SEVERAL
-from veto_pl.exceptions import ConfigurationError
 from veto_pl.objectives.combine import Sum
 from veto_pl.objectives.distill import Distill
 from veto_pl.parts.divergences import ForwardKL, ReverseKL
-from veto_pl.parts.supports import TopK
+from veto_pl.parts.supports import TopK, below_vocabulary
 from veto_pl.rollouts import BestTeacher, FromStudent, Sampling
-from veto_pl.seams import LossOutput, Models, Objective, Rollouts, RolloutSource, Schedule, Stat, Step, Template
+from veto_pl.seams import (
+    LossOutput,
+    Mistake,
+    Models,
+    Objective,
+    Rollouts,
+    RolloutSource,
+    Schedule,
+    Setup,
+    Stat,
+    Step,
+    Template,
+)
+
+__all__ = ["BRTS"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,17 +58,16 @@ class BRTS(Objective):
 
     sampling: Sampling = Sampling()
     teacher_sampling: Sampling = BestTeacher.sampling
-    teacher_weight: float = 10.0
-    top_k: int = 16
+    teacher_weight: NonNegative = 10.0
+    top_k: Count = 16
     hint: str = BestTeacher.hint
     template: Template | None = None
     fallback: Literal["overlap", "skip"] = "overlap"
-    chunk_rows: int = 256
+    chunk_rows: Count = 256
     composition: Sum = field(init=False)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.teacher_weight < math.inf:
-            raise ConfigurationError(f"`BRTS.teacher_weight` must be at least 0 and finite, got {self.teacher_weight}.")
+        super().__post_init__()
         best = self.best_teacher
         own = Distill(
             rollout=FromStudent(self.sampling),
@@ -75,6 +88,10 @@ class BRTS(Objective):
     @classmethod
     def examples(cls) -> tuple["BRTS", ...]:
         return (cls(teacher_sampling=SEVERAL, top_k=4, hint="{completion}>{prompt}"),)
+
+    def requirements(self, setup: Setup, path: str) -> Iterator[Mistake]:
+        """Yield a `top_k` that leaves nothing for the last outcome."""
+        yield from below_vocabulary(setup, f"{path}.init_args.top_k", self.top_k, "Lower it.")
 
     @property
     def best_teacher(self) -> BestTeacher:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from veto_pl.core.bounds import AboveZero, PositiveShare
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.diagnostics import sharpness
 from veto_pl.functional.differentiation import closed_form
@@ -16,6 +17,8 @@ from veto_pl.parts.targets import GeometricBridge, Teacher
 from veto_pl.parts.weightings import Uniform
 from veto_pl.seams import Advantage, Divergence, Support, Target, TokenWeighting
 from veto_pl.seams.tokens import TokenGrid, TokenRows
+
+__all__ = ["Distill"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,22 +55,14 @@ class Distill(TokenObjective):
     divergence: Divergence | None = ForwardKL()
     weighting: TokenWeighting = Uniform()
     advantage: Advantage | None = None
-    clip: float = 0.2
-    importance_cap: float | None = None
-    staleness_decay: float = 1.0
+    clip: AboveZero = 0.2
+    importance_cap: AboveZero | None = None
+    staleness_decay: PositiveShare = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.divergence is None and self.advantage is None:
             raise ConfigurationError("`Distill` needs a `divergence`, an `advantage`, or both; got neither.")
-        if not self.clip > 0 or (self.importance_cap is not None and not self.importance_cap > 0):
-            raise ConfigurationError(
-                f"`clip` and `importance_cap` of `{type(self).__name__}` must be positive, got {self.clip} and "
-                f"{self.importance_cap}."
-            )
-        if not 0 < self.staleness_decay <= 1:
-            name = f"{type(self).__name__}.staleness_decay"
-            raise ConfigurationError(f"`{name}` must lie in (0, 1], got {self.staleness_decay}.")
         if self.advantage is not None:
             object.__setattr__(self, "laws", self.laws & self.advantage.laws)
             for need in ("needs_reference", "needs_rewards", "compares_completions"):
@@ -99,7 +94,7 @@ class Distill(TokenObjective):
         """Whether student and target stand on the whole vocabulary, as this class composes them."""
         methods = ("_student_and_target", "_weight")
         own = all(getattr(type(self), name) is getattr(Distill, name) for name in methods)
-        return own and rows.stored is None and type(self.support) is FullVocabulary
+        return own and rows.stored is None and self.support.is_neutral
 
     def per_token(self, rows: TokenRows) -> Tensor:
         """The weighted divergence of each token."""
@@ -114,7 +109,7 @@ class Distill(TokenObjective):
             return self.by_autograd(rows)
         student, target = self._student_and_target(rows)
         losses, gradient = closed_form(self.divergence)(student, target)
-        if type(self.weighting) is Uniform:
+        if self.weighting.is_neutral:
             return losses, gradient
         weight = self._weight(rows)
         return weight * losses, gradient.mul_(weight[:, None])
@@ -138,7 +133,7 @@ class Distill(TokenObjective):
     def token_metrics(self, rows: TokenRows) -> dict[str, Tensor]:
         """Adds how much sharper the target is than the teacher, where it is another distribution."""
         metrics = super().token_metrics(rows)
-        if type(self.target) is not Teacher:
+        if not self.target.is_neutral:
             _, target = self._student_and_target(rows)
             _, teacher = rows.outcomes(self.support)
             metrics["target_sharpness"] = sharpness(target, teacher)
@@ -154,12 +149,12 @@ class Distill(TokenObjective):
     def _check_stored_teacher(self) -> None:
         """Few outcomes of a stored teacher are known: not every composition can live with them."""
         name = type(self).__name__
-        if self.advantage is not None or type(self.support) is not FullVocabulary:
+        if self.advantage is not None or not self.support.is_neutral:
             raise ConfigurationError(
                 f"`{name}` has a rollout with a stored teacher, which knows its own likeliest ids and no others. "
                 "Leave out `advantage` and `support`, or use a live teacher."
             )
-        if type(self.weighting) is not Uniform:
+        if not self.weighting.is_neutral:
             raise ConfigurationError(
                 f"`{name}.weighting` reads the teacher's whole distribution, but its rollout has a stored teacher. "
                 "Leave the weighting out, or use a live teacher."

@@ -10,6 +10,7 @@ from veto_pl.charts.picture import key
 from veto_pl.charts.text import cell, number, printable
 from veto_pl.exceptions import DataError
 from veto_pl.pages.escaping import escape, is_long, visible
+from veto_pl.storage.atomic import replacing
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -26,15 +27,15 @@ def render(template: str, **values: Any) -> str:
 
 
 def write_text(text: str, path: Path | str) -> Path:
-    """Write UTF-8 with line feeds, making the folder if need be, and return the path.
+    """Write UTF-8 with line feeds, all or nothing, making the folder if need be, and return the path.
 
     Raises:
         DataError: if it cannot be written.
     """
     path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="\n")
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
         raise DataError(f"`{path}` could not be written: {error.strerror}. Name another file.") from error
     return path

@@ -1,18 +1,20 @@
 """The student writes as often as validation asks for it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
+from veto_pl.core.bounds import Count, NonNegative, UnitInterval
 from veto_pl.core.memory import Memory, State
 from veto_pl.core.sampling import SEVERAL
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.rollouts.replay import ReplayBuffer
-from veto_pl.rollouts.sources import FromDataset, FromStudent, check_fraction
-from veto_pl.seams import Models, PromptBatch, RolloutSource, Sequences, Step
+from veto_pl.rollouts.sources import FromDataset, FromStudent, Mixture
+from veto_pl.seams import Mistake, Models, PromptBatch, RolloutSource, Sequences, Setup, Step
 
 
 @dataclass(frozen=True)
@@ -44,19 +46,14 @@ class AdaptiveReplay(RolloutSource):
 
     student: RolloutSource = FromStudent()
     dataset: RolloutSource = FromDataset()
-    start: float = 0.0
-    increment: float = 0.1
-    tolerance: float = 0.1
-    capacity: int = 1000
+    start: UnitInterval = 0.0
+    increment: UnitInterval = 0.1
+    tolerance: NonNegative = 0.1
+    capacity: Count = 1000
     monitor: str = "validation/forward_kl"
 
     def __post_init__(self) -> None:
-        check_fraction("AdaptiveReplay.start", self.start)
-        check_fraction("AdaptiveReplay.increment", self.increment)
-        if not 0 <= self.tolerance < math.inf:
-            raise ConfigurationError(f"`AdaptiveReplay.tolerance` must be at least 0 and finite, got {self.tolerance}.")
-        if self.capacity < 1:
-            raise ConfigurationError(f"`AdaptiveReplay.capacity` must be at least 1, got {self.capacity}.")
+        super().__post_init__()
         if stored := [type(source).__name__ for source in (self.student, self.dataset) if source.stored_teacher]:
             raise ConfigurationError(
                 f"`AdaptiveReplay` cannot hold `{stored[0]}`: the rows of the other source have no stored scores."
@@ -78,6 +75,19 @@ class AdaptiveReplay(RolloutSource):
         fresh = self.student(prompts, models, step)
         memory.buffer.add(fresh, step)
         return replace(fresh, age=torch.zeros(len(fresh), device=fresh.input_ids.device))
+
+    def requirements(self, setup: Setup, path: str) -> Iterator[Mistake]:
+        """Yield a metric that is not measured, and validations that there are not."""
+        if not setup.validates:
+            yield Mistake("trainer.limit_val_batches", f"0, with `{path}`, which follows validations", "validations",
+                          "Without them the student never writes more than at the start.", fatal=False)  # fmt: skip
+        if self.monitor not in setup.metrics:
+            yield Mistake(f"{path}.init_args.monitor", f"`{self.monitor}`", "a metric of the validation",
+                          f"There are {', '.join(setup.metrics)}; `model.metrics` adds others.")  # fmt: skip
+
+    def token_distribution(self, student: Tensor, teacher: Tensor, step: Step) -> Tensor:
+        """Return what the run begins with."""
+        return Mixture(self.student, self.dataset, self.start).token_distribution(student, teacher, step)
 
     def new_memory(self) -> Memory:
         """The first phi, and an empty buffer."""

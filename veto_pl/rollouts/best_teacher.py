@@ -1,14 +1,14 @@
 """Of several answers of the teacher, the one that is right and closest to what the student would say."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from veto_pl.core.bounds import Count
 from veto_pl.core.sampling import SEVERAL, Sampling
 from veto_pl.data.templates import check_format, fill
-from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block, RowStream
 from veto_pl.models.modes import sampling_mode
 from veto_pl.models.readout import read_hidden
@@ -16,7 +16,17 @@ from veto_pl.models.sharding import gathered
 from veto_pl.parts.contexts import behind, check_room, known, retold
 from veto_pl.rollouts.engines import DecodeLoop
 from veto_pl.rollouts.sources import FromStudent, FromTeacher
-from veto_pl.seams import Engine, LanguageModel, Models, PromptBatch, RolloutSource, Sequences, Step, Template
+from veto_pl.seams import (
+    Engine,
+    LanguageModel,
+    Models,
+    PromptBatch,
+    RolloutSource,
+    Sequences,
+    Step,
+    Template,
+    Writing,
+)
 
 CHUNK_ROWS = 256
 
@@ -56,7 +66,7 @@ class BestTeacher(RolloutSource):
 
     sampling: Sampling = Sampling(temperature=0.7, top_p=0.95, num_completions=4)
     student: FromStudent = FromStudent()
-    top_k: int = 16
+    top_k: Count = 16
     hint: str = (
         "{prompt}\n\n[For checking only, never to be mentioned: the answer is {completion}. Derive it from the problem "
         "alone, and look at it when you have an answer of your own.]"
@@ -65,10 +75,11 @@ class BestTeacher(RolloutSource):
     fallback: Literal["overlap", "skip"] = "overlap"
     engine: Engine = DecodeLoop()
 
+    needs_rewards: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_format("BestTeacher.hint", self.hint)
-        if self.top_k < 1:
-            raise ConfigurationError(f"`BestTeacher.top_k` must be at least 1, got {self.top_k}.")
 
     @classmethod
     def examples(cls) -> tuple["BestTeacher", ...]:
@@ -94,6 +105,13 @@ class BestTeacher(RolloutSource):
         if self.fallback == "skip":
             taken = replace(taken, loss_mask=taken.loss_mask & _correct(taken)[:, None])
         return taken
+
+    def delegates(self) -> tuple[RolloutSource, ...]:
+        """Return none: the student's text is only looked at."""
+        return ()
+
+    def writings(self) -> tuple[Writing, ...]:
+        return (Writing(("teacher",), self.sampling, self.engine, chooses=True),)
 
     def _once_more(
         self, taken: Sequences, failed: Tensor, prompts: PromptBatch, models: Models, step: Step

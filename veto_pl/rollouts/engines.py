@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from veto_pl.core.bounds import UnitInterval
 from veto_pl.core.sampling import Sampling
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.modes import sampling_mode
@@ -36,11 +37,7 @@ class DecodeLoop(Engine):
             once, 1 none before the last has ended.
     """
 
-    drop_at: float = 0.25
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.drop_at <= 1:
-            raise ConfigurationError(f"`DecodeLoop.drop_at` must lie in [0, 1], got {self.drop_at}.")
+    drop_at: UnitInterval = 0.25
 
     def generate(
         self,
@@ -62,6 +59,14 @@ class DecodeLoop(Engine):
             return Drawn(*sampling.draw(logits[0], uniform))
 
         return decode(prompts, (model,), draw, sampling, models, step, on_policy=on_policy, drop_at=self.drop_at)
+
+    def new_cache(self, model: LanguageModel) -> Any:
+        """Return a cache with room at its end; raise `ConfigurationError` for a model that the loop cannot run."""
+        from veto_pl.rollouts.kv_cache import new_cache, unfit
+
+        if reason := unfit(model):
+            raise ConfigurationError(f"The decode loop cannot run {type(model.model).__name__}: {reason}.")
+        return new_cache(model)
 
 
 @dataclass(frozen=True)

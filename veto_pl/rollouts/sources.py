@@ -1,6 +1,5 @@
 """Who writes the completions."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -8,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from veto_pl.core.bounds import UnitInterval
 from veto_pl.core.sampling import SEVERAL, Sampling, draw_id
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.divergences import log_mixture
@@ -16,7 +16,7 @@ from veto_pl.rollouts.decoding import decode
 from veto_pl.rollouts.endings import of_references
 from veto_pl.rollouts.engines import DecodeLoop, required_for_the_loop
 from veto_pl.rollouts.token_buffer import Drawn
-from veto_pl.seams import Engine, Models, PromptBatch, RolloutSource, Schedule, Sequences, Step
+from veto_pl.seams import Engine, Models, PromptBatch, RolloutSource, Schedule, Sequences, Step, Writing
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,9 @@ class FromTeacher(RolloutSource):
         # With the student's random numbers, a student that has come close to the teacher would write the same text.
         return self.engine.generate(prompts, teacher, sampling, models, step.aside("teacher"), on_policy=False)
 
+    def writings(self) -> tuple[Writing, ...]:
+        return (Writing(("teacher",), self.sampling, self.engine),)
+
 
 @dataclass(frozen=True)
 class TeacherMixed(RolloutSource):
@@ -85,11 +88,8 @@ class TeacherMixed(RolloutSource):
         arXiv 2306.08543, section 2.2
     """
 
-    teacher_fraction: float | Schedule = 0.2
+    teacher_fraction: UnitInterval | Schedule = 0.2
     sampling: Sampling = Sampling()
-
-    def __post_init__(self) -> None:
-        check_fraction("TeacherMixed.teacher_fraction", self.teacher_fraction)
 
     @classmethod
     def examples(cls) -> tuple["TeacherMixed", ...]:
@@ -106,6 +106,12 @@ class TeacherMixed(RolloutSource):
 
         sampling = self.sampling.ending_with(prompts.stop)
         return decode(prompts, writers, draw, sampling, models, step, on_policy=True)
+
+    def writings(self) -> tuple[Writing, ...]:
+        return (Writing(("teacher", "student"), self.sampling),)
+
+    def token_distribution(self, student: Tensor, teacher: Tensor, step: Step) -> Tensor:
+        return log_mixture(teacher, student, value_at(self.teacher_fraction, step.index, step.total))
 
 
 @dataclass(frozen=True)
@@ -124,11 +130,11 @@ class Mixture(RolloutSource):
 
     first: RolloutSource = FromStudent()
     second: RolloutSource = FromDataset()
-    fraction: float | Schedule = 0.5
+    fraction: UnitInterval | Schedule = 0.5
     coin: Literal["batch", "sample"] = "batch"
 
     def __post_init__(self) -> None:
-        check_fraction("Mixture.fraction", self.fraction)
+        super().__post_init__()
         if stored := [type(source).__name__ for source in (self.first, self.second) if source.stored_teacher]:
             raise ConfigurationError(
                 f"`Mixture` cannot hold `{stored[0]}`: the rows of the other source have no stored scores. Use it as "
@@ -152,13 +158,17 @@ class Mixture(RolloutSource):
                 parts.append(part.continuing(prompts, rows))
         return Sequences.concatenate(parts).in_prompt_order()
 
+    def delegates(self) -> tuple[RolloutSource, ...]:
+        """Return both, or the one that has every prompt."""
+        if self.fraction in (0, 1):
+            return (self.first,) if self.fraction == 1 else (self.second,)
+        return (self.first, self.second)
+
+    def token_distribution(self, student: Tensor, teacher: Tensor, step: Step) -> Tensor:
+        first, second = (one.token_distribution(student, teacher, step) for one in (self.first, self.second))
+        return log_mixture(first, second, value_at(self.fraction, step.index, step.total))
+
     def _toss(self, prompts: PromptBatch, fraction: float, step: Step) -> Tensor:
         """[B] bool."""
         numbers = prompts.numbers if self.coin == "sample" else torch.zeros(1, dtype=torch.int64)
         return (step.uniform(f"mixture {self!r}", numbers) < fraction).expand(len(prompts))
-
-
-def check_fraction(name: str, fraction: float | Schedule) -> None:
-    """Raises `ConfigurationError` for a number outside [0, 1]."""
-    if not isinstance(fraction, Schedule) and not (0 <= fraction <= 1 and math.isfinite(fraction)):
-        raise ConfigurationError(f"`{name}` must lie in [0, 1], got {fraction}.")

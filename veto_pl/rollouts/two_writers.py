@@ -1,19 +1,18 @@
 """One text by two writers: the teacher corrects what the student proposes, or takes the text over."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from veto_pl.core.bounds import Count, NonNegative
 from veto_pl.core.sampling import SEVERAL, Sampling, draw_id
-from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.divergences import reverse_kl
 from veto_pl.rollouts.decoding import decode
 from veto_pl.rollouts.engines import required_for_the_loop
 from veto_pl.rollouts.token_buffer import Drawn
-from veto_pl.seams import Models, PromptBatch, RolloutSource, Sequences, Step
+from veto_pl.seams import Models, PromptBatch, RolloutSource, Sequences, Step, Writing
 
 
 @dataclass(frozen=True)
@@ -35,13 +34,12 @@ class TeacherCorrected(RolloutSource):
         arXiv 2410.11325
     """
 
-    top_k: int = 25
+    top_k: Count = 25
     sampling: Sampling = Sampling()
     teacher_sampling: Sampling = Sampling()
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ConfigurationError(f"`TeacherCorrected.top_k` must be at least 1, got {self.top_k}.")
+        super().__post_init__()
         _share_lengths(self)
 
     @classmethod
@@ -64,6 +62,13 @@ class TeacherCorrected(RolloutSource):
         ids, _ = draw_id(torch.where(by_teacher[:, None], teacher, kept), rest)
         mixture = kept + refused[:, None] * teacher
         return Drawn(ids, mixture.gather(1, ids[:, None])[:, 0].log(), by_teacher)
+
+    def writings(self) -> tuple[Writing, ...]:
+        return (Writing(("teacher", "student"), self.sampling),)
+
+    def token_distribution(self, student: Tensor, teacher: Tensor, step: Step) -> Tensor:
+        kept, refused = self.split(student.exp(), teacher)
+        return (kept + refused * teacher.exp()).log()
 
     def split(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """The proposals that are accepted, and the probability that one is not.
@@ -100,15 +105,12 @@ class TeacherSwitched(RolloutSource):
         arXiv 2510.07842
     """
 
-    threshold: float = 3.0
+    threshold: NonNegative = 3.0
     sampling: Sampling = Sampling()
     teacher_sampling: Sampling = Sampling()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold < math.inf:
-            raise ConfigurationError(
-                f"`TeacherSwitched.threshold` must be at least 0 and finite, got {self.threshold}."
-            )
+        super().__post_init__()
         _share_lengths(self)
 
     @classmethod
@@ -129,6 +131,13 @@ class TeacherSwitched(RolloutSource):
             return Drawn(ids, logp, by_teacher)
 
         return decode(prompts, writers, draw, sampling, models, step, on_policy=True)
+
+    def writings(self) -> tuple[Writing, ...]:
+        return (Writing(("teacher", "student"), self.sampling),)
+
+    def token_distribution(self, student: Tensor, teacher: Tensor, step: Step) -> Tensor:
+        """Return the student's: the first token is always its own."""
+        return student
 
 
 def _share_lengths(source: TeacherCorrected | TeacherSwitched) -> None:

@@ -1,4 +1,4 @@
-"""What a program may use."""
+"""Limits on time, memory, processes and files of a program under test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The micro-batches between two optimizer steps: one gradient, and one line of the log."""
+"""The accumulation window: the micro-batches between two optimizer steps give one gradient and one line of the log."""
 
 from __future__ import annotations
 
