@@ -17,11 +17,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 
+from veto_pl.charts import Row, forest_plot, standalone
 from veto_pl.commands.compare import run_study
 from veto_pl.compare.results import Comparison, Estimate
 from veto_pl.compare.statistics import contrast
-from veto_pl.report.forest import Row, forest_plot
-from veto_pl.report.marks import Mark
 
 STUDY = Path("configs/compare/cliff.yaml")
 ROWS = {"train": 40_000, "validation": 400, "test": 400}
@@ -100,13 +99,13 @@ def write_plots(comparison: Comparison, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for quantity, label in PICTURES.items():
         rows = []
-        for place, method in enumerate(comparison.methods):
+        for method in comparison.methods:
             of = comparison.estimates[method, quantity]
             seeds = {trial.seed: 100 * trial.values[quantity] for trial in comparison.of(method)}
             low, high = 100 * of.low, 100 * of.high
-            rows.append(Row(method, Mark(place), seeds, 100 * of.mean, low, high, f"{100 * of.mean:.1f}"))
+            rows.append(Row(method, seeds, 100 * of.mean, low, high, f"{100 * of.mean:.1f}"))
         files.append(folder / f"cliff-{quantity.replace('/', '-').replace('_', '-')}.svg")
-        files[-1].write_text(forest_plot(rows, comparison.title, label, width=560.0) + "\n", encoding="utf-8")
+        files[-1].write_text(standalone(forest_plot(rows, comparison.title, label, width=560.0)), encoding="utf-8")
     return files
 
 

@@ -30,7 +30,7 @@ def sequences_of(lengths: list[int], prompt: int) -> Sequences:
 
 
 def passes(model: CausalLM, sequences: Sequences, packs: bool) -> None:
-    model._packs = packs
+    model._supports_packing = packs
     model(sequences, lambda hidden, _: hidden.square().mean()).backward()
     model.zero_grad()
 
@@ -48,7 +48,7 @@ def main() -> None:
         "on-policy: 64 + geometric, mean 24": sequences_of(geometric_lengths(BATCH, 24.0, generator), 64),
         "supervised: 16 + uniform, 1 to 240": sequences_of(torch.randint(1, 241, (BATCH,)).tolist(), 16),
     }
-    assert model.packs
+    assert model.supports_packing
     rows = []
     for name, sequences in cases.items():
         packing = Packing.of(sequences, model._attention_cost())

@@ -8,10 +8,9 @@ from pathlib import Path
 from reproduction_claims import ACCURACY, interval
 from reproduction_studies import CONDITIONS, TASKS, lead
 
+from veto_pl.charts import Row, forest_plot, standalone
 from veto_pl.compare.results import Comparison, Estimate
 from veto_pl.compare.statistics import contrast
-from veto_pl.report.forest import Row, forest_plot
-from veto_pl.report.marks import Mark
 
 WIDTH = 560.0
 
@@ -32,29 +31,29 @@ def write_plots(found: Mapping[str, Comparison], folder: Path) -> list[Path]:
     files = []
     for name, picture in pictures.items():
         files.append(folder / f"{name}.svg")
-        files[-1].write_text(picture + "\n", encoding="utf-8")
+        files[-1].write_text(standalone(picture), encoding="utf-8")
     return files
 
 
 def _methods(of: Comparison, quantity: str, factor: float, label: str) -> str:
     rows = []
-    for number, method in enumerate(of.methods):
+    for method in of.methods:
         seeds = {t.seed: factor * t.values[quantity] for t in of.of(method)}
-        rows.append(_row(method, number, seeds, of.estimates[method, quantity], factor))
+        rows.append(_row(method, seeds, of.estimates[method, quantity], factor))
     return forest_plot(rows, of.title, label, width=WIDTH)
 
 
 def _lead(pairs: Mapping[str, Comparison], task: str) -> str:
     rows = []
-    for number, (condition, of) in enumerate(pairs.items()):
+    for condition, of in pairs.items():
         veto, plain = ({t.seed: t.values[ACCURACY] for t in of.of(m)} for m in ("Veto", of.baseline))
         differences = {seed: 100 * (veto[seed] - plain[seed]) for seed in veto.keys() & plain.keys()}
-        rows.append(_row(condition, number, differences, contrast(veto, plain).difference, 100.0))
+        rows.append(_row(condition, differences, contrast(veto, plain).difference, 100.0))
     return forest_plot(
         rows, f"Veto's lead on {task}", "accuracy, Veto minus on-policy KD (points)", zero=True, width=WIDTH
     )
 
 
-def _row(name: str, number: int, seeds: dict[int, float], mean: Estimate, factor: float) -> Row:
+def _row(name: str, seeds: dict[int, float], mean: Estimate, factor: float) -> Row:
     low, high = factor * mean.low, factor * mean.high
-    return Row(name, Mark(number), seeds, factor * mean.mean, low, high, interval(mean, factor))
+    return Row(name, seeds, factor * mean.mean, low, high, interval(mean, factor))

@@ -133,15 +133,15 @@ def report(soak: Soak) -> str:
 
 def picture(soak: Soak) -> str:
     """The memory over the steps, as SVG."""
-    from veto_pl.report.curve import Curve
-    from veto_pl.report.svg import line_chart
+    from veto_pl.charts import Curve, curve_chart, standalone
 
     slope, intercept = soak.line()
     seen = Curve(tuple(p["step"] for p in soak.probes), tuple(p["resident"] / 1024 for p in soak.probes))
     steps = [soak.settled[0]["step"], soak.settled[-1]["step"]]
     line = Curve(tuple(steps), tuple((intercept + slope * step / 1000) / 1024 for step in steps))
     shown = {"resident memory": seen, f"line through the last three quarters: {slope:+.0f} KB per 1,000 steps": line}
-    return line_chart(shown, "A long run", "resident memory (MB)", width=640)
+    series = {name: [curve] for name, curve in shown.items()}
+    return standalone(curve_chart(series, "A long run", "resident memory (MB)", width=640))
 
 
 def main() -> None:

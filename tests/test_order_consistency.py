@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from veto_pl.explain.scene import one_token
-from veto_pl.functional.order import balanced, group_gap, margin_mask
+from veto_pl.functional.order import balance_classes, group_gap, margin_mask
 from veto_pl.objectives import UniOPD
 from veto_pl.parts.advantages import OrderConsistent
 from veto_pl.seams import Sequences, Step
@@ -127,7 +127,7 @@ def test_a_mask_stops_as_soon_as_the_margin_is_reached():
 def test_balance_leaves_out_the_surplus_of_one_class(rows, seed, ratio):
     correct, prompts = torch.tensor([r for _, r, _ in rows]), torch.tensor([p for _, _, p in rows])
     lots = torch.rand(len(rows), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    kept = balanced(correct, prompts, lots, ratio)
+    kept = balance_classes(correct, prompts, lots, ratio)
     for prompt in prompts.unique():
         right, wrong = (correct & (prompts == prompt)), (~correct & (prompts == prompt))
         n, m = int(right.sum()), int(wrong.sum())
@@ -137,7 +137,7 @@ def test_balance_leaves_out_the_surplus_of_one_class(rows, seed, ratio):
             assert int(stay.sum()) == (limit if own > limit >= 1 else own)
             if stay.any() and (members & ~kept).any():
                 assert lots[stay].max() < lots[members & ~kept].min()
-    assert torch.equal(balanced(correct, prompts, lots, 0.0), ~correct)
+    assert torch.equal(balance_classes(correct, prompts, lots, 0.0), ~correct)
 
 
 def completions(rewards, prompts=None):
@@ -178,7 +178,7 @@ def test_the_balance_keeps_as_many_as_fit_into_the_ratio():
     for ratio, right, wrong in product(ratios, (1, 7, 9), (2, 15, 18)):
         total = right + wrong
         correct = torch.arange(total) < right
-        kept = balanced(correct, torch.zeros(total, dtype=torch.int64), torch.rand(total), float(ratio))
+        kept = balance_classes(correct, torch.zeros(total, dtype=torch.int64), torch.rand(total), float(ratio))
         most = {True: math.floor(wrong * ratio), False: math.floor(right / ratio)}
         for of, size in ((True, right), (False, wrong)):
             expected = size if most[of] < 1 else min(size, most[of])

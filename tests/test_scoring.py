@@ -1,6 +1,7 @@
 """Objectives through the memory-exact head against the dense road: same loss, same gradients, fewer products."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import pytest
 import torch
@@ -30,7 +31,20 @@ COMPOSED = [
 ]
 
 
+ARCHITECTURES = ("llama", "gpt2", "gemma2")
 NO_DROPOUT = dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.0)
+CASES = [
+    # Each objective with small and with large chunks, on one architecture after another.
+    pytest.param(objective, chunk_rows, ARCHITECTURES[(place + turn) % 3], id=f"{name(objective)}-{chunk_rows}")
+    for place, objective in enumerate(TOKEN_OBJECTIVES + COMPOSED)
+    for turn, chunk_rows in enumerate((3, 1000))
+]
+
+
+@cache
+def models_of(architecture):
+    """Shared by all tests of this file that leave them as they are."""
+    return tiny_models(architecture, **(NO_DROPOUT if architecture == "gpt2" else {}))
 
 
 def gradients(loss, models):
@@ -39,12 +53,8 @@ def gradients(loss, models):
     return {name: p.grad.clone() for name, p in models.student.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2"])
-@pytest.mark.parametrize("chunk_rows", [3, 1000])
-@pytest.mark.parametrize("objective", TOKEN_OBJECTIVES + COMPOSED, ids=name)
-def test_loss_and_gradients_are_those_of_the_dense_road(objective, chunk_rows, model_type):
-    models = tiny_models(model_type, **(NO_DROPOUT if model_type == "gpt2" else {}))
-    objective = replace(objective, chunk_rows=chunk_rows)
+def assert_as_the_dense_road(objective, models):
+    """Same loss, same gradients; returns the names of what has one."""
     rollouts = {objective.rollout: written(models, 0)}
     expected = dense_loss(objective, rollouts, models, STEP)
     total = objective.loss(rollouts, models, STEP).terms["loss"].total
@@ -54,6 +64,12 @@ def test_loss_and_gradients_are_those_of_the_dense_road(objective, chunk_rows, m
     scale = max(float(gradient.abs().max()) for gradient in theirs.values())
     for parameter, gradient in theirs.items():
         torch.testing.assert_close(mine[parameter], gradient, rtol=1e-4, atol=2e-6 * scale, msg=parameter)
+    return mine.keys()
+
+
+@pytest.mark.parametrize(("objective", "chunk_rows", "architecture"), CASES)
+def test_loss_and_gradients_are_those_of_the_dense_road(objective, chunk_rows, architecture):
+    assert_as_the_dense_road(replace(objective, chunk_rows=chunk_rows), models_of(architecture))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,13 +145,7 @@ OVERRIDDEN = [
 
 @pytest.mark.parametrize("objective", OVERRIDDEN, ids=name)
 def test_what_a_third_party_overrides_is_what_is_differentiated(objective):
-    models = tiny_models()
-    rollouts = {objective.rollout: written(models, 0)}
-    total = objective.loss(rollouts, models, STEP).terms["loss"].total
-    expected = dense_loss(objective, rollouts, models, STEP)
-    mine, theirs = gradients(total, models), gradients(expected, models)
-    for parameter, gradient in theirs.items():
-        torch.testing.assert_close(mine[parameter], gradient, rtol=1e-4, atol=1e-5, msg=parameter)
+    assert_as_the_dense_road(objective, models_of("llama"))
 
 
 class Adapted(nn.Linear):
@@ -157,14 +167,8 @@ def test_adapters_on_both_heads_are_read_through_their_forward(objective):
     models = tiny_models()
     for model in (models.student.model, models.teacher.model):
         model.set_output_embeddings(Adapted(model.get_output_embeddings()))
-    rollouts = {objective.rollout: written(models, 0)}
-    total = objective.loss(rollouts, models, STEP).terms["loss"].total
-    expected = dense_loss(objective, rollouts, models, STEP)
-    mine, theirs = gradients(total, models), gradients(expected, models)
-    assert {"model.lm_head.down.weight", "model.lm_head.up.weight"} <= mine.keys()
-    assert mine.keys() == theirs.keys()
-    for parameter, gradient in theirs.items():
-        torch.testing.assert_close(mine[parameter], gradient, rtol=1e-4, atol=1e-5, msg=parameter)
+    trained = assert_as_the_dense_road(objective, models)
+    assert {"model.lm_head.down.weight", "model.lm_head.up.weight"} <= trained
 
 
 def products(objective, chunk_rows):
@@ -176,8 +180,8 @@ def products(objective, chunk_rows):
     for model in (models.student, teacher):
         model.vocab_size = vocab
     sequences = written(models, 0)
-    assert models.student.packs
-    assert teacher.packs
+    assert models.student.supports_packing
+    assert teacher.supports_packing
     with VocabularyProducts(vocab) as counter:
         total = replace(objective, chunk_rows=chunk_rows).loss({objective.rollout: sequences}, models, STEP)
         total.terms["loss"].total.backward()
@@ -200,7 +204,7 @@ def test_the_head_makes_as_few_products_as_the_objective_allows(objective, chunk
 
 
 def test_under_no_grad_only_values_are_formed():
-    models = tiny_models()
+    models = models_of("llama")
     objective = Veto()
     rollouts = {objective.rollout: written(models, 0)}
     with torch.no_grad():
@@ -236,7 +240,7 @@ def with_stored_scores(sequences, models, k, temperature=1.0):
 
 @pytest.mark.parametrize("target_beta", [None, 0.5])
 def test_a_stored_teacher_gives_the_loss_of_the_live_one_on_its_outcomes(target_beta):
-    models = tiny_models()
+    models = models_of("llama")
     sequences = written(models, 0)
     options = {} if target_beta is None else {"beta": target_beta}
     make = Distill if target_beta is None else Veto
@@ -254,7 +258,7 @@ def test_a_stored_teacher_gives_the_loss_of_the_live_one_on_its_outcomes(target_
 
 
 def test_a_stored_teacher_of_another_temperature_is_refused():
-    models = tiny_models()
+    models = models_of("llama")
     objective = Distill(rollout=Stored(), temperature=2.0)
     given = {objective.rollout: with_stored_scores(written(models, 0), models, 4, 1.0)}
     with pytest.raises(ConfigurationError, match=r"temperature 1\.0.*is 2\.0"):
@@ -270,7 +274,7 @@ def test_compositions_that_need_the_whole_teacher_refuse_a_stored_one(options):
 
 
 def test_a_stored_teacher_without_scores_is_named():
-    models = tiny_models()
+    models = models_of("llama")
     objective = Distill(rollout=Stored())
     with pytest.raises(ConfigurationError, match="`Stored` has `stored_teacher`, but"):
         objective.loss({objective.rollout: written(models, 0)}, models, STEP)
@@ -286,14 +290,14 @@ class Forgetful(SFT):
 
 def test_metrics_that_come_and_go_are_refused(monkeypatch):
     monkeypatch.setattr("veto_pl.functional.chunked.BLOCK_ELEMENTS", 1)
-    models = tiny_models()
+    models = models_of("llama")
     objective = Forgetful()
     with pytest.raises(ValueError, match="same scores"):
         objective.loss({objective.rollout: written(models, 0)}, models, STEP)
 
 
 def test_under_autocast_the_weight_is_the_number_of_tokens():
-    models = tiny_models()
+    models = models_of("llama")
     objective = Veto()
     with torch.autocast("cpu", torch.bfloat16):
         stat = objective.loss({objective.rollout: written(models, 0)}, models, STEP).terms["loss"]

@@ -17,7 +17,7 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric
 from veto_pl.metrics.rollout_numbers import rollout_numbers
 from veto_pl.models.assemble import load_models, load_tokenizer
-from veto_pl.models.blueprint import BLUEPRINT, described
+from veto_pl.models.blueprint import BLUEPRINT, student_files
 from veto_pl.models.randomness import global_draws
 from veto_pl.models.trainable import check_not_compiled
 from veto_pl.parts.schedules import Constant, scheduled_values
@@ -35,7 +35,7 @@ from veto_pl.seams import (
     TokenizerSource,
 )
 from veto_pl.training.clock import PhaseClock
-from veto_pl.training.evaluation import Evaluation, computed, validation_metrics
+from veto_pl.training.evaluation import Evaluation, compute_all, validation_metrics
 from veto_pl.training.fsdp import FullyShard
 from veto_pl.training.hosted import HostedModule
 from veto_pl.training.nonfinite import NonFiniteSteps
@@ -112,7 +112,7 @@ class DistillationModule(HostedModule, OptimizedModule):
         return self._tokenizer
 
     def configure_model(self) -> None:
-        """Loads the models, once, and puts the teacher where the student will be; on the meta device only shapes."""
+        """Load the models, once, and move frozen ones to the student's device; on the meta device make shapes only."""
         check_not_compiled(self)
         strategy = None if self._trainer is None else self.trainer.strategy
         if self.models is None:
@@ -134,7 +134,7 @@ class DistillationModule(HostedModule, OptimizedModule):
                 model.to(strategy.root_device)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
-        """Rollout and scoring of one micro-batch. The loss is a sum; `on_before_optimizer_step` divides it."""
+        """Roll out and score one micro-batch; return an undivided sum, which `on_before_optimizer_step` divides."""
         step = self._step(batch_idx)
         objective = self.objective.active(step)
         with global_draws(step, "training", self.device):
@@ -144,23 +144,23 @@ class DistillationModule(HostedModule, OptimizedModule):
             output = objective.loss(rollouts, self._models, step)
         numbers = rollout_numbers(rollouts.values(), self._models.eos_ids)
         loss = self.window.add(replace(output, metrics={**output.metrics, **numbers}), rollouts)
-        self._non_finite.watch(batch, rollouts, output)
+        self._non_finite.keep_rows(batch, rollouts, output)
         self.clock.enter("update")
         return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """One backward pass, or one per term where an accumulation window divides them by different weights."""
+        """Run one backward pass, or one per term where the window divides them by different weights."""
         self.window.backward(lambda: super(DistillationModule, self).backward(loss, *args, **kwargs))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Divides the gradients by the global weights, before they are clipped, and logs the step."""
+        """Divide the gradients by the global weights, before they are clipped, and log the step."""
         means, norm, tokens = self.window.close()
-        skipped = float(self._non_finite.leave_out(optimizer, means, norm))
+        skipped = float(self._non_finite.skip_if_not_finite(optimizer, means, norm))
         rate = float(optimizer.param_groups[0]["lr"])
         self._log_step(rate, means, grad_norm=norm, skipped=skipped, tokens=tokens)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The step, and what follows from it: a teacher that moves, and memories."""
+        """Step, then update a teacher that follows the student, and the memories."""
         step = self._step(0)
         super().optimizer_step(*args, **kwargs)
         done = not self.logged["train/skipped"]
@@ -169,44 +169,49 @@ class DistillationModule(HostedModule, OptimizedModule):
         self._models.memories.end_step(done=done)
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Evaluation]:
-        """The student answers; every metric is updated."""
+        """Let the student answer, and update every metric."""
         return self._evaluate(batch, batch_idx, "validation")
 
     def on_validation_epoch_end(self) -> None:
-        """Tells memories what a validation of a fit has come to; the metrics keep what is logged afterwards."""
+        """Show the memories the metrics of a validation during the fit.
+
+        Lightning logs the metrics afterwards; a metric keeps the value that it has computed here.
+        """
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
-            self._models.memories.observe(computed(self.validation_metrics, "validation"))
+            self._models.memories.observe(compute_all(self.validation_metrics, "validation"))
 
     def test_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Evaluation]:
-        """As `validation_step`, logged under `test/`."""
+        """Do as `validation_step` does, logged under `test/`."""
         return self._evaluate(batch, batch_idx, "test")
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """The student's completions as rows of prompt, completion, reference and reward."""
+        """Return the student's completions as rows of prompt, completion, reference and reward."""
         return Evaluation.sample(batch, self._models, self.evaluation, self._step(batch_idx)).rows()
 
     def on_train_start(self) -> None:
-        """Begins the first window, in training mode; a search trains several times, and validates in between."""
+        """Begin the first window, in training mode; a search trains several times, and validates in between."""
         self._window, _ = Window(self.trainer), self.student.train()
         self._non_finite.begin(self.trainer, self._window.trained, self.tokenizer)
 
     def on_train_batch_start(self, *args: Any) -> None:
-        """Tells the window."""
+        """Begin a micro-batch in the accumulation window."""
         self.window.begin_micro_batch()
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """What follows, until the next rollout, is data loading and callbacks."""
+        """Count the time until the next rollout as data loading and callbacks."""
         self.clock.enter("data")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps what an export needs; the configuration, as YAML; what rollout sources remember; the steps left out."""
-        checkpoint[BLUEPRINT] = described(self.student.model, self.tokenizer, self.template)
+        """Add the student's files for an export, the configuration as YAML, the memories and the count of skipped
+        steps.
+        """
+        checkpoint[BLUEPRINT] = student_files(self.student.model, self.tokenizer, self.template)
         checkpoint["veto_pl_config"] = self.run_config
         checkpoint["veto_pl_memories"] = self._models.memories.states()
         checkpoint["veto_pl_skipped_in_a_row"] = self._non_finite.in_a_row
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Gives rollout sources their memories back, and goes on counting the steps that are left out in a row."""
+        """Restore the memories, and go on counting the steps that are skipped in a row."""
         self._models.memories.restore(checkpoint.get("veto_pl_memories", []))
         self._non_finite.in_a_row = checkpoint.get("veto_pl_skipped_in_a_row", 0)
 

@@ -1,11 +1,18 @@
 import math
 import random
-from statistics import NormalDist
 
-from veto_pl.compare.results import Answer, Comparison, Contrast, Cost, Estimate, Search, Trial
+from veto_pl.compare.results import Answer, Comparison, Cost, Search, Trial
+from veto_pl.compare.statistics import contrasts, estimate
+from veto_pl.metrics import Accuracy, MeanReward, PassAtK, SelfBLEU
+from veto_pl.report.columns import Shown
 from veto_pl.report.run import Run
+from veto_pl.storage.journals import described
 
 QUANTITIES = ("greedy/accuracy", "greedy/mean_reward", "sampled/pass@8", "sampled/self_bleu")
+SHOWN = {
+    name: Shown(**of)
+    for name, of in described({m.name: m for m in (Accuracy(), MeanReward(), PassAtK(8), SelfBLEU())}).items()
+}
 WORDS = ("The", " sum", " of", " 12", " and", " 30", " is", " therefore", " 42", ".", "\n", " So", " we", " add", ":")
 
 
@@ -56,24 +63,18 @@ class Maker:
                 answers = tuple(answer(j, tokens, reward=float((i + j) % 2)) for j in range(prompts))
                 cost = Cost(steps, 1000 * steps + 37 * seed, 0.4 * steps + seed)
                 values = self.values(level, quantities)
-                trials.append(Trial(method, seed, self.run(method, seed, steps, level, more), values, cost, answers))
+                trials.append(
+                    Trial(method, seed, self.run(method, seed, steps, level, more), values, cost, answers, SHOWN)
+                )
         baseline = baseline or methods[0]
         fields = {
             "title": "Objectives at equal budget", "intro": "What was asked.\n\nWhat was done.",
             "budget": f"{steps} steps", "baseline": baseline, "methods": tuple(methods), "seeds": tuple(seeds),
             "quantities": tuple(quantities), "frontier": ("sampled/self_bleu", "sampled/pass@8"),
             "trials": tuple(trials), "estimates": estimates(trials, quantities),
-            "contrasts": contrasts(trials, quantities, baseline), "command": "veto-pl compare study.yaml --out=out",
+            "contrasts": tests_of(trials, quantities, baseline), "command": "veto-pl compare study.yaml --out=out",
         }  # fmt: skip
         return Comparison(**(fields | changes))
-
-
-def estimate(values):
-    mean = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return Estimate(mean, math.nan, math.nan)
-    error = 2.5 * math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
-    return Estimate(mean, mean - error, mean + error)
 
 
 def by_method(trials, quantity):
@@ -91,16 +92,12 @@ def estimates(trials, quantities):
     }
 
 
-def contrasts(trials, quantities, baseline):
+def tests_of(trials, quantities, baseline):
     found = {}
     for quantity in quantities:
         values = by_method(trials, quantity)
-        for method in values.keys() - {baseline}:
-            paired = [values[method][seed] - values[baseline][seed] for seed in values[method]]
-            difference = estimate(paired)
-            score = 2.5 * abs(difference.mean) / max(difference.high - difference.mean, 1e-9)
-            p = 2 * (1 - NormalDist().cdf(score)) if len(paired) > 1 else math.nan
-            found[method, quantity] = Contrast(difference, p, len(paired))
+        pairs = contrasts(values, values.pop(baseline))
+        found |= {(method, quantity): pair for method, pair in pairs.items()}
     return found
 
 

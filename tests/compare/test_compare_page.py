@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from report.pages import EVIL, Checker
 
 from compare.comparisons import QUANTITIES, SEARCHES
-from veto_pl.compare.cells import direction, p_value, reading
-from veto_pl.compare.page import write_page
+from veto_pl.charts.picture import COLOURS
+from veto_pl.compare.answer_cards import LEVELS, Colours
+from veto_pl.compare.cells import difference, direction, duration, p_value, reading
+from veto_pl.compare.comparison_page import write_page
 from veto_pl.compare.results import Answer, Contrast, Estimate, Search
-from veto_pl.compare.tables import duration
-from veto_pl.report.marks import COLOURS
-from veto_pl.report.quantities import Quantity
+from veto_pl.report.columns import Quantity
 
 REALS = st.floats(-1e6, 1e6)
 
@@ -27,6 +27,11 @@ def page_of(comparison, tmp_path):
 
 def section(page, heading):
     return re.search(rf"<h2>{heading}</h2>\n(.*?)</section>", page, re.DOTALL)[1]
+
+
+def quickly(make, *arguments, **changes):
+    """A comparison with few pictures."""
+    return make(*arguments, **({"steps": 2, "quantities": ["greedy/accuracy"], "frontier": None} | changes))
 
 
 def rows(table):
@@ -72,7 +77,7 @@ def test_nothing_from_the_data_becomes_markup(make, tmp_path):
     assert checker.text.count(EVIL) > 30
 
 
-def test_every_picture_is_xml_and_a_method_has_one_colour_throughout(make, tmp_path):
+def test_every_picture_is_named_or_an_ornament_and_a_method_has_one_colour_throughout(make, tmp_path):
     page = page_of(make([f"method {i}" for i in range(8)], (0, 1), steps=4), tmp_path)
     pictures = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     assert len(pictures) > 20
@@ -80,18 +85,15 @@ def test_every_picture_is_xml_and_a_method_has_one_colour_throughout(make, tmp_p
         root = ElementTree.fromstring(picture)
         assert root.get("aria-hidden") == "true" or (root[0].tag.endswith("title") and root[1].tag.endswith("desc"))
         for group in root.iter("{http://www.w3.org/2000/svg}g"):
-            if (name := group.get("class", "")).startswith("m"):
-                used = {element.get(kind) for element in group.iter() for kind in ("fill", "stroke")}
-                assert used - {None, "none", "currentColor", "var(--page, #fff)", "var(--page, none)"} <= {
-                    COLOURS[int(name[1:]) % len(COLOURS)]
-                }
+            used = set(re.findall(r"#\w{6}", "".join(e.get("style", "") for e in group.iter())))
+            assert used <= {COLOURS[int(group.get("class")[1:]) % len(COLOURS)]}
 
 
 def test_the_table_holds_means_intervals_differences_and_tests(make, tmp_path):
     quantity, low = "greedy/accuracy", Contrast(Estimate(-0.1, -0.15, -0.05), 0.0004, 5)
     none = Contrast(Estimate(0.02, -0.01, 0.05), 0.25, 5)
     comparison = dataclasses.replace(
-        make(("A", "B", "C"), range(5), steps=2, quantities=[quantity], frontier=None),
+        quickly(make, ("A", "B", "C"), range(5)),
         estimates={("A", quantity): Estimate(0.5, 0.4, 0.61), ("B", quantity): Estimate(0.4, 0.35, 0.45)},
         contrasts={("B", quantity): low, ("C", quantity): none},
     )
@@ -103,29 +105,27 @@ def test_the_table_holds_means_intervals_differences_and_tests(make, tmp_path):
     ]
 
 
-@given(REALS, REALS, REALS, st.integers(2, 9))
-def test_a_difference_is_marked_exactly_where_the_interval_of_enough_seeds_excludes_zero(mean, one, other, seeds):
-    low, high = sorted((one, other))
-    shown = direction(Contrast(Estimate(mean, low, high), 0.5, seeds))
-    assert shown == ("" if seeds < 5 else "▲" if low > 0 else "▼" if high < 0 else "")
-    assert direction(Contrast(Estimate(mean, math.nan, math.nan), math.nan, seeds)) == ""
+@given(st.floats(-9, 9).filter(bool), st.one_of(st.floats(0, 1), st.just(math.nan)), st.floats(0.5, 0.999))
+def test_a_difference_is_marked_exactly_where_the_corrected_p_is_small(mean, p, confidence):
+    contrast = Contrast(Estimate(mean, mean - 1, mean + 1), p, 5)
+    assert direction(contrast, confidence) == ("" if not p < 1 - confidence else "▲" if mean > 0 else "▼")
+    assert difference(contrast, Quantity("x", "X", "x"), confidence)[0] in (
+        "▲▼" if p < 1 - confidence else "+\N{MINUS SIGN}0"
+    )
+    assert (p_value(contrast) == "") == math.isnan(p)
 
 
-def test_a_difference_of_few_seeds_is_not_set_in_bold_and_the_key_says_why(make, tmp_path):
-    contrast = Contrast(Estimate(0.1, 0.05, 0.15), 0.9, 3)
-    for seeds, marked in ((3, False), (5, True)):
-        given = dict.fromkeys([("B", "greedy/accuracy")], dataclasses.replace(contrast, seeds=seeds))
-        comparison = make(("A", "B"), range(seeds), steps=2, quantities=["greedy/accuracy"], frontier=None)
-        page = page_of(dataclasses.replace(comparison, contrasts=given), tmp_path)
-        assert ('class="difference sure"' in page) == marked
-        assert ('font-weight="700"' in page) == marked
-        assert ("no difference is marked." in section(page, "Results")) == (not marked)
+def test_a_difference_that_is_marked_is_set_in_bold(make, tmp_path):
+    for p in (0.01, 0.2):
+        given = {("B", "greedy/accuracy"): Contrast(Estimate(0.1, 0.05, 0.15), p, 3)}
+        comparison = dataclasses.replace(quickly(make, ("A", "B"), range(3)), contrasts=given)
+        assert ('class="difference sure"' in page_of(comparison, tmp_path)) == (p < 0.05)
 
 
 @given(REALS, st.floats(0, 1e6), st.floats(0, 1e6), st.booleans())
 def test_a_reading_keeps_three_digits_of_the_largest_number(mean, below, above, sign):
     values = (mean, mean - below, mean + above)
-    shown = reading(Estimate(*values), Quantity.of("x"), sign=sign).replace("\N{MINUS SIGN}", "-")
+    shown = reading(Estimate(*values), Quantity("x", "X", "x"), sign=sign).replace("\N{MINUS SIGN}", "-")
     numbers = re.findall(r"[-+]?[\d.,]*\d(?:e-?\d+)?", shown)
     largest = max(map(abs, values))
     for text, value in zip(numbers, values, strict=True):
@@ -135,11 +135,11 @@ def test_a_reading_keeps_three_digits_of_the_largest_number(mean, below, above, 
 
 def test_p_values_keep_two_digits():
     shown = [p_value(Contrast(Estimate(0.0, 0.0, 0.0), p, 5)) for p in (1.0, 0.1, 0.01234, 0.001, 0.0009, math.nan)]
-    assert shown == ["p = 1.0", "p = 0.10", "p = 0.012", "p = 0.0010", "p < 0.001", "p —"]
+    assert shown == ["p = 1.0", "p = 0.10", "p = 0.012", "p = 0.0010", "p < 0.001", ""]
 
 
 def test_costs_are_means_over_the_finished_runs(make, tmp_path):
-    comparison = make(("A", "B"), (0, 2), steps=100)
+    comparison = quickly(make, ("A", "B"), (0, 2), steps=100)
     kept = tuple(t for t in comparison.trials if (t.method, t.seed) != ("B", 2))
     table = rows(section(page_of(dataclasses.replace(comparison, trials=kept), tmp_path), "Cost"))
     assert table == [["A baseline", "100", "100,037", "41.0 s", "2 of 2"], ["B", "100", "100,000", "40.0 s", "1 of 2"]]
@@ -148,7 +148,7 @@ def test_costs_are_means_over_the_finished_runs(make, tmp_path):
 
 def test_an_unfinished_study_says_so_at_its_top_and_why(make, tmp_path):
     failures = {"Veto, lr 0.1, seed 1": "x" * 3000 + "the end"}
-    comparison = make(("SFT", "Veto"), (0, 1, 2), steps=2, failures=failures)
+    comparison = quickly(make, ("SFT", "Veto"), (0, 1, 2), failures=failures)
     kept = tuple(trial for trial in comparison.trials if trial.method == "SFT" or trial.seed == 0)
     page = page_of(dataclasses.replace(comparison, trials=kept), tmp_path)
     assert "Unfinished: 2 of 6 runs are missing (Veto: seeds 1, 2)." in Checker(page).text
@@ -161,7 +161,7 @@ def test_an_unfinished_study_says_so_at_its_top_and_why(make, tmp_path):
 
 
 def test_searches_show_all_settings_and_remark_on_the_edge(make, tmp_path):
-    parts = section(page_of(make(steps=2, searches=SEARCHES), tmp_path), "What was compared").split("<details>")
+    parts = section(page_of(quickly(make, searches=SEARCHES), tmp_path), "What was compared").split("<details>")
     (inside,), (edge,) = ([part for part in parts if part.startswith(f"<summary><bdi>{m}")] for m in ("GKD", "Veto"))
     assert "edge of its grid" not in inside
     assert edge.partition("</summary>")[0].count("edge of its grid") == 1
@@ -174,7 +174,9 @@ def test_searches_show_all_settings_and_remark_on_the_edge(make, tmp_path):
 def test_failures_of_a_search_and_updates_that_were_left_out_are_said_at_the_top(make, tmp_path):
     scores = {"lr 0.1": math.nan, "lr 0.2": 0.5, "lr 0.3": 0.5}
     searches = {"SFT": Search("validation/accuracy", scores, "lr 0.2", at_edge=True)}
-    comparison = make(("SFT", "Veto"), (0,), steps=4, searches=searches, failures={"SFT, lr 0.1, seed 9": "no memory"})
+    comparison = quickly(
+        make, ("SFT", "Veto"), (0,), steps=4, searches=searches, failures={"SFT, lr 0.1, seed 9": "no memory"}
+    )
     cost = dataclasses.replace(comparison.trials[0].cost, skipped=3)
     trials = (dataclasses.replace(comparison.trials[0], cost=cost), comparison.trials[1])
     page = page_of(dataclasses.replace(comparison, trials=trials), tmp_path)
@@ -193,7 +195,7 @@ def test_a_front_is_drawn_where_both_directions_are_known(make, tmp_path, across
     frontier = (across, "sampled/pass@8")
     comparison = make(("A", "B"), (0, 1), steps=2, quantities=frontier, frontier=frontier)
     shown = section(page_of(comparison, tmp_path), "Reward and diversity")
-    assert ('stroke-dasharray="4 3"' in shown) == drawn
+    assert ("stroke-dasharray: 4,3" in shown) == drawn
     assert ("Right and up is better. The dashed line is the Pareto front" in shown) == drawn
     assert ("is better is not known, so no Pareto front is drawn." in shown) == (not drawn)
     assert ("→" in shown) == drawn
@@ -209,7 +211,7 @@ def test_each_answer_keeps_its_text_and_numbers(make, tmp_path):
         (9, 0, 0, 0, 0, 0),
     )
     answer = Answer("p", None, 1.0, tokens, forward, reverse)
-    page = page_of(make(("A",), (0,), steps=2, prompts=1, answer=lambda *_, **__: answer), tmp_path)
+    page = page_of(quickly(make, ("A",), (0,), prompts=1, answer=lambda *_, **__: answer), tmp_path)
     card = section(page, "Completions")
     body = re.search(r'<div class="completion correct">.*?<div class="text" dir="auto">(.*?)</div>', card, re.DOTALL)[1]
     spans = re.findall(r'<span class="(f\d r\d)" title="([^"]*)">(.*?)</span>(?=<span class="f|$)', body, re.DOTALL)
@@ -226,7 +228,7 @@ def test_each_answer_keeps_its_text_and_numbers(make, tmp_path):
 
 
 def test_seeds_and_their_differences_from_the_baseline_are_drawn(make, tmp_path):
-    comparison = make(("A", "B"), (4, 7), steps=2, quantities=("greedy/accuracy",), frontier=None)
+    comparison = quickly(make, ("A", "B"), (4, 7))
     values = {(trial.method, trial.seed): 100 * trial.values["greedy/accuracy"] for trial in comparison.trials}
     own, differences = section(page_of(comparison, tmp_path), "Seeds and differences").split("<figure>")[1:]
     plain = [figure.replace("\N{MINUS SIGN}", "-") for figure in (own, differences)]
@@ -248,13 +250,14 @@ def test_pass_at_k_is_drawn_over_k_where_there_are_three(make, tmp_path):
 
 
 def test_answers_are_of_the_seed_that_most_methods_finished(make, tmp_path):
-    comparison = make(("A", "B", "C"), (3, 1, 2), steps=2, tokens=3)
+    comparison = quickly(make, ("A", "B", "C"), (3, 1, 2), tokens=3)
     kept = [t for t in comparison.trials if (t.method, t.seed) not in {("A", 3), ("B", 2)}]
     card = section(page_of(dataclasses.replace(comparison, trials=tuple(kept)), tmp_path), "Completions")
     assert "runs of seed 1." in card
     assert "No answer." not in card
 
 
+@pytest.mark.slow
 def test_twelve_methods_with_long_runs_and_answers_stay_below_three_megabytes(make, tmp_path):
     comparison = make([f"method {i}" for i in range(12)], range(5), steps=250, prompts=8, tokens=1000, more=20)
     page = page_of(comparison, tmp_path)
@@ -264,7 +267,7 @@ def test_twelve_methods_with_long_runs_and_answers_stay_below_three_megabytes(ma
 
 def test_huge_texts_are_cut_with_a_count(make, tmp_path):
     answer = Answer("p" * 5000, "r" * 4001, 0.0, ("t" * 1200,) * 30_000)
-    page = page_of(make(("A",), (0,), steps=2, prompts=1, answer=lambda *_, **__: answer), tmp_path)
+    page = page_of(quickly(make, ("A",), (0,), prompts=1, answer=lambda *_, **__: answer), tmp_path)
     assert all(text in page for text in ("1,000 more characters", "1 more characters", "18,000 more tokens"))
     assert "The answers come without the KL of their tokens." in page
 
@@ -305,5 +308,34 @@ def test_values_that_are_not_finite_are_shown_as_such(make, tmp_path):
 
 
 def test_writing_twice_gives_the_same_bytes(make, tmp_path):
-    comparison = make(steps=3, searches=SEARCHES)
+    comparison = quickly(make, searches=SEARCHES)
     assert page_of(comparison, tmp_path) == page_of(comparison, tmp_path)
+
+
+VALUES = st.one_of(st.floats(-1, 1e6), st.sampled_from([math.nan, math.inf, 0.0]))
+
+
+@given(st.lists(VALUES, max_size=60), st.floats(0.5, 0.99))
+def test_colours_deepen_with_the_value_and_few_values_are_clipped(values, quantile):
+    colours = Colours.of("KL", values, quantile)
+    finite = sorted(value for value in values if math.isfinite(value))
+    levels = [colours.level(value) for value in finite]
+    assert levels == sorted(levels)
+    assert set(levels) <= set(range(LEVELS + 1))
+    assert colours.level(0.0) == 0
+    assert sum(value > colours.clip for value in finite) <= (1 - quantile) * len(finite)
+    if colours.clip > 1e-9:
+        assert [colours.level(colours.clip * share) for share in (0.2, 0.5, 1.0, 7.0)] == [2, 4, 8, 8]
+
+
+def test_a_few_large_values_set_the_scale_where_all_others_are_0():
+    colours = Colours.of("forward KL", [0.0] * 99 + [3.0])
+    assert (colours.clip, colours.quantile) == (3.0, 1.0)
+
+
+def test_numbers_of_another_length_than_the_tokens_are_left_out(make, tmp_path):
+    answer = Answer("p", None, 1.0, ("a", "b"), (1.0,), (1.0,))
+    card = section(
+        page_of(quickly(make, ("A",), (0,), prompts=1, answer=lambda *_, **__: answer), tmp_path), "Completions"
+    )
+    assert " title=" not in card

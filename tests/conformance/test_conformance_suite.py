@@ -1,20 +1,16 @@
 """What the conformance suite makes of a plug-in: in processes of their own, as a third party runs it."""
 
-import os
 import re
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
+from tests.processes import ROOT, python
 from veto_pl.parts.schedules import Linear
 from veto_pl.plugins import available
 from veto_pl.seams import RolloutSource, Schedule
 from veto_pl.testing.examples import EXAMPLES, examples_of, installed, installed_classes
 
-ROOT = Path(__file__).parents[2]
 PLUGIN = """
 from dataclasses import dataclass, replace
 
@@ -73,14 +69,10 @@ def plugin(tmp_path):
 
 def test_a_class_that_cannot_be_made_hides_no_results(plugin):
     classes = "Needy or Helped or Helpless or Repeating or test_eos"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--pyargs", "veto_pl.testing", "-v", "-p", "no:cacheprovider", "-k", classes],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(plugin), str(ROOT)])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python(
+        "-m", "pytest", "--pyargs", "veto_pl.testing", "-v", "-p", "no:cacheprovider", "-k", classes,
+        cwd=ROOT, path=[plugin],
+    )  # fmt: skip
     results = dict(re.findall(r"::(.+) (PASSED|FAILED)", done.stdout))
     assert {test for test, result in results.items() if result == "FAILED"} == {
         "test_every_class_has_an_example[Needy]",

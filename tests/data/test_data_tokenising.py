@@ -13,7 +13,7 @@ from veto_pl.data.control_words import MARK, ControlWords
 from veto_pl.data.datamodule import PromptDataModule
 from veto_pl.data.tasks import JsonLines
 from veto_pl.data.templates import ChatTemplate, PlainTemplate, TemplateMixture
-from veto_pl.data.tokenising import continued, tokenised
+from veto_pl.data.tokenising import tokenise, tokenise_continuations
 from veto_pl.exceptions import DataError
 from veto_pl.models.initialisation import RandomWeights
 from veto_pl.parts.contexts import retold
@@ -41,7 +41,7 @@ def test_prompt_and_completion_have_the_text_of_both(kind, prompt, completion):
     tokenizer = tokenizer_of(kind)
     (row,) = Collator(tokenizer=tokenizer).encode([Example(f"Q{prompt}", completion)])
     assert row.completion_ids[-1] == tokenizer.eos_token_id
-    whole = tokenised([f"Q{prompt}{completion}"], tokenizer)[0]
+    whole = tokenise([f"Q{prompt}{completion}"], tokenizer)[0]
     assert read(tokenizer, row.prompt_ids + row.completion_ids[:-1]) == read(tokenizer, whole)
     assert read(tokenizer, whole).strip() == f"Q{prompt}{completion}".strip()
 
@@ -60,7 +60,7 @@ def test_no_space_is_put_between_prompt_and_completion(kind, prompt, completion)
 @given(text=st.text(max_size=12))
 def test_tokenizers_that_add_nothing_keep_their_ids(kind, text):
     tokenizer = tokenizer_of(kind)
-    assert continued([text], tokenizer) == tokenizer([text], add_special_tokens=False)["input_ids"]
+    assert tokenise_continuations([text], tokenizer) == tokenizer([text], add_special_tokens=False)["input_ids"]
 
 
 def test_a_tokenizer_that_cannot_be_right_says_so_once(monkeypatch):
@@ -71,7 +71,7 @@ def test_a_tokenizer_that_cannot_be_right_says_so_once(monkeypatch):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             for kind in KINDS:
-                continued(["is"], tokenizer_of(kind))
+                tokenise_continuations(["is"], tokenizer_of(kind))
         assert len([w for w in said if "as another text" in str(w.message)]) == expected
 
 
@@ -143,7 +143,7 @@ def test_content_without_control_words_is_read_as_ever(content):
     tokenizer = tokenizer_of("sentence pieces")
     for template in (ChatTemplate(template=CHATML), PlainTemplate(format="<s>Q: {prompt}\nA:", control_words="text")):
         (row,) = Collator(tokenizer=tokenizer, template=template).encode([Example(content)])
-        assert [row.prompt_ids] == tokenised([template(Example(content), tokenizer)], tokenizer)
+        assert [row.prompt_ids] == tokenise([template(Example(content), tokenizer)], tokenizer)
 
 
 READY = "<|im_start|>user\nit<|im_end|>\n<|im_start|>assistant\n"
@@ -157,7 +157,7 @@ def test_a_prompt_that_brings_its_control_words_keeps_them():
         return Collator(tokenizer=tokenizer, template=template).encode([Example(READY)])[0]
 
     kept, text = encoded(PlainTemplate()), encoded(PlainTemplate(control_words="text"))
-    assert [kept.prompt_ids] == tokenised([READY], tokenizer)
+    assert [kept.prompt_ids] == tokenise([READY], tokenizer)
     assert not set(text.prompt_ids) & set(tokenizer.all_special_ids)
     assert read(tokenizer, text.prompt_ids) == read(tokenizer, kept.prompt_ids) == READY
     assert (kept.remarks, text.remarks) == (("tokens",), ("text",))

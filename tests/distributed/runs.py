@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -167,16 +168,24 @@ def train(
     strategy: str = "auto",
     gather: tuple[bool, bool] = (True, False),
     watched: bool = False,
+    rows: int | None = None,
+    validated: int = 24,
+    workers: int = 0,
     **trainer: Any,
 ) -> dict[str, Any]:
     """Four steps, with a validation after two; what they logged and the weights in the end."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    rows = str(Path(folder, "rows.jsonl"))
+    file = str(Path(folder, "rows.jsonl"))
+    if workers:  # else each rank would start a server for them, which imports everything once more
+        multiprocessing.set_start_method("fork", force=True)
     data = (Dealt if dealt else PromptDataModule)(
-        JsonLines(train=rows, validation=rows, verifier=ExactMatch()),
+        JsonLines(train=file, validation=file, verifier=ExactMatch()),
         batch_size=batch_size,
         validation_batch_size=24 if strategy == "auto" else 12,
+        train_limit=rows,
+        validation_limit=validated,
         shuffle=shuffle,
+        num_workers=workers,
     )
     module = DistillationModule(
         OBJECTIVES[objective],

@@ -1,4 +1,6 @@
-"""Three ranks, which no dimension of the models is divisible by, and what two ranks are not asked for."""
+"""Three ranks, which no dimension of the models is divisible by, four, and what two ranks are not asked for."""
+
+from functools import cache
 
 import pytest
 import torch
@@ -10,7 +12,6 @@ from veto_pl.testing.ranks import run_ranks
 from veto_pl.testing.tiny import DIMENSIONS
 
 pytestmark = pytest.mark.xdist_group("ranks")
-RANKS = 3
 EXPERTS = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}
 ARCHITECTURES = {
     "qwen2_moe": DIMENSIONS["llama"] | EXPERTS,
@@ -51,19 +52,27 @@ def train_more(folder, cases):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """By name and strategy: what three ranks did, and what one process did."""
+    """By name and strategy: what so many ranks did, and what one process did."""
     folder = str(tmp_path_factory.mktemp("more"))
     prepare(folder)
-    split = [{**CASES[name][0], **CASES[name][1], "strategy": s, "batch_size": 4, "devices": RANKS} for name, s in RUNS]
-    ranks = run_ranks(train_more, RANKS, folder, split)
-    whole = train_more(folder, [{**both, "batch_size": 4 * RANKS} for both, _ in CASES.values()])
-    alone = dict(zip(CASES, whole, strict=True))
-    return {key: (ranks[0][i], ranks[-1][i], alone[key[0]]) for i, key in enumerate(RUNS)}
+
+    @cache
+    def of_ranks(count):
+        cases = [
+            {**CASES[name][0], **CASES[name][1], "strategy": s, "batch_size": 4, "devices": count} for name, s in RUNS
+        ]
+        ranks = run_ranks(train_more, count, folder, cases)
+        whole = train_more(folder, [{**both, "batch_size": 4 * count} for both, _ in CASES.values()])
+        alone = dict(zip(CASES, whole, strict=True))
+        return {key: (ranks[0][i], ranks[-1][i], alone[key[0]]) for i, key in enumerate(RUNS)}
+
+    return of_ranks
 
 
+@pytest.mark.parametrize("count", [3, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "strategy"), RUNS)
-def test_three_ranks_do_what_one_process_does(name, strategy, runs):
-    first, last, alone = runs[name, strategy]
+def test_ranks_do_what_one_process_does(name, strategy, count, runs):
+    first, last, alone = runs(count)[name, strategy]
     assert (alone["curve"][:, 1] > 1e-3).all()
     assert torch.equal(first["curve"], last["curve"])
     torch.testing.assert_close(first["curve"], alone["curve"], rtol=1e-5, atol=1e-5)

@@ -1,16 +1,14 @@
 """The documentation keeps its promises: examples run, links resolve, commands and configs exist and parse."""
 
 import doctest
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from tests.processes import ROOT, python
+
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [*DOCS, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
@@ -185,7 +183,7 @@ plain, noisy = (dict(s.load().named_parameters()) for s in (tiny_source(), type(
 size = lambda name: float(plain[name].abs().mean())
 print(all(abs(float((noisy[name] - plain[name]).std()) / size(name) - 0.1) < 0.05 for name in plain))
 """
-    done = run_with(plugin, "-c", script)
+    done = python("-c", script, cwd=ROOT, path=[plugin])
     assert done.returncode == 0, done.stderr
     squared_hellinger = 1 - (0.5 * 0.1) ** 0.5 - (0.5 * 0.9) ** 0.5
     printed = [f"{round(2 * squared_hellinger, 4)} True", "True 0.0", "True", "0.5 'Think. '", "True"]
@@ -194,18 +192,7 @@ print(all(abs(float((noisy[name] - plain[name]).std()) / size(name) - 0.1) < 0.0
 
 def test_the_plugin_page_conforms(plugin):
     classes = ("Hellinger", "BaselinePolicyGradient", "RandomCut", "SelfImitation", "Instructed")
-    laws = run_with(plugin, "-m", "pytest", "--pyargs", "veto_pl.testing", "-v", "-k", " or ".join(classes))
+    conformance = ("-m", "pytest", "--pyargs", "veto_pl.testing", "-v", "-p", "no:cacheprovider")
+    laws = python(*conformance, "-k", " or ".join(classes), cwd=ROOT, path=[plugin])
     assert laws.returncode == 0, laws.stdout
     assert [name for name in classes if f"[{name}" not in laws.stdout.replace("-", "[")] == []
-
-
-def run_with(plugin, *arguments):
-    path = os.pathsep.join([str(plugin), str(ROOT)])
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )

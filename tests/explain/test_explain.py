@@ -11,8 +11,7 @@ import torch
 from veto_pl.commands.explain import explain
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.explain import Scene, respond
-from veto_pl.explain.axes import LogAxis, LogitAxis
-from veto_pl.explain.page import charts
+from veto_pl.explain.explanation_page import charts
 from veto_pl.objectives import (
     BRTS,
     GKD,
@@ -246,16 +245,6 @@ def test_every_picture_is_an_svg_that_names_what_it_shows():
         assert root.find("{*}title").text
         assert root.find("{*}desc").text
     assert "a <b>" in "".join(ElementTree.fromstring(pictures["loss"]).itertext())
-
-
-def test_axes_place_odds_and_powers_evenly():
-    odds = LogitAxis.around([1e-6, 1 - 1e-6])
-    assert odds.at(0.5, 0, 100) == pytest.approx(50)
-    assert odds.at(0.9, 0, 100) - 50 == pytest.approx(50 - odds.at(0.1, 0, 100))
-    assert len(odds.ticks()) == len(odds.labels())
-    powers = LogAxis.around([0.02, 500.0])
-    assert powers.at(1.0, 0, 5) - powers.at(0.1, 0, 5) == pytest.approx(powers.at(100.0, 0, 5) - powers.at(10.0, 0, 5))
-    assert powers.labels() == ["0.01", "0.1", "1", "10", "100", "1000"]
 
 
 def test_the_command_draws_what_is_named_and_what_is_in_a_file(tmp_path, capsys):

@@ -23,8 +23,8 @@ from veto_pl.core.special_ids import state_special_ids
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models import CharacterTokenizer, Pretrained, Pruned
 from veto_pl.models.assemble import load_student
-from veto_pl.models.blueprint import BLUEPRINT, drawn
-from veto_pl.models.export_folder import EARLIER, check_folder, export_student
+from veto_pl.models.blueprint import BLUEPRINT, saved_files
+from veto_pl.models.export_folder import CARD_SENTENCE, check_folder, export_student
 from veto_pl.models.model_card import CARD
 from veto_pl.seams import ModelSource
 from veto_pl.storage.checksums import SUMS, read_sums, sha256_of
@@ -158,7 +158,7 @@ def test_an_export_of_an_earlier_version_is_replaced(tmp_path):
     (tmp_path / "out" / "README.md").write_text("A model of another tool.")
     with pytest.raises(ConfigurationError, match="which no export has written"):
         check_folder(tmp_path / "out")
-    assert EARLIER in CARD
+    assert CARD_SENTENCE in CARD
 
 
 def test_a_run_whose_export_would_remove_something_does_not_begin(config_file, tmp_path):
@@ -215,7 +215,7 @@ def test_what_is_tied_stays_tied(tmp_path):
 def checkpoint(path, model, tokenizer=TOKENIZER, **entries):
     """A file such as a run writes, of a student that was not trained."""
     weights = {f"student.model.{name}": weight for name, weight in model.state_dict().items()}
-    described = {BLUEPRINT: drawn(model, tokenizer)} | entries
+    described = {BLUEPRINT: saved_files(model, tokenizer)} | entries
     torch.save({"state_dict": weights, "pytorch-lightning_version": "2.6.0", **described}, path)
     return path
 
@@ -299,7 +299,7 @@ def test_a_configuration_that_describes_no_run_is_told(tmp_path, monkeypatch):
 
 def test_an_architecture_of_more_layers_than_weights_is_not_made(tmp_path):
     model = tiny_source().load()
-    files = drawn(model, TOKENIZER)
+    files = saved_files(model, TOKENIZER)
     files["config.json"] = json.dumps(json.loads(files["config.json"]) | {"num_hidden_layers": 10**9})
     path = checkpoint(tmp_path / "a.ckpt", model, **{BLUEPRINT: files})
     with pytest.raises(ConfigurationError, match="too few for 1000000000 layers"):
@@ -322,7 +322,9 @@ def test_a_run_goes_on_whose_student_cannot_be_described(config_file, tmp_path):
 
 def test_the_weights_of_another_student_are_named(tmp_path):
     model = tiny_source().load()
-    path = checkpoint(tmp_path / "a.ckpt", model, **{BLUEPRINT: drawn(tiny_source(hidden_size=8).load(), TOKENIZER)})
+    path = checkpoint(
+        tmp_path / "a.ckpt", model, **{BLUEPRINT: saved_files(tiny_source(hidden_size=8).load(), TOKENIZER)}
+    )
     with pytest.raises(ConfigurationError, match=r"The weights of `.*a\.ckpt` are not those of its student"):
         export_checkpoint(path, tmp_path / "out")
 
@@ -379,7 +381,7 @@ BROKEN = {
 def test_a_description_that_asks_for_more_than_transformers_knows(kind, tmp_path):
     """Refused, or left out: a class of transformers does it as well, and weights are copied without kernels."""
     model, (name, change) = tiny_source(seed=2).load(), BROKEN[kind]
-    files = drawn(model, TOKENIZER)
+    files = saved_files(model, TOKENIZER)
     files[name] = json.dumps(json.loads(files[name]) | change)
     files["merges.txt"] = ""  # an empty file leaves a checkpoint that can be read
     files["evil.py"] = f"open({str(tmp_path / 'RAN')!r}, 'w')"

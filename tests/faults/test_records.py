@@ -16,7 +16,7 @@ from veto_pl.callbacks import Checkpoints, Diagnostics, PredictionFile, SampleTa
 from veto_pl.data import ExactMatch, JsonLines, PlainTemplate
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models import CharacterTokenizer
-from veto_pl.models.blueprint import described
+from veto_pl.models.blueprint import student_files
 from veto_pl.storage.checkpoint_io import AtomicCheckpointIO
 from veto_pl.storage.going_on import going_on
 from veto_pl.storage.journals import MetricsFile
@@ -107,19 +107,19 @@ def run_of(model, template):
 def test_a_second_run_describes_its_own_template():
     model = tiny_source().load()
     runs = [run_of(model, PlainTemplate(format=f"{{prompt}}{sign}")) for sign in "ab"]
-    first, second = (described(*run)["chat_template.jinja"] for run in runs)
+    first, second = (student_files(*run)["chat_template.jinja"] for run in runs)
     assert first != second
-    assert described(*runs[1]) is described(*runs[1]), "it is written once"
+    assert student_files(*runs[1]) is student_files(*runs[1]), "it is written once"
 
 
 def test_a_description_that_the_disk_refuses_is_tried_again():
     run = run_of(tiny_source().load(), PlainTemplate())
     with patch("veto_pl.models.blueprint.tempfile.TemporaryDirectory", side_effect=FULL), refusals() as said:
-        assert described(*run) is None
-        assert described(*run) is None
+        assert student_files(*run) is None
+        assert student_files(*run) is None
     assert len(said) == 1
     assert "tries again" in said[0]
-    assert "config.json" in described(*run)
+    assert "config.json" in student_files(*run)
 
 
 def raised(make):

@@ -58,8 +58,9 @@ def test_the_estimate_lies_in_its_interval_and_confidence_widens_it(data):
     assert computed(PassAtK(k), of_rewards(rewards)) - 1e-6 <= high <= higher <= 1
 
 
-@pytest.mark.parametrize("shape", [(0.3, 0.3), (0.5, 2.0)])
-@pytest.mark.parametrize(("count", "k"), [(1, 1), (4, 1), (4, 2), (4, 4)])
+@pytest.mark.parametrize(
+    ("shape", "count", "k"), [((0.3, 0.3), 1, 1), ((0.5, 2.0), 4, 1), ((0.3, 0.3), 4, 2), ((0.5, 2.0), 4, 4)]
+)
 def test_intervals_cover_as_often_as_they_say(shape, count, k):
     """Sixty prompts whose chances are drawn from a beta distribution, three hundred times."""
     random = np.random.default_rng(0)

@@ -104,12 +104,12 @@ def test_a_model_without_a_backbone_is_refused_by_name():
     assert backbone(model) is model.model
     model.other = nn.Linear(2, 2)
     with pytest.raises(ConfigurationError, match=r"LlamaForCausalLM has no part .* it has 2 modules"):
-        CausalLM(model, 20).packs  # noqa: B018
+        CausalLM(model, 20).supports_packing  # noqa: B018
 
 
 def test_a_bidirectional_model_is_refused():
     with pytest.raises(ConfigurationError, match=r"BertGenerationDecoder reads the tokens that it should predict"):
-        load_models(source("bert-generation"), None, CharacterTokenizer(ALPHABET).load()).student.examine()
+        load_models(source("bert-generation"), None, CharacterTokenizer(ALPHABET).load()).student.probe()
 
 
 @pytest.mark.parametrize("whose", [CausalLM, DistillationModule])
@@ -128,4 +128,4 @@ def test_whatever_an_architecture_raises_when_it_is_tried_names_it(monkeypatch):
     student = tiny_models().student
     monkeypatch.setattr(student.model.model, "forward", lambda **_: None.last_hidden_state)
     with pytest.raises(ConfigurationError, match=r"LlamaForCausalLM cannot be run .* AttributeError: 'NoneType'"):
-        student.packs  # noqa: B018
+        student.supports_packing  # noqa: B018

@@ -10,7 +10,7 @@ from torch import nn
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.causal_lm import CausalLM
-from veto_pl.models.packing import Packing, balanced, pack
+from veto_pl.models.packing import Packing, pack, spread_evenly
 from veto_pl.models.probes import check_head, keeps_sequences_apart
 from veto_pl.seams import Sequences
 from veto_pl.testing.tiny import prompt_batch, tiny_models
@@ -36,14 +36,14 @@ def test_every_sequence_is_in_one_row_and_no_layout_tried_is_cheaper(lengths, at
         return len(layout) * width * (1 + attention_cost * width)
 
     assert cost(rows) <= cost([[i] for i in range(len(lengths))]) + 1e-9
-    assert cost(rows) <= cost(balanced(lengths, -(-len(lengths) // 2))) + 1e-9
+    assert cost(rows) <= cost(spread_evenly(lengths, -(-len(lengths) // 2))) + 1e-9
     if attention_cost == 0:
         assert len(rows) == 1
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 8))
 def test_balanced_rows_differ_by_one_sequence_at_most(lengths, count):
-    used = [sum(lengths[i] for i in row) for row in balanced(lengths, count)]
+    used = [sum(lengths[i] for i in row) for row in spread_evenly(lengths, count)]
     assert max(used) - min(used) <= max(lengths)
 
 
@@ -73,7 +73,7 @@ def test_packed_hidden_states_are_those_of_each_sequence_alone(model_type, atten
     model = models.student.train(training)
     model.model.set_attn_implementation(attention)
     sequences = ragged(models)
-    assert model.packs
+    assert model.supports_packing
     assert model.training is training
     mine = model(sequences, lambda hidden, _: hidden)
     expected = []
@@ -109,7 +109,7 @@ def test_a_model_that_lets_state_pass_gets_one_row_per_sequence_and_a_mask():
     inner.leaky = backbone
     sequences = ragged(models)
     assert not keeps_sequences_apart(model)
-    model._packs = False
+    model._supports_packing = False
     mine = model(sequences, lambda hidden, _: hidden)
     assert backbone.masks[-1] is not None
     embedded = inner.get_input_embeddings()(sequences.input_ids) * sequences.attention_mask[..., None]
@@ -122,7 +122,7 @@ def test_packing_saves_the_padding():
     sequences = ragged(models)
     seen = []
     base = models.student.model.base_model
-    models.student.packs  # noqa: B018 (tried out before the hook counts)
+    models.student.supports_packing  # noqa: B018 (tried out before the hook counts)
     handle = base.register_forward_pre_hook(lambda _, __, given: seen.append(given["input_ids"]), with_kwargs=True)
     models.student(sequences, lambda hidden, _: hidden)
     handle.remove()
@@ -159,11 +159,11 @@ def test_a_model_with_something_else_before_its_logits_is_refused():
         models.student(ragged(models), lambda hidden, _: hidden)
 
 
-@pytest.mark.parametrize("widest", [12, 15, 20])
-def test_rows_of_several_sequences_are_no_wider_than_the_model_allows(widest):
+@pytest.mark.parametrize("max_row_tokens", [12, 15, 20])
+def test_rows_of_several_sequences_are_no_wider_than_the_model_allows(max_row_tokens):
     lengths = [3, 8, 12, 4, 6]
-    rows = pack(lengths, 1e-6, widest)
-    assert all(len(row) == 1 or sum(lengths[i] for i in row) <= widest for row in rows)
+    rows = pack(lengths, 1e-6, max_row_tokens)
+    assert all(len(row) == 1 or sum(lengths[i] for i in row) <= max_row_tokens for row in rows)
 
 
 def test_no_sequence_at_all_packs_to_nothing():

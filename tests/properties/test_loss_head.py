@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from veto_pl.functional import divergences
 from veto_pl.functional.chunked import linear_divergence
-from veto_pl.functional.heads import Finish, FunctionHead, LinearHead
+from veto_pl.functional.heads import FunctionHead, LinearHead, ScaleAndCap
 from veto_pl.functional.targets import geometric_bridge
 from veto_pl.parts.divergences import ForwardKL, GeneralizedJSD
 from veto_pl.parts.schedules import Linear
@@ -178,12 +178,12 @@ def test_nothing_of_the_size_of_tokens_times_vocabulary_exists(divergence):
 
 HEADS = {
     "bias": {"bias": torch.linspace(-1, 1, 11, dtype=torch.float64)},
-    "scale": {"finish": Finish(scale=0.25)},
-    "softcap": {"finish": Finish(scale=2.0, softcap=1.5)},
+    "scale": {"scale_and_cap": ScaleAndCap(scale=0.25)},
+    "softcap": {"scale_and_cap": ScaleAndCap(scale=2.0, softcap=1.5)},
     "padding": {"vocab_size": 9},
     "all": {
         "bias": torch.linspace(-1, 1, 11, dtype=torch.float64),
-        "finish": Finish(scale=0.5, softcap=2.0),
+        "scale_and_cap": ScaleAndCap(scale=0.5, softcap=2.0),
         "vocab_size": 8,
     },
 }
@@ -194,15 +194,15 @@ HEADS = {
 def test_heads_have_bias_scale_softcap_and_padding(options, kind):
     hidden, weight, other, other_head = inputs(7)
     bias = options.get("bias", torch.zeros(11, dtype=torch.float64)).clone().requires_grad_("bias" in options)
-    finish, vocab = options.get("finish", Finish()), options.get("vocab_size", 11)
+    scale_and_cap, vocab = options.get("scale_and_cap", ScaleAndCap()), options.get("vocab_size", 11)
     if kind == "linear":
-        head = LinearHead(weight, bias if "bias" in options else None, finish, vocab)
+        head = LinearHead(weight, bias if "bias" in options else None, scale_and_cap, vocab)
     else:
-        head = FunctionHead(lambda h: h @ weight.T + bias, [weight, bias], vocab, finish)
+        head = FunctionHead(lambda h: h @ weight.T + bias, [weight, bias], vocab, scale_and_cap)
     trained = [hidden, weight, *([bias] if "bias" in options else [])]
     stat = linear_divergence(hidden, head, other, other_head[:vocab], divergences.reverse_kl, chunk_rows=2)
     mine = torch.autograd.grad(stat.total, trained)
-    logits = finish(hidden @ weight.T + bias)[:, :vocab]
+    logits = scale_and_cap(hidden @ weight.T + bias)[:, :vocab]
     total = dense_divergence(logits, other @ other_head[:vocab].T, divergences.reverse_kl)
     torch.testing.assert_close(stat.total, total)
     torch.testing.assert_close(mine, torch.autograd.grad(total, trained))

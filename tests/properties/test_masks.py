@@ -21,7 +21,7 @@ from veto_pl.rollouts.replay import ReplayBuffer
 from veto_pl.seams import Sequences, Step
 from veto_pl.testing.rows import tiny_prompts
 from veto_pl.testing.tiny import tiny_models
-from veto_pl.training.nonfinite import _described
+from veto_pl.training.nonfinite import _row_reports
 from veto_pl.training.window import Window
 
 STEP = Step(3, 20)
@@ -122,7 +122,7 @@ def test_rows_that_are_skipped_are_replayed_in_their_order(models):
 @few
 def test_what_is_written_down_of_a_fault_is_the_row(full, models, data):
     rows = masked(full, data)
-    expected, found = (_described(r.prompts, r, None, "rollout", models.tokenizer) for r in (full, rows))
+    expected, found = (_row_reports(r.prompts, r, None, "rollout", models.tokenizer) for r in (full, rows))
     assert found == expected
 
 

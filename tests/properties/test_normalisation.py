@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from veto_pl.seams import Stat
-from veto_pl.training.normalisation import GradientLedger, joined
+from veto_pl.training.normalisation import GradientLedger, merge_terms
 
 ROWS = 6
 seeds = st.integers(0, 2**20)
@@ -83,7 +83,7 @@ def test_several_terms_are_each_divided_by_their_own_weight(seed, split):
 @given(seed=seeds)
 def test_one_joined_term_equals_the_ledger(seed):
     toy, ledger = Toy(seed, ["one", "other"]), GradientLedger()
-    single = {"joined": joined(toy.terms(list(range(ROWS))), alone, ranks=1)}
+    single = {"joined": merge_terms(toy.terms(list(range(ROWS))), alone, ranks=1)}
     assert single["joined"].weight == 1
     ledger.record(single)
     single["joined"].total.backward()
@@ -114,7 +114,7 @@ def test_ranks_that_join_their_terms_give_the_whole_batch(seed, split):
     toy = Toy(seed, ["one", "other"])
     per_rank = [toy.terms(rows) for rows in split]
     weights = torch.stack([torch.stack([stat.weight.double() for stat in terms.values()]) for terms in per_rank])
-    parts = [joined(terms, lambda _: weights.sum(0), ranks=len(split)) for terms in per_rank]
+    parts = [merge_terms(terms, lambda _: weights.sum(0), ranks=len(split)) for terms in per_rank]
     assert sum(float(part.weight) for part in parts) == pytest.approx(1.0)
     torch.stack([part.total for part in parts]).sum().backward()
     assert_same(toy.gradients(), toy.expected())

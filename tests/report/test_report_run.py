@@ -4,9 +4,9 @@ import math
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
+from veto_pl.charts import Curve
 from veto_pl.exceptions import DataError
 from veto_pl.report import Run
-from veto_pl.report.curve import Curve
 from veto_pl.report.run import Sample
 
 ROW = {"step": 3, "prompt": "1+1", "completion": "2\u2028", "reference": None, "reward": 1}
@@ -22,8 +22,8 @@ def test_reads_what_lightning_logs(tmp_path):
     (path,) = tmp_path.rglob("metrics.csv")
     curves = Run.read(path.parent).curves()
     assert curves.keys() == {"train/loss", "validation/accuracy"}
-    assert curves["train/loss"].points() == [(0, 2.5), (5, 1.5)]
     assert curves["train/loss"].steps == (0, 5, 7)
+    assert curves["train/loss"].values[:2] == (2.5, 1.5)
     assert curves["validation/accuracy"] == Curve((5,), (0.25,))
 
 
@@ -65,7 +65,7 @@ def test_a_missing_folder_is_named(tmp_path):
         ("step,train/loss\n1,2\n3,4,5\n", 3, "expected 2 cells"),
         ("step,train/loss\n1,2\n2,low\n", 3, "`train/loss` must be a number or empty, got 'low'"),
         ("step,train/loss\n,2\n", 2, "`step` must be a whole number, got ''"),
-        ('step,train/loss\n1,"2"3\n', 2, "comma-separated"),
+        ('step,train/loss\n1,"2"3\n', 2, "expected after"),
     ],
 )
 def test_malformed_metrics_name_file_and_line(tmp_path, text, line, message):
@@ -77,23 +77,32 @@ def test_malformed_metrics_name_file_and_line(tmp_path, text, line, message):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "field"),
     [
-        ("{", "expected one JSON object"),
-        ("[1]", "expected a JSON object, got '[1]'"),
-        (json.dumps(ROW | {"step": "3"}), "`step` must be int, got '3'"),
-        (json.dumps(ROW | {"step": True}), "`step` must be int, got True"),
-        (json.dumps(ROW | {"reference": 2}), "`reference` must be str or null, got 2"),
-        (json.dumps({"step": 3, "prompt": ""}), "`completion` must be str, got None"),
-        (json.dumps(ROW | {"reward": None}), "`reward` must be int or float, got None"),
+        ("{", ""),
+        ("[1]", ""),
+        (json.dumps(ROW | {"step": "3"}), "step"),
+        (json.dumps(ROW | {"step": True}), "step"),
+        (json.dumps(ROW | {"reference": 2}), "reference"),
+        (json.dumps({"step": 3, "prompt": ""}), "completion"),
+        (json.dumps(ROW | {"reward": None}), "reward"),
     ],
 )
-def test_malformed_samples_name_file_and_line(tmp_path, text, message):
+def test_malformed_samples_name_file_line_and_field(tmp_path, text, field):
     (tmp_path / "samples.jsonl").write_text(f"{json.dumps(ROW)}\n{text}\n")
     with pytest.raises(DataError) as raised:
         Run.read(tmp_path)
-    assert "samples.jsonl:2: " in str(raised.value)
-    assert message in str(raised.value)
+    assert f"samples.jsonl:2: {f'`{field}`: ' if field else ''}" in str(raised.value)
+    assert ", got " in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"accuracy": {"unit": "%"}}', '{"accuracy": {"title": "a", "higher_is_better": 1}}']
+)
+def test_a_malformed_description_of_metrics_is_named(tmp_path, text):
+    (tmp_path / "quantities.json").write_text(text)
+    with pytest.raises(DataError, match=r"quantities\.json: "):
+        Run.read(tmp_path)
 
 
 def test_bytes_that_are_no_text_are_named(tmp_path):

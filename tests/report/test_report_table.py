@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
 
+from veto_pl.charts.text import for_terminal, number, printable
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.pages.escaping import escape, visible
 from veto_pl.report import ResultTable
-from veto_pl.report.markup import escape, printable, visible
-from veto_pl.report.table import for_terminal, number
 
 TABLE = ResultTable(["accuracy (%)", "steps", "note"], {"a|b": [58.04, 400, None], "<i>[red]": [0.0, 1200, "x\\|y\n"]})
 
@@ -32,19 +32,12 @@ def test_markdown_survives_any_name(name):
     assert rendered_cells(ResultTable(["x"], {name: [1]}).markdown())[2] == name
 
 
-def test_html_escapes_names_and_marks_headings():
-    html = TABLE.html()
-    assert '<th scope="row">&lt;i&gt;[red]</th><td>0</td><td>1,200</td>' in html
-    assert html.count('scope="col"') == 4
-    assert "<i>" not in html
-
-
 def test_rich_shows_markup_as_text():
     out = io.StringIO()
     Console(file=out, width=100).print(TABLE.rich())
     assert "<i>[red]" in out.getvalue()
     assert "58.0" in out.getvalue()
-    assert ResultTable(["x"], {"a": [-1.5]}).html().count("−1.50") == 1  # noqa: RUF001
+    assert ResultTable(["x"], {"a": [-1.5]}).lines() == [["a", "−1.50"]]  # noqa: RUF001
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     Console(file=out).print(ResultTable(["x"], {"a": [-1.5]}).rich())
 

@@ -75,7 +75,7 @@ class Host:
         while (left := survivors(self.users)) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert left == []
-        removal.finish()
+        removal.wait_for_removals()
         assert self.traces() == self.before
 
 
@@ -107,13 +107,13 @@ def host(monkeypatch):
         folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folders[1]))
     host = Host(folders[0])
-    claimed = processes._claimed
+    claimed = processes._try_claim
 
     def recorded(user, claims):
         host.users.add(user)
         return claimed(user, claims)
 
-    monkeypatch.setattr(processes, "_claimed", recorded)
+    monkeypatch.setattr(processes, "_try_claim", recorded)
     for number in (signal.SIGUSR1, signal.SIGIO):
         previous[number] = signal.signal(number, lambda number, _: host.signals.append(number))
     try:

@@ -340,7 +340,7 @@ sys.modules['veto_pl.sandbox.candidate'].encode = lambda *_: b'passed'
 def f(x): return 1""",
     "patched judge": """
 import sys
-sys.modules['veto_pl.sandbox.examiner'].judged = lambda *_: 'passed'
+sys.modules['veto_pl.sandbox.examiner'].run_tests = lambda *_: 'passed'
 sys.modules['veto_pl.sandbox.examiner'].agree = lambda *_: True
 def f(x): return 1""",
     "other check": "def check(f): pass\nSECRET = 1\ndef agree(*_): return True\ndef f(x): return 1",

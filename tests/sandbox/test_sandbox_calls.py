@@ -19,7 +19,8 @@ from veto_pl.sandbox import calls
 from veto_pl.sandbox.kernel import renounce_privileges, restrict_calls, restrict_files
 
 ALLOWED, REFUSED, ABSENT, KILLED = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
-MACHINES = ["x86_64", "aarch64"]
+MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+"""As `linux/audit.h` has them, in the order of the tables."""
 SIGCHLD = 17
 # Refused calls whose function in the C library makes exactly that call.
 BY_NAME = [
@@ -33,7 +34,7 @@ BY_NAME = [
 def answer(machine, number, arguments=(), architecture=None):
     """What the filter says, by the rules of classic BPF, of which it uses five instructions."""
     program = calls.call_filter(machine)
-    architecture = calls._ARCHITECTURES[machine] if architecture is None else architecture
+    architecture = MACHINES[machine] if architecture is None else architecture
     padded = [argument % 2**64 for argument in (*arguments, *[0] * 6)][:6]
     data = struct.pack("<IIQ6Q", number, architecture, 0, *padded)
     place = register = 0
@@ -50,8 +51,53 @@ def answer(machine, number, arguments=(), architecture=None):
 
 
 def numbers(table, machine):
-    found = (numbers[MACHINES.index(machine)] for numbers in table.values())
+    found = (numbers[list(MACHINES).index(machine)] for numbers in table.values())
     return {number for number in found if number is not None}
+
+
+@pytest.fixture(scope="module")
+def resolve():
+    """What libseccomp, which knows every architecture, says is the number of a call: negative where there is none."""
+    try:
+        library = ctypes.CDLL("libseccomp.so.2")
+    except OSError:
+        pytest.skip("libseccomp is not installed")
+    return lambda name, machine: library.seccomp_syscall_resolve_name_arch(
+        ctypes.c_uint32(MACHINES[machine]), name.encode()
+    )
+
+
+UNKNOWN_NAME = -1
+"""libseccomp's answer for a call that is newer than itself."""
+
+
+@pytest.mark.parametrize("name", [*calls._REFUSED, *calls._BY_ARGUMENT])
+def test_the_numbers_are_those_of_libseccomp(name, resolve):
+    listed = [*(calls._REFUSED | calls._BY_ARGUMENT)[name]]
+    known = [resolve(name, machine) for machine in MACHINES]
+    if known == 2 * [UNKNOWN_NAME]:
+        assert listed[0] == listed[1] > 441, "new calls have one number on every architecture"
+    else:
+        assert listed == [number if number >= 0 else None for number in known]
+
+
+DANGEROUS = (
+    "socket connect bind kill tgkill ptrace pidfd_getfd process_vm_writev setsid unshare setns mount chroot bpf "
+    "io_uring_setup keyctl memfd_create shmget mq_open perf_event_open userfaultfd flock fchmodat setxattr"
+)
+NEEDED = (
+    "read write close openat newfstatat lseek getdents64 mmap munmap mprotect brk futex exit exit_group execve wait4 "
+    "pipe2 dup3 getrandom getpid clock_gettime clock_nanosleep rt_sigaction rt_sigprocmask sched_yield unlinkat "
+    "mkdirat ftruncate epoll_pwait ppoll"
+)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_what_reaches_out_is_refused_and_what_programs_need_is_not(machine, resolve):
+    for names, expected in ((DANGEROUS, REFUSED), (NEEDED, ALLOWED)):
+        found = {name: answer(machine, resolve(name, machine)) for name in names.split()}
+        assert found == dict.fromkeys(found, expected)
+    assert answer(machine, resolve("clone3", machine)) == ABSENT
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -106,13 +152,13 @@ def test_a_foreign_architecture_is_killed_and_the_numbers_of_x32_are_refused(mac
     ],
 )
 def test_some_calls_are_refused_by_their_arguments(machine, name, arguments, expected):
-    assert answer(machine, calls._BY_ARGUMENT[name][MACHINES.index(machine)], arguments) == expected
+    assert answer(machine, calls._BY_ARGUMENT[name][list(MACHINES).index(machine)], arguments) == expected
 
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_a_refused_call_is_the_one_of_that_name(name):
     """The numbers of this machine are right: where the C library makes the call, the filter says no."""
-    assert calls._REFUSED[name][MACHINES.index(os.uname().machine)] is not None
+    assert calls._REFUSED[name][list(MACHINES).index(os.uname().machine)] is not None
     libc = ctypes.CDLL(None, use_errno=True)
     assert restricted(restrict_calls, lambda: (getattr(libc, name)(*[-1] * 6), ctypes.get_errno())) == (-1, errno.EPERM)
 

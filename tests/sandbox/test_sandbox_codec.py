@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from veto_pl.sandbox.codec import LARGEST, MOST, decode, encode, receive, send
+from veto_pl.sandbox.codec import MAX_FRAME_BYTES, MAX_ITEMS, decode, encode, receive, send
 
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.complex_numbers(allow_nan=False)
@@ -137,7 +137,7 @@ def test_values_of_a_dictionary_arrive():
         (reversed([1, 2]), [2, 1]),
         (iter({1: 2}), [1]),
         (accumulate([1, 2]), [1, 3]),
-        (iter(range(MOST)), list(range(MOST))),
+        (iter(range(MAX_ITEMS)), list(range(MAX_ITEMS))),
     ],
 )
 def test_what_can_be_iterated_over_once_arrives_as_an_iterator(value, yields):
@@ -150,7 +150,7 @@ def test_what_can_be_iterated_over_once_arrives_as_an_iterator(value, yields):
 def test_an_iterator_without_end_stays_and_loses_nothing():
     kept = []
     encode(chain("a", count()), lambda value: (kept.append(value) or 0, True))
-    assert list(islice(kept[0], MOST + 2)) == ["a", *range(MOST + 1)]
+    assert list(islice(kept[0], MAX_ITEMS + 2)) == ["a", *range(MAX_ITEMS + 1)]
 
 
 def test_other_values_cross_as_number_and_truth():
@@ -186,8 +186,8 @@ def test_a_frame_that_ends_early_is_the_end(data, error):
 
 def test_a_frame_that_is_too_long_is_refused_before_it_is_read():
     reader, writer = os.pipe()
-    os.write(writer, (LARGEST + 1).to_bytes(8, "little"))
-    with pytest.raises(ValueError, match=f"a frame of {LARGEST + 1} bytes"):
+    os.write(writer, (MAX_FRAME_BYTES + 1).to_bytes(8, "little"))
+    with pytest.raises(ValueError, match=f"a frame of {MAX_FRAME_BYTES + 1} bytes"):
         receive(reader)
     os.close(reader)
     os.close(writer)

@@ -10,7 +10,7 @@ import pytest
 from tests.sandbox.test_sandbox_hostile import LEVELS_HERE
 from veto_pl.sandbox import Limits, Tests, judge, protection
 from veto_pl.sandbox import processes as processes_module
-from veto_pl.sandbox.commands import LEVELS, missing, path_of
+from veto_pl.sandbox.commands import LEVELS, missing_tool, path_of
 
 TWICE = Tests(code="assert f(2) == 4", names=("f",))
 
@@ -56,7 +56,7 @@ def test_a_program_of_a_level_is_started_from_where_it_was_found(only, fresh_pro
 
 def test_what_is_not_in_the_path_is_not_used(only, fresh_probe):
     only("sh", "rm", "chmod")
-    assert [missing(level) for level in LEVELS] == ["bwrap", "unshare", None]
+    assert [missing_tool(level) for level in LEVELS] == ["bwrap", "unshare", None]
     assert protection().level == "limits"
     with pytest.raises(FileNotFoundError, match="`bwrap` is not installed"):
         path_of("bwrap")

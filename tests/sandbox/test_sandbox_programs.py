@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veto_pl.sandbox.programs import completed, cut, extract_program
+from veto_pl.sandbox.programs import completed, extract_program, until_stop
 
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```")
 PROMPT = '''import math
@@ -133,7 +133,7 @@ def test_an_open_function_gets_a_body():
 
 @given(st.text("ab\n#"), st.lists(st.sampled_from(["\n#", "ab", "b\n"]), max_size=3))
 def test_a_cut_text_is_the_longest_beginning_without_a_stop_string(text, stop):
-    kept = cut(text, stop)
+    kept = until_stop(text, stop)
     assert text.startswith(kept)
     assert not any(end in kept for end in stop)
     assert kept == text or any(end in text[: len(kept) + max(map(len, stop))] for end in stop)

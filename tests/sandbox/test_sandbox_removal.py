@@ -24,7 +24,7 @@ def gate(tmp_path, monkeypatch):
     path.touch()
     yield path
     path.unlink(missing_ok=True)
-    removal.finish()
+    removal.wait_for_removals()
 
 
 def filled(folder):
@@ -41,14 +41,14 @@ def test_a_verdict_does_not_wait_for_the_folder_of_its_program(gate, tmp_path, m
     assert stat.S_IMODE(left.stat().st_mode) == 0o700
     assert left.stat().st_uid == os.geteuid(), "no program that gets the same user may enter"
     gate.unlink()
-    removal.finish()
+    removal.wait_for_removals()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_more_than_so_many_removals_go_on(gate, tmp_path, monkeypatch):
     waited = []
-    monkeypatch.setattr(removal, "PATIENCE", 0.01)
-    monkeypatch.setattr(removal, "MOST", 2)
+    monkeypatch.setattr(removal, "WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(removal, "MAX_PENDING", 2)
     monkeypatch.setattr(subprocess.Popen, "wait", opening(gate, waited, subprocess.Popen.wait))
     for number in range(3):
         removal.remove(str(filled(tmp_path / str(number))))

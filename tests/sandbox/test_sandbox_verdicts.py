@@ -339,12 +339,12 @@ def few_users(monkeypatch):
 def test_no_two_programs_have_the_same_user(few_users):
     with ExitStack() as claims:
         with ThreadPoolExecutor(8) as pool:
-            taken = list(pool.map(lambda _: processes_module.spare_user(claims), range(256)))
+            taken = list(pool.map(lambda _: processes_module.claim_user(claims), range(256)))
         assert sorted(taken) == [*few_users]
         with pytest.raises(SandboxError, match="All of 256 users are taken"):
-            processes_module.spare_user(claims)
+            processes_module.claim_user(claims)
     with ExitStack() as claims:
-        assert processes_module.spare_user(claims) in few_users
+        assert processes_module.claim_user(claims) in few_users
 
 
 def test_no_two_ranks_have_the_same_user(few_users):
@@ -354,14 +354,14 @@ def test_no_two_ranks_have_the_same_user(few_users):
         try:
             os.close(ask)
             with ExitStack() as claims:
-                os.write(writer, bytes(processes_module.spare_user(claims) - few_users[0] for _ in range(100)))
+                os.write(writer, bytes(processes_module.claim_user(claims) - few_users[0] for _ in range(100)))
                 os.read(asked, 1)
         finally:
             os._exit(0)
     os.close(writer)
     theirs = {few_users[number] for number in os.read(reader, 100)}
     with ExitStack() as claims:
-        mine = {processes_module.spare_user(claims) for _ in range(256 - len(theirs))}
+        mine = {processes_module.claim_user(claims) for _ in range(256 - len(theirs))}
     os.close(ask)
     os.waitpid(rank, 0)
     for end in (reader, asked):
@@ -372,7 +372,7 @@ def test_no_two_ranks_have_the_same_user(few_users):
 def test_a_map_without_spare_users_gives_none(few_users, monkeypatch):
     monkeypatch.setattr(processes_module, "_user_map", lambda: [(0, 0, 1)])
     with ExitStack() as claims:
-        assert processes_module.spare_user(claims) is None
+        assert processes_module.claim_user(claims) is None
 
 
 def test_a_program_that_cannot_be_spawned_leaves_nothing(monkeypatch, tmp_path):

@@ -15,6 +15,7 @@ from veto_pl.core.mistakes import check_number
 from veto_pl.core.ranks import gather_on_first
 from veto_pl.exceptions import VetoError
 from veto_pl.storage.atomic import replacing
+from veto_pl.storage.journals import described
 from veto_pl.storage.run_folder import run_folder
 from veto_pl.storage.waiting_lines import WaitingLines
 from veto_pl.training.evaluation import Evaluation
@@ -77,7 +78,7 @@ class Answers(L.Callback):
         try:
             self._lines.finish()
             self._open.close()
-            self._write_metrics(trainer, self._folder)
+            self._write_metrics(trainer, pl_module, self._folder)
         except (VetoError, OSError) as error:
             self._open.__exit__(type(error), error, error.__traceback__)
             self._failure = VetoError(f"The answers of the test are not in {self._folder}: {error}")
@@ -88,7 +89,7 @@ class Answers(L.Callback):
         if failure is not None:
             raise failure
 
-    def _write_metrics(self, trainer: L.Trainer, folder: Path) -> None:
+    def _write_metrics(self, trainer: L.Trainer, module: L.LightningModule, folder: Path) -> None:
         values = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         found = {
             "metrics": {
@@ -96,6 +97,7 @@ class Answers(L.Callback):
                 for name, value in values.items()
                 if name.startswith("test/")
             },
+            "quantities": described(getattr(module, "validation_metrics", {})),
             "split": getattr(trainer.datamodule, "test_split", "test"),  # type: ignore[attr-defined]
             "prompts": self._prompts,
             "completions": self._completions,

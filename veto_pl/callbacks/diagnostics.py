@@ -16,7 +16,7 @@ from veto_pl.storage.atomic import replacing
 from veto_pl.storage.going_on import going_on
 from veto_pl.storage.journals import Journal
 from veto_pl.storage.waiting_lines import WaitingLines
-from veto_pl.training.nonfinite import FAULTS, faults_of
+from veto_pl.training.nonfinite import FAULTS, faults_file
 
 
 class Diagnostics(L.Callback, Journal):
@@ -44,7 +44,7 @@ class Diagnostics(L.Callback, Journal):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Finds the folder, on all ranks."""
-        self._faults = faults_of(trainer)
+        self._faults = faults_file(trainer)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
@@ -88,7 +88,7 @@ class Diagnostics(L.Callback, Journal):
 
     def cut(self, trainer: L.Trainer, rows: int, step: int) -> None:
         """Keeps the first rows of faults."""
-        self._faults = faults_of(trainer)  # a run that starts afresh cuts before the setup
+        self._faults = faults_file(trainer)  # a run that starts afresh cuts before the setup
         if trainer.is_global_zero:
             self._faults.cut(rows)
 

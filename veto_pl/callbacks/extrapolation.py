@@ -17,8 +17,8 @@ from veto_pl.core.nested import changed, inside
 from veto_pl.core.ranks import sum_over_ranks
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block, RowStream
-from veto_pl.functional.extrapolation import lambda_star, within
-from veto_pl.models.readout import read
+from veto_pl.functional.extrapolation import lambda_star, largest_lambda
+from veto_pl.models.readout import read_hidden
 from veto_pl.models.sharding import gathered
 from veto_pl.objectives import ListOPD
 from veto_pl.rollouts import FromDataset
@@ -125,7 +125,7 @@ class ExtrapolationMonitor(L.Callback):
         binding = min(self.found, key=lambda structure: structure.bound)
         total = int(trainer.estimated_stepping_batches)
         highest = max(objective.extrapolation_at(Step(index, total)) for index in range(max(total, 1)))
-        if highest > within(binding.bound, self.margin):
+        if highest > largest_lambda(binding.bound, self.margin):
             self._act(pl_module, objective, binding, highest)
 
     def state_dict(self) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class ExtrapolationMonitor(L.Callback):
             f"probability {binding.modal_probability:.4g} and the base with {binding.warm_start_mass:.4g}, bounds it "
             f"by {binding.bound:.4g}. Beyond, the student may lose the structure."
         )
-        allowed = f"{within(binding.bound, self.margin):.4g}"
+        allowed = f"{largest_lambda(binding.bound, self.margin):.4g}"
         if self.action == "stop":
             raise ConfigurationError(f"{message} Lower it to {allowed}.")
         rank_zero_warn(message + (f" It is capped at {allowed}." if self.action == "cap" else ""))
@@ -226,7 +226,11 @@ def _by_preferred(batch: PromptBatch, models: Models, rollout: RolloutSource, te
 
     with torch.no_grad(), gathered(base, head_only=True), gathered(teacher, head_only=True):
         stream = RowStream(
-            read(base, sequences), base.head(), read(teacher, sequences), teacher.head(), chunk_rows=CHUNK_ROWS
+            read_hidden(base, sequences),
+            base.head(),
+            read_hidden(teacher, sequences),
+            teacher.head(),
+            chunk_rows=CHUNK_ROWS,
         )
         scores = stream.scores(look)
     ids = scores["id"].long().cpu()

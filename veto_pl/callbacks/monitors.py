@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import lightning as L
 
-from veto_pl.core.mistakes import Mistake, nearest, report
+from veto_pl.core.mistakes import Mistake, did_you_mean, report
 
 OUR_OWN = ("veto_pl", "lightning")
 """Packages whose callbacks log nothing that others follow but `lr-...`."""
@@ -54,7 +54,10 @@ class Monitors(L.Callback):
         more = may_log_more(trainer.callbacks)  # type: ignore[attr-defined]
         report(
             Mistake(
-                path, f"`{name}`", f"what training logs: {', '.join(logged)}", nearest(name, logged) or "Correct it."
+                path,
+                f"`{name}`",
+                f"what training logs: {', '.join(logged)}",
+                did_you_mean(name, logged) or "Correct it.",
             )
             for path, name in _followed(trainer, "train/")
             if name not in logged and not more

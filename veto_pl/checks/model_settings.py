@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from veto_pl.checks.setup import Setup
-from veto_pl.core.mistakes import Mistake, shown
+from veto_pl.core.mistakes import Mistake, shorten
 from veto_pl.exceptions import VetoError
 from veto_pl.metrics import PassAtK
 from veto_pl.models.trainable import quantisation
@@ -39,7 +39,7 @@ def readable_models(setup: Setup) -> Iterator[Mistake]:
     """The architectures can be read."""
     for path, config in setup.models.items():
         if isinstance(config, VetoError):
-            yield Mistake(path, "a source that cannot be read", "a model", shown(config, 500))
+            yield Mistake(path, "a source that cannot be read", "a model", shorten(config, 500))
 
 
 def quantised_student(setup: Setup) -> Iterator[Mistake]:

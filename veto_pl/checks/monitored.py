@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from veto_pl.callbacks.monitors import may_log_more, monitored
 from veto_pl.checks.setup import Setup
-from veto_pl.core.mistakes import Mistake, nearest
+from veto_pl.core.mistakes import Mistake, did_you_mean
 
 TRAINING = ("train/loss", "train/grad_norm", "train/learning_rate", "train/tokens", "train/completion_length")
 """What every run logs; what else stands under `train/` is known after the first step."""
@@ -29,7 +29,7 @@ def names(setup: Setup) -> Iterator[Mistake]:
 def _proposal(name: str, known: list[str]) -> str:
     """By the whole name, else by what stands behind the last slash or the prefix of other packages."""
     by_end = {full.rpartition("/")[2]: full for full in reversed(known)}
-    found = nearest(name, known) or nearest(name.rpartition("/")[2].removeprefix("val_"), by_end)
+    found = did_you_mean(name, known) or did_you_mean(name.rpartition("/")[2].removeprefix("val_"), by_end)
     for end, full in by_end.items():
         found = found.replace(f"`{end}`", f"`{full}`")
     return found or "`model.metrics` adds others."

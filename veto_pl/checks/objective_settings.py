@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from veto_pl.checks.setup import Setup, settings
-from veto_pl.core.mistakes import Mistake, shown
+from veto_pl.core.mistakes import Mistake, shorten
 from veto_pl.core.nested import inside
 from veto_pl.data import NoReward
 from veto_pl.exceptions import ConfigurationError
@@ -86,7 +86,7 @@ def optimizer(setup: Setup) -> Iterator[Mistake]:
     try:
         made = setup.module.optimizer([torch.nn.Parameter(torch.zeros(2, 2))])
     except (TypeError, ValueError, RuntimeError) as error:
-        yield Mistake("model.optimizer", shown(error), "settings that the optimizer takes", "Correct them.")
+        yield Mistake("model.optimizer", shorten(error), "settings that the optimizer takes", "Correct them.")
         return
     for name, value in made.param_groups[0].items():
         if isinstance(value, float) and not math.isfinite(value):

@@ -25,7 +25,7 @@ from veto_pl.cli.compact_parser import ROOTS, CompactParser
 from veto_pl.cli.parsing import plain, strict_parsing
 from veto_pl.cli.refusals import REFUSALS, explained_refusal
 from veto_pl.cli.values import check_values
-from veto_pl.core.mistakes import shown
+from veto_pl.core.mistakes import shorten
 from veto_pl.data import PromptDataModule
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.module import DistillationModule
@@ -190,14 +190,14 @@ def _refusals_of_the_trainer() -> Iterator[None]:
     except VetoError:
         raise
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
-        raise ConfigurationError(f"`trainer`: its settings are refused. It says: {shown(error, 300)}") from error
+        raise ConfigurationError(f"`trainer`: its settings are refused. It says: {shorten(error, 300)}") from error
 
 
 def _refuse_other_folder(given: str | None, run_dir: str) -> None:
     if given not in (None, run_dir):
         raise ConfigurationError(
-            f"`trainer.default_root_dir`: given `{shown(given)}`, expected nothing, for `run_dir` names the one folder "
-            "of a run. Set `run_dir` instead."
+            f"`trainer.default_root_dir`: given `{shorten(given)}`, expected nothing, for `run_dir` names the one "
+            "folder of a run. Set `run_dir` instead."
         )
 
 

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 from torch.optim import Optimizer
 
 from veto_pl.cli.listing import SEAMS
-from veto_pl.core.mistakes import nearest, shown
+from veto_pl.core.mistakes import did_you_mean, shorten
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.plugins import available
 
@@ -50,7 +50,7 @@ def with_suggestion(message: str, known: Iterable[str]) -> str:
         if beside and key not in beside:
             listed = f" There are: {', '.join(sorted(beside))}." if len(beside) <= 16 else ""
             unknown = ".".join(keys[: i + 1])
-            return f"Option '{unknown}' is not accepted. {nearest(key, beside) or 'Correct or remove it.'}{listed}"
+            return f"Option '{unknown}' is not accepted. {did_you_mean(key, beside) or 'Correct or remove it.'}{listed}"
     return message
 
 
@@ -74,7 +74,7 @@ def explained(message: str) -> ConfigurationError:
         path = path[:-1] if path[-1:] == ["init_args"] else path
         reason = _unknown_class(next(filter(None, named.groups())))
     else:
-        reason = shown(rest, 400)
+        reason = shorten(rest, 400)
     return ConfigurationError(f"`{'.'.join(path)}`: {reason}" if path else reason)
 
 
@@ -84,4 +84,5 @@ def _unknown_class(given: str) -> str:
     name = given.rsplit(".", 1)[-1]
     if name in known:
         return f"`{given}` is a {known[name].__name__}, which does not belong here. `veto-pl list` shows what does."
-    return f"given `{given}`, which names no class that fits. {nearest(name, known) or '`veto-pl list` shows some.'}"
+    remedy = did_you_mean(name, known) or "`veto-pl list` shows some."
+    return f"given `{given}`, which names no class that fits. {remedy}"

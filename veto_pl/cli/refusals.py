@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from veto_pl.core.mistakes import shown
+from veto_pl.core.mistakes import shorten
 from veto_pl.exceptions import ConfigurationError
 
 REFUSALS = (ConfigurationError, MisconfigurationException, ValueError, TypeError)
@@ -39,7 +39,7 @@ def explained_refusal(
     if name is None:
         return None
     where = next(_uses(config, name, roots), name)
-    return ConfigurationError(f"`{where}`: `{name}` refuses its settings. It says: {shown(causes[-1], 300)}")
+    return ConfigurationError(f"`{where}`: `{name}` refuses its settings. It says: {shorten(causes[-1], 300)}")
 
 
 def placed(

@@ -10,7 +10,7 @@ from dataclasses import is_dataclass
 from types import UnionType
 from typing import Any
 
-from veto_pl.core.mistakes import Mistake, report, shown
+from veto_pl.core.mistakes import Mistake, report, shorten
 
 SEEDS = 2**32
 """As many seeds NumPy knows."""
@@ -61,7 +61,7 @@ def _nothing(given: Mapping[str, Any], owner: Callable[..., Any], path: str) -> 
         if value is None and not _admits_none(hint):
             yield Mistake(where, "nothing (`null`)", "a value", f"Set it{_default(parameter)}.")
         elif settings is not None and not isinstance(value, Mapping | list | str | settings):
-            yield Mistake(where, f"`{shown(value)}`", "a mapping of settings", "Write them below it.")
+            yield Mistake(where, f"`{shorten(value)}`", "a mapping of settings", "Write them below it.")
         elif settings is not None and isinstance(value, Mapping) and "class_path" not in value:
             yield from _nothing(value, settings, where)
         yield from _of_classes(value, where)

@@ -13,17 +13,17 @@ from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
 from veto_pl.compare.cells import counted
+from veto_pl.compare.comparison_page import write_page
 from veto_pl.compare.jobs import Job, Jobs, Point, point_text
 from veto_pl.compare.markdown import markdown
-from veto_pl.compare.page import write_page
 from veto_pl.compare.pool import Pool
 from veto_pl.compare.results import Comparison, Search, Trial
 from veto_pl.compare.study import EqualBudget, Method, SettingSearch, Stage, Study
 from veto_pl.compare.trials import compare, read_search, read_trial, search_score
 from veto_pl.compare.worker import failure, is_done
-from veto_pl.core.mistakes import shown
+from veto_pl.core.mistakes import shorten
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.report.page import write_text
+from veto_pl.pages.render import write_text
 from veto_pl.storage.config_files import load, reason
 
 PAGE, TABLE = "comparison.html", "comparison.md"
@@ -74,7 +74,7 @@ def _check_entries(file: Path) -> None:
             except ArgumentError as error:
                 known = ", ".join(part.name for part in fields(kind))
                 raise ConfigurationError(
-                    f"`{group}.{name}` of the study `{file}` cannot be used: {shown(error, 300)}. It takes {known}."
+                    f"`{group}.{name}` of the study `{file}` cannot be used: {shorten(error, 300)}. It takes {known}."
                 ) from error
 
 

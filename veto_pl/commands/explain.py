@@ -11,16 +11,17 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from veto_pl.charts import standalone
+from veto_pl.charts.text import for_terminal
 from veto_pl.cli.compact_parser import CompactParser
 from veto_pl.cli.parsing import strict_parsing
-from veto_pl.core.mistakes import shown
+from veto_pl.core.mistakes import shorten
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.explain.page import COLUMNS, charts, number_rows, write_explanation
+from veto_pl.explain.explanation_page import COLUMNS, charts, number_rows, write_explanation
 from veto_pl.explain.response import Response, respond
 from veto_pl.explain.scene import Scene
+from veto_pl.pages.render import write_text
 from veto_pl.plugins import load_plugins
-from veto_pl.report.page import write_text
-from veto_pl.report.table import for_terminal
 from veto_pl.seams import Objective
 from veto_pl.storage.config_files import load, reason
 from veto_pl.storage.paths import local_path
@@ -51,7 +52,9 @@ def explain(arguments: Sequence[str]) -> None:
     described = {name: repr(objective) for name, objective in objectives.items()}
     written = [write_explanation(responses, scene, given.out, described=described, part=given.at)]
     if given.svg is not None:
-        written += [write_text(svg, given.svg / f"{name}.svg") for name, svg in charts(responses, scene).items()]
+        written += [
+            write_text(standalone(svg), given.svg / f"{name}.svg") for name, svg in charts(responses, scene).items()
+        ]
     for path in written:
         console.print(f"Wrote {path}", highlight=False, soft_wrap=True)
 
@@ -91,7 +94,7 @@ def _from_arguments(arguments: Sequence[str]) -> Iterator[tuple[str, Objective]]
         if argument == OPTION or argument.startswith(f"{OPTION}="):
             groups.append([])
         if not groups:
-            raise ConfigurationError(f"given `{shown(argument)}`, expected `{OPTION} NAME` first.")
+            raise ConfigurationError(f"given `{shorten(argument)}`, expected `{OPTION} NAME` first.")
         groups[-1].append(argument)
     for group in groups:
         words = " ".join(group).replace("=", " ").replace(f"{OPTION}.", "").removeprefix(OPTION).split()

@@ -11,9 +11,9 @@ from torch import Tensor
 from veto_pl.cli.build import built_from
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.assemble import load_student
-from veto_pl.models.blueprint import BLUEPRINT, built, by_template
-from veto_pl.models.export_folder import STUDENT, check_folder, export_student
-from veto_pl.models.tying import apart, tied, untie
+from veto_pl.models.blueprint import BLUEPRINT, rebuild_student, with_run_template
+from veto_pl.models.export_folder import STUDENT_PREFIX, check_folder, export_student
+from veto_pl.models.tying import differing_names, tied, untie
 from veto_pl.storage.checkpoint_io import read_checkpoint
 from veto_pl.storage.checkpoint_place import check_checkpoint
 from veto_pl.storage.sharded_checkpoint import check_sharded, is_sharded, plain_values, read_whole
@@ -49,7 +49,7 @@ def export_checkpoint(
             "of its run: `veto-pl export CHECKPOINT FOLDER --config runs/mine/config.yaml`."
         )
     else:
-        student, tokenizer = built(
+        student, tokenizer = rebuild_student(
             settings[BLUEPRINT], Path(checkpoint), tensors=len(weights), trust_remote_code=trust_remote_code
         )
     _fill(student, weights, checkpoint)
@@ -60,14 +60,14 @@ def export_checkpoint(
 def _of_config(config: str) -> tuple[CausalLM, PreTrainedTokenizerBase]:
     module, data = built_from(config)
     student = load_student(module.student_source, module.tokenizer, empty=True)
-    return student, by_template(data.template, module.tokenizer)
+    return student, with_run_template(data.template, module.tokenizer)
 
 
 def _fill(student: CausalLM, weights: dict[str, Tensor], checkpoint: str | Path) -> None:
     """Two matrices that the configuration ties stay apart where they were trained apart."""
     inside = {name.removeprefix("model."): weight for name, weight in weights.items()}
     try:
-        untie(student.model, [name for names in tied(student.model) for name in apart(names, inside)])
+        untie(student.model, [name for names in tied(student.model) for name in differing_names(names, inside)])
         for name, weight in student.named_parameters():
             weight.data = weight.data.to(weights.get(name, weight).dtype)
         student.load_state_dict(weights)
@@ -83,6 +83,8 @@ def _read(checkpoint: str | Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]
     if is_sharded(checkpoint):
         folder = Path(checkpoint)
         check_sharded(folder)
-        return plain_values(folder), read_whole(folder, f"state_dict.{STUDENT}")
+        return plain_values(folder), read_whole(folder, f"state_dict.{STUDENT_PREFIX}")
     state = read_checkpoint(checkpoint)
-    return state, {k.removeprefix(STUDENT): v for k, v in state["state_dict"].items() if k.startswith(STUDENT)}
+    return state, {
+        k.removeprefix(STUDENT_PREFIX): v for k, v in state["state_dict"].items() if k.startswith(STUDENT_PREFIX)
+    }

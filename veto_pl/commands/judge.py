@@ -17,7 +17,7 @@ from veto_pl.data.jsonl import read_examples, shown
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.judging.rates import HeadToHead, win_rate
 from veto_pl.judging.reference import ReferenceJudge
-from veto_pl.report.page import write_text
+from veto_pl.pages.render import write_text
 from veto_pl.seams import Example, Judge
 from veto_pl.storage.config_files import check_files
 from veto_pl.storage.going_on import required

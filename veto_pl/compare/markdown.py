@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
+from veto_pl.charts.text import printable
 from veto_pl.compare.cells import (
     direction,
-    heading,
     key,
-    mean_cost,
+    mean_costs,
     missing_text,
     p_value,
     reading,
@@ -16,8 +14,7 @@ from veto_pl.compare.cells import (
     skipped_text,
 )
 from veto_pl.compare.results import Comparison
-from veto_pl.report.markup import printable
-from veto_pl.report.quantities import Quantity
+from veto_pl.report.columns import Quantity
 from veto_pl.report.table import Cell, ResultTable, plain
 
 
@@ -33,7 +30,8 @@ def markdown(comparison: Comparison) -> str:
         f"Budget of every run: {comparison.budget}. Seeds: {', '.join(map(str, comparison.seeds))}.",
     ]
     before = "".join(f"{plain(text)}\n\n" for text in paragraphs if text)
-    lines = [f"{method}: {search_text(search)}." for method, search in comparison.searches.items()]
+    searches = comparison.searches.items()
+    lines = [f"{method}: {search_text(search, comparison.quantity(search.metric))}." for method, search in searches]
     lines += [f"{name}, failed: {why}" for name, why in comparison.failures.items()]
     after = "".join(f"- {plain(_cut(line))}\n" for line in lines)
     made = f"\n```bash\n{_fenced(comparison.command)}\n```\n" if comparison.command else ""
@@ -41,24 +39,23 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _table(comparison: Comparison) -> ResultTable:
-    quantities = [Quantity.of(name) for name in comparison.quantities]
-    columns = [*map(heading, quantities), "steps", "completion tokens", "training time (s)", "runs"]
-    rows = {method: [_cell(comparison, method, q) for q in quantities] for method in comparison.methods}
-    return ResultTable(columns, {name: cells + _cost(comparison, name) for name, cells in rows.items()}, "method")
+    quantities = [comparison.quantity(name) for name in comparison.quantities]
+    headings = [quantity.heading for quantity in quantities]
+    rows: dict[str, list[Cell]] = {}
+    for method in comparison.methods:
+        trials = comparison.of(method)
+        finished = f"{len(trials)} of {len(comparison.seeds)}"
+        rows[method] = [*(_cell(comparison, method, q) for q in quantities), *mean_costs(trials), finished]
+    return ResultTable([*headings, "steps", "completion tokens", "training time (s)", "runs"], rows, "method")
 
 
 def _cell(comparison: Comparison, method: str, quantity: Quantity) -> Cell:
     shown = reading(comparison.estimates.get((method, quantity.column)), quantity)
     contrast = comparison.contrasts.get((method, quantity.column))
-    if contrast is None or shown == "—" or math.isnan(contrast.p):
-        return f"{shown} {direction(contrast)}".strip()
-    return ", ".join([f"{shown} {direction(contrast)}".strip(), p_value(contrast)])
-
-
-def _cost(comparison: Comparison, method: str) -> list[Cell]:
-    trials = comparison.of(method)
-    parts = [mean_cost(trials, part) for part in (lambda c: c.steps, lambda c: c.tokens, lambda c: c.seconds)]
-    return [*parts, f"{len(trials)} of {len(comparison.seeds)}"]
+    if contrast is None:
+        return shown
+    marked = f"{shown} {direction(contrast, comparison.confidence)}".strip()
+    return ", ".join(filter(None, (marked, p_value(contrast))))
 
 
 def _cut(text: str, limit: int = 500) -> str:

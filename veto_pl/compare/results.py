@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from veto_pl.report.columns import Quantity, Shown
 from veto_pl.report.run import Run
 
 
@@ -58,6 +60,7 @@ class Trial:
         values: the test's metrics, `evaluation/metric` -> value, such as `greedy/accuracy` and `sampled/pass@8`.
         cost: what the training took.
         answers: the first test rows, in the same order in every trial, as the first evaluation answered them.
+        shown: the test's metrics by name -> how they are shown.
     """
 
     method: str
@@ -66,6 +69,7 @@ class Trial:
     values: Mapping[str, float]
     cost: Cost
     answers: tuple[Answer, ...] = ()
+    shown: Mapping[str, Shown] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Contrast:
     """A method minus the baseline, seed by seed.
 
     Args:
-        difference: the mean difference with its confidence interval.
+        difference: the mean difference with its confidence interval, which excludes 0 where p is significant.
         p: of the paired test, corrected for the number of methods (Holm); NaN where it cannot be computed.
         seeds: number of seeds that both have.
     """
@@ -159,6 +163,16 @@ class Comparison:
     failures: Mapping[str, str] = field(default_factory=dict)
     confidence: float = 0.95
     command: str = ""
+
+    @cached_property
+    def shown(self) -> Mapping[str, Shown]:
+        """Metric -> how it is shown, as the tests and the runs say."""
+        parts = [*(trial.shown for trial in self.trials), *(trial.run.shown for trial in self.trials)]
+        return {name: of for part in reversed(parts) for name, of in part.items()}
+
+    def quantity(self, column: str) -> Quantity:
+        """Return how a column of the runs, or a metric of the test, is shown."""
+        return Quantity.of(column, self.shown)
 
     def of(self, method: str) -> tuple[Trial, ...]:
         """The trials of a method, by seed."""

@@ -1,63 +1,90 @@
-"""What a handful of seeds says: means, intervals, and paired tests."""
+"""What a handful of seeds says: means, intervals, and paired tests that agree with them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from veto_pl.compare.results import Contrast, Estimate
 
-RESAMPLES = 10_000
 _ROUNDING = 1e-6  # relative: metrics are logged in single precision
 Values = Mapping[int, float]
 """Seed -> value."""
 
 
 def estimate(values: Sequence[float], confidence: float = 0.95) -> Estimate:
-    r"""The mean, with an expanded percentile bootstrap interval over seeds.
-
-    A percentile interval is too narrow by about :math:`\sqrt{n / (n - 1)}` and ignores that the spread of a few values
-    is uncertain, so the quantile :math:`a = \Phi(-\sqrt{n / (n - 1)}\; t_{n-1, 1 - \alpha / 2})` of the resampled means
-    stands in the place of :math:`\alpha / 2`. In 3,000 trials with five normal values, it held the mean in 92% of the
-    cases at 95%, the plain percentile interval in 83%. With three values it cannot do better than 75%.
+    """Return the mean with Student's t interval.
 
     Args:
         values: one per seed; one that is not finite makes the interval NaN, as a single seed does.
         confidence: of the interval.
-
-    References:
-        Hesterberg, What Teachers Should Know about the Bootstrap, arXiv 1411.5279, section 4.1
     """
-    from scipy.stats import norm, t
+    from scipy.stats import ttest_1samp
 
-    sample = np.asarray(values, dtype=np.float64)
-    count, mean = len(sample), float(sample.mean()) if len(sample) else math.nan
-    if count < 2 or not np.isfinite(sample).all():
+    mean = math.fsum(values) / len(values) if len(values) else math.nan
+    if len(values) < 2 or not all(map(math.isfinite, values)):
         return Estimate(mean, math.nan, math.nan)
-    tail = norm.cdf(-math.sqrt(count / (count - 1)) * t.ppf((1 + confidence) / 2, count - 1))
-    resampled = np.random.default_rng(0).choice(sample, (RESAMPLES, count)).mean(axis=1)
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    return Estimate(mean, float(low), float(high))
+    if max(values) == min(values):
+        return Estimate(mean, mean, mean)
+    return Estimate(mean, *map(float, ttest_1samp(values, 0.0).confidence_interval(confidence)))
 
 
 def contrast(method: Values, baseline: Values, confidence: float = 0.95) -> Contrast:
-    """A method against the baseline, paired by seed, with the p-value of the two-sided paired t-test (uncorrected).
+    """Compare a method with the baseline, paired by seed, by the two-sided t-test and its interval, both uncorrected.
 
     Args:
         method: seed -> value.
         baseline: seed -> value; seeds that only one of them has count for nothing.
         confidence: of the interval.
+
+    Returns:
+        The difference. Where all seeds differ by the same, up to rounding, nothing is known of the spread: there is no
+        interval, and p is NaN, or 1 for no difference at all.
     """
+    from scipy.stats import ttest_rel
+
     seeds = sorted(method.keys() & baseline.keys())
-    differences = [method[seed] - baseline[seed] for seed in seeds]
-    largest = max((abs(values[seed]) for values in (method, baseline) for seed in seeds), default=0.0)
-    return Contrast(estimate(differences, confidence), _paired_test(differences, _ROUNDING * largest), len(seeds))
+    ours, theirs = ([values[seed] for seed in seeds] for values in (method, baseline))
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    mean = math.fsum(differences) / len(seeds) if seeds else math.nan
+    unknown = Contrast(Estimate(mean, math.nan, math.nan), math.nan, len(seeds))
+    if len(seeds) < 2 or not all(map(math.isfinite, differences)):
+        return unknown
+    rounding = _ROUNDING * max(map(abs, (*ours, *theirs)))
+    if max(differences) - min(differences) <= rounding:
+        same = max(map(abs, differences)) <= rounding
+        return Contrast(Estimate(mean, mean, mean), 1.0, len(seeds)) if same else unknown
+    test = ttest_rel(ours, theirs)
+    return Contrast(Estimate(mean, *map(float, test.confidence_interval(confidence))), float(test.pvalue), len(seeds))
+
+
+def contrasts(methods: Mapping[str, Values], baseline: Values, confidence: float = 0.95) -> dict[str, Contrast]:
+    r"""Compare several methods with the baseline; p is corrected for their number by Holm's method.
+
+    An interval is as strict as the p-value beside it: its level is :math:`1 - \alpha\, p / p_\text{Holm}`, so that it
+    excludes 0 exactly where the corrected p lies below :math:`\alpha`. With m methods the level lies between
+    :math:`1 - \alpha` and Bonferroni's :math:`1 - \alpha / m`: an interval holds its own difference in at least
+    :math:`1 - \alpha` of the cases.
+
+    Args:
+        methods: name -> seed -> value.
+        baseline: seed -> value.
+        confidence: 1 - α.
+    """
+    raw = {name: contrast(values, baseline, confidence).p for name, values in methods.items()}
+    corrected = dict(zip(raw, holm(list(raw.values())), strict=True))
+    tests = sum(not math.isnan(p) for p in raw.values())
+    found = {}
+    for name, values in methods.items():
+        strictness = corrected[name] / raw[name] if raw[name] else tests
+        level = confidence if math.isnan(strictness) else 1 - (1 - confidence) / strictness
+        pair = contrast(values, baseline, level)
+        found[name] = Contrast(pair.difference, corrected[name], pair.seeds)
+    return found
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number by Holm's method; NaN stays NaN and counts for nothing.
+    """Return p-values corrected for their number by Holm's method; NaN stays NaN and counts for nothing.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
@@ -70,14 +97,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, p_values[i] * (len(order) - rank)))
         corrected[i] = largest
     return corrected
-
-
-def _paired_test(differences: Sequence[float], rounding: float) -> float:
-    """The p-value; a spread, or a difference, of no more than `rounding` is none."""
-    from scipy.stats import ttest_1samp
-
-    if len(differences) < 2 or not all(map(math.isfinite, differences)):
-        return math.nan
-    if max(differences) - min(differences) <= rounding:  # no spread: certain, or no difference at all
-        return 1.0 if max(map(abs, differences)) <= rounding else math.nan
-    return float(ttest_1samp(differences, 0.0).pvalue)

@@ -6,17 +6,17 @@ import json
 import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 from veto_pl.callbacks.budget import PHASES
 from veto_pl.compare.jobs import Job, Point, point_text
 from veto_pl.compare.results import Answer, Comparison, Contrast, Cost, Search, Trial
-from veto_pl.compare.statistics import contrast, estimate, holm
+from veto_pl.compare.statistics import contrasts, estimate
 from veto_pl.compare.study import SettingSearch, Study
 from veto_pl.compare.worker import DONE
 from veto_pl.exceptions import DataError
+from veto_pl.report.columns import Shown
 from veto_pl.report.run import Run
 from veto_pl.storage.run_folder import METRICS
 
@@ -29,14 +29,18 @@ def read_trial(method: str, seed: int, job: Job, answers: int) -> Trial:
     """
     run = Run(f"{method}, seed {seed}", job.folder)
     values: dict[str, float] = {}
+    shown: dict[str, Shown] = {}
     for name in job.evaluations:
         with _written(job, f"{name}/test.json") as path:
-            metrics = json.loads(path.read_text(encoding="utf-8"))["metrics"]
+            found = json.loads(path.read_text(encoding="utf-8"))
             # JSON has no NaN: a metric without a finite value is null there.
-            values |= {f"{name}/{metric}": math.nan if v is None else float(v) for metric, v in metrics.items()}
+            values |= {
+                f"{name}/{metric}": math.nan if v is None else float(v) for metric, v in found["metrics"].items()
+            }
+            shown |= {metric: Shown(**of) for metric, of in found.get("quantities", {}).items()}
     with _written(job, f"{next(iter(job.evaluations))}/answers.jsonl") as path:
-        shown = tuple(islice(_answers(path), answers))
-    return Trial(method, seed, run, values, _cost(job, run), shown)
+        first = tuple(islice(_answers(path), answers))
+    return Trial(method, seed, run, values, _cost(job, run), first, shown)
 
 
 def read_search(search: SettingSearch, scores: Mapping[str, float], points: Mapping[str, Point]) -> Search:
@@ -98,11 +102,8 @@ def _contrasts(study: Study, values: Mapping[tuple[str, str], dict[int, float]])
     found: dict[tuple[str, str], Contrast] = {}
     for quantity in study.measured:
         baseline = values[study.baseline, quantity]
-        pairs = {m: contrast(values[m, quantity], baseline, study.confidence) for m in others}
-        corrected = holm([pair.p for pair in pairs.values()])
-        for (method, pair), p in zip(pairs.items(), corrected, strict=True):
-            if not math.isnan(pair.difference.mean):
-                found[method, quantity] = replace(pair, p=p)
+        pairs = contrasts({m: values[m, quantity] for m in others}, baseline, study.confidence)
+        found |= {(m, quantity): pair for m, pair in pairs.items() if not math.isnan(pair.difference.mean)}
     return found
 
 

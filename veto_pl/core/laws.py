@@ -1,4 +1,4 @@
-"""What a class may promise."""
+"""Mathematical laws that a class promises to keep."""
 
 import enum
 

@@ -38,7 +38,7 @@ class Mistake:
 
 
 def report(mistakes: Iterable[Mistake]) -> None:
-    """Warns of what is suspicious, then raises one `ConfigurationError` that names everything that cannot work."""
+    """Warn of what is suspicious, then raise one `ConfigurationError` that names everything that cannot work."""
     found = list(mistakes)
     for mistake in found:
         if not mistake.fatal:
@@ -48,18 +48,18 @@ def report(mistakes: Iterable[Mistake]) -> None:
 
 
 def error_of(mistakes: Sequence[Mistake]) -> ConfigurationError:
-    """One error for all of them."""
+    """Return one error for all of the mistakes."""
     if len(mistakes) == 1:
         return ConfigurationError(str(mistakes[0]))
     lines = "".join(f"\n  - {mistake}" for mistake in mistakes)
     return ConfigurationError(f"The configuration has {len(mistakes)} mistakes:{lines}")
 
 
-def shown(value: object, limit: int = SHOWN) -> str:
-    """A value in one short line.
+def shorten(value: object, limit: int = SHOWN) -> str:
+    """Return a value as one line of at most `limit` characters.
 
     Example:
-        >>> shown("x" * 300, 10)
+        >>> shorten("x" * 300, 10)
         'xxxxxxx...'
     """
     text = " ".join(str(value).split())
@@ -67,7 +67,7 @@ def shown(value: object, limit: int = SHOWN) -> str:
 
 
 def check_number(setting: str, value: float, least: float, most: float = math.inf) -> None:
-    """Raises `ConfigurationError` for a number outside of its range, which NaN always is.
+    """Raise `ConfigurationError` for a number outside of its range, which NaN always is.
 
     Example:
         >>> check_number("Checkpoints.minutes", 10, 0)
@@ -77,11 +77,11 @@ def check_number(setting: str, value: float, least: float, most: float = math.in
         raise ConfigurationError(f"`{setting}` must {bound}, got {value}.")
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A sentence that proposes what may have been meant; empty where nothing is near.
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return a sentence that proposes the known names closest to `name`; empty where none is close.
 
     Example:
-        >>> nearest("FowardKL", ["ForwardKL", "SkewKL"])
+        >>> did_you_mean("FowardKL", ["ForwardKL", "SkewKL"])
         'Did you mean `ForwardKL`?'
     """
     by_case = {known.lower(): known for known in names}

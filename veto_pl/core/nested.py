@@ -8,7 +8,7 @@ P = TypeVar("P")
 
 
 def inside(whole: object, kind: type[P]) -> Iterator[P]:
-    """Everything of a kind among a strategy and what it was given, at any depth."""
+    """Yield every instance of `kind` among a strategy and the strategies in its fields, at any depth."""
     if isinstance(whole, kind):
         yield whole
     for value in _given(whole).values():
@@ -17,7 +17,7 @@ def inside(whole: object, kind: type[P]) -> Iterator[P]:
 
 
 def changed(whole: P, kind: type[P], change: Callable[[P], P]) -> P:
-    """The same strategy with every one of a kind inside of it, and at last itself, put through `change`."""
+    """Return a copy in which every instance of `kind` was put through `change`, inner ones first, the whole last."""
 
     def of(value: Any) -> Any:
         if isinstance(value, dict):

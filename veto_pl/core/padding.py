@@ -10,7 +10,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 
 def pad_right(rows: Sequence[Tensor], value: int = 0) -> tuple[Tensor, Tensor]:
-    """Stacks 1-D rows of differing length: ([B, max] ids, [B, max] bool mask). The mask comes from the lengths."""
+    """Stack 1-D rows of differing length, aligned on the left: [B, max] ids, and the [B, max] bool mask of their
+    lengths.
+    """
     if not rows:
         return torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, 0, dtype=torch.bool)
     lengths = torch.tensor([len(row) for row in rows])
@@ -19,7 +21,8 @@ def pad_right(rows: Sequence[Tensor], value: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def pad_left(rows: Sequence[Tensor], value: int = 0) -> tuple[Tensor, Tensor]:
-    """Stacks 1-D rows of differing length, ends aligned: ([B, max] ids, [B, max] bool mask from the lengths).
+    """Stack 1-D rows of differing length, aligned on the right: [B, max] ids, and the [B, max] bool mask of their
+    lengths.
 
     Example:
         >>> ids, mask = pad_left([torch.tensor([5]), torch.tensor([6, 7])])

@@ -15,19 +15,21 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def place() -> tuple[int, int]:
-    """This rank, and how many there are; (0, 1) without a process group."""
+def rank_and_size() -> tuple[int, int]:
+    """Return this process's rank and the number of ranks; (0, 1) without a process group."""
     if not (dist.is_available() and dist.is_initialized()):
         return 0, 1
     return dist.get_rank(), dist.get_world_size()
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """The sum over all processes of the run, without a graph; the value itself where there is one process.
+    """Return the sum over all ranks, without a graph; the value itself where there is one rank.
+
+    Collective: call it on every rank.
 
     Every rank has to ask, equally often.
     """
-    if place()[1] == 1:
+    if rank_and_size()[1] == 1:
         return value
     summed = value.detach().clone()
     dist.all_reduce(summed)
@@ -35,8 +37,11 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 
 def gather_on_first(value: T) -> list[T] | None:
-    """The values of all ranks, in their order, on the first one; None on the others. Every rank has to ask."""
-    rank, world_size = place()
+    """Return the values of all ranks, in the order of ranks, on rank 0, and None on the others.
+
+    Collective: call it on every rank. Values are pickled.
+    """
+    rank, world_size = rank_and_size()
     if world_size == 1:
         return [value]
     gathered: list[T] | None = [value] * world_size if rank == 0 else None
@@ -65,13 +70,13 @@ class Sharding:
         return int(self.mesh.get_local_rank()) == 0
 
     def part(self, length: int) -> slice:
-        """The rows of a tensor of `length` rows that this rank keeps, as FSDP2 cuts it."""
+        """Return the rows of a tensor of `length` rows that this rank keeps, cut as FSDP2 cuts them."""
         size = -(-length // self.mesh.size())
         start = min(self.mesh.get_local_rank() * size, length)
         return slice(start, min(start + size, length))
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is true on any rank. Every rank waits for the slowest."""
+        """Return whether `flag` is true on any rank. Collective: call it on every rank."""
         votes = torch.tensor(float(flag), device=self.device)
         dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.mesh.get_group())
         return bool(votes)

@@ -48,11 +48,11 @@ class Sampling:
                 raise ConfigurationError(f"`Sampling.{name}` must {expectation}, got {getattr(self, name)}.")
 
     def ending_with(self, stop: tuple[str, ...]) -> "Sampling":
-        """The same settings with more stop strings."""
+        """Return the same settings with more stop strings."""
         return self if set(stop) <= set(self.stop) else replace(self, stop=(*self.stop, *stop))
 
     def shape(self, logp: Tensor) -> Tensor:
-        """The distribution that is sampled from: temperature first, then top-k, then top-p, renormalised.
+        """Return the distribution that is sampled from: temperature first, then top-k, then top-p, renormalised.
 
         Args:
             logp: [..., V] log-probabilities of the model, or its logits.
@@ -73,7 +73,7 @@ class Sampling:
         return torch.full_like(logp, -torch.inf).scatter(-1, ids, kept)
 
     def draw(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """One id per row from the distribution `shape(logits)`, without writing that distribution down.
+        """Draw one id per row from the distribution `shape(logits)`, without writing that distribution down.
 
         Args:
             logits: [B, V] of the model, or its log-probabilities.
@@ -93,7 +93,9 @@ class Sampling:
         return logits if self.temperature == 1 else logits / self.temperature
 
     def _sizes(self, vocab_size: int) -> tuple[int, ...]:
-        """How many likeliest ids to look at, and at how many if those hold too little; none where nothing is cut."""
+        """Return how many likeliest ids to look at, and the numbers to go on with if those hold too little; () to look
+        at all.
+        """
         if 0 < self.top_k < vocab_size:
             return (self.top_k,)
         return (*(size for size in PREFIXES if size < vocab_size), vocab_size) if self.top_p < 1 else ()
@@ -107,7 +109,7 @@ class Sampling:
         return drawn, logp
 
     def _likeliest(self, scaled: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The log-distribution over the `size` likeliest ids, -inf where top-p cuts, the ids, and whether they do.
+        """Return the log-distribution over the `size` likeliest ids, -inf where top-p cuts.
 
         Returns:
             [..., K] log-probabilities and [..., K] ids; [...] bool, False where more ids are needed to reach `top_p`.
@@ -122,7 +124,7 @@ class Sampling:
 
 
 def draw_id(probability: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    r"""The inverse of the cumulative distribution, by blocks: :math:`\min \{v : \sum_{u \le v} p_u > u_0 \sum_u p_u\}`.
+    r"""Invert the cumulative distribution, by blocks: :math:`\min \{v : \sum_{u \le v} p_u > u_0 \sum_u p_u\}`.
 
     Args:
         probability: [B, V], not below 0; rows sum to 1 up to rounding.
@@ -150,7 +152,7 @@ def draw_id(probability: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pick(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """The index that `uniform` falls on, never one of weight 0, and where inside its share it falls, in [0, 1]."""
+    """Return the index that `uniform` falls on, never one of weight 0, and where in its share it falls, in [0, 1]."""
     reached = weights.cumsum(-1, dtype=uniform.dtype)
     total = reached[:, -1:]
     target = uniform[:, None] * total
@@ -162,5 +164,5 @@ def _pick(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def uniform_type(device: torch.device) -> torch.dtype:
-    """The type that random numbers and cumulative sums have: float64, where the device knows it."""
+    """Return the dtype of random numbers and cumulative sums: float64, or float32 where the device lacks it."""
     return torch.float32 if device.type == "mps" else torch.float64

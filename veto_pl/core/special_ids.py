@@ -10,18 +10,18 @@ if TYPE_CHECKING:
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> tuple[int, ...]:
-    """The ids that end a text: the tokenizer's EOS first, then those of the model's generation settings."""
+    """Return the ids that end a text: the tokenizer's EOS first, then those of the model's generation settings."""
     stated = listed_ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None))
     return tuple(dict.fromkeys(i for i in (tokenizer.eos_token_id, *stated) if i is not None))
 
 
 def listed_ids(stated: Any) -> tuple[Any, ...]:
-    """What a configuration states as one id, several, or none."""
+    """Return as a tuple what a configuration states as one id, a list of ids, or None."""
     return tuple(stated) if isinstance(stated, list) else () if stated is None else (stated,)
 
 
 def state_special_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Writes every id that ends a text, the one that begins it and the filler into both of the model's configurations.
+    """Write the ids of EOS, BOS and padding into both of the model's configurations.
 
     What the tokenizer does not have stays as the model says it. A filler stays out of the architecture's configuration
     where it would change the architecture: an embedding that is made with one does not train that row, and some models
@@ -40,7 +40,7 @@ def state_special_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 
 def drop_contradictions(model: PreTrainedModel) -> None:
-    """Replaces generation settings that contradict each other, which nobody can save, by none; with a warning.
+    """Replace generation settings that contradict each other, and so cannot be saved, by empty ones; with a warning.
 
     What ends a text, begins it and fills it up stays.
     """

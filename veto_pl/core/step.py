@@ -1,4 +1,4 @@
-"""Where training stands, and the random numbers that belong there."""
+"""The position of a run in training, and the random numbers that are a function of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _GAMMA = -0x61C8864680B583EB
 
 @dataclass(frozen=True)
 class Step:
-    """Where training stands. Schedules read `index` and `total`; random draws are a pure function of what they need.
+    """A position in training. Schedules read `index` and `total`; random draws are a pure function of what they need.
 
     What is drawn for a row depends on the seed, the optimizer step and the number of the row, so it is the same on any
     number of ranks, in any split into micro-batches, and after a resume.
@@ -34,24 +34,24 @@ class Step:
     micro: int = 0
 
     def generator(self, purpose: str, device: torch.device | str = "cpu", *, shared: bool = False) -> torch.Generator:
-        """A generator for one purpose; `shared` gives all ranks and micro-batches of a step the same one."""
+        """Return a generator for one purpose; `shared` gives all ranks and micro-batches of a step the same one."""
         place = "0/all" if shared else f"{self.micro}/{self.rank}"
         return torch.Generator(device).manual_seed(self._seed(purpose, place))
 
     def seeds(self, purpose: str, numbers: Tensor) -> list[int]:
-        """A seed below 2^63 for each row of `numbers` ([B] int64), a function of the row's number alone."""
+        """Return a seed below 2^63 for each row of `numbers` ([B] int64), a function of the row's number alone."""
         return [self._seed(purpose, f"row {number}") for number in numbers.tolist()]
 
     def uniform(self, purpose: str, numbers: Tensor, *shape: int) -> Tensor:
-        """[B, *shape] float64 numbers in [0, 1) on the CPU, for each row of `numbers` from a generator of its own."""
+        """Draw [B, *shape] float64 numbers in [0, 1) on the CPU, each row of `numbers` from a generator of its own."""
         drawn = torch.empty(len(numbers), *shape, dtype=torch.float64)
         generator = torch.Generator()
         for row, seed in zip(drawn, self.seeds(purpose, numbers), strict=True):
             row.uniform_(generator=generator.manual_seed(seed))
         return drawn
 
-    def lots(self, purpose: str, keys: Tensor) -> Tensor:
-        """[...] float64 numbers in [0, 1), one for each of `keys` ([...] int64), a function of the key alone.
+    def uniform_by_key(self, purpose: str, keys: Tensor) -> Tensor:
+        """Return [...] float64 numbers in [0, 1), one for each of `keys` ([...] int64), a function of the key alone.
 
         They are formed on the keys' device, and nobody waits for the keys. Nearby keys have unrelated numbers
         (SplitMix64: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014).
@@ -63,7 +63,7 @@ class Step:
         return (mixed >> 11 & (1 << 53) - 1).double() / (1 << 53)
 
     def aside(self, name: str) -> Step:
-        """The same place with other random numbers: for another rollout, which would repeat those of the first."""
+        """Return the same position with other random numbers: a second rollout would repeat those of the first."""
         return replace(self, seed=self._seed(f"aside {name}", "all"))
 
     def _seed(self, purpose: str, place: str) -> int:

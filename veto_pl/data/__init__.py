@@ -6,7 +6,7 @@ from veto_pl.data.encoding import EncodedRows
 from veto_pl.data.example_rows import ExampleStream, StoredExamples, stored
 from veto_pl.data.fingerprints import source_key
 from veto_pl.data.jsonl import read_examples
-from veto_pl.data.mathematics import Answer, MathAnswer, final_answer
+from veto_pl.data.mathematics import MathAnswer, final_answer
 from veto_pl.data.overlap import rouge
 from veto_pl.data.rewards import ExactMatch, LastNumber, NoReward, RougeL, final_number
 from veto_pl.data.sampler import RankSampler, even_batches
@@ -17,7 +17,6 @@ from veto_pl.seams import pad_left
 __all__ = [
     "GSM8K",
     "MBPP",
-    "Answer",
     "ChatTemplate",
     "Collator",
     "DialogSum",

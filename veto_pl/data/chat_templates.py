@@ -7,8 +7,10 @@ from string import Formatter
 from typing import Any
 
 
-def in_format(text: str) -> str | None:
-    """A Jinja expression for a format string, filled with `message['content']`; None where it names another field."""
+def format_as_jinja(text: str) -> str | None:
+    """Return a Jinja expression for a format string, filled with `message['content']`; None where it names another
+    field.
+    """
     parts = []
     for literal, name, spec, conversion in Formatter().parse(text):
         parts += [repr(literal)] if literal else []
@@ -19,8 +21,8 @@ def in_format(text: str) -> str | None:
     return " ~ ".join(parts) or "''"
 
 
-def answering(user: str, *, add_bos: bool) -> str:
-    """A chat template of user messages and answers that end with EOS; it refuses other roles.
+def user_only_template(user: str, *, add_bos: bool) -> str:
+    """Return a chat template of user messages and answers that end with EOS; it refuses other roles.
 
     Args:
         user: the Jinja expression for a user's `message`.
@@ -38,7 +40,7 @@ def answering(user: str, *, add_bos: bool) -> str:
 
 
 def with_settings(template: str, user: str, system: str | None, arguments: Mapping[str, Any]) -> str:
-    """A chat template that reads conversations as the run's were read.
+    """Return a chat template that reads conversations as the run's were read.
 
     Args:
         template: the chat template of the run.

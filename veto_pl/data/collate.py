@@ -11,7 +11,7 @@ from torch import Tensor
 
 from veto_pl.data.control_words import ControlWords
 from veto_pl.data.templates import PlainTemplate
-from veto_pl.data.tokenising import continued, prompted
+from veto_pl.data.tokenising import tokenise_continuations, tokenise_prompts
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.seams import Example, ModelSource, PromptBatch, Task, Template, pad_left, pad_right
 
@@ -65,24 +65,26 @@ class Collator:
     student: ModelSource | None = None
 
     def __call__(self, examples: Sequence[Example]) -> PromptBatch:
-        """Encodes and pads."""
+        """Encode and pad."""
         return self.pad(self.encode(examples))
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """The tokens of each example. Prompt and completion are tokenised apart, as generation sees them.
+        """Tokenise each example. Prompt and completion are tokenised apart, as generation sees them.
+
+        A reference whose text already ends with an end token gets no second one, and is judged and shown without it.
 
         A reference whose text has its end gets no other one behind it, and is judged and shown without.
         """
         words = ControlWords(self.tokenizer)
         ends = self._ends(examples, words)
         stripped = [_without_ends(example, ends) for example in examples]
-        prompts = prompted(stripped, self.template, self.tokenizer)
+        prompts = tokenise_prompts(stripped, self.template, self.tokenizer)
         for example, (ids, _) in zip(examples, prompts, strict=True):
             if not ids:
                 raise DataError(
                     f"The prompt {example.prompt[:60]!r} has no tokens, expected at least one. Add text or BOS."
                 )
-        completions = self._completions(stripped, [ends.get(_end(e.completion or "", ends)) for e in examples])
+        completions = self._completions(stripped, [ends.get(_end_of(e.completion or "", ends)) for e in examples])
         inside = ["completion" if words.within(example.completion or "") else "" for example in stripped]
         remarks = [tuple(filter(None, (of, more))) for (_, of), more in zip(prompts, inside, strict=True)]
         rows = zip(stripped, prompts, completions, remarks, strict=True)
@@ -93,7 +95,7 @@ class Collator:
         ]
 
     def pad(self, rows: Sequence[Encoded]) -> PromptBatch:
-        """Stacks encoded rows; the masks come from their lengths."""
+        """Stack encoded rows; the masks come from their lengths."""
         choices = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         value = next(token for token in choices if token is not None)
         prompts, prompt_mask = pad_left([_tensor(row.prompt_ids) for row in rows], value)
@@ -105,7 +107,9 @@ class Collator:
         )
 
     def _ends(self, examples: Sequence[Example], words: ControlWords) -> dict[str, int]:
-        """The ids that end a reference, by their text: EOS, and those of the student if a reference asks for them."""
+        """Return the ids that end a reference, by their text: EOS, and those of the student if a reference ends with
+        them.
+        """
         eos = self.tokenizer.eos_token
         ends = {} if eos is None else {str(eos): int(self.tokenizer.eos_token_id)}
         last = {words.at_end(example.completion or "") for example in examples} - {"", *ends}
@@ -115,30 +119,32 @@ class Collator:
         return ends
 
     def _completions(self, examples: Sequence[Example], ends: Sequence[int | None]) -> list[list[int]]:
-        """The ids of each reference, with the end that its text had or else EOS."""
+        """Return the ids of each reference, with the end that its text had or else EOS."""
         texts = [self.completion_prefix + e.completion for e in examples if e.completion is not None]
         eos = self.tokenizer.eos_token_id
         if texts and eos is None:
             raise ConfigurationError(
                 "The tokenizer has no EOS token to end reference completions with. Set its `eos_token`."
             )
-        ids = iter(continued(texts, self.tokenizer))
+        ids = iter(tokenise_continuations(texts, self.tokenizer))
         return [
             [] if example.completion is None else [*next(ids), eos if end is None else end]
             for example, end in zip(examples, ends, strict=True)
         ]
 
 
-def _end(text: str, ends: Mapping[str, int]) -> str:
-    """The end that a text has, or nothing."""
+def _end_of(text: str, ends: Mapping[str, int]) -> str:
+    """Return the end that a text has, or an empty string."""
     return next((end for end in ends if text.endswith(end)), "")
 
 
 def _without_ends(example: Example, ends: Mapping[str, int]) -> Example:
-    """The example with references that do not say that they end: what is compared with them does not, either."""
-    if not any(_end(text, ends) for text in example.references):
+    """Return the example with its references' end tokens removed, since completions are compared without theirs."""
+    if not any(_end_of(text, ends) for text in example.references):
         return example
-    first, *others = (text.removesuffix(_end(text, ends)) for text in (example.completion or "", *example.alternatives))
+    first, *others = (
+        text.removesuffix(_end_of(text, ends)) for text in (example.completion or "", *example.alternatives)
+    )
     return replace(example, completion=None if example.completion is None else first, alternatives=tuple(others))
 
 

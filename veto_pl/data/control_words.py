@@ -19,13 +19,13 @@ MARK = "\ufdd0"
 """Stands within a control word that is text, while a template puts it in place: a character that no text may hold."""
 
 
-def unmarked(text: str) -> str:
-    """The text without marks: its control words become tokens."""
+def remove_marks(text: str) -> str:
+    """Return the text without marks: its control words become tokens."""
     return text.replace(MARK, "")
 
 
-def without_marks(told: str) -> str:
-    """A JSON text as if nothing had been marked in it."""
+def remove_json_marks(told: str) -> str:
+    """Return a JSON text as if nothing had been marked in it."""
     return told.replace("\\ufdd0", "")
 
 
@@ -50,32 +50,35 @@ class ControlWords:
         return isinstance(word, str) and self.pattern.fullmatch(word) is not None
 
     def within(self, text: str) -> str:
-        """The first control word of a text; empty where it holds none."""
+        """Return the first control word of a text; empty where it holds none."""
         if not any(initial in text for initial in self._initials):  # which is quick to see
             return ""
         found = self.pattern.search(text)
         return "" if found is None else found[0]
 
     def at_end(self, text: str) -> str:
-        """The control word that a text ends with; empty where it ends otherwise."""
+        """Return the control word that a text ends with; empty where it ends otherwise."""
         if not any(text.endswith(final) for final in self._finals):
             return ""
         return next((word for word in self.words if text.endswith(word)), "")
 
     def first(self, example: Example) -> str:
-        """The first control word of an example's own text; empty where it holds none."""
+        """Return the first control word of an example's own text; empty where it holds none."""
         return next(filter(None, map(self.within, _texts([example.prompt, example.row]))), "")
 
-    def marked(self, example: Example) -> Example:
-        """The example with a mark in each control word, so that none is one any more."""
+    def mark_words(self, example: Example) -> Example:
+        """Return the example with a mark in each control word, so that none is one any more."""
         return _changed(example, self._mark)
 
-    def removed(self, example: Example) -> Example:
-        """The example without control words."""
+    def remove_words(self, example: Example) -> Example:
+        """Return the example without control words."""
         return _changed(example, partial(self.pattern.sub, ""))
 
     def parts(self, text: str) -> list[tuple[str, Reading]]:
-        """A rendered text in pieces: those with marked words, the marks taken away, are text and have no other words.
+        """Split a rendered text into pieces to read as text, which held marked words, and pieces to read as tokens.
+
+        Marks are taken away. The control words on both sides of a piece of text eat white space as the tokenizer would
+        let them.
 
         The words on both sides of such a piece eat white space as the tokenizer would let them.
         """
@@ -86,7 +89,7 @@ class ControlWords:
                 before, after = (self._added.get(pieces[j]) if 0 < j < len(pieces) else None for j in (i - 1, i + 1))
                 piece = piece.lstrip() if before is not None and before.rstrip else piece
                 piece = piece.rstrip() if after is not None and after.lstrip else piece
-                parts.append((unmarked(piece), "text"))
+                parts.append((remove_marks(piece), "text"))
             elif piece and parts and parts[-1][1] == "tokens":
                 parts[-1] = (parts[-1][0] + piece, "tokens")
             elif piece:
@@ -100,7 +103,7 @@ class ControlWords:
 
 
 def _texts(value: Any) -> list[str]:
-    """All texts inside of lists and mappings."""
+    """Return all texts inside of lists and mappings."""
     if isinstance(value, str):
         return [value]
     entries = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()

@@ -112,19 +112,19 @@ class PromptDataModule(LightningDataModule):
         self.test_split = "test"  # or what stands in for it
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._rows: dict[str, EncodedRows | EncodedStream] = {}
-        self._made_of: dict[str, tuple[Any, ...]] = {}
+        self._built_from: dict[str, tuple[Any, ...]] = {}
         self._order: RankSampler | StreamOrder = RankSampler(0)
         self._start = (0, 0, 0)
 
     def connect(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Sets the tokenizer, for use without a trainer or instead of the module's; rows are tokenised anew."""
+        """Set the tokenizer, for use without a trainer or instead of the module's; rows are tokenised anew."""
         self._tokenizer = tokenizer
         self._rows.clear()
-        self._made_of.clear()
+        self._built_from.clear()
 
     @property
     def collator(self) -> Collator:
-        """Makes batches of this module's kind; raises `ConfigurationError` while no tokenizer is known."""
+        """What makes batches of this module's kind; raises `ConfigurationError` while no tokenizer is known."""
         module = self.trainer.lightning_module if self.trainer is not None else None
         tokenizer = self._tokenizer if self._tokenizer is not None else getattr(module, "tokenizer", None)
         if tokenizer is None:
@@ -141,7 +141,7 @@ class PromptDataModule(LightningDataModule):
         )
 
     def setup(self, stage: str) -> None:
-        """Loads and tokenises the splits of `stage` (fit, validate, test or predict) that are not there yet.
+        """Load and tokenise the splits of `stage` (fit, validate, test or predict) that are not there yet.
 
         Rows that were tokenised by another tokenizer, template, task or limit are tokenised anew.
 
@@ -153,12 +153,12 @@ class PromptDataModule(LightningDataModule):
         policy = (self.max_prompt_tokens, self.overlong, self.overlong_completions, self.shuffle_buffer)
         for split in _SPLITS[stage]:
             made_of = (self.task, name, policy, self.limits.get(split))
-            if name is None or self._made_of.get(split) != made_of:
+            if name is None or self._built_from.get(split) != made_of:
                 self._rows[split] = self._encode(split, name)
-                self._made_of[split] = made_of
+                self._built_from[split] = made_of
 
     def rows(self, split: str) -> EncodedRows:
-        """The encoded rows of `split` in the task's order, with the limits of training applied.
+        """Return the encoded rows of `split` in the task's order, with the limits of training applied.
 
         Raises:
             DataError: they are a stream, or there are none.
@@ -166,20 +166,20 @@ class PromptDataModule(LightningDataModule):
         return self._encode(split, self._collator_name()).listed(split)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint says about the rows, for `load_state_dict`."""
+        """Return what a checkpoint says about the rows, for `load_state_dict`."""
         return {"rows": {split: rows.summary for split, rows in self._rows.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Warns where a run goes on with other rows than those that the checkpoint was trained on."""
+        """Warn where a run goes on with other rows than those that the checkpoint was trained on."""
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
         now, before = self.state_dict()["rows"], state_dict.get("rows", {})
-        changed = [_change(split, before[split], now[split]) for split in now if split in before]
+        changed = [_describe_change(split, before[split], now[split]) for split in now if split in before]
         if told := "; ".join(change for change in changed if change):
             rank_zero_warn(f"The run goes on with other rows than before: {told}.")
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled batches; the last one of an epoch may be smaller."""
+        """Return shuffled batches; the last one of an epoch may be smaller."""
         rows = self._rows["train"]
         if self.trainer is not None:
             rows.check_trainer(self.trainer)
@@ -192,12 +192,12 @@ class PromptDataModule(LightningDataModule):
         return loader
 
     def row_after(self, epoch: int, batches: int) -> int:
-        """The row of the epoch's global order that follows the first `batches` batches of all ranks."""
+        """Return the row of the epoch's global order that follows the first `batches` batches of all ranks."""
         _, row, before = self._start if self._start[0] == epoch else (epoch, 0, 0)
         return min(row + (batches - before) * self.batch_size * self._place[1], self._order.length)
 
     def start_at(self, epoch: int, row: int) -> int:
-        """Lets the present training batches begin at a row of the epoch's global order.
+        """Let the present training batches begin at a row of the epoch's global order.
 
         The row holds for any number of ranks and any batch size, so a run can be resumed on others.
 
@@ -210,15 +210,15 @@ class PromptDataModule(LightningDataModule):
         return before
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Every validation row once; an empty list, which turns validation off, where there are none."""
+        """Return every validation row once; an empty list, which turns validation off, where there are none."""
         return self._evaluation("validation") if self._rows["validation"] else []
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Every test row once."""
+        """Return every test row once."""
         return self._evaluation("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Every test row once."""
+        """Return every test row once."""
         return self._evaluation("test")
 
     @property
@@ -226,7 +226,7 @@ class PromptDataModule(LightningDataModule):
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def _collator_name(self) -> str | None:
-        """Tells what encodes the rows from everything that encodes them differently; None where nobody can tell."""
+        """Return a fingerprint of everything that decides how rows are encoded; None where it cannot be told."""
         collator = self.collator
         ends = [] if collator.student is None else list(collator.student.end_ids())
         return fingerprint([replace(collator, task=None, student=None), ends])
@@ -285,7 +285,7 @@ class PromptDataModule(LightningDataModule):
 
 
 def _report_no_rows(split: str, examples: Sequence[Example]) -> None:
-    """Refuses a split without rows; a file without validation rows means no validation, which is said."""
+    """Raise `DataError` for a split without rows; only warn where the task has a file but no validation rows."""
     origin = getattr(examples, "origin", None)
     what = f"{origin}: no" if origin else "The task has no"
     why = getattr(examples, "remark", "") or "It is empty or blank, or a limit leaves nothing."
@@ -296,8 +296,8 @@ def _report_no_rows(split: str, examples: Sequence[Example]) -> None:
         rank_zero_warn(message)
 
 
-def _change(split: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """How the rows of a split have changed, in words; nothing where they have not."""
+def _describe_change(split: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Describe how the rows of a split have changed; return an empty string where they have not."""
     if before == now:
         return ""
     if before["count"] != now["count"]:

@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 from torch.utils.data import Dataset
 
 from veto_pl.data.collate import Collator, Encoded
-from veto_pl.data.example_rows import at, batches
+from veto_pl.data.example_rows import batches, rows_at
 from veto_pl.data.fingerprints import digest
-from veto_pl.data.row_store import Notes, kept
+from veto_pl.data.row_store import Notes, cached_table
 from veto_pl.data.sampler import RankSampler
 from veto_pl.exceptions import DataError
 from veto_pl.seams import Example
@@ -73,13 +73,13 @@ class EncodedRows(Sequence[Encoded]):
         return self.__getitems__([range(len(self))[index]])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Encoded]:
-        """The rows at some places, read together, as a loader asks for them."""
+        """Return the rows at some places, read together, as a loader asks for them."""
         numbers = list(indices) if self.places is None else self.places[list(indices)].tolist()
         if not numbers:
             return []
         columns = self.tokens[numbers]
         first = None if self.longest is None else -self.longest
-        parts = zip(at(self.examples, numbers), numbers, *columns.values(), strict=True)
+        parts = zip(rows_at(self.examples, numbers), numbers, *columns.values(), strict=True)
         return [
             Encoded(_with(example, references), prompt[first:], completion, number, cut, tuple(remarks.split()))
             for example, number, prompt, completion, cut, remarks, references in parts
@@ -90,7 +90,7 @@ class EncodedRows(Sequence[Encoded]):
 
     @property
     def dataset(self) -> Dataset[Encoded]:
-        """What a loader reads the places of an order from."""
+        """The data set from which a loader reads the places of an order."""
         return cast("Dataset[Encoded]", self)
 
     @property
@@ -101,30 +101,30 @@ class EncodedRows(Sequence[Encoded]):
 
     @property
     def prompt_lengths(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """[N] int64: tokens of each prompt, read from the table without its tokens."""
+        """Tokens of each prompt, [N] int64, read from the table without its tokens."""
         lengths = self._left(pc.list_value_length(self.tokens.data.column("prompt_ids")))
         return lengths if self.longest is None else np.minimum(lengths, self.longest)
 
     @property
     def cut_tokens(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """[N] int64: tokens that were cut from the end of each reference."""
+        """Tokens that were cut from the end of each reference, [N] int64."""
         return self._left(self.tokens.data.column("cut"))
 
     def remarked(self, remark: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """[N] bool: the rows with a remark."""
+        """Return which rows have a remark, [N] bool."""
         return self._left(pc.match_substring(self.tokens.data.column("remarks"), remark)).astype(bool)
 
     def only(self, wanted: np.ndarray[Any, np.dtype[np.bool_]]) -> EncodedRows:
-        """The rows for which `wanted` ([N] bool) holds."""
+        """Return the rows for which `wanted` ([N] bool) holds."""
         places = np.arange(len(self)) if self.places is None else self.places
         return replace(self, places=places[wanted])
 
     def cut(self, longest: int) -> EncodedRows:
-        """The same rows with prompts of their last `longest` tokens."""
+        """Return the same rows with prompts of their last `longest` tokens."""
         return replace(self, longest=longest)
 
     def order(self, rank: int, world_size: int, *, seed: int, shuffle: bool) -> RankSampler:
-        """The order in which a rank reads the rows in training; raises `DataError` where a rank would have none."""
+        """Return the order in which a rank reads the training rows; raise `DataError` where a rank would have none."""
         if len(self) < world_size:
             raise DataError(
                 f"{len(self)} training rows, expected at least one for each of {world_size} ranks. Use fewer."
@@ -132,14 +132,14 @@ class EncodedRows(Sequence[Encoded]):
         return RankSampler(len(self), rank, world_size, seed, shuffle, even=True)
 
     def listed(self, split: str) -> EncodedRows:
-        """The rows as a sequence."""
+        """Return the rows as a sequence, which they are."""
         return self
 
     def check_trainer(self, trainer: Trainer) -> None:
-        """Every setting of a trainer works with rows whose number is known."""
+        """Accept every setting of a trainer, since the number of rows is known; `EncodedStream` refuses some."""
 
     def _left(self, column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The numbers of a column at the rows that are left."""
+        """Return the numbers of a column at the rows that are left."""
         numbers: np.ndarray[Any, np.dtype[np.int64]] = column.to_numpy().astype(np.int64)
         return numbers if self.places is None else numbers[self.places]
 
@@ -166,7 +166,7 @@ class Batches(Dataset[list[Encoded]]):
 def encode_rows(
     examples: Sequence[Example], collator: Collator, *, name: str | None = None, processes: int = 0
 ) -> EncodedRows:
-    """Templates and tokenises examples, in batches, and keeps the tokens in an Arrow table.
+    """Template and tokenise examples, in batches, and keep the tokens in an Arrow table.
 
     Tokens of stored examples of a known key stay in the cache, if the collator has a name, and are read from there the
     next time.
@@ -180,7 +180,7 @@ def encode_rows(
     encoder = _Encoder(examples, replace(collator, task=None))
     known: str | None = getattr(examples, "key", None)
     key = digest("tokens", known, name) if known and name else None
-    table = kept(key, _SCHEMA, lambda notes: _batches(encoder, processes, notes))
+    table = cached_table(key, _SCHEMA, lambda notes: _batches(encoder, processes, notes))
     return EncodedRows(table.rows, examples, table.notes["content"])
 
 
@@ -192,7 +192,7 @@ class _Encoder:
     collator: Collator
 
     def __call__(self, places: range) -> _Batch:
-        examples = at(self.examples, places)
+        examples = rows_at(self.examples, places)
         rows = self.collator.encode(examples)
         columns = [
             [row.prompt_ids for row in rows],
@@ -209,7 +209,9 @@ class _Encoder:
 
 
 def _changed(before: Example, after: Example) -> str | None:
-    """The references of an example that the encoding has changed, for `_with`."""
+    """Return the references of an example that the encoding has changed, as JSON for `_with`; None where they are the
+    same.
+    """
     return None if after.references == before.references else json.dumps([after.completion, after.alternatives])
 
 
@@ -229,11 +231,11 @@ def _batches(encoder: _Encoder, processes: int, notes: Notes) -> Iterator[pa.Rec
 
 
 def _encoded(encoder: _Encoder, parts: list[range], processes: int) -> Iterator[_Batch]:
-    """In order, whoever encodes them."""
+    """Yield the encoded batches in order, whichever process encodes them."""
     if processes == 0 or len(parts) <= 1:
         yield from map(encoder, parts)
         return
-    with ProcessPoolExecutor(min(processes, len(parts)), initializer=_begin, initargs=(encoder,)) as pool:
+    with ProcessPoolExecutor(min(processes, len(parts)), initializer=_start_worker, initargs=(encoder,)) as pool:
         yield from pool.map(_encode, parts)
 
 
@@ -241,7 +243,7 @@ _encoders: list[Callable[[range], _Batch]] = []
 """What a process of the pool works with."""
 
 
-def _begin(encoder: Callable[[range], _Batch]) -> None:
+def _start_worker(encoder: Callable[[range], _Batch]) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else each of them would use every core
     _encoders[:] = [encoder]
 

@@ -1,4 +1,4 @@
-"""What the trainer asks of an epoch, compared with how long it is as soon as that is known."""
+"""Checks of the trainer's limits against the length of an epoch, as soon as that is known."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def check_epoch(trainer: Trainer, batches: int) -> None:
-    """Compares the trainer's limits with the training batches of an epoch.
+    """Compare the trainer's limits with the training batches of an epoch.
 
     Args:
         trainer: fits.

@@ -12,7 +12,7 @@ import pyarrow as pa
 from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.data.fingerprints import digest
-from veto_pl.data.row_store import Notes, kept
+from veto_pl.data.row_store import Notes, cached_table
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.seams import Example
 
@@ -69,13 +69,13 @@ class StoredExamples(Sequence[Example]):
     __hash__ = None  # type: ignore[assignment]  # as a list
 
     def at(self, places: Sequence[int]) -> list[Example]:
-        """The examples at some places, read together."""
+        """Return the examples at some places, read together."""
         columns = self.rows[places]  # a range is read as a slice
         return [_example(*values) for values in zip(*columns.values(), strict=True)]
 
 
 def batches(length: int) -> Iterator[range]:
-    """The places of so many rows, in batches.
+    """Yield the places of so many rows, in batches.
 
     Example:
         >>> list(batches(1500))
@@ -84,8 +84,8 @@ def batches(length: int) -> Iterator[range]:
     return (range(start, min(start + BATCH, length)) for start in range(0, length, BATCH))
 
 
-def at(examples: Sequence[Example], places: Sequence[int]) -> list[Example]:
-    """The examples at some places, read together where they can be."""
+def rows_at(examples: Sequence[Example], places: Sequence[int]) -> list[Example]:
+    """Return the examples at some places, read together where they can be."""
     together: Callable[[Sequence[int]], list[Example]] | None = getattr(examples, "at", None)
     return [examples[place] for place in places] if together is None else together(places)
 
@@ -93,7 +93,7 @@ def at(examples: Sequence[Example], places: Sequence[int]) -> list[Example]:
 def stored(
     read: Callable[[Say], Iterable[Example]], *, origin: str, key: Callable[[], str | None] = lambda: None
 ) -> StoredExamples:
-    """Reads examples once and keeps them in an Arrow table.
+    """Read examples once and keep them in an Arrow table.
 
     Args:
         read: gives the examples in order, and tells its argument what a user should know about them; values of their
@@ -125,7 +125,7 @@ def stored(
         if key() != name:
             raise DataError(f"{origin}: changed while it was read. Start again when it is complete.")
 
-    table = kept(name, _SCHEMA, fill)
+    table = cached_table(name, _SCHEMA, fill)
     for message in table.notes["said"]:
         rank_zero_warn(message)
     return StoredExamples(table.rows, origin, name, " ".join(table.notes["said"]))

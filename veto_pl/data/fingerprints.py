@@ -1,4 +1,4 @@
-"""What rows depend on, in few bytes: files, settings, tokenizers, and the code that reads them."""
+"""Hashes of what rows depend on: files, settings, tokenizers, and the code that reads them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _UnknownContentError(TypeError):
 
 
 def digest(*parts: str | bytes) -> str:
-    """A hash of texts and bytes, in hexadecimal; where one ends and the next begins counts.
+    """Return a hash of texts and bytes, in hexadecimal; where one ends and the next begins counts.
 
     Example:
         >>> digest("ab", "c") == digest("a", "bc")
@@ -41,7 +41,7 @@ def digest(*parts: str | bytes) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """A hash of a file's bytes, read once and a block at a time."""
+    """Return a hash of a file's bytes, read once and a block at a time."""
     total = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
@@ -50,7 +50,7 @@ def file_digest(path: Path) -> str:
 
 
 def source_key(path: str, *settings: Any) -> str | None:
-    """Names what is made of a file with settings and the present code; None where it is small, or no readable file."""
+    """Return a name for what this code makes of a file with settings; None where the file is small or not readable."""
     try:
         file = local_path(path)
         if not file.is_file() or file.stat().st_size < SMALL:
@@ -61,12 +61,12 @@ def source_key(path: str, *settings: Any) -> str | None:
 
 
 def settings_key(source: str, *settings: Any) -> str:
-    """Names what the present code makes of a source with settings, which are plain values."""
+    """Return a name for what the present code makes of a source with settings, which are plain values."""
     return digest(source, json.dumps(settings), _own_code())
 
 
 def brief_digest(path: str) -> str:
-    """A hash of a file's size, beginning and end, for files that are too large to be read twice; "" if unreadable."""
+    """Return a hash of a file's size, beginning and end, for files too large to be read twice; "" if unreadable."""
     try:
         whole = local_path(path)
         if not whole.is_file():  # a pipe would wait for ever
@@ -81,18 +81,18 @@ def brief_digest(path: str) -> str:
 
 
 def fingerprint(value: Any) -> str | None:
-    """A hash of a value of plain parts, dataclasses and a tokenizer, and of the code of its classes.
+    """Return a hash of a value of plain parts, dataclasses and a tokenizer, and of the code of its classes.
 
     None where it has other parts, so that nobody can say whether two of them are alike.
     """
     try:
-        return digest(_own_code(), json.dumps(_described(value)))
+        return digest(_own_code(), json.dumps(_plain_value(value)))
     except _UnknownContentError:
         return None
 
 
 def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of everything that decides how a text is encoded and a conversation rendered."""
+    """Return a hash of everything that decides how a text is encoded and a conversation rendered."""
     import tokenizers
     import transformers
 
@@ -107,31 +107,31 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     return digest(_code(type(tokenizer)), json.dumps(content), *special, *versions)
 
 
-def _described(value: Any) -> Any:
-    """The value as JSON."""
+def _plain_value(value: Any) -> Any:
+    """Return the value as JSON."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if is_dataclass(value) and not isinstance(value, type):
-        described = {field.name: _described(getattr(value, field.name)) for field in fields(value)}
+        described = {field.name: _plain_value(getattr(value, field.name)) for field in fields(value)}
         return [type(value).__qualname__, _code(type(value)), described]
     if isinstance(value, Mapping):
-        return [[_described(key), _described(item)] for key, item in value.items()]
+        return [[_plain_value(key), _plain_value(item)] for key, item in value.items()]
     if isinstance(value, list | tuple):
-        return [_described(item) for item in value]
+        return [_plain_value(item) for item in value]
     if hasattr(value, "backend_tokenizer"):
         return _tokenizer(value)
     raise _UnknownContentError(f"{type(value).__name__} cannot be written down.")
 
 
 def _code(kind: type) -> str:
-    """A hash of the modules that define a class and its bases."""
+    """Return a hash of the modules that define a class and its bases."""
     bases = [base for base in kind.__mro__ if base.__module__ not in ("abc", "builtins", "typing")]
     return digest(*(part for base in bases for part in (base.__qualname__, _source(base.__module__))))
 
 
 @lru_cache(maxsize=128)
 def _source(module: str) -> bytes:
-    """The text of a module."""
+    """Return the text of a module."""
     try:
         return Path(inspect.getfile(sys.modules[module])).read_bytes()
     except (LookupError, TypeError, OSError) as error:  # typed into a notebook or an interpreter
@@ -140,5 +140,5 @@ def _source(module: str) -> bytes:
 
 @lru_cache(maxsize=1)
 def _own_code() -> str:
-    """A hash of the modules beside this one, which read, template and tokenise."""
+    """Return a hash of the modules beside this one, which read, template and tokenise."""
     return digest(*(file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py"))))

@@ -14,18 +14,18 @@ _FEW = 5000
 def hub_rows(
     name: str, split: str, *, owner: str, config: str | None = None, field: str | None = None
 ) -> list[dict[str, Any]]:
-    """The rows of a `hub_dataset` as a list of dicts."""
+    """Return the rows of a `hub_dataset` as a list of dicts."""
     return [dict(row) for row in hub_dataset(name, split, owner=owner, config=config, field=field)]
 
 
 def hub_key(dataset: Any, *settings: Any) -> str | None:
-    """Names what is made of a data set of the hub, as `source_key` does for files; None where it is small."""
+    """Return a name for what is made of a data set of the hub, as `source_key` does for files; None if it is small."""
     known = getattr(dataset, "_fingerprint", None)
     return None if known is None or len(dataset) < _FEW else settings_key(known, *settings)
 
 
 def hub_dataset(name: str, split: str, *, owner: str, config: str | None = None, field: str | None = None) -> Any:
-    """A split of a data set on the hub, or in its cache; its rows are read as they are asked for.
+    """Load a split of a data set on the hub, or in its cache; its rows are read as they are asked for.
 
     Args:
         name: the data set, such as `openai/gsm8k`.

@@ -4,196 +4,271 @@ The answer of a text is looked for in this order:
 
 1. behind the last `####` that a number or a formula follows, GSM8K's own mark;
 2. in the last `\boxed{...}`, or behind the last "answer is", "answer:" or "answer =", whichever comes later;
-3. the whole text, where it is one short line that states a single number or formula, or nothing but mathematics;
-4. the equation that ends the last line with a digit, else the last number of that line.
+3. in the last line with a digit: the formula between its last dollars, all of it where there is no word in it, or the
+   equation that it ends in; else its last number, as `LastNumber` reads it.
 
-Of an equation a side is the answer only where the other is a mere name.
-
-Notes for a calculator, `<<9*2=18>>`, are left out. A mark decides even where its content states no number: nothing
-earlier in the text is tried instead.
+Notes for a calculator, `<<9*2=18>>`, are left out. A mark decides even where its content states no answer: nothing
+earlier in the text is tried instead. Each search has bounded repetition, so no text takes long.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import unicodedata
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from fractions import Fraction
 
-from veto_pl.data.equations import equation_at_end, is_equation, is_formula, stated
-from veto_pl.data.gatherings import parts_of
-from veto_pl.data.quantities import LONGEST, Quantity, last_quantity, plain, read_quantity, tidy
-from veto_pl.data.symbolic import harmless, same_equation, same_expression
+from veto_pl.data.formulas import same_formula
+from veto_pl.data.rewards import DASHES, final_number
 from veto_pl.seams import Example, Reward
 
 WINDOW = 20_000
 """Characters of a text that are read, from its end."""
-_LINE = 400
-_CALCULATION = re.compile(r"<<[^<>\n]{0,200}>>")  # GSM8K's notes for a calculator
-_MARK = re.compile(rf"####(?!#)[ \t]*([^\n#<]{{1,{_LINE}}})")
-_DIRECT = re.compile(r"(?:\W|_){0,16}(?:[A-Za-z][ ]?=(?:\W|_){0,8})?(?:[0-9]|(?<=\\)[A-Za-z])")
-_HEADING = re.compile(r"[0-9]{1,2}[.)][ \t]+[^\W\d]")
-_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])[ ]{0,3}")
+LONGEST = 160
+"""Characters of an answer; a longer one is prose."""
+_AT_ONCE = min(4, os.cpu_count() or 1)
+"""Processes that compare the formulas of a batch."""
+
+_CALCULATION = re.compile(r"<<[^<>\n]{0,200}>>")
+_MARK = re.compile(r"####(?!#)[ \t]*(?![ \t]|[0-9]{1,2}[.)]\s+[^\W\d])([^\n#<]{1,400})")
+_DIRECT = re.compile(r"(?:\W|_){0,16}(?:[A-Za-z] ?=(?:\W|_){0,8})?(?:[0-9]|(?<=\\)[A-Za-z])")
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z]) {0,3}")
 _PHRASE = re.compile(
     r"\banswer\b[*_]{0,3}\s{0,2}(?:(?:is|was|equals|would be|will be|should be)\b[*_]{0,3}:?|[:=])[*_]{0,3}"
-    r"(?:\s{0,3}\n[ \t]{0,3}(?:[-*\u2022][ \t]{1,3})?|[ \t]{0,3})(?:(?:\\[\[(]|\$\$)\s{0,3})?(?!not\b|never\b)",
+    r"(?:\s{0,3}\n[ \t]{0,3}(?:[-*][ \t]{1,3})?|[ \t]{0,3})(?:(?:\\\[|\$\$)\s{0,3})?",
     re.IGNORECASE,
 )
-_OPENING = re.compile(r"^(?:[$ `]|\.{2,}|\.(?![0-9]))+")
-_CALCULATED = r"[^()A-Za-z\\]{0,40}[0-9)](?:[ ]?[-+*/÷=]|[ ]x[ ])(?:[^()A-Za-z\\]|[ ]x[ ]){1,80}\)"
-# What explains an answer: the rest of a sentence, words or a calculation in brackets, `because`.
+# The rest of a sentence, words or a calculation in brackets, `because`.
 _EXPLANATION = re.compile(
-    rf"[.;!?](?=\s|$)|,\s(?=[A-Za-z])(?!and\b|or\b|[A-Za-z]\s?=)|\s-\s(?=[A-Za-z]{{2}})"
-    rf"|(?<![-+*/÷=^])\s\((?=[^()\\]{{0,80}}[A-Za-z]{{2}}|{_CALCULATED})"
-    r"|\s(?:because|since|as|which|so|where|when|if|after)\b"
+    r"[.;!?](?=\s|$)|,\s(?=[A-Za-z])(?!and\b|or\b|[A-Za-z]\s?=)|\s-\s(?=[A-Za-z]{2})|\s(?:because|since|as|which|so)\b"
+    r"|(?<![-+*/=^])\s\((?=[^()\\]{0,80}(?:[A-Za-z]{2}|[0-9] ?[-+*/=])[^()\\]{0,80}\))"
 )
-_LETTER = re.compile(r"^\(?([A-J])\)?$")
-"""The letter of a choice, which counts as an answer without a digit."""
-_SPACE = re.compile(r"(?<![^\W_]) | (?![^\W_])|(?<=[0-9]) (?=[A-Za-z])")
-"""A space that parts nothing."""
-_BULLET = re.compile(r"^\s*[-*\u2022][ \t]+")
+_BETWEEN_DOLLARS = re.compile(r"\$(?!\s)((?:\\\$|[^$\n]){1,400})(?<!\s)\$(?![0-9])|\\\((.{1,400}?)\\\)")
+_EQUATION = re.compile(
+    r"(?:(?<=[^\W\d_] )|^|: )(?=[^=]*[a-z])(?:[-+*/^() 0-9]|(?<![A-Za-z])[a-z](?![A-Za-z]))+=[-+*/^() 0-9.]+$"
+)
+_LETTER_OF_A_CHOICE = re.compile(r"\(?([A-J])\)?")
+_NAME = re.compile(
+    r"(?:[A-Za-z]|\\[A-Za-z]{2,10})(?:_(?:\w|\{\w{1,9}\}))?|[A-Za-z]\([A-Za-z]\)"
+    r"|(?![xyz]+$|[abc]+$)[A-Za-z]{3}[A-Za-z ]*"
+)
+_EQUALS = re.compile(r"(?<![<>!])=")
+_TEXT = re.compile(r"\\(?:text|math|mbox)[a-z]{0,6} ?\{([^{}]{0,80})\}")
+_NO_WORDS = re.compile(
+    r"\\(?:begin|end)\{[a-z]+\}|\\[a-zA-Z]+|\b(?:[xyz]+|[abc]+|sin|cos|tan|cot|sec|csc|log|ln|exp)\b"
+)
+_WRITTEN_WITH_A_BASE = re.compile(r"[0-9A-F]+_\{?[0-9]+\}?")
+# A number that stands alone, but for currency, a unit, and words that leave it as it is.
+_NUMBER = re.compile(
+    r"(?P<before>(?:[^\W\d_]|[ ,'(:;=~≈\"])*)(?<![A-Za-z])(?<!\w\()(?P<sign>-? ?[$€£¥₹]? ?-?)"
+    r"(?P<size>(?:(?:[0-9]{1,3}(?:,[0-9]{3}){1,12}|[0-9]{1,40})(?:\.[0-9]{1,40})?|\.[0-9]{1,40})(?:[eE]-?[0-9]{1,2}|/[0-9]{1,40})?)"
+    r"(?P<behind>(?:[^\W\d_]|[ .,'()/;\"&€£%-]|(?<=[a-z])\^?\{?[23]\}?(?![0-9]))*)"
+)
+_ALTERED_BEFORE = re.compile(
+    r"\b(?:not|never|than|least|most|half|third|quarter|twice|double|triple|times|plus|minus|root)\b(?!.*(?:\b(?:is|are|was)\b|[=:]))"
+)
+_ALTERED_BEHIND = re.compile(
+    r"^(?:[abnxyz]{1,3}\b| ?(?![mgshlLtdCFKWVAJN]\b)[a-zA-Z]\b[ .)]*$| ?\(| ?/ ?(?![a-z]{2}|[hsdlm]\b)| ?-(?![a-z]{2}))"
+    r"| (?:plus|minus|times (?!as)|divided|multiplied|doubled|tripled|squared|cubed|halves|thirds|quarters of)\b"
+    r"| \w+ (?:hundred|thousand)\b"
+    r"| (?:or|and an?) (?:more|less|fewer|half|third|quarter|\w+teen|\w+ty)\b"
+)
+_SIGNS = {"\u00b7": "*", "\u00d7": "*", "\u22c5": "*", "\u00f7": "/", "\u2044": "/"}
+_SIGNS |= {"\u03c0": r"\pi ", "\u221e": r"\infty ", "\u221a": r"\sqrt ", "\u222a": r"\cup "}
+_ONE_WAY_TO_WRITE = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"(?<=[0-9])(?:,?\\[,!;:] ?|\{,\}|\{\\,\})(?=[0-9]{3}(?![0-9]))", ""),
+        (r"(?<!\\)\\(?:left|right|displaystyle|[,!;:()\[\]])|\*\*|__|[*`]$", ""),
+        (r"(?<!\\)\\([$%&#_])", r"\1"),
+        (r"\^ ?\{?(?:\\circ|°)\}?|\\degree|°", ""),
+        (r"~|(?<!\\)\\ |\\q?quad|\s+", " "),
+        (r"\s*,?\s*(?:\\text ?\{)?\s*\b(?:and|or)\b\s*\}?\s*(?=[-0-9\\$])", ", "),
+        (r"(?<=[0-9]) ?(?:x|\\times) ?(?=[0-9(])", "*"),
+        (r"\\sqrt ?([0-9]+)", r"\\sqrt{\1}"),
+        (r"(?i)\b(?:negative|minus) (?=[$.0-9\\])", "-"),
+        (r"(?<=[0-9)}]) ?\((?=[0-9])", "*("),  # math-verify reads `2(3)` as 5
+    )
+)
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a text answers.
-
-    Args:
-        text: the answer, tidied.
-        quantity: the number that it states, or None.
-        name: what the text gives this value to, as `x` in `x = 5`, or nothing.
-    """
-
-    text: str
-    quantity: Quantity | None = None
-    name: str = ""
-
-    def matches(self, expected: Answer) -> bool:
-        """Whether this is the expected answer: as a number, text, formula or equation, or part by part."""
-        if self.name and expected.name and self.name != expected.name:
-            return False
-        if self.quantity is not None and expected.quantity is not None:
-            return self.quantity.answers(expected.quantity)
-        if self.quantity is not None or expected.quantity is not None:
-            return same_expression(expected.text, self.text)
-        if (one := _dense(self.text)) and one == _dense(expected.text):
-            return True
-        if is_equation(self.text) or is_equation(expected.text):
-            return same_equation(expected.text, self.text)
-        return same_expression(expected.text, self.text) or self._same_parts(expected)
-
-    def _same_parts(self, expected: Answer) -> bool:
-        """Whether both are a set, an interval, a tuple or a list of the same; the order counts between brackets."""
-        one, other = parts_of(self.text), parts_of(expected.text)
-        if one is None or other is None or one[0] != other[0] or len(one[1]) != len(other[1]):
-            return False
-        given, wanted = ([_read(part) for part in parts] for _, parts in (one, other))
-        if one[0] not in ("", "{}"):
-            return all(mine.matches(theirs) for mine, theirs in zip(given, wanted, strict=True))
-        found = [next((i for i, theirs in enumerate(wanted) if mine.matches(theirs)), -1) for mine in given]
-        return sorted(found) == list(range(len(wanted)))
-
-
-def final_answer(text: str) -> Answer | None:
-    r"""The answer that a completion ends in, or None where it has none.
+def final_answer(text: str) -> str | None:
+    r"""Return what a text says at the place of its answer, or None where it has no such place.
 
     Example:
-        >>> final_answer("9 * 2 = 18\n#### 18").text, final_answer("It is 3. So \\boxed{\\frac{1}{2}}.").quantity.value
-        ('18', Fraction(1, 2))
-        >>> final_answer("The answer is $1,200 per year, not 5.").text, final_answer("no idea")
-        ('1,200 per year', None)
+        >>> final_answer("9 * 2 = 18\n#### 18"), final_answer("It is 3. So \\boxed{\\frac{1}{2}}.")
+        ('18', '\\frac{1}{2}')
+        >>> final_answer("The answer is $1,200 per year, not 5."), final_answer("no idea")
+        ('$1,200 per year', None)
     """
-    text = _CALCULATION.sub("", plain(text[-WINDOW:]))
-    marked = _marked(text)
-    return marked if marked is not None else _whole(text) or _last_line(text)
-
-
-def _marked(text: str) -> Answer | None:
+    text = _CALCULATION.sub("", _plain(text[-WINDOW:]))
     for body in reversed(_MARK.findall(text)):
-        if _DIRECT.match(body) and not _HEADING.match(body):
-            return _read(_boxed(body) or _said(body))
+        if _DIRECT.match(body):
+            return _boxed(body) or _said(body)
     boxes, (place, phrase) = list(_BOX.finditer(text)), _phrase(text)
     if boxes and boxes[-1].start() >= place:
-        return _read(_boxed(text[boxes[-1].start() :]) or "")
-    return None if phrase is None else _read(phrase)
+        return _boxed(text[boxes[-1].start() :]) or ""
+    return phrase if place >= 0 else _unmarked(text)
 
 
-def _phrase(text: str) -> tuple[int, str | None]:
-    """Where the last sentence begins that names an answer with a digit or a formula, and what it says."""
+def same_answer(expected: str, given: str) -> bool:
+    r"""Return whether two answers are the same number, text, formula or equation.
+
+    Example:
+        >>> same_answer("18", "$18.00"), same_answer(r"\frac{x}{2}", r"\frac{1}{2}x"), same_answer("3x-y+13=0", "0")
+        (True, True, False)
+    """
+    expected, given = _tidy(expected), _tidy(given)
+    (wanted, name), (said, other) = _stated(expected), _stated(given)
+    if name and other and name != other:
+        return False
+    one, two = _number(wanted), _number(said, among_words=True)
+    if one is not None and two is not None:
+        return two == one or ("%" in wanted and "%" not in said and two * 100 == one)
+    if (dense := _dense(said)) and dense == _dense(wanted):
+        return True
+    if _is_equation(wanted) != _is_equation(said):
+        wanted, said = expected, given
+    return _comparable(wanted, said) and same_formula(wanted, said)
+
+
+def _comparable(wanted: str, said: str) -> bool:
+    """Return whether math-verify may be asked: it takes words for products, and a side for an equation."""
+    both = f"{wanted} ; {said}"
+    if (
+        _is_equation(wanted) != _is_equation(said)
+        or len(both) > 2 * LONGEST
+        or re.search(r"(?<![_^])[0-9] [0-9]", both)
+    ):
+        return False
+    words = re.search(r"[A-Za-z]{3,}", _NO_WORDS.sub(" ", _TEXT.sub("", both)))
+    return not words and not (_WRITTEN_WITH_A_BASE.fullmatch(wanted) and _WRITTEN_WITH_A_BASE.fullmatch(said))
+
+
+def _phrase(text: str) -> tuple[int, str]:
+    """Find the last sentence that names an answer: a number, a formula or a letter. Return its place and the answer."""
     for found in reversed(list(_PHRASE.finditer(text))):
-        line = text[found.end() : found.end() + _LINE].partition("\n")[0]
-        said = _said(line).rstrip("$ .`*_")
-        if re.search(r"[0-9\\]", said) or _LETTER.match(said):
+        body = text[found.end() : found.end() + 400].partition("\n")[0]
+        said = _said(body)
+        if _BETWEEN_DOLLARS.match(body) or re.search(r"[0-9\\]", said) or _LETTER_OF_A_CHOICE.fullmatch(said):
             return found.start(), said
-    return -1, None
+    return -1, ""
 
 
 def _said(body: str) -> str:
-    """What a line states before it explains it."""
-    return _EXPLANATION.split(_OPENING.sub("", tidy(body[:_LINE])), maxsplit=1)[0]
+    """Return what a line states before it explains it."""
+    if formula := _BETWEEN_DOLLARS.match(body):
+        return formula[1] or formula[2]
+    return _EXPLANATION.split(body.strip(" `*_:"), maxsplit=1)[0].strip(" `*_$")
 
 
 def _boxed(text: str) -> str | None:
-    """The tidy content of the first box; None where there is none, or none that ends."""
+    """Return the content of the first box, or None where there is none, or none that ends."""
     box = _BOX.search(text)
     if box is None:
         return None
-    if text[box.end() : box.end() + 1] != "{":  # `\boxed 18`
-        return tidy(re.split(r"[$\n]", text[box.end() : box.end() + _LINE], maxsplit=1)[0])
+    body = text[box.end() : box.end() + 400]
+    if not body.startswith("{"):  # `\boxed 18`
+        return re.split(r"[$\n]", body, maxsplit=1)[0]
     depth = 0
-    for place in range(box.end(), min(len(text), box.end() + _LINE)):
-        depth += (text[place] == "{") - (text[place] == "}")
+    for place, character in enumerate(body):
+        depth += (character == "{") - (character == "}")
         if depth == 0:
-            return tidy(text[box.end() + 1 : place])
+            return body[1:place]
     return None
 
 
-def _read(said: str) -> Answer:
-    """The answer that a tidy text is; of an equation the side that it gives to a name, or all of it."""
-    value, name = stated(_OPENING.sub("", said).rstrip("$ .`"))
-    text = re.sub(r"^-\s+", "-", value.strip())  # no bullet begins an answer
-    return Answer(text, read_quantity(text), name)
+def _unmarked(text: str) -> str | None:
+    """Return the answer that the last line with a digit ends in."""
+    line = next((line.strip() for line in reversed(text.splitlines()) if re.search(r"[0-9]", line)), "")
+    line = re.sub(r"^[-*\u2022]\s+", "", line)[-400:].rstrip(".")
+    formulas = list(_BETWEEN_DOLLARS.finditer(line))
+    if formulas and not re.search(r"[0-9]", line[formulas[-1].end() :]):
+        return formulas[-1][1] or formulas[-1][2]
+    if line and not re.search(r"[A-Za-z]{2,}", _NO_WORDS.sub(" ", _TEXT.sub("", line))):
+        return line
+    if equation := _EQUATION.search(line):
+        return equation[0]
+    number = final_number(re.sub(r"(?<=m)\^?\{?[23](?:\}|\b)", "", line))  # 5 m^2
+    return None if number is None else f"{number:f}"
+
+
+def _stated(text: str) -> tuple[str, str]:
+    r"""Return the value that an equation gives to a name, and the name; the whole text and no name where it gives none.
+
+    Example:
+        >>> _stated("x = 5"), _stated("9 - 4 = 5"), _stated("3x-y+13=0"), _stated("A = s^2 = 25")
+        (('5', 'x'), ('5', ''), ('3x-y+13=0', ''), ('25', 'A'))
+    """
+    if member := re.match(r"[A-Za-z] ?\\in(?![A-Za-z]) ?", text):
+        return text[member.end() :], text[0]
+    sides = [side.strip() for side in _EQUALS.split(text)]
+    names = [side for side in (sides[0], sides[-1]) if _NAME.fullmatch(side)]
+    values = [side for side in sides if not _NAME.fullmatch(side)]
+    if len(sides) == 1 or not values or not sides[-1] or (len(sides) > 2 and "," in text):
+        return text, ""
+    if names or not re.search(r"[A-Za-z]", re.sub(r"\\[a-z]+", "", "".join(sides[:-1]))):
+        return values[-1], names[0] if names else ""
+    return text, ""
+
+
+def _is_equation(text: str) -> bool:
+    return bool(_EQUALS.search(text))
+
+
+def _number(text: str, among_words: bool = False) -> Fraction | None:
+    """Return the single number that a text states, in front of any unit; None where it states none or a calculation."""
+    text = re.sub(r"\s+", " ", _TEXT.sub(r" \1 ", text)).replace(" ^", "^").strip(" $")
+    found = _NUMBER.fullmatch(text[: LONGEST + 1].rstrip(".,; "))
+    if found is None or _ALTERED_BEFORE.search(found["before"]) or _ALTERED_BEHIND.search(found["behind"]):
+        return None
+    if not among_words and re.search(r"[^\W\d_]", found["before"]):  # a reference such as `June 20`
+        return None
+    try:
+        return Fraction(re.sub("[^-]", "", found["sign"])[:1] + found["size"].replace(",", ""))
+    except (ValueError, ZeroDivisionError):
+        return None
 
 
 def _dense(text: str) -> str:
-    """The text in lower case, without the spaces that part nothing, and a letter without its brackets."""
-    return _LETTER.sub(r"\1", _SPACE.sub("", text)).casefold()
+    """Return a text in lower case, without the spaces that part nothing; a letter without its brackets."""
+    text = re.sub(r"_\{(\w+)\}", r"_\1", _TEXT.sub(r"\1", text).strip())
+    text = re.sub(r"(?<![^\W_]) | (?![^\W_])|(?<=[0-9]) (?=[A-Za-z])", "", text)
+    return _LETTER_OF_A_CHOICE.sub(r"\1", text).casefold()
 
 
-def _whole(text: str) -> Answer | None:
-    line = text.strip()
-    if not line or len(line) > LONGEST or "\n" in line:
-        return None
-    answer = _read(tidy(_BULLET.sub("", line)))
-    said = answer.quantity is not None or is_equation(answer.text) or is_formula(answer.text) or harmless(answer.text)
-    return answer if said else None
+def _plain(text: str) -> str:
+    """Return the text with digits, signs, powers and fractions in ASCII or LaTeX, whatever characters they had."""
+    if text.isascii():
+        return text
+    text = re.sub(r"[⁰¹²³⁴-⁹⁺⁻]{1,9}", lambda power: f"^{{{unicodedata.normalize('NFKC', power[0])}}}", text)
+    text = re.sub("[¼-¾⅐-⅞]", _fraction, text)
+    text = unicodedata.normalize("NFKC", text.translate(DASHES)).translate(DASHES)
+    return "".join(_SIGNS.get(character, character) for character in text if unicodedata.category(character) != "Cf")
 
 
-def _last_line(text: str) -> Answer | None:
-    for line in reversed(text.splitlines()):
-        if re.search(r"[0-9]", line):
-            tidied = tidy(_BULLET.sub("", line)[-_LINE:])
-            if (equation := equation_at_end(tidied)) is not None:
-                return Answer(equation)
-            quantity = last_quantity(tidied)
-            return None if quantity is None else Answer("", quantity)
-    return None
+def _fraction(found: re.Match[str]) -> str:
+    top, _, bottom = unicodedata.normalize("NFKC", found[0]).partition("\u2044")
+    return rf"\frac{{{top}}}{{{bottom}}}"
 
 
-@lru_cache(maxsize=4096)
-def _expected(reference: str) -> Answer | None:
-    """The answer of a reference; one without a mark or a number is an answer as a whole."""
-    found = final_answer(reference)
-    short = tidy(reference[: LONGEST + 1])
-    return found if found is not None or not short or len(short) > LONGEST else Answer(short)
+def _tidy(text: str) -> str:
+    """Return the text with one way to write spaces, signs and separators."""
+    for pattern, replacement in _ONE_WAY_TO_WRITE:
+        text = pattern.sub(replacement, text)
+    return text.strip(" $,;:`").rstrip(".")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MathAnswer(Reward):
     r"""1 where the completion ends in the answer of a reference, else 0; 0 where no reference has an answer.
 
-    Both texts are searched for their answer as `veto_pl.data.mathematics` says. Plain numbers, with separators,
-    currency, units, percent signs, fractions, mixed numbers and powers of ten, are compared as exact fractions. Other
-    answers are equal as text, or as formulas by math-verify where they are short enough for a bounded time.
+    Both texts are searched for their answer as `veto_pl.data.mathematics` says; a reference without a place for it is
+    an answer as a whole. Plain numbers, with separators, currency, units and percent signs, are compared as exact
+    fractions, words as text, and all others by math-verify.
 
     Example:
         >>> reward = MathAnswer()
@@ -206,7 +281,12 @@ class MathAnswer(Reward):
     def __call__(self, example: Example, completion: str) -> float:
         """1.0 or 0.0."""
         given = final_answer(completion)
-        if given is None:
+        if not given:
             return 0.0
-        expected = (_expected(reference) for reference in example.references)
-        return float(any(answer is not None and given.matches(answer) for answer in expected))
+        expected = (final_answer(reference) or reference.strip()[:WINDOW] for reference in example.references)
+        return float(any(same_answer(one, given) for one in expected if one))
+
+    def batch(self, examples: Sequence[Example], completions: Sequence[str]) -> list[float]:
+        """Return the score of each pair; formulas are compared several at a time."""
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            return list(pool.map(self, examples, completions))

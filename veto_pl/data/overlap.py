@@ -1,4 +1,4 @@
-"""How many words a text shares with references, as ROUGE counts them."""
+"""ROUGE: how many words a text shares with references."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ RougeKind = Literal["rouge1", "rouge2", "rougeL"]
 
 
 def rouge(text: str, references: Sequence[str], kind: RougeKind = "rougeL") -> float:
-    """The F measure of ROUGE (Lin 2004, ACL W04-1013) against the best reference, in [0, 1]; 0 without a reference.
+    """Compute the F measure of ROUGE against the best reference, in [0, 1]; 0 without a reference.
 
     Words are runs of ASCII letters and digits in lower case, without stemming. torchmetrics counts; the time is the
     product of the two lengths for `rougeL`, and linear for the others.

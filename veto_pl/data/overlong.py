@@ -1,4 +1,4 @@
-"""What happens to prompts and references that are longer than a run allows, and what is said of rows."""
+"""Policies for prompts and references that are longer than a run allows, and warnings about rows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REMARKS = {
 
 
 def fit_prompts(rows: EncodedRows, *, max_prompt_tokens: int, overlong: Overlong, split: str) -> EncodedRows:
-    """Applies the policy and reports how many prompts it met.
+    """Apply the policy to prompts that are too long, and report how many there are.
 
     Args:
         rows: encoded rows of any prompt length.
@@ -59,7 +59,7 @@ def fit_prompts(rows: EncodedRows, *, max_prompt_tokens: int, overlong: Overlong
 def fit_completions(
     rows: EncodedRows, *, max_completion_tokens: int, overlong: OverlongCompletions, split: str
 ) -> EncodedRows:
-    """Applies the policy to references that were cut, and reports how many there are.
+    """Apply the policy to references that were cut, and report how many there are.
 
     Args:
         rows: encoded rows, whose references are as long as they may be at most.
@@ -91,7 +91,7 @@ def fit_completions(
 
 
 def report_remarks(rows: EncodedRows, words: ControlWords, split: str) -> None:
-    """Warns once for each thing that has to be said of rows, with their number.
+    """Warn once for each thing that has to be said of rows, with their number.
 
     Args:
         rows: encoded rows.
@@ -101,17 +101,17 @@ def report_remarks(rows: EncodedRows, words: ControlWords, split: str) -> None:
     for remark in REMARKS:
         places = rows.remarked(remark).nonzero()[0]
         if len(places):
-            said = remarked(remark, rows[int(places[0])].example, words, split)
+            said = remark_text(remark, rows[int(places[0])].example, words, split)
             rank_zero_warn(f"{len(places)} of {len(rows)} {said}.")
 
 
-def remarked(remark: str, example: Example, words: ControlWords, split: str) -> str:
-    """What has to be said of rows with a remark, of which `example` is the first."""
+def remark_text(remark: str, example: Example, words: ControlWords, split: str) -> str:
+    """Return the warning about rows with a remark, of which `example` is the first."""
     word = words.within(example.completion or "") if remark == "completion" else words.first(example)
     return REMARKS[remark].format(split=split, word=word)
 
 
 def check_policy(setting: str, given: str, known: Any) -> None:
-    """Raises `ConfigurationError` for a policy that is not among the known ones."""
+    """Raise `ConfigurationError` for a policy that is not among the known ones."""
     if given not in get_args(known):
         raise ConfigurationError(f"`{setting}` must be one of {', '.join(get_args(known))}, got {given!r}.")

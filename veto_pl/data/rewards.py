@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from veto_pl.data.overlap import rouge
-from veto_pl.data.quantities import DASHES
 from veto_pl.seams import Example, Reward
 
+DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d", "-"))
+"""The characters that are written for a minus."""
 # A minus counts as a sign only where it cannot be a subtraction, a range or a bullet.
 _NUMBER = (
     r"(?:(?<![\w)])-\$?|\$-?)?"

@@ -43,14 +43,14 @@ class Table:
 
 
 def cache_folder() -> Path:
-    """The folder `veto_pl` in the cache of `datasets`, which the variable `HF_DATASETS_CACHE` moves."""
+    """Return the folder `veto_pl` in the cache of `datasets`, which the variable `HF_DATASETS_CACHE` moves."""
     from datasets import config
 
     return Path(config.HF_DATASETS_CACHE, "veto_pl")
 
 
-def kept(key: str | None, schema: pa.Schema, fill: Fill) -> Table:
-    """The table of that key from the cache, made if it is not there or damaged.
+def cached_table(key: str | None, schema: pa.Schema, fill: Fill) -> Table:
+    """Return the table of that key from the cache, made if it is not there or damaged.
 
     Args:
         key: names the contents; None for rows that are not kept and live in the memory of this process.
@@ -60,12 +60,12 @@ def kept(key: str | None, schema: pa.Schema, fill: Fill) -> Table:
     if key is None:
         return _in_memory(schema, fill)
     folder = cache_folder() / key
-    if (table := _intact(folder)) is not None:
+    if (table := _read_intact(folder)) is not None:
         return table
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            return _intact(folder) or _made(folder, schema, fill)
+            return _read_intact(folder) or _make(folder, schema, fill)
     except OSError as error:
         rank_zero_warn(
             f"`{folder.parent}` cannot keep the rows ({error}), so they are held in memory, by every rank. "
@@ -74,18 +74,18 @@ def kept(key: str | None, schema: pa.Schema, fill: Fill) -> Table:
         return _in_memory(schema, fill)
 
 
-def _made(folder: Path, schema: pa.Schema, fill: Fill) -> Table:
+def _make(folder: Path, schema: pa.Schema, fill: Fill) -> Table:
     """Write a table, whole or not at all, in the place of one that is damaged; the caller holds the lock."""
     with replacing(folder) as new:
         new.mkdir()  # not a private folder: others may share the cache
         _write(new, schema, fill)
-    return _opened(folder)
+    return _open_table(folder)
 
 
 def _in_memory(schema: pa.Schema, fill: Fill) -> Table:
     with tempfile.TemporaryDirectory(prefix="veto_pl-") as folder:
         _write(Path(folder), schema, fill)
-        return _opened(Path(folder), in_memory=True)
+        return _open_table(Path(folder), in_memory=True)
 
 
 def _write(folder: Path, schema: pa.Schema, fill: Fill) -> None:
@@ -98,18 +98,18 @@ def _write(folder: Path, schema: pa.Schema, fill: Fill) -> None:
     (folder / _ABOUT).write_text(json.dumps({"checksum": checksum, "notes": about}), encoding="utf-8")
 
 
-def _intact(folder: Path) -> Table | None:
-    """The table of a folder, or None where it is not there or not what was written."""
+def _read_intact(folder: Path) -> Table | None:
+    """Return the table of a folder, or None where it is not there or differs from its checksum."""
     try:
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
         if digest(file_digest(folder / _ROWS), about["notes"]) == about["checksum"]:
-            return _opened(folder)
+            return _open_table(folder)
     except (OSError, ValueError, LookupError, TypeError, pa.ArrowException):
         pass
     return None
 
 
-def _opened(folder: Path, *, in_memory: bool = False) -> Table:
+def _open_table(folder: Path, *, in_memory: bool = False) -> Table:
     from datasets import Dataset
 
     notes = json.loads(json.loads((folder / _ABOUT).read_text(encoding="utf-8"))["notes"])

@@ -52,13 +52,15 @@ class RankSampler(DistributedSampler[Any], SequentialSampler):
         self._start = (0, 0)
 
     def start_at(self, epoch: int, row: int) -> int:
-        """Begins `epoch` at `row` of the global order, which is dealt out from there; returns this rank's rows."""
+        """Begin `epoch` at `row` of the global order, which is dealt out from there; return the number of this rank's
+        rows.
+        """
         self._start = (epoch, row)
         self.set_epoch(epoch)
         return len(self._positions(row))
 
     def batches_before(self, epoch: int, row: int, batch_size: int) -> int:
-        """Batches of this size that an epoch has before those that are left when it begins at `row`."""
+        """Begin `epoch` at `row`, and return how many batches of this size the epoch has before those that are left."""
         left = self.start_at(epoch, min(row, self.length))
         return math.ceil(len(self) / batch_size) - math.ceil(left / batch_size)
 
@@ -72,7 +74,7 @@ class RankSampler(DistributedSampler[Any], SequentialSampler):
         return chain.from_iterable(part.tolist() for part in torch.split(own, 4096))
 
     def __len__(self) -> int:
-        """The rows of a whole epoch, wherever this one begins."""
+        """Return the rows of a whole epoch, wherever this one begins."""
         return len(self._positions(0))
 
     def _positions(self, start: int) -> range:
@@ -81,7 +83,7 @@ class RankSampler(DistributedSampler[Any], SequentialSampler):
 
 
 def even_batches(rows: Sequence[T], rank: int, world_size: int, batch_size: int) -> list[Sequence[T]]:
-    """This rank's batches for evaluation: every row on exactly one rank, and as many batches on every rank.
+    """Return this rank's batches for evaluation: every row on exactly one rank, and as many batches on every rank.
 
     Ranks may differ by one row. Where that would cost a rank its last batch, the batch before gives one row to it:
     repeated rows would bias a metric, dropped rows would make it depend on the world size, and ranks that run different

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def pick(splits: Mapping[str, T], split: str) -> T:
-    """The value of `split`; raises `ConfigurationError` with the known names.
+    """Return the value of `split`; raise `ConfigurationError`, with the known names, where there is none.
 
     Example:
         >>> pick({"train": 3, "test": 1}, "test")
@@ -27,7 +27,7 @@ def pick(splits: Mapping[str, T], split: str) -> T:
 def partition(
     rows: Iterable[Example], *, origin: str, validation_size: int, test_size: int = 0, train_size: int | None = None
 ) -> dict[str, list[Example]]:
-    """Cuts rows into `validation`, `test` and `train`, in that order, after dropping repeated prompts.
+    """Cut rows into `validation`, `test` and `train`, in that order, after dropping repeated prompts.
 
     Validation comes first, so that asking the same source for more rows leaves it as it was.
 
@@ -53,7 +53,7 @@ def partition(
 def partitioned(
     rows: Iterable[Example], *, origin: str, validation_size: int, test_size: int = 0, train_size: int | None = None
 ) -> Iterator[tuple[str, Example]]:
-    """The rows of a `partition` one by one, each behind the name of its split; the error comes last."""
+    """Yield the rows of a `partition` one by one, each behind the name of its split; the error comes last."""
     held = validation_size + test_size
     needed = held + (1 if train_size is None else train_size)
     seen: set[bytes] = set()  # hashes, because prompts may have any length
@@ -73,21 +73,21 @@ def partitioned(
 
 
 def check_sizes(owner: str, *, at_least: int = 0, **sizes: int | None) -> None:
-    """Raises `ConfigurationError` for a size below `at_least`; None stands for no limit."""
+    """Raise `ConfigurationError` for a size below `at_least`; None stands for no limit."""
     for name, size in sizes.items():
         if size is not None and size < at_least:
             raise ConfigurationError(f"`{owner}.{name}` must be {at_least} or more, got {size}.")
 
 
 def check_paths(owner: str, **paths: str | None) -> None:
-    """Raises `ConfigurationError` for a path without a name; None stands for no file."""
+    """Raise `ConfigurationError` for a path without a name; None stands for no file."""
     for name, path in paths.items():
         if path is not None and not path.strip():
             raise ConfigurationError(f"`{owner}.{name}` expected the path of a JSON Lines file, got {path!r}. Name it.")
 
 
 def check_stop(owner: str, stop: tuple[str, ...]) -> None:
-    """Raises `ConfigurationError` for an empty stop string, which would end every completion before it begins.
+    """Raise `ConfigurationError` for an empty stop string, which would end every completion before it begins.
 
     Example:
         >>> check_stop("JsonLines", ("Question:",))

@@ -1,4 +1,4 @@
-"""The policies of `overlong` for rows of an unknown number: each row is judged alone, the first of a kind is told."""
+"""The policies of `overlong` for a stream: each row is judged alone, and only the first of a kind is warned of."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.data.collate import Encoded
 from veto_pl.data.control_words import ControlWords
-from veto_pl.data.overlong import Overlong, OverlongCompletions, check_policy, remarked
+from veto_pl.data.overlong import Overlong, OverlongCompletions, check_policy, remark_text
 from veto_pl.exceptions import DataError
 
 
 def prompts_fit(rows: Iterable[Encoded], *, max_prompt_tokens: int, overlong: Overlong) -> Iterator[Encoded]:
-    """Applies the policy for long prompts."""
+    """Apply the policy for long prompts."""
     check_policy("overlong", overlong, Overlong)
     told = False
     for row in rows:
@@ -36,7 +36,7 @@ def prompts_fit(rows: Iterable[Encoded], *, max_prompt_tokens: int, overlong: Ov
 def completions_fit(
     rows: Iterable[Encoded], *, max_completion_tokens: int, overlong: OverlongCompletions
 ) -> Iterator[Encoded]:
-    """Applies the policy for references that were cut."""
+    """Apply the policy for references that were cut."""
     check_policy("overlong_completions", overlong, OverlongCompletions)
     told = False
     for row in rows:
@@ -62,10 +62,10 @@ def completions_fit(
 
 
 def with_remarks(rows: Iterable[Encoded], *, words: ControlWords) -> Iterator[Encoded]:
-    """The same rows; what has to be said of some is said of the first."""
+    """Yield the same rows, and warn of the first row with each remark."""
     told: set[str] = set()
     for row in rows:
         for remark in set(row.remarks) - told:
-            rank_zero_warn(f"Row {row.number + 1} and perhaps more {remarked(remark, row.example, words, 'train')}.")
+            rank_zero_warn(f"Row {row.number + 1} and perhaps more {remark_text(remark, row.example, words, 'train')}.")
         told |= {*row.remarks}
         yield row

@@ -30,7 +30,7 @@ _BLOCK = 64
 """Rows that are tokenised together."""
 
 
-class AsGiven(Dataset[Encoded]):
+class SampledItems(Dataset[Encoded]):
     """The data set of a loader whose sampler hands out the rows themselves."""
 
     def __getitem__(self, row: Encoded) -> Encoded:
@@ -39,18 +39,18 @@ class AsGiven(Dataset[Encoded]):
 
 @dataclass(frozen=True)
 class EncodedStream:
-    """Encoded rows whose number nobody knows.
+    """Encoded rows of unknown number.
 
     Args:
         examples: gives the examples anew each time that it is iterated.
         collator: encodes them.
-        fits: what judges the rows one by one, and leaves some out or changes them.
+        policies: what judges the rows one by one, and leaves some out or changes them.
         buffer: examples among which the next one is drawn where they are shuffled.
     """
 
     examples: Iterable[Example]
     collator: Collator
-    fits: tuple[Callable[[Iterable[Encoded]], Iterator[Encoded]], ...]
+    policies: tuple[Callable[[Iterable[Encoded]], Iterator[Encoded]], ...]
     buffer: int
 
     def __post_init__(self) -> None:
@@ -62,8 +62,8 @@ class EncodedStream:
 
     @property
     def dataset(self) -> Dataset[Encoded]:
-        """What a loader reads the rows of the order from."""
-        return AsGiven()
+        """The data set from which a loader reads the rows of the order."""
+        return SampledItems()
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -76,25 +76,25 @@ class EncodedStream:
         return str(getattr(self.examples, "origin", "The stream of the task"))
 
     def order(self, rank: int, world_size: int, *, seed: int, shuffle: bool) -> StreamOrder:
-        """The order in which a rank reads the rows in training."""
+        """Return the order in which a rank reads the rows in training."""
         return StreamOrder(self, rank, world_size, seed, shuffle)
 
     def rows(self, generator: torch.Generator | None) -> Iterator[Encoded]:
-        """All rows in the stream's order, or in the one that a generator draws."""
+        """Yield all rows in the stream's order, or in the one that a generator draws."""
         numbered: Iterable[tuple[int, Example]] = enumerate(self.examples)
         if generator is not None:
             numbered = shuffled(numbered, self.buffer, generator)
-        return reduce(lambda rows, fit: fit(rows), self.fits, self._encoded(numbered))
+        return reduce(lambda rows, fit: fit(rows), self.policies, self._encoded(numbered))
 
     def listed(self, split: str) -> NoReturn:
-        """Raises `DataError`, for `split` is needed as a sequence."""
+        """Raise `DataError`, for `split` is needed as a sequence."""
         raise DataError(
             f"{self.origin}: a stream has no length, which is needed for the rows of `{split}` here. Set a limit, or "
             "let the task return a list."
         )
 
     def check_trainer(self, trainer: Trainer) -> None:
-        """Raises `ConfigurationError` for settings of a trainer that need the number of rows."""
+        """Raise `ConfigurationError` for settings of a trainer that need the number of rows."""
         says = f"{self.origin}: a stream has no length, "
         if trainer.max_steps < 0:
             raise ConfigurationError(f"{says}so that of the run is unknown. Set `trainer.max_steps`.")
@@ -106,7 +106,7 @@ class EncodedStream:
                 raise ConfigurationError(f"{says}so `trainer.{name}` expected a number of batches, got {value}.")
 
     def _encoded(self, numbered: Iterable[tuple[int, Example]]) -> Iterator[Encoded]:
-        for block in in_parts(numbered, _BLOCK):
+        for block in in_chunks(numbered, _BLOCK):
             rows = self.collator.encode([example for _, example in block])
             yield from (replace(row, number=number) for row, (number, _) in zip(rows, block, strict=True))
 
@@ -131,7 +131,7 @@ class StreamOrder(DistributedSampler[Any]):
         self._start = (0, 0)
 
     def batches_before(self, epoch: int, row: int, batch_size: int) -> int:
-        """Begins `epoch` at a row, and returns how many batches of this size come before it."""
+        """Begin `epoch` at a row, and return how many batches of this size come before it."""
         self._start = (epoch, row)
         self.set_epoch(epoch)
         return math.ceil(row / (batch_size * self.num_replicas))
@@ -144,7 +144,7 @@ class StreamOrder(DistributedSampler[Any]):
         step = Step(index=self.epoch, total=0, seed=self.seed)
         generator = step.generator("data order", shared=True) if self.shuffle else None
         empty = True
-        for dealt in in_parts(islice(self.stream.rows(generator), first, None), self.num_replicas):
+        for dealt in in_chunks(islice(self.stream.rows(generator), first, None), self.num_replicas):
             if len(dealt) == self.num_replicas:  # as `even` does for a `RankSampler`
                 empty = False
                 yield dealt[self.rank]
@@ -164,7 +164,7 @@ class StreamOrder(DistributedSampler[Any]):
 
 
 def shuffled(items: Iterable[T], size: int, generator: torch.Generator) -> Iterator[T]:
-    """The items in an order in which each is drawn from the `size` that are next; fewer items are shuffled completely.
+    """Yield the items, each drawn from the `size` that are next; fewer items than that are shuffled completely.
 
     Example:
         >>> sorted(shuffled(range(10), 4, torch.Generator()))
@@ -181,11 +181,11 @@ def shuffled(items: Iterable[T], size: int, generator: torch.Generator) -> Itera
     yield from (buffer[place] for place in torch.randperm(len(buffer), generator=generator).tolist())
 
 
-def in_parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """The items in lists of `size`; the last one may be shorter.
+def in_chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield the items in lists of `size`; the last one may be shorter.
 
     Example:
-        >>> list(in_parts("abcde", 2))
+        >>> list(in_chunks("abcde", 2))
         [['a', 'b'], ['c', 'd'], ['e']]
     """
     iterator = iter(items)

@@ -10,8 +10,8 @@ from zlib import crc32
 
 from jinja2 import TemplateError
 
-from veto_pl.data.chat_templates import answering, in_format, with_settings
-from veto_pl.data.control_words import Reading, unmarked, without_marks
+from veto_pl.data.chat_templates import format_as_jinja, user_only_template, with_settings
+from veto_pl.data.control_words import Reading, remove_json_marks, remove_marks
 from veto_pl.data.jsonl import listed, shown
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.seams import Example, Template
@@ -50,9 +50,9 @@ class PlainTemplate(Template):
         check_format("PlainTemplate.format", self.format)
 
     def __call__(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
-        """The filled format."""
+        """Return the filled format."""
         text = fill("PlainTemplate.format", self.format, example)
-        text = text if self.control_words == "text" else unmarked(text)
+        text = text if self.control_words == "text" else remove_marks(text)
         if not self.add_bos:
             return text
         if tokenizer.bos_token is None:
@@ -60,9 +60,9 @@ class PlainTemplate(Template):
         return text if text.startswith(tokenizer.bos_token) else f"{tokenizer.bos_token}{text}"
 
     def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
-        """The format around the user's message; None where it names more than the prompt."""
-        around = in_format(self.format)
-        return None if around is None else answering(around, add_bos=self.add_bos)
+        """Return the format around the user's message as a chat template; None where it names more than the prompt."""
+        around = format_as_jinja(self.format)
+        return None if around is None else user_only_template(around, add_bos=self.add_bos)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class ChatTemplate(Template):
             raise ConfigurationError(f"`ChatTemplate.arguments` must not set {', '.join(taken)}. Remove them.")
 
     def __call__(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
-        """The rendered conversation."""
+        """Return the rendered conversation."""
         if self.template is None and tokenizer.chat_template is None:
             raise ConfigurationError(
                 "`ChatTemplate` expected a tokenizer with a chat template, got one without. Use `PlainTemplate`, or "
@@ -102,7 +102,7 @@ class ChatTemplate(Template):
             )
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
         user = fill("ChatTemplate.user", self.user, example)
-        messages.append({"role": "user", "content": user if self.control_words == "text" else unmarked(user)})
+        messages.append({"role": "user", "content": user if self.control_words == "text" else remove_marks(user)})
         options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, **self.arguments}
         if self.template is not None:
             options["chat_template"] = self.template
@@ -115,8 +115,10 @@ class ChatTemplate(Template):
             raise ConfigurationError(f"The chat template refused the conversation: {reason}. Change it.") from error
 
     def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
-        """The one in use, with `system`, `user` and `arguments` set in front; None where `user` names other fields."""
-        around = in_format(self.user)
+        """Return the chat template in use, with `system`, `user` and `arguments` set in front; None where `user` names
+        other fields.
+        """
+        around = format_as_jinja(self.user)
         if around is None or (self.template is None and tokenizer.chat_template is None):
             return None
         used = tokenizer.get_chat_template() if self.template is None else self.template
@@ -125,7 +127,7 @@ class ChatTemplate(Template):
 
 @dataclass(frozen=True, kw_only=True)
 class TemplateMixture(Template):
-    """Some rows are shown by one template, the others by another, so that a model learns to read both.
+    """Shows some rows by one template and the others by another, so that a model learns to read both.
 
     A row is always shown by the same template, on every rank and in every epoch: its content decides.
 
@@ -147,25 +149,25 @@ class TemplateMixture(Template):
             raise ConfigurationError(f"`TemplateMixture.fraction` must lie in [0, 1], got {self.fraction}.")
 
     def __call__(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
-        """The text of the template whose turn it is."""
-        return (self.first if _place(example) < self.fraction else self.second)(example, tokenizer)
+        """Return the text of the template that this row falls to."""
+        return (self.first if _unit_hash(example) < self.fraction else self.second)(example, tokenizer)
 
     def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
-        """That of the template that shows more rows, for the student reads both; or else that of the other one."""
+        """Return that of the template that shows more rows, or else that of the other: the student reads both."""
         shares = sorted(((self.fraction, 1, self.first), (1 - self.fraction, 0, self.second)), key=lambda one: one[:2])
         told = [part.chat_template(tokenizer) for share, _, part in reversed(shares) if share > 0]
         return next((text for text in told if text is not None), None)
 
 
-def _place(example: Example) -> float:
-    """A number in [0, 1) that depends on the row alone: a hint may have changed its prompt."""
+def _unit_hash(example: Example) -> float:
+    """Return a number in [0, 1) that depends on the row alone: a hint may have changed its prompt."""
     row = example.row or {"prompt": example.prompt}
-    told = without_marks(json.dumps(row, skipkeys=True, default=lambda value: type(value).__name__))
+    told = remove_json_marks(json.dumps(row, skipkeys=True, default=lambda value: type(value).__name__))
     return crc32(told.encode()) / 2**32
 
 
 class _Joining(Formatter):
-    """Knows one more conversion than `str.format`: `!j` joins the entries of a list."""
+    """A formatter with one more conversion than `str.format`: `!j` joins the entries of a list."""
 
     def convert_field(self, value: Any, conversion: Any) -> Any:
         if conversion != "j":
@@ -181,7 +183,7 @@ def _names(text: str) -> list[str]:
 
 
 def check_format(setting: str, text: str) -> None:
-    """Refuses what no row could fill.
+    """Refuse a format string that no row could fill.
 
     Args:
         setting: the name of the format, for messages.
@@ -199,7 +201,7 @@ def check_format(setting: str, text: str) -> None:
 
 
 def fill(setting: str, text: str, example: Example, **more: Any) -> str:
-    """The format string `text`, filled with the fields of the row, `{prompt}` and `more`.
+    """Fill the format string `text` with the fields of the row, `{prompt}` and `more`.
 
     Args:
         setting: the name of the format, for messages.
@@ -229,8 +231,8 @@ def fill(setting: str, text: str, example: Example, **more: Any) -> str:
     return filled
 
 
-def fills(text: str, example: Example) -> bool:
-    """Whether the row has every field that the format string names, and something in each."""
+def can_fill(text: str, example: Example) -> bool:
+    """Return whether the row has every field that the format string names, and something in each."""
     fields = {**example.row, "prompt": example.prompt}
     if not all(_found(name, fields) for name in _names(text)):
         return False
@@ -238,7 +240,7 @@ def fills(text: str, example: Example) -> bool:
 
 
 def _unfillable(text: str, fields: dict[str, Any]) -> str:
-    """The first field that cannot be looked up; failing that, the whole format is to blame."""
+    """Return the first field that cannot be looked up; failing that, the whole format is to blame."""
     return next((name for name in _names(text) if not _found(name, fields)), text)
 
 

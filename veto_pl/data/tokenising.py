@@ -1,4 +1,4 @@
-"""Texts to ids: a prompt and what is written behind it have together the text that they were."""
+"""Turns texts into ids, such that the ids of a prompt and of its completion decode to the text of both."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ PROBES = (
 _found: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, ...]] = WeakKeyDictionary()
 
 
-def tokenised(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, **how: Any) -> list[list[int]]:
-    """The ids of texts that stand at the beginning of a row, without special tokens that they do not have.
+def tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, **how: Any) -> list[list[int]]:
+    """Tokenise texts that stand at the beginning of a row, without special tokens that they do not have.
 
     Args:
         texts: any number, none included.
@@ -46,8 +46,8 @@ def tokenised(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, **how: A
     return ids
 
 
-def continued(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, **how: Any) -> list[list[int]]:
-    """The ids of texts that stand behind others, as `tokenised` takes them.
+def tokenise_continuations(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, **how: Any) -> list[list[int]]:
+    """Tokenise texts that stand behind others, as `tokenise` takes them.
 
     Some tokenizers put a space in front of whatever they read. Their texts are read behind a character that is then
     taken away, which every tokenizer is tried with once; where none is right for all, the user is told.
@@ -57,60 +57,60 @@ def continued(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, **how: A
         missing = [i for i, ids in enumerate(found) if ids is None]
         for i, ids in zip(missing, _behind(sentinel, [texts[i] for i in missing], tokenizer, how), strict=True):
             found[i] = ids
-    plain = tokenised([text for text, ids in zip(texts, found, strict=True) if ids is None], tokenizer, **how)
+    plain = tokenise([text for text, ids in zip(texts, found, strict=True) if ids is None], tokenizer, **how)
     if plain:
         rank_zero_warn(f"{len(plain)} of {len(texts)} completions may begin with a space that they do not have.")
     rest = iter(plain)
     return [next(rest) if ids is None else ids for ids in found]
 
 
-def prompted(
+def tokenise_prompts(
     examples: Sequence[Example], template: Template, tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[list[int], str]]:
-    """The ids of each example's prompt, and what is to be said of it: a key of `REMARKS`, mostly empty.
+    """Tokenise each example's prompt, and return what is to be said of it: a key of `REMARKS`, mostly empty.
 
     A template gets an example whose control words are marked; those that it leaves marked are read as text.
     """
     words = ControlWords(tokenizer)
     rendered = [_rendered(example, template, tokenizer, words) for example in examples]
-    plain = iter(tokenised([text for text, _ in rendered if MARK not in text], tokenizer))
+    plain = iter(tokenise([text for text, _ in rendered if MARK not in text], tokenizer))
     return [(_in_parts(text, tokenizer, words) if MARK in text else next(plain), said) for text, said in rendered]
 
 
 def _rendered(
     example: Example, template: Template, tokenizer: PreTrainedTokenizerBase, words: ControlWords
 ) -> tuple[str, str]:
-    """The template's text, and whether the example's own control words are text or tokens in it."""
+    """Return the template's text, and whether the example's own control words are text or tokens in it."""
     if not words.first(example):
         return template(example, tokenizer), ""
-    text = template(words.marked(example), tokenizer)
+    text = template(words.mark_words(example), tokenizer)
     if MARK in text:
         return text, "text"
     # What no control word of the example reaches has nothing to say.
-    return text, "" if template(words.removed(example), tokenizer) == text else "tokens"
+    return text, "" if template(words.remove_words(example), tokenizer) == text else "tokens"
 
 
 def _in_parts(text: str, tokenizer: PreTrainedTokenizerBase, words: ControlWords) -> list[int]:
-    """The ids of a text with marks: the template's own control words are tokens, those of the example are not."""
+    """Tokenise a text with marks: the template's own control words are tokens, those of the example are not."""
     ids: list[int] = []
     for piece, reading in words.parts(text):
         how = AS_TEXT if reading == "text" else {}
         follows = reading == "text" and ids and not _begins_anew(tokenizer)
-        ids += (continued if follows else tokenised)([piece], tokenizer, **how)[0]
+        ids += (tokenise_continuations if follows else tokenise)([piece], tokenizer, **how)[0]
     return ids
 
 
 def _begins_anew(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a text behind a control word is read as one that stands alone."""
+    """Return whether a text behind a control word is read as one that stands alone."""
     word = next(word for word in (tokenizer.eos_token, *tokenizer.all_special_tokens) if word)
-    behind, alone = tokenised([f"{word}it", "it"], tokenizer)
+    behind, alone = tokenise([f"{word}it", "it"], tokenizer)
     return behind[1:] == alone
 
 
 def _sentinels(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Those that give prompt and completion the text of both, for as many of the probes as possible."""
+    """Return those that give prompt and completion the text of both, for as many of the probes as possible."""
     if tokenizer not in _found:
-        right = {sentinel: _right(sentinel, tokenizer) for sentinel in SENTINELS}
+        right = {sentinel: _count_right(sentinel, tokenizer) for sentinel in SENTINELS}
         best = max(right.values())
         if best < len(PROBES):
             rank_zero_warn(
@@ -122,15 +122,15 @@ def _sentinels(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     return _found[tokenizer][:1] if not _found[tokenizer][0] else _found[tokenizer]
 
 
-def _right(sentinel: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many of the probes have the text of both parts."""
+def _count_right(sentinel: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many of the probes have the text of both parts."""
 
     def read(ids: list[int]) -> str:
         return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
-    before = tokenised([prompt for prompt, _ in PROBES], tokenizer)
+    before = tokenise([prompt for prompt, _ in PROBES], tokenizer)
     behind = _behind(sentinel, [text for _, text in PROBES], tokenizer, {})
-    whole = tokenised([prompt + text for prompt, text in PROBES], tokenizer)
+    whole = tokenise([prompt + text for prompt, text in PROBES], tokenizer)
     parts = zip(before, behind, whole, strict=True)
     return sum(ids is not None and read(prompt + ids) == read(both) for prompt, ids, both in parts)
 
@@ -138,7 +138,7 @@ def _right(sentinel: str, tokenizer: PreTrainedTokenizerBase) -> int:
 def _behind(
     sentinel: str, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, how: Mapping[str, Any]
 ) -> list[list[int] | None]:
-    """The ids of texts without those of the sentinel in front; None where the two have merged."""
-    (head,) = tokenised([sentinel], tokenizer)
-    whole = tokenised([sentinel + text for text in texts], tokenizer, **how)
+    """Tokenise texts without the ids of the sentinel in front; None where the two have merged."""
+    (head,) = tokenise([sentinel], tokenizer)
+    whole = tokenise([sentinel + text for text in texts], tokenizer, **how)
     return [ids[len(head) :] if ids[: len(head)] == head else None for ids in whole]

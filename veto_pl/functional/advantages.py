@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 
 def reverse_cumsum(values: Tensor, mask: Tensor) -> Tensor:
-    r"""Sum of what is still to come, :math:`R_t = \sum_{t' \ge t} r_{t'}`.
+    r"""Sum the values from each token to the end of its row, :math:`R_t = \sum_{t' \ge t} r_{t'}`.
 
     Args:
         values: [B, S].
@@ -27,7 +27,7 @@ def reverse_cumsum(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def future_mean(values: Tensor, mask: Tensor) -> Tensor:
-    r"""Length-normalised long-term return of MiniLLM: the mean over the tokens after this one.
+    r"""Compute the length-normalised long-term return of MiniLLM: the mean over the tokens after this one.
 
     .. math:: R^{\mathrm{norm}}_{t+1} = \frac{1}{n_t} \sum_{t' > t} r_{t'}, \qquad n_t = |\{t' > t\}|
 
@@ -55,7 +55,7 @@ def future_mean(values: Tensor, mask: Tensor) -> Tensor:
 def whiten(
     values: Tensor, mask: Tensor, epsilon: float = 1e-8, all_reduce: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    r"""Zero mean and unit variance over the tokens of the batch, on all ranks together.
+    r"""Shift and scale values to zero mean and unit variance over the tokens of the batch, on all ranks together.
 
     .. math:: (x - \mu) / \sqrt{\sigma^2 + \epsilon}
 
@@ -81,7 +81,7 @@ def whiten(
 
 
 def discounted_sum(values: Tensor, mask: Tensor, discount: float) -> Tensor:
-    r"""Discounted sum of what is still to come, :math:`R_t = \sum_{t' \ge t} \gamma^{t' - t} r_{t'}`.
+    r"""Sum the values from each token on with a discount, :math:`R_t = \sum_{t' \ge t} \gamma^{t' - t} r_{t'}`.
 
     Args:
         values: [B, S].
@@ -107,7 +107,7 @@ def discounted_sum(values: Tensor, mask: Tensor, discount: float) -> Tensor:
 
 
 def row_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean over the tokens of each row.
+    """Return the mean over the tokens of each row.
 
     Args:
         values: [B, S].
@@ -124,7 +124,7 @@ def row_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def extrapolated_ratio(teacher_logp: Tensor, student_logp: Tensor, reference_logp: Tensor, strength: float) -> Tensor:
-    r"""Credit that leads beyond the teacher, away from a reference.
+    r"""Compute the credit of a token that leads beyond the teacher, away from a reference.
 
     .. math:: A = \lambda (\log T - \log B) - (\log S - \log B)
         = (\log T - \log S) + (\lambda - 1) (\log T - \log B)
@@ -151,7 +151,7 @@ def extrapolated_ratio(teacher_logp: Tensor, student_logp: Tensor, reference_log
 
 
 def reward_floor(mixture: float) -> float:
-    r"""The lowest log-ratio that REOPOLD lets through, :math:`\log \frac{\lambda}{1 - \lambda}`.
+    r"""Return the lowest log-ratio that REOPOLD lets through, :math:`\log \frac{\lambda}{1 - \lambda}`.
 
     Args:
         mixture: lambda in (0, 1).
@@ -170,7 +170,7 @@ def reward_floor(mixture: float) -> float:
 
 
 def most_uncertain(entropy: Tensor, mask: Tensor, fraction: float) -> Tensor:
-    """The tokens of each row with the highest entropy.
+    """Mark the tokens of each row with the highest entropy.
 
     Args:
         entropy: [B, S].

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def restrict(logits: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    r"""Keeps the first ids and measures the probability of those that are dropped.
+    r"""Keep the first ids and measure the probability of those that are dropped.
 
     .. math:: \text{discarded} = \sum_{v \ge n} p_v
 

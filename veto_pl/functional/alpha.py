@@ -13,7 +13,7 @@ from veto_pl.functional.divergences import forward_kl, reverse_kl
 
 
 def alpha_divergence(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.5) -> Tensor:
-    r"""Amari's alpha divergence: between the reverse KL (0) and the forward KL (1).
+    r"""Compute Amari's alpha divergence, which lies between the reverse KL (0) and the forward KL (1).
 
     .. math:: \frac{1 - \sum_v q_v^\alpha p_v^{1-\alpha}}{\alpha (1 - \alpha)}
 
@@ -46,7 +46,7 @@ def alpha_divergence(student_logp: Tensor, target_logp: Tensor, alpha: float = 0
 
 
 def renyi(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.5) -> Tensor:
-    r"""Renyi divergence of the target from the student; the forward KL at 1.
+    r"""Compute the Renyi divergence of the target from the student; at order 1 it is the forward KL.
 
     .. math:: \frac{1}{\alpha - 1} \log \sum_v q_v^\alpha p_v^{1-\alpha}
 
@@ -82,7 +82,7 @@ def renyi(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.5) -> Tens
 
 
 def power_gap(student_logp: Tensor, target_logp: Tensor, alpha: float) -> Tensor:
-    r"""What the weighted geometric mean lacks to the nearer of the two distributions :math:`b`, id by id.
+    r"""Subtract the nearer of the two distributions, :math:`b`, from their weighted geometric mean, id by id.
 
     .. math:: q_v^\alpha p_v^{1-\alpha} - b_v, \qquad b = q \text{ for } \alpha \ge 1/2, \text{ else } p
 
@@ -112,7 +112,7 @@ def power_gap(student_logp: Tensor, target_logp: Tensor, alpha: float) -> Tensor
 
 
 def log_power_mean(student_logp: Tensor, target_logp: Tensor, alpha: float) -> Tensor:
-    r"""The logarithm of the weighted geometric mean, :math:`\alpha \log q + (1 - \alpha) \log p`.
+    r"""Compute the logarithm of the weighted geometric mean, :math:`\alpha \log q + (1 - \alpha) \log p`.
 
     Args:
         student_logp: [..., V] log-probabilities of the student, :math:`p`.

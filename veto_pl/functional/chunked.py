@@ -29,7 +29,7 @@ BLOCK_ELEMENTS = 2**18
 
 @dataclass(frozen=True)
 class Block:
-    """A few rows of finished logits.
+    """A few rows of logits, scaled and soft-capped as the head does it.
 
     Args:
         student: [n, V] logits of the student, float32 at least; not to be changed.
@@ -84,14 +84,17 @@ class RowStream:
             self._sides.append(_Side(teacher_hidden, teacher_head, chunk_rows, trained=False))
 
     def scores(self, kernel: Kernel) -> dict[str, Tensor]:
-        """The kernel's scores, each [N], without gradients. A pass for gradients may follow where they are enabled."""
+        """Return the kernel's scores, [N] each, without gradients.
+
+        The chunk's graph is kept where gradients are enabled, so that `gradients` may follow on the same stream.
+        """
         differentiable = torch.is_grad_enabled()
         with torch.no_grad():
             return self._run(kernel, None, differentiable=differentiable)
 
     @torch.no_grad()
     def gradients(self, kernel: Kernel, *, with_teacher: bool = True) -> tuple[dict[str, Tensor], Gradients]:
-        """The scores, and the gradients of the kernel's loss with respect to hidden states and head."""
+        """Return the kernel's scores, and its loss's gradients with respect to hidden states and head."""
         gradients = Gradients.empty(self.hidden, self.head)
         return self._run(kernel, gradients, with_teacher=with_teacher, differentiable=True), gradients
 
@@ -108,12 +111,16 @@ class RowStream:
                 rows = slice(first, first + block)
                 self._store(scores, self._block(kernel, raw, start, rows, gradients is not None), start + first)
             if gradients is not None and len(raw[0]):
-                sides[0].loaded = None
+                sides[0].buffered = None  # the logits in the buffer have become their gradient
                 gradients.add(sides[0].head, raw[0][:, : self.head.vocab_size], sides[0].rows(start), start)
         return scores
 
     def _store(self, scores: dict[str, Tensor], part: dict[str, Tensor], place: int) -> None:
-        """Small tensors that outlived their block would lie in the holes of freed large ones and fragment the heap."""
+        """Write a block's scores into whole [N] tensors.
+
+        A list of small tensors would do, but those that outlive their block lie in the holes of freed large ones and
+        fragment the heap.
+        """
         if scores and part.keys() != scores.keys():
             raise ValueError(f"Every block must have the same scores, got {sorted(part)} after {sorted(scores)}.")
         for name, value in part.items():
@@ -124,19 +131,19 @@ class RowStream:
         self, kernel: Kernel, raw: Sequence[Tensor], start: int, rows: slice, differentiate: bool
     ) -> dict[str, Tensor]:
         vocab_size = self.head.vocab_size
-        finished = [side.head.finish(logits[rows]) for side, logits in zip(self._sides, raw, strict=False)]
-        student = finished[0][:, :vocab_size]
-        teacher = finished[1][:, :vocab_size] if len(finished) > 1 else None
+        logits = [side.head.scale_and_cap(logits[rows]) for side, logits in zip(self._sides, raw, strict=False)]
+        student = logits[0][:, :vocab_size]
+        teacher = logits[1][:, :vocab_size] if len(logits) > 1 else None
         place = slice(start + rows.start, start + rows.start + len(student))
         with full_precision(student.device):
-            scores, gradient = kernel(Block(student, teacher, finished[0][:, vocab_size:], place))
+            scores, gradient = kernel(Block(student, teacher, logits[0][:, vocab_size:], place))
         if differentiate:
             target = raw[0][rows, :vocab_size]
-            target.zero_() if gradient is None else target.copy_(self.head.finish.backward(gradient, student))
+            target.zero_() if gradient is None else target.copy_(self.head.scale_and_cap.backward(gradient, student))
         return scores
 
     def _block_rows(self, logits: Tensor) -> int:
-        """Rows per block. An accelerator has no cache to fit: there a block is the chunk."""
+        """Return the rows per block. An accelerator has no cache to fit: there a block is the chunk."""
         if logits.device.type != "cpu":
             return max(len(logits), 1)
         return max(1, BLOCK_ELEMENTS // logits.shape[1])
@@ -153,22 +160,25 @@ class _Side:
         self.hidden = hidden.detach().to(dtype)
         self.head = head.cast(self.hidden.dtype)
         self.chunk_rows = chunk_rows
-        self.loaded: int | None = None
+        self.buffered: int | None = None  # the first row of the chunk whose logits `_logits` holds
         self._logits: Tensor | None = None
 
     def rows(self, start: int) -> Tensor:
         return self.hidden[start : start + self.chunk_rows]
 
     def logits(self, start: int, differentiable: bool) -> Tensor:
-        """[n, R] of one chunk; a chunk that is still there, because it is the only one, is not formed again."""
-        if self.loaded != start or self._logits is None:
+        """Return the [n, R] logits of the chunk that begins at row `start`.
+
+        A chunk whose logits are still in the buffer, because it is the only one, is not formed again.
+        """
+        if self.buffered != start or self._logits is None:
             rows = self.rows(start)
             out = None if self._logits is None else self._logits[: len(rows)]
             with torch.set_grad_enabled(differentiable):
                 logits = self.head.forward(rows, out)
             if logits is not out:
                 self._logits = logits
-            self.loaded = start
+            self.buffered = start
             return logits
         return self._logits[: len(self.rows(start))]
 
@@ -185,7 +195,7 @@ def linear_divergence(
     chunk_rows: int = 256,
     step: Any = None,
 ) -> Stat:
-    r"""The divergence between two models' next-token distributions, straight from their hidden states.
+    r"""Compute the divergence between two models' next-token distributions straight from their hidden states.
 
     .. math:: \sum_i w_i\, D\big(\mathrm{softmax}(H_S W_S^\top)_i,\; Q_i\big), \qquad \sum_i w_i
 
@@ -255,6 +265,6 @@ def _as_head(head: Tensor | Head) -> Head:
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    """The dtype that products are formed in: autocast's where it is on, else the tensor's own."""
+    """Return the dtype that products are formed in: autocast's where it is on, else the tensor's own."""
     kind = hidden.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype

@@ -18,7 +18,9 @@ from veto_pl.functional.expectation import expectation
 
 
 def forward_kl(student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
-    r"""KL(q || p) and its gradient :math:`p - q`.
+    r"""Return KL(q
+
+    p) and its gradient :math:`p - q`.
 
     Args:
         student_logp: [..., V] log-probabilities of the student.
@@ -40,7 +42,9 @@ def forward_kl(student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tenso
 
 
 def reverse_kl(student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
-    r"""KL(p || q) and its gradient :math:`p\,(\log p - \log q - \mathrm{KL}(p \Vert q))`.
+    r"""Return KL(p
+
+    q) and its gradient :math:`p\,(\log p - \log q - \mathrm{KL}(p \Vert q))`.
 
     Args:
         student_logp: [..., V] log-probabilities of the student.
@@ -63,7 +67,7 @@ def reverse_kl(student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tenso
 
 
 def generalized_jsd(student_logp: Tensor, target_logp: Tensor, beta: float = 0.5) -> tuple[Tensor, Tensor]:
-    r"""The generalised JSD and its gradient :math:`(1-\beta)\, p\,(\log p - \log m - \mathrm{KL}(p \Vert m))`.
+    r"""Return the generalised JSD and its gradient :math:`(1-\beta)\, p\,(\log p - \log m - \mathrm{KL}(p \Vert m))`.
 
     Args:
         student_logp: [..., V] log-probabilities of the student.
@@ -95,7 +99,9 @@ def generalized_jsd(student_logp: Tensor, target_logp: Tensor, beta: float = 0.5
 
 
 def skew_kl(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.1) -> tuple[Tensor, Tensor]:
-    r"""The skew forward KL, KL(q || m), and its gradient, with :math:`A = -(1-\alpha)\, q / m`.
+    r"""Return the skew forward KL, KL(q
+
+    m), and its gradient, with :math:`A = -(1-\alpha)\, q / m`.
 
     Args:
         student_logp: [..., V] log-probabilities of the student.
@@ -127,7 +133,9 @@ def skew_kl(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.1) -> tu
 
 
 def skew_reverse_kl(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.1) -> tuple[Tensor, Tensor]:
-    r"""The skew reverse KL, KL(p || m), and its gradient, with :math:`A = \log (p / m) - \alpha\, p / m`.
+    r"""Return the skew reverse KL, KL(p
+
+    m), and its gradient, with :math:`A = \log (p / m) - \alpha\, p / m`.
 
     Args:
         student_logp: [..., V] log-probabilities of the student.
@@ -157,7 +165,7 @@ def skew_reverse_kl(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.
 
 
 def total_variation(student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
-    r"""The total variation and its gradient, with :math:`A = \tfrac12 \mathrm{sign}(p - q)`.
+    r"""Return the total variation and its gradient, with :math:`A = \tfrac12 \mathrm{sign}(p - q)`.
 
     Args:
         student_logp: [..., V] log-probabilities of the student.
@@ -179,7 +187,7 @@ def total_variation(student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, 
 
 
 def alpha_divergence(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.5) -> tuple[Tensor, Tensor]:
-    r"""Amari's alpha divergence and its gradient :math:`(p \sum_u s_u - s) / \alpha`.
+    r"""Return Amari's alpha divergence and its gradient :math:`(p \sum_u s_u - s) / \alpha`.
 
     Args:
         student_logp: [..., V] log-probabilities of the student.
@@ -212,7 +220,7 @@ def alpha_divergence(student_logp: Tensor, target_logp: Tensor, alpha: float = 0
 
 
 def renyi(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.5) -> tuple[Tensor, Tensor]:
-    r"""The Renyi divergence and its gradient :math:`p - r`, :math:`r \propto q^\alpha p^{1-\alpha}`.
+    r"""Return the Renyi divergence and its gradient :math:`p - r`, :math:`r \propto q^\alpha p^{1-\alpha}`.
 
     Args:
         student_logp: [..., V] log-probabilities of the student.
@@ -240,7 +248,7 @@ def renyi(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.5) -> tupl
 
 
 def mixed_kl(student_logp: Tensor, target_logp: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    r"""The mixed KL and its gradient :math:`g - p \sum_u g_u`, :math:`g = (1 - a)\, p\, (1 + \log p/q) - a\, q`.
+    r"""Return the mixed KL and its gradient :math:`g - p \sum_u g_u`, :math:`g = (1 - a)\, p\, (1 + \log p/q) - a\, q`.
 
     Args:
         student_logp: [..., V] log-probabilities of the student.
@@ -265,7 +273,7 @@ def mixed_kl(student_logp: Tensor, target_logp: Tensor, share: Tensor) -> tuple[
 
 
 def negative_log_likelihood(student_logp: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-    r"""The surprisal of a token, :math:`-\log p_y`, and its gradient :math:`p - e_y`.
+    r"""Return the surprisal of a token, :math:`-\log p_y`, and its gradient :math:`p - e_y`.
 
     Args:
         student_logp: [..., V] log-probabilities of the student.
@@ -290,11 +298,11 @@ def _check_weight(name: str, weight: float) -> None:
 
 
 def _log(probability: Tensor) -> Tensor:
-    """The logarithm in place, of at least the smallest normal number."""
+    """Take the logarithm in place, of at least the smallest normal number."""
     return probability.clamp_min_(torch.finfo(probability.dtype).tiny).log_()
 
 
 def _through_softmax(probability: Tensor, score: Tensor) -> Tensor:
-    """`p (A - <p, A>)`; changes both arguments."""
+    """Return `p (A - <p, A>)`, the gradient in the logits; both arguments are overwritten."""
     score.sub_(torch.linalg.vecdot(probability, score).unsqueeze(-1))
     return probability.mul_(score)

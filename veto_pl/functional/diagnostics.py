@@ -8,7 +8,7 @@ from veto_pl.functional.supports import top_k_ids
 
 
 def entropy(logp: Tensor) -> Tensor:
-    r"""Shannon entropy, :math:`-\sum_v p_v \log p_v`.
+    r"""Compute the Shannon entropy, :math:`-\sum_v p_v \log p_v`.
 
     Args:
         logp: [..., V] normalised log-probabilities.
@@ -26,7 +26,7 @@ def entropy(logp: Tensor) -> Tensor:
 
 
 def top_one_agreement(student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
-    """1 where both models prefer the same id, else 0.
+    """Return 1 where both models prefer the same id, else 0.
 
     Args:
         student_logp: [..., V].
@@ -43,7 +43,7 @@ def top_one_agreement(student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
 
 
 def sharpness(target_logp: Tensor, teacher_logp: Tensor) -> Tensor:
-    r"""How much sharper a target is than the teacher, :math:`H(p_T) - H(Q)`.
+    r"""Compute how much sharper a target is than the teacher, :math:`H(p_T) - H(Q)`.
 
     Args:
         target_logp: [..., V] normalised log-probabilities of the target.
@@ -61,7 +61,7 @@ def sharpness(target_logp: Tensor, teacher_logp: Tensor) -> Tensor:
 
 
 def comparison(student_logp: Tensor, teacher_logp: Tensor) -> dict[str, Tensor]:
-    r"""What is worth knowing about two distributions, with each probability formed once.
+    r"""Compare two distributions by entropy, both KLs and their likeliest ids, forming each probability once.
 
     Args:
         student_logp: [..., V] normalised log-probabilities, :math:`p`.
@@ -89,7 +89,7 @@ def comparison(student_logp: Tensor, teacher_logp: Tensor) -> dict[str, Tensor]:
 
 
 def overlap(student_logp: Tensor, teacher_logp: Tensor, k: int = 16) -> dict[str, Tensor]:
-    r"""What the k likeliest ids of both models have in common.
+    r"""Measure what the k likeliest ids of both models have in common.
 
     .. math:: \frac{|S_k \cap T_k|}{k}, \qquad \sum_{v \in S_k \cap T_k} p_v, \qquad
         \sum_{v \in S_k \cap T_k} \bar p_v (\log \bar q_v - \log \bar p_v)
@@ -129,7 +129,7 @@ def overlap(student_logp: Tensor, teacher_logp: Tensor, k: int = 16) -> dict[str
 
 
 def entropy_gap(student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
-    r"""How far the models are apart in how sure they are, :math:`|H(q) - H(p)|`.
+    r"""Compute how far apart the entropies of the models are, :math:`|H(q) - H(p)|`.
 
     Args:
         student_logp: [..., V] normalised log-probabilities.
@@ -149,7 +149,7 @@ def entropy_gap(student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
 
 
 def top_k_mass(logp: Tensor, k: int = 16) -> Tensor:
-    """The probability of a model's own k likeliest ids: how much of it a truncation covers.
+    """Return the probability of a model's own k likeliest ids, which is what a truncation to them covers.
 
     Args:
         logp: [..., V] normalised log-probabilities.
@@ -166,7 +166,7 @@ def top_k_mass(logp: Tensor, k: int = 16) -> Tensor:
 
 
 def hidden_kl(first_logp: Tensor, second_logp: Tensor, ids: Tensor) -> Tensor:
-    r"""The part of a KL that is lost when all ids but a few are pooled into one tail.
+    r"""Compute the part of a KL that is lost when all ids but a few are pooled into one tail.
 
     .. math:: \mathrm{KL}(p \Vert q) - \mathrm{KL}(\text{pooled}) = P\, \mathrm{KL}(p|_{tail} \Vert q|_{tail}),
         \qquad P = \sum_{v \in tail} p_v
@@ -198,6 +198,9 @@ def hidden_kl(first_logp: Tensor, second_logp: Tensor, ids: Tensor) -> Tensor:
 
 
 def _agree(first_logp: Tensor, second_logp: Tensor) -> Tensor:
-    """1 where an id is likeliest for both. Distances to the maxima are far cheaper than the places of the maxima."""
+    """Return 1 where an id is likeliest for both, else 0.
+
+    Distances to the maxima are far cheaper to compute than the places of the maxima.
+    """
     distances = (logp - logp.amax(-1, keepdim=True) for logp in (first_logp, second_logp))
     return (torch.minimum(*distances).amax(-1) == 0).to(first_logp.dtype)

@@ -13,7 +13,7 @@ ValueAndGradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def by_autograd(divergence: Callable[[Tensor, Tensor], Tensor]) -> ValueAndGradient:
-    """The value and gradient of any differentiable function of log-probabilities.
+    """Make a function that returns value and gradient of any differentiable function of log-probabilities.
 
     Args:
         divergence: maps [..., V] and [..., V] to [...], row by row.
@@ -37,7 +37,7 @@ def by_autograd(divergence: Callable[[Tensor, Tensor], Tensor]) -> ValueAndGradi
 
 
 def gradient_of(value: Tensor, logp: Tensor) -> Tensor:
-    r"""The gradient with respect to logits of a value that is a function of their log-softmax.
+    r"""Compute the gradient with respect to logits of a value that is a function of their log-softmax.
 
     .. math:: \frac{\partial L}{\partial z} = g - p \sum_v g_v, \qquad g = \frac{\partial L}{\partial \log p}
 
@@ -60,7 +60,7 @@ def gradient_of(value: Tensor, logp: Tensor) -> Tensor:
 
 
 def closed_form(divergence: Callable[..., Any]) -> ValueAndGradient:
-    """The cheapest way to the value and gradient of `divergence`.
+    """Find the cheapest way to the value and gradient of `divergence`.
 
     Args:
         divergence: a function of `veto_pl.functional.divergences` (or a `functools.partial` of one), an object with a
@@ -84,7 +84,7 @@ def closed_form(divergence: Callable[..., Any]) -> ValueAndGradient:
 
 
 def belongs(instance: object, gradient: str, function: str) -> bool:
-    """Whether a method with a closed form still belongs to the method that it differentiates.
+    """Return whether a method with a closed form still belongs to the method that it differentiates.
 
     It does not where a more derived class, a mixin or the instance itself brings another `function`.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def forward_kl(student_logp: Tensor, target_logp: Tensor) -> Tensor:
-    r"""Forward Kullback-Leibler divergence: it covers the target's mass.
+    r"""Compute the forward Kullback-Leibler divergence, which makes the student cover the target's mass.
 
     .. math:: \mathrm{KL}(q \Vert p) = \sum_v q_v (\log q_v - \log p_v)
 
@@ -40,7 +40,7 @@ def forward_kl(student_logp: Tensor, target_logp: Tensor) -> Tensor:
 
 
 def reverse_kl(student_logp: Tensor, target_logp: Tensor) -> Tensor:
-    r"""Reverse Kullback-Leibler divergence: it stays within the target's modes.
+    r"""Compute the reverse Kullback-Leibler divergence, which keeps the student within the target's modes.
 
     .. math:: \mathrm{KL}(p \Vert q) = \sum_v p_v (\log p_v - \log q_v)
 
@@ -66,7 +66,7 @@ def reverse_kl(student_logp: Tensor, target_logp: Tensor) -> Tensor:
 
 
 def generalized_jsd(student_logp: Tensor, target_logp: Tensor, beta: float = 0.5) -> Tensor:
-    r"""Generalised Jensen-Shannon divergence.
+    r"""Compute the generalised Jensen-Shannon divergence.
 
     .. math:: \beta\,\mathrm{KL}(q \Vert m) + (1-\beta)\,\mathrm{KL}(p \Vert m), \qquad m = \beta q + (1-\beta) p
 
@@ -99,7 +99,7 @@ def generalized_jsd(student_logp: Tensor, target_logp: Tensor, beta: float = 0.5
 
 
 def skew_kl(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.1) -> Tensor:
-    r"""Skew forward KL: the student is smoothed by the target, so the value stays finite.
+    r"""Compute the skew forward KL: the student is smoothed by the target, so the value stays finite.
 
     .. math:: \mathrm{KL}(q \Vert \alpha q + (1-\alpha) p)
 
@@ -128,7 +128,7 @@ def skew_kl(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.1) -> Te
 
 
 def skew_reverse_kl(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.1) -> Tensor:
-    r"""Skew reverse KL: the target is smoothed by the student, so the value stays finite.
+    r"""Compute the skew reverse KL: the target is smoothed by the student, so the value stays finite.
 
     .. math:: \mathrm{KL}(p \Vert (1-\alpha) q + \alpha p)
 
@@ -157,7 +157,7 @@ def skew_reverse_kl(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.
 
 
 def total_variation(student_logp: Tensor, target_logp: Tensor) -> Tensor:
-    r"""Total variation distance.
+    r"""Compute the total variation distance.
 
     .. math:: \tfrac{1}{2} \sum_v |p_v - q_v|
 
@@ -182,7 +182,7 @@ def total_variation(student_logp: Tensor, target_logp: Tensor) -> Tensor:
 
 
 def log_mixture(first_logp: Tensor, second_logp: Tensor, weight: float | Tensor) -> Tensor:
-    r"""Logarithm of a mixture, :math:`\log(w\,a + (1-w)\,b)`.
+    r"""Compute the logarithm of a mixture, :math:`\log(w\,a + (1-w)\,b)`.
 
     Args:
         first_logp: [..., V] log-probabilities :math:`a`.
@@ -212,7 +212,7 @@ def log_mixture(first_logp: Tensor, second_logp: Tensor, weight: float | Tensor)
 
 
 def _log_sum(first_logp: Tensor, second_logp: Tensor, one: float | Tensor, other: float | Tensor) -> Tensor:
-    """log(e^one a + e^other b)."""
+    """Compute log(e^one a + e^other b)."""
     excluded = (first_logp == -math.inf) & (second_logp == -math.inf)
     first = first_logp.masked_fill(excluded, 0.0) + one
     second = second_logp.masked_fill(excluded, 0.0) + other

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def expectation(probability: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    r"""The sum :math:`\sum_v p_v x_v` with :math:`0 \cdot x = 0` for every :math:`x`, infinite and undefined ones too.
+    r"""Compute :math:`\sum_v p_v x_v` with :math:`0 \cdot x = 0` for every :math:`x`, infinite and undefined ones too.
 
     Args:
         probability: [..., V].

@@ -8,7 +8,7 @@ import math
 
 
 def extrapolated(p: float, b: float, lam: float) -> float:
-    r"""Where extrapolated distillation comes to rest: the probability of the modal token under :math:`T^\lambda
+    r"""Compute the fixed point of extrapolated distillation: the probability of the modal token under :math:`T^\lambda
     B^{1-\lambda}`, normalised.
 
     .. math:: \mathrm{logit}\, q_\lambda = \mathrm{logit}\, b + \lambda\,(\mathrm{logit}\, p - \mathrm{logit}\, b)
@@ -41,7 +41,7 @@ def extrapolated(p: float, b: float, lam: float) -> float:
 
 
 def lambda_star(p: float, b: float, c: float) -> float:
-    r"""The largest lambda whose fixed point keeps its tail within reach of truncated importance weights.
+    r"""Compute the largest lambda whose fixed point keeps its tail within reach of truncated importance weights.
 
     .. math:: \lambda^*(p, b, c) =
         \frac{\log \frac{c - 1 + p}{1 - p} - \mathrm{logit}\, b}{\mathrm{logit}\, p - \mathrm{logit}\, b}
@@ -87,8 +87,8 @@ def lambda_star(p: float, b: float, c: float) -> float:
     return (math.log(c - 1 + p) - math.log1p(-p) - _logit(b)) / rise
 
 
-def within(bound: float, margin: float) -> float:
-    r"""The largest lambda that keeps its distance from the bound, :math:`\max(1, (1 - \epsilon)\, \lambda^*)`.
+def largest_lambda(bound: float, margin: float) -> float:
+    r"""Return the largest lambda that keeps its distance from the bound, :math:`\max(1, (1 - \epsilon)\, \lambda^*)`.
 
     At 1 the student is drawn to the teacher itself, whose tail no clipping can endanger: the bound is never below it.
 
@@ -100,7 +100,7 @@ def within(bound: float, margin: float) -> float:
         The largest lambda.
 
     Example:
-        >>> within(1.5, 0.02), within(1.01, 0.02)
+        >>> largest_lambda(1.5, 0.02), largest_lambda(1.01, 0.02)
         (1.47, 1.0)
     """
     return max(1.0, (1 - margin) * bound)

@@ -26,7 +26,11 @@ class Gradients:
 
     @classmethod
     def empty(cls, hidden: Tensor, head: Head) -> Gradients:
-        """Room for the tensors that require a gradient, which the first chunk fills; without any chunk, zeros."""
+        """Allocate sums for the tensors that require a gradient.
+
+        The first chunk overwrites them, so they are not initialised; they are zeros where there is no row and so no
+        chunk.
+        """
 
         def room(tensor: Tensor, dtype: torch.dtype) -> Tensor | None:
             if not tensor.requires_grad:
@@ -37,24 +41,24 @@ class Gradients:
         return cls(room(hidden, hidden.dtype), tuple(sums))
 
     def add(self, head: Head, gradient: Tensor, hidden: Tensor, start: int) -> None:
-        """Adds a chunk: `gradient` [n, V] of its logits, `hidden` [n, D] its rows, which begin at `start`."""
+        """Add a chunk: `gradient` [n, V] of its logits, `hidden` [n, D] its rows, which begin at `start`."""
         wanted = self.hidden is not None
         of_hidden = head.backward(gradient, hidden, self.parameters, first=start == 0, for_hidden=wanted)
         if self.hidden is not None and of_hidden is not None:
             self.hidden[start : start + len(hidden)] = of_hidden
 
     def attach(self, total: Tensor, hidden: Tensor, head: Head) -> Tensor:
-        """The scalar `total` with a graph whose backward pass returns these gradients, scaled."""
+        """Return the scalar `total` with a graph whose backward pass gives these gradients, times the upstream one."""
         inputs = (hidden, *head.parameters)
         known = [
             None if gradient is None else gradient.to(tensor.dtype)
             for tensor, gradient in zip(inputs, (self.hidden, *self.parameters), strict=True)
         ]
-        attached: Tensor = _Known.apply(total.detach(), known, *inputs)  # type: ignore[no-untyped-call]
+        attached: Tensor = _PrecomputedGradients.apply(total.detach(), known, *inputs)  # type: ignore[no-untyped-call]
         return attached
 
 
-class _Known(torch.autograd.Function):
+class _PrecomputedGradients(torch.autograd.Function):
     """A scalar whose gradients were computed together with it."""
 
     @staticmethod

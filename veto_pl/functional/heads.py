@@ -12,8 +12,8 @@ from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
-class Finish:
-    r"""What some architectures do to the head's output: :math:`y = c \tanh(s x / c)`.
+class ScaleAndCap:
+    r"""The transformation of a head's raw output x by some architectures: :math:`y = c \tanh(s x / c)`.
 
     Args:
         scale: s; Cohere and Granite have one.
@@ -24,7 +24,7 @@ class Finish:
     softcap: float | None = None
 
     def __call__(self, raw: Tensor) -> Tensor:
-        """[..., V] logits, in float32 at least."""
+        """Return the logits [..., V], in float32 at least."""
         logits = raw.to(torch.promote_types(raw.dtype, torch.float32))
         if self.scale != 1:
             logits = logits * self.scale
@@ -32,17 +32,17 @@ class Finish:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
 
-    def backward(self, gradient: Tensor, finished: Tensor) -> Tensor:
-        """The gradient with respect to what went in, given the one with respect to what came out."""
+    def backward(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """Turn the [..., V] gradient in the logits y into the gradient in the raw output x."""
         if self.softcap is not None:
-            gradient = gradient * (1 - (finished / self.softcap).square())
+            gradient = gradient * (1 - (logits / self.softcap).square())
         return gradient if self.scale == 1 else gradient * self.scale
 
 
 class Head(ABC):
     """Maps hidden states to logits, and gradients of the logits to gradients of hidden states and parameters."""
 
-    finish: Finish
+    scale_and_cap: ScaleAndCap
     vocab_size: int
 
     @property
@@ -52,17 +52,19 @@ class Head(ABC):
 
     @abstractmethod
     def cast(self, dtype: torch.dtype) -> Head:
-        """The same head for hidden states of `dtype`."""
+        """Return the same head for hidden states of `dtype`."""
 
     @abstractmethod
     def forward(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """[n, D] to [n, R] unfinished logits, into `out` where that is possible."""
+        """Map hidden states [n, D] to the head's raw output [n, R], written into `out` where that is possible."""
 
     @abstractmethod
     def backward(
         self, gradient: Tensor, hidden: Tensor, sums: Sequence[Tensor | None], *, first: bool, for_hidden: bool = True
     ) -> Tensor | None:
-        """[n, V] gradient of the unfinished logits to [n, D]; those of the parameters are added to `sums`.
+        """Map the [n, V] gradient of the raw output to the [n, D] gradient of the hidden states.
+
+        The parameters' gradients are added to `sums`.
 
         What `sums` held before the `first` chunk is nothing, and is overwritten: that saves a pass over the weights.
         Without `for_hidden`, hidden states have no gradient, and None is returned.
@@ -76,7 +78,7 @@ class LinearHead(Head):
     Args:
         weight: [R, D].
         bias: [R] or None.
-        finish: what follows the product.
+        scale_and_cap: what follows the product.
         vocab_size: the first rows, those with a token; all R by default. The others never get probability.
 
     Numerics: hidden states and weight meet in the autocast dtype where autocast is on, else in their own; sums over
@@ -85,7 +87,7 @@ class LinearHead(Head):
 
     weight: Tensor
     bias: Tensor | None = None
-    finish: Finish = Finish()
+    scale_and_cap: ScaleAndCap = ScaleAndCap()
     vocab_size: int = 0
 
     def __post_init__(self) -> None:
@@ -99,12 +101,12 @@ class LinearHead(Head):
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
     def cast(self, dtype: torch.dtype) -> LinearHead:
-        """The same numbers as `dtype`, without a graph."""
+        """Return the same numbers as `dtype`, without a graph."""
         bias = None if self.bias is None else self.bias.detach().to(dtype)
         return replace(self, weight=self.weight.detach().to(dtype), bias=bias)
 
     def forward(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """[n, D] to [n, R]."""
+        """Map [n, D] to [n, R]."""
         with full_precision(hidden.device):  # `cast` has chosen the dtype already
             if self.bias is None:
                 return torch.mm(hidden, self.weight.T, out=out)
@@ -113,7 +115,7 @@ class LinearHead(Head):
     def backward(
         self, gradient: Tensor, hidden: Tensor, sums: Sequence[Tensor | None], *, first: bool, for_hidden: bool = True
     ) -> Tensor | None:
-        """[n, V] to [n, D]."""
+        """Map [n, V] to [n, D]."""
         with full_precision(hidden.device):
             self._add(gradient, hidden, sums, first)
             return gradient @ self.weight[: self.vocab_size] if for_hidden else None
@@ -141,7 +143,7 @@ class FunctionHead(Head):
         function: maps [n, D] to [n, R].
         parameters: the tensors inside it that are trained.
         vocab_size: the first columns, those with a token.
-        finish: what follows.
+        scale_and_cap: what follows.
     """
 
     def __init__(
@@ -149,12 +151,12 @@ class FunctionHead(Head):
         function: Callable[[Tensor], Tensor],
         parameters: Sequence[Tensor],
         vocab_size: int,
-        finish: Finish = Finish(),
+        scale_and_cap: ScaleAndCap = ScaleAndCap(),
     ) -> None:
         self.function = function
         self._parameters = tuple(parameters)
         self.vocab_size = vocab_size
-        self.finish = finish
+        self.scale_and_cap = scale_and_cap
         self._graph: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -163,11 +165,11 @@ class FunctionHead(Head):
         return self._parameters
 
     def cast(self, dtype: torch.dtype) -> FunctionHead:
-        """The function decides about its dtype itself."""
+        """Return the head itself: the function decides about its dtype."""
         return self
 
     def forward(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """[n, D] to [n, R]; where gradients are enabled, remembers the graph of this chunk for `backward`."""
+        """Map [n, D] to [n, R]; where gradients are enabled, keep the graph of this chunk for `backward`."""
         if not torch.is_grad_enabled():
             return self.function(hidden)
         leaf = hidden.detach().requires_grad_()
@@ -178,7 +180,7 @@ class FunctionHead(Head):
     def backward(
         self, gradient: Tensor, hidden: Tensor, sums: Sequence[Tensor | None], *, first: bool, for_hidden: bool = True
     ) -> Tensor | None:
-        """[n, V] to [n, D]; uses up the graph."""
+        """Map [n, V] to [n, D], and use up the graph that `forward` kept."""
         assert self._graph is not None, "`forward` runs on the same rows before `backward`"
         (leaf, logits), self._graph = self._graph, None
         wanted = [(p, total) for p, total in zip(self.parameters, sums, strict=True) if total is not None]
@@ -194,5 +196,5 @@ class FunctionHead(Head):
 
 
 def full_precision(device: torch.device) -> torch.autocast:
-    """A context without autocast, which would round dot products and products into other buffers."""
+    """Return a context without autocast, which would round dot products and products into other buffers."""
     return torch.autocast(device.type, enabled=False)

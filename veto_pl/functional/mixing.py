@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def mixed_kl(student_logp: Tensor, target_logp: Tensor, share: Tensor) -> Tensor:
-    r"""Forward and reverse KL, mixed id by id.
+    r"""Add forward and reverse KL, mixed id by id.
 
     .. math:: \sum_v \left[ a_v\, q_v \log \frac{q_v}{p_v} + (1 - a_v)\, p_v \log \frac{p_v}{q_v} \right]
 
@@ -33,7 +33,7 @@ def mixed_kl(student_logp: Tensor, target_logp: Tensor, share: Tensor) -> Tensor
 
 
 def head_share(student_logp: Tensor, target_logp: Tensor, head: float = 0.5) -> Tensor:
-    r"""AKL's weight of the forward KL: how much of the gap lies at the target's likely ids.
+    r"""Compute AKL's weight of the forward KL: how much of the gap lies at the target's likely ids.
 
     .. math:: \frac{g_h}{g_h + g_t}, \qquad g = \sum_v |q_v - p_v| \text{ over the head, over the tail}
 
@@ -63,7 +63,7 @@ def head_share(student_logp: Tensor, target_logp: Tensor, head: float = 0.5) -> 
 
 
 def ratio_share(student_logp: Tensor, target_logp: Tensor) -> Tensor:
-    r"""ToDi's weight of the forward KL at each id, :math:`\sigma(\log q_v - \log p_v) = q_v / (q_v + p_v)`.
+    r"""Compute ToDi's weight of the forward KL at each id, :math:`\sigma(\log q_v - \log p_v) = q_v / (q_v + p_v)`.
 
     Args:
         student_logp: [..., V] log-probabilities of the student, :math:`p`.

@@ -18,7 +18,7 @@ SHARES = {"both": (0.5, 0.5), "correct_up": (1.0, 0.0), "incorrect_down": (0.0, 
 
 
 def group_mean(values: Tensor, groups: Tensor, among: Tensor) -> Tensor:
-    """The mean over the rows of the same group that are `among` those that count; 0 where there are none.
+    """Return the mean over the rows of the same group that are `among` those that count; 0 where there are none.
 
     Args:
         values: [B].
@@ -37,7 +37,7 @@ def group_mean(values: Tensor, groups: Tensor, among: Tensor) -> Tensor:
 
 
 def group_gap(scores: Tensor, correct: Tensor, groups: Tensor, counted: Tensor, mode: Mode = "mean") -> Tensor:
-    r"""How far the correct completions of a group are above its wrong ones.
+    r"""Compute how far the correct completions of a group are above its wrong ones.
 
     .. math:: \mathrm{mean}_{correct}\, a - \mathrm{mean}_{wrong}\, a \quad\text{or}\quad
         \min\nolimits_{correct} a - \max\nolimits_{wrong} a
@@ -70,7 +70,7 @@ def group_gap(scores: Tensor, correct: Tensor, groups: Tensor, counted: Tensor, 
 
 
 def margin_shift(gap: Tensor, correct: Tensor, margin: float, direction: Direction = "both") -> Tensor:
-    r"""What has to be added to each completion's score so that the gap of its group reaches the margin.
+    r"""Compute what has to be added to each completion's score so that the gap of its group reaches the margin.
 
     .. math:: s = \max(0, \delta - \mathrm{gap}), \qquad +s/2 \text{ for a correct completion},\ -s/2 \text{ for a wrong
         one}
@@ -99,7 +99,7 @@ def margin_shift(gap: Tensor, correct: Tensor, margin: float, direction: Directi
 def margin_mask(
     scores: Tensor, correct: Tensor, groups: Tensor, counted: Tensor, margin: float, min_retain: float, mode: Mode
 ) -> Tensor:
-    """Leaves out completions until the gap of their group reaches the margin.
+    """Leave out completions until the gap of their group reaches the margin.
 
     In each step either the worst correct completion or the best wrong one goes, whichever widens the gap more, and of
     either class max(1, floor(min_retain x its size)) completions stay.
@@ -138,7 +138,10 @@ def margin_mask(
 def _dropped(
     values: list[float], right: list[int], wrong: list[int], margin: float, min_retain: float, mode: Mode
 ) -> list[int]:
-    """Of one group: the rows that go. `right` ascends and `wrong` descends, so the first of either is next to go."""
+    """Return the rows of one group that go.
+
+    `right` ascends and `wrong` descends in the score, so the first of either is the next to go.
+    """
 
     def gap(right: list[int], wrong: list[int]) -> float:
         if not right or not wrong:
@@ -158,15 +161,15 @@ def _dropped(
     return dropped
 
 
-def balanced(correct: Tensor, groups: Tensor, lots: Tensor, ratio: float) -> Tensor:
-    r"""Leaves out the surplus of a class, so that a group has `ratio` correct completions for each wrong one.
+def balance_classes(correct: Tensor, groups: Tensor, priority: Tensor, ratio: float) -> Tensor:
+    r"""Leave out the surplus of a class, so that a group has `ratio` correct completions for each wrong one.
 
     .. math:: n_{correct} \le \lfloor r\, n_{wrong} \rfloor, \qquad n_{wrong} \le \lfloor n_{correct} / r \rfloor
 
     Args:
         correct: [B] bool.
         groups: [B] int64.
-        lots: [B] distinct numbers; of a class, those with the smallest stay.
+        priority: [B] distinct numbers; of a class, those with the smallest stay.
         ratio: r, at least 0; 0 keeps wrong completions only.
 
     Returns:
@@ -174,7 +177,7 @@ def balanced(correct: Tensor, groups: Tensor, lots: Tensor, ratio: float) -> Ten
 
     Example:
         >>> right, one = torch.tensor([True, True, True, False]), torch.zeros(4, dtype=torch.int64)
-        >>> balanced(right, one, torch.tensor([0.3, 0.1, 0.2, 0.9]), 1.0)
+        >>> balance_classes(right, one, torch.tensor([0.3, 0.1, 0.2, 0.9]), 1.0)
         tensor([False,  True, False,  True])
 
     References:
@@ -186,5 +189,5 @@ def balanced(correct: Tensor, groups: Tensor, lots: Tensor, ratio: float) -> Ten
     right, wrong = (same & correct).sum(1).double(), (same & ~correct).sum(1).double()
     own, wanted = torch.where(correct, right, wrong), torch.where(correct, wrong * ratio, right / ratio)
     wanted = (wanted + 1e-6).floor()  # 9 / 0.6 is a little below 15
-    place = (same & (correct[:, None] == correct) & (lots < lots[:, None])).sum(1)
+    place = (same & (correct[:, None] == correct) & (priority < priority[:, None])).sum(1)
     return (own <= wanted) | (wanted < 1) | (place < wanted)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def clipped_surrogate(logp: Tensor, old_logp: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    r"""The clipped surrogate loss of PPO.
+    r"""Compute the clipped surrogate loss of PPO.
 
     .. math:: -\min(\rho A,\; \mathrm{clip}(\rho, 1-\epsilon, 1+\epsilon) A), \qquad \rho = \pi(y) / \pi_{old}(y)
 
@@ -36,7 +36,7 @@ def clipped_surrogate(logp: Tensor, old_logp: Tensor, advantage: Tensor, clip: f
 
 
 def importance_weight(logp: Tensor, sampler_logp: Tensor, maximum: float) -> Tensor:
-    r"""Truncated importance weight, :math:`\min(\pi(y) / \mu(y), c)`.
+    r"""Compute the truncated importance weight, :math:`\min(\pi(y) / \mu(y), c)`.
 
     Args:
         logp: [...] log-probability of the token under the policy that is trained.

@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 def token_sum(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum over the tokens that count, and their number.
+    """Sum over the tokens that count, and count them.
 
     Args:
         values: [B, S]; what stands on masked positions is ignored, NaN included.
@@ -22,7 +22,7 @@ def token_sum(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sequence_mean_sum(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum over rows of the mean over each row's tokens, and the number of rows that have any.
+    """Sum the means over each row's tokens, and count the rows that have any.
 
     Args:
         values: [B, S]; what stands on masked positions is ignored.

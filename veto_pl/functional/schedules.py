@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 
 def linear(start: float, end: float, fraction: float) -> float:
-    """A straight line from `start` to `end`.
+    """Return the value at `fraction` of a straight line from `start` to `end`.
 
     Example:
         >>> linear(0.8, 0.0, 0.25)
@@ -15,7 +15,7 @@ def linear(start: float, end: float, fraction: float) -> float:
 
 
 def cosine(start: float, end: float, fraction: float) -> float:
-    r"""Half a cosine wave, :math:`e + (s - e)(1 + \cos \pi f)/2`: slow at both ends.
+    r"""Return the value of half a cosine wave, :math:`e + (s - e)(1 + \cos \pi f)/2`, which is slow at both ends.
 
     Example:
         >>> cosine(1.0, 0.0, 0.5)
@@ -25,7 +25,7 @@ def cosine(start: float, end: float, fraction: float) -> float:
 
 
 def piecewise_constant(values: Sequence[float], boundaries: Sequence[float], fraction: float) -> float:
-    """`values[i]` once `i` of the ascending `boundaries` have been reached.
+    """Return `values[i]` once `i` of the ascending `boundaries` have been reached.
 
     Example:
         >>> piecewise_constant([0.8, 0.4, 0.0], [0.5, 0.75], 0.5)

@@ -24,13 +24,13 @@ class Stat:
         return Stat(self.total + other.total, self.weight + other.weight)
 
     def scaled(self, coefficient: float) -> Stat:
-        """The same weight with `coefficient` times the total."""
+        """Return the same weight with `coefficient` times the total."""
         return Stat(self.total * coefficient, self.weight)
 
     def detach(self) -> Stat:
-        """The same numbers without the graph."""
+        """Return the same numbers without the graph."""
         return Stat(self.total.detach(), self.weight.detach())
 
     def mean(self) -> Tensor:
-        """`total / weight`, and 0 (still connected to the graph) where the weight is 0."""
+        """Return `total / weight`, and 0 (still connected to the graph) where the weight is 0."""
         return self.total / torch.where(self.weight == 0, 1.0, self.weight)

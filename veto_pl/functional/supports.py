@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def top_k_with_tail(logp: Tensor, ids: Tensor) -> Tensor:
-    r"""Keeps `ids` as they are and pools every other id into one tail outcome.
+    r"""Keep `ids` as they are and pool every other id into one tail outcome.
 
     .. math:: (\log p_{v_1}, \dots, \log p_{v_k}, \log \sum_{v \notin \{v_i\}} p_v)
 
@@ -41,7 +41,7 @@ def top_k_with_tail(logp: Tensor, ids: Tensor) -> Tensor:
 
 
 def members(ids: Tensor, of: Tensor) -> Tensor:
-    """Which ids are in another set, without a tensor of the vocabulary's size.
+    """Mark the ids that are in another set, without a tensor of the vocabulary's size.
 
     Args:
         ids: [..., J] int64.
@@ -60,7 +60,7 @@ def members(ids: Tensor, of: Tensor) -> Tensor:
 
 
 def top_k_ids(student_logp: Tensor, teacher_logp: Tensor, k: int, support: str) -> tuple[Tensor, Tensor]:
-    """The ids of a set made of both models' likeliest, in a layout of fixed width.
+    """Return the ids of a set made of both models' likeliest, in a layout of fixed width.
 
     Args:
         student_logp: [..., V].

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def geometric_bridge(teacher_logp: Tensor, student_logp: Tensor, beta: float) -> Tensor:
-    r"""Veto's target: a geometric bridge between teacher and student.
+    r"""Compute Veto's target, a geometric bridge between teacher and student.
 
     .. math:: Q_\beta = \frac{P_T\, P_S^{\beta}}{\sum_v P_T(v)\, P_S(v)^{\beta}}
 

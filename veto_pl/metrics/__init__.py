@@ -51,7 +51,7 @@ __all__ = [
 
 
 def default_metrics(num_completions: int) -> list[CompletionMetric | TokenMetric]:
-    """The metrics of a validation, by the number of completions per prompt."""
+    """Return the metrics of a validation, by the number of completions per prompt."""
     single: list[CompletionMetric | TokenMetric] = [
         Accuracy(),
         MeanReward(),

@@ -13,10 +13,11 @@ from veto_pl.metrics.generations import Generations
 from veto_pl.metrics.metric_bases import CompletionMetric
 
 
-class _OfAnswers(CompletionMetric):
-    """Looks at the answer that each completion of a prompt gives."""
+class _AnswerMetric(CompletionMetric):
+    """Base of the metrics that look at the answer that each completion of a prompt gives."""
 
     needs_group = True
+    unit = "%"
     higher_is_better = True
 
     def __init__(self, pattern: str | None = None) -> None:
@@ -36,16 +37,16 @@ class _OfAnswers(CompletionMetric):
 
     @abstractmethod
     def _value(self, answers: list[str | None], rewards: list[float]) -> float:
-        """Of a prompt; None stands for a completion in which no answer is found."""
+        """Return the value of one prompt; None stands for a completion in which no answer is found."""
 
     def _answer(self, text: str) -> str | None:
         if self.pattern is None:
-            return _spaced(text)
+            return _collapse_spaces(text)
         found = list(self.pattern.finditer(text))
-        return _spaced(found[-1][self.pattern.groups] or "") if found else None
+        return _collapse_spaces(found[-1][self.pattern.groups] or "") if found else None
 
 
-class DistinctCorrect(_OfAnswers):
+class DistinctCorrect(_AnswerMetric):
     """Different answers of the correct completions over all completions of a prompt; the mean over prompts.
 
     The value is at most pass@1, and equals it where no two correct completions give the same answer.
@@ -66,7 +67,7 @@ class DistinctCorrect(_OfAnswers):
         return len(right - {None}) / len(answers)
 
 
-class MajorityVote(_OfAnswers):
+class MajorityVote(_AnswerMetric):
     """The probability that the answer that most completions of a prompt give is correct; the mean over prompts.
 
     This is maj@k for all k completions. Among answers with equally many votes one is drawn, so the value of a prompt is
@@ -96,5 +97,5 @@ class MajorityVote(_OfAnswers):
         return sum(leading) / len(leading) if leading else 0.0
 
 
-def _spaced(text: str) -> str:
+def _collapse_spaces(text: str) -> str:
     return " ".join(text.split())

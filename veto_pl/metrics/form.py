@@ -25,6 +25,8 @@ class ParseRate(CompletionMetric):
     """
 
     name = "parse_rate"
+    unit = "%"
+    higher_is_better = True
 
     def __init__(self, kind: Literal["any", "list", "object"] = "any") -> None:
         super().__init__()
@@ -44,5 +46,5 @@ def _is_json(text: str, kind: type) -> bool:
 
 
 def _refuse(constant: str) -> None:
-    """Python reads NaN and Infinity, which JSON does not have."""
+    """Raise ValueError for NaN and Infinity, which Python reads and JSON does not have."""
     raise ValueError(constant)

@@ -32,6 +32,6 @@ class Generations:
     logp: Tensor | None = None
 
     def groups(self) -> list[list[str]]:
-        """The texts prompt by prompt."""
+        """Return the texts prompt by prompt."""
         size = self.rewards.shape[1]
         return [self.texts[i : i + size] for i in range(0, len(self.texts), size)]

@@ -12,6 +12,7 @@ class CompletionLength(CompletionMetric):
     """Mean number of tokens, EOS included."""
 
     name = "completion_length"
+    unit = "tokens"
 
     def update(self, generations: Generations) -> None:
         self._add(torch.tensor([len(tokens) for tokens in generations.tokens], dtype=torch.float64))
@@ -21,6 +22,8 @@ class EosRate(CompletionMetric):
     """The fraction of completions that ended by themselves, with EOS or a stop string."""
 
     name = "eos_rate"
+    title = "EOS rate"
+    unit = "%"
 
     def update(self, generations: Generations) -> None:
         self._add(generations.finished.double())

@@ -18,6 +18,8 @@ class SequenceLogProb(CompletionMetric):
     """
 
     name = "sequence_logp"
+    title = "sequence log-probability"
+    unit = "nats"
     needs_logp = True
 
     def update(self, generations: Generations) -> None:
@@ -54,6 +56,7 @@ class CalibrationError(CompletionMetric):
             raise ConfigurationError(f"`CalibrationError.bins` must be at least 1, got {bins}.")
         self.per_token, self.bins = per_token, bins
         self.name = "calibration_error" if per_token else "sequence_calibration_error"
+        self.unit = f"per {'token' if per_token else 'completion'}"
         self.add_state("gaps", torch.zeros(bins, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, generations: Generations) -> None:
@@ -68,11 +71,11 @@ class CalibrationError(CompletionMetric):
         self.gaps = self.gaps + torch.zeros_like(self.gaps).index_add(0, place.to(self.gaps.device), gap.to(self.gaps))
 
     def compute(self) -> Tensor:
-        """The sum of the bins' gaps over the number of completions; 0 before the first update."""
+        """Return the sum of the bins' gaps over the number of completions; 0 before the first update."""
         return (self.gaps.abs().sum() / self.weight.clamp_min(1)).float()
 
 
 def _logp(generations: Generations) -> Tensor:
-    """[G, K] float64."""
+    """Return the log-probabilities of the completions, [G, K] float64."""
     assert generations.logp is not None, "the evaluation fills it in for metrics with `needs_logp`"
     return generations.logp.double()

@@ -1,4 +1,4 @@
-"""What a metric of distillation looks at. States are sums, so the value is the same on any number of ranks."""
+"""Bases of the metrics. States are sums, so the value is the same on any number of ranks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,16 @@ from veto_pl.metrics.generations import Generations
 
 
 class _Mean(Metric, ABC):
-    """A weighted mean; 0 before the first update."""
+    """A weighted mean; 0 before the first update.
+
+    Charts and tables show it as its class says: `title` in place of its name, with `unit`, in which `%` is for a share
+    that is shown times 100, and as `higher_is_better` says, which is None where neither is better.
+    """
 
     full_state_update = False
     name: str
+    title: str = ""
+    unit: str = ""
     total: Tensor
     weight: Tensor
 
@@ -29,7 +35,7 @@ class _Mean(Metric, ABC):
         self.add_state("weight", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def compute(self) -> Tensor:
-        """Total divided by weight."""
+        """Return total divided by weight; 0 before the first update."""
         return (self.total / self.weight.clamp_min(torch.finfo(torch.float64).tiny)).float()
 
     def _add(self, values: Tensor) -> None:
@@ -62,7 +68,7 @@ class CompletionMetric(_Mean):
 
     @abstractmethod
     def update(self, generations: Generations) -> None:
-        """Adds the completions of one batch."""
+        """Add the completions of one batch."""
 
 
 class TokenMetric(_Mean):
@@ -71,12 +77,12 @@ class TokenMetric(_Mean):
     needs_teacher = True
 
     def update(self, student_logp: Tensor, teacher_logp: Tensor | None) -> None:
-        """Adds tokens: [N, V] log-probabilities of the student, and of the teacher where there is one."""
+        """Add tokens: [N, V] log-probabilities of the student, and of the teacher where there is one."""
         self._add(self.per_token(student_logp, teacher_logp))
 
     @abstractmethod
     def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:
-        """[N] values."""
+        """Return [N] values, one per token."""
 
 
 class MetricFamily(ABC):
@@ -84,10 +90,10 @@ class MetricFamily(ABC):
 
     @abstractmethod
     def members(self, num_completions: int) -> list[CompletionMetric | TokenMetric]:
-        """The metrics for so many completions per prompt; each is logged under its own name."""
+        """Return the metrics for so many completions per prompt; each is logged under its own name."""
 
 
-def the_teacher(teacher_logp: Tensor | None) -> Tensor:
-    """The teacher's log-probabilities, for metrics that are only used where there is a teacher."""
+def require_teacher(teacher_logp: Tensor | None) -> Tensor:
+    """Return the teacher's log-probabilities, for metrics that are only used where there is a teacher."""
     assert teacher_logp is not None, "metrics with `needs_teacher` are left out where there is no teacher"
     return teacher_logp

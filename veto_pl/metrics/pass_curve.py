@@ -52,7 +52,7 @@ class PassBound(PassAtK):
         self.squares = self.squares + chances.double().square().sum()
 
     def compute(self) -> Tensor:
-        """The bound; 0 before the first update."""
+        """Return the bound; 0 before the first update."""
         number = float(self.weight)
         mean = float(self.total) / number if number else 0.0
         spread = mean * (1 - mean)
@@ -86,7 +86,7 @@ class PassCurve(MetricFamily):
         self.confidence = _checked(confidence, "PassCurve")
 
     def members(self, num_completions: int) -> list[CompletionMetric | TokenMetric]:
-        """Three metrics for each k."""
+        """Return three metrics for each k: the estimate and both bounds."""
         metrics: list[CompletionMetric | TokenMetric] = []
         for k in range(1, num_completions + 1):
             metrics += [PassAtK(k), *(PassBound(k, upper, self.confidence) for upper in (False, True))]

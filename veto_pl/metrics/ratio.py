@@ -10,7 +10,7 @@ from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.targets import geometric_bridge
-from veto_pl.metrics.metric_bases import TokenMetric, the_teacher
+from veto_pl.metrics.metric_bases import TokenMetric, require_teacher
 
 
 class TargetRatio(TokenMetric):
@@ -32,6 +32,7 @@ class TargetRatio(TokenMetric):
         arXiv 2601.07155, section 3
     """
 
+    unit = "powers of ten"
     higher_is_better = False
     peak: Tensor
 
@@ -45,13 +46,13 @@ class TargetRatio(TokenMetric):
         self.add_state("peak", torch.zeros((), dtype=torch.float64), dist_reduce_fx="max")
 
     def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:
-        target = geometric_bridge(the_teacher(teacher_logp), student_logp, self.beta)
+        target = geometric_bridge(require_teacher(teacher_logp), student_logp, self.beta)
         # An id that neither admits has no ratio; one that only the target admits has an infinite one.
         gap = torch.where(target == -torch.inf, -torch.inf, target - student_logp)
         return gap.amax(-1) / math.log(10)
 
     def compute(self) -> Tensor:
-        """The mean or the largest, in powers of ten; 0 where there are no tokens."""
+        """Return the mean or the largest over the tokens, in powers of ten; 0 where there are no tokens."""
         return super().compute() if self.over == "mean" else self.peak.float()
 
     def _add(self, values: Tensor) -> None:

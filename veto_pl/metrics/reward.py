@@ -14,6 +14,7 @@ class Accuracy(CompletionMetric):
     """The fraction of completions whose reward is exactly 1."""
 
     name = "accuracy"
+    unit = "%"
     higher_is_better = True
 
     def update(self, generations: Generations) -> None:
@@ -47,6 +48,7 @@ class PassAtK(CompletionMetric):
         arXiv 2107.03374
     """
 
+    unit = "%"
     higher_is_better = True
 
     def __init__(self, k: int = 1) -> None:
@@ -60,7 +62,7 @@ class PassAtK(CompletionMetric):
         self._add(self.chances(generations))
 
     def chances(self, generations: Generations) -> Tensor:
-        """[G] float64: the estimate of each prompt."""
+        """Return the estimate of each prompt, [G] float64."""
         rewards = generations.rewards
         count = rewards.shape[1]
         if self.k > count:

@@ -15,7 +15,7 @@ _FACTOR = 6364136223846793005  # odd and well mixed: sums of ids times its power
 
 
 def rollout_numbers(rollouts: Iterable[Sequences], eos_ids: Iterable[int]) -> dict[str, Stat]:
-    """Repetition within the completions that the student wrote, and the share of them that did not end.
+    """Compute the repetition within the completions that the student wrote, and the share of them that did not end.
 
     Args:
         rollouts: of a micro-batch.
@@ -40,7 +40,7 @@ def rollout_numbers(rollouts: Iterable[Sequences], eos_ids: Iterable[int]) -> di
 
 
 def _repetition(rows: Sequences) -> Stat:
-    """An n-gram is one int64; equal ones stand beside each other once they are sorted."""
+    """Compute the share of repeated n-grams. An n-gram is one int64; equal ones are adjacent once they are sorted."""
     written = rows.completion_mask & rows.on_policy[:, None]
     if written.shape[1] < REPEATED:
         return Stat(*rows.input_ids.new_zeros(2, dtype=torch.float32))
@@ -55,7 +55,7 @@ def _repetition(rows: Sequences) -> Stat:
 
 
 def _powers() -> list[int]:
-    """Of the factor, as signed 64-bit numbers."""
+    """Return the powers of the factor as signed 64-bit numbers."""
     return [(pow(_FACTOR, n, 2**64) + 2**63) % 2**64 - 2**63 for n in range(REPEATED)]
 
 

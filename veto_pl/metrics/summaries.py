@@ -31,6 +31,7 @@ class Rouge(CompletionMetric):
         Lin 2004, ACL W04-1013
     """
 
+    unit = "%"
     higher_is_better = True
 
     def __init__(self, kind: RougeKind = "rougeL") -> None:
@@ -38,9 +39,10 @@ class Rouge(CompletionMetric):
         if kind not in ("rouge1", "rouge2", "rougeL"):
             raise ConfigurationError(f"`Rouge.kind` expected rouge1, rouge2 or rougeL, got {kind!r}.")
         self.kind = self.name = kind
+        self.title = kind.replace("rouge", "ROUGE-")
 
     def update(self, generations: Generations) -> None:
-        scores = [rouge(text, example.references, self.kind) for example, text in _answered(generations)]
+        scores = [rouge(text, example.references, self.kind) for example, text in _with_references(generations)]
         self._add(torch.tensor(scores, dtype=torch.float64))
 
 
@@ -61,6 +63,7 @@ class BERTScore(CompletionMetric):
     """
 
     name = "bert_score"
+    title = "BERTScore"
     higher_is_better = True
 
     def __init__(self, model: str = "roberta-large", layer: int | None = None) -> None:
@@ -69,7 +72,7 @@ class BERTScore(CompletionMetric):
         self.layer = layer
 
     def update(self, generations: Generations) -> None:
-        answered = list(_answered(generations))
+        answered = list(_with_references(generations))
         known = {pair: self._score(*pair) for pair in {(text, one) for row, text in answered for one in row.references}}
         scores = [max(known[text, one] for one in row.references) for row, text in answered]
         self._add(torch.tensor(scores, dtype=torch.float64))
@@ -87,7 +90,7 @@ class BERTScore(CompletionMetric):
                 model=encoder,
                 user_tokenizer=tokenizer,
                 num_layers=self.layer,
-                max_length=_longest(encoder, tokenizer),
+                max_length=_max_tokens(encoder, tokenizer),
                 truncation=True,
                 device=self.device,
             )
@@ -108,6 +111,7 @@ class WinRate(CompletionMetric):
         name: the key that it is logged under, for more than one judge.
     """
 
+    unit = "%"
     higher_is_better = True
 
     def __init__(self, judge: Judge, both_orders: bool = True, name: str = "win_rate") -> None:
@@ -117,7 +121,10 @@ class WinRate(CompletionMetric):
         self.both_orders = both_orders
 
     def update(self, generations: Generations) -> None:
-        pairs = [Pair(_unseen(example), text, example.references[0]) for example, text in _answered(generations)]
+        pairs = [
+            Pair(_without_first_reference(example), text, example.references[0])
+            for example, text in _with_references(generations)
+        ]
         verdicts = ask_all(self.judge, pairs, both_orders=self.both_orders)
         scores = [verdict.score for verdict in verdicts if verdict.score is not None]
         if missing := [verdict.reason for verdict in verdicts if verdict.score is None]:
@@ -126,15 +133,15 @@ class WinRate(CompletionMetric):
         self._add(torch.tensor(scores, dtype=torch.float64))
 
 
-def _answered(generations: Generations) -> Iterator[tuple[Example, str]]:
-    """Each completion with its row, where the row has a reference."""
+def _with_references(generations: Generations) -> Iterator[tuple[Example, str]]:
+    """Yield each completion with its row, where the row has a reference."""
     for example, group in zip(generations.examples, generations.groups(), strict=True):
         if example.references:
             yield from ((example, text) for text in group)
 
 
-def _unseen(example: Example) -> Example:
-    """The row without its first reference, however often it stands there."""
+def _without_first_reference(example: Example) -> Example:
+    """Return the row without its first reference, however often it stands there."""
     first, *others = example.references
     rest = [one for one in others if one != first]
     return replace(example, completion=rest[0] if rest else None, alternatives=tuple(rest[1:]))
@@ -154,7 +161,7 @@ def _encoder(name: str, device: str) -> tuple[Any, Any]:
     return model.eval().to(device), tokenizer
 
 
-def _longest(encoder: Any, tokenizer: Any) -> int:
-    """Tokens that the encoder has positions for; RoBERTa numbers them from behind the padding id."""
+def _max_tokens(encoder: Any, tokenizer: Any) -> int:
+    """Return how many tokens the encoder has positions for; RoBERTa numbers them from behind the padding id."""
     positions = getattr(encoder.config, "max_position_embeddings", 512)
     return int(min(positions - 2, tokenizer.model_max_length, 512))

@@ -1,4 +1,4 @@
-"""What an objective's target looks like beside the teacher, token by token, on what the student wrote."""
+"""Veto's target compared with the teacher, token by token, on what the student wrote."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.diagnostics import sharpness
 from veto_pl.functional.targets import geometric_bridge
-from veto_pl.metrics.metric_bases import TokenMetric, the_teacher
+from veto_pl.metrics.metric_bases import TokenMetric, require_teacher
 
 
 class TargetSharpness(TokenMetric):
@@ -26,6 +26,7 @@ class TargetSharpness(TokenMetric):
     """
 
     name = "target_sharpness"
+    unit = "nats"
 
     def __init__(self, beta: float = 0.8) -> None:
         super().__init__()
@@ -34,5 +35,5 @@ class TargetSharpness(TokenMetric):
         self.beta = beta
 
     def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:
-        teacher = the_teacher(teacher_logp)
+        teacher = require_teacher(teacher_logp)
         return sharpness(geometric_bridge(teacher, student_logp, self.beta), teacher)

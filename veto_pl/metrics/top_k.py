@@ -10,7 +10,7 @@ from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional import diagnostics
-from veto_pl.metrics.metric_bases import CompletionMetric, MetricFamily, TokenMetric, the_teacher
+from veto_pl.metrics.metric_bases import CompletionMetric, MetricFamily, TokenMetric, require_teacher
 
 Quantity = Literal[
     "overlap_ratio",
@@ -67,7 +67,7 @@ class TopKDiagnostic(TokenMetric):
         self.name = of if of == "entropy_gap" else f"{of}_{k}"
 
     def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:
-        return _VALUES[self.of](student_logp, the_teacher(teacher_logp), self.k)
+        return _VALUES[self.of](student_logp, require_teacher(teacher_logp), self.k)
 
 
 class TopKDiagnostics(MetricFamily):
@@ -87,7 +87,7 @@ class TopKDiagnostics(MetricFamily):
         self.k = _checked(k, "TopKDiagnostics")
 
     def members(self, num_completions: int) -> list[CompletionMetric | TokenMetric]:
-        """One metric for each number."""
+        """Return one metric for each quantity."""
         return [TopKDiagnostic(of, self.k) for of in get_args(Quantity)]
 
 

@@ -1,4 +1,4 @@
-"""From sources to the models of a run: one tokenizer, one vocabulary, a trained student and a frozen teacher."""
+"""Builds the models of a run from their sources: one tokenizer, one vocabulary, a trained student, frozen others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(source: ModelSource, tokenizer: TokenizerSource | None = None) -> PreTrainedTokenizerBase:
-    """The given tokenizer, or the one that belongs to the model.
+    """Load the given tokenizer, or the one that belongs to the model.
 
     Raises:
         ConfigurationError: neither exists, or the place that was named holds no tokenizer.
@@ -45,7 +45,7 @@ def load_tokenizer(source: ModelSource, tokenizer: TokenizerSource | None = None
 
 
 def load_student(source: ModelSource, tokenizer: PreTrainedTokenizerBase, *, empty: bool = False) -> CausalLM:
-    """The student, restricted to the tokenizer's ids, in training mode.
+    """Load the student, restricted to the tokenizer's ids, in training mode.
 
     Args:
         source: where it comes from.
@@ -68,7 +68,7 @@ def load_models(
     sharding: Callable[[str], Sharding] | None = None,
     reference: ModelSource | None = None,
 ) -> Models:
-    """Loads the student and the frozen models, and brings all to the same vocabulary.
+    """Load the student and the frozen models, and bring all to the same vocabulary.
 
     Args:
         student: where the student comes from.
@@ -107,7 +107,7 @@ def load_models(
         _check_alike(trained, frozen["teacher"])
     if sharding is not None:
         for model in (trained, *frozen.values()):
-            model.examine()
+            model.probe()
     return Models(trained, frozen.get("teacher"), tokenizer, reference=frozen.get("reference"))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.models.sharding import local, settled
+from veto_pl.models.sharding import local_part, resharded
 from veto_pl.parts.schedules import value_at
 from veto_pl.seams import ModelSource, Schedule, Step
 from veto_pl.seams.models import StoredWeights
@@ -60,6 +60,6 @@ class MovingAverage(ModelSource):
 
     def follow(self, teacher: "LanguageModel", student: "LanguageModel", step: Step) -> None:
         weight = 1 - value_at(self.decay, step.index, step.total)
-        with torch.no_grad(), settled(teacher), settled(student):
+        with torch.no_grad(), resharded(teacher), resharded(student):
             for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
-                local(old).lerp_(local(new).to(old.dtype), weight)
+                local_part(old).lerp_(local_part(new).to(old.dtype), weight)

@@ -22,7 +22,7 @@ from veto_pl.core.special_ids import drop_contradictions
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.models.assemble import load_student, load_tokenizer
 from veto_pl.models.loading import Pretrained
-from veto_pl.models.reading import named
+from veto_pl.models.reading import source_errors
 from veto_pl.models.tokenizers import with_chat_template
 from veto_pl.seams import Template
 from veto_pl.storage.going_on import going_on, refusal
@@ -36,12 +36,12 @@ BLUEPRINT = "veto_pl_student"
 """The key under which a checkpoint holds the files, by their names."""
 BYTES = "latin-1"
 """A character for each byte: PyTorch reads any text with `weights_only`, and bytes not always."""
-_DESCRIBED: WeakKeyDictionary[PreTrainedModel, tuple[Any, dict[str, str] | None]] = WeakKeyDictionary()
+_FILES: WeakKeyDictionary[PreTrainedModel, tuple[Any, dict[str, str] | None]] = WeakKeyDictionary()
 """The template of the prompts, and the files."""
 _NAME = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*\.(?:json|txt|model|jinja|tiktoken|spm|bpe|codes|vocab|py)")
 
 
-def described(
+def student_files(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: Any = None
 ) -> dict[str, str] | None:
     """Return the files for the checkpoints of a run, whose student and tokenizer do not change: they are written once.
@@ -54,19 +54,19 @@ def described(
         tokenizer: of the run.
         template: of the run's prompts; where none is known the tokenizer keeps its own.
     """
-    known = _DESCRIBED.get(model)
+    known = _FILES.get(model)
     if known is not None and known[0] is template:
         return known[1]
     files = None
     with going_on("The description of the student for checkpoints", "tries again at the next one"):
-        files = _tried(model, exported_tokenizer(tokenizer, template))
-        _DESCRIBED[model] = template, files
+        files = _saved_files_or_warn(model, exported_tokenizer(tokenizer, template))
+        _FILES[model] = template, files
     return files
 
 
-def _tried(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str] | None:
+def _saved_files_or_warn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str] | None:
     try:
-        return drawn(model, tokenizer)
+        return saved_files(model, tokenizer)
     except Exception as error:  # whatever a third party's `save_pretrained` raises
         if refusal(error) is not None:
             raise
@@ -80,15 +80,15 @@ def exported_tokenizer(tokenizer: PreTrainedTokenizerBase, template: Any) -> Pre
     It has none where a message of the user does not make a prompt (see `Template.chat_template`), and keeps its own
     where no template is known.
     """
-    return by_template(template, tokenizer) if isinstance(template, Template) else tokenizer
+    return with_run_template(template, tokenizer) if isinstance(template, Template) else tokenizer
 
 
-def by_template(template: Template, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+def with_run_template(template: Template, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Return the tokenizer with the chat template of a run's template, or with none."""
     return with_chat_template(tokenizer, template.chat_template(tokenizer))
 
 
-def drawn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+def saved_files(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """Return the files that `save_pretrained` writes beside the weights, by their names.
 
     Args:
@@ -114,13 +114,13 @@ def drawn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[st
     return files
 
 
-def built(
+def rebuild_student(
     files: Any, checkpoint: Path, *, tensors: int, trust_remote_code: bool
 ) -> tuple[CausalLM, PreTrainedTokenizerBase]:
     """Return the student, with arbitrary weights, and the tokenizer that the files of a checkpoint describe.
 
     Args:
-        files: what `drawn` has returned.
+        files: what `saved_files` has returned.
         checkpoint: where they are from, for errors.
         tensors: how many the student has; an architecture of more layers is refused, and not made for ever.
         trust_remote_code: whether code among the files, or on the hub, may run.
@@ -128,7 +128,7 @@ def built(
     Raises:
         ConfigurationError: the files are damaged, or what they describe needs code.
     """
-    with _laid_out(files, checkpoint) as folder, _told(checkpoint, folder):
+    with _unpacked(files, checkpoint) as folder, _errors_named(checkpoint, folder):
         source = Pretrained(str(folder), dtype="auto", attention="eager", trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(source)
         layers = getattr(source.config().get_text_config(), "num_hidden_layers", 0)
@@ -147,8 +147,8 @@ def built(
 
 
 @contextmanager
-def _laid_out(files: Any, checkpoint: Path) -> Iterator[Path]:
-    """A folder with the files. Nothing that would be unpickled is among them, and none lies elsewhere."""
+def _unpacked(files: Any, checkpoint: Path) -> Iterator[Path]:
+    """Write the files to a temporary folder. None of them is ever unpickled, and none can lie outside of it."""
     if not (isinstance(files, Mapping) and all(_is_file(name, data) for name, data in files.items())):
         raise ConfigurationError(f"The checkpoint `{checkpoint}` is damaged: it does not describe a student in files.")
     with tempfile.TemporaryDirectory() as scratch:
@@ -165,7 +165,7 @@ def _is_file(name: Any, data: Any) -> bool:
 
 
 def _without_implementations(config: str) -> str:
-    """An architecture may name kernels on the hub, which are code, and of no use where weights are only copied."""
+    """Remove the settings that name kernels on the hub: those are code, of no use where weights are only copied."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -179,10 +179,12 @@ def _without_implementations(config: str) -> str:
 
 
 @contextmanager
-def _told(checkpoint: Path, folder: Path) -> Iterator[None]:
-    """Names the checkpoint instead of the folder of its files."""
+def _errors_named(checkpoint: Path, folder: Path) -> Iterator[None]:
+    """Name the checkpoint in errors, instead of the temporary folder of its files."""
     try:
-        with named(str(folder), "student", "described by files that transformers can read without running their code"):
+        with source_errors(
+            str(folder), "student", "described by files that transformers can read without running their code"
+        ):
             yield
     except VetoError as error:
         told = str(error).replace(str(folder), str(checkpoint))

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor, nn
 
 from veto_pl.functional.alignment import restrict
-from veto_pl.functional.heads import Finish, FunctionHead, Head, LinearHead
+from veto_pl.functional.heads import FunctionHead, Head, LinearHead, ScaleAndCap
 from veto_pl.models.backbone import backbone
 from veto_pl.models.packing import Packing
-from veto_pl.models.probes import cache_keyword, check_causal, check_head, keeps_sequences_apart, run_by
+from veto_pl.models.probes import architecture_errors, cache_keyword, check_causal, check_head, keeps_sequences_apart
 from veto_pl.seams import LanguageModel, Sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Result = TypeVar("Result")
-FEW_ROWS = 8
+SMALL_BATCH_ROWS = 8
 """Up to so many rows, weight x hidden is twice as fast on a CPU as hidden x weight: the weight is read once."""
 
 
@@ -35,11 +35,11 @@ class CausalLM(LanguageModel):
         super().__init__()
         self.model = model
         self.vocab_size = vocab_size
-        self._packs: bool | None = None
+        self._supports_packing: bool | None = None
         self._cache_keyword: str | None = None
 
     def forward(self, sequences: Sequences, readout: Callable[[Tensor, LanguageModel], Result]) -> Result:
-        """Runs the backbone and hands the predicting positions to `readout`, inside this module's forward.
+        """Run the backbone and hand the predicting positions to `readout`, inside this module's forward.
 
         The head runs in here so that sharded weights are gathered when it does.
 
@@ -50,34 +50,34 @@ class CausalLM(LanguageModel):
         Returns:
             What `readout` returns.
         """
-        packing = Packing.of(sequences, self._attention_cost(), self._widest())
+        packing = Packing.of(sequences, self._attention_cost(), self._max_row_tokens())
         hidden = self._backbone(packing).flatten(0, 1)[packing.index]
         return readout(hidden, self)
 
     def head(self) -> Head:
-        """The head as the loss reads it, a chunk of rows at a time.
+        """Return the head as the loss reads it, a chunk of rows at a time.
 
         A plain linear layer is read through its weights; anything else (an adapter, a module with hooks) is called.
         """
         module = self.model.get_output_embeddings()
         hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
         if type(module) is nn.Linear and not hooks and "forward" not in vars(module):
-            return LinearHead(module.weight, module.bias, self.finish, self.vocab_size)
+            return LinearHead(module.weight, module.bias, self.scale_and_cap, self.vocab_size)
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        return FunctionHead(module, trained, self.vocab_size, self.finish)
+        return FunctionHead(module, trained, self.vocab_size, self.scale_and_cap)
 
     def project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """The head: hidden states [..., D] to float32 logits [..., V] over the real vocabulary.
+        """Apply the head: hidden states [..., D] to float32 logits [..., V] over the real vocabulary.
 
         Returns:
             The logits, and [...] the probability that the padding rows of the head would have taken.
         """
-        return restrict(self.finish(self.model.get_output_embeddings()(hidden)), self.vocab_size)
+        return restrict(self.scale_and_cap(self.model.get_output_embeddings()(hidden)), self.vocab_size)
 
     def next_logits(
         self, input_ids: Tensor, attention_mask: Tensor | None, cache: Any, position_ids: Tensor | None = None
     ) -> Tensor:
-        """One decoding step: float32 logits [B, V] of the token after the last of `input_ids`.
+        """Decode one step: return the float32 logits [B, V] of the token after the last of `input_ids`.
 
         Args:
             input_ids: [B, L] the tokens that `cache` does not hold yet.
@@ -96,11 +96,13 @@ class CausalLM(LanguageModel):
             use_cache=True,
             **{self._cache_keyword: cache},
         )
-        return self.finish(self._head_product(output.last_hidden_state[:, -1]))[:, : self.vocab_size]
+        return self.scale_and_cap(self._head_product(output.last_hidden_state[:, -1]))[:, : self.vocab_size]
 
     def _backbone(self, packing: Packing) -> Tensor:
-        """[R, W, D]. Without a mask the positions say where one sequence ends and the next begins."""
-        mask = None if self.packs else packing.attention_mask.long()
+        """Return the hidden states [R, W, D]. Without a mask, the positions say where a sequence ends and the next
+        begins.
+        """
+        mask = None if self.supports_packing else packing.attention_mask.long()
         output = backbone(self.model)(
             input_ids=packing.input_ids, attention_mask=mask, position_ids=packing.position_ids, use_cache=False
         )
@@ -108,11 +110,14 @@ class CausalLM(LanguageModel):
         return hidden
 
     def _attention_cost(self) -> float | None:
-        """What attention adds to a token per token of its row, relative to about 12 D x D weights per layer.
+        """Return what attention adds to a token's cost per token of its row, relative to about 12 D x D weights per
+        layer.
+
+        None means one row per sequence.
 
         Flash attention skips what is masked, and reads the bounds of sequences from positions in a single row only.
         """
-        if not self.packs:
+        if not self.supports_packing:
             return None
         if "flash" in (self.model.config._attn_implementation or ""):
             return 0.0
@@ -120,40 +125,42 @@ class CausalLM(LanguageModel):
         return 1 / (6 * width)
 
     def _head_product(self, hidden: Tensor) -> Tensor:
-        """The head on [B, D] without what follows; for a few rows by the order of factors that a CPU prefers."""
+        """Return the head's raw output for [B, D]; for a few rows by the order of factors that a CPU prefers."""
         head = self.head()
-        if isinstance(head, LinearHead) and hidden.device.type == "cpu" and 1 < len(hidden) <= FEW_ROWS:
+        if isinstance(head, LinearHead) and hidden.device.type == "cpu" and 1 < len(hidden) <= SMALL_BATCH_ROWS:
             product = (head.weight @ hidden.T).T
             return product if head.bias is None else product + head.bias
         logits: Tensor = self.model.get_output_embeddings()(hidden)
         return logits
 
-    def _widest(self) -> int | None:
-        """Some models have masks of this width, whatever the positions in a row."""
+    def _max_row_tokens(self) -> int | None:
+        """Return the tokens that a row may have: some models build masks of this width, whatever the positions in a
+        row.
+        """
         return getattr(self.model.config, "max_position_embeddings", None)
 
     @property
-    def packs(self) -> bool:
+    def supports_packing(self) -> bool:
         """Whether sequences in one row stay apart in this model: tried out once, on a few tokens."""
-        if self._packs is None:
-            self.examine()
-        return bool(self._packs)
+        if self._supports_packing is None:
+            self.probe()
+        return bool(self._supports_packing)
 
-    def examine(self) -> None:
-        """Tries the model out on a few tokens. A sharded model is examined when it has its weights.
+    def probe(self) -> None:
+        """Try the model out on a few tokens, and set `supports_packing`. Collective where the model is sharded.
 
         Raises:
             ConfigurationError: the architecture cannot be run as a causal language model, or does something unknown
                 between hidden states and logits.
         """
-        with run_by(self):
+        with architecture_errors(self):
             check_causal(self)
             check_head(self)
-            self._packs = keeps_sequences_apart(self)
+            self._supports_packing = keeps_sequences_apart(self)
 
     @property
-    def finish(self) -> Finish:
+    def scale_and_cap(self) -> ScaleAndCap:
         """What some architectures do to the head's output: scale (Cohere, Granite), soft-cap (Gemma)."""
         config = self.model.config
         scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-        return Finish(scale, getattr(config, "final_logit_softcapping", None) or None)
+        return ScaleAndCap(scale, getattr(config, "final_logit_softcapping", None) or None)

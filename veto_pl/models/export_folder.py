@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from veto_pl.core.ranks import place
+from veto_pl.core.ranks import rank_and_size
 from veto_pl.core.special_ids import drop_contradictions, state_special_ids
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.model_card import model_card
@@ -19,11 +19,11 @@ from veto_pl.storage.checksums import SUMS, read_sums, sha256_of, write_sums
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-STUDENT = "student."
+STUDENT_PREFIX = "student."
 """What the names of the student's weights begin with in a checkpoint."""
-EARLIER = "A student distilled with veto_pl."
+CARD_SENTENCE = "A student distilled with veto_pl."
 """What the model card of every export says."""
-WRITTEN = re.compile(
+EXPORT_FILES = re.compile(
     r"(config|generation_config|special_tokens_map|added_tokens|tokenizer|tokenizer_config|vocab)\.json|README\.md|.*\.model"
     r"|(merges|vocab)\.txt|(additional_chat_templates/)?\w+\.jinja|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
 )
@@ -33,7 +33,7 @@ WRITTEN = re.compile(
 def export_student(
     student: LanguageModel, tokenizer: PreTrainedTokenizerBase, config: str | None, folder: str | Path
 ) -> Path:
-    """Saves the student (safetensors), the tokenizer, a model card and checksums, whole or not at all.
+    """Save the student (safetensors), the tokenizer, a model card and checksums, whole or not at all.
 
     An earlier export is replaced in one piece. Every rank calls it; the first one writes.
 
@@ -52,7 +52,7 @@ def export_student(
         ConfigurationError: there is something in the folder that no export has written.
     """
     weights = full_weights(student)
-    if place()[0] == 0:
+    if rank_and_size()[0] == 0:
         check_folder(folder)
         with replacing(Path(folder).resolve()) as new:
             state_special_ids(student.model, tokenizer)
@@ -67,7 +67,7 @@ def export_student(
 
 
 def check_folder(folder: str | Path) -> None:
-    """Refuses a folder that an export cannot take the place of without loss.
+    """Refuse a folder that an export cannot replace without loss.
 
     Raises:
         ConfigurationError: it is a file, the current folder, a mount point, or holds what no export has written.
@@ -85,9 +85,9 @@ def check_folder(folder: str | Path) -> None:
 
 
 def _others(folder: Path) -> list[str]:
-    """What is in it beside an earlier export; those of earlier versions have a card and no checksums."""
+    """Return what is in the folder beside an earlier export; those of earlier versions have a card and no checksums."""
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
     sums, card = read_sums(folder), folder / "README.md"
-    if sums is None and card.is_file() and EARLIER in card.read_text(encoding="utf-8", errors="replace"):
-        return sorted(name for name in present if not WRITTEN.fullmatch(name))
+    if sums is None and card.is_file() and CARD_SENTENCE in card.read_text(encoding="utf-8", errors="replace"):
+        return sorted(name for name in present if not EXPORT_FILES.fullmatch(name))
     return sorted(present - {*(sums or {}), SUMS})

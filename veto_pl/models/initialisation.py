@@ -13,7 +13,7 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.backbone import backbone
 from veto_pl.models.layers import decoder_layers
 from veto_pl.models.loading import Attention, DType
-from veto_pl.models.reading import accepted
+from veto_pl.models.reading import setting_errors
 from veto_pl.seams import ModelSource
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class RandomWeights(ModelSource):
             raise ConfigurationError(
                 f"`RandomWeights.model_type` must be an architecture of transformers, got {self.model_type!r}."
             )
-        with accepted("RandomWeights.model_type", self.model_type):
+        with setting_errors("RandomWeights.model_type", self.model_type):
             plain = AutoConfig.for_model(self.model_type)
         # Not `hasattr`: the names of methods would pass, and be overwritten.
         unknown = sorted(set(self.dimensions) - set(plain.to_dict()) - set(plain.attribute_map))
@@ -61,7 +61,7 @@ class RandomWeights(ModelSource):
                 f"`RandomWeights.dimensions` names {unknown}, which the configuration of `{self.model_type}` does not "
                 f"have. Its fields are: {', '.join(sorted(plain.to_dict()))}."
             )
-        with accepted("RandomWeights.dimensions", self.dimensions):
+        with setting_errors("RandomWeights.dimensions", self.dimensions):
             config: PretrainedConfig = AutoConfig.for_model(self.model_type, **self.dimensions)
             for name in ENDS - set(self.dimensions):
                 setattr(config, name, None)
@@ -78,7 +78,7 @@ class RandomWeights(ModelSource):
             return self.skeleton()
 
     def skeleton(self) -> PreTrainedModel:
-        with accepted("RandomWeights.dimensions", self.dimensions):
+        with setting_errors("RandomWeights.dimensions", self.dimensions):
             return super().skeleton()
 
 
@@ -137,7 +137,7 @@ class Pruned(ModelSource):
 
 
 def _keep(config: PretrainedConfig, kept: list[int]) -> None:
-    """Settings per layer, such as `layer_types`, lose the same entries as the model."""
+    """Drop the removed layers from the configuration: from its lists per layer, such as `layer_types`, and count."""
     for name, value in list(vars(config).items()):
         if "layer" in name and isinstance(value, list) and len(value) == config.num_hidden_layers:
             setattr(config, name, [value[i] for i in kept])
@@ -145,7 +145,7 @@ def _keep(config: PretrainedConfig, kept: list[int]) -> None:
 
 
 def _check_rebuilt(model: PreTrainedModel) -> None:
-    """Refuses architectures whose layers differ by their index, such as some mixtures of experts."""
+    """Refuse architectures whose layers differ by their index, such as some mixtures of experts."""
     with torch.device("meta"):
         rebuilt = type(model)(model.config).state_dict()
     weights = model.state_dict()

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The one list of modules that is as long as the model is deep, by its name in the backbone."""
+    """Return the name, in the backbone, of the list of modules that is as long as the model is deep, and the list.
+
+    `ConfigurationError` is raised where there is none.
+    """
     depth = model.config.num_hidden_layers
     for name, module in backbone(model).named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:

@@ -14,7 +14,14 @@ import torch
 from filelock import FileLock
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.models.reading import check_endings, check_folder, check_stored_dropout, check_sums, check_weights, named
+from veto_pl.models.reading import (
+    check_endings,
+    check_folder,
+    check_stored_dropout,
+    check_sums,
+    check_weights,
+    source_errors,
+)
 from veto_pl.models.weights import SafetensorsWeights
 from veto_pl.seams import ModelSource
 from veto_pl.seams.models import StoredWeights
@@ -62,7 +69,7 @@ class Pretrained(ModelSource):
     def config(self) -> PretrainedConfig:
         from transformers import AutoConfig
 
-        with named(self.path):
+        with source_errors(self.path):
             check_folder(self.path)
             config: PretrainedConfig = AutoConfig.from_pretrained(
                 **self._location(),
@@ -82,7 +89,7 @@ class Pretrained(ModelSource):
         from transformers import AutoModelForCausalLM
 
         model: PreTrainedModel
-        with named(self.path):
+        with source_errors(self.path):
             check_sums(Path(self.path))
             model, found = AutoModelForCausalLM.from_pretrained(
                 **self._location(),
@@ -101,7 +108,7 @@ class Pretrained(ModelSource):
         from transformers import AutoModelForCausalLM, GenerationConfig
 
         model: PreTrainedModel
-        with named(self.path):
+        with source_errors(self.path):
             # Without the answer the library asks on the terminal whether code from the hub may run.
             model = AutoModelForCausalLM.from_config(self.config(), trust_remote_code=self.trust_remote_code)
         with contextlib.suppress(OSError):  # not every model has such a file
@@ -109,7 +116,7 @@ class Pretrained(ModelSource):
         return self._prepared(model)
 
     def stored(self) -> StoredWeights:
-        with named(self.path):
+        with source_errors(self.path):
             check_folder(self.path)
             return SafetensorsWeights.find(self.path, self.revision)
 
@@ -225,13 +232,13 @@ def _save_converted(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    with named(str(file), expected="a GGUF file of a known architecture"):
+    with source_errors(str(file), expected="a GGUF file of a known architecture"):
         model = AutoModelForCausalLM.from_pretrained(**source, dtype="float32")
     # The weights are dequantised; what is left of the quantiser would forbid saving them.
     model.hf_quantizer = None
     del model.config.quantization_config
     model.save_pretrained(folder)
-    with named(str(file), "tokenizer", "a GGUF file with a tokenizer"):
+    with source_errors(str(file), "tokenizer", "a GGUF file with a tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(**source)
     tokenizer.save_pretrained(folder)
 

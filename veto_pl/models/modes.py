@@ -12,7 +12,7 @@ from veto_pl.seams import LanguageModel
 
 @contextmanager
 def sampling_mode(model: LanguageModel) -> Iterator[None]:
-    """Without dropout, gradients and activation checkpointing; each module's own mode comes back afterwards."""
+    """Run the block without dropout, gradients and activation checkpointing, then restore each module's own mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -30,17 +30,21 @@ class Packing:
     index: Tensor
 
     @classmethod
-    def of(cls, sequences: Sequences, attention_cost: float | None, widest: int | None = None) -> Packing:
-        """Packs sequences.
+    def of(cls, sequences: Sequences, attention_cost: float | None, max_row_tokens: int | None = None) -> Packing:
+        """Pack sequences into rows.
 
         Args:
             sequences: in any padding layout.
             attention_cost: as `pack` takes it; None gives each sequence a row of its own.
-            widest: as `pack` takes it.
+            max_row_tokens: as `pack` takes it.
         """
         mask = sequences.attention_mask
         lengths: list[int] = mask.sum(1).tolist()
-        rows = [[i] for i in range(len(lengths))] if attention_cost is None else pack(lengths, attention_cost, widest)
+        rows = (
+            [[i] for i in range(len(lengths))]
+            if attention_cost is None
+            else pack(lengths, attention_cost, max_row_tokens)
+        )
         width = max([1, *(sum(lengths[i] for i in row) for row in rows)])
         starts = torch.tensor(_starts(rows, lengths, width), device=mask.device, dtype=torch.int64)
         places = starts[:, None] + sequences.position_ids
@@ -58,8 +62,8 @@ class Packing:
         )
 
 
-def pack(lengths: Sequence[int], attention_cost: float, widest: int | None = None) -> list[list[int]]:
-    r"""Distributes sequences over rows so that the rows, padding included, cost least.
+def pack(lengths: Sequence[int], attention_cost: float, max_row_tokens: int | None = None) -> list[list[int]]:
+    r"""Distribute sequences over rows so that the rows, padding included, cost least.
 
     A token of a row of W tokens is taken to cost :math:`1 + c W`: attention sees the whole row, masked or not. Wide
     rows waste little on padding and much on attention.
@@ -67,7 +71,7 @@ def pack(lengths: Sequence[int], attention_cost: float, widest: int | None = Non
     Args:
         lengths: tokens of each sequence.
         attention_cost: c; 0 where attention skips what is masked, which makes one row of all.
-        widest: tokens that a row of several sequences may have; any number by default.
+        max_row_tokens: tokens that a row of several sequences may have; any number by default.
 
     Returns:
         The sequences of each row.
@@ -79,7 +83,7 @@ def pack(lengths: Sequence[int], attention_cost: float, widest: int | None = Non
 
     def cost(rows: list[list[int]]) -> float:
         width = max(sum(lengths[i] for i in row) for row in rows)
-        if widest is not None and width > widest and len(rows) < len(lengths):
+        if max_row_tokens is not None and width > max_row_tokens and len(rows) < len(lengths):
             return math.inf
         return len(rows) * width * (1 + attention_cost * width)
 
@@ -88,14 +92,14 @@ def pack(lengths: Sequence[int], attention_cost: float, widest: int | None = Non
     if attention_cost == 0:
         return [list(range(len(lengths)))]
     counts = {-(-len(lengths) // share) for share in range(1, 17)}
-    return min((balanced(lengths, count) for count in sorted(counts, reverse=True)), key=cost)
+    return min((spread_evenly(lengths, count) for count in sorted(counts, reverse=True)), key=cost)
 
 
-def balanced(lengths: Sequence[int], count: int) -> list[list[int]]:
-    """Distributes sequences over `count` rows of similar length: the longest first, each to the shortest row.
+def spread_evenly(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Distribute sequences over `count` rows of similar length: the longest first, each to the shortest row.
 
     Example:
-        >>> balanced([3, 9, 5, 2], 2)
+        >>> spread_evenly([3, 9, 5, 2], 2)
         [[1], [2, 0, 3]]
     """
     rows: list[list[int]] = [[] for _ in range(count)]
@@ -108,7 +112,7 @@ def balanced(lengths: Sequence[int], count: int) -> list[list[int]]:
 
 
 def _starts(rows: list[list[int]], lengths: list[int], width: int) -> list[int]:
-    """Where each sequence begins in the flattened rows."""
+    """Return where each sequence begins in the flattened rows."""
     starts = [0] * len(lengths)
     for number, row in enumerate(rows):
         place = number * width

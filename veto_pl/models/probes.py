@@ -1,4 +1,4 @@
-"""What is found out about a model by trying it on a few tokens, once."""
+"""Facts about an architecture that are found out once, by running the model on a few tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.backbone import backbone
 from veto_pl.models.modes import sampling_mode
-from veto_pl.models.reading import explained_by
+from veto_pl.models.reading import prefixed_errors
 from veto_pl.seams import LanguageModel
 
 CACHE_KEYWORDS = ("cache", "past_key_values")
@@ -30,7 +30,7 @@ def cache_keyword(model: LanguageModel) -> str:
     for name in CACHE_KEYWORDS[:-1]:
         cache = DynamicCache(config=model.model.config)
         try:
-            with _trying(model):
+            with _probing(model):
                 backbone(model.model)(input_ids=token, use_cache=True, **{name: cache})
         except TypeError:  # not a name of this forward's
             continue
@@ -45,7 +45,7 @@ def reads_with_cache(model: LanguageModel, new_cache: Callable[[], Any]) -> bool
     ids = (torch.arange(8) % model.vocab_size).view(2, 4).to(device)
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]], device=device)
     cache = new_cache()
-    with _trying(model):
+    with _probing(model):
         model.next_logits(ids[:, :3], mask[:, :3], cache)
         stepped = model.next_logits(ids[:, 3:], mask, cache)
         alone = [
@@ -55,7 +55,7 @@ def reads_with_cache(model: LanguageModel, new_cache: Callable[[], Any]) -> bool
 
 
 def keeps_sequences_apart(model: LanguageModel) -> bool:
-    """Whether two sequences in one row, told apart by their positions, do not see each other.
+    """Return whether two sequences in one row, told apart by their positions, do not see each other.
 
     A change of the first must leave the second as it is, to the bit, and the second must be what it is alone.
     Recurrent models, among others, let state pass.
@@ -72,18 +72,18 @@ def keeps_sequences_apart(model: LanguageModel) -> bool:
     return torch.equal(packed[:, 3:], changed[:, 3:]) and close(model, packed[:, 3:], alone)
 
 
-def run_by(model: LanguageModel) -> AbstractContextManager[None]:
+def architecture_errors(model: LanguageModel) -> AbstractContextManager[None]:
     """Return a context that turns whatever an architecture raises on a few tokens into one error that names it."""
-    return explained_by(
+    return prefixed_errors(
         f"{type(model.model).__name__} cannot be run as veto_pl runs causal language models, on token ids alone. Use "
         "another architecture."
     )
 
 
 def check_causal(model: LanguageModel) -> None:
-    """Raise `ConfigurationError` where a token's hidden state depends on tokens behind it: it would know its answer."""
+    """Raise `ConfigurationError` where a token's hidden state depends on later tokens, and so on what it predicts."""
     ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=_device(model)) % model.vocab_size
-    with _trying(model):
+    with _probing(model):
         one, other = (
             backbone(model.model)(input_ids=row[None], use_cache=False).last_hidden_state[:, :-1] for row in ids
         )
@@ -95,12 +95,12 @@ def check_causal(model: LanguageModel) -> None:
 
 
 def check_head(model: LanguageModel) -> None:
-    """Raises `ConfigurationError` where the head, as the loss reads it, is not what the model does.
+    """Raise `ConfigurationError` where the head, as the loss reads it, is not what the model does.
 
     Some architectures scale or transform hidden states before the head, in ways of their own.
     """
     ids = torch.arange(4)[None] % model.vocab_size
-    with _trying(model):
+    with _probing(model):
         expected = model.model(input_ids=ids.to(_device(model)), use_cache=False).logits[..., : model.vocab_size]
         hidden = backbone(model.model)(input_ids=ids.to(_device(model)), use_cache=False).last_hidden_state
         logits, _ = model.project(hidden)
@@ -113,14 +113,16 @@ def check_head(model: LanguageModel) -> None:
 
 def _hidden(model: LanguageModel, ids: Tensor, positions: Tensor) -> Tensor:
     device = _device(model)
-    with _trying(model):
+    with _probing(model):
         output = backbone(model.model)(input_ids=ids.to(device), position_ids=positions.to(device), use_cache=False)
     hidden: Tensor = output.last_hidden_state
     return hidden
 
 
 def close(model: LanguageModel, tensor: Tensor, expected: Tensor) -> bool:
-    """Return whether two tensors of the model are equal up to rounding, which is coarse in half precision."""
+    """Return whether two tensors of the model agree within the rounding of its dtype, which is coarse in half
+    precision.
+    """
     tolerance = 1e-3 if model.model.dtype in (torch.float32, torch.float64) else 5e-2
     difference = (tensor - expected).nan_to_num(nan=0.0)  # an id that both exclude
     return bool(difference.abs().max() <= tolerance * expected.nan_to_num(neginf=0.0).abs().max())
@@ -131,6 +133,6 @@ def _device(model: LanguageModel) -> torch.device:
 
 
 @contextmanager
-def _trying(model: LanguageModel) -> Iterator[None]:
+def _probing(model: LanguageModel) -> Iterator[None]:
     with sampling_mode(model), torch.autocast(_device(model).type, enabled=False):
         yield

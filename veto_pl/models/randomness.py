@@ -12,7 +12,7 @@ from veto_pl.seams import Step
 
 @contextmanager
 def global_draws(step: Step, purpose: str, device: torch.device) -> Iterator[None]:
-    """The global generators as a function of the step, micro-batch, rank and purpose; put back afterwards.
+    """Seed the global generators from step, micro-batch, rank and purpose for a block, then restore them.
 
     So there is nothing to save: a run that is resumed draws what it would have drawn.
     """

@@ -1,4 +1,4 @@
-"""What can be wrong with a stored model: a place that cannot be read, code instead of numbers, weights that lack."""
+"""Checks of a stored model: a place that cannot be read, code instead of numbers, weights that are missing."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ PLACE = "a hub id that can be reached, or a folder with config.json and *.safete
 
 
 @contextmanager
-def named(path: str, what: str = "model", expected: str = PLACE) -> Iterator[None]:
-    """Turns whatever the library raises about a place into one error that names the setting.
+def source_errors(path: str, what: str = "model", expected: str = PLACE) -> Iterator[None]:
+    """Turn whatever the library raises about a place into one error that names the place.
 
     Running out of memory is no fault of the place and passes through.
 
@@ -51,8 +51,8 @@ def named(path: str, what: str = "model", expected: str = PLACE) -> Iterator[Non
 
 
 @contextmanager
-def explained_by(told: str) -> Iterator[None]:
-    """Turns whatever a library raises into a `ConfigurationError` that begins with `told` and ends with its reason."""
+def prefixed_errors(told: str) -> Iterator[None]:
+    """Turn whatever a library raises into a `ConfigurationError` that begins with `told` and ends with its reason."""
     try:
         yield
     except (VetoError, MemoryError, torch.OutOfMemoryError):
@@ -62,13 +62,13 @@ def explained_by(told: str) -> Iterator[None]:
         raise ConfigurationError(f"{told} It says: {reason:.300}") from error
 
 
-def accepted(setting: str, given: object) -> AbstractContextManager[None]:
-    """Returns a context that turns whatever the library raises about a setting into an error that names it."""
-    return explained_by(f"`{setting}` has values that the architecture does not take: {given!s:.300}.")
+def setting_errors(setting: str, given: object) -> AbstractContextManager[None]:
+    """Return a context that turns whatever the library raises about a setting into an error that names it."""
+    return prefixed_errors(f"`{setting}` has values that the architecture does not take: {given!s:.300}.")
 
 
 def check_folder(path: str) -> None:
-    """Refuses, before anything is opened, what would hang, run code or lead out of the folder. A hub id passes.
+    """Refuse, before anything is opened, what would hang, run code or lead out of the folder. A hub id passes.
 
     Raises:
         ConfigurationError: the folder holds pickled weights only, or an adapter.
@@ -84,14 +84,14 @@ def check_folder(path: str) -> None:
 
 
 def check_regular(folder: Path) -> None:
-    """Raises `DataError` where a folder holds a pipe, which would wait for ever, or a device."""
+    """Raise `DataError` where a folder holds a pipe, which would wait for ever, or a device."""
     inside = folder.iterdir() if folder.is_dir() else ()
     if strange := sorted(p.name for p in inside if p.exists() and not (p.is_file() or p.is_dir())):
         raise DataError(f"`{folder / strange[0]}` is a pipe or a device, expected a file. Put the file there.")
 
 
 def check_sums(folder: Path, names: Collection[str] | None = None) -> None:
-    """Refuses weights that are not those that an export has written; a folder without checksums passes.
+    """Refuse weights that are not those that an export has written; a folder without checksums passes.
 
     Args:
         folder: of a model.
@@ -110,7 +110,7 @@ def check_sums(folder: Path, names: Collection[str] | None = None) -> None:
 
 
 def check_stored_dropout(path: str, config: PretrainedConfig, names: Collection[str]) -> None:
-    """Refuses probabilities that only the first training step would refuse."""
+    """Refuse dropout probabilities outside [0, 1), which only the first training step would refuse."""
     for name in names:
         value = getattr(config, name, None)
         if value is not None and not (isinstance(value, int | float) and 0 <= value < 1):
@@ -121,7 +121,7 @@ def check_stored_dropout(path: str, config: PretrainedConfig, names: Collection[
 
 
 def check_endings(path: str, model: PreTrainedModel) -> None:
-    """Refuses ids of the end of a text that are no ids."""
+    """Refuse a `generation_config.json` whose `eos_token_id` holds something that is no id."""
     listed = listed_ids(getattr(model.generation_config, "eos_token_id", None))
     if wrong := [i for i in listed if not isinstance(i, int) or isinstance(i, bool) or i < 0]:
         raise ConfigurationError(
@@ -131,7 +131,7 @@ def check_endings(path: str, model: PreTrainedModel) -> None:
 
 
 def check_weights(path: str, model: PreTrainedModel, found: Mapping[str, Any]) -> None:
-    """Refuses weights that are not all there, of another shape or not finite; the library would draw them at random.
+    """Refuse weights that are missing, of another shape or not finite; the library would draw them at random.
 
     Weights that the architecture does not have are left out with a warning: some checkpoints carry more than one head.
 
@@ -156,15 +156,15 @@ def check_weights(path: str, model: PreTrainedModel, found: Mapping[str, Any]) -
     for fault, names in wrong.items():
         if names:
             raise DataError(
-                f"The weights of `{path}` cannot be used, for these are {fault}: {_some(names)}. The files are "
+                f"The weights of `{path}` cannot be used, for these are {fault}: {_first_name(names)}. The files are "
                 "damaged, or belong to another config.json. Fetch or save them again."
             )
     if found["unexpected_keys"]:
-        unused = f"`{path}` has weights that its architecture does not use: {_some(found['unexpected_keys'])}."
+        unused = f"`{path}` has weights that its architecture does not use: {_first_name(found['unexpected_keys'])}."
         warnings.warn(unused, stacklevel=2)
 
 
-def _some(names: Collection[str]) -> str:
+def _first_name(names: Collection[str]) -> str:
     first = sorted(names)[0]
     return f"`{first}`" if len(names) == 1 else f"`{first}` and {len(names) - 1} more"
 

@@ -1,4 +1,4 @@
-"""What a model that is not trained says about completions."""
+"""Hidden states and log-probabilities of completions under a model that is not being trained."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from veto_pl.models.sharding import gathered
 from veto_pl.seams import LanguageModel, Sequences
 
 
-def read(model: LanguageModel, sequences: Sequences) -> Tensor:
-    """[N, D] hidden states at the positions that predict a completion token, without dropout and graph."""
+def read_hidden(model: LanguageModel, sequences: Sequences) -> Tensor:
+    """Return the hidden states [N, D] at the positions that predict a completion token, without dropout and graph."""
     with sampling_mode(model):
         hidden: Tensor = model(sequences, lambda hidden, _: hidden)
     return hidden
@@ -21,7 +21,7 @@ def read(model: LanguageModel, sequences: Sequences) -> Tensor:
 def token_logp(
     model: LanguageModel, sequences: Sequences, *, temperature: float = 1.0, chunk_rows: int = 256
 ) -> Tensor:
-    """[N] float32 log-probabilities of the completion tokens, without a graph, and `chunk_rows` x V logits at a time.
+    """Return the log-probabilities of the completion tokens, [N] float32, without a graph.
 
     Args:
         model: any model with the vocabulary of the ids.
@@ -36,4 +36,4 @@ def token_logp(
         return {"logp": logp.gather(1, ids[block.rows, None])[:, 0]}, None
 
     with gathered(model, head_only=True), torch.no_grad():
-        return RowStream(read(model, sequences), model.head(), chunk_rows=chunk_rows).scores(kernel)["logp"]
+        return RowStream(read_hidden(model, sequences), model.head(), chunk_rows=chunk_rows).scores(kernel)["logp"]

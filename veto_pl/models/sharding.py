@@ -1,5 +1,7 @@
 """Models whose weights are spread over the ranks (FSDP2): each rank keeps a part of every tensor.
 
+Gathering a layer is a collective, so all ranks have to ask for the same layers in the same order.
+
 A rank that needs a layer asks all ranks for it, so every rank has to ask for the same layers in the same order.
 """
 
@@ -20,20 +22,22 @@ if TYPE_CHECKING:
 
 
 def shard(model: LanguageModel, sharding: Sharding) -> None:
-    """Spreads the weights: one unit for each decoder layer, and one for embeddings, last norm and head."""
+    """Spread the weights over the ranks: one unit for each decoder layer, one for embeddings, last norm and head."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     for layer in decoder_layers(model.model)[1]:
         fully_shard(layer, mesh=sharding.mesh)
     fully_shard(model, mesh=sharding.mesh)
-    for method in ("next_logits", "examine"):
+    for method in ("next_logits", "probe"):
         register_fsdp_forward_method(model, method)
     model.shards = sharding
 
 
 @contextmanager
 def gathered(model: LanguageModel, *, head_only: bool = False) -> Iterator[None]:
-    """Holds the whole weights on every rank, or those outside the layers; does nothing for a model that is not sharded.
+    """Hold the whole weights on every rank, or those outside the layers; do nothing for a model that is not sharded.
+
+    Collective: enter it on every rank.
 
     Inside, weights can be read as ordinary tensors and the model runs without communication. They must not be written,
     and the context must not be nested.
@@ -55,7 +59,7 @@ def gathered(model: LanguageModel, *, head_only: bool = False) -> Iterator[None]
 
 @contextmanager
 def gathered_to_sample(*models: LanguageModel) -> Iterator[Sharding | None]:
-    """Gathers the models that are to be whole in a rollout.
+    """Gather the models that are to be whole in a rollout. Collective: enter it on every rank.
 
     Yields:
         The ranks that have to keep in step while they sample, or None where each can go its own way.
@@ -69,8 +73,8 @@ def gathered_to_sample(*models: LanguageModel) -> Iterator[Sharding | None]:
 
 
 @contextmanager
-def settled(model: LanguageModel) -> Iterator[None]:
-    """No weights are gathered: what is written here is written to the parts that the ranks keep."""
+def resharded(model: LanguageModel) -> Iterator[None]:
+    """Let go of gathered weights, so that what is written in the block is written to the parts that the ranks keep."""
     if model.shards is not None:
         for unit in _units(model):
             unit.reshard()
@@ -78,7 +82,9 @@ def settled(model: LanguageModel) -> Iterator[None]:
 
 
 def full_weights(model: LanguageModel) -> dict[str, Tensor]:
-    """The weights of `model.model` by name: on the CPU of the first rank, and nothing on the others.
+    """Return the weights of `model.model` by name: on the CPU of the first rank, and nothing on the others.
+
+    Collective: call it on every rank.
 
     Every rank has to call it. Tied weights have one name. Without sharding it is the model's own state.
     """
@@ -92,18 +98,18 @@ def full_weights(model: LanguageModel) -> dict[str, Tensor]:
     return {name.removeprefix("model."): cast(Tensor, value) for name, value in state.items() if name not in tied}
 
 
-def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this rank holds; all of it without sharding."""
+def local_part(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this rank holds; all of it without sharding."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def total(tensor: Tensor) -> Tensor:
-    """A number that was computed on shards, added up over the ranks."""
+def sum_shards(tensor: Tensor) -> Tensor:
+    """Add up over the ranks a number that was computed on shards. Collective if the tensor is sharded."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def _units(model: LanguageModel) -> list[FSDPModule]:
-    """The root first."""
+    """Return the FSDP2 units of the model, the root first."""
     from torch.distributed.fsdp import FSDPModule
 
     return [module for module in model.modules() if isinstance(module, FSDPModule)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.models.reading import check_regular, named
+from veto_pl.models.reading import check_regular, source_errors
 from veto_pl.seams import TokenizerSource
 from veto_pl.storage.paths import at_home
 
@@ -47,7 +47,7 @@ class CharacterTokenizer(TokenizerSource):
             )
 
     def load(self) -> PreTrainedTokenizerBase:
-        """Pad, EOS and unknown take the first ids, the alphabet the next ones."""
+        """Make the tokenizer: pad, EOS and unknown take the first ids, the alphabet the next ones."""
         from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
         from transformers import PreTrainedTokenizerFast
 
@@ -83,7 +83,7 @@ class PretrainedTokenizer(TokenizerSource):
         object.__setattr__(self, "path", at_home(self.path))
 
     def load(self) -> PreTrainedTokenizerBase:
-        """The tokenizer."""
+        """Load the tokenizer."""
         return read_tokenizer(
             {
                 "pretrained_model_name_or_path": self.path,
@@ -105,7 +105,7 @@ def with_chat_template(
 
 
 def read_tokenizer(location: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    """The tokenizer at a hub id or in a folder.
+    """Load the tokenizer at a hub id or in a folder.
 
     Args:
         location: keyword arguments for `AutoTokenizer.from_pretrained`.
@@ -116,7 +116,7 @@ def read_tokenizer(location: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     place = location["pretrained_model_name_or_path"]
-    with named(place, "tokenizer", "a hub id that can be reached, or a folder with a saved tokenizer"):
+    with source_errors(place, "tokenizer", "a hub id that can be reached, or a folder with a saved tokenizer"):
         check_regular(Path(place))
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**location)
         tokenizer("a", add_special_tokens=False, verbose=False)  # some settings are only refused in use

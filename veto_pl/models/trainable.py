@@ -1,4 +1,4 @@
-"""What of a student can be trained, and what a run would leave untrained without a word."""
+"""Checks of what in a student can be trained, and warnings of what a run would silently leave untrained."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.models.sharding import local
+from veto_pl.models.sharding import local_part
 
 if TYPE_CHECKING:
     from lightning import LightningModule
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ROUTING = ("router_aux_loss_coef", "aux_loss_coef", "router_z_loss_coef")
 """What configurations call the weights of the losses that keep a router's experts in use."""
-KEPT = 2.0**-9
+SMALLEST_STEP = 2.0**-9
 """A step below this share of a bfloat16 weight rounds away: it has 8 significant bits, and half of the last counts."""
 
 
@@ -65,7 +65,7 @@ def check_not_compiled(module: LightningModule) -> None:
 
 
 def warn_before_training(student: LanguageModel, optimizer: Optimizer) -> None:
-    """Warn of what would stay untrained without a word."""
+    """Warn of what would silently stay untrained."""
     warn_of_idle_routers(student)
     warn_of_lost_steps(optimizer.param_groups)
 
@@ -93,8 +93,8 @@ def warn_of_lost_steps(groups: Iterable[Mapping[str, Any]]) -> None:
     rates = []
     for group in (group for group in groups if "betas" in group):
         rate = float(group["lr"])
-        weights = [local(weight.detach()) for weight in group["params"] if weight.dtype == torch.bfloat16]
-        lost += sum(_stuck(weight, rate) for weight in weights)
+        weights = [local_part(weight.detach()) for weight in group["params"] if weight.dtype == torch.bfloat16]
+        lost += sum(_count_unmoved(weight, rate) for weight in weights)
         total += sum(weight.numel() for weight in weights)
         rates += [rate] if weights else []
     if total and 2 * lost >= total:
@@ -107,5 +107,5 @@ def warn_of_lost_steps(groups: Iterable[Mapping[str, Any]]) -> None:
         )
 
 
-def _stuck(weight: Tensor, rate: float) -> int:
-    return int((weight.abs() > rate / KEPT).sum())
+def _count_unmoved(weight: Tensor, rate: float) -> int:
+    return int((weight.abs() > rate / SMALLEST_STEP).sum())

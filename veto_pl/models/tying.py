@@ -1,4 +1,4 @@
-"""Weights with two names: whether a model has one matrix in two places is a matter of its files, not of its config."""
+"""Weights with two names: whether a model has one matrix in two places depends on its files, not on its config."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def say_whether_tied(model: PreTrainedModel) -> None:
         model.config.tie_word_embeddings = False
 
 
-def apart(
+def differing_names(
     names: list[str], weights: Mapping[str, Any], shape: Callable[[Any], Sequence[int]] = Tensor.size
 ) -> list[str]:
     """Return those of the names of one weight under which there is another matrix than under the first of them.
@@ -60,6 +60,6 @@ def apart(
 
 
 def _equal(one: Any, other: Any, shape: Sequence[int], other_shape: Sequence[int]) -> bool:
-    """A part at a time, for they may be of many gigabytes."""
+    """Compare two matrices a part at a time, for they may be of many gigabytes."""
     parts = (slice(start, start + ROWS) for start in range(0, shape[0], ROWS))
     return [*shape] == [*other_shape] and all(bool((one[part] == other[part]).all()) for part in parts)

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def real_ids(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The number of ids that stand for a token: the largest id plus 1, added tokens included."""
+    """Return the number of ids that stand for a token: the largest id plus 1, added tokens included."""
     return int(max(tokenizer.get_vocab().values())) + 1
 
 
 def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    """Refuses a teacher that reads ids differently.
+    """Refuse a teacher that reads ids differently.
 
     Raises:
         ConfigurationError: the same id stands for different tokens.
@@ -36,7 +36,7 @@ def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeni
 
 
 def compare_ends(student: tuple[int, ...], teacher: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Warns if student and teacher end their texts differently, and names the ids of both."""
+    """Warn if student and teacher end their texts differently, and name the ids of both."""
     if set(student) != set(teacher):
         ours, theirs = (
             ", ".join(f"{tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in sorted(ids)) or "nothing"

@@ -17,8 +17,8 @@ from veto_pl.core.ranks import Sharding
 from veto_pl.exceptions import DataError
 from veto_pl.models.causal_lm import CausalLM
 from veto_pl.models.reading import INDEX, check_sums
-from veto_pl.models.sharding import local, shard
-from veto_pl.models.tying import apart, tied, untie
+from veto_pl.models.sharding import local_part, shard
+from veto_pl.models.tying import differing_names, tied, untie
 from veto_pl.seams.models import ModelSource, StoredWeights
 
 
@@ -34,7 +34,7 @@ class SafetensorsWeights:
 
     @classmethod
     def find(cls, path: str, revision: str | None = None) -> SafetensorsWeights:
-        """The files of a local folder or, downloaded if need be, of a hub id.
+        """Find the files of a local folder or, downloaded if need be, of a hub id.
 
         Raises:
             DataError: a file that is named does not exist or is not safetensors.
@@ -51,11 +51,11 @@ class SafetensorsWeights:
         return cls({name: file for file in files for name in _open(file).keys()})  # noqa: SIM118
 
     def match(self, model: nn.Module) -> bool:
-        """Whether each weight of `model` is stored under its own name, so that it can be read without conversion."""
+        """Return whether each weight of `model` is stored under its own name, and so needs no conversion."""
         return {name for name, _ in model.named_parameters()} <= set(self.files)
 
     def parts(self, rows: Mapping[str, slice | None]) -> Iterator[tuple[str, Tensor]]:
-        """The named tensors, file by file; of each only `rows` of its first dimension, or all of it."""
+        """Yield the named tensors, file by file; of each only `rows` of its first dimension, or all of it."""
         for file in sorted({self.files[name] for name in rows}):
             handle = _open(file)
             for name in (name for name in rows if self.files[name] == file):
@@ -63,22 +63,24 @@ class SafetensorsWeights:
                 yield name, handle.get_tensor(name) if part is None else handle.get_slice(name)[part]
 
     def shape(self, name: str) -> list[int]:
-        """Of the whole tensor."""
+        """Return the shape of the whole tensor."""
         shape: list[int] = self.slices([name])[name].get_shape()
         return shape
 
     def check(self, part: slice) -> None:
-        """Raises `DataError` where one of these files is not what the checksums beside it say."""
+        """Compare the files at `part` of their sorted list with the checksums beside them; raise `DataError` if one
+        differs.
+        """
         for file in sorted(set(self.files.values()))[part]:
             check_sums(file.parent, [file.name])
 
     def slices(self, names: Collection[str]) -> dict[str, Any]:
-        """Those of the tensors that are stored, not yet read."""
+        """Return those of the tensors that are stored, not yet read."""
         return {name: _open(self.files[name]).get_slice(name) for name in names if name in self.files}
 
 
 def load_sharded(source: ModelSource, vocab_size: int, sharding: Sharding) -> CausalLM:
-    """A model of which this rank only ever holds its part.
+    """Load a model of which this rank only ever holds its part. Collective: call it on every rank.
 
     Where the source has its weights in files under the model's own names, each rank reads its rows from there.
     Otherwise the first rank makes the model whole, on the CPU, and hands out one tensor after another.
@@ -94,20 +96,23 @@ def load_sharded(source: ModelSource, vocab_size: int, sharding: Sharding) -> Ca
     if stored is not None and not stored.match(model.model):
         stored = None
     whole = source.load() if stored is None and sharding.first else None
-    _check(stored, sharding)
-    untie(model.model, _apart(stored, whole, tied(model.model), sharding))
+    _check_files(stored, sharding)
+    untie(model.model, _names_to_untie(stored, whole, tied(model.model), sharding))
     shard(model, sharding)
     _materialise(model, sharding.device)
     with torch.no_grad():
         if stored is not None:
-            _read(stored, model.model, sharding)
+            _read_weights(stored, model.model, sharding)
         else:
-            _hand_out(whole, model.model, sharding)
+            _broadcast_weights(whole, model.model, sharding)
     return model
 
 
-def _check(stored: StoredWeights | None, sharding: Sharding) -> None:
-    """Each rank compares its share of the files with their checksums; all raise where one is damaged."""
+def _check_files(stored: StoredWeights | None, sharding: Sharding) -> None:
+    """Compare this rank's share of the files with their checksums; raise on all ranks where one is damaged.
+
+    Collective: call it on every rank.
+    """
     problem = None
     if stored is not None:
         try:
@@ -118,13 +123,18 @@ def _check(stored: StoredWeights | None, sharding: Sharding) -> None:
         raise problem or DataError("The weights are damaged; another rank says which file.")
 
 
-def _apart(
+def _names_to_untie(
     stored: StoredWeights | None, whole: nn.Module | None, names: list[list[str]], sharding: Sharding
 ) -> list[str]:
-    """Names that the configuration gives to one weight and the weights do not. The first rank looks."""
+    """Return the names that the configuration gives to one weight and the stored weights do not.
+
+    Collective: the first rank looks and tells the others.
+    """
     found: list[list[str]] = [[]]
     if sharding.first and stored is not None:
-        found = [[n for group in names for n in apart(group, stored.slices(group), lambda part: part.get_shape())]]
+        found = [
+            [n for group in names for n in differing_names(group, stored.slices(group), lambda part: part.get_shape())]
+        ]
     elif whole is not None:
         together = {name for group in tied(whole) for name in group}
         found = [[name for group in names for name in group[1:] if name not in together]]
@@ -134,7 +144,7 @@ def _apart(
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """New parameters take no memory; buffers, which files do not hold, are computed as always."""
+    """Make new parameters without memory; buffers, which files do not hold, are computed as always."""
     register = nn.Module.register_parameter
 
     def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -150,7 +160,7 @@ def parameters_on_meta() -> Iterator[None]:
 
 
 def _materialise(model: nn.Module, device: torch.device) -> None:
-    """Gives parameters memory. `to_empty` would do so for each name, and untie the tied."""
+    """Give the parameters memory. `to_empty` would do so for each name, and untie the tied."""
     made: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -161,18 +171,18 @@ def _materialise(model: nn.Module, device: torch.device) -> None:
     model.to(device)
 
 
-def _read(stored: StoredWeights, model: nn.Module, sharding: Sharding) -> None:
+def _read_weights(stored: StoredWeights, model: nn.Module, sharding: Sharding) -> None:
     buffers = dict(model.named_buffers())
     targets: dict[str, Tensor] = {name: buffers[name] for name in stored.slices(buffers)}
     rows: dict[str, slice | None] = dict.fromkeys(targets)
     for name, weight in model.named_parameters():
         _check_shape(name, stored.shape(name), weight)
-        targets[name], rows[name] = local(weight), sharding.part(len(weight))
+        targets[name], rows[name] = local_part(weight), sharding.part(len(weight))
     for name, part in stored.parts(rows):
         _copy(targets[name], part, name)
 
 
-def _hand_out(loaded: nn.Module | None, model: nn.Module, sharding: Sharding) -> None:
+def _broadcast_weights(loaded: nn.Module | None, model: nn.Module, sharding: Sharding) -> None:
     group, first = sharding.mesh.get_group(), sharding.first
     whole = loaded.state_dict() if loaded is not None else {}
     learnt = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}
@@ -181,7 +191,7 @@ def _hand_out(loaded: nn.Module | None, model: nn.Module, sharding: Sharding) ->
         if first:
             _copy(buffer, whole.pop(name), name)
         dist.broadcast(buffer, group=group, group_src=0)
-        weight.copy_(buffer) if name in learnt else local(weight).copy_(buffer[sharding.part(len(buffer))])
+        weight.copy_(buffer) if name in learnt else local_part(weight).copy_(buffer[sharding.part(len(buffer))])
 
 
 def _copy(target: Tensor, stored: Tensor, name: str) -> None:

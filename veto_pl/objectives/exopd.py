@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.functional.extrapolation import lambda_star, within
+from veto_pl.functional.extrapolation import lambda_star, largest_lambda
 from veto_pl.objectives.policy_gradient import PolicyGradient
 from veto_pl.parts.advantages import Extrapolated
 from veto_pl.parts.schedules import AtMost, value_at
@@ -78,7 +78,7 @@ class ListOPD(ExOPD):
 
     def bound(self, p: float, b: float) -> float:
         """max(1, (1 - margin) lambda*(p, b, c)); infinite where the importance weights are not truncated."""
-        return within(lambda_star(p, b, self.importance_cap or math.inf), self.margin)
+        return largest_lambda(lambda_star(p, b, self.importance_cap or math.inf), self.margin)
 
     def capped(self, extrapolation: float | Schedule) -> float | Schedule:
         """The same lambda, or schedule of lambda, but never above the guard."""

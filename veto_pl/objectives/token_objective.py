@@ -15,7 +15,7 @@ from veto_pl.functional.chunked import RowStream
 from veto_pl.functional.diagnostics import comparison, entropy
 from veto_pl.functional.differentiation import gradient_of
 from veto_pl.functional.divergences import reverse_kl
-from veto_pl.models.readout import read, token_logp
+from veto_pl.models.readout import read_hidden, token_logp
 from veto_pl.models.sharding import gathered
 from veto_pl.objectives.scoring import Scoring
 from veto_pl.parts.contexts import SameText
@@ -147,7 +147,7 @@ class TokenObjective(Objective):
         """Runs teacher and student over the rollout and sums the losses of its completion tokens."""
         sequences = self.select(rollouts[self.rollout], step)
         teacher = models.required_teacher() if self.needs_teacher else None
-        teacher_hidden = None if teacher is None else read(teacher, self.context(sequences, models, step))
+        teacher_hidden = None if teacher is None else read_hidden(teacher, self.context(sequences, models, step))
         reference = models.required_reference() if self.needs_reference else None
         scoring = Scoring(self, sequences, step, None if reference is None else self._token_logp(reference, sequences))
         outputs: list[LossOutput] = []

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.functional.order import balanced
+from veto_pl.functional.order import balance_classes
 from veto_pl.objectives.policy_gradient import PolicyGradient
 from veto_pl.parts.advantages import OrderConsistent
 from veto_pl.rollouts import FromStudent, Sampling
@@ -74,7 +74,7 @@ class UniOPD(PolicyGradient):
         """Without the surplus of correct or wrong completions of each prompt."""
         if self.balance is None or sequences.rewards is None:
             return sequences
-        kept = balanced(sequences.rewards == 1, sequences.prompt_rows, _lots(sequences, step), self.balance)
+        kept = balance_classes(sequences.rewards == 1, sequences.prompt_rows, _lots(sequences, step), self.balance)
         return replace(sequences, loss_mask=sequences.loss_mask & kept[:, None])
 
 
@@ -83,4 +83,4 @@ def _lots(sequences: Sequences, step: Step) -> Tensor:
     groups, prompts = sequences.prompt_rows, sequences.prompts
     numbers = groups if prompts is None else prompts.numbers[groups]
     place = (groups[:, None] == groups).tril(-1).sum(1)
-    return step.lots("balance", numbers * PLACES + place)
+    return step.uniform_by_key("balance", numbers * PLACES + place)

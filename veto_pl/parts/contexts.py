@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from veto_pl.core.nested import changed
-from veto_pl.data.templates import check_format, fill, fills
-from veto_pl.data.tokenising import prompted
+from veto_pl.data.templates import can_fill, check_format, fill
+from veto_pl.data.tokenising import tokenise_prompts
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams import (
     Example,
@@ -147,7 +147,7 @@ class Peer(TeacherContext):
 
     def _comments(self, sequences: Sequences) -> list[str]:
         examples = [_prompts(sequences).examples[i] for i in sequences.prompt_rows.tolist()]
-        said = [self.feedback and fills(self.feedback, example) for example in examples]
+        said = [self.feedback and can_fill(self.feedback, example) for example in examples]
         return [fill("Peer.feedback", self.feedback, e) if some else "" for e, some in zip(examples, said, strict=True)]
 
     def _text(self, example: Example, completion: str | None, comment: str) -> str:
@@ -189,7 +189,7 @@ def retold(
         for example, text, other in zip(prompts.examples, texts, others, strict=True)
         if other
     ]
-    encoded = iter(prompted(changed_examples, template, tokenizer))
+    encoded = iter(tokenise_prompts(changed_examples, template, tokenizer))
     told = []
     for other, old in zip(others, before, strict=True):
         if not other:

@@ -67,7 +67,7 @@ class ShapeOnlyLM(CausalLM):
 
     def __init__(self, model: Any, vocab_size: int) -> None:
         super().__init__(model, vocab_size)
-        self._packs = True
+        self._supports_packing = True
         self.observation: Observation | None = None
         self.parts: tuple[str, str] | None = None
         self.sample = ENOUGH_ROWS

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from veto_pl.charts.curve import Curve
 from veto_pl.exceptions import DataError
-from veto_pl.report.curve import Curve
-from veto_pl.storage.run_folder import CONFIG, METRICS, SAMPLES
+from veto_pl.report.columns import Shown
+from veto_pl.storage.run_folder import CONFIG, METRICS, QUANTITIES, SAMPLES
 
+T = TypeVar("T")
 _COUNTERS = ("step", "epoch")
+_DESCRIBED = TypeAdapter(dict[str, Shown])
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(BaseModel):
     """A completion that the student wrote.
 
     Args:
@@ -30,15 +33,17 @@ class Sample:
         reward: the task's score; 1 is right.
     """
 
+    model_config = ConfigDict(frozen=True, strict=True)
+
     step: int
     prompt: str
     completion: str
-    reference: str | None
+    reference: str | None = None
     reward: float
 
     @property
     def is_correct(self) -> bool:
-        """Whether the task gave full reward."""
+        """Return whether the task gave full reward."""
         return self.reward >= 1
 
 
@@ -48,7 +53,7 @@ class Run:
 
     Args:
         name: how the report calls the run.
-        folder: holds `metrics.csv`, `samples.jsonl` and `config.yaml`.
+        folder: holds `metrics.csv`, `quantities.json`, `samples.jsonl` and `config.yaml`.
     """
 
     name: str
@@ -56,7 +61,7 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path | str, name: str | None = None) -> Run:
-        """Reads a folder now, so that errors show here; the folder's own name is the default name.
+        """Read a folder now, so that errors show here; the folder's own name is the default name.
 
         Raises:
             DataError: if there is no such folder, or a line of a file cannot be read; names file and line.
@@ -65,11 +70,11 @@ class Run:
         if not folder.is_dir():
             raise DataError(f"`Run.read` needs the folder of a run, got {str(folder)!r}, which is not a folder.")
         run = cls(folder.resolve().name if name is None else name, folder)
-        _ = run.curves(), run.samples, run.config
+        _ = run.curves(), run.samples, run.config, run.shown
         return run
 
     def curves(self) -> dict[str, Curve]:
-        """Column -> curve. A step that was logged twice (a resumed run) keeps its last value."""
+        """Return column -> curve. A step that was logged twice (a resumed run) keeps its last value."""
         return dict(self._curves)
 
     @cached_property
@@ -80,6 +85,16 @@ class Run:
                 logged.setdefault(column, {})[step] = value
         ordered = {column: sorted(points.items()) for column, points in logged.items()}
         return {name: Curve(tuple(s for s, _ in rows), tuple(v for _, v in rows)) for name, rows in ordered.items()}
+
+    @cached_property
+    def shown(self) -> Mapping[str, Shown]:
+        """Metric -> how it is shown, in the order of the run's metrics; empty for a run that did not say."""
+        path = self.folder / QUANTITIES
+        text = _text(path)
+        try:
+            return _DESCRIBED.validate_json(text) if text else {}
+        except ValidationError as error:
+            raise DataError(f"{path}: {_first(error)}") from error
 
     @cached_property
     def samples(self) -> tuple[Sample, ...]:
@@ -101,7 +116,7 @@ class Run:
         return tuple(sample for sample in self.samples if sample.step == last)
 
     def check(self) -> Run:
-        """Returns the run itself; raises `DataError` where its folder holds nothing of a run."""
+        """Return the run itself; raise `DataError` where its folder holds nothing of a run."""
         if self.missing(METRICS) and self.missing(SAMPLES):
             raise DataError(
                 f"{self.folder}: expected the folder of a run, with `{METRICS}` or `{SAMPLES}`, got neither."
@@ -109,7 +124,7 @@ class Run:
         return self
 
     def missing(self, file: str) -> bool:
-        """Whether the folder lacks a file."""
+        """Return whether the folder lacks a file."""
         return not (self.folder / file).is_file()
 
 
@@ -125,64 +140,48 @@ def _text(path: Path) -> str:
 
 
 def _metric_rows(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
-    header: list[str] | None = None
+    lines = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    header: list[str] = []
     try:
-        for cells in reader:
-            where = f"{path}:{reader.line_num}"
-            if header is None:
-                header = _header(cells, where)
+        for cells in lines:
+            if header and cells:
+                yield _metric_row(header, cells)
             elif cells:
-                yield _metric_row(header, cells, where)
-    except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: expected comma-separated values, got {error}.") from error
+                header = _header(cells)
+    except (csv.Error, ValueError) as error:
+        raise DataError(f"{path}:{lines.line_num}: {error}") from error
 
 
-def _header(cells: list[str], where: str) -> list[str]:
+def _header(cells: list[str]) -> list[str]:
     if "step" not in cells or len(set(cells)) < len(cells):
-        raise DataError(f"{where}: expected a header of distinct names with the column `step`, got {cells}.")
+        raise ValueError(f"expected a header of distinct names with the column `step`, got {cells}.")
     return cells
 
 
-def _metric_row(header: list[str], cells: list[str], where: str) -> tuple[int, dict[str, float]]:
+def _metric_row(header: list[str], cells: list[str]) -> tuple[int, dict[str, float]]:
     if len(cells) != len(header):
-        raise DataError(f"{where}: expected {len(header)} cells as in the header, got {len(cells)}.")
+        raise ValueError(f"expected {len(header)} cells as in the header, got {len(cells)}.")
     row = dict(zip(header, cells, strict=True))
-    try:
-        step = int(row["step"])
-    except ValueError as error:
-        raise DataError(f"{where}: `step` must be a whole number, got {row['step']!r}.") from error
     logged = {column: cell for column, cell in row.items() if cell.strip() and column not in _COUNTERS}
-    return step, {column: _number(cell, column, where) for column, cell in logged.items()}
+    step = _number(row["step"], "step", int, "a whole number")
+    return step, {column: _number(cell, column, float, "a number or empty") for column, cell in logged.items()}
 
 
-def _number(cell: str, column: str, where: str) -> float:
+def _number(cell: str, column: str, kind: Callable[[str], T], expected: str) -> T:
     try:
-        return float(cell)
+        return kind(cell)
     except ValueError as error:
-        raise DataError(f"{where}: `{column}` must be a number or empty, got {cell!r}.") from error
-
-
-_FIELDS: Mapping[str, tuple[type, ...]] = {
-    "step": (int,),
-    "prompt": (str,),
-    "completion": (str,),
-    "reference": (str, type(None)),
-    "reward": (int, float),
-}
+        raise ValueError(f"`{column}` must be {expected}, got {cell!r}.") from error
 
 
 def _sample(line: str, where: str) -> Sample:
     try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where}: expected one JSON object, got {error}.") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: expected a JSON object, got {line[:80]!r}.")
-    fields: dict[str, Any] = {name: row.get(name) for name in _FIELDS}
-    for name, kinds in _FIELDS.items():
-        value = fields[name]
-        if not isinstance(value, kinds) or isinstance(value, bool):
-            expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-            raise DataError(f"{where}: `{name}` must be {expected}, got {value!r}.")
-    return Sample(**fields)
+        return Sample.model_validate_json(line)
+    except ValidationError as error:
+        raise DataError(f"{where}: {_first(error)}") from error
+
+
+def _first(error: ValidationError) -> str:
+    found = error.errors(include_url=False)[0]
+    place = ".".join(map(str, found["loc"]))
+    return f"{f'`{place}`: ' if place else ''}{found['msg']}, got {found['input']!r:.80}."

@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from veto_pl.charts.text import cell, for_terminal, printable
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.report.markup import escape, minus, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 Cell = str | float | None
-
-
-def number(value: float) -> str:
-    """Three significant digits; whole numbers and thousands in full.
-
-    >>> number(0.5), number(58.04), number(12345.6), number(2e-5), number(7)
-    ('0.500', '58.0', '12,346', '2.0e-5', '7')
-    """
-    return minus(_number(value))
-
-
-def _number(value: float) -> str:
-    if isinstance(value, int) or (math.isfinite(value) and 1000 <= abs(value) < 1e15):
-        return f"{value:,.0f}"
-    if not math.isfinite(value) or value == 0:
-        return f"{value + 0.0:g}"  # 0 without a sign
-    if abs(value) < 1e-3 or abs(value) >= 1000:
-        mantissa, exponent = f"{value:.1e}".split("e")
-        return f"{mantissa}e{int(exponent)}"
-    return f"{value:#.3g}".rstrip(".")
-
-
-def for_terminal(cell: str) -> str:
-    """A number with a hyphen, for terminals whose encoding lacks the minus sign."""
-    return cell.replace("\N{MINUS SIGN}", "-")
 
 
 @dataclass(frozen=True)
@@ -64,11 +38,12 @@ class ResultTable:
                 expected = f"must have one cell per column ({len(self.columns)})"
                 raise ConfigurationError(f"`ResultTable.rows[{name!r}]` {expected}, got {len(cells)}.")
 
-    def _lines(self) -> list[list[str]]:
-        return [[name, *map(_cell, cells)] for name, cells in self.rows.items()]
+    def lines(self) -> list[list[str]]:
+        """Return the rows as text, each with its name first."""
+        return [[name, *map(cell, cells)] for name, cells in self.rows.items()]
 
     def markdown(self) -> str:
-        """A GitHub-flavoured table.
+        """Return a GitHub-flavoured table.
 
         >>> print(ResultTable(["accuracy"], {"veto": [0.5]}).markdown(), end="")
         | run | accuracy |
@@ -76,20 +51,11 @@ class ResultTable:
         | veto | 0.500 |
         """
         rule = [":---"] + ["---:"] * len(self.columns)
-        lines = [[plain(text) for text in line] for line in [[self.label, *self.columns], *self._lines()]]
+        lines = [[plain(text) for text in line] for line in [[self.label, *self.columns], *self.lines()]]
         return "".join(f"| {' | '.join(line)} |\n" for line in [lines[0], rule, *lines[1:]])
 
-    def html(self) -> str:
-        """A `<table>` element, everything escaped."""
-        head = "".join(f'<th scope="col">{escape(text)}</th>' for text in [self.label, *self.columns])
-        body = "".join(
-            f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>\n'
-            for name, *cells in self._lines()
-        )
-        return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n"
-
     def rich(self) -> Table:
-        """A table for the terminal; markup in names and cells stays text."""
+        """Return a table for the terminal; markup in names and cells stays text."""
         from rich.table import Table
         from rich.text import Text
 
@@ -97,19 +63,13 @@ class ResultTable:
         table.add_column(Text(printable(self.label)))
         for column in self.columns:
             table.add_column(Text(printable(column)), justify="right")
-        for name, *cells in self._lines():
+        for name, *cells in self.lines():
             table.add_row(*(Text(printable(text)) for text in (name, *map(for_terminal, cells))))
         return table
 
 
-def _cell(cell: Cell) -> str:
-    if cell is None:
-        return "—"
-    return cell if isinstance(cell, str) else number(cell)
-
-
 def plain(text: str) -> str:
-    """Text that markdown shows as it is, on one line."""
+    """Return text that markdown shows as it is, on one line."""
     for character in "\\|`*_[]":
         text = text.replace(character, "\\" + character)
     return printable(text).replace("&", "&amp;").replace("<", "&lt;")

@@ -11,7 +11,7 @@ from veto_pl.data.templates import check_format, fill
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block, RowStream
 from veto_pl.models.modes import sampling_mode
-from veto_pl.models.readout import read
+from veto_pl.models.readout import read_hidden
 from veto_pl.models.sharding import gathered
 from veto_pl.parts.contexts import behind, check_room, known, retold
 from veto_pl.rollouts.engines import DecodeLoop
@@ -114,7 +114,7 @@ def likeliest(model: LanguageModel, sequences: Sequences, k: int) -> Tensor:
         return {str(place): ids[:, place] for place in range(k)}, None
 
     with sampling_mode(model), gathered(model, head_only=True):
-        found = RowStream(read(model, sequences), model.head(), chunk_rows=CHUNK_ROWS).scores(kernel)
+        found = RowStream(read_hidden(model, sequences), model.head(), chunk_rows=CHUNK_ROWS).scores(kernel)
     return torch.stack(list(found.values()), 1)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from veto_pl.core.memory import Memory, State
-from veto_pl.core.ranks import place
+from veto_pl.core.ranks import rank_and_size
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.parts.schedules import value_at
 from veto_pl.rollouts.sources import FromStudent, check_fraction
@@ -180,7 +180,7 @@ class ReplayBuffer(Memory):
         return {"groups": [[asdict(row) for row in group] for group in self._groups], "latest": self._latest}
 
     def restore(self, states: Sequence[State], rank: int) -> None:
-        ranks = place()[1]
+        ranks = rank_and_size()[1]
         # Checkpoints of older versions know single rows.
         stored = [state["groups"] if "groups" in state else [[row] for row in state["rows"]] for state in states]
         everything = [group for groups in stored for group in groups]

@@ -52,9 +52,9 @@ _BY_ARGUMENT = {
 _CLONE3 = 435
 """Its flags lie in memory, where no filter sees them; told that it is not there, the C library takes `clone`."""
 
-_LOAD, _EQUAL, _AT_LEAST, _SHARES_BITS, _GIVE = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _EQUAL, _AT_LEAST, _SHARES_BITS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # in the order of the numbers above
-_ALLOW, _KILL, _NOT_PERMITTED, _NOT_THERE = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
+_ALLOW, _KILL, _NOT_PERMITTED, _NO_SUCH_CALL = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
 
 _NAMESPACES = 0x7E020000
 _PARENT_OF_CALLER = 0x8000
@@ -88,18 +88,18 @@ _RULES = (
 
 
 def call_filter(machine: str) -> bytes | None:
-    """A classic BPF program over `struct seccomp_data`; None for an architecture that has no list here."""
+    """Return a classic BPF program over `struct seccomp_data`; None for an architecture that has no list here."""
     if machine not in _ARCHITECTURES:
         return None
     place = [*_ARCHITECTURES].index(machine)
-    lines = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, _ARCHITECTURES[machine]), (_GIVE, 0, 0, _KILL), (_LOAD, 0, 0, 0)]
-    lines += [(_EQUAL, 0, 1, _CLONE3), (_GIVE, 0, 0, _NOT_THERE)]
+    lines = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, _ARCHITECTURES[machine]), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, 0)]
+    lines += [(_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _NO_SUCH_CALL)]
     for name, argument, test, value in _RULES:
         # An argument has 64 bits; what is tested here are its lower ones, and the kernel looks at no others.
         lines += [(_EQUAL, 0, 4, _BY_ARGUMENT[name][place]), (_LOAD, 0, 0, 16 + 8 * argument)]
-        lines += [(test, 0, 1, value), (_GIVE, 0, 0, _NOT_PERMITTED), (_LOAD, 0, 0, 0)]
+        lines += [(test, 0, 1, value), (_RETURN, 0, 0, _NOT_PERMITTED), (_LOAD, 0, 0, 0)]
     numbers = sorted(number for numbers in _REFUSED.values() if (number := numbers[place]) is not None)
     lines += [(_AT_LEAST, len(numbers) + 1, 0, 0x40000000)]  # the calls of x32, which would pass by other numbers
     lines += [(_EQUAL, len(numbers) - row, 0, number) for row, number in enumerate(numbers)]
-    lines += [(_GIVE, 0, 0, _ALLOW), (_GIVE, 0, 0, _NOT_PERMITTED)]
+    lines += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _NOT_PERMITTED)]
     return b"".join(struct.pack("HBBI", *line) for line in lines)

@@ -20,7 +20,7 @@ READY = b"ready"
 
 
 def main(job: dict[str, Any]) -> None:
-    """Enters the fence, says so, runs the code and serves."""
+    """Enter the fence, report that, run the code and serve calls."""
     enter(job["fence"])
     send(job["replies"], READY)
     sys.modules["solution"] = module = type(sys)("solution")  # where dataclasses and typing look for names
@@ -31,7 +31,7 @@ def main(job: dict[str, Any]) -> None:
 
 
 def serve(namespace: dict[str, Any], calls: int, replies: int) -> None:
-    """Answers requests `(operation, target, ...)` with `("value", ...)` or `("raised", name of the exception)`.
+    """Answer requests `(operation, target, ...)` with `("value", ...)` or `("raised", name of the exception)`.
 
     Of an exception that the program defines, the name is that of the builtin one that it is made from.
     """

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-LARGEST = 2**26
+MAX_FRAME_BYTES = 2**26
 """Bytes of a frame; a longer one ends the conversation."""
 
-MOST = 10_000
+MAX_ITEMS = 10_000
 """Values that an iterator may yield to cross; one that yields more, perhaps without end, is not plain."""
 
 # The type, what it holds, and how it is made from that.
@@ -43,7 +43,7 @@ _CONSTANTS: dict[bytes, Any] = {b"N": None, b"T": True, b"F": False}
 
 
 def encode(value: Any, opaque: Callable[[Any], tuple[int, bool]]) -> bytes:
-    """Writes a value; an instance of a subclass of a plain type is written as that type.
+    """Write a value as bytes; an instance of a subclass of a plain type is written as that type.
 
     Args:
         value: anything.
@@ -58,7 +58,7 @@ def encode(value: Any, opaque: Callable[[Any], tuple[int, bool]]) -> bytes:
 
 
 def decode(data: bytes, opaque: Callable[[int, bool], Any]) -> Any:
-    """Reads what `encode` wrote; `opaque` maps number and truth to an object.
+    """Read what `encode` wrote; `opaque` maps number and truth to an object.
 
     Raises:
         ValueError: for bytes that `encode` cannot have written.
@@ -72,23 +72,23 @@ def decode(data: bytes, opaque: Callable[[int, bool], Any]) -> Any:
 
 
 def send(pipe: int, data: bytes) -> None:
-    """Writes one frame."""
+    """Write one frame."""
     rest = memoryview(struct.pack("<Q", len(data)) + data)
     while rest:
         rest = rest[os.write(pipe, rest) :]
 
 
 def receive(pipe: int) -> bytes | None:
-    """Reads one frame; None where the other side has gone, also in the middle of a frame.
+    """Read one frame; return None where the other side has gone, also in the middle of a frame.
 
     Raises:
-        ValueError: for a frame of more than `LARGEST` bytes.
+        ValueError: for a frame of more than `MAX_FRAME_BYTES` bytes.
     """
     head = _exactly(pipe, 8)
     if head is None:
         return None
     (length,) = struct.unpack("<Q", head)
-    if length > LARGEST:
+    if length > MAX_FRAME_BYTES:
         raise ValueError(f"a frame of {length} bytes")
     return _exactly(pipe, length)
 
@@ -126,8 +126,8 @@ def _text(tag: bytes, data: bytes, parts: list[bytes]) -> None:
 
 def _write_container(value: Any, parts: list[bytes], opaque: Callable[[Any], tuple[int, bool]]) -> None:
     if _iterates(value):
-        items = list(islice(value, MOST + 1))
-        value = iter(items) if len(items) <= MOST else chain(items, value)
+        items = list(islice(value, MAX_ITEMS + 1))
+        value = iter(items) if len(items) <= MAX_ITEMS else chain(items, value)
     for tag, (kind, held, _) in _CONTAINERS.items():
         if isinstance(value, kind):
             items = held(value)
@@ -139,7 +139,7 @@ def _write_container(value: Any, parts: list[bytes], opaque: Callable[[Any], tup
 
 
 def _iterates(value: Any) -> bool:
-    """Whether it is a generator, `map`, `zip`, ...: all that is done with those is to take their values."""
+    """Return whether the value is a generator, `map`, `zip`, ...: tests do nothing with those but take their values."""
     return type(value).__module__ in ("builtins", "itertools") and hasattr(type(value), "__next__")
 
 

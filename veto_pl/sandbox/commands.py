@@ -19,7 +19,7 @@ _TOOLS: dict[Level, tuple[str, ...]] = {
     "limits": (),
 }
 
-PROGRAMS_SEE = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
+CHILD_ENVIRONMENT = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
 """The environment of whatever is started here: nothing of this process's own, which may be secret, or too long."""
 
 # The mount needs the shell, and the shell has to stay: as first process of its namespace it takes the others along.
@@ -29,7 +29,7 @@ exit $?"""
 
 
 def path_of(name: str) -> str:
-    """Where a program lies by this process's `PATH`, which decides alone about all programs that are started.
+    """Return where a program lies by this process's `PATH`, which alone decides about all programs that are started.
 
     Raises:
         FileNotFoundError: it is not installed.
@@ -42,24 +42,24 @@ def path_of(name: str) -> str:
 
 @lru_cache(maxsize=1)
 def interpreter() -> str:
-    """The Python that runs the child programs: this one, outside of any virtual environment."""
+    """Return the Python that runs the child programs: this one, outside of any virtual environment."""
     return os.path.realpath(sys.executable)
 
 
 def readable() -> list[str]:
-    """What a program may read: the system's libraries, the standard library, and devices that hold nothing."""
+    """Return what a program may read: the system's libraries, the standard library, and devices that hold nothing."""
     system = ["/usr", "/bin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/localtime"]
     python = [sys.base_prefix, sys.base_exec_prefix, str(Path(interpreter()).parent)]
     return list(dict.fromkeys(system + python))
 
 
 def devices() -> list[str]:
-    """What a program may write to without effect."""
+    """Return the devices that a program may write to without effect."""
     return ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"]
 
 
 def command(level: Level, folder: str, size: int, packages: Sequence[str], *, unprivileged: bool) -> list[str]:
-    """What to put before the interpreter.
+    """Return the command line to put before the interpreter.
 
     Args:
         level: the level.
@@ -98,6 +98,6 @@ def _unshare(folder: str, size: int, unprivileged: bool) -> list[str]:
     return [*line, *([setpriv, "--inh-caps=-all", "--bounding-set=-all", "--"] if unprivileged else [])]
 
 
-def missing(level: Level) -> str | None:
-    """The first program of a level that is not installed, or None."""
+def missing_tool(level: Level) -> str | None:
+    """Return the first program of a level that is not installed, or None."""
     return next((name for name in _TOOLS[level] if shutil.which(name) is None), None)

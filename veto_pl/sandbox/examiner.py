@@ -29,13 +29,13 @@ class CandidateError(Exception):
 
 
 class Link:
-    """The way to the candidate; once broken, it stays so, and no test can pass any more."""
+    """The connection to the candidate; once broken, it stays so, and no test can pass any more."""
 
     def __init__(self, calls: int, replies: int) -> None:
         self.calls, self.replies, self.broken = calls, replies, False
 
     def ask(self, *request: Any, made: bool) -> Any:
-        """The value that the candidate answers; raises where it raised, or has gone, or answers nonsense.
+        """Return the value that the candidate answers; raise where it raised, or has gone, or answers nonsense.
 
         Args:
             request: what the candidate shall do.
@@ -89,7 +89,7 @@ class Opaque:
 
 
 def agree(actual: Any, expected: Any, tolerance: float) -> bool:
-    """Whether two plain values are equal, floats up to `tolerance` + 1e-7 |expected|.
+    """Return whether two plain values are equal, floats up to `tolerance` + 1e-7 |expected|.
 
     Example:
         >>> agree([1.0, (2, 3.0)], [1.0, (2, 3.0 + 1e-9)], 1e-6), agree([1], (1,), 1e-6)
@@ -109,17 +109,17 @@ def agree(actual: Any, expected: Any, tolerance: float) -> bool:
 
 
 def main(job: dict[str, Any]) -> None:
-    """Enters the fence, waits for the candidate, and reports `ready` and then one word."""
+    """Enter the fence, wait for the candidate, and report `ready` and then one word."""
     enter(job["fence"])
     link = Link(job["calls"], job["replies"])
     if receive(link.replies) == READY:  # the time of the program begins here
         os.write(job["verdict"], b"ready\n")
-        os.write(job["verdict"], judged(link, job).encode("utf-8", "replace")[:100] + b"\n")
+        os.write(job["verdict"], run_tests(link, job).encode("utf-8", "replace")[:100] + b"\n")
     os._exit(0)  # whatever the tests have registered to run at exit
 
 
-def judged(link: Link, job: dict[str, Any]) -> str:
-    """`passed`, or what stopped the tests."""
+def run_tests(link: Link, job: dict[str, Any]) -> str:
+    """Run the tests; return `passed`, or what stopped them."""
     namespace: dict[str, Any] = {"__name__": "tests", "agree": agree, **job["values"]}
     try:
         code = job["setup"] + job["code"]

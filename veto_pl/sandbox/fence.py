@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def enter(rules: dict[str, Any]) -> dict[str, bool]:
-    """Applies every protection that the kernel offers, and says which those are.
+    """Apply every protection that the kernel offers, and return which those are.
 
     Args:
         rules: `limits` (values of `RLIMIT_*` by name), `user` (an unprivileged user to become, or None), `packages`
@@ -25,8 +25,8 @@ def enter(rules: dict[str, Any]) -> dict[str, bool]:
         OSError: for a protection that the kernel has and refuses.
     """
     sys.path[:] = [path for path in sys.path if path] + rules["packages"]
-    _forget_input()
-    _die_first()
+    _close_input()
+    _prefer_in_oom_kill()
     for name, most in rules["limits"].items():
         kind = getattr(resource, f"RLIMIT_{name}")
         ceiling = resource.getrlimit(kind)[1]
@@ -35,14 +35,14 @@ def enter(rules: dict[str, Any]) -> dict[str, bool]:
     renounce_privileges()
     files = restrict_files(rules["readable"], rules["writable"])
     if rules["user"] is not None:
-        _become(rules["user"])
+        _switch_user(rules["user"])
     die_with_parent()
     calls = restrict_calls()
     return {"landlock": files, "seccomp": calls, "own_user": rules["user"] is not None}
 
 
 def main(job: dict[str, Any]) -> None:
-    """The probe: reports what is active."""
+    """Report which protections are active: this is the entry of the probe."""
     active = enter(job["fence"])
     os.listdir(".")
     import decimal  # noqa: F401  # the standard library has to stay in reach
@@ -50,15 +50,15 @@ def main(job: dict[str, Any]) -> None:
     send(job["report"], encode(active, lambda _: (0, False)))
 
 
-def _forget_input() -> None:
-    """The job has been read; it may hold the tests."""
+def _close_input() -> None:
+    """Replace the standard input, which held the job and perhaps the tests, by an empty one."""
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.close(nothing)
 
 
-def _die_first() -> None:
-    """Where memory runs out, the kernel takes this process and not the one that trains."""
+def _prefer_in_oom_kill() -> None:
+    """Ask the kernel to kill this process, and not the one that trains, where memory runs out."""
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
@@ -66,8 +66,8 @@ def _die_first() -> None:
         pass
 
 
-def _become(user: int) -> None:
-    """Changes to an unprivileged user; what was importable stays importable.
+def _switch_user(user: int) -> None:
+    """Change to an unprivileged user; what was importable stays importable.
 
     The interpreter may live where only root can go, such as root's home. Its folders are then reached through
     descriptors that were opened before.

@@ -22,17 +22,17 @@ _SCOPED = 1 << 0 | 1 << 1  # abstract Unix sockets, signals
 
 
 def renounce_privileges() -> None:
-    """No program that is started from here on gets more rights than this one has, whatever its set-user-ID bit."""
+    """Forbid this process and all that it starts to gain rights, whatever a program's set-user-ID bit says."""
     _checked(_LIBC.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
 
 
 def die_with_parent() -> None:
-    """SIGKILL once the thread that started this process has gone."""
+    """Have the kernel send SIGKILL once the thread that started this process has gone."""
     _checked(_LIBC.prctl(_PARENT_DEATH_SIGNAL, 9, 0, 0, 0))
 
 
 def restrict_files(readable: list[str], writable: list[str]) -> bool:
-    """Forbids all files but those below the given paths; False where the kernel has no Landlock.
+    """Forbid all files but those below the given paths; return False where the kernel has no Landlock.
 
     From Linux 6.12 on also signals to processes that are not so restricted, and their abstract Unix sockets.
     """
@@ -52,7 +52,7 @@ def restrict_files(readable: list[str], writable: list[str]) -> bool:
 
 
 def restrict_calls() -> bool:
-    """Makes the calls that `call_filter` lists fail; False on an architecture that has no list there."""
+    """Make the calls that `call_filter` lists fail; return False on an architecture that has no list there."""
     program = call_filter(os.uname().machine)
     if program is None:
         return False

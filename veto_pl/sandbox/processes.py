@@ -19,7 +19,7 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-from veto_pl.sandbox.commands import PROGRAMS_SEE, command, devices, interpreter, readable
+from veto_pl.sandbox.commands import CHILD_ENVIRONMENT, command, devices, interpreter, readable
 from veto_pl.sandbox.limits import Level, Limits
 from veto_pl.sandbox.removal import remove
 
@@ -44,18 +44,18 @@ class Child:
 
     Args:
         process: the outermost process, leader of its group.
-        orphans: a user of this machine whose processes may have left the group, or None where a namespace holds them.
+        leftover_user: a user whose processes may have left the group, or None where a namespace holds them.
         errors: a file with what a trusted program wrote to its standard error, or None.
-        belongings: gives back, once the program has ended, what was taken for it: folder, user and files.
+        cleanup: gives back, once the program has ended, what was taken for it: folder, user and files.
     """
 
     process: subprocess.Popen[bytes]
-    orphans: int | None
+    leftover_user: int | None
     errors: int | None
-    belongings: ExitStack
+    cleanup: ExitStack
 
-    def settle(self, seconds: float = 0.2) -> None:
-        """Waits for the program to end by itself, which leaves no zombies where nobody reaps orphans."""
+    def wait(self, seconds: float = 0.2) -> None:
+        """Wait for the program to end by itself, which leaves no zombies where nobody reaps orphans."""
         handle = os.pidfd_open(self.process.pid)
         try:
             poll = select.poll()
@@ -65,15 +65,15 @@ class Child:
             os.close(handle)
 
     def end(self) -> None:
-        """Kills the process group, and what may have left it, and removes the folder."""
-        with self.belongings:
+        """Kill the process group, and what may have left it, and remove the folder."""
+        with self.cleanup:
             os.killpg(self.process.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
             self.process.wait()
-            if self.orphans is not None:
-                _kill_user(self.orphans)
+            if self.leftover_user is not None:
+                _kill_user(self.leftover_user)
 
-    def complaint(self) -> str:
-        """The end of what the program wrote to its standard error."""
+    def stderr_tail(self) -> str:
+        """Return the last 500 characters that the program wrote to its standard error."""
         return "" if self.errors is None else os.pread(self.errors, 2**16, 0).decode(errors="replace")[-500:].strip()
 
 
@@ -87,7 +87,7 @@ def start(
     packages: Sequence[str] = (),
     trusted: bool = False,
 ) -> Child:
-    """Starts a child program.
+    """Start a child program.
 
     Args:
         entry: the module of this package whose `main` gets the job.
@@ -99,7 +99,7 @@ def start(
         trusted: keep what it writes to its standard error; that of other programs is thrown away.
     """
     with ExitStack() as stack:
-        user = spare_user(stack)
+        user = claim_user(stack)
         folder = None if level == "bubblewrap" else tempfile.mkdtemp(prefix="veto-sandbox-")
         if folder is not None:
             stack.callback(remove, folder)
@@ -137,8 +137,8 @@ def _spawn(
         )
 
 
-def spare_user(claims: ExitStack) -> int | None:
-    """For root a user that nobody else has, so that the count of its processes is its own; None for others.
+def claim_user(claims: ExitStack) -> int | None:
+    """Return, for root, a user id that nobody else has, so that the count of its processes is its own; None for others.
 
     It stays taken, for all processes of this machine, until the claims are closed. Of a user namespace with few users,
     such as that of a rootless container, one of those is taken.
@@ -152,14 +152,17 @@ def spare_user(claims: ExitStack) -> int | None:
         return None
     begin = (os.getpid() << 8) + next(_RUNS)  # far from those of other processes
     users = (first + (begin + place) % count for place in range(count))
-    user = next((user for user in users if _claimed(user, claims)), None)
+    user = next((user for user in users if _try_claim(user, claims)), None)
     if user is None:
         raise SandboxError(f"All of {count} users are taken by programs under test.")
     return user
 
 
-def _claimed(user: int, claims: ExitStack) -> bool:
-    """Whether the user was free. An address has one owner, and is free again when its owner has gone, however."""
+def _try_claim(user: int, claims: ExitStack) -> bool:
+    """Claim a user id and return whether it was free.
+
+    The claim is a bound socket address: it has one owner, and is free again when its owner has gone, however.
+    """
     claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         claim.bind(f"\0veto-sandbox-user-{user}")
@@ -179,7 +182,7 @@ def _user_map() -> list[tuple[int, int, int]]:
 
 @lru_cache(maxsize=1)
 def _compiled() -> tuple[tuple[str, CodeType], ...]:
-    """The modules of the child programs, which cannot import this package: it is not theirs to read."""
+    """Compile the modules of the child programs, which cannot import this package: it is not theirs to read."""
     here = Path(__file__).parent
     sources = {name: (here / f"{name}.py").read_text(encoding="utf-8") for name in _MODULES}
     names = {name: f"veto_pl.sandbox.{name}" for name in _MODULES}
@@ -187,15 +190,15 @@ def _compiled() -> tuple[tuple[str, CodeType], ...]:
 
 
 def _environment(folder: str) -> dict[str, str]:
-    """What a program sees; equal hashes, so that a verdict does not depend on the run."""
+    """Return the environment of a program; equal hashes, so that a verdict does not depend on the run."""
     return {
-        **PROGRAMS_SEE, "HOME": folder, "TMPDIR": folder,
+        **CHILD_ENVIRONMENT, "HOME": folder, "TMPDIR": folder,
         "PYTHONHASHSEED": "0", "PYTHONINTMAXSTRDIGITS": "0", "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
     }  # fmt: skip
 
 
 def _kill_user(user: int) -> None:
-    """Kills every process of the user at once, also those that have left the process group."""
+    """Kill every process of the user at once, also those that have left the process group."""
     become = f"import os; os.setgroups([]); os.setresgid(*[{user}] * 3); os.setresuid(*[{user}] * 3); os.kill(-1, 9)"
-    subprocess.run([interpreter(), "-I", "-S", "-c", become], capture_output=True, check=False, env=PROGRAMS_SEE)
+    subprocess.run([interpreter(), "-I", "-S", "-c", become], capture_output=True, check=False, env=CHILD_ENVIRONMENT)

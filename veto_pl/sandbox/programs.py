@@ -19,7 +19,7 @@ _NO_BODY = re.compile(r"(?:#.*|pass|\.\.\.|raise NotImplementedError.*)?")
 
 
 def defines(text: str, names: Sequence[str]) -> bool:
-    r"""Whether the text defines one of the names at its left margin.
+    r"""Return whether the text defines one of the names at its left margin.
 
     Example:
         >>> defines("import math\ndef area(r):\n    return 1", ["area"]), defines("  def area(): ...", ["area"])
@@ -30,11 +30,11 @@ def defines(text: str, names: Sequence[str]) -> bool:
     return re.search(pattern, text, re.MULTILINE) is not None
 
 
-def cut(text: str, stop: Sequence[str]) -> str:
-    r"""The text before the first of the strings.
+def until_stop(text: str, stop: Sequence[str]) -> str:
+    r"""Return the text before the first of the strings.
 
     Example:
-        >>> cut("    return 1\n\nprint(2)\ndef g(): ...", ["\ndef", "\nprint"])
+        >>> until_stop("    return 1\n\nprint(2)\ndef g(): ...", ["\ndef", "\nprint"])
         '    return 1\n'
     """
     ends = [place for end in stop if (place := text.find(end)) >= 0]
@@ -42,7 +42,7 @@ def cut(text: str, stop: Sequence[str]) -> str:
 
 
 def extract_program(prompt: str, completion: str, names: Sequence[str], stop: Sequence[str]) -> str:
-    r"""The program that a completion stands for.
+    r"""Return the program that a completion stands for.
 
     What stands between `<think>` and `</think>` is left out. Of fenced blocks, the last one that defines a name with a
     body is taken, behind earlier blocks of imports and definitions. Else an unfenced definition is taken, up to prose.
@@ -70,7 +70,7 @@ def extract_program(prompt: str, completion: str, names: Sequence[str], stop: Se
     whole = _definitions(blocks, names, _gives)
     if whole is None and not blocks and not _indented(text) and defines(text, names):
         # Behind a function that the prompt has begun, these strings end it; here they may begin it.
-        whole = cut(_without_prose(text), () if defines(prompt, names) else stop)
+        whole = until_stop(_without_prose(text), () if defines(prompt, names) else stop)
     body = _body(text, blocks, names)
     if whole is None and body is None:
         whole = _definitions(blocks, names, lambda block, name: defines(block, [name]))
@@ -79,11 +79,11 @@ def extract_program(prompt: str, completion: str, names: Sequence[str], stop: Se
         return whole if "from __future__" in whole else completed(prompt, names) + whole
     if body is not None:
         text = _shifted(body, _margin(prompt)) if defines(prompt, names) else body
-    return prompt + _aligned(prompt, cut(text, stop), names)
+    return prompt + _aligned(prompt, until_stop(text, stop), names)
 
 
 def _definitions(blocks: Sequence[str], names: Sequence[str], gives: Callable[[str, str], bool]) -> str | None:
-    """For each name the last block that gives it, and what the blocks before them may have to offer."""
+    """Return, joined, for each name the last block that defines it, behind earlier blocks of imports and helpers."""
     blocks = [dedent(block) for block in blocks]
     drafts = [place for place, block in enumerate(blocks) if defines(block, names)]
     found = {next((place for place in drafts[::-1] if gives(blocks[place], name)), -1) for name in names} - {-1}
@@ -95,7 +95,7 @@ def _definitions(blocks: Sequence[str], names: Sequence[str], gives: Callable[[s
 
 
 def _gives(text: str, name: str) -> bool:
-    r"""Whether the text defines the name by more than a head and a docstring.
+    r"""Return whether the text defines the name by more than a head and a docstring.
 
     Example:
         >>> _gives("def f(x):\n    '''Twice x.'''\n", "f"), _gives("def f(x): return 2 * x", "f")
@@ -114,7 +114,9 @@ def _has_body(function: str) -> bool:
 
 
 def _body(text: str, blocks: Sequence[str], names: Sequence[str]) -> str | None:
-    """The block that continues the prompt: the first of a text that begins with it, or the only one behind prose."""
+    """Return the block that continues the prompt: the first of a text that begins with it, or the only one behind
+    prose.
+    """
     opens = text.lstrip().startswith(("```", "~~~"))
     if not opens and not _PROSE.match(text.lstrip("\r\n")):
         return None
@@ -123,7 +125,7 @@ def _body(text: str, blocks: Sequence[str], names: Sequence[str]) -> str | None:
 
 
 def _shifted(body: str, margin: str) -> str:
-    """Indents a body that stands at the left margin, but not one of which the first line alone does."""
+    """Indent a body that stands at the left margin, but not one of which the first line alone does."""
     text = dedent(body)
     first, *rest = [line.rstrip() for line in text.splitlines() if line.strip()] or [""]
     inside = margin + " " if first.endswith(":") else margin
@@ -144,7 +146,7 @@ def _without_prose(text: str) -> str:
 
 
 def completed(prompt: str, names: Sequence[str]) -> str:
-    r"""The prompt as a program: a function that it leaves open gets a body.
+    r"""Return the prompt as a program: a function that it leaves open gets a body.
 
     Example:
         >>> completed("def f(x):\n", ["f"]), completed("def f(x): return x", ["f"])
@@ -157,13 +159,13 @@ def completed(prompt: str, names: Sequence[str]) -> str:
 
 
 def _margin(prompt: str) -> str:
-    """The indentation of the body that the prompt begins."""
+    """Return the indentation of the body that the prompt begins."""
     last = prompt.rstrip().rpartition("\n")[2]
     return last[: len(last) - len(last.lstrip())] or "    "
 
 
 def _aligned(prompt: str, text: str, names: Sequence[str]) -> str:
-    """Gives the first line the indentation that decoders strip."""
+    """Give the first line the indentation that decoders strip."""
     line = text.lstrip("\r\n")
     if not (prompt.endswith("\n") or len(line) < len(text)) or not defines(prompt, names):
         return text

@@ -10,7 +10,7 @@ from functools import lru_cache
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from veto_pl.sandbox.codec import decode, receive
-from veto_pl.sandbox.commands import LEVELS, missing
+from veto_pl.sandbox.commands import LEVELS, missing_tool
 from veto_pl.sandbox.limits import Level, Limits
 from veto_pl.sandbox.processes import start
 
@@ -56,12 +56,12 @@ class Protection:
 
 
 def protection(level: str = "auto") -> Protection:
-    """What is active for `Limits.protection`; found out once per process, by trying, and logged once.
+    """Return what is active for `Limits.protection`; it is found out once per process, by trying, and logged once.
 
     Raises:
         ValueError: where the level does not work here.
     """
-    found, reasons = _first(LEVELS if level == "auto" else (level,))
+    found, reasons = _first_working(LEVELS if level == "auto" else (level,))
     if found is None:
         raise ValueError(
             f"`Limits.protection` is {level!r}, which does not work here: {'; '.join(reasons)}. Install bubblewrap "
@@ -71,7 +71,7 @@ def protection(level: str = "auto") -> Protection:
 
 
 @lru_cache(maxsize=8)
-def _first(levels: tuple[Level, ...]) -> tuple[Protection | None, list[str]]:
+def _first_working(levels: tuple[Level, ...]) -> tuple[Protection | None, list[str]]:
     reasons: list[str] = []
     for level in levels:
         try:
@@ -88,7 +88,7 @@ def _first(levels: tuple[Level, ...]) -> tuple[Protection | None, list[str]]:
 def _probe(level: Level) -> Protection:
     if sys.platform != "linux":
         raise OSError("it needs Linux")
-    if (absent := missing(level)) is not None:
+    if (absent := missing_tool(level)) is not None:
         raise OSError(f"`{absent}` is not installed")
     report, out = os.pipe()
     try:
@@ -98,7 +98,7 @@ def _probe(level: Level) -> Protection:
     try:
         data = receive(report)
         if data is None:
-            raise OSError(child.complaint() or "the child program ended early")
+            raise OSError(child.stderr_tail() or "the child program ended early")
     finally:
         os.close(report)
         child.end()

@@ -7,22 +7,22 @@ import subprocess
 import threading
 from collections import deque
 
-from veto_pl.sandbox.commands import PROGRAMS_SEE, path_of
+from veto_pl.sandbox.commands import CHILD_ENVIRONMENT, path_of
 
-PATIENCE = 0.25
+WAIT_SECONDS = 0.25
 """Seconds that a verdict waits for a folder to go; what takes longer goes on beside."""
-MOST = 8
+MAX_PENDING = 8
 """Removals that go on beside; where programs fill folders faster than this, verdicts wait for the oldest."""
 
 # A program may have made a folder unreadable, or deeper than Python can recurse.
 _REMOVE = '"$0" -rf "$2" || { "$1" -R u+rwX "$2"; "$0" -rf "$2"; }'
 
-_going_on: deque[subprocess.Popen[bytes]] = deque()
+_pending: deque[subprocess.Popen[bytes]] = deque()
 _lock = threading.Lock()
 
 
 def remove(folder: str) -> None:
-    """Removes a folder whose program has ended, and waits for no more than `PATIENCE` seconds.
+    """Remove a folder whose program has ended, and wait for no more than `WAIT_SECONDS` seconds.
 
     A removal that takes longer goes on in a process of its own, which outlives this one and ends when all is gone.
     """
@@ -38,21 +38,21 @@ def remove(folder: str) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        env=PROGRAMS_SEE,
+        env=CHILD_ENVIRONMENT,
     )
-    if not _ends(remover, PATIENCE):
+    if not _ends(remover, WAIT_SECONDS):
         with _lock:
-            _going_on.append(remover)
-    finish(MOST)
+            _pending.append(remover)
+    wait_for_removals(MAX_PENDING)
 
 
-def finish(most: int = 0) -> None:
-    """Waits until no more than so many removals go on."""
+def wait_for_removals(most: int = 0) -> None:
+    """Wait until no more than so many removals go on."""
     with _lock:
-        rest = [remover for remover in _going_on if remover.poll() is None]
-        _going_on.clear()
-        _going_on.extend(rest)
-        waited = [_going_on.popleft() for _ in range(len(rest) - most)]
+        rest = [remover for remover in _pending if remover.poll() is None]
+        _pending.clear()
+        _pending.extend(rest)
+        waited = [_pending.popleft() for _ in range(len(rest) - most)]
     for remover in waited:
         remover.wait()
 

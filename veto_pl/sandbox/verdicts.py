@@ -19,7 +19,7 @@ from veto_pl.sandbox.protection import protection
 
 LONGEST_PROGRAM = 2**20
 """Characters of a program; a longer one is wrong without being run."""
-_START = 60.0
+_START_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Verdict:
 
 
 def judge(tests: Tests, program: str, limits: Limits | None = None) -> Verdict:
-    """Runs the tests against the program.
+    """Run the tests against the program.
 
     Args:
         tests: what decides.
@@ -84,12 +84,12 @@ def judge(tests: Tests, program: str, limits: Limits | None = None) -> Verdict:
         reason = _wait(words, limits.timeout, children[0])
         if reason != "timeout":
             for child in children:
-                child.settle()
+                child.wait()
     return Verdict(reason == "passed", reason)
 
 
 def _pipes(stack: ExitStack) -> tuple[dict[str, int], int]:
-    """The ends that the children hold, and the one that this process reads the verdict from."""
+    """Make the pipes; return the ends that the children hold, and the one that this process reads the verdict from."""
     requests, calls = os.pipe()
     answers, replies = os.pipe()
     words, verdict = os.pipe()
@@ -113,14 +113,14 @@ def _start_both(
 
 @lru_cache(maxsize=1)
 def _packages() -> list[str]:
-    """Where the tests find numpy; a program under test has the standard library only."""
+    """Return the folder where the tests find numpy; a program under test has the standard library only."""
     found = find_spec("numpy")
     return [str(Path(found.origin).parents[1])] if found is not None and found.origin else []
 
 
 def _wait(words: int, timeout: float, judge: Child) -> str:
-    """Reads `ready` and the verdict; the time counts from `ready`, as a slow start is not the program's fault."""
-    text, deadline = b"", time.monotonic() + _START
+    """Read `ready` and the verdict; the time counts from `ready`, as a slow start is not the program's fault."""
+    text, deadline = b"", time.monotonic() + _START_SECONDS
     poll = select.poll()
     poll.register(words, select.POLLIN)
     while text.count(b"\n") < 2:
@@ -134,5 +134,5 @@ def _wait(words: int, timeout: float, judge: Child) -> str:
         text += part
     reason = text.decode(errors="replace").split("\n")[1] if text.count(b"\n") == 2 else ""
     if not text:
-        raise SandboxError(f"The sandbox did not start: {judge.complaint() or 'no reason was given'}.")
+        raise SandboxError(f"The sandbox did not start: {judge.stderr_tail() or 'no reason was given'}.")
     return reason or "gone"

@@ -40,6 +40,10 @@ class Reward(ABC):
     def __call__(self, example: Example, completion: str) -> float:
         """A score; 1.0 and only 1.0 means correct. Never raises on any text."""
 
+    def batch(self, examples: Sequence[Example], completions: Sequence[str]) -> list[float]:
+        """Return the score of each pair; override where judging many at once is faster."""
+        return [self(example, text) for example, text in zip(examples, completions, strict=True)]
+
 
 class Template(ABC):
     """How an example becomes the text that the models read."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from veto_pl.core.mistakes import Mistake, report, shown
+from veto_pl.core.mistakes import Mistake, report, shorten
 from veto_pl.storage.paths import local_path
 
 NODES = 100_000
@@ -73,16 +73,16 @@ def check_files(
 
 
 def _check_file(path: str, groups: Collection[str], derived: Mapping[str, str]) -> None:
-    file, source = local_path(path), f"--config {shown(path)}"
+    file, source = local_path(path), f"--config {shorten(path)}"
     if not file.is_file():  # not a folder, and not a pipe that nobody writes to
         kind = "a path that is no regular file" if file.exists() else "a path where there is no file"
-        report([Mistake("--config", f"`{shown(path)}`, {kind}", "a YAML file", f"It was sought in `{Path.cwd()}`.")])
+        report([Mistake("--config", f"`{shorten(path)}`, {kind}", "a YAML file", f"It was sought in `{Path.cwd()}`.")])
     try:
         content = load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         report([Mistake(source, f"a file that cannot be read: {reason(error)}", "YAML", "Mend it.")])
     if not isinstance(content, dict) or not content:
-        given = "an empty file" if content in (None, {}) else f"{type(content).__name__} `{shown(content)}`"
+        given = "an empty file" if content in (None, {}) else f"{type(content).__name__} `{shorten(content)}`"
         expected = "a mapping such as `model:`, `data:` and `trainer:`"
         report([Mistake(source, given, expected, "See the files in `configs/`.")])
     report([*_without_settings(content, groups), *_decided_elsewhere(content, derived)])
@@ -93,7 +93,7 @@ def _without_settings(content: dict[str, Any], groups: Collection[str]) -> Itera
     for name in groups:
         value = content.get(name, {})
         if not isinstance(value, dict | str) or value == "":
-            given = "nothing" if value in (None, "") else f"`{shown(value)}`"
+            given = "nothing" if value in (None, "") else f"`{shorten(value)}`"
             yield Mistake(name, given, "a mapping of settings", "Write them below it, or leave it out.")
 
 
@@ -104,7 +104,7 @@ def _decided_elsewhere(content: dict[str, Any], derived: Mapping[str, str]) -> I
         settings = content.get(group)
         given = settings.get(name, _ABSENT) if isinstance(settings, dict) else _ABSENT
         if given is not _ABSENT and given != content.get(source, _ABSENT):
-            value = "nothing" if given is None else f"`{shown(given)}`"
+            value = "nothing" if given is None else f"`{shorten(given)}`"
             yield Mistake(path, value, f"nothing, for `{source}` decides it", "Set that one.")
 
 
@@ -112,7 +112,7 @@ def reason(error: Exception) -> str:
     """Where and why a document cannot be read, in one line."""
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
-    return where + shown(problem or error, 200)
+    return where + shorten(problem or error, 200)
 
 
 def _check_size(root: yaml.Node) -> None:
@@ -155,11 +155,11 @@ def _check_mapping(node: yaml.MappingNode, *, inside: bool) -> None:
     seen: set[str] = set()
     for key, _ in node.value:
         if key.tag not in (_MERGE, _TEXT) and not (inside and key.tag == _WHOLE):
-            name = f" `{shown(key.value)}`" if isinstance(key, yaml.ScalarNode) else ""
+            name = f" `{shorten(key.value)}`" if isinstance(key, yaml.ScalarNode) else ""
             kind = key.tag.rpartition(":")[2]
             raise _refusal(f"the key{name} is no text but of the type `{kind}`; correct it, or quote it", key)
         if key.tag != _MERGE and key.value in seen:
-            raise _refusal(f"the key `{shown(key.value)}` stands twice in one mapping", key)
+            raise _refusal(f"the key `{shorten(key.value)}` stands twice in one mapping", key)
         seen.add(key.value)
 
 

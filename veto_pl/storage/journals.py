@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import inspect
 import io
+import json
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +17,11 @@ import lightning as L
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from torch import nn
 
 from veto_pl.storage.atomic import append, bring_to_disk, replacing
 from veto_pl.storage.going_on import going_on
-from veto_pl.storage.run_folder import METRICS, is_first_rank
+from veto_pl.storage.run_folder import METRICS, QUANTITIES, is_first_rank
 
 
 class Journal(ABC):
@@ -82,6 +84,13 @@ class ContinuedCSV(CSVLogger, Journal):
             self._experiment = _Rows(self.log_dir)
         return super().experiment
 
+    @rank_zero_only
+    def log_graph(self, model: nn.Module, *arguments: Any) -> None:
+        """Write how the metrics of a module are shown beside the file; Lightning shows it the module at the start."""
+        path = Path(self.log_dir) / QUANTITIES
+        with going_on(path), replacing(path) as temporary:
+            temporary.write_text(json.dumps(described(getattr(model, "validation_metrics", {})), indent=2) + "\n")
+
     def position(self) -> int:
         return cast(_Rows, self.experiment).rows if is_first_rank() else 0
 
@@ -93,6 +102,18 @@ class ContinuedCSV(CSVLogger, Journal):
         self.save()
         if is_first_rank():
             bring_to_disk(Path(self.experiment.metrics_file_path))
+
+
+def described(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return how each metric is shown, by the name that it is logged under; the default is what its name says."""
+    return {
+        name: {
+            "title": getattr(metric, "title", "") or name.replace("_", " "),
+            "unit": getattr(metric, "unit", ""),
+            "higher_is_better": getattr(metric, "higher_is_better", None),
+        }
+        for name, metric in metrics.items()
+    }
 
 
 class MetricsFile(ContinuedCSV):

@@ -12,11 +12,12 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from veto_pl.core.mistakes import shown
+from veto_pl.core.mistakes import shorten
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.storage.paths import local_path
 
 METRICS, SAMPLES, CONFIG = "metrics.csv", "samples.jsonl", "config.yaml"
+QUANTITIES = "quantities.json"
 """Names of files of a run: numbers of its steps, completions of the student, and the whole configuration."""
 LOCK = ".lock"
 """The file that is locked; it holds a line about the run that has, or had, the lock."""
@@ -61,14 +62,14 @@ class RunFolder(L.Callback):
                 _CLAIMED[self._key] = _locked(self.path / LOCK)
         except BlockingIOError as error:
             raise ConfigurationError(
-                f"`run_dir`: `{shown(self.path)}` belongs to another run, {error.strerror}. Both would write the same "
-                "files. Wait until it has ended, stop it, or name another folder with `--run_dir`."
+                f"`run_dir`: `{shorten(self.path)}` belongs to another run, {error.strerror}. Both would write the "
+                "same files. Wait until it has ended, stop it, or name another folder with `--run_dir`."
             ) from None
         except (OSError, ValueError) as error:  # a ValueError where the name cannot be that of a file
             reason = getattr(error, "strerror", None) or error
             raise ConfigurationError(
-                f"`run_dir`: given `{shown(self.path)}`, expected a folder that can be made and written to. The system "
-                f"says: {reason}. Name another folder, or make room in this one."
+                f"`run_dir`: given `{shorten(self.path)}`, expected a folder that can be made and written to. The "
+                f"system says: {reason}. Name another folder, or make room in this one."
             ) from error
 
     def release(self) -> None:

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from veto_pl.core.ranks import place
+from veto_pl.core.ranks import rank_and_size
 from veto_pl.exceptions import ConfigurationError, DataError, VetoError
 from veto_pl.storage.atomic import swap_in, temporary_name
 from veto_pl.storage.checkpoint_io import read_plain
@@ -81,7 +81,7 @@ def check_sharded(path: Path) -> None:
     Raises:
         ConfigurationError: something in it is not what was written; all ranks raise it.
     """
-    rank, ranks = place()
+    rank, ranks = rank_and_size()
 
     def look() -> bool:
         sums = read_sums(path)
@@ -146,7 +146,7 @@ def _make(folder: Path) -> None:
 
 def _sums_of_own_parts(folder: Path) -> dict[str, str]:
     """What this rank has written is still in the memory of its machine."""
-    return {part.name: sha256_of(part) for part in sorted(folder.glob(f"__{place()[0]}_*"))}
+    return {part.name: sha256_of(part) for part in sorted(folder.glob(f"__{rank_and_size()[0]}_*"))}
 
 
 def _on_all_ranks(work: Callable[[], T], failure: type[Exception]) -> list[T]:
@@ -156,7 +156,7 @@ def _on_all_ranks(work: Callable[[], T], failure: type[Exception]) -> list[T]:
         outcome = work(), None
     except (failure, OSError) as error:
         outcome = None, str(error)
-    ranks = place()[1]
+    ranks = rank_and_size()[1]
     outcomes = [outcome] * ranks
     if ranks > 1:
         dist.all_gather_object(outcomes, outcome)

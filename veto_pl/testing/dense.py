@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from veto_pl.models.readout import token_logp
-from veto_pl.objectives.scoring import Scoring
 from veto_pl.objectives.token_objective import TokenObjective
-from veto_pl.seams import Models, Rollouts, Step
-from veto_pl.seams.tokens import TokenRows
+from veto_pl.seams import LanguageModel, Models, Rollouts, Sequences, Step
+from veto_pl.seams.tokens import TokenGrid, TokenRows
 
 
 def dense_divergence(
@@ -44,43 +42,93 @@ def dense_divergence(
 
 
 def dense_loss(objective: TokenObjective, rollouts: Rollouts, models: Models, step: Step) -> Tensor:
-    """The undivided loss of a token objective, with all N x V log-probabilities in one autograd graph.
+    """Compute the undivided loss of a token objective from every logit at once, in one autograd graph.
+
+    Nothing of the road that it checks is used: transformers reads each row alone and without padding, and which tokens
+    count, where their numbers stand and how they are added is said by loops. Only the objective is asked.
 
     Args:
         objective: any token objective with a live teacher, or none.
-        rollouts: as `Objective.loss` gets them.
-        models: the models; no chunk, no closed form and no cache is used on them.
+        rollouts: as `Objective.loss` gets them, with at least one token that counts.
+        models: student, and teacher and reference as far as they are needed, both of them in evaluation mode.
         step: where training stands.
 
     Returns:
         A scalar whose backward pass reaches the student's parameters.
     """
     sequences = objective.select(rollouts[objective.rollout], step)
-    reference = None
-    if objective.needs_reference:
-        reference = token_logp(models.required_reference(), sequences, temperature=objective.temperature)
-    scoring = Scoring(objective, sequences, step, reference)
-
-    def logp(hidden: Tensor, model: object) -> Tensor:
-        return torch.log_softmax(model.project(hidden)[0] / objective.temperature, -1)  # type: ignore[attr-defined]
-
-    student: Tensor = models.student(sequences, logp)
-    teacher = None
-    if objective.needs_teacher:
-        with torch.no_grad():
-            teacher = models.required_teacher()(objective.context(sequences, models, step), logp)
-    rows = TokenRows(student, teacher, scoring.token_ids, scoring.sequence_rows, step)
+    places = _places(sequences)
+    student = _logp(models.student, sequences, objective.temperature)
+    with torch.no_grad():
+        teacher = reference = None
+        if objective.needs_teacher:
+            told = objective.context(sequences, models, step)
+            teacher = _logp(models.required_teacher(), told, objective.temperature)
+        if objective.needs_reference:
+            reference = _logp(models.required_reference(), sequences, objective.temperature)
+    ids = torch.stack([sequences.input_ids[place] for place in places])
+    rows = TokenRows(student, teacher, ids, torch.tensor([row for row, _ in places]), step)
+    grid = _grid(rows, reference, sequences)
     if objective.looks_ahead:
-        logps = {"student_logp": rows.token_logp().detach(), "teacher_logp": rows.teacher_token_logp()}
-        scoring.look_ahead(logps)
-        rows = replace(rows, ahead=scoring.ahead)
-    scores = {
-        "loss": objective.per_token(rows),
-        "student_logp": rows.token_logp(),
-        "teacher_logp": rows.teacher_token_logp(),
-        **{f"score/{name}": value.detach() for name, value in objective.scores(rows).items()},
-    }
-    return scoring.reduce(scores).terms["loss"].total
+        numbers = objective.look_ahead(replace(grid, student_logp=grid.student_logp.detach()))
+        ahead = {
+            name: torch.stack([value[row, column - 1] for row, column in places]) for name, value in numbers.items()
+        }
+        rows = replace(rows, ahead=ahead)
+    scores = {name: _spread(value.detach(), sequences) for name, value in objective.scores(rows).items()}
+    losses = objective.over_sequences(_spread(objective.per_token(rows), sequences), replace(grid, scores=scores))
+    total = student.new_zeros(())
+    for row in range(len(sequences)):
+        counting = [losses[row, column - 1] for of, column in places if of == row]
+        share = 1 / len(counting) if counting and objective.aggregation == "sequence" else 1.0
+        for loss in counting:
+            total = total + share * loss
+    return total
+
+
+def _places(sequences: Sequences) -> list[tuple[int, int]]:
+    """Return the row and the column of every token that counts, row by row; the first column is never predicted."""
+    lines = enumerate(sequences.loss_mask.tolist())
+    return [(row, column) for row, line in lines for column, counts in enumerate(line) if column and counts]
+
+
+def _logp(model: LanguageModel, sequences: Sequences, temperature: float) -> Tensor:
+    """Return the [N, V] log-probabilities of what may stand at the places of the tokens that count."""
+    found = []
+    for ids, there, counts in zip(sequences.input_ids, sequences.attention_mask, sequences.loss_mask, strict=True):
+        logits = model.model(ids[there][None], use_cache=False).logits[0, :, : model.vocab_size].float()
+        found += [logits[place - 1] for place, counted in enumerate(counts[there].tolist()) if place and counted]
+    return torch.log_softmax(torch.stack(found) / temperature, -1)
+
+
+def _spread(values: Tensor, sequences: Sequences) -> Tensor:
+    """Put [N] values to the positions [B, S] that predict their tokens; 0 stands elsewhere."""
+    rows, width = sequences.input_ids.shape
+    grid = [[values.new_zeros(()) for _ in range(width - 1)] for _ in range(rows)]
+    for (row, column), value in zip(_places(sequences), values, strict=True):
+        grid[row][column - 1] = value
+    return torch.stack([torch.stack(line) for line in grid])
+
+
+def _grid(rows: TokenRows, reference: Tensor | None, sequences: Sequences) -> TokenGrid:
+    """Return what an objective is told of the whole batch: the log-probability of each token under each model."""
+    ids = rows.token_ids.tolist()
+
+    def of_tokens(logp: Tensor) -> Tensor:
+        return _spread(torch.stack([line[token] for line, token in zip(logp, ids, strict=True)]), sequences)
+
+    sampled = sequences.sampler_logp
+    return TokenGrid(
+        student_logp=of_tokens(rows.student_logp),
+        teacher_logp=of_tokens(torch.zeros_like(rows.student_logp) if rows.teacher_logp is None else rows.teacher_logp),
+        sampler_logp=None if sampled is None else sampled[:, 1:],
+        mask=_spread(torch.ones(len(ids)), sequences) == 1,
+        prompt_rows=sequences.prompt_rows,
+        rewards=sequences.rewards,
+        step=rows.step,
+        reference_logp=None if reference is None else of_tokens(reference),
+        age=sequences.age,
+    )
 
 
 class VocabularyProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]

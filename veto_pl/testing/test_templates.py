@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from veto_pl.data.control_words import MARK, ControlWords, unmarked
+from veto_pl.data.control_words import MARK, ControlWords, remove_marks
 from veto_pl.exceptions import VetoError
 from veto_pl.plugins import load_plugins
 from veto_pl.seams import Example, Template
@@ -62,8 +62,8 @@ def test_a_row_has_one_text(template: Template, text: str) -> None:
 def test_control_words_of_a_row_can_be_told_from_those_of_the_template(template: Template, text: str) -> None:
     """A row comes with a mark in each of its control words; the text that it gets is the same but for the marks."""
     plain = rendered(template, example_of(text))
-    marked = rendered(template, ControlWords(tokenizer()).marked(example_of(text)))
-    assert marked is None or plain is None or unmarked(marked) == plain, (
+    marked = rendered(template, ControlWords(tokenizer()).mark_words(example_of(text)))
+    assert marked is None or plain is None or remove_marks(marked) == plain, (
         f"The row {text!r} is shown as {plain!r}, but as {marked!r} where its control words are marked by {MARK!r}. "
         "Pass the texts of the row on as they are."
     )

@@ -1,4 +1,4 @@
-"""Where a step's time goes: rollout, scoring, update."""
+"""Wall time of a step by phase: rollout, scoring, update, data, validation."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ class PhaseClock:
         self._tokens: Tensor | float = 0.0
 
     def enter(self, phase: str) -> None:
-        """Ends the present phase and begins another."""
+        """End the present phase and begin another."""
         now = time.perf_counter()
         self._seconds[self.phase] = self._seconds.get(self.phase, 0.0) + now - self._since
         self.phase, self._since = phase, now
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
-        """A phase for the length of a block."""
+        """Count the time of a block as one phase, then go back to the phase before."""
         before = self.phase
         self.enter(phase)
         yield
         self.enter(before)
 
     def count(self, tokens: Tensor) -> None:
-        """Adds completion tokens, a scalar that stays on its device until the clock is read."""
+        """Add completion tokens, a scalar that stays on its device until the clock is read."""
         self._tokens = self._tokens + tokens
 
     def read(self) -> dict[str, float]:
-        """Seconds of each phase and tokens per second since the last reading, which starts anew."""
+        """Return the seconds of each phase and the tokens per second since the last reading, and reset both."""
         self.enter(self.phase)
         total = sum(self._seconds.values())
         reading = {f"seconds/{name}": seconds for name, seconds in self._seconds.items() if name != "starting"}

@@ -1,4 +1,4 @@
-"""One batch of evaluation: the student answers, the task judges, the metrics look on."""
+"""One batch of evaluation: the student answers, the task judges, the metrics are updated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from veto_pl.functional.chunked import Block, RowStream
 from veto_pl.functional.divergences import forward_kl, reverse_kl
 from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric, default_metrics
 from veto_pl.metrics.generations import Generations
-from veto_pl.models.readout import read
+from veto_pl.models.readout import read_hidden
 from veto_pl.models.sharding import gathered
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import Models, PromptBatch, Sequences, Step
@@ -31,7 +31,7 @@ CHUNK_ROWS = 256
 def validation_metrics(
     metrics: Sequence[CompletionMetric | TokenMetric | MetricFamily] | None, sampling: Sampling, *, with_teacher: bool
 ) -> nn.ModuleDict:
-    """The metrics by name, families as their members; those that need a teacher are left out where there is none."""
+    """Return the metrics by name, families as their members, without those that need a teacher where there is none."""
     count = sampling.num_completions
     chosen: list[CompletionMetric | TokenMetric] = []
     for metric in default_metrics(count) if metrics is None else metrics:
@@ -42,8 +42,8 @@ def validation_metrics(
     return nn.ModuleDict({metric.name: metric for metric in usable})
 
 
-def computed(metrics: nn.ModuleDict, prefix: str) -> dict[str, float]:
-    """The value of each metric on all ranks, by its logged name. Every rank has to ask."""
+def compute_all(metrics: nn.ModuleDict, prefix: str) -> dict[str, float]:
+    """Compute each metric over all ranks, by its logged name. Collective: call it on every rank."""
     return {f"{prefix}/{name}": float(cast(Metric, metric).compute()) for name, metric in metrics.items()}
 
 
@@ -68,7 +68,7 @@ class Evaluation:
 
     @classmethod
     def sample(cls, batch: PromptBatch, models: Models, sampling: Sampling, step: Step) -> Evaluation:
-        """Lets the student answer every prompt of the batch."""
+        """Let the student answer every prompt of the batch, and score the answers."""
         sequences = FromStudent(sampling)(batch, models, step)
         texts = sequences.texts(models.tokenizer)
         rewards = batch.score(texts, sequences.prompt_rows.tolist())
@@ -83,7 +83,7 @@ class Evaluation:
         return cls(batch, sequences, generations, models)
 
     def update(self, metrics: Iterable[nn.Module], *, annotate: bool = False) -> Evaluation:
-        """Shows the distributions to the metrics of tokens, and the completions to those of completions.
+        """Update token metrics with the distributions, and completion metrics with the completions.
 
         Each model reads the rows once, and only where something is asked of the tokens.
 
@@ -110,7 +110,9 @@ class Evaluation:
         return replace(self, generations=generations, divergences=values)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per completion: prompt, completion, reference and reward; all references where there are several."""
+        """Return one row per completion: prompt, completion, reference and reward; all references where there are
+        several.
+        """
         examples = [self.batch.examples[i] for i in self.sequences.prompt_rows.tolist()]
         prompts = self.models.tokenizer.batch_decode(
             [ids[mask] for ids, mask in zip(self.batch.input_ids, self.batch.attention_mask, strict=True)]
@@ -128,17 +130,17 @@ class Evaluation:
         ]
 
     def annotated(self, row: int) -> dict[str, Any]:
-        """The tokens of a completion as texts, and how far the models differ at each that counts.
+        """Return the tokens of a completion as texts, and the divergences between the models at each token that counts.
 
         The texts join to the completion; behind it may be a stop string, which is not judged.
         """
         ends = self.sequences.predictions.sum(1).cumsum(0).tolist()
         here = slice(ends[row - 1] if row else 0, ends[row])
-        numbers = {name: _short(values[here]) for name, values in self.divergences.items()}
+        numbers = {name: _six_digits(values[here]) for name, values in self.divergences.items()}
         return {"tokens": token_texts(self.generations.tokens[row], self.models.tokenizer), **numbers}
 
     def _read(self, metrics: Sequence[TokenMetric], *, with_logp: bool, divergent: bool) -> dict[str, Tensor]:
-        """Runs both models over the completions, updates the metrics, and keeps what is asked for, [N] each."""
+        """Run both models over the completions, update the metrics, and return the values asked for, [N] each."""
         ids = self.sequences.token_ids()
 
         def look(block: Block) -> tuple[dict[str, Tensor], None]:
@@ -154,8 +156,8 @@ class Evaluation:
             return kept, None
 
         student, teacher = self.models.student, self.models.teacher
-        hidden = read(student, self.sequences)
-        teacher_hidden = None if teacher is None else read(teacher, self.sequences)
+        hidden = read_hidden(student, self.sequences)
+        teacher_hidden = None if teacher is None else read_hidden(teacher, self.sequences)
         with ExitStack() as stack, torch.no_grad():
             for model in filter(None, (student, teacher)):
                 stack.enter_context(gathered(model, head_only=True))
@@ -164,7 +166,7 @@ class Evaluation:
             return stream.scores(look)
 
     def _of_completions(self, per_token: Tensor) -> Tensor:
-        """[N] to [G, K]: the sum over each completion's tokens."""
+        """Sum [N] values over each completion's tokens, to [G, K]."""
         sums = per_token.new_zeros(len(self.sequences))
         sums.index_add_(0, self.sequences.tokens()[1], per_token)
         return sums.view(self.generations.rewards.shape).to(self.generations.rewards.device)
@@ -174,7 +176,7 @@ _DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
 
 
 def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The text that each token adds; together they are the decoded text, without special tokens.
+    """Return the text that each token adds; together they are the decoded text, without special tokens.
 
     A token that holds a part of a character adds nothing: the one that completes the character adds all of it.
     """
@@ -182,18 +184,18 @@ def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[
     texts, written = [], 0
     for length in range(1, len(ids)):
         so_far = tokenizer.decode(ids[:length], skip_special_tokens=True)
-        reached = max(written, _agreeing(so_far, whole))
+        reached = max(written, _common_prefix(so_far, whole))
         texts.append(whole[written:reached])
         written = reached
     return [*texts, whole[written:]] if ids else []
 
 
-def _agreeing(text: str, whole: str) -> int:
-    """The characters that both begin with."""
+def _common_prefix(text: str, whole: str) -> int:
+    """Return how many characters both texts begin with in common."""
     differing = (i for i, (one, other) in enumerate(zip(text, whole, strict=False)) if one != other)
     return next(differing, min(len(text), len(whole)))
 
 
-def _short(values: Tensor) -> list[float]:
-    """With the six digits that float32 is good for."""
+def _six_digits(values: Tensor) -> list[float]:
+    """Round to the six digits that float32 is good for."""
     return [float(f"{value:.6g}") for value in values.tolist()]

@@ -35,34 +35,44 @@ class FullyShard(ModelParallelStrategy):
         self.gather = {"student": gather_student, "teacher": gather_teacher, "reference": False}
 
     def setup_environment(self) -> None:
-        """One dimension of data-parallel ranks; Lightning would choose tensor parallelism within a node."""
+        """Set one dimension of data-parallel ranks; Lightning would choose tensor parallelism within a node."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
         super().setup_environment()
 
     def sharding(self, role: str) -> Sharding:
-        """How the ranks share the `student`, the `teacher` or the `reference`."""
+        """Return how the ranks share the `student`, the `teacher` or the `reference`."""
         return Sharding(self.device_mesh["data_parallel"], self.root_device, self.gather[role])
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Writes a folder whole or not at all; where that fails, `AtomicCheckpointIO.on_failed_save` decides."""
+        """Write a folder whole or not at all; where that fails, `AtomicCheckpointIO.on_failed_save` decides.
+
+        Collective: call it on every rank.
+        """
         path = Path(self.broadcast(filepath))
         tensors: dict[str, Any] = {"state_dict": checkpoint.pop("state_dict")}
         plain: dict[str, Any] = dict(checkpoint)
         for index, state in enumerate(plain.pop("optimizer_states", [])):
-            tensors[f"optimizer_{index}"], plain[f"optimizer_{index}"] = _parted(state)
+            tensors[f"optimizer_{index}"], plain[f"optimizer_{index}"] = _split_state(state)
         writer = self.checkpoint_io
         with writer.saving(path) if isinstance(writer, AtomicCheckpointIO) else nullcontext():
             save_sharded(path, tensors, plain)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """By the names of the weights. PyTorch would make an optimizer that has not stepped step, to see its state."""
+        """Return the state by the names of the weights.
+
+        PyTorch would make an optimizer that has not stepped step, to see its state; so that state is given here as
+        empty.
+        """
         if optimizer.state:
             return super().optimizer_state(optimizer)
         return {"state": {}, "param_groups": [_settings(group) for group in optimizer.param_groups]}
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads a folder, or a file of one process; never runs code from it, whatever `weights_only` says."""
+        """Read a folder, or a file of one process; never run code from it, whatever `weights_only` says.
+
+        Collective: call it on every rank.
+        """
         path = Path(self.broadcast(checkpoint_path))
         if self.is_global_zero:
             recover(path)
@@ -93,7 +103,7 @@ class FullyShard(ModelParallelStrategy):
 
         assert self.model is not None, "Lightning loads a checkpoint after `setup`"
         if plain["stepped"]:
-            tensors, _ = _parted(get_optimizer_state_dict(self.model, optimizer))
+            tensors, _ = _split_state(get_optimizer_state_dict(self.model, optimizer))
             load_sharded_into(path, {name: tensors})
             state = {weight: {**tensors.get(weight, {}), **values} for weight, values in plain["values"].items()}
             groups = get_optimizer_state_dict(self.model, optimizer)["param_groups"]
@@ -103,8 +113,8 @@ class FullyShard(ModelParallelStrategy):
             group.update(_settings(saved))
 
 
-def _parted(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors of an optimizer's state, and the rest."""
+def _split_state(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split an optimizer's state into its tensors, by weight, and the plain rest."""
     tensors = {w: {k: v for k, v in s.items() if isinstance(v, Tensor)} for w, s in state["state"].items()}
     values = {w: {k: v for k, v in s.items() if not isinstance(v, Tensor)} for w, s in state["state"].items()}
     groups = [_settings(group) for group in state["param_groups"]]

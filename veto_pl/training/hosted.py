@@ -1,4 +1,4 @@
-"""What a module says to those who look for its weights elsewhere: in a checkpoint alone, or after a fork."""
+"""Entry points of Lightning that a distillation module answers with an explanation of where its weights are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from veto_pl.exceptions import ConfigurationError
 
 
 class HostedModule(L.LightningModule):
-    """Makes no module from a checkpoint, and says where weights are that were trained in other processes."""
+    """Refuses to be made from a checkpoint alone, and says where weights are that were trained in other processes."""
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> NoReturn:
@@ -30,7 +30,7 @@ class HostedModule(L.LightningModule):
 
     @property
     def template(self) -> Any:
-        """Return what makes the prompts of the run; None where nobody knows."""
+        """The template that makes the prompts of the run; None where the data module has none."""
         return getattr(self.trainer.datamodule, "template", None)  # type: ignore[attr-defined]
 
     def on_fit_end(self) -> None:

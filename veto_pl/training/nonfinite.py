@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: they are left out, and the rows that caused them are written down."""
+"""Steps whose loss or gradient is not finite: they are skipped, and the rows that caused them are written down."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHOWN_ROWS, SHOWN_CHARACTERS, SHOWN_STEPS = 3, 80, 10
 
 
 class NonFiniteSteps:
-    """Decides, alike on all ranks, whether an optimizer step is left out.
+    """Decides, alike on all ranks, whether an optimizer step is skipped.
 
     A step is left out where a loss of its window, or the norm of its gradient, is NaN or infinite. Both are sums over
     all ranks, so no rank has to ask the others. The optimizer then gets no gradients: weights, moments and momentum
@@ -52,7 +52,7 @@ class NonFiniteSteps:
         self.in_a_row = 0
         self._reported = 0
         self._lines: WaitingLines | None = None
-        self._watched: list[tuple[PromptBatch, Sequences, Faults | None, str]] = []
+        self._kept_rows: list[tuple[PromptBatch, Sequences, Faults | None, str]] = []
 
     def begin(self, trainer: Trainer, parameters: Sequence[nn.Parameter], tokenizer: PreTrainedTokenizerBase) -> None:
         """Begin a fit.
@@ -64,15 +64,15 @@ class NonFiniteSteps:
         """
         self._run = trainer, parameters, tokenizer
 
-    def watch(self, batch: PromptBatch, rollouts: Rollouts, output: LossOutput) -> None:
-        """Keeps the rows of a micro-batch until the step is decided, and what the objective says about them."""
+    def keep_rows(self, batch: PromptBatch, rollouts: Rollouts, output: LossOutput) -> None:
+        """Keep the rows of a micro-batch until the step is decided, and what the objective says about them."""
         for source, rows in rollouts.items():
             kept = replace(rows, teacher_scores=None)
             prompts = batch if rows.prompts is None else rows.prompts
-            self._watched.append((prompts, kept, output.faults.get(source), type(source).__name__))
+            self._kept_rows.append((prompts, kept, output.faults.get(source), type(source).__name__))
 
-    def leave_out(self, optimizer: Optimizer, means: Mapping[str, Tensor], norm: Tensor) -> bool:
-        """Whether the step is left out; then its gradients are gone and its rows are reported.
+    def skip_if_not_finite(self, optimizer: Optimizer, means: Mapping[str, Tensor], norm: Tensor) -> bool:
+        """Return whether the step is skipped; if so, drop its gradients and report its rows.
 
         Args:
             optimizer: about to step.
@@ -82,7 +82,7 @@ class NonFiniteSteps:
         Raises:
             NonFiniteError: it is the last step in a row that may be left out. All ranks raise it.
         """
-        watched, self._watched = self._watched, []
+        kept_rows, self._kept_rows = self._kept_rows, []
         losses = {name: value for name, value in means.items() if name.rpartition("/")[2] == "loss"}
         broken = [name for name, value in {**losses, "gradient": norm}.items() if not math.isfinite(float(value))]
         if self._lines is not None:
@@ -95,23 +95,23 @@ class NonFiniteSteps:
         if broken == ["gradient"] and (_scale(trainer) or 0.0) > 1:
             return True
         self.in_a_row += 1
-        rows = [row for part in watched for row in _described(*part, tokenizer)]
-        self._report(trainer, broken, _over_ranks(rows, trainer))
+        rows = [row for part in kept_rows for row in _row_reports(*part, tokenizer)]
+        self._report(trainer, broken, _gather_rows(rows, trainer))
         if self.in_a_row == self.limit:
             self.in_a_row = 0  # a run that is resumed has all its steps again
-            raise NonFiniteError(self._last_words(trainer))
+            raise NonFiniteError(self._stop_message(trainer))
         return True
 
     def _report(self, trainer: Trainer, broken: list[str], rows: list[dict[str, Any]]) -> None:
-        """Appends the rows to the file, and warns about the first few."""
+        """Append the rows to the file, and warn about the first few."""
         guilty = [row for row in rows if row["not_finite"]]
-        self._lines = faults_of(trainer)
+        self._lines = faults_file(trainer)
         if trainer.is_global_zero:
             self._lines.add({"step": trainer.global_step, **row} for row in guilty or rows)
         self._reported += 1
         if self._reported > SHOWN_STEPS:
             return
-        cause = f"{len(guilty)} of its {len(rows)} rows caused it: {'; '.join(map(_shown, guilty[:SHOWN_ROWS]))}."
+        cause = f"{len(guilty)} of its {len(rows)} rows caused it: {'; '.join(map(_row_summary, guilty[:SHOWN_ROWS]))}."
         if not guilty:
             cause = f"All its {len(rows)} rows are finite at the head, so a number overflowed inside the model."
         more = f" From now on only {FAULTS} tells." if self._reported == SHOWN_STEPS else ""
@@ -120,22 +120,26 @@ class NonFiniteSteps:
             f"weights stay as they were. Rows: {self._lines.path}.{more}"
         )
 
-    def _last_words(self, trainer: Trainer) -> str:
+    def _stop_message(self, trainer: Trainer) -> str:
+        """Return the message of the error that stops the run."""
         return (
             f"The run stops at step {trainer.global_step}: {self.limit} steps in a row had a loss or gradient that is "
-            f"not finite. The weights are intact; they are those before these steps. {faults_of(trainer).path} has the "
-            "rows. If they are always the same rows, correct or remove them; if they are all rows, lower the learning "
-            "rate, or set `trainer.precision` to `bf16-mixed` or `32`. To go on regardless, raise `model.skip_limit`."
+            f"not finite. The weights are intact; they are those before these steps. {faults_file(trainer).path} has "
+            "the rows. If they are always the same rows, correct or remove them; if they are all rows, lower the "
+            "learning rate, or set `trainer.precision` to `bf16-mixed` or `32`. To go on regardless, raise "
+            "`model.skip_limit`."
         )
 
 
-def faults_of(trainer: Trainer) -> WaitingLines:
-    """Return the file of the rows of a run, the same for all who write or count them; all ranks have to ask."""
+def faults_file(trainer: Trainer) -> WaitingLines:
+    """Return the file of the rows of a run, one object for all who write or count them. Collective: call it on every
+    rank.
+    """
     return shared_lines(run_folder(trainer) / FAULTS)
 
 
 def _drop_gradients(parameters: Iterable[nn.Parameter], optimizer: Optimizer, *, scaled: bool) -> None:
-    """Optimizers pass over parameters without a gradient.
+    """Remove the gradients, since optimizers pass over parameters without one.
 
     A fused optimizer under a gradient scaler has to be handed gradients that are not finite instead: the scaler looks
     for them only when it steps, and leaves the step out itself.
@@ -149,15 +153,15 @@ def _drop_gradients(parameters: Iterable[nn.Parameter], optimizer: Optimizer, *,
 
 
 def _scale(trainer: Trainer) -> float | None:
-    """The present scale of the losses; None without a gradient scaler."""
+    """Return the present scale of the losses; None without a gradient scaler."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return None if scaler is None else float(scaler.get_scale())
 
 
-def _described(
+def _row_reports(
     prompts: PromptBatch, rows: Sequences, faults: Faults | None, rollout: str, tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, Any]]:
-    """Each row as it is written down; `not_finite` is empty for a row that is not to blame."""
+    """Return each row as it is written down; `not_finite` is empty for a row that is not to blame."""
     marks = {} if faults is None else {"loss": faults.loss.tolist(), "gradient": faults.gradient.tolist()}
     behind = rows.completion_mask
     before = rows.attention_mask & ~behind
@@ -177,8 +181,8 @@ def _described(
     return described
 
 
-def _over_ranks(rows: list[dict[str, Any]], trainer: Trainer) -> list[dict[str, Any]]:
-    """The rows of all ranks, with the rank of each."""
+def _gather_rows(rows: list[dict[str, Any]], trainer: Trainer) -> list[dict[str, Any]]:
+    """Gather the rows of all ranks, with the rank of each. Collective: call it on every rank."""
     parts: list[list[dict[str, Any]] | None] = [rows]
     if trainer.world_size > 1:
         parts = [None] * trainer.world_size
@@ -186,11 +190,11 @@ def _over_ranks(rows: list[dict[str, Any]], trainer: Trainer) -> list[dict[str, 
     return [{"rank": rank, **row} for rank, part in enumerate(parts) for row in part or []]
 
 
-def _shown(row: Mapping[str, Any]) -> str:
-    prompt, completion = (_cut(row[name]) for name in ("prompt", "completion"))
+def _row_summary(row: Mapping[str, Any]) -> str:
+    prompt, completion = (_shorten(row[name]) for name in ("prompt", "completion"))
     what = " and ".join(row["not_finite"])
     return f"row {row['row']} on rank {row['rank']} ({what}), prompt {prompt!r}, completion {completion!r}"
 
 
-def _cut(text: str) -> str:
+def _shorten(text: str) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 1]}…"

@@ -35,18 +35,18 @@ class GradientLedger:
         return bool(self._gradients)
 
     def reset(self) -> None:
-        """A new window begins."""
+        """Forget the weights and gradients, as a new window begins."""
         self._weights.clear()
         self._gradients.clear()
 
     def record(self, terms: Mapping[str, Stat]) -> None:
-        """Adds the weights of a micro-batch."""
+        """Add the weights of a micro-batch."""
         for name, stat in terms.items():
             weight = stat.weight.detach().double()  # exact beyond 2^24 tokens
             self._weights[name] = self._weights[name] + weight if name in self._weights else weight
 
     def backward(self, terms: Mapping[str, Stat], parameters: Iterable[nn.Parameter]) -> None:
-        """Runs one backward pass per term into the term's own buffer, which has summed its micro-batches so far."""
+        """Run one backward pass per term into the term's own buffer, which has summed its micro-batches so far."""
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         for position, (name, stat) in enumerate(terms.items(), 1):
             buffer = self._gradients.get(name, {})
@@ -64,7 +64,7 @@ class GradientLedger:
         scale: float,
         over_ranks: AllReduce | None = None,
     ) -> None:
-        """Writes the normalised gradients.
+        """Write the normalised gradients into the parameters.
 
         Args:
             parameters: the trained parameters.
@@ -84,13 +84,18 @@ class GradientLedger:
                 parameter.grad.mul_(factor * scale)
 
     def global_weights(self, all_reduce: AllReduce) -> dict[str, Tensor]:
-        """The weight of every term over the window and all ranks, in one communication."""
+        """Sum the weight of every term over the window and all ranks, in one communication.
+
+        Collective: call it on every rank.
+        """
         summed = all_reduce(torch.stack(list(self._weights.values())))
         return {name: weight.float() for name, weight in zip(self._weights, summed, strict=True)}
 
 
-def joined(terms: Mapping[str, Stat], all_reduce: AllReduce, ranks: int) -> Stat:
-    """One term that already holds the normalised sum of all terms, for a window of one micro-batch.
+def merge_terms(terms: Mapping[str, Stat], all_reduce: AllReduce, ranks: int) -> Stat:
+    """Return one term that already holds the normalised sum of all terms, for a window of one micro-batch.
+
+    Collective: call it on every rank.
 
     Args:
         terms: the terms of this rank.

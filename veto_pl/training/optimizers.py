@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 def default_optimizer(parameters: Iterable[Any]) -> Optimizer:
-    """Returns AdamW at a rate that fine-tuning bears, without weight decay."""
+    """Return AdamW at a learning rate of 1e-5, low enough for fine-tuning, without weight decay."""
     return AdamW(parameters, lr=1e-5, weight_decay=0.0)
 
 
 def unlimited() -> float:
-    """Returns the steps of a run that no budget ends."""
+    """Return infinity, the number of steps of a run that no budget ends."""
     return math.inf
 
 
@@ -49,7 +49,7 @@ class OptimizedModule(OwnErrors, L.LightningModule):
         self._rate: float | None = None
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Returns the optimizer over the trained parameters, and its schedule per step."""
+        """Return the optimizer over the trained parameters, and its schedule per step."""
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
         if self._rate is not None:
             _set_rate(optimizer, self._rate)
@@ -72,7 +72,7 @@ class OptimizedModule(OwnErrors, L.LightningModule):
             schedule.base_lrs = [rate for _ in schedule.optimizer.param_groups]
 
     def total_steps(self) -> int:
-        """Returns the optimizer steps of the run, which schedules are stretched over.
+        """Return the optimizer steps of the run, over which schedules are stretched.
 
         Raises:
             ConfigurationError: nothing ends the run.
@@ -87,6 +87,6 @@ class OptimizedModule(OwnErrors, L.LightningModule):
 
 
 def _set_rate(optimizer: Optimizer, rate: float) -> None:
-    """Gives an optimizer another learning rate, from which a schedule starts."""
+    """Set the learning rate of an optimizer, from which a schedule starts too."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] = rate

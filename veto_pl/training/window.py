@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.models.sharding import total
+from veto_pl.models.sharding import sum_shards
 from veto_pl.seams import LossOutput, Rollouts, Stat
-from veto_pl.training.normalisation import GradientLedger, joined
+from veto_pl.training.normalisation import GradientLedger, merge_terms
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-EVEN_OF_NOTHING = ("loss", "completion_length")
+LOGGED_WHEN_EMPTY = ("loss", "completion_length")
 """Logged as 0 where no row of a step counts; other means over nothing are left out."""
 
 
@@ -37,11 +37,14 @@ class Window:
         self._logged: dict[str, Stat] = {}
 
     def begin_micro_batch(self) -> None:
-        """Where terms are kept apart, their gradients meet those of other ranks once, at the end of the window."""
+        """Begin a micro-batch, and set whether DDP averages the gradients of its backward pass.
+
+        Where terms are kept apart, their gradients are summed over the ranks once, at the end of the window.
+        """
         self._synchronise(not self._ledger.separate)
 
     def add(self, output: LossOutput, rollouts: Rollouts) -> Tensor:
-        """Books a micro-batch.
+        """Add the terms and the logged values of a micro-batch.
 
         Returns:
             The undivided loss.
@@ -51,7 +54,7 @@ class Window:
         """
         terms = dict(output.terms)
         if len(terms) > 1 and self.trainer.accumulate_grad_batches == 1:
-            terms = {"loss": joined(terms, self.all_reduce, self.trainer.world_size)}
+            terms = {"loss": merge_terms(terms, self.all_reduce, self.trainer.world_size)}
         elif len(terms) > 1 and self.trainer.precision == "16-mixed":
             raise ConfigurationError(
                 f"The objective has loss terms with their own denominators: {', '.join(terms)}. With 16-mixed "
@@ -71,14 +74,16 @@ class Window:
         return torch.stack([stat.total for stat in terms.values()]).sum()
 
     def backward(self, of_sum: Callable[[], None]) -> None:
-        """One backward pass, or one per term where the window divides them by different weights."""
+        """Run one backward pass, or one per term where the window divides them by different weights."""
         if len(self._terms) == 1:
             of_sum()
         else:
             self._ledger.backward(self._terms, self.trained)
 
     def close(self) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Divides the gradients, before they are clipped, and begins anew.
+        """Divide the gradients by the global weights, before they are clipped, and begin a new window.
+
+        Collective: it sums over the ranks, so every rank calls it.
 
         Returns:
             The means of what was logged, the norm of the gradient, and the number of completion tokens, all over all
@@ -93,29 +98,29 @@ class Window:
         means = {
             name: Stat(*pair).mean()
             for name, pair, seen in zip(self._logged, sums, observed, strict=True)
-            if name != "tokens" and (seen or name.rpartition("/")[2] in EVEN_OF_NOTHING)
+            if name != "tokens" and (seen or name.rpartition("/")[2] in LOGGED_WHEN_EMPTY)
         }
         tokens = sums[list(self._logged).index("tokens"), 0]
         self._logged = {}
-        return means, total(nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])), tokens
+        return means, sum_shards(nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])), tokens
 
     @property
     def trained(self) -> list[nn.Parameter]:
-        """As the optimizer holds them; during a step the module itself may hold gathered copies."""
+        """The parameters as the optimizer holds them; during a step the module itself may hold gathered copies."""
         return [p for optimizer in self.trainer.optimizers for group in optimizer.param_groups for p in group["params"]]
 
     def all_reduce(self, value: Tensor) -> Tensor:
-        """The sum over the ranks."""
+        """Return the sum over the ranks. Collective: call it on every rank."""
         summed: Tensor = self.trainer.strategy.reduce(value, reduce_op="sum")
         return summed
 
     def _synchronise(self, each_backward: bool) -> None:
-        """Whether DDP averages the gradients of the next backward pass over the ranks."""
+        """Set whether DDP averages the gradients of the next backward pass over the ranks."""
         if isinstance(model := self.trainer.strategy.model, DistributedDataParallel):
             model.require_backward_grad_sync = each_backward
 
     def _over_ranks(self, gradient: Tensor) -> Tensor:
-        """The sum over the ranks of a gradient that DDP left alone, and that FSDP2 averages in every backward pass."""
+        """Sum over the ranks a gradient that DDP left alone, and that FSDP2 averages in every backward pass."""
         if isinstance(self.trainer.strategy.model, DistributedDataParallel):
             return self.all_reduce(gradient)
         return gradient * self.trainer.world_size

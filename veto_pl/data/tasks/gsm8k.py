@@ -63,6 +63,10 @@ class GSM8K(Task):
         """1.0 where the completion ends in the answer's number, in any form, else 0.0."""
         return MathAnswer()(example, completion)
 
+    def rewards(self, examples: Sequence[Example], completions: Sequence[str]) -> list[float]:
+        """Return the reward of each pair."""
+        return MathAnswer().batch(examples, completions)
+
     @property
     def _paths(self) -> dict[str, str | None]:
         return {"train": self.train_path, "validation": self.validation_path, "test": self.test_path}

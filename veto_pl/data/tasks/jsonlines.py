@@ -72,5 +72,9 @@ class JsonLines(Task):
         return JsonLinesFile(path, self.prompt, self.completion, self.on_bad_row, self.limit, say)
 
     def reward(self, example: Example, completion: str) -> float:
-        """The verifier's score."""
+        """Return the verifier's score."""
         return self.verifier(example, completion)
+
+    def rewards(self, examples: Sequence[Example], completions: Sequence[str]) -> list[float]:
+        """Return the verifier's score of each pair."""
+        return self.verifier.batch(examples, completions)

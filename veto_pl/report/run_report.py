@@ -1,0 +1,106 @@
+"""The report of training runs: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from veto_pl.charts.curve import Curve
+from veto_pl.charts.lines import curve_chart
+from veto_pl.charts.text import number
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.pages.render import render, write_text
+from veto_pl.report.columns import Quantity, Shown, in_order
+from veto_pl.report.run import Run, Sample
+from veto_pl.report.table import Cell, ResultTable
+
+PROMPTS = 24
+"""The most prompts that are shown."""
+_SECONDS = "train/seconds"
+
+
+def write_report(
+    runs: Sequence[Run], path: Path, *, title: str, table: ResultTable | None = None, intro: str = ""
+) -> Path:
+    """Write the report of one run, or of several side by side.
+
+    Args:
+        runs: in the order of their colours.
+        path: the HTML file to write; its folder is made if need be.
+        title: headline.
+        table: results to show; by default the first and the last validation of each run.
+        intro: plain text under the headline; an empty line starts a paragraph.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ConfigurationError: if there is no run, or two have one name, or matplotlib is not installed.
+        DataError: if a file of a run cannot be read, or the page cannot be written.
+    """
+    _check_names([run.name for run in runs])
+    page = render(
+        "report.html",
+        title=title,
+        intro=intro,
+        runs=runs,
+        table=first_and_last(runs) if table is None else table,
+        note=table is None,
+        charts=_charts(runs),
+        cards=_cards(runs),
+        limit=PROMPTS,
+    )
+    return write_text(page, path)
+
+
+def first_and_last(runs: Sequence[Run]) -> ResultTable:
+    """Return the first and last value of each validated quantity that any run has, and the training seconds."""
+    curves = {run.name: run.curves() for run in runs}
+    logged = [q for q in _quantities(runs) if any(columns.get(q.column) for columns in curves.values())]
+    wanted = [q for q in logged if q.group == "validation"] + [q for q in logged if q.column == _SECONDS]
+    rows = {name: [_ends(columns.get(q.column), q) for q in wanted] for name, columns in curves.items()}
+    return ResultTable([quantity.label for quantity in wanted], rows)
+
+
+def _quantities(runs: Iterable[Run]) -> list[Quantity]:
+    shown: dict[str, Shown] = {name: of for run in runs for name, of in run.shown.items()}
+    return in_order((column for run in runs for column in run.curves()), shown)
+
+
+def _ends(curve: Curve | None, quantity: Quantity) -> Cell:
+    if not curve:
+        return None
+    values = curve.scaled(quantity.factor).values
+    if len(values) == 1 or quantity.column == _SECONDS:
+        return number(values[-1])
+    return f"{number(values[0])} → {number(values[-1])}"
+
+
+def _charts(runs: Sequence[Run]) -> list[str]:
+    curves = {run.name: run.curves() for run in runs}
+    charts = []
+    for quantity in _quantities(runs):
+        series = {name: [columns.get(quantity.column, Curve())] for name, columns in curves.items()}
+        scaled = {name: [curve.scaled(quantity.factor) for curve in own] for name, own in series.items()}
+        charts.append(curve_chart(scaled, quantity.title, quantity.label))
+    return charts
+
+
+def _cards(runs: Sequence[Run]) -> list[tuple[str, list[str], dict[str, list[Sample]]]]:
+    """Return prompt, references, and the completions of each run's last step; first what more runs answered."""
+    answers: dict[str, dict[str, list[Sample]]] = {}
+    for run in runs:
+        for sample in run.last_samples:
+            answers.setdefault(sample.prompt, {}).setdefault(run.name, []).append(sample)
+    cards = []
+    for prompt, of in sorted(answers.items(), key=lambda item: -len(item[1])):
+        references = dict.fromkeys(s.reference for own in of.values() for s in own if s.reference is not None)
+        cards.append((prompt, list(references), {run.name: of.get(run.name, []) for run in runs}))
+    return cards
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if not names:
+        raise ConfigurationError("`write_report` needs at least one run, got none.")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigurationError(f"Runs of a report must differ in name, got {twice} twice; pass `name` to `Run.read`.")
