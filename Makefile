@@ -18,7 +18,7 @@ help:  ## Say what each target does
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[reasoning-gym,report]"
 	@touch $@
 
 .venv/developed: .venv/installed

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from veto_pl.commands.compare import run_study
-from veto_pl.compare.jobs import joined
+from veto_pl.compare.jobs import merged
 from veto_pl.compare.results import Comparison
 
 STUDIES = Path("configs/compare")
@@ -117,7 +117,7 @@ def lead(task: str, condition: str) -> Planned:
     """Veto against on-policy distillation under a condition."""
     of = CONDITIONS[condition]
     name = f"lead-{task}-{'-'.join(condition.replace(',', '').split())}"
-    return planned(name, "lead", task, of.size, of.teacher, student=joined(STUDENT, of.settings))
+    return planned(name, "lead", task, of.size, of.teacher, student=merged(STUDENT, of.settings))
 
 
 def _methods(names: dict[str, str]) -> dict[str, Any]:

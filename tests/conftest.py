@@ -24,9 +24,9 @@ CORE = (
     "rollouts/test_engines.py",
     "rollouts/test_rollouts.py",
     "sandbox/test_sandbox_programs.py",
-    "test_module.py",
-    "test_objectives.py",
-    "test_quickstart.py",
+    "training/test_module.py",
+    "objectives/test_objectives.py",
+    "commands/test_quickstart.py",
 )
 """What another version of Python or of a library is most likely to break. They get the mark `core`."""
 

@@ -9,7 +9,7 @@ STOPPED = "veto-pl: stopped."
 
 
 def main() -> None:
-    """Runs the command line. An interrupt ends it with 130 and no traceback."""
+    """Run the command line. An interrupt ends it with 130 and no traceback."""
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # a shell may have told it to ignore interrupts
         signal.signal(signal.SIGINT, _end)

@@ -12,8 +12,10 @@ import importlib
 import inspect
 import os
 import re
+import sys
 from collections.abc import Iterator
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TypeVar
 
 from veto_pl.exceptions import VetoError
@@ -42,7 +44,7 @@ class PluginError(VetoError, ImportError):
 
 
 def load_plugins() -> None:
-    """Imports the package's own modules and every module of the entry-point group.
+    """Import the package's own modules and every module of the entry-point group.
 
     Raises:
         PluginError: a module fails to import. The environment variable `VETO_PL_SKIP_PLUGINS` names, separated by
@@ -64,19 +66,19 @@ def load_plugins() -> None:
 
 
 def available(seam: type[Seam]) -> list[type[Seam]]:
-    """The concrete, public subclasses of a seam that have been imported, by name."""
+    """Return the concrete, public subclasses of a seam that have been imported, by name."""
     found = {cls for cls in _subclasses(seam) if not inspect.isabstract(cls) and not cls.__name__.startswith("_")}
     return sorted(found, key=lambda cls: (cls.__name__, cls.__module__))
 
 
 def summary(cls: type) -> str:
-    """The first line of a class's docstring, without mark-up."""
+    """Return the first line of a class's docstring, without mark-up."""
     line = (inspect.getdoc(cls) or "").partition("\n")[0]
     return re.sub(r":math:`(.*?)`", r"\1", line).replace("`", "")
 
 
 def paper(cls: type) -> str:
-    """The arXiv identifier that a class's docstring refers to, or an empty string."""
+    """Return the arXiv identifier that a class's docstring refers to, or an empty string."""
     _, _, references = (cls.__doc__ or "").partition("References:")
     match = re.search(r"arXiv (\d{4}\.\d{4,5})", references)
     return match.group(1) if match else ""
@@ -86,3 +88,14 @@ def _subclasses(cls: type[Seam]) -> Iterator[type[Seam]]:
     for child in cls.__subclasses__():
         yield child
         yield from _subclasses(child)
+
+
+def find_classes_here() -> None:
+    """Lets class paths name modules of the current folder, which an installed command would not find.
+
+    The folder comes last, so that no file in it takes the place of a library; where Python was told not to look there
+    (`-P`, `PYTHONSAFEPATH`), it stays out.
+    """
+    here = str(Path.cwd())
+    if not getattr(sys.flags, "safe_path", False) and here not in sys.path:
+        sys.path.append(here)

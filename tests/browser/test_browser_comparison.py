@@ -4,9 +4,9 @@ from itertools import pairwise
 import pytest
 from compare.comparisons import SEARCHES
 from selenium.webdriver.common.keys import Keys
-from veto_pl.compare.page import write_page
 
 from browser.reader import contrast
+from veto_pl.compare.comparison_page import write_page
 from veto_pl.compare.results import Answer
 
 pytestmark = pytest.mark.browser

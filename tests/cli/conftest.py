@@ -2,14 +2,12 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.processes import python
 from veto_pl.cli.build import VetoCLI
 from veto_pl.plugins import load_plugins
 
@@ -91,10 +89,8 @@ def parse():
 
 
 def veto_pl(*arguments, cwd=None, path=()):
-    """Runs the command as a user does."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, path), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "veto_pl", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300)
+    """Runs the command as a user does, in a process of its own."""
+    return python("-m", "veto_pl", *arguments, cwd=cwd, path=path)
 
 
 ABSENT = object()

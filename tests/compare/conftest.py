@@ -8,3 +8,14 @@ def make(tmp_path):
     folder = tmp_path / "runs"
     folder.mkdir()
     return Maker(folder)
+
+
+@pytest.fixture(scope="session")
+def local_ray():
+    """One Ray for all tests of this process: studies use the one that there is."""
+    import ray
+
+    from veto_pl.compare.cluster import connected
+
+    with connected(None):
+        yield ray

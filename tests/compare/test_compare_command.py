@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from veto_pl.commands.main import main
-from veto_pl.compare import worker
+from veto_pl.compare.execution import perform, prepare
 from veto_pl.compare.jobs import Job
-from veto_pl.compare.pool import Pool
 from veto_pl.exceptions import ConfigurationError, VetoError
 
 pytestmark = pytest.mark.xdist_group("compare")  # the fixture is dear
@@ -62,14 +61,14 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     (folder / "study.yaml").write_text(STUDY)
     stopped = start(folder)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 900
     while len(done(folder)) < 5 and time.monotonic() < deadline and stopped.poll() is None:
         time.sleep(0.05)
     stopped.send_signal(signal.SIGTERM)
-    _, error = stopped.communicate(timeout=120)
+    _, error = stopped.communicate(timeout=600)
     before = done(folder)
     second = start(folder)
-    output, errors = second.communicate(timeout=300)
+    output, errors = second.communicate(timeout=1800)
     return {
         "folder": folder,
         "stopped": (stopped.returncode, error.decode()),
@@ -107,6 +106,7 @@ def test_the_results_hold_every_trial(finished):
     assert not list(folder.glob("search/**/test.json"))  # the search never sees the test split
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_a_repeated_trial_is_equal_to_the_bit_and_another_setting_is_run_anew(finished, monkeypatch, capsys):
     monkeypatch.chdir(finished["folder"])
     trial = Path("out/a/trials/Veto/seed-1")
@@ -121,6 +121,7 @@ def test_a_repeated_trial_is_equal_to_the_bit_and_another_setting_is_run_anew(fi
     assert "0 of 2" in Path("out/a/comparison.md").read_text()
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_a_method_that_fails_is_reported_and_the_others_finish(finished, monkeypatch):
     monkeypatch.chdir(finished["folder"])
     broken = STUDY.replace(
@@ -141,6 +142,7 @@ def test_a_method_that_fails_is_reported_and_the_others_finish(finished, monkeyp
     assert Path("out/a/comparison.md").read_text().count("must be 1 or more, got -3") == 2
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_what_no_run_has_and_a_search_without_values_are_named(finished, monkeypatch, capsys):
     monkeypatch.chdir(finished["folder"])
     Path("study.yaml").write_text(STUDY)
@@ -152,6 +154,7 @@ def test_what_no_run_has_and_a_search_without_values_are_named(finished, monkeyp
         main(["compare", "study.yaml", "--out=out/a"])
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_a_point_that_fails_is_reported_and_the_others_are_chosen_from(finished, monkeypatch, capsys):
     monkeypatch.chdir(finished["folder"])
     Path("points.yaml").write_text(STUDY.replace("[0.001, 0.01]", "[-1.0, 0.001, 0.01]"))
@@ -176,9 +179,9 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(finishe
 
 def test_validation_rows_do_not_stand_in_for_test_rows(tmp_path):
     job = replace(a_job(tmp_path), evaluations={"greedy": {}})
-    worker.prepare(job)
+    prepare(job)
     with pytest.raises(ConfigurationError, match="has none"):
-        worker._run(job, 1)
+        perform(job, 1)
 
 
 def a_job(folder, **settings):
@@ -191,78 +194,18 @@ def test_a_run_that_a_guard_stopped_is_stopped_again(tmp_path):
     guard = {"metric": "completion_length", "above": 0.5, "patience": 2, "reason": "always", "action": "stop"}
     job = a_job(tmp_path, guards={"guards": [guard]})
     for _ in range(2):
-        worker.prepare(job)
+        prepare(job)
         with pytest.raises(VetoError, match="step 2"):
-            worker._run(job, 1)
-        assert not worker.is_done(job)
+            perform(job, 1)
+        assert not job.is_done
 
 
 def test_a_run_whose_files_change_while_it_runs_is_not_done(tmp_path):
     job = a_job(tmp_path)
-    worker.prepare(job)
-    worker._run(job, 1)
-    assert worker.is_done(job)
+    prepare(job)
+    perform(job, 1)
+    assert job.is_done
     (tmp_path / "run/done.json").unlink()
     (tmp_path / "more.yaml").write_text("data: {batch_size: 4}\n")
-    worker._run(job, 1)
-    assert not worker.is_done(job)
-
-
-@pytest.mark.parametrize("workers", [0, -2])
-def test_workers_are_a_count(workers):
-    with pytest.raises(ConfigurationError, match=f"`--workers` must be at least 1, got {workers}"):
-        Pool.of_this_machine(workers)
-
-
-class Dying(Pool):
-    """Starts processes that die of a signal."""
-
-    deadly = signal.SIGABRT
-
-    def _start(self, context, job, place):
-        process = context.Process(target=signal.raise_signal, args=(self.deadly,))
-        process.start()
-        return process
-
-
-class Killed(Dying):
-    """Starts processes that the system kills, as it does where memory runs out."""
-
-    deadly = signal.SIGKILL
-
-
-@pytest.mark.parametrize(("kind", "words"), [(Dying, "signal 6; see"), (Killed, "signal 9 (out of memory?); see")])
-def test_a_process_that_dies_takes_no_other_along(tmp_path, kind, words):
-    jobs = [Job(f"job {i}", tmp_path / str(i), (), {}) for i in range(3)]
-    seen = []
-    failed = kind(workers=2, threads=1).run(jobs, lambda job, reason, seconds: seen.append((job.name, reason)))
-    assert failed.keys() == {job.folder for job in jobs}
-    assert all(f"was killed by {words}" in reason for reason in failed.values())
-    assert sorted(name for name, _ in seen) == ["job 0", "job 1", "job 2"]
-
-
-class Interrupted(Pool):
-    """Is told to stop while a process starts: what it starts with has not been handed over yet."""
-
-    def _start(self, context, job, place):
-        os.kill(os.getpid(), signal.SIGTERM)
-        process = context.Process(target=time.sleep, args=(60,))
-        process.start()
-        os.kill(process.pid, signal.SIGINT)  # as a terminal does, which knows no order
-        process.join(0.5)
-        started.append(process)
-        return process
-
-
-started = []
-
-
-def test_a_process_that_is_half_started_is_stopped_with_the_others(tmp_path):
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    started.clear()
-    with pytest.raises(KeyboardInterrupt):
-        Interrupted(workers=2, threads=1).run([Job("job", tmp_path / "job", (), {})], print)
-    assert [process.exitcode for process in started] == [-signal.SIGTERM]
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == blocked
+    perform(job, 1)
+    assert not job.is_done

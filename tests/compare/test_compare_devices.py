@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 
 from veto_pl.commands.compare import run_study
-from veto_pl.compare.pool import Pool
-from veto_pl.exceptions import ConfigurationError
 
 ROOT = Path(__file__).parents[2]
 STUDY = f"""
@@ -20,7 +18,9 @@ seeds: [1]
 """
 
 
-@pytest.mark.xdist_group("ranks")
+pytestmark = [pytest.mark.xdist_group("compare"), pytest.mark.usefixtures("local_ray")]
+
+
 def test_a_run_of_two_processes_is_the_run_of_one(tmp_path):
     """With half of the batch each."""
     alone = STUDY.replace("devices: 2, strategy: ddp", "devices: 1")
@@ -41,40 +41,3 @@ def test_a_run_that_asks_for_more_processes_than_the_study_says_is_refused(tmp_p
     (tmp_path / "s.yaml").write_text(STUDY)
     found = run_study(tmp_path / "s.yaml", tmp_path / "out" / "s", workers=1)
     assert "`devices` of a study: given 1, but the run's trainer asks for 2" in found.failures["Veto, seed 1"]
-
-
-def test_places_follow_from_cores_and_accelerators(monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert Pool.of_this_machine() == Pool(16, 1, 0)
-    assert Pool.of_this_machine(devices=2) == Pool(8, 1, 0)
-    assert Pool.of_this_machine(4) == Pool(4, 4, 0)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
-    assert Pool.of_this_machine() == Pool(8, 2, 1)
-    assert Pool.of_this_machine(devices=2) == Pool(4, 2, 2)
-    assert Pool.of_this_machine(2, devices=2) == Pool(2, 4, 2)
-    assert Pool.of_this_machine(16) == Pool(16, 1, 0)  # more runs than accelerators: they share
-
-
-def test_every_place_has_its_own_accelerators():
-    seen = []
-
-    class Context:
-        def Process(self, target, args):  # noqa: N802
-            seen.append(args[2])
-            return self
-
-        def start(self):
-            pass
-
-    for place in range(3):
-        Pool(3, 1, 2)._start(Context(), None, place)
-        Pool(3, 1, 0)._start(Context(), None, place)
-    assert seen == ["0,1", None, "2,3", None, "4,5", None]
-
-
-def test_a_study_without_devices_is_refused():
-    from veto_pl.compare.study import EqualBudget, Method, Study
-
-    with pytest.raises(ConfigurationError, match="devices"):
-        Study(title="t", methods={"A": Method()}, baseline="A", budget=EqualBudget(steps=1), devices=0)

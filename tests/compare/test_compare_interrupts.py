@@ -1,4 +1,4 @@
-"""What an interrupt from a terminal, which goes to all processes, does to a study that is only starting."""
+"""What an interrupt from a terminal, which goes to a group of processes, does to a study that is only starting."""
 
 import os
 import signal
@@ -27,8 +27,8 @@ seeds: [1]
 COMMAND = [str(Path(sys.executable).with_name("veto-pl")), "compare", "study.yaml", "--out=out"]
 
 
-def interrupted(folder, sign, later=0.0, **environment):
-    """Interrupts the command, in a group of its own, when it has printed `sign`. Returns its status and its streams."""
+def interrupted(folder, when, **environment):
+    """Interrupts the command, in a session of its own, as soon as `when` holds. Returns its status and its streams."""
     (folder / "study.yaml").write_text(STUDY)
     files = folder / "stdout", folder / "stderr"
     with files[0].open("w") as out, files[1].open("w") as err:
@@ -36,11 +36,10 @@ def interrupted(folder, sign, later=0.0, **environment):
         process = subprocess.Popen(
             COMMAND, cwd=folder, env=variables, stdout=out, stderr=err, start_new_session=True, preexec_fn=heed
         )
-        assert eventually(lambda: any(sign in file.read_text() for file in files) or process.poll() is not None)
-        time.sleep(later)
+        assert eventually(lambda: when(process, folder) or process.poll() is not None)
         os.killpg(process.pid, signal.SIGINT)
-        code = process.wait(120)
-    assert eventually(lambda: not living(process.pid))
+        code = process.wait(900)
+    assert eventually(lambda: not living(process.pid))  # nothing of Ray either
     return code, *(file.read_text() for file in files)
 
 
@@ -50,36 +49,48 @@ def heed():
 
 
 def eventually(is_so):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 900
     while not (so := is_so()) and time.monotonic() < deadline:
         time.sleep(0.05)
     return so
 
 
-def living(group):
-    """Processes of a group that have not ended."""
+def living(session):
+    """Processes of a session that have not ended."""
     found = []
     for file in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, _, of = file.read_text().rpartition(")")[2].split()[:3]
+            state, _, _, of = file.read_text().rpartition(")")[2].split()[:4]
         except OSError:  # it ended meanwhile
             continue
-        if int(of) == group and state != "Z":
+        if int(of) == session and state != "Z":
             found.append(file.parent.name)
     return found
 
 
-@pytest.mark.parametrize("later", [pytest.param(0.0, marks=pytest.mark.slow), 1.5])
-def test_an_interrupt_while_the_first_run_starts_stops_it_in_good_order(tmp_path, later):
-    """The libraries are imported once more then, by the process that the runs are forked from."""
-    code, out, err = interrupted(tmp_path, "trials: 1 run", later)
+@pytest.mark.parametrize(
+    "when",
+    [
+        pytest.param(lambda process, _: len(living(process.pid)) > 1, id="Ray starts", marks=pytest.mark.slow),
+        pytest.param(lambda _, folder: "trials: 1 run" in printed(folder), id="imports", marks=pytest.mark.slow),
+        pytest.param(lambda _, folder: list(folder.glob("out/trials/SFT/*/run.log")), id="training"),
+    ],
+)
+def test_an_interrupt_stops_it_in_good_order(tmp_path, when):
+    code, out, err = interrupted(tmp_path, when)
     assert code == 130
     assert err.splitlines()[-1] == "veto-pl: stopped. The same command goes on from here."
     assert "Traceback" not in out + err
+    assert not list(tmp_path.glob("out/.started-*"))
 
 
 @pytest.mark.parametrize("module", ["torch.nn.modules.module", "lightning.pytorch.trainer.states"])
 def test_an_interrupt_while_the_libraries_are_imported_leaves_no_traceback(tmp_path, module):
-    code, out, err = interrupted(tmp_path, f" {module}\n", PYTHONPROFILEIMPORTTIME="1")
+    sign = f" {module}\n"
+    code, out, err = interrupted(tmp_path, lambda _, folder: sign in printed(folder), PYTHONPROFILEIMPORTTIME="1")
     assert (code, out) == (130, "")
     assert [line for line in err.splitlines() if not line.startswith("import time:")] == ["veto-pl: stopped."]
+
+
+def printed(folder):
+    return (folder / "stdout").read_text() + (folder / "stderr").read_text()

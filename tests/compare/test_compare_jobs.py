@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veto_pl.commands.compare import load_study
-from veto_pl.compare.jobs import Jobs, filled, joined, nested, point_text, slug
+from veto_pl.compare.jobs import JobFactory, label, merged, nested, replaced, slug
 from veto_pl.compare.study import EqualBudget, Method, SettingSearch, Stage, Study
+from veto_pl.compare.study_file import load_study
 from veto_pl.exceptions import ConfigurationError, DataError
 
 ROOT = Path(__file__).parents[2]
@@ -34,28 +34,28 @@ def a_study(**fields):
 
 
 def jobs(study, folder=Path("runs/here"), home=Path(".")):
-    return Jobs(study, home, folder)
+    return JobFactory(study, home, folder)
 
 
 @given(SETTINGS, SETTINGS, SETTINGS)
-def test_joining_is_associative_and_the_empty_mapping_is_neutral(a, b, c):
-    assert joined(joined(a, b), c) == joined(a, joined(b, c))
-    assert joined(a, {}) == joined({}, a) == a
+def test_merging_is_associative_and_the_empty_mapping_is_neutral(a, b, c):
+    assert merged(merged(a, b), c) == merged(a, merged(b, c))
+    assert merged(a, {}) == merged({}, a) == a
 
 
 @given(SETTINGS, SETTINGS)
 def test_what_is_laid_over_wins(a, b):
-    result = joined(a, b)
+    result = merged(a, b)
     for key, value in b.items():
         assert result[key] == value or (isinstance(value, dict) and isinstance(a.get(key), dict))
 
 
 def test_another_class_inherits_nothing_and_the_same_class_everything():
     old = {"objective": {"class_path": "Veto", "init_args": {"beta": 0.5}}}
-    assert joined(old, {"objective": {"class_path": "SFT"}}) == {"objective": {"class_path": "SFT"}}
-    warmer = joined(old, {"objective": {"class_path": "Veto", "init_args": {"chunk_rows": 8}}})
+    assert merged(old, {"objective": {"class_path": "SFT"}}) == {"objective": {"class_path": "SFT"}}
+    warmer = merged(old, {"objective": {"class_path": "Veto", "init_args": {"chunk_rows": 8}}})
     assert warmer["objective"]["init_args"] == {"beta": 0.5, "chunk_rows": 8}
-    assert joined(old, {"objective": {"init_args": {"beta": 1}}})["objective"]["init_args"] == {"beta": 1}
+    assert merged(old, {"objective": {"init_args": {"beta": 1}}})["objective"]["init_args"] == {"beta": 1}
 
 
 def test_a_run_is_named_by_its_method_its_point_and_its_seed():
@@ -68,7 +68,7 @@ def test_a_run_is_named_by_its_method_its_point_and_its_seed():
 
 def test_folders_replace_their_names_and_other_braces_stay():
     settings = {"a": ["{start}/export", "{metadata[word]}"], "b": {"c": "{other}", "d": 3}}
-    assert filled(settings, {"start": Path("x/y")}) == {
+    assert replaced(settings, {"{start}": "x/y"}) == {
         "a": ["x/y/export", "{metadata[word]}"],
         "b": {"c": "{other}", "d": 3},
     }
@@ -79,9 +79,9 @@ def test_a_run_starts_from_the_stages_that_it_names():
     alone, started = made.trial("A", {}, 2), made.trial("B", {}, 2)
     (teacher,) = made.stages("teacher")
     start = next(job for job in made.stages("start") if job.name.endswith("seed 2"))
-    assert alone.needs == ()
-    assert started.needs == (start.fingerprint,)
-    assert start.needs == (teacher.fingerprint,)
+    assert alone.stage_fingerprints == ()
+    assert started.stage_fingerprints == (start.fingerprint,)
+    assert start.stage_fingerprints == (teacher.fingerprint,)
     assert started.settings["model"]["x"] == f"{start.folder}/export"
     assert start.settings["model"]["teacher"] == f"{teacher.folder}/export"
     assert started.settings["seed_everything"] == 2
@@ -170,92 +170,95 @@ def test_no_other_limit_ends_a_run_before_its_budget(tmp_path):
 
 @given(st.lists(st.floats(1e-9, 1e9) | st.integers(1, 10**9), min_size=2, max_size=4, unique=True))
 def test_different_points_have_different_texts(values):
-    assert len({point_text({"model.lr": value}) for value in values}) == len(values)
+    assert len({label({"model.lr": value}) for value in values}) == len(values)
 
 
 def test_points_are_written_for_people():
-    assert point_text({"model.optimizer.init_args.lr": 1e-3, "model.wd": 0.1}) == "lr 0.001, wd 0.1"
+    assert label({"model.optimizer.init_args.lr": 1e-3, "model.wd": 0.1}) == "lr 0.001, wd 0.1"
     assert nested(("a.b.c", 1)) == {"a": {"b": {"c": 1}}}
 
 
+VALID = {"title": "t", "methods": {"A": {}}, "baseline": "A", "budget": {"steps": 1}}
+
+
 @pytest.mark.parametrize(
-    ("fields", "named"),
+    ("entries", "named"),
     [
-        ({"baseline": "C"}, "baseline"),
-        ({"seeds": (1, 1)}, "seeds"),
-        ({"seeds": ()}, "seeds"),
-        ({"evaluations": {}}, "evaluations"),
-        ({"confidence": 95.0}, "confidence"),
-        ({"answers": -1}, "answers"),
-        ({"quantities": ("grady/accuracy",)}, "grady/accuracy"),
-        ({"frontier": ("greedy/x", "other/y")}, "other/y"),
-        ({"stages": {"a{b": Stage()}}, "brace"),
-        ({"methods": {1: Method()}}, "text"),
-        ({"evaluations": {"../x": {}}}, "folder"),
-        ({"evaluations": {"a/b": {}}}, "folder"),
-        ({"evaluations": {"export": {}}}, "folder"),
-        ({"evaluations": {"metrics.csv": {}}}, "folder"),
-        ({"search": SettingSearch(grid={"model.lr": (1.0, 2.0)}, seeds=(3,))}, "search.seeds"),
-        ({"search": SettingSearch(grid={"model.lr": ()})}, "search.grid"),
+        ({"baseline": "C"}, "`baseline` of a study must be one of A, got 'C'"),
+        ({"seeds": [1, 1]}, "`seeds`: the numbers must be distinct"),
+        ({"seeds": []}, "`seeds`: Tuple should have at least 1 item"),
+        ({"seeds": [1.5]}, r"`seeds\.0`: .* got 1\.5"),
+        ({"methods": {}}, "`methods`"),
+        ({"methods": {"A": None}}, r"`methods\.A`"),
+        ({"evaluations": {}}, "`evaluations`"),
+        ({"confidence": 95.0}, "`confidence`: .* less than 1, got 95"),
+        ({"answers": -1}, "`answers`"),
+        ({"devices": 0}, "`devices`: .* greater than 0, got 0"),
+        ({"quantities": ["grady/accuracy"]}, "`quantities` .*grady/accuracy"),
+        ({"frontier": ["greedy/x", "other/y"]}, "`quantities` .*other/y"),
+        ({"stages": {"a{b": {}}}, "`stages.* no brace"),
+        ({"evaluations": {"../x": {}}}, "`evaluations"),
+        ({"evaluations": {"export": {}}}, "`evaluations.* it names a folder"),
+        ({"search": {"grid": {"model.lr": [1.0, 2.0]}, "seeds": [3]}}, "`search.seeds` must not be seeds"),
+        ({"search": {"grid": {"model.lr": []}}}, r"`search\.grid\.model\.lr`"),
+        ({"search": {"grid": {"model.lr": ["fast"]}}}, r"`search\.grid\.model\.lr\.0"),
+        ({"budget": {}}, "`budget`"),
+        ({"budget": {"steps": 1, "tokens": 2}}, "`budget` .* must set steps, tokens or seconds"),
+        ({"budget": {"seconds": 0.0}}, r"`budget\.seconds`"),
+        ({"budget": 5}, "`budget`: .* got 5"),
+        ({"methods": {"A": {"serch": True}}}, r"`methods\.A\.serch`: there is no such entry. Did you mean `search`"),
+        ({"method": {"A": {}}}, "`method`: there is no such entry. Did you mean `methods`"),
+        ({"stages": {"a": {"per_sed": True}}}, r"`stages\.a\.per_sed`: .* There are config, settings, per_seed"),
     ],
 )
-def test_a_study_that_cannot_work_is_refused(fields, named):
-    with pytest.raises(ConfigurationError, match=named):
-        a_study(**fields)
-
-
-@pytest.mark.parametrize("given", [{}, {"steps": 1, "tokens": 2}, {"seconds": 0.0}, {"steps": -1}])
-def test_a_budget_is_one_positive_number(given):
-    with pytest.raises(ConfigurationError, match="budget"):
-        EqualBudget(**given)
+def test_a_study_that_cannot_work_is_refused(tmp_path, entries, named):
+    file = tmp_path / "s.yaml"
+    file.write_text(json.dumps(VALID))
+    assert load_study(file).title == "t"
+    file.write_text(json.dumps(VALID | entries))
+    with pytest.raises(ConfigurationError, match=f"The study `.*s.yaml` cannot be used: {named}"):
+        load_study(file)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs/compare").glob("*.yaml")), ids=lambda file: file.stem)
 def test_the_studies_of_the_repository_can_be_read(file):
     study = load_study(file)
-    made = Jobs(study, file.parent, Path("runs/x"))
+    made = JobFactory(study, file.parent, Path("runs/x"))
     assert all(made.trial(method, point, 1).fingerprint for method in study.methods for point in study.search.points)
 
 
-def test_options_replace_entries_and_mistakes_are_named(tmp_path):
+def test_options_replace_entries(tmp_path):
     file = ROOT / "configs/compare/debug.yaml"
-    study = load_study(file, ["--seeds=[4,5]", "--budget.steps=7"])
-    assert (study.seeds, study.budget) == ((4, 5), EqualBudget(steps=7))
-    with pytest.raises(ConfigurationError, match="seeds"):
-        load_study(file, ["--seeds=many"])
-    with pytest.raises(ConfigurationError, match="wrong"):
-        load_study(file, ["--wrong=1"])
+    study = load_study(file, ["--seeds=[4,5]", "--budget.steps", "7", "--title=a: b", "--methods.SFT.search=false"])
+    assert (study.seeds, study.budget, study.title) == ((4, 5), EqualBudget(steps=7), "a: b")
+    assert not study.methods["SFT"].search
+    assert study.methods["Veto"].search
     (points,) = [load_study(file, ['--search.grid={"data.batch_size": [4, 8]}']).search.points]
     assert [repr(point["data.batch_size"]) for point in points] == ["4", "8"]  # whole numbers stay whole
-    (tmp_path / "b.yaml").write_text(file.read_text().replace("{steps: 12}", "5"))
-    with pytest.raises(ConfigurationError, match="`budget` of a study expected named entries, got 5"):
-        load_study(tmp_path / "b.yaml")
     kept = {"model": {"metrics": [{"class_path": "veto_pl.metrics.Accuracy"}], "x": {"class_path": "decimal.Decimal"}}}
     assert load_study(file, [f"--test={json.dumps(kept)}", f"--settings={json.dumps(kept)}"]).test == kept
-    (tmp_path / "s.yaml").write_text("title: t\nmethod: {}\n")
-    with pytest.raises(ConfigurationError, match="method"):
-        load_study(tmp_path / "s.yaml")
-    with pytest.raises(ConfigurationError, match="no file"):
-        load_study(tmp_path / "none.yaml")
 
 
 @pytest.mark.parametrize(
-    ("group", "entry", "message"),
+    ("options", "named"),
     [
-        (
-            "methods",
-            "{setings: {model: {x: 1}}}",
-            r"Option 'setings\.model\.x' is not accepted\. It takes config, settings",
-        ),
-        ("methods", "{serch: true}", r"Option 'serch' is not accepted"),
-        ("methods", "{settings: 5}", r"(?s:.*)Expected a <class 'dict'>"),
-        ("stages", "{per_sed: true}", r"Option 'per_sed' is not accepted\. It takes config, settings, per_seed"),
+        (["--seeds=many"], "`seeds`"),
+        (["--sedes=[1]"], "Did you mean `seeds`"),
+        (["--seeds.x=1"], "`--seeds.x` expected named entries"),
+        (["--seeds"], "expected options such as"),
+        (["seeds=[1]"], "expected options such as"),
+        (["--seeds=[1"], "line 1"),
     ],
 )
-def test_a_mistake_in_one_of_many_entries_is_named_with_it(tmp_path, group, entry, message):
-    entries = "".join(f"  {name}: {entry if name == 'B' else '{}'}\n" for name in "ABC")
-    methods = "" if group == "methods" else "methods: {A: {}}\n"
-    text = f"title: t\nbaseline: A\nbudget: {{steps: 1}}\n{methods}{group}:\n{entries}"
-    (tmp_path / "s.yaml").write_text(text)
-    with pytest.raises(ConfigurationError, match=rf"`{group}\.B` of the study .*{message}"):
-        load_study(tmp_path / "s.yaml")
+def test_an_option_that_cannot_be_used_is_named(options, named):
+    with pytest.raises(ConfigurationError, match=named):
+        load_study(ROOT / "configs/compare/debug.yaml", options)
+
+
+@pytest.mark.parametrize("text", [None, "", "a: [", "a: 1\na: 2", "- 1"])
+def test_a_file_that_is_no_study_is_named(tmp_path, text):
+    file = tmp_path / "s.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ConfigurationError, match=r"s\.yaml"):
+        load_study(file)

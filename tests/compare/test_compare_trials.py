@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from veto_pl.compare.jobs import Job, point_text
+from veto_pl.compare.execution import _refuse_cut_short
+from veto_pl.compare.jobs import Job, label
 from veto_pl.compare.study import SettingSearch
 from veto_pl.compare.trials import read_search, read_trial, search_score
-from veto_pl.compare.worker import _refuse_cut_short
 from veto_pl.exceptions import DataError, VetoError
 from veto_pl.report.run import Run
 
@@ -36,7 +36,7 @@ def test_a_run_without_its_last_validation_is_not_compared(tmp_path):
     rows = "0,0,10,1.5,9,\n0,1,12,0.5,9,\n0,1,,,,0.25\n"
     for end, whole in (("", True), ("0,2,12,0.5,9,\n", False)):
         job = replace(a_finished_run(tmp_path / str(whole), {}, rows + end), settings={"budget": {"steps": 3}})
-        (job.folder / "summary.json").write_text("{}")
+        (job.folder / "summary.json").write_text('{"skipped_steps": 0}')
         with nullcontext() if whole else pytest.raises(VetoError, match="last validation"):
             _refuse_cut_short(job)
 
@@ -99,8 +99,8 @@ NAN = math.nan
 )
 def test_a_choice_is_at_the_edge_where_a_neighbour_has_no_score(grid, scores, chosen, at_edge):
     search = SettingSearch(grid=grid)
-    points = {point_text(point): point for point in search.points}
-    found = read_search(search, dict(zip(points, scores, strict=True)), points)
+    points = {label(point): point for point in search.points}
+    found = read_search(search, dict(zip(points, scores, strict=True)))
     assert points[found.chosen] == chosen
     assert found.at_edge == at_edge
     assert len(found.ranked) == sum(map(math.isfinite, scores))
@@ -108,8 +108,8 @@ def test_a_choice_is_at_the_edge_where_a_neighbour_has_no_score(grid, scores, ch
 
 def test_points_tie_whatever_rounding_made_of_their_means():
     search = SettingSearch(grid={LR: (1, 2, 3)}, mode="min")
-    points = {point_text(point): point for point in search.points}
-    found = read_search(search, dict(zip(points, [0.5, (0.1 + 0.2) / 3, 0.1], strict=True)), points)
+    points = {label(point): point for point in search.points}
+    found = read_search(search, dict(zip(points, [0.5, (0.1 + 0.2) / 3, 0.1], strict=True)))
     assert (found.tied, found.chosen) == (2, "lr 3")
 
 

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 import pytest
 
 from tests.processes import ROOT, python
+from veto_pl.objectives import GKD, SFT, Distill, Sum
+from veto_pl.parts.advantages import LogRatio
 from veto_pl.parts.schedules import Linear
 from veto_pl.plugins import available
+from veto_pl.rollouts import FromStudent, Mixture, Sampling
 from veto_pl.seams import RolloutSource, Schedule
-from veto_pl.testing.examples import EXAMPLES, examples_of, installed, installed_classes
+from veto_pl.testing.examples import examples_of, installed, installed_classes, settings_of, shortened
 
 PLUGIN = """
 from dataclasses import dataclass, replace
@@ -84,7 +87,7 @@ def test_a_class_that_cannot_be_made_hides_no_results(plugin):
         assert results[f"test_settings_are_frozen_hashable_and_picklable[{name}]"] == "PASSED"
     assert results["test_eos_ends_a_completion[FromDataset]"] == "PASSED"
     assert "`their_package.Needy` cannot be made from its defaults (TypeError:" in done.stdout
-    assert "Give it a class method `conformance_example()`" in done.stdout
+    assert "Give it a class method `examples()`" in done.stdout
     assert "`Helpless.conformance_example()` failed (TypeError:" in done.stdout
 
 
@@ -110,8 +113,27 @@ def test_what_a_test_defines_is_not_installed():
     assert Linear in installed_classes(Schedule)
 
 
-def test_an_empty_entry_leaves_a_class_out():
-    without = {cls for cls, examples in EXAMPLES.items() if not examples}
+def test_an_empty_tuple_leaves_a_class_out():
+    without = {cls for cls in installed_classes(RolloutSource) if not examples_of(cls)}
     assert {cls.__name__ for cls in without} == {"FromCache"}
-    assert without <= set(installed_classes(RolloutSource))
     assert not without & {type(instance) for instance in installed(RolloutSource)}
+
+
+def test_completions_are_cut_however_deep_their_length_is_set():
+    whole = Sum(terms={"a": GKD(), "b": Distill(rollout=Mixture(FromStudent(Sampling(max_new_tokens=3))))})
+    short = shortened(whole, 5)
+    assert [x.max_new_tokens for x in samplings(whole)] == [256, 3]
+    assert [x.max_new_tokens for x in samplings(short)] == [5, 3]
+    assert shortened(short, 5) is short
+
+
+def samplings(whole):
+    first, second = whole.terms["a"].sampling, whole.terms["b"].rollout.first.sampling
+    return [first, second]
+
+
+def test_settings_say_what_is_not_the_default():
+    assert settings_of(SFT()) == {"class_path": "veto_pl.objectives.sft.SFT", "init_args": {}}
+    given = settings_of(Distill(divergence=None, advantage=LogRatio(0.5)))["init_args"]
+    ratio = {"class_path": f"{LogRatio.__module__}.LogRatio", "init_args": {"discount": 0.5}}
+    assert given == {"divergence": None, "advantage": ratio}

@@ -1,9 +1,4 @@
-import multiprocessing
 import re
-import sys
-import threading
-import unicodedata
-from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,10 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.data.answers import CASES
-from veto_pl.data import GSM8K, LastNumber, MathAnswer, final_answer
-from veto_pl.data.quantities import read_quantity, tidy
-from veto_pl.data.symbolic import harmless, same_expression
+from tests.data.answers import CASES, FORMS
+from tests.data.answers import FRAMES as FORM_FRAMES
+from veto_pl.data import GSM8K, JsonLines, LastNumber, MathAnswer, final_answer
 from veto_pl.seams import Example
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,9 +18,18 @@ def judged(text, *references):
     return MathAnswer()(Example("?", references[0] if references else None, alternatives=references[1:]), text) == 1.0
 
 
-@pytest.mark.parametrize(("text", "reference", "verdict"), CASES)
-def test_verdicts(text, reference, verdict):
-    assert judged(text, reference) is verdict
+@pytest.mark.parametrize("place", range(0, len(CASES), 40))
+def test_verdicts(place):
+    wrong = [case for case in CASES[place : place + 40] if judged(*case[:2]) is not case[2]]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("place", range(0, len(FORMS), 10))
+@pytest.mark.parametrize("frame", FORM_FRAMES)
+def test_answers_in_the_forms_of_math(frame, place):
+    for reference, same, other in FORMS[place : place + 10]:
+        assert [text for text in (reference, *same) if not judged(frame % text, reference)] == [], reference
+        assert [text for text in other if judged(frame % text, reference)] == [], reference
 
 
 def documented():
@@ -133,31 +136,6 @@ def test_the_last_of_several_answers_counts(numbers, between):
         assert judged(text, f"#### {n}") is (n == numbers[-1])
 
 
-@given(st.sampled_from("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"), st.integers(0, 10**6), st.integers(-20, 20))
-def test_a_fraction_or_a_power_of_one_character_is_read_exactly(part, whole, power):
-    value = Fraction(unicodedata.numeric(part)).limit_denominator(10)
-    assert read_quantity(tidy(part)).value == value
-    assert read_quantity(tidy(f"{whole}{part} cups")).value == whole + value
-    raised = str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    assert read_quantity(tidy(f"10{raised}")).value == Fraction(10) ** power
-
-
-@given(st.fractions(min_value=-1000, max_value=1000, max_denominator=10**6))
-def test_a_fraction_is_read_exactly(value):
-    whole, rest = divmod(abs(value), 1)
-    mixed = f"{'-' if value < 0 else ''}{whole} {rest.numerator}/{rest.denominator}"
-    for written in (f"{value.numerator}/{value.denominator}", mixed):
-        assert read_quantity(written).value == value
-    latex = f"\\frac{{{abs(value).numerator}}}{{{value.denominator}}}"
-    assert read_quantity(tidy(latex)).value == abs(value)
-
-
-@given(st.decimals(allow_nan=False, allow_infinity=False, places=3, min_value=-(10**9), max_value=10**9))
-def test_a_decimal_is_read_exactly(value):
-    assert read_quantity(f"{value}").value == read_quantity(f"{value:,}").value == Fraction(value)
-    assert not judged(f"{value}", f"#### {value + Decimal('0.001')}")
-
-
 def calculations(inner):
     """A formula with its value, from two others; the operands stand in brackets."""
 
@@ -204,16 +182,6 @@ def test_an_answer_equals_itself_however_it_is_spaced(saying, data):
     for one, other in ((saying, spaced), (spaced, saying)):
         assert judged(f"\\boxed{{{one}}}", other), (one, other)
         assert judged(f"\\boxed{{{one}}}", f"\\boxed{{{other}}}"), (one, other)
-
-
-FORMS = [case for text, reference, _ in CASES for case in (text, reference) if re.search(r"[=({\\]", case)]
-
-
-@given(st.sampled_from(FORMS), st.sampled_from(FORMS))
-def test_which_of_two_answers_that_are_no_numbers_is_expected_makes_no_difference(one, other):
-    first, second = final_answer(one), final_answer(other)
-    if first and second and first.quantity is None and second.quantity is None:
-        assert first.matches(second) == second.matches(first)
 
 
 TERMS = st.tuples(st.integers(1, 99), st.sampled_from("abcnpquvwxyz"), st.sampled_from(["", "^2"]))
@@ -266,57 +234,29 @@ PARTS = [
     "two or ", "a=", " ", "\n", "-", "x^", "1 and ", ".5", "\\text{", "½", "9!", "**9", "####" + " " * 99,
     "answer" + "\n" * 99,
 ]  # fmt: skip
-BOMBS = [
-    "9**9**9**9", "9^{9^{9^{9}}}", "99999999!", "(" * 40 + "1" + ")" * 40, "(((x+1)^{9})^{9})^{9}", "10^{999999999}",
-    "(x+y+z+a+b+c)^9", "\\sqrt{" * 12 + "2" + "}" * 12, "1e999999999", "\\int x dx", "\\sum_{k=1}^{999999999} k",
-]  # fmt: skip
 
 
-def judge_hostile_texts():
-    """Without a bound one of these would run for hours or fill the memory."""
-    texts = [part * 50_000 for part in PARTS]
-    texts += [frame % bomb for bomb in BOMBS for frame in ("%s", "#### %s", "\\boxed{%s}", "The answer is %s.")]
-    for text in texts:
+def test_a_long_text_is_read_in_a_moment(monkeypatch):
+    """One regular expression without a bound would run for hours."""
+    monkeypatch.setattr("veto_pl.data.mathematics.same_formula", lambda *_: False)
+    for text in (part * 50_000 for part in PARTS):
         for reference in ("#### 5", "\\boxed{x^2+1}", text[:99]):
-            assert MathAnswer()(Example("?", reference), text) in (0.0, 1.0)
+            assert judged(text, reference) in (True, False)
 
 
-def test_hostile_texts_end():
-    process = multiprocessing.get_context("fork").Process(target=judge_hostile_texts)
-    process.start()
-    process.join(timeout=120)
-    process.kill()
-    process.join()
-    assert process.exitcode == 0
-
-
-def test_plain_numbers_need_no_sympy(monkeypatch):
-    monkeypatch.setitem(sys.modules, "math_verify", None)  # an import of it fails
+def test_plain_numbers_and_words_ask_no_other_process(monkeypatch):
+    monkeypatch.setattr("veto_pl.data.mathematics.same_formula", None)
     assert judged("so \\boxed{$18.0}", "#### 18")
-    with pytest.raises(ImportError):
+    assert judged("The answer is (C).", "\\text{C}")
+    with pytest.raises(TypeError):
         judged("\\boxed{\\sqrt{3247}}", "\\sqrt{3249}")
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["9^{9^{9}}", "9^9^9", "5!", "x^{99}", "(" * 9 + "1" + ")" * 9, "1" * 20, "sin(x)", "x+y+z", "1+" * 30 + "1", ""],
-)
-def test_what_is_not_evaluated(text):
-    assert not harmless(text)
-    assert not same_expression(text, text)
-
-
-def test_formulas_are_judged_in_threads_too():
-    found = []
-    thread = threading.Thread(target=lambda: found.append(judged("\\boxed{\\sqrt{50}}", "\\boxed{5\\sqrt{2}}")))
-    thread.start()
-    thread.join()
-    assert found == [True]
-
-
-def test_the_answer_that_is_found():
-    assert final_answer("The answer is $1,200.").text == "1,200"
-    assert final_answer("nothing") is None
+def test_a_batch_is_judged_in_its_order():
+    texts = [f"\\boxed{{\\frac{{{n}}}{{7}}x}}" for n in range(30)]
+    rows = [Example("?", f"\\frac{{{2 * n if n % 3 else 2 * n + 1}x}}{{14}}") for n in range(30)]
+    assert MathAnswer().batch(rows, texts) == [float(n % 3 > 0) for n in range(30)]
+    assert JsonLines(train="rows.jsonl", verifier=MathAnswer()).rewards(rows[:2], texts[:2]) == [0.0, 1.0]
 
 
 def test_gsm8k_judges_by_it():
@@ -344,8 +284,7 @@ def test_the_published_answers_are_read(name, fewest, published):
     """With their mark all, and without it those whose last number is the answer."""
     answers = [row["answer"] for row in published(f"gsm8k_{name}.jsonl")[1]]
     for answer in answers:
-        found = final_answer(answer)
-        assert found.quantity.value == Fraction(answer.partition("####")[2].strip().replace(",", ""))
+        assert final_answer(answer) == answer.partition("####")[2].strip()
         assert judged(answer, answer)
     assert sum(judged(answer.partition("####")[0], answer) for answer in answers) >= fewest
     if name == "test":

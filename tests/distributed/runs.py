@@ -13,43 +13,23 @@ from torch.utils.data import DataLoader
 
 from veto_pl import DistillationModule, PromptDataModule
 from veto_pl.callbacks import ExtrapolationMonitor
-from veto_pl.data import ExactMatch, JsonLines, PlainTemplate
+from veto_pl.data import ExactMatch, JsonLines
 from veto_pl.data.sampler import RankSampler
 from veto_pl.models import CharacterTokenizer, Pretrained
 from veto_pl.models.sharding import full_weights
 from veto_pl.objectives import (
-    AKL,
-    BRTS,
-    EOPD,
-    GKD,
     OPD,
-    OPSD,
-    REOPOLD,
-    SDFT,
-    SDPO,
     SFT,
-    SKD,
-    VOPD,
-    AdaSwitch,
     Distill,
-    DistiLLM,
-    DistiLLM2,
-    ExOPD,
-    ImitKD,
-    ListOPD,
     MiniLLM,
     Phases,
     Sum,
-    ToDi,
-    TopKOPD,
-    UniOPD,
     Veto,
 )
 from veto_pl.parts.advantages import FutureLogRatio
-from veto_pl.parts.contexts import Peer, Privileged
-from veto_pl.parts.supports import TopK
-from veto_pl.rollouts import FromDataset, FromStudent, FromTeacher, Mixture, Sampling
+from veto_pl.rollouts import FromDataset, FromStudent, Mixture, Sampling
 from veto_pl.seams import RolloutSource
+from veto_pl.testing.examples import first_examples
 from veto_pl.testing.tiny import ALPHABET, tiny_source
 from veto_pl.training.fsdp import FullyShard
 
@@ -73,50 +53,21 @@ class EvenOnly(RolloutSource):
         return replace(sequences, loss_mask=sequences.loss_mask & even[:, None])
 
 
-OBJECTIVES = {
-    "SFT": SFT(),
-    "GKD": GKD(sampling=SAMPLING),
-    "MiniLLM": MiniLLM(sampling=SAMPLING),
+FAMILY = first_examples(longest=6)
+"""Every objective that is installed, by the name of its class."""
+FOUR = FromStudent(Sampling(max_new_tokens=3, num_completions=4))
+OBJECTIVES = FAMILY | {
     "MiniLLM, not whitened": MiniLLM(sampling=SAMPLING, advantage=FutureLogRatio(whitened=False)),
-    "Veto": Veto(rollout=SAMPLED),
     "SFT per sequence": SFT(aggregation="sequence"),
     "coin per sample": Distill(rollout=Mixture(SAMPLED, FromDataset(), coin="sample")),
     "sum": Sum(terms={"veto": Veto(rollout=SAMPLED), "sft": SFT()}, weights={"sft": 0.3}),
+    "OPD, rewarded": OPD(rollout=FOUR, reward_weight=0.5),
+    "phases": Phases(first=SFT(), then=OPD(rollout=SAMPLED), switch=0.5),
     "SFT, no token": SFT(rollout=EvenOnly(FromDataset())),
     "SFT, no row": SFT(rollout=EvenOnly(FromDataset(), drop=True)),
     "Veto, no token": Veto(rollout=EvenOnly(SAMPLED)),
     "Veto, no row": Veto(rollout=EvenOnly(SAMPLED, drop=True)),
 }
-TOLD = {"hint": "{completion}{prompt}", "template": PlainTemplate()}
-FOUR = FromStudent(Sampling(max_new_tokens=3, num_completions=4))
-FAMILY = {
-    "OPD": OPD(rollout=SAMPLED, discount=0.5),
-    "OPD, rewarded": OPD(rollout=FOUR, reward_weight=0.5),
-    "VOPD": VOPD(rollout=SAMPLED, top_k=4),
-    "ExOPD": ExOPD(rollout=SAMPLED),
-    "ListOPD": ListOPD(rollout=SAMPLED, extrapolation=2.0, modal_probability=0.99),
-    "UniOPD": UniOPD(rollout=FOUR),
-    "REOPOLD": REOPOLD(rollout=SAMPLED),
-    "TopKOPD": TopKOPD(rollout=SAMPLED, support="overlap"),
-    "EOPD": EOPD(rollout=SAMPLED),
-    "AKL": AKL(rollout=SAMPLED),
-    "ToDi": ToDi(rollout=SAMPLED),
-    "DistiLLM": DistiLLM(),
-    "DistiLLM2": DistiLLM2(teacher=FromTeacher(SAMPLING), student=SAMPLED),
-    "SKD": SKD(top_k=3, sampling=SAMPLING, teacher_sampling=SAMPLING),
-    "AdaSwitch": AdaSwitch(threshold=1.0, sampling=SAMPLING, teacher_sampling=SAMPLING),
-    "ImitKD": ImitKD(sampling=SAMPLING),
-    "BRTS": BRTS(sampling=SAMPLING, teacher_sampling=Sampling(num_completions=2, max_new_tokens=6), top_k=4, **TOLD),
-    "OPSD": OPSD(rollout=SAMPLED, context=Privileged(**TOLD)),
-    "SDFT": SDFT(rollout=SAMPLED, context=Privileged(**TOLD), skip_tokens=1),
-    "SDPO": SDPO(
-        rollout=FOUR,
-        support=TopK(6, of="student"),
-        context=Peer(hint="{peer}{prompt}", peer="{completion}>", threshold=-1.0, template=PlainTemplate()),
-    ),
-    "phases": Phases(first=SFT(), then=OPD(rollout=SAMPLED), switch=0.5),
-}
-OBJECTIVES |= FAMILY
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 

@@ -28,7 +28,7 @@ DEALT = {"one": {"batch_size": 4, "dealt": True, "accumulate_grad_batches": 2}, 
 """Rounding depends on how rows are batched, so the one process takes the ranks' micro-batches in turn."""
 HALVES = {"one": {"batch_size": 4}, "two": {"batch_size": 2}, "accumulate_grad_batches": 2}
 CASES = {
-    **{name: case(name) for name in (*PAPERS, *FAMILY, "coin per sample", "SFT per sequence", "sum")},
+    **{name: case(name) for name in (*FAMILY, "OPD, rewarded", "phases", "coin per sample", "SFT per sequence", "sum")},
     **{f"{name}, accumulation": case(name, **HALVES) for name in (*PAPERS, "sum")},
     **{f"{name}, activation checkpointing": case(name, **STORED) for name in (*PAPERS, "sum")},
     **{f"{name}, bf16-mixed": case(name, **DEALT) for name in ("SFT", "GKD", "Veto")},
@@ -52,8 +52,9 @@ CASES = {
     "soft cap": case("Veto", source="gemma2"),
 }
 
-SHARDED = ("ListOPD", "DistiLLM2", "SKD", "BRTS", "SDPO")
-"""Of the family: those with a third model, a look ahead, two writers, a second try, another prompt for the teacher."""
+SHARDED = (*PAPERS, "ListOPD", "DistiLLM2", "SKD", "BRTS", "SDPO")
+"""Of the family: four, and those with a third model, a look ahead, two writers, a second try, another prompt for the
+teacher."""
 KEYS = [
     (name, strategy)
     for name in CASES

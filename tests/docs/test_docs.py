@@ -99,7 +99,7 @@ def test_commands_exist():
 )
 def test_configs_build(code, tmp_path):
     from veto_pl.cli.build import VetoCLI
-    from veto_pl.commands.compare import load_study
+    from veto_pl.compare.study_file import load_study
     from veto_pl.plugins import load_plugins
 
     load_plugins()

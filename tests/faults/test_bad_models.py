@@ -14,19 +14,19 @@ from .bad_models import INDEX, config, good, hostile, index, pickled, pipe, read
 
 HERE = ("`{folder}`",)
 FIELDS = {
-    "model_type": ["nope", 3, None, [], "vit", "t5", ""],
-    "hidden_size": ["x", None, 15, -16, 0],
-    "num_attention_heads": [0, -1, "x"],
+    "model_type": ["nope", None, "vit", "t5"],
+    "hidden_size": ["x", 15, -16],
+    "num_attention_heads": [0],
     "num_key_value_heads": [7],
-    "vocab_size": [-5, None, "x", 10],
-    "intermediate_size": [-1, 31],
-    "num_hidden_layers": [3, "x", None],
-    "hidden_act": ["nope", 3],
+    "vocab_size": [-5, None, 10],
+    "intermediate_size": [31],
+    "num_hidden_layers": [3, None],
+    "hidden_act": ["nope"],
     "dtype": ["nope"],
-    "rms_norm_eps": [None, "x"],
-    "tie_word_embeddings": ["x", None],
+    "rms_norm_eps": ["x"],
+    "tie_word_embeddings": ["x"],
     "eos_token_id": ["a", {}],
-    "attention_dropout": [7, -0.5, "x"],
+    "attention_dropout": [7, "x"],
     "rope_scaling": [{"rope_type": "nope"}, 5],
 }
 CONFIGS = [

@@ -24,15 +24,10 @@ NO_ROWS = {
     "a cut object": b'{"prompt": "a',
     "a cut pair": b'{"prompt": ',
     "an array": b"[1, 2]",
-    "a number": b"3",
-    "a text": b'"x"',
     "null": b"null",
-    "true": b"true",
     "NaN": b"NaN",
     "words": b"hello there",
-    "single quotes": b"{'prompt': 'a'}",
     "a comma too many": b'{"prompt": "a",}',
-    "a comment": b"// nothing",
     "two objects": LINE.strip() * 2,
     "a key that is no text": b'{1: "a"}',
     "a key twice": b'{"prompt": "a", "prompt": "b", "completion": ""}',
@@ -52,8 +47,6 @@ NO_ROWS = {
 BAD_FIELDS = {
     "null": None,
     "a number": 5,
-    "a fraction": 0.5,
-    "a truth value": True,
     "a list": ["a"],
     "an object": {"text": "a"},
     "a lone surrogate": "\ud800",
@@ -63,7 +56,6 @@ BAD_FIELDS = {
 }
 BLANK = {
     "empty": "",
-    "spaces": "   ",
     "line ends": "\n\r\n\t",
     "no-break spaces": "\xa0\u2003",
     "blank megabyte": " " * 10**6,
@@ -108,15 +100,11 @@ def gsm8k(folder):
 PACKED = gzip.compress(MANY, mtime=0)
 FILES = {
     "UTF-16": (MANY.decode().encode("utf-16"), ":1: "),
-    "UTF-16 without a mark": (MANY.decode().encode("utf-16-le"), ":1: "),
-    "UTF-32": (MANY.decode().encode("utf-32"), ":1: "),
     "noise": (bytes(range(255, 0, -1)) * 20, ":1: "),
     "zeros": (bytes(5000), ":1: "),
     "an array of rows": (b"[\n" + LINE.strip() + b"\n]", ":1: "),
-    "a table": (b"prompt,completion\na,b\n", ":1: "),
     "Parquet": (b"PAR1" + bytes(100), ":1: "),
     "old line ends": (LINE.replace(b"\n", b"\r") * 2, ":1: "),
-    "a page": (b"<html><body>404</body></html>", ":1: "),
     "a pointer of Git LFS": (b"version https://git-lfs.github.com/spec/v1\n", ":1: "),
     "gzip under a plain name": (PACKED, ":1: "),
     "a good beginning": (LINE * 500 + b"{", ":501: "),
@@ -124,7 +112,6 @@ FILES = {
 ARCHIVES = {
     "no gzip": (b"hello", "a gzipped file"),
     "cut at the end": (PACKED[:-10], "behind line"),
-    "cut in the middle": (PACKED[: len(PACKED) // 2], "behind line"),
     "cut in the header": (PACKED[:5], "end-of-stream"),
     "a byte flipped": (PACKED[:20] + bytes([PACKED[20] ^ 255]) + PACKED[21:], "decompressing"),
     "another checksum": (PACKED[:-8] + bytes(4) + PACKED[-4:], "CRC"),

@@ -29,9 +29,8 @@ def tokenizer(**special):
 
 
 FORMATS = [
-    "{", "{prompt", "}", "{}", "{0}", "{prompt} {0[word]}", "{nope}", "{m[x]}", "{m.w}", "{l[9]}", "{l[a]}", "{n[a]}",
-    "{prompt:d}", "{prompt:>99999999999}", "{prompt:>999999999999999999999}", "{prompt!z}", "{n:5}", "{f:q}", "{s}",
-    "{m[w]:{nope}}", "{prompt.nope}", "{prompt[word]}", "{m.__init__.__globals__}", "{prompt}{s}", "{nope}" * 5000,
+    "{", "{}", "{0}", "{nope}", "{m[x]}", "{l[9]}", "{n[a]}", "{prompt:d}", "{prompt:>99999999999}", "{prompt!z}",
+    "{s}", "{m[w]:{nope}}", "{prompt.nope}", "{m.__init__.__globals__}", "{nope}" * 5000,
 ]  # fmt: skip
 PLAIN = [
     Case(
@@ -57,21 +56,15 @@ PLAIN.append(
 
 CHATS = {
     "a number": 5,
-    "a list": [],
-    "no name": {},
     "other names": {"tools": "x"},
     "unfinished": "{% if",
     "unknown": "{{ nope.x.y }}",
     "a refusal": "{{ raise_exception('no') }}",
     "a range without an end": "{{ range(10**9) | list }}",
-    "a private attribute": "{{ ''.__class__.__mro__ }}",
     "an escape": "{{ cycler.__init__.__globals__.os.mkdir('MARKER') }}",
     "a division": "{{ 1 / 0 }}",
-    "a sum of types": "{{ 'a' + 1 }}",
     "another file": "{% include '/etc/passwd' %}",
-    "an import": "{% import 'os' as os %}",
     "itself": "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
-    "an unknown filter": "{{ messages | nope }}",
 }
 
 

@@ -58,7 +58,7 @@ def serving(pieces, pause=PAUSE):
 
 
 def endpoint(address, **settings):
-    return Endpoint(address, None, **({"timeout": 0.5, "retries": 0, "back_off": 0.0} | settings))
+    return Endpoint(address, None, **({"timeout": 0.5, "retries": 0} | settings))
 
 
 def dripping(head, drop=b"x"):

@@ -1,8 +1,6 @@
 """Laws of the engines: what is sampled does not depend on what runs the model, on other rows or on their order."""
 
 import math
-import subprocess
-import sys
 import warnings
 from contextlib import suppress
 from dataclasses import replace
@@ -13,6 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.processes import python
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.models.assemble import load_models
 from veto_pl.models.initialisation import RandomWeights
@@ -76,18 +75,19 @@ def generated(models, batch, limit, copies=1):
 @pytest.mark.parametrize("model_type", TYPES)
 def test_greedy_equals_transformers_whatever_is_dropped(model_type, prompts):
     lengths = set()
-    for seed in range(3):
+    for seed in range(2):
         models = models_of(model_type, seed, EOS_BIAS[model_type])
         batch = prompt_batch(models, prompts)
         expected = generated(models, batch, 24)
         lengths |= {len(row) for row in expected}
-        for engine in (DecodeLoop(), DecodeLoop(0.0), DecodeLoop(1.0), Transformers()):
+        for engine in (DecodeLoop(), DecodeLoop(0.0), Transformers()):
             assert completions(FromStudent(GREEDY, engine)(batch, models, STEP)) == expected
     assert len(lengths) > 2, "the rows should end at different times"
 
 
-@pytest.mark.parametrize("engine", [DecodeLoop(0.0), Transformers()], ids=["loop", "transformers"])
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize(
+    ("model_type", "engine"), [("llama", DecodeLoop(0.0)), ("gemma2", DecodeLoop(0.0)), ("gpt2", Transformers())]
+)
 def test_greedy_completions_of_one_prompt_are_equal_and_in_prompt_order(model_type, engine):
     models = models_of(model_type, eos_bias=EOS_BIAS[model_type])
     batch = prompt_batch(models, RAGGED)
@@ -143,9 +143,14 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("engine", [DecodeLoop(), DecodeLoop(0.0), Transformers()], ids=str)
-@pytest.mark.parametrize("sampling", SHAPES, ids=range(4))
-@pytest.mark.parametrize("model_type", ["llama", "gemma2"])
+@pytest.mark.parametrize(
+    ("engine", "sampling", "model_type"),
+    [
+        (engine, sampling, ("llama", "gemma2")[(i + j) % 2])
+        for i, engine in enumerate((DecodeLoop(), DecodeLoop(0.0), Transformers()))
+        for j, sampling in enumerate(SHAPES)
+    ],
+)
 def test_sampler_logp_is_that_of_a_teacher_forced_pass(model_type, sampling, engine):
     models = models_of(model_type, eos_bias=2.0)
     sequences = FromStudent(sampling, engine)(prompt_batch(models, RAGGED), models, STEP)
@@ -231,7 +236,7 @@ def test_every_prompt_is_read_once_and_ended_rows_are_not_read_again():
     assert [rows for rows, _ in shapes[1:]] == [rows for rows in alive if rows]
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", ["gpt2", "gemma2"])
 def test_padding_columns_that_nobody_needs_are_not_read(model_type):
     """A part of a batch keeps the padding of the whole; greedy results are those of the part alone."""
     models = models_of(model_type)
@@ -243,8 +248,7 @@ def test_padding_columns_that_nobody_needs_are_not_read(model_type):
     assert first == second
 
 
-@pytest.mark.parametrize("copies", [1, 3])
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize(("model_type", "copies"), [("llama", 1), ("qwen2", 3), ("gpt2", 1)])
 def test_reading_prompts_of_similar_length_together_changes_nothing(model_type, copies, monkeypatch):
     models = models_of(model_type, eos_bias=EOS_BIAS[model_type])
     batch = prompt_batch(models, RAGGED + RAGGED[::-1])
@@ -451,8 +455,7 @@ def test_an_engine_is_chosen_in_a_config(tmp_path):
                                                                      "init_args": {"drop_at": 0.5}}}}  # fmt: skip
     objective = {"class_path": "Veto", "init_args": {"rollout": rollout}}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({"model": {"objective": objective}}))
-    command = [sys.executable, "-m", "veto_pl", "fit", "--config", "run.yaml", "--print_config"]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    result = python("-m", "veto_pl", "fit", "--config", "run.yaml", "--print_config", cwd=tmp_path)
     chosen = yaml.safe_load(result.stdout)["model"]["objective"]["init_args"]["rollout"]["init_args"]["engine"]
     assert chosen == {"class_path": "veto_pl.rollouts.DecodeLoop", "init_args": {"drop_at": 0.5}}
 

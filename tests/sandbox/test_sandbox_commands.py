@@ -18,9 +18,9 @@ TWICE = Tests(code="assert f(2) == 4", names=("f",))
 @pytest.fixture
 def fresh_probe():
     module = __import__("sys").modules["veto_pl.sandbox.protection"]
-    module._first.cache_clear()
+    module._first_working.cache_clear()
     yield
-    module._first.cache_clear()
+    module._first_working.cache_clear()
 
 
 @pytest.fixture

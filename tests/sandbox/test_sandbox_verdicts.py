@@ -261,9 +261,9 @@ def test_an_exception_cannot_end_a_loop_of_the_tests(name):
 @pytest.fixture
 def fresh_probe():
     module = __import__("sys").modules["veto_pl.sandbox.protection"]
-    module._first.cache_clear()
+    module._first_working.cache_clear()
     yield module
-    module._first.cache_clear()
+    module._first_working.cache_clear()
 
 
 def test_the_best_level_that_works_is_taken_and_logged_once(fresh_probe, monkeypatch):
@@ -271,7 +271,7 @@ def test_the_best_level_that_works_is_taken_and_logged_once(fresh_probe, monkeyp
     for name in ("rank_zero_info", "rank_zero_warn"):
         monkeypatch.setattr(fresh_probe, name, said.append)
     absent = {"bubblewrap": "bwrap"}
-    monkeypatch.setattr(fresh_probe, "missing", absent.get)
+    monkeypatch.setattr(fresh_probe, "missing_tool", absent.get)
     found = [protection() for _ in range(3)]
     assert found[0].level in LEVELS[1:]
     assert found == [found[0]] * 3

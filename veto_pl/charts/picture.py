@@ -134,9 +134,9 @@ class Picture:
         _round_ticks(axes.xaxis, whole=whole)
         _round_ticks(axes.yaxis)
         if left is None:
-            longest = max((len(text.get_text()) for text in axes.get_yticklabels()), default=0)
-            left = max(28.0, 10 + 6.6 * longest)
-        across = (self.width - left - RIGHT) / self.width
+            left = max(28.0, 10 + _widest(axes.yaxis))
+        right = max(RIGHT, _widest(axes.xaxis) / 2)
+        across = (self.width - left - right) / self.width
         axes.set_position((left / self.width, self._below / self.height, across, 1 - (TOP + self._below) / self.height))
 
     def say(self, text: str) -> None:
@@ -196,6 +196,10 @@ def text_width(text: str) -> float:
     # The font lacks most scripts; what East Asian writing takes is as wide as a W.
     known = "".join("W" if east_asian_width(c) in "WF" else c if ord(c) < 0x250 else "n" for c in text)
     return float(text_to_path.get_text_width_height_descent(known, FontProperties(size=11), ismath=False)[0])
+
+
+def _widest(axis: Axis) -> float:
+    return max((text_width(text.get_text()) for text in axis.get_ticklabels()), default=0.0)
 
 
 def _round_ticks(axis: Axis, *, whole: bool = False) -> None:

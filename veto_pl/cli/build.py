@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,8 @@ def _refuse_other_folder(given: str | None, run_dir: str) -> None:
 
 
 def _default_loggers(run_dir: str) -> list[Logger]:
-    return [MetricsFile(run_dir), Events(run_dir)]
+    """Return a CSV logger, and TensorBoard's where its package is installed."""
+    return [MetricsFile(run_dir), *([Events(run_dir)] if find_spec("tensorboard") else [])]
 
 
 def built_from(config: str) -> tuple[DistillationModule, PromptDataModule]:

@@ -84,5 +84,6 @@ def _unknown_class(given: str) -> str:
     name = given.rsplit(".", 1)[-1]
     if name in known:
         return f"`{given}` is a {known[name].__name__}, which does not belong here. `veto-pl list` shows what does."
-    remedy = did_you_mean(name, known) or "`veto-pl list` shows some."
-    return f"given `{given}`, which names no class that fits. {remedy}"
+    return (
+        f"given `{given}`, which names no class that fits. {did_you_mean(name, known) or '`veto-pl list` shows some.'}"
+    )

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from veto_pl.cli.parsing import strict_parsing
-from veto_pl.data.jsonl import read_examples, shown
+from veto_pl.data.jsonl import check_fields, read_examples, shown
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.judging.rates import HeadToHead, win_rate
 from veto_pl.judging.reference import ReferenceJudge
@@ -22,6 +22,9 @@ from veto_pl.seams import Example, Judge
 from veto_pl.storage.config_files import check_files
 from veto_pl.storage.going_on import required
 from veto_pl.storage.paths import local_path
+
+_TEXT = str | None
+_TEXTS = list[str | None] | None
 
 
 def judge_files(arguments: Sequence[str]) -> None:
@@ -156,7 +159,6 @@ def _numbered(rows: Sequence[Example]) -> dict[tuple[str, int], Example]:
 
 def _references(row: Any, name: str) -> tuple[str, ...]:
     several = row.get("references")
-    found = several if isinstance(several, list) else [row.get("reference")]
-    if wrong := [one for one in found if one is not None and not isinstance(one, str)]:
-        raise DataError(f"{name}: field `reference` expected a string or null, got {shown(wrong[0])}.")
+    check_fields({"reference": row.get("reference"), "references": several}, name, reference=_TEXT, references=_TEXTS)
+    found = [row.get("reference")] if several is None else several
     return tuple(one for one in found if one is not None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -13,21 +12,10 @@ from veto_pl.cli.streams import lasting_output, leave_out_noise
 from veto_pl.commands.parsers import COMMANDS
 from veto_pl.core.mistakes import did_you_mean, shorten
 from veto_pl.exceptions import ConfigurationError, VetoError
-from veto_pl.plugins import load_plugins
+from veto_pl.plugins import find_classes_here, load_plugins
 
 INTERRUPTED = 128 + 2
 """The exit code after Ctrl-C."""
-
-
-def find_classes_here() -> None:
-    """Lets class paths name modules of the current folder, which an installed command would not find.
-
-    The folder comes last, so that no file in it takes the place of a library; where Python was told not to look there
-    (`-P`, `PYTHONSAFEPATH`), it stays out.
-    """
-    here = str(Path.cwd())
-    if not getattr(sys.flags, "safe_path", False) and here not in sys.path:
-        sys.path.append(here)
 
 
 TRAINING = ("fit", "validate", "test", "predict")

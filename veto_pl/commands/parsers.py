@@ -100,7 +100,8 @@ def _compare(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("study", type=local_path, help="the YAML file of a study, such as configs/compare/debug.yaml")
     parser.add_argument("--out", type=local_path, help="folder of runs and results (default: runs/compare/NAME)")
-    parser.add_argument("--workers", type=int, help="runs at a time (default: one per accelerator, else per core)")
+    parser.add_argument("--workers", type=int, help="runs at a time (default: one per GPU, else per core)")
+    parser.add_argument("--address", help="of a Ray cluster, HOST:PORT or auto (default: this machine alone)")
     parser.add_argument("--only_report", action="store_true", help="run nothing; report what is finished")
     given, overrides = parser.parse_known_args(arguments)
     folder = given.out or Path("runs/compare") / given.study.stem
@@ -110,7 +111,12 @@ def _compare(arguments: Sequence[str]) -> None:
         from veto_pl.compare.cells import counted
 
         found = run_study(
-            given.study, folder, overrides=overrides, workers=given.workers, only_report=given.only_report
+            given.study,
+            folder,
+            overrides=overrides,
+            workers=given.workers,
+            address=given.address,
+            only_report=given.only_report,
         )
     except KeyboardInterrupt:
         print("veto-pl: stopped. The same command goes on from here.", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The runs of a study: what each is called, what it is told, and what makes it out of date."""
+"""The runs of a study: their names, their settings, and what makes a finished one out of date."""
 
 from __future__ import annotations
 
@@ -11,12 +11,31 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from veto_pl.compare.study import Method, Settings, Stage, Study
 from veto_pl.exceptions import ConfigurationError, DataError
 
 Point = Mapping[str, float]
 """Place of a setting -> its value."""
+JOB, DONE, LOG, FAILURE = "job.json", "done.json", "run.log", "failure.txt"
+"""Files of a run: its fingerprint as it starts, and again when it is finished; its output; why it failed."""
 _LONGEST = 100  # characters of a folder's name; systems know no more than 255 bytes
+
+
+class Record(BaseModel):
+    """What `job.json` and `done.json` say of a run."""
+
+    name: str = ""
+    fingerprint: str
+
+    @classmethod
+    def read(cls, file: Path) -> Record | None:
+        """Return the record in a file, or None where there is no readable one."""
+        try:
+            return cls.model_validate_json(file.read_bytes())
+        except (OSError, ValueError):
+            return None
 
 
 @dataclass(frozen=True)
@@ -27,10 +46,10 @@ class Job:
         name: for people.
         folder: where it writes.
         files: files of settings, in order.
-        settings: behind the files.
-        evaluations: name -> settings of `veto-pl test`, behind those of the training.
-        needs: fingerprints of the runs that it starts from.
-        starts: their folders.
+        settings: settings that follow the files.
+        evaluations: name -> settings of `veto-pl test`, which follow those of the training.
+        stage_fingerprints: fingerprints of the runs that it starts from.
+        stage_folders: their folders.
         devices: processes that it trains on.
     """
 
@@ -39,21 +58,36 @@ class Job:
     files: tuple[Path, ...]
     settings: Settings
     evaluations: Mapping[str, Settings] = field(default_factory=dict)
-    needs: tuple[str, ...] = ()
-    starts: tuple[Path, ...] = ()
+    stage_fingerprints: tuple[str, ...] = ()
+    stage_folders: tuple[Path, ...] = ()
     devices: int = 1
 
     @property
     def fingerprint(self) -> str:
         """Changes where another run would come out; not where the same folders are only named otherwise."""
         texts = [_read(file) for file in self.files]
-        places = {str(folder): need for folder, need in zip(self.starts, self.needs, strict=True)}
-        told = [version("veto_pl"), texts, _replaced(self.settings, places), dict(self.evaluations), list(self.needs)]
-        return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        stages = dict(zip(map(str, self.stage_folders), self.stage_fingerprints, strict=True))
+        settings = replaced(self.settings, stages)
+        content = [version("veto_pl"), texts, settings, dict(self.evaluations), list(self.stage_fingerprints)]
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run is finished, with these very settings."""
+        record = Record.read(self.folder / DONE)
+        return record is not None and record.fingerprint == self.fingerprint
+
+    @property
+    def failure(self) -> str | None:
+        """Why the last attempt of the run, with these very settings, failed; None where it did not."""
+        record = Record.read(self.folder / JOB)
+        if record is None or record.fingerprint != self.fingerprint or not (self.folder / FAILURE).is_file():
+            return None
+        return (self.folder / FAILURE).read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
-class Jobs:
+class JobFactory:
     """Makes the runs of a study.
 
     Args:
@@ -79,89 +113,80 @@ class Jobs:
                 )
 
     def stages(self, name: str) -> list[Job]:
-        """The runs of a stage; one for every seed of the search and the comparison where it has one per seed."""
-        return [self._stage(name, seed) for seed in self._seeds(self.study.stages[name])]
+        """Return the runs of a stage: one, or one for every seed of the comparison and the search."""
+        if not self.study.stages[name].per_seed:
+            return [self._stage(name, 0)]
+        searched = self.study.search.seeds if self.study.searches else ()
+        return [self._stage(name, seed) for seed in sorted({*self.study.seeds, *searched})]
 
     def search(self, method: str, point: Point, seed: int) -> Job:
-        """A run of the search. It never sees the test split."""
-        return self._run(method, point, seed, self.folder / "search" / slug(method) / slug(point_text(point)))
+        """Return a run of the search. It never sees the test split."""
+        return self._run(method, point, seed, self.folder / "search" / slug(method) / slug(label(point)))
 
     def trial(self, method: str, point: Point, seed: int) -> Job:
-        """A run of the comparison, which is tested at the end."""
-        tests = {name: self._test(sampling) for name, sampling in self.study.evaluations.items()}
-        return self._run(method, point, seed, self.folder / "trials" / slug(method), tests)
+        """Return a run of the comparison, which is tested at the end."""
+        job = self._run(method, point, seed, self.folder / "trials" / slug(method))
+        return replace(job, evaluations={name: self._test(of) for name, of in self.study.evaluations.items()})
 
-    def _run(
-        self, name: str, point: Point, seed: int, folder: Path, tests: Mapping[str, Settings] | None = None
-    ) -> Job:
+    def _run(self, name: str, point: Point, seed: int, folder: Path) -> Job:
         method = self.study.methods[name]
-        told = (self.study.student, method.settings, self.study.budget.settings, *map(nested, point.items()))
-        title = ", ".join([name, *([point_text(point)] if point else []), f"seed {seed}"])
-        job = self._job(title, method, seed, told, folder / f"seed-{seed}")
-        return replace(job, evaluations=tests or {})
+        settings = (self.study.student, method.settings, self.study.budget.settings, *map(nested, point.items()))
+        title = ", ".join([name, *([label(point)] if point else []), f"seed {seed}"])
+        return self._job(title, method, seed, settings, folder / f"seed-{seed}", list(self.study.stages))
 
     def _stage(self, name: str, seed: int) -> Job:
-        stage = self.study.stages[name]
-        own = self._seed(name, seed)
+        stage, earlier = self.study.stages[name], list(self.study.stages)
+        own = seed if stage.per_seed else 0
         title = f"stage {name}, seed {own}" if stage.per_seed else f"stage {name}"
-        job = self._job(title, stage, own, (stage.settings,), Path(), name)
-        # Studies side by side share the stages that they tell the same.
+        job = self._job(title, stage, own, (stage.settings,), Path(), earlier[: earlier.index(name)])
+        # Studies side by side share the stages that have the same settings.
         return replace(job, folder=self.folder.parent / "stages" / f"{slug(name)}-{job.fingerprint}")
 
     def _job(
-        self, title: str, of: Stage | Method, seed: int, told: Sequence[Settings], folder: Path, before: str = ""
+        self, title: str, of: Stage | Method, seed: int, own: Sequence[Settings], folder: Path, stages: Sequence[str]
     ) -> Job:
-        names = list(self.study.stages)
-        settings = joined({"seed_everything": seed}, self.study.settings, *told)
-        earlier = names[: names.index(before)] if before else names
-        needed = {name: self._stage(name, seed) for name in earlier if f"{{{name}}}" in json.dumps(settings)}
+        # Tuples become lists: YAML has no others.
+        settings = replaced(merged({"seed_everything": seed}, self.study.settings, *own), {})
+        started = {
+            name: self._stage(name, seed) for name in stages if replaced(settings, {_place(name): ""}) != settings
+        }
         return Job(
             name=title,
             folder=folder,
             files=tuple((self.home / file).resolve() for file in (*self.study.config, *of.config)),
-            settings=filled(settings, {name: stage.folder for name, stage in needed.items()}),
-            needs=tuple(stage.fingerprint for stage in needed.values()),
-            starts=tuple(stage.folder for stage in needed.values()),
+            settings=replaced(settings, {_place(name): str(stage.folder) for name, stage in started.items()}),
+            stage_fingerprints=tuple(stage.fingerprint for stage in started.values()),
+            stage_folders=tuple(stage.folder for stage in started.values()),
             devices=self.study.devices,
         )
 
-    def _seed(self, stage: str, seed: int) -> int:
-        return seed if self.study.stages[stage].per_seed else 0
-
-    def _seeds(self, stage: Stage) -> list[int]:
-        if not stage.per_seed:
-            return [0]
-        return sorted({*self.study.seeds, *(self.study.search.seeds if self.study.searches else ())})
-
     def _test(self, sampling: Settings) -> Settings:
         shown = {"model": {"evaluation": sampling}, "answers": {"annotated": self.study.answers}}
-        return joined(self.study.test, shown)
+        return merged(self.study.test, shown)
 
 
-def joined(*parts: Settings) -> Settings:
-    """Nested mappings laid over each other; the later one wins where both have a value.
+def merged(*parts: Settings) -> Settings:
+    """Lay nested mappings over each other; the later one wins where both have a value.
+
+    A class that replaces another one inherits nothing from it.
 
     Example:
-        >>> joined({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
+        >>> merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
         {'a': {'b': 3, 'c': 2}}
     """
     result: Settings = {}
     for part in parts:
         for key, value in part.items():
             old = result.get(key)
-            if isinstance(old, dict) and isinstance(value, dict) and not _is_another_class(old, value):
-                value = joined(old, value)
+            if isinstance(old, dict) and isinstance(value, dict):
+                another_class = "class_path" in value and value["class_path"] != old.get("class_path")
+                value = value if another_class else merged(old, value)
             result[key] = value
     return result
 
 
-def _is_another_class(old: Settings, new: Settings) -> bool:
-    """A class that replaces another one inherits nothing from it."""
-    return "class_path" in new and new["class_path"] != old.get("class_path")
-
-
 def nested(setting: tuple[str, Any]) -> Settings:
-    """A value at a place.
+    """Return a mapping that has a value at a place.
 
     Example:
         >>> nested(("model.optimizer.lr", 0.1))
@@ -173,35 +198,35 @@ def nested(setting: tuple[str, Any]) -> Settings:
     return dict(value)
 
 
-def filled(settings: Any, folders: Mapping[str, Path]) -> Any:
-    """The settings with the folder of each stage in place of `{name}`; other braces stay."""
-    return _replaced(settings, {f"{{{name}}}": str(folder) for name, folder in folders.items()})
+def replaced(settings: Any, words: Mapping[str, str]) -> Any:
+    """Return settings with other words in all their strings.
 
-
-def _replaced(settings: Any, words: Mapping[str, str]) -> Any:
-    """The settings with other words in all strings."""
+    Example:
+        >>> replaced({"path": ["{start}/export", "{other}"]}, {"{start}": "runs/1"})
+        {'path': ['runs/1/export', '{other}']}
+    """
     if isinstance(settings, dict):
-        return {key: _replaced(value, words) for key, value in settings.items()}
+        return {key: replaced(value, words) for key, value in settings.items()}
     if isinstance(settings, list | tuple):
-        return [_replaced(value, words) for value in settings]
+        return [replaced(value, words) for value in settings]
     if isinstance(settings, str):
         for word, other in words.items():
             settings = settings.replace(word, other)
     return settings
 
 
-def point_text(point: Point) -> str:
-    """A point of the grid for people: `lr 0.001`."""
+def label(point: Point) -> str:
+    """Describe a point of the grid for people.
+
+    Example:
+        >>> label({"model.optimizer.init_args.lr": 1e-3})
+        'lr 0.001'
+    """
     return ", ".join(f"{place.rpartition('.')[2]} {_short(value)}" for place, value in point.items()) or "as written"
 
 
-def _short(value: float) -> str:
-    """Six digits where they are the number, else all, so that two points never have one text."""
-    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-
-
 def slug(name: str) -> str:
-    """A name as part of a path; names that look alike keep apart.
+    """Write a name as part of a path; names that look alike keep apart.
 
     Example:
         >>> slug("on-policy KD"), slug("β = 1")
@@ -210,6 +235,15 @@ def slug(name: str) -> str:
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:_LONGEST]
     told_apart = plain == name.replace(" ", "-")
     return plain if told_apart else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
+
+
+def _place(stage: str) -> str:
+    return f"{{{stage}}}"
+
+
+def _short(value: float) -> str:
+    """Write six digits where they are the number, else all, so that two points never have one label."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 def _read(file: Path) -> str:

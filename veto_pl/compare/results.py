@@ -1,17 +1,33 @@
 """What a study found: the trials, and what they say together."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from pydantic import BaseModel
+from pydantic import dataclasses as checked
+
 from veto_pl.report.columns import Quantity, Shown
 from veto_pl.report.run import Run
 
 
-@dataclass(frozen=True)
+class EvaluationResult(BaseModel):
+    """The file `test.json` of an evaluation: its metrics, and how they are shown."""
+
+    split: str = "test"
+    metrics: dict[str, float | None]
+    quantities: dict[str, Shown] = {}
+
+
+class Summary(BaseModel):
+    """The file `summary.json` of a training; `stopped` says why it ended early, where it did."""
+
+    skipped_steps: int
+    stopped: str | None = None
+
+
+@checked.dataclass(frozen=True)
 class Answer:
     """A completion of a test row, token by token.
 

@@ -1,9 +1,11 @@
 """A study: which methods are compared, on what, with how much."""
 
-import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import product
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic.dataclasses import dataclass
 
 from veto_pl.exceptions import ConfigurationError
 
@@ -11,9 +13,35 @@ Settings = dict[str, Any]
 """A part of a configuration of `veto-pl fit`, as nested mappings."""
 _NEVER = 1_000_000_000  # steps: schedules ask for a finite length until the first share of a budget is spent
 _TAKEN = ("checkpoints", "export", "tensorboard", "train", "validation")  # in the folder of a run, or in its log
+_EXACT = ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True, kw_only=True)
+def _named(name: str) -> str:
+    if not name.strip() or "{" in name or "}" in name:
+        raise ValueError("a name must hold a letter and no brace")
+    return name
+
+
+def _folder(name: str) -> str:
+    if name.lower() in _TAKEN:
+        raise ValueError(f"it names a folder of the run, and {', '.join(_TAKEN)} are taken")
+    return name
+
+
+def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("the numbers must be distinct")
+    return values
+
+
+Name = Annotated[str, AfterValidator(_named)]
+"""Of a method or a stage."""
+EvaluationName = Annotated[str, Field(pattern=r"^[\w@-]+$"), AfterValidator(_folder)]
+"""It is that of a folder, too."""
+Seeds = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_distinct)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_EXACT)
 class Stage:
     """A run that others start from, such as the teacher's fine-tuning.
 
@@ -28,7 +56,7 @@ class Stage:
     per_seed: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=_EXACT)
 class Method:
     """What is compared.
 
@@ -43,7 +71,7 @@ class Method:
     search: bool = True
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=_EXACT)
 class EqualBudget:
     """What every run is given: one of the three.
 
@@ -53,18 +81,16 @@ class EqualBudget:
         seconds: seconds of training; then results depend on the machine and its load.
 
     Raises:
-        ConfigurationError: not exactly one is set.
+        ValidationError: not exactly one is set.
     """
 
-    steps: int | None = None
-    tokens: int | None = None
-    seconds: float | None = None
+    steps: PositiveInt | None = None
+    tokens: PositiveInt | None = None
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
     def __post_init__(self) -> None:
-        if len(self._given) != 1 or next(iter(self._given.values())) <= 0:
-            raise ConfigurationError(
-                f"`budget` must set one of steps, tokens and seconds to more than 0, got {self._given}."
-            )
+        if len(self._given) != 1:
+            raise ConfigurationError(f"`budget` of a study must set steps, tokens or seconds, got {self._given}.")
 
     @property
     def _given(self) -> dict[str, float]:
@@ -77,12 +103,12 @@ class EqualBudget:
 
     @property
     def settings(self) -> Settings:
-        """What tells a run; no other limit that its files set may end it earlier."""
+        """The settings of a run; no other limit that its files set may end it earlier."""
         limits = {"steps": None, "tokens": None, "seconds": None, **self._given}
         return {"trainer": {"max_steps": self.steps or _NEVER, "max_epochs": -1, "max_time": None}, "budget": limits}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=_EXACT)
 class SettingSearch:
     """The same search for every method: all points of a grid, ranked on the validation split.
 
@@ -93,8 +119,8 @@ class SettingSearch:
         mode: whether a larger or a smaller value is better.
     """
 
-    grid: dict[str, tuple[int | float, ...]] = field(default_factory=dict)
-    seeds: tuple[int, ...] = (0,)
+    grid: dict[str, Annotated[tuple[int | float, ...], Field(min_length=1)]] = field(default_factory=dict)
+    seeds: Seeds = (0,)
     metric: str = "validation/accuracy"
     mode: Literal["max", "min"] = "max"
 
@@ -104,7 +130,7 @@ class SettingSearch:
         return [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=_EXACT)
 class Study:
     r"""Methods compared at equal budget, over seeds.
 
@@ -131,45 +157,40 @@ class Study:
         confidence: of the intervals.
 
     Raises:
-        ConfigurationError: names or numbers that do not fit together.
+        ValidationError: an entry is not what it should be, or entries do not fit one another.
     """
 
     title: str
-    methods: dict[str, Method]
+    methods: Annotated[dict[Name, Method], Field(min_length=1)]
     baseline: str
     budget: EqualBudget
     intro: str = ""
     config: tuple[str, ...] = ()
     settings: Settings = field(default_factory=dict)
-    stages: dict[str, Stage] = field(default_factory=dict)
+    stages: dict[Name, Stage] = field(default_factory=dict)
     student: Settings = field(default_factory=dict)
-    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
-    search: SettingSearch = SettingSearch()
-    evaluations: dict[str, Settings] = field(default_factory=lambda: {"greedy": {"temperature": 0.0}})
+    seeds: Seeds = (1, 2, 3, 4, 5)
+    search: SettingSearch = field(default_factory=SettingSearch)
+    evaluations: Annotated[dict[EvaluationName, Settings], Field(min_length=1)] = field(
+        default_factory=lambda: {"greedy": {"temperature": 0.0}}
+    )
     test: Settings = field(default_factory=dict)
     quantities: tuple[str, ...] = ()
     frontier: tuple[str, str] | None = None
-    devices: int = 1
-    answers: int = 8
-    confidence: float = 0.95
+    devices: PositiveInt = 1
+    answers: NonNegativeInt = 8
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
     def __post_init__(self) -> None:
-        self._check_names()
-        checks = {
-            "methods": (self.methods, "name at least one method", self.methods),
-            "baseline": (self.baseline in self.methods, f"be one of {', '.join(self.methods)}", self.baseline),
-            "seeds": (_distinct(self.seeds), "be distinct numbers, at least one", self.seeds),
-            "search.seeds": (_distinct(self.search.seeds), "be distinct numbers, at least one", self.search.seeds),
-            "search.grid": (all(self.search.grid.values()), "have values for every setting", self.search.grid),
-            "evaluations": (self.evaluations, "name at least one evaluation", self.evaluations),
-            "confidence": (0 < self.confidence < 1, "lie between 0 and 1", self.confidence),
-            "devices": (self.devices >= 1, "be at least 1", self.devices),
-            "answers": (self.answers >= 0, "be 0 or more", self.answers),
-        }
-        for name, (valid, expectation, given) in checks.items():
-            if not valid:
-                raise ConfigurationError(f"`{name}` of a study must {expectation}, got {given!r:.200}.")
-        self._check_quantities()
+        if self.baseline not in self.methods:
+            methods = ", ".join(self.methods)
+            raise ConfigurationError(f"`baseline` of a study must be one of {methods}, got {self.baseline!r:.80}.")
+        for quantity in (*self.quantities, *(self.frontier or ())):
+            if quantity.partition("/")[0] not in self.evaluations:
+                raise ConfigurationError(
+                    f"`quantities` and `frontier` expected an evaluation ({', '.join(self.evaluations)}) and a metric, "
+                    f"such as {next(iter(self.evaluations))}/accuracy, got {quantity!r:.80}."
+                )
         if shared := set(self.seeds) & set(self.search.seeds) if self.searches else set():
             raise ConfigurationError(
                 f"`search.seeds` must not be seeds of the comparison, or the search would choose by luck that counts: "
@@ -190,28 +211,3 @@ class Study:
     def measured(self) -> tuple[str, ...]:
         """The quantities of the table and of the frontier, each once."""
         return tuple(dict.fromkeys((*self.shown, *(self.frontier or ()))))
-
-    def _check_names(self) -> None:
-        for name in (*self.stages, *self.evaluations, *self.methods):
-            if not isinstance(name, str) or not name.strip() or "{" in name or "}" in name:
-                raise ConfigurationError(
-                    f"A name in a study must be text that holds a letter and no brace, got {name!r:.80}."
-                )
-        for name in self.evaluations:
-            if not re.fullmatch(r"[\w@-]+", name) or name.lower() in _TAKEN:
-                raise ConfigurationError(
-                    f"The name of an evaluation is that of a folder: it must be made of letters, digits, `_`, `-` and "
-                    f"`@`, and none of {', '.join(_TAKEN)}, got {name!r:.80}."
-                )
-
-    def _check_quantities(self) -> None:
-        for quantity in (*self.quantities, *(self.frontier or ())):
-            if quantity.partition("/")[0] not in self.evaluations:
-                raise ConfigurationError(
-                    f"`quantities` and `frontier` expected an evaluation ({', '.join(self.evaluations)}) and a metric, "
-                    f"such as {next(iter(self.evaluations))}/accuracy, got {quantity!r:.80}."
-                )
-
-
-def _distinct(seeds: tuple[int, ...]) -> bool:
-    return 0 < len(seeds) == len(set(seeds))

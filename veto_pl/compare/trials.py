@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from veto_pl.callbacks.budget import PHASES
-from veto_pl.compare.jobs import Job, Point, point_text
-from veto_pl.compare.results import Answer, Comparison, Contrast, Cost, Search, Trial
+from veto_pl.compare.jobs import DONE, Job, Point, label
+from veto_pl.compare.results import Answer, Comparison, Contrast, Cost, EvaluationResult, Search, Summary, Trial
 from veto_pl.compare.statistics import contrasts, estimate
 from veto_pl.compare.study import SettingSearch, Study
-from veto_pl.compare.worker import DONE
 from veto_pl.exceptions import DataError
 from veto_pl.report.columns import Shown
 from veto_pl.report.run import Run
@@ -22,7 +23,7 @@ from veto_pl.storage.run_folder import METRICS
 
 
 def read_trial(method: str, seed: int, job: Job, answers: int) -> Trial:
-    """A finished run of the comparison, with the answers of its first evaluation.
+    """Read a finished run of the comparison, with the answers of its first evaluation.
 
     Raises:
         DataError: a file that the run wrote is missing or damaged.
@@ -32,24 +33,22 @@ def read_trial(method: str, seed: int, job: Job, answers: int) -> Trial:
     shown: dict[str, Shown] = {}
     for name in job.evaluations:
         with _written(job, f"{name}/test.json") as path:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            # JSON has no NaN: a metric without a finite value is null there.
-            values |= {
-                f"{name}/{metric}": math.nan if v is None else float(v) for metric, v in found["metrics"].items()
-            }
-            shown |= {metric: Shown(**of) for metric, of in found.get("quantities", {}).items()}
+            found = EvaluationResult.model_validate_json(path.read_bytes())
+        # JSON has no NaN: a metric without a finite value is null there.
+        values |= {f"{name}/{metric}": math.nan if value is None else value for metric, value in found.metrics.items()}
+        shown |= found.quantities
     with _written(job, f"{next(iter(job.evaluations))}/answers.jsonl") as path:
         first = tuple(islice(_answers(path), answers))
     return Trial(method, seed, run, values, _cost(job, run), first, shown)
 
 
-def read_search(search: SettingSearch, scores: Mapping[str, float], points: Mapping[str, Point]) -> Search:
-    """Ranks the points of a search; a point without a finite score is never chosen.
+def read_search(search: SettingSearch, scores: Mapping[str, float]) -> Search:
+    """Rank the points of a search; a point without a finite score is never chosen.
 
     Raises:
         DataError: no point has one.
     """
-    sign = 1 if search.mode == "max" else -1
+    sign, points = 1 if search.mode == "max" else -1, {label(point): point for point in search.points}
     finite = {text: sign * score for text, score in scores.items() if math.isfinite(score)}
     if not finite:
         raise DataError(f"`search.metric` expected a number that the validation logs, got none for `{search.metric}`.")
@@ -59,7 +58,7 @@ def read_search(search: SettingSearch, scores: Mapping[str, float], points: Mapp
 
 
 def search_score(metric: str, jobs: Iterable[Job]) -> float:
-    """The mean over seeds of the metric's last value; NaN where a run has none.
+    """Return the mean over seeds of the metric's last value; NaN where a run has none.
 
     Raises:
         DataError: a file that a run wrote is missing or damaged.
@@ -75,7 +74,7 @@ def compare(
     failures: Mapping[str, str],
     command: str = "",
 ) -> Comparison:
-    """The statistics of what is finished."""
+    """Put together what is finished, with its statistics."""
     values = {(m, q): _values(trials, m, q) for m in study.methods for q in study.measured}
     estimates = {key: estimate(list(v.values()), study.confidence) for key, v in values.items() if v}
     return Comparison(
@@ -112,10 +111,10 @@ def _values(trials: Sequence[Trial], method: str, quantity: str) -> dict[int, fl
 
 
 def _lacks_neighbour(point: Point, place: str, grid: Sequence[float], scored: Container[str]) -> bool:
-    """Whether the next smaller or the next larger value of a setting was not tried, or has no score."""
+    """Say whether the next smaller or the next larger value of a setting was not tried, or has no score."""
     values = sorted(set(grid))
     at = values.index(point[place])
-    beside = [point_text({**point, place: value}) for value in values[max(at - 1, 0) : at + 2] if value != point[place]]
+    beside = [label({**point, place: value}) for value in values[max(at - 1, 0) : at + 2] if value != point[place]]
     return len(values) > 1 and (len(beside) < 2 or any(text not in scored for text in beside))
 
 
@@ -125,7 +124,7 @@ def _cost(job: Job, run: Run) -> Cost:
         tokens = curves["train/tokens"]
     seconds = sum(sum(c.values) for phase in PHASES if (c := curves.get(f"train/seconds/{phase}")) is not None)
     with _written(job, "summary.json") as path:
-        skipped = int(json.loads(path.read_text(encoding="utf-8"))["skipped_steps"])
+        skipped = Summary.model_validate_json(path.read_bytes()).skipped_steps
     return Cost(len(tokens), round(sum(tokens.values)), seconds, skipped)
 
 
@@ -137,23 +136,17 @@ def _last(job: Job, metric: str) -> float:
 
 
 def _answers(path: Path) -> Iterator[Answer]:
+    """Yield the answers that are written token by token."""
+    adapter = TypeAdapter(Answer)
     with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
+        for row in map(json.loads, lines):
             if "tokens" in row:
-                yield Answer(
-                    row["prompt"],
-                    row["reference"],
-                    row["reward"],
-                    tuple(row["tokens"]),
-                    tuple(row.get("forward_kl", ())),
-                    tuple(row.get("reverse_kl", ())),
-                )
+                yield adapter.validate_python(row)
 
 
 @contextmanager
 def _written(job: Job, file: str) -> Iterator[Path]:
-    """A file of a finished run; whatever its reader stumbles over is reported with the file, and what to do."""
+    """Open a file of a finished run; whatever its reader stumbles over is reported with the file, and what to do."""
     path = job.folder / file
     try:
         yield path

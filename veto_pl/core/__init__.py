@@ -1,1 +1,1 @@
-"""What everything else speaks in: steps, ranks, memories, sampling settings, mistakes."""
+"""Shared nouns of all other folders: steps, ranks, memories, sampling settings, mistakes."""

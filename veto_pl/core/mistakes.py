@@ -17,7 +17,7 @@ SHOWN = 100
 
 @dataclass(frozen=True)
 class Mistake:
-    """One mistake.
+    """One mistake in a configuration.
 
     Args:
         path: where it is, in the words of the YAML.

@@ -1,4 +1,4 @@
-"""Strategies inside of strategies, such as the terms of a sum, or the sources of a mixture."""
+"""Walks over strategies inside of strategies, such as the terms of a sum or the sources of a mixture."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace

@@ -1,4 +1,4 @@
-"""Properties of modules that fail with their own error."""
+"""A base that lets properties of modules raise their own AttributeError."""
 
 from __future__ import annotations
 

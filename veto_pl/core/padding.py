@@ -1,4 +1,4 @@
-"""Rows of differing length, stacked."""
+"""Stacks rows of differing length."""
 
 from __future__ import annotations
 

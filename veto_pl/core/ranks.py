@@ -1,4 +1,4 @@
-"""Ranks: numbers that all of them share, and how they share a model."""
+"""Collectives over the ranks, and how the ranks share a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the next token is drawn."""
+"""Settings of sampling, and the draw of the next token."""
 
 from dataclasses import dataclass, replace
 
@@ -121,6 +121,10 @@ class Sampling:
         cut = torch.cat([torch.zeros_like(ids[..., :1]).bool(), reached[..., :-1] >= self.top_p], -1)
         kept = torch.log_softmax(logp.masked_fill(cut, -torch.inf), -1) if self.top_p < 1 else logp
         return kept, ids, reached[..., -1] >= self.top_p
+
+
+SEVERAL = Sampling(temperature=0.8, top_p=0.9, num_completions=2)
+"""What examples of sources sample with, where one completion of each prompt would hide a mistake."""
 
 
 def draw_id(probability: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

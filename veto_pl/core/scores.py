@@ -1,4 +1,4 @@
-"""What a teacher said about tokens, once its rows of vocabulary size are gone."""
+"""What is kept of a teacher's distributions instead of rows of the vocabulary's size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ids that end a text, begin it or fill it up: what model and tokenizer say of them."""
+"""Reads and sets the ids of EOS, BOS and padding of a model and its tokenizer."""
 
 from __future__ import annotations
 

@@ -57,6 +57,7 @@ class Step:
         (SplitMix64: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014).
         """
         mixed = keys * _GAMMA + self._seed(purpose, "all")
+        # Products wrap modulo 2^64, as they should; `>>` copies the sign of an int64, so the copies are masked off.
         for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
             mixed = (mixed ^ (mixed >> shift & (1 << 64 - shift) - 1)) * factor
         mixed = mixed ^ (mixed >> 31 & (1 << 33) - 1)

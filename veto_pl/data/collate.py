@@ -1,4 +1,4 @@
-"""From examples to padded batches. Shapes: `B` rows, `P` prompt tokens, `C` completion tokens."""
+"""Turns examples into padded batches. Shapes: `B` rows, `P` prompt tokens, `C` completion tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Control words such as `<|im_end|>`: where a row's own text holds them they may be text, or meant as tokens."""
+"""Finds control words such as `<|im_end|>` in a row's own text, where they may be text or meant as tokens."""
 
 from __future__ import annotations
 

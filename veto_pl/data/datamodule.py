@@ -1,4 +1,4 @@
-"""The batches of a run: which rows, in which order, on which rank."""
+"""The data module: which rows a run reads, in which order, on which rank."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class PromptDataModule(LightningDataModule):
 
     @property
     def collator(self) -> Collator:
-        """What makes batches of this module's kind; raises `ConfigurationError` while no tokenizer is known."""
+        """The collator that makes this module's batches; `ConfigurationError` is raised while no tokenizer is known."""
         module = self.trainer.lightning_module if self.trainer is not None else None
         tokenizer = self._tokenizer if self._tokenizer is not None else getattr(module, "tokenizer", None)
         if tokenizer is None:

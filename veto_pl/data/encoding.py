@@ -240,7 +240,7 @@ def _encoded(encoder: _Encoder, parts: list[range], processes: int) -> Iterator[
 
 
 _encoders: list[Callable[[range], _Batch]] = []
-"""What a process of the pool works with."""
+"""The encoder of a process of the pool: set once, so that it is not pickled with every task."""
 
 
 def _start_worker(encoder: Callable[[range], _Batch]) -> None:

@@ -62,7 +62,7 @@ class _Process:
     """A process that compares one pair after the other."""
 
     def __init__(self) -> None:
-        line = [sys.executable, "-c", _START, __file__]
+        line = [sys.executable, "-c", _START, __file__, str(LIMIT)]
         self._popen = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.end = Finalize(self, _end, (self._popen,), exitpriority=1)
         if self._reply() is None:
@@ -90,7 +90,7 @@ class _Process:
 
     def _reply(self) -> bool | None:
         assert self._popen.stdout is not None
-        line = self._popen.stdout.readline() if wait([self._popen.stdout], _PATIENCE) else b""
+        line = self._popen.stdout.readline() if wait([self._popen.stdout.fileno()], _PATIENCE) else b""
         if not line:
             with suppress(subprocess.TimeoutExpired):
                 self._popen.wait(1.0)
@@ -105,7 +105,7 @@ def _end(popen: subprocess.Popen[bytes]) -> None:
 
 
 _idle: list[_Process] = []
-os.register_at_fork(after_in_child=_idle.clear)  # a child would read the replies of its parent
+os.register_at_fork(after_in_child=lambda: _idle.clear())  # a child would read the replies of its parent
 
 
 def _serve() -> None:
@@ -124,7 +124,7 @@ def _serve() -> None:
         os.dup2(silence, output)
     parse = lru_cache(1024)(lambda text: math_verify.parse(rf"\boxed{{{text}}}", parsing_timeout=None))
     for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_PROF, LIMIT)  # its signal ends the process
+        signal.setitimer(signal.ITIMER_PROF, float(sys.argv[2]))  # its signal ends the process
         try:
             equal = bool(math_verify.verify(*map(parse, json.loads(line)), timeout_seconds=None))
         except Exception:  # whatever the parser or the arithmetic says to a text, they have not accepted it

@@ -20,7 +20,7 @@ def hub_rows(
 
 def hub_key(dataset: Any, *settings: Any) -> str | None:
     """Return a name for what is made of a data set of the hub, as `source_key` does for files; None if it is small."""
-    known = getattr(dataset, "_fingerprint", None)
+    known = getattr(dataset, "_fingerprint", None)  # `datasets` has no public name for it
     return None if known is None or len(dataset) < _FEW else settings_key(known, *settings)
 
 

@@ -7,10 +7,12 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_warn
+from pydantic import TypeAdapter, ValidationError
 
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.seams import Example
@@ -79,12 +81,12 @@ class JsonLinesFile:
 def read_examples(
     path: str, *, prompt: str, completion: str | None, on_bad_row: OnBadRow = "error", limit: int | None = None
 ) -> list[Example]:
-    """The examples of a `JsonLinesFile` as a list, read at once."""
+    """Read the examples of a `JsonLinesFile` into a list, at once."""
     return list(JsonLinesFile(path, prompt, completion, on_bad_row, limit))
 
 
 def check_format(setting: str, path: str | None) -> None:
-    """Refuses, by its name, a file of another format, with the way to turn it into JSON Lines.
+    """Refuse, by its name, a file of another format, with the way to turn it into JSON Lines.
 
     Raises:
         ConfigurationError: the name ends like that of a table, of columns or of plain text.
@@ -98,17 +100,50 @@ def check_format(setting: str, path: str | None) -> None:
 
 
 def to_example(row: Any, *, prompt: str, completion: str | None, where: str) -> Example:
-    """Checks one decoded row and names its fields; `where` opens the message of a `DataError`."""
+    """Check one decoded row and name its fields; `where` opens the message of a `DataError`."""
+    check_fields(row, where, **{name: str for name in (prompt, completion) if name is not None})
+    if not row[prompt].strip():
+        raise DataError(f"{where}: field `{prompt}` expected a prompt that is not blank, got {shown(row[prompt])}.")
+    return Example(row[prompt], None if completion is None else row[completion], row)
+
+
+def check_fields(row: Any, where: str, /, **fields: Any) -> None:
+    """Check that a decoded row has these fields, and that they are of these types, such as `list[str]`.
+
+    Args:
+        row: a row of a file.
+        where: names the file and the row in messages.
+        fields: the type of each field.
+
+    Raises:
+        DataError: a field is missing or holds something else.
+
+    Example:
+        >>> check_fields({"tests": ["a", 5]}, "rows.jsonl:3", tests=list[str])
+        Traceback (most recent call last):
+        veto_pl.exceptions.DataError: rows.jsonl:3: field `tests[1]` expected a valid string, got int 5.
+    """
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected a JSON object, got {shown(row)}.")
-    text = _text(row, prompt, where)
-    if not text.strip():
-        raise DataError(f"{where}: field `{prompt}` expected a prompt that is not blank, got {shown(text)}.")
-    return Example(text, None if completion is None else _text(row, completion, where), row)
+    for name, kind in fields.items():
+        if name not in row:
+            raise DataError(f"{where}: field `{name}` is missing; the row has {listed(row)}.")
+        try:
+            _of_type(kind).validate_python(row[name], strict=True)
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            place = name + "".join(f"[{part}]" for part in fault["loc"] if isinstance(part, int))
+            expected = fault["msg"].removeprefix("Input should be ")
+            raise DataError(f"{where}: field `{place}` expected {expected}, got {shown(fault['input'])}.") from None
+
+
+@lru_cache(maxsize=64)
+def _of_type(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def _lines(path: str) -> Iterator[bytes]:
-    """Bytes, because text mode would also split at other line ends and lose the line of a decoding error."""
+    """Yield the lines as bytes, because text mode would also split at other line ends and lose the line of an error."""
     number = 0
     try:
         file = local_path(path)
@@ -138,7 +173,7 @@ def _parse(line: bytes, where: str) -> Any:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; of a key that stands twice nobody knows which value is meant."""
+    """Return an object; raise where a key stands twice, since it cannot be told which value is meant."""
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
@@ -147,21 +182,8 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _text(row: dict[str, Any], field: str, where: str) -> str:
-    if field not in row:
-        raise DataError(f"{where}: field `{field}` expected a string, got a row without it; it has {listed(row)}.")
-    value = row[field]
-    if not isinstance(value, str):
-        raise DataError(f"{where}: field `{field}` expected a string, got {shown(value)}.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where}: field `{field}` expected valid Unicode, got a lone surrogate ({error}).") from error
-    return value
-
-
 def shown(value: object) -> str:
-    """The type of a value and its beginning, for messages.
+    """Return the type of a value and its beginning, for messages.
 
     Example:
         >>> shown(["a"])
@@ -173,7 +195,7 @@ def shown(value: object) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names of fields, for messages; of many or long names only the beginning.
+    """Return names of fields, for messages; of many or long names only the beginning.
 
     Example:
         >>> listed(["prompt", "answer"])

@@ -279,7 +279,7 @@ class MathAnswer(Reward):
     """
 
     def __call__(self, example: Example, completion: str) -> float:
-        """1.0 or 0.0."""
+        """Return 1.0 or 0.0."""
         given = final_answer(completion)
         if not given:
             return 0.0

@@ -22,7 +22,7 @@ REMARKS = {
     "completion": "references ({split}) hold control words such as `{word}` before their end: they are trained on as "
     "control tokens. Leave out or mend these rows if they are text",
 }
-"""By the key that a row has: what the rows of a split have in common."""
+"""Warnings by the key that rows carry in `Encoded.remarks`; `{split}` and `{word}` are filled in."""
 
 
 def fit_prompts(rows: EncodedRows, *, max_prompt_tokens: int, overlong: Overlong, split: str) -> EncodedRows:

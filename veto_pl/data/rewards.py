@@ -21,7 +21,7 @@ _MARKED = re.compile(rf"####[ \t]*({_NUMBER})")
 
 
 def final_number(text: str) -> Decimal | None:
-    r"""The number that a worked answer ends in.
+    r"""Return the number that a worked answer ends in.
 
     It is the one behind the last `####` that a number follows directly, and without such a mark the last number of the
     text. Thousands separators, `$`, `%` and a full stop behind the number are ignored.
@@ -45,7 +45,7 @@ class NoReward(Reward):
     """
 
     def __call__(self, example: Example, completion: str) -> float:
-        """Always 0.0."""
+        """Return 0.0, always."""
         return 0.0
 
 
@@ -66,7 +66,7 @@ class ExactMatch(Reward):
     casefold: bool = False
 
     def __call__(self, example: Example, completion: str) -> float:
-        """1.0 or 0.0."""
+        """Return 1.0 or 0.0."""
         if example.completion is None:
             return 0.0
         return float(self._normal(completion) == self._normal(example.completion))
@@ -89,7 +89,7 @@ class LastNumber(Reward):
     """
 
     def __call__(self, example: Example, completion: str) -> float:
-        """1.0 or 0.0."""
+        """Return 1.0 or 0.0."""
         expected = final_number(example.completion or "")
         return float(expected is not None and final_number(completion) == expected)
 
@@ -108,5 +108,5 @@ class RougeL(Reward):
     """
 
     def __call__(self, example: Example, completion: str) -> float:
-        """A score in [0, 1]."""
+        """Return a score in [0, 1]."""
         return rouge(completion, example.references)

@@ -1,4 +1,4 @@
-"""Which rows a rank reads, and in which order."""
+"""Samplers: which rows a rank reads, and in which order."""
 
 from __future__ import annotations
 

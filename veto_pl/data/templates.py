@@ -1,4 +1,4 @@
-"""How an example becomes the text that the models read."""
+"""Templates, which turn an example into the text that the models read."""
 
 from __future__ import annotations
 
@@ -49,6 +49,10 @@ class PlainTemplate(Template):
     def __post_init__(self) -> None:
         check_format("PlainTemplate.format", self.format)
 
+    @classmethod
+    def examples(cls) -> tuple[PlainTemplate, ...]:
+        return cls(), cls(format="Q: {prompt}", add_bos=True, control_words="text")
+
     def __call__(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
         """Return the filled format."""
         text = fill("PlainTemplate.format", self.format, example)
@@ -92,6 +96,10 @@ class ChatTemplate(Template):
         check_format("ChatTemplate.user", self.user)
         if taken := [name for name in _RESERVED if name in self.arguments]:
             raise ConfigurationError(f"`ChatTemplate.arguments` must not set {', '.join(taken)}. Remove them.")
+
+    @classmethod
+    def examples(cls) -> tuple[ChatTemplate, ...]:
+        return cls(), cls(system="Be brief.", control_words="tokens")
 
     def __call__(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
         """Return the rendered conversation."""
@@ -147,6 +155,10 @@ class TemplateMixture(Template):
     def __post_init__(self) -> None:
         if not 0 <= self.fraction <= 1:
             raise ConfigurationError(f"`TemplateMixture.fraction` must lie in [0, 1], got {self.fraction}.")
+
+    @classmethod
+    def examples(cls) -> tuple[TemplateMixture, ...]:
+        return (cls(first=PlainTemplate(), second=ChatTemplate()),)
 
     def __call__(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
         """Return the text of the template that this row falls to."""

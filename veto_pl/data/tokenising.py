@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 AS_TEXT: Mapping[str, Any] = {"split_special_tokens": True}
 SENTINELS = ("", "\n", ":", "0", "a")
-"""What a text is read behind, so that the tokenizer takes it for the middle of a longer one; at first nothing."""
+"""Texts put in front of a completion, so that the tokenizer takes it for the middle of a longer text; first none."""
 PROBES = (
     ("Par", "is"), ("2+2=", "4"), ("f(x):\n", "    x"), ("it", " is"), ("it", "\nis"), ("it ", "is"),
 )  # fmt: skip
-"""Prompts and what follows them."""
+"""Prompts and completions that a sentinel is tried with: together they must decode to the text of both."""
 _found: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, ...]] = WeakKeyDictionary()
 
 

@@ -2,10 +2,16 @@
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import pad, softplus
+
+FDivergence = Literal["forward_kl", "reverse_kl", "jsd"]
+LARGEST_RATIO = 1e6
+"""Ratios of probabilities are cut here, as float32 has no digits left beyond. By Markov's inequality a student samples
+a token with a larger one once in a million, at most."""
 
 
 def reverse_cumsum(values: Tensor, mask: Tensor) -> Tensor:
@@ -188,3 +194,79 @@ def most_uncertain(entropy: Tensor, mask: Tensor, fraction: float) -> Tensor:
     rank = order.argsort(1)
     wanted = fraction * mask.sum(1, keepdim=True).double()
     return mask & (rank < (wanted - 1e-6).ceil())  # 0.55 x 100 is a little above 55
+
+
+def share_before(values: Tensor, mask: Tensor) -> Tensor:
+    r"""Compute the share of a row's total that lies before each token, :math:`\sum_{i<t} x_i / \sum_i x_i`.
+
+    Args:
+        values: [B, S], none negative.
+        mask: [B, S] bool.
+
+    Returns:
+        [B, S] in [0, 1]; 0 at the first token, and in a row whose total is 0.
+
+    Example:
+        >>> share_before(torch.tensor([[1.0, 2.0, 1.0]]), torch.ones(1, 3, dtype=torch.bool))
+        tensor([[0.0000, 0.2500, 0.7500]])
+
+    References:
+        arXiv 2606.22600
+    """
+    values = values.masked_fill(~mask, 0.0)
+    total = values.sum(1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
+    return ((values.cumsum(1) - values) / total).clamp(0, 1).masked_fill(~mask, 0.0)
+
+
+def softsign(values: Tensor, mask: Tensor) -> Tensor:
+    r"""Bound values by the softsign, in units of each row's mean size: :math:`x_t / (\overline{|x|} + |x_t|)`.
+
+    Args:
+        values: [B, S].
+        mask: [B, S] bool.
+
+    Returns:
+        [B, S] in (-1, 1), of the same signs and order; 0 in a row whose values are all 0.
+
+    Example:
+        >>> softsign(torch.tensor([[3.0, -1.0]]), torch.ones(1, 2, dtype=torch.bool))
+        tensor([[ 0.6000, -0.3333]])
+
+    References:
+        arXiv 2609.16937, equation 8
+    """
+    scale = row_mean(values.abs(), mask)[:, None] + values.abs()
+    return (values / scale.clamp_min(torch.finfo(values.dtype).tiny)).masked_fill(~mask, 0.0)
+
+
+def divergence_credit(log_ratio: Tensor, divergence: FDivergence) -> Tensor:
+    r"""Compute the credit of a sampled token whose expected gradient is that of an f-divergence.
+
+    .. math:: w(u) = u f'(u) - f(u), \qquad D_f = \mathrm{E}_{y \sim p_S} f(u), \quad u = p_T(y) / p_S(y)
+
+    The gradient of D is :math:`-\mathrm{E}\, w(u) \nabla \log p_S(y)`; the credit :math:`-f(u)` of a reward that is
+    held fixed lacks :math:`u f'(u)`. A multiple of u - 1 may be added to f, which adds a constant to w; here w(1) = 0:
+    log u for the reverse KL, u - 1 for the forward KL, and log((1 + u) / 2) / 2 for the Jensen-Shannon divergence.
+
+    Args:
+        log_ratio: [...] log u.
+        divergence: `forward_kl`, KL(teacher || student); `reverse_kl`; or `jsd`.
+
+    Returns:
+        [...], increasing in u and 0 where the models agree.
+
+    Numerics: the forward KL cuts u at a million.
+
+    Example:
+        >>> ratio = torch.tensor([1.0, 3.0]).log()
+        >>> divergence_credit(ratio, "forward_kl"), divergence_credit(ratio, "jsd")
+        (tensor([0., 2.]), tensor([0.0000, 0.3466]))
+
+    References:
+        arXiv 2606.01039, table 1
+    """
+    if divergence == "reverse_kl":
+        return log_ratio
+    if divergence == "forward_kl":
+        return log_ratio.clamp(max=math.log(LARGEST_RATIO)).expm1()
+    return 0.5 * (softplus(log_ratio) - math.log(2))

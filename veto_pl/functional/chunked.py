@@ -49,7 +49,7 @@ Kernel = Callable[[Block], tuple[dict[str, Tensor], Tensor | None]]
 
 
 class RowStream:
-    """Hidden states of N tokens on their way through the heads, a chunk at a time.
+    """Takes the hidden states of N tokens through the heads, a chunk of rows at a time.
 
     Args:
         hidden: [N, D] hidden states of the student.
@@ -60,6 +60,21 @@ class RowStream:
 
     Raises:
         ValueError: `chunk_rows` is below 1, N differs, or the vocabularies differ.
+
+    Example:
+        The negative log-likelihood of token 0 in each row, two rows at a time:
+
+        >>> def kernel(block):
+        ...     logp = torch.log_softmax(block.student, -1)
+        ...     gradient = logp.exp() - torch.tensor([1.0, 0.0, 0.0])
+        ...     return {"nll": -logp[:, 0]}, gradient
+        >>> hidden = torch.zeros(4, 2, requires_grad=True)
+        >>> head = LinearHead(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
+        >>> scores, gradients = RowStream(hidden, head, chunk_rows=2).gradients(kernel)
+        >>> scores["nll"]
+        tensor([1.0986, 1.0986, 1.0986, 1.0986])
+        >>> gradients.hidden[0]
+        tensor([-0.6667,  0.3333])
     """
 
     def __init__(

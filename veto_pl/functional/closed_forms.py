@@ -90,6 +90,7 @@ def generalized_jsd(student_logp: Tensor, target_logp: Tensor, beta: float = 0.5
     """
     _check_weight("`beta` of the generalised JSD", beta)
     student, target = student_logp.exp(), target_logp.exp()
+    # Buffers are reused from here on: a block of a vocabulary's size is what the loss head's speed depends on.
     mixture = _log(torch.lerp(student, target, beta))
     of_target, _ = expectation(target, target_logp - mixture)
     ratio = torch.sub(student_logp, mixture, out=mixture)

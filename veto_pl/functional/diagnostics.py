@@ -1,4 +1,4 @@
-"""Numbers to look at beside a loss, token by token; [..., V] to [...]."""
+"""Diagnostics of two distributions, to log beside a loss, token by token; [..., V] to [...]."""
 
 import torch
 from torch import Tensor

@@ -19,6 +19,15 @@ class Gradients:
     Args:
         hidden: [N, D], or None where the hidden states have no gradient.
         parameters: one for each parameter of the head, None where it is frozen.
+
+    Example:
+        >>> from veto_pl.functional.heads import LinearHead
+        >>> hidden, head = torch.ones(1, 2, requires_grad=True), LinearHead(torch.eye(2))
+        >>> gradients = Gradients.empty(hidden, head)
+        >>> gradients.add(head, gradient=torch.tensor([[0.5, -0.5]]), hidden=hidden.detach(), start=0)
+        >>> gradients.attach(torch.tensor(3.0), hidden, head).backward()
+        >>> hidden.grad
+        tensor([[ 0.5000, -0.5000]])
     """
 
     hidden: Tensor | None

@@ -18,6 +18,10 @@ class ScaleAndCap:
     Args:
         scale: s; Cohere and Granite have one.
         softcap: c, or None for :math:`y = s x`; Gemma has one.
+
+    Example:
+        >>> ScaleAndCap(scale=0.5, softcap=1.0)(torch.tensor([0.0, 100.0]))
+        tensor([0., 1.])
     """
 
     scale: float = 1.0
@@ -83,6 +87,11 @@ class LinearHead(Head):
 
     Numerics: hidden states and weight meet in the autocast dtype where autocast is on, else in their own; sums over
     chunks are kept in float32 at least.
+
+    Example:
+        >>> head = LinearHead(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), scale_and_cap=ScaleAndCap(0.5))
+        >>> head.scale_and_cap(head.forward(torch.tensor([[2.0, 4.0]])))
+        tensor([[1., 2., 3.]])
     """
 
     weight: Tensor
@@ -144,6 +153,16 @@ class FunctionHead(Head):
         parameters: the tensors inside it that are trained.
         vocab_size: the first columns, those with a token.
         scale_and_cap: what follows.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 3)
+        >>> head = FunctionHead(layer, list(layer.parameters()), vocab_size=3)
+        >>> sums = [torch.empty_like(p) for p in head.parameters]
+        >>> hidden = torch.ones(1, 2)
+        >>> logits = head.forward(hidden)
+        >>> _ = head.backward(torch.ones(1, 3), hidden, sums, first=True)
+        >>> sums[1]
+        tensor([1., 1., 1.])
     """
 
     def __init__(
@@ -196,5 +215,11 @@ class FunctionHead(Head):
 
 
 def full_precision(device: torch.device) -> torch.autocast:
-    """Return a context without autocast, which would round dot products and products into other buffers."""
+    """Return a context without autocast, which would round dot products and products into other buffers.
+
+    Example:
+        >>> with torch.autocast("cpu"), full_precision(torch.device("cpu")):
+        ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
+        torch.float32
+    """
     return torch.autocast(device.type, enabled=False)

@@ -14,7 +14,7 @@ Mode = Literal["mean", "minmax"]
 Direction = Literal["both", "correct_up", "incorrect_down"]
 
 SHARES = {"both": (0.5, 0.5), "correct_up": (1.0, 0.0), "incorrect_down": (0.0, 1.0)}
-"""Of a missing margin: what the correct completions gain, and what the wrong ones lose."""
+"""Shares of a missing margin, by direction: what correct completions gain, and what wrong ones lose."""
 
 
 def group_mean(values: Tensor, groups: Tensor, among: Tensor) -> Tensor:
@@ -34,6 +34,31 @@ def group_mean(values: Tensor, groups: Tensor, among: Tensor) -> Tensor:
     """
     members = (groups[:, None] == groups) & among
     return torch.where(members, values, 0.0).sum(1) / members.sum(1).clamp_min(1)
+
+
+def group_standardised(values: Tensor, groups: Tensor, among: Tensor) -> Tensor:
+    """Compute how many standard deviations a row is above the mean of its group.
+
+    Args:
+        values: [B].
+        groups: [B] int64.
+        among: [B] bool, the rows that the mean and the (biased) standard deviation are taken over.
+
+    Returns:
+        [B]; 0 where the values of a group are all alike.
+
+    Example:
+        >>> group_standardised(torch.tensor([1.0, 3.0, 8.0]), torch.tensor([0, 0, 1]), torch.ones(3, dtype=torch.bool))
+        tensor([-1.,  1.,  0.])
+
+    References:
+        arXiv 2402.03300
+    """
+    members = (groups[:, None] == groups) & among
+    differ = (members & (values[:, None] != values)).any(1)  # rounding leaves equal values a deviation that is not 0
+    centred = values - group_mean(values, groups, among)
+    deviation = group_mean(centred.square(), groups, among).sqrt()
+    return torch.where(differ, centred / deviation.clamp_min(torch.finfo(values.dtype).tiny), 0.0)
 
 
 def group_gap(scores: Tensor, correct: Tensor, groups: Tensor, counted: Tensor, mode: Mode = "mean") -> Tensor:

@@ -15,6 +15,10 @@ class Stat:
     Args:
         total: scalar, :math:`\sum_i w_i x_i`; carries the graph if it is a loss.
         weight: scalar, :math:`\sum_i w_i`.
+
+    Example:
+        >>> (Stat(torch.tensor(6.0), torch.tensor(2.0)) + Stat(torch.tensor(3.0), torch.tensor(1.0))).mean()
+        tensor(3.)
     """
 
     total: Tensor

@@ -43,3 +43,37 @@ def geometric_bridge(teacher_logp: Tensor, student_logp: Tensor, beta: float) ->
     if beta == 0:
         return teacher_logp
     return torch.log_softmax(teacher_logp + beta * student_logp, -1)
+
+
+def geometric_mean(teacher_logp: Tensor, student_logp: Tensor, share: Tensor) -> Tensor:
+    r"""Compute the weighted geometric mean of teacher and student, each token with a weight of its own.
+
+    .. math:: Q \propto P_T^{1 - \alpha}\, P_S^{\alpha}
+
+    It is the distribution that minimises :math:`(1 - \alpha)\,\mathrm{KL}(Q \Vert P_T) + \alpha\,\mathrm{KL}(Q \Vert
+    P_S)`. With the student inside of Q and the weight held fixed, :math:`\mathrm{KL}(P_S \Vert Q)` has
+    :math:`1 - \alpha` times the gradient of :math:`\mathrm{KL}(P_S \Vert P_T)`.
+
+    Args:
+        teacher_logp: [..., V] log-probabilities of the teacher.
+        student_logp: [..., V] log-probabilities of the student.
+        share: [...] alpha, the student's weight, in [0, 1].
+
+    Returns:
+        [..., V] normalised log-probabilities.
+
+    Numerics: log-space; an id that a model with a positive weight excludes stays excluded.
+
+    Example:
+        >>> teacher, student = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.2, 0.8]).log()
+        >>> geometric_mean(teacher, student, torch.tensor(0.5)).exp()
+        tensor([0.3333, 0.6667])
+
+    References:
+        arXiv 2607.02502, equations 9 and 10
+    """
+    share = share[..., None]
+    gone_teacher, gone_student = teacher_logp.isneginf(), student_logp.isneginf()
+    excluded = gone_teacher & (share < 1) | gone_student & (share > 0)
+    teacher, student = teacher_logp.masked_fill(gone_teacher, 0.0), student_logp.masked_fill(gone_student, 0.0)
+    return torch.log_softmax(((1 - share) * teacher + share * student).masked_fill(excluded, -math.inf), -1)

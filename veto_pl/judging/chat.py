@@ -60,7 +60,6 @@ class ChatJudge(Judge):
         timeout: seconds of one request, from the search for the host to the last byte of the reply; each attempt has
             its own.
         retries: further attempts after a failure that may pass.
-        back_off: seconds before the first of them; doubled each time.
         concurrency: pairs that are judged at a time.
 
     Raises:
@@ -77,13 +76,12 @@ class ChatJudge(Judge):
     max_tokens: int | None = 1024
     timeout: float = 60.0
     retries: int = 4
-    back_off: float = 1.0
     concurrency: int = 8
 
     def __post_init__(self) -> None:
         check_sizes("ChatJudge", at_least=1, concurrency=self.concurrency, max_tokens=self.max_tokens)
         check_sizes("ChatJudge", retries=self.retries)
-        for name in ("timeout", "back_off", "temperature"):
+        for name in ("timeout", "temperature"):
             least, value = (1e-3 if name == "timeout" else 0.0), getattr(self, name)
             if not least <= value < math.inf:
                 raise ConfigurationError(f"`ChatJudge.{name}` must be finite and at least {least:g}, got {value}.")
@@ -108,7 +106,7 @@ class ChatJudge(Judge):
         return body if self.max_tokens is None else body | {"max_tokens": self.max_tokens}
 
     def _endpoint(self) -> Endpoint:
-        return Endpoint(self.base_url, self.api_key_variable, self.timeout, self.retries, self.back_off)
+        return Endpoint(self.base_url, self.api_key_variable, self.timeout, self.retries)
 
 
 def message_of(reply: dict[str, Any]) -> str:

@@ -1,38 +1,40 @@
-"""A chat completion from an OpenAI-compatible server, asked for until it comes."""
+"""A chat completion from an OpenAI-compatible server, by the `openai` client."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from http.client import HTTPException
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
-from urllib.request import Request
 
+from veto_pl.core.extras import require_extra
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.judging.exchange import Reply, exchange
 from veto_pl.judging.preferences import NoVerdictError
 
-LONGEST_REPLY = 2**22
-"""Bytes of a reply that are read."""
-LONGEST_PAUSE = 60.0
-"""Seconds between two attempts."""
-_PASSING = {408, 409, 425, 429}
+_LONGEST = 1e6
+"""Seconds of a request; an event loop cannot wait for much longer."""
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """A failure that may pass.
+class _Loop(asyncio.SelectorEventLoop):
+    """Knows its connections: one that is given up in the handshake of TLS is closed by nobody else."""
 
-    Args:
-        reason: what failed.
-        pause: seconds that the server asked for, or 0.
-    """
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: list[asyncio.BaseTransport] = []
 
-    reason: str
-    pause: float = 0.0
+    async def create_connection(self, *given: Any, **settings: Any) -> Any:
+        made = await super().create_connection(*given, **settings)
+        self._made.append(made[0])
+        return made
+
+    async def abort(self) -> None:
+        """Close what is open."""
+        for transport in self._made:
+            cast(asyncio.Transport, transport).abort()
+        await asyncio.sleep(0)
 
 
 @dataclass(frozen=True)
@@ -45,20 +47,20 @@ class Endpoint:
         timeout: seconds of one request, from the search for the host to the last byte of the reply; each attempt has
             its own.
         retries: further attempts after a failure that may pass: no connection, no answer in time, a reply that is no
-            JSON, and the statuses 408, 409, 425, 429 and 5xx.
-        back_off: seconds before the first further attempt; doubled each time, and at least what the server asks for.
+            JSON, and the statuses 408, 409, 429 and 5xx. The client waits half a second before the first, and longer
+            before each further one or where the server asks for it.
 
     Raises:
-        ConfigurationError: a setting cannot work.
+        ConfigurationError: a setting cannot work, or the client is not installed.
     """
 
     base_url: str
     api_key_variable: str | None
     timeout: float
     retries: int
-    back_off: float
 
     def __post_init__(self) -> None:
+        require_extra("openai", extra="judge", needed_by="`ChatJudge`")
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigurationError(
@@ -71,40 +73,45 @@ class Endpoint:
             )
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The reply to a request.
+        """Return the reply to a request.
 
         Raises:
             NoVerdictError: every attempt failed.
             ConfigurationError: the server refuses this request and would refuse the next, or the key is missing.
         """
-        outcome = self._once(body)
-        for attempt in range(self.retries):
-            if not isinstance(outcome, _Failure):
-                break
-            time.sleep(min(max(self.back_off * 2**attempt, outcome.pause), LONGEST_PAUSE))
-            outcome = self._once(body)
-        if isinstance(outcome, _Failure):
-            raise NoVerdictError(outcome.reason)
-        return outcome
-
-    def _once(self, body: dict[str, Any]) -> dict[str, Any] | _Failure:
         key = self._key()
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        address = f"{self.base_url.rstrip('/')}/chat/completions"
+        with ThreadPoolExecutor(1) as pool:  # a thread of its own, for the caller's may have an event loop already
+            return pool.submit(self._complete, body, key).result()
+
+    def _complete(self, body: dict[str, Any], key: str | None) -> dict[str, Any]:
+        loop = _Loop()
         try:
-            reply = exchange(Request(address, json.dumps(body).encode(), headers), self.timeout, LONGEST_REPLY)
-        except TimeoutError:
-            return _Failure("no answer in time")
-        except (OSError, HTTPException) as error:  # `URLError` is an `OSError`
-            timed_out = isinstance(getattr(error, "reason", None), TimeoutError)
-            return _Failure("no answer in time" if timed_out else "no connection")
-        if not 200 <= reply.status < 300:
-            return self._refusal(reply, key)
-        try:
-            decoded = json.loads(reply.body)
-        except (ValueError, RecursionError):
-            return _Failure("no JSON")
-        return decoded if isinstance(decoded, dict) else {}
+            return loop.run_until_complete(self._exchange(body, key))
+        finally:
+            loop.run_until_complete(loop.abort())
+            loop.close()  # unlike `asyncio.run`, this does not wait for the search for a host
+
+    async def _exchange(self, body: dict[str, Any], key: str | None) -> dict[str, Any]:
+        import openai
+
+        from veto_pl.judging.bounded_client import BoundedClient, NotJsonError
+
+        http = BoundedClient(key, min(self.timeout, _LONGEST))
+        address, retries = self.base_url, self.retries
+        async with openai.AsyncOpenAI(
+            api_key="-", base_url=address, max_retries=retries, timeout=None, http_client=http
+        ) as client:
+            try:
+                reply = await client.post("/chat/completions", body=body, cast_to=object)
+            except openai.APITimeoutError:
+                raise NoVerdictError("no answer in time") from None
+            except openai.APIConnectionError as error:
+                raise NoVerdictError(
+                    "no JSON" if isinstance(error.__cause__, NotJsonError) else "no connection"
+                ) from None
+            except openai.APIStatusError as error:
+                raise self._refusal(error.status_code, error.response.text, key) from None
+        return reply if isinstance(reply, dict) else {}
 
     def _key(self) -> str | None:
         if self.api_key_variable is None:
@@ -117,27 +124,20 @@ class Endpoint:
             )
         return key
 
-    def _refusal(self, reply: Reply, key: str | None) -> _Failure:
-        """A status that may pass; raises for others, with the server's words but not the key, which some repeat."""
-        if reply.status in _PASSING or reply.status >= 500:
-            return _Failure(f"status {reply.status}", _seconds(reply.headers.get("Retry-After")))
-        said = " ".join(_without(key, reply.body[:2000].decode(errors="replace")).split())[:300]
-        raise ConfigurationError(
-            f"The judge at {self.base_url} refused with status {reply.status}: {said or reply.reason}. Check "
+    def _refusal(self, status: int, text: str, key: str | None) -> Exception:
+        """Return the error that a status stands for, with the server's words but not the key, which some repeat."""
+        if status in (408, 409, 429) or status >= 500:
+            return NoVerdictError(f"status {status}")
+        said = " ".join(_without(key, text[:2000]).split())[:300]
+        return ConfigurationError(
+            f"The judge at {self.base_url} refused with status {status}: {said or 'no reason given'}. Check "
             "`base_url`, `model` and the key that `api_key_variable` names."
         )
 
 
 def _without(key: str | None, text: str) -> str:
-    """The text without the key, also where JSON has escaped it; some encoders escape slashes too."""
+    """Return the text without the key, also where JSON has escaped it; some encoders escape slashes too."""
     quoted = json.dumps(key or "")[1:-1]
     for form in filter(None, (quoted.replace("/", "\\/"), (key or "").replace("/", "\\/"), quoted, key)):
         text = text.replace(form, "[key]")
     return text
-
-
-def _seconds(text: str | None) -> float:
-    try:
-        return max(0.0, float(text or 0))
-    except ValueError:
-        return 0.0

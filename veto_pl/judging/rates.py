@@ -111,8 +111,8 @@ def win_rate(
     return found
 
 
-def wilson(rate: float, number: int, confidence: float = 0.95) -> tuple[float, float]:
-    r"""Wilson's interval of a proportion, NaN without observations.
+def wilson(rate: float, number: float, confidence: float = 0.95) -> tuple[float, float]:
+    r"""Return Wilson's interval of a proportion, NaN without observations.
 
     .. math:: \frac{p + z^2 / 2n \pm z \sqrt{p (1 - p) / n + z^2 / 4n^2}}{1 + z^2 / n}
 
@@ -130,6 +130,6 @@ def wilson(rate: float, number: int, confidence: float = 0.95) -> tuple[float, f
         return math.nan, math.nan
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     middle = rate + z * z / (2 * number)
-    spread = z * math.sqrt(rate * (1 - rate) / number + z * z / (4 * number * number))
+    spread = z * math.sqrt(max(rate * (1 - rate), 0.0) / number + z * z / (4 * number * number))
     scale = 1 + z * z / number
     return (middle - spread) / scale, (middle + spread) / scale

@@ -1,4 +1,4 @@
-"""Which answers the completions of a prompt give, and how many of them are right."""
+"""Metrics of the answers that the completions of a prompt give, and of how many of them are right."""
 
 from __future__ import annotations
 

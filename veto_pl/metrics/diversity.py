@@ -1,4 +1,4 @@
-"""How different completions are from each other, and from themselves."""
+"""Metrics of how different completions are from each other, and of repetition inside of one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DistinctN(CompletionMetric):
     def __init__(self, n: int = 2) -> None:
         super().__init__()
         self.n = _checked(n, "DistinctN")
-        self.name, self.unit = f"distinct_{n}", f"distinct / all {n}-grams"
+        self.name = f"distinct_{n}"
 
     def update(self, generations: Generations) -> None:
         grams = [[gram for tokens in group for gram in _ngrams(tokens, self.n)] for group in _by_prompt(generations)]
@@ -52,7 +52,7 @@ class RepetitionRate(CompletionMetric):
     def __init__(self, n: int = 4) -> None:
         super().__init__()
         self.n = _checked(n, "RepetitionRate")
-        self.name, self.unit = f"repetition_{n}", f"repeated / all {n}-grams"
+        self.name = f"repetition_{n}"
 
     def update(self, generations: Generations) -> None:
         self._add(1 - _distinct_fractions([_ngrams(tokens, self.n) for tokens in generations.tokens]))
@@ -69,8 +69,6 @@ class SelfBLEU(CompletionMetric):
     """
 
     name = "self_bleu"
-    title = "self-BLEU"
-    unit = "0 to 100"
     needs_group = True
     higher_is_better = False
 
@@ -104,14 +102,13 @@ class VendiScore(CompletionMetric):
         arXiv 2210.02410
     """
 
-    title = "Vendi score"
     needs_group = True
     higher_is_better = True
 
     def __init__(self, n: int = 2) -> None:
         super().__init__()
         self.n = _checked(n, "VendiScore")
-        self.name, self.unit = f"vendi_{n}", f"completions, by {n}-grams"
+        self.name = f"vendi_{n}"
 
     def update(self, generations: Generations) -> None:
         if not generations.tokens:
@@ -130,7 +127,6 @@ class CompletionEntropy(CompletionMetric):
     """
 
     name = "completion_entropy"
-    unit = "nats"
     needs_group = True
     higher_is_better = True
 
@@ -141,7 +137,7 @@ class CompletionEntropy(CompletionMetric):
 
 
 def _by_prompt(generations: Generations) -> list[list[list[int]]]:
-    """Return the token ids of the completions of each prompt."""
+    """The ids of the completions of each prompt."""
     size = generations.rewards.shape[1]
     return [generations.tokens[i : i + size] for i in range(0, len(generations.tokens), size)]
 
@@ -151,7 +147,7 @@ def _counts(tokens: Sequence[int], n: int) -> Counter[tuple[int, ...]]:
 
 
 def _cosines(counts: Sequence[Counter[tuple[int, ...]]]) -> Tensor:
-    """Return the [K, K] float64 cosines between the n-gram counts of K completions."""
+    """[K, K] float64."""
     place = {gram: i for i, gram in enumerate(dict.fromkeys(gram for found in counts for gram in found))}
     vectors = torch.zeros(len(counts), len(place), dtype=torch.float64)
     for row, found in enumerate(counts):

@@ -1,4 +1,4 @@
-"""What the student thinks of its own completions."""
+"""Metrics of the student's own probability of its completions."""
 
 from __future__ import annotations
 

@@ -1,14 +1,12 @@
-"""The probability of a correct answer among k, for every k, and how sure it is."""
+"""The probability of a correct answer among k, for every k, with its confidence interval."""
 
 from __future__ import annotations
-
-import math
-from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.judging.rates import wilson
 from veto_pl.metrics.generations import Generations
 from veto_pl.metrics.metric_bases import CompletionMetric, MetricFamily, TokenMetric
 from veto_pl.metrics.reward import PassAtK
@@ -42,7 +40,7 @@ class PassBound(PassAtK):
     def __init__(self, k: int = 1, upper: bool = False, confidence: float = 0.95) -> None:
         super().__init__(k)
         self.upper = upper
-        self.z = NormalDist().inv_cdf(0.5 + _checked(confidence, "PassBound") / 2)
+        self.confidence = _checked(confidence, "PassBound")
         self.name = f"pass@{k}_{'high' if upper else 'low'}"
         self.add_state("squares", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -54,19 +52,16 @@ class PassBound(PassAtK):
     def compute(self) -> Tensor:
         """Return the bound; 0 before the first update."""
         number = float(self.weight)
-        mean = float(self.total) / number if number else 0.0
+        if not number:
+            return self.total.float()
+        mean = float(self.total) / number
         spread = mean * (1 - mean)
         variance = (float(self.squares) - number * mean**2 + spread) / max(number, 1.0)
         effective = number * spread / variance if variance > 0 else number
-        return self.total.new_tensor(self._bound(mean, effective)).float() if number else self.total.float()
-
-    def _bound(self, mean: float, effective: float) -> float:
         if mean == float(self.upper):
-            return mean  # the formula's two terms cancel, up to rounding
-        doubt = self.z**2 / effective
-        half = self.z * math.sqrt(max(mean * (1 - mean), 0.0) / effective + doubt / (4 * effective))
-        bound = (mean + doubt / 2 + (half if self.upper else -half)) / (1 + doubt)
-        return min(max(bound, 0.0), 1.0)
+            return self.total.new_tensor(mean).float()  # the formula's two terms cancel, up to rounding
+        bound = wilson(mean, effective, self.confidence)[self.upper]
+        return self.total.new_tensor(min(max(bound, 0.0), 1.0)).float()
 
 
 class PassCurve(MetricFamily):

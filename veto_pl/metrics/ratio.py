@@ -1,4 +1,4 @@
-"""How far above the student the target reaches: what a forward KL is pulled by."""
+"""Metrics of how far the target lies above the student, which is what pulls a forward KL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good completions are."""
+"""Metrics of the rewards of completions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a rollout looks like from its token ids alone: cheap enough for every training step."""
+"""Metrics of a rollout from its token ids alone, cheap enough for every training step."""
 
 from __future__ import annotations
 

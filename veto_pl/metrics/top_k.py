@@ -1,4 +1,4 @@
-"""What the likeliest ids of student and teacher have in common, and what lies outside, on what the student wrote."""
+"""Metrics of the likeliest ids of student and teacher: what they share, and what lies outside of them."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ BLUEPRINT = "veto_pl_student"
 BYTES = "latin-1"
 """A character for each byte: PyTorch reads any text with `weights_only`, and bytes not always."""
 _FILES: WeakKeyDictionary[PreTrainedModel, tuple[Any, dict[str, str] | None]] = WeakKeyDictionary()
-"""The template of the prompts, and the files."""
+"""By model: the template of the prompts that the files were written for, and the files."""
 _NAME = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*\.(?:json|txt|model|jinja|tiktoken|spm|bpe|codes|vocab|py)")
 
 

@@ -60,6 +60,7 @@ class CausalLM(LanguageModel):
         A plain linear layer is read through its weights; anything else (an adapter, a module with hooks) is called.
         """
         module = self.model.get_output_embeddings()
+        # Hooks have no public getter. A head that is patched in any way is called, or the patch would be bypassed.
         hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
         if type(module) is nn.Linear and not hooks and "forward" not in vars(module):
             return LinearHead(module.weight, module.bias, self.scale_and_cap, self.vocab_size)

@@ -25,7 +25,7 @@ ENDS = {"bos_token_id", "eos_token_id"}
 
 @dataclass(frozen=True)
 class RandomWeights(ModelSource):
-    """A new model of a known architecture. What ends its texts is the tokenizer's to say, unless `dimensions` does.
+    """A new model of a known architecture. Its end-of-text ids are the tokenizer's, unless `dimensions` sets them.
 
     Args:
         model_type: the name that transformers gives the architecture, such as `llama`, `qwen2` or `gpt2`.

@@ -1,4 +1,4 @@
-"""Sequences without their padding: several in one row, each at positions of its own, and none sees another."""
+"""Packs sequences without their padding: several in one row, each at positions of its own, unseen by the others."""
 
 from __future__ import annotations
 

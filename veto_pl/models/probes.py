@@ -60,7 +60,7 @@ def keeps_sequences_apart(model: LanguageModel) -> bool:
     A change of the first must leave the second as it is, to the bit, and the second must be what it is alone.
     Recurrent models, among others, let state pass.
     """
-    if getattr(model.model, "_is_stateful", False):
+    if getattr(model.model, "_is_stateful", False):  # what transformers calls recurrent models
         return False
     first, second, other = (torch.arange(start, start + 3) % model.vocab_size for start in (0, 3, 6))
     positions = torch.arange(3).repeat(1, 2)

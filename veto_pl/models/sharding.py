@@ -28,6 +28,7 @@ def shard(model: LanguageModel, sharding: Sharding) -> None:
     for layer in decoder_layers(model.model)[1]:
         fully_shard(layer, mesh=sharding.mesh)
     fully_shard(model, mesh=sharding.mesh)
+    # FSDP2 gathers in `forward` only; these run layers too.
     for method in ("next_logits", "probe"):
         register_fsdp_forward_method(model, method)
     model.shards = sharding
@@ -45,6 +46,7 @@ def gathered(model: LanguageModel, *, head_only: bool = False) -> Iterator[None]
     if model.shards is None:
         yield
         return
+    # The root unit, which is first, holds what is outside of the layers: embeddings, last norm and head.
     units = _units(model)[:1] if head_only else _units(model)
     _keep_after_forward(units[1:], True)
     for unit in units:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from veto_pl.seams import LanguageModel
 
 ROUTING = ("router_aux_loss_coef", "aux_loss_coef", "router_z_loss_coef")
-"""What configurations call the weights of the losses that keep a router's experts in use."""
+"""Names, in configurations, of the weights of the losses that keep a router's experts in use."""
 SMALLEST_STEP = 2.0**-9
 """A step below this share of a bfloat16 weight rounds away: it has 8 significant bits, and half of the last counts."""
 
@@ -57,7 +57,7 @@ def check_numbers(student: LanguageModel) -> None:
 
 def check_not_compiled(module: LightningModule) -> None:
     """Raise `ConfigurationError` for `torch.compile(module)`, which Lightning unwraps to compiled steps."""
-    if module._compiler_ctx is not None:
+    if module._compiler_ctx is not None:  # private, and all that Lightning leaves of the compiled module
         raise ConfigurationError(
             "`torch.compile(module)` would compile rollouts, loss and metrics anew for nearly every batch, which takes "
             "many times longer than it saves. Give the trainer the module itself."

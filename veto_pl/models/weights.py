@@ -145,6 +145,7 @@ def _names_to_untie(
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
     """Make new parameters without memory; buffers, which files do not hold, are computed as always."""
+    # Not `torch.device("meta")`: buffers that are computed, such as rotary frequencies, would have no values then.
     register = nn.Module.register_parameter
 
     def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -186,6 +187,7 @@ def _broadcast_weights(loaded: nn.Module | None, model: nn.Module, sharding: Sha
     group, first = sharding.mesh.get_group(), sharding.first
     whole = loaded.state_dict() if loaded is not None else {}
     learnt = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}
+    # One broadcast a tensor: every rank makes the same skeleton, so all go through the names in the same order.
     for name, weight in (*model.named_parameters(), *learnt.items()):
         buffer = torch.empty(weight.shape, dtype=weight.dtype, device=sharding.device)
         if first:

@@ -1,58 +1,28 @@
-"""The objectives: compositions of the seams with the papers' defaults."""
+"""The objectives: compositions of the seams with the papers' defaults.
 
-from veto_pl.objectives.brts import BRTS
-from veto_pl.objectives.combine import Sum
-from veto_pl.objectives.distill import Distill
-from veto_pl.objectives.distillm import AdaptiveSkew, DistiLLM, DistiLLM2
-from veto_pl.objectives.eopd import EOPD
-from veto_pl.objectives.exopd import ExOPD, ListOPD
-from veto_pl.objectives.gkd import GKD
-from veto_pl.objectives.interleaved import SKD, AdaSwitch, ImitKD
-from veto_pl.objectives.minillm import MiniLLM
-from veto_pl.objectives.mixed_kl import AKL, ToDi
-from veto_pl.objectives.opd import OPD, VOPD
-from veto_pl.objectives.phases import Phases
-from veto_pl.objectives.reopold import REOPOLD
-from veto_pl.objectives.self_distillation import OPSD, SDFT, SDPO
-from veto_pl.objectives.sft import SFT, SeqKD
-from veto_pl.objectives.supervised_kd import SupervisedKD
-from veto_pl.objectives.token_objective import TokenObjective
-from veto_pl.objectives.top_k_opd import TopKOPD
-from veto_pl.objectives.uni_opd import UniOPD
-from veto_pl.objectives.veto import Veto
-from veto_pl.seams.tokens import TokenGrid, TokenRows
+A class goes into the module of its kin, and is public there and here at once.
+"""
 
-__all__ = [
-    "AKL",
-    "BRTS",
-    "EOPD",
-    "GKD",
-    "OPD",
-    "OPSD",
-    "REOPOLD",
-    "SDFT",
-    "SDPO",
-    "SFT",
-    "SKD",
-    "VOPD",
-    "AdaSwitch",
-    "AdaptiveSkew",
-    "DistiLLM",
-    "DistiLLM2",
-    "Distill",
-    "ExOPD",
-    "ImitKD",
-    "ListOPD",
-    "MiniLLM",
-    "Phases",
-    "SeqKD",
-    "Sum",
-    "SupervisedKD",
-    "ToDi",
-    "TokenGrid",
-    "TokenObjective",
-    "TokenRows",
-    "TopKOPD",
-    "UniOPD",
-    "Veto",
-]
+from veto_pl.objectives.brts import *
+from veto_pl.objectives.combine import *
+from veto_pl.objectives.distill import *
+from veto_pl.objectives.distillm import *
+from veto_pl.objectives.eopd import *
+from veto_pl.objectives.exopd import *
+from veto_pl.objectives.gkd import *
+from veto_pl.objectives.interleaved import *
+from veto_pl.objectives.minillm import *
+from veto_pl.objectives.mixed_kl import *
+from veto_pl.objectives.opd import *
+from veto_pl.objectives.phases import *
+from veto_pl.objectives.policy_gradient import *
+from veto_pl.objectives.reopold import *
+from veto_pl.objectives.self_distillation import *
+from veto_pl.objectives.sft import *
+from veto_pl.objectives.supervised_kd import *
+from veto_pl.objectives.token_objective import *
+from veto_pl.objectives.top_k_opd import *
+from veto_pl.objectives.uni_opd import *
+from veto_pl.objectives.veto import *
+from veto_pl.seams.tokens import TokenGrid as TokenGrid
+from veto_pl.seams.tokens import TokenRows as TokenRows

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from veto_pl.core.sampling import SEVERAL
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.objectives.combine import Sum
 from veto_pl.objectives.distill import Distill
@@ -21,8 +22,11 @@ class BRTS(Objective):
 
     y' is the correct one of several completions of the teacher that is closest to the student's text; `BestTeacher`
     says how it is found. Each KL is over the likeliest ids of the model that wrote the text, with one outcome for all
-    others. The share of prompts for which y' is correct is logged as `train/teacher_correct`. The published code
-    switches the second term off unless told otherwise; this class has the paper's weight.
+    others. The share of prompts for which y' is correct is logged as `train/teacher_correct`.
+
+    Departures from the published code: it switches the second term off unless told otherwise, and this class has the
+    paper's weight; the ids outside the top k are one more outcome; the second try reads the whole reference, unless
+    `hint` names another field.
 
     Args:
         sampling: how the student samples.
@@ -67,6 +71,10 @@ class BRTS(Objective):
             )  # fmt: skip
             weights["teacher"] = self.teacher_weight
         object.__setattr__(self, "composition", Sum(terms=terms, weights=weights))
+
+    @classmethod
+    def examples(cls) -> tuple["BRTS", ...]:
+        return (cls(teacher_sampling=SEVERAL, top_k=4, hint="{completion}>{prompt}"),)
 
     @property
     def best_teacher(self) -> BestTeacher:

@@ -4,7 +4,10 @@ import math
 from dataclasses import dataclass, field, replace
 
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.objectives.distill import Distill
+from veto_pl.objectives.sft import SFT
 from veto_pl.parts.schedules import value_at
+from veto_pl.rollouts import FromStudent
 from veto_pl.seams import Faults, LossOutput, Models, Objective, Rollouts, RolloutSource, Schedule, Stat, Step
 
 
@@ -40,6 +43,11 @@ class Sum(Objective):
         object.__setattr__(self, "needs_reference", any(part.needs_reference for part in parts))
         object.__setattr__(self, "needs_rewards", any(part.needs_rewards for part in parts))
         object.__setattr__(self, "laws", frozenset.intersection(*(part.laws for part in parts)))
+
+    @classmethod
+    def examples(cls) -> tuple["Sum", ...]:
+        terms: dict[str, Objective] = {"on_policy": Distill(rollout=FromStudent()), "gold": SFT(aggregation="sequence")}
+        return (cls(terms=terms, weights={"gold": 0.3}),)
 
     @property
     def sources(self) -> tuple[RolloutSource, ...]:

@@ -10,9 +10,9 @@ from veto_pl.functional.diagnostics import sharpness
 from veto_pl.functional.differentiation import closed_form
 from veto_pl.functional.policy import clipped_surrogate, importance_weight
 from veto_pl.objectives.token_objective import TokenObjective
-from veto_pl.parts.divergences import ForwardKL
-from veto_pl.parts.supports import FullVocabulary
-from veto_pl.parts.targets import Teacher
+from veto_pl.parts.divergences import ForwardKL, ReverseKL
+from veto_pl.parts.supports import FullVocabulary, TopK
+from veto_pl.parts.targets import GeometricBridge, Teacher
 from veto_pl.parts.weightings import Uniform
 from veto_pl.seams import Advantage, Divergence, Support, Target, TokenWeighting
 from veto_pl.seams.tokens import TokenGrid, TokenRows
@@ -74,6 +74,14 @@ class Distill(TokenObjective):
                 object.__setattr__(self, need, getattr(self, need) or getattr(self.advantage, need))
         if self.rollout.stored_teacher:
             self._check_stored_teacher()
+
+    @classmethod
+    def examples(cls) -> tuple["Distill", ...]:
+        return (
+            cls(),
+            cls(aggregation="sequence", temperature=2.0),
+            cls(support=TopK(k=3), divergence=ReverseKL(), target=GeometricBridge(0.5), importance_cap=2.0),
+        )
 
     @property
     def couples_tokens(self) -> bool:

@@ -15,7 +15,7 @@ from veto_pl.objectives.combine import Sum
 from veto_pl.objectives.distill import Distill
 from veto_pl.objectives.token_objective import TokenObjective
 from veto_pl.parts.divergences import SkewKL
-from veto_pl.parts.schedules import value_at
+from veto_pl.parts.schedules import AtMost, Linear, value_at
 from veto_pl.rollouts import AdaptiveReplay, FromStudent, FromTeacher, Sampling
 from veto_pl.seams import Divergence, Law, LossOutput, Models, Objective, Rollouts, RolloutSource, Schedule, Step
 from veto_pl.seams.tokens import TokenGrid, TokenRows
@@ -27,7 +27,9 @@ class DistiLLM(Distill):
 
     .. math:: \mathrm{KL}(p_T \Vert \alpha p_T + (1 - \alpha) p_S)
 
-    The published code can add the likelihood of a corpus; add one by `Sum`.
+    Departures from the published code: it watches the likelihood of references, this `validation/forward_kl`; the first
+    validation of the fit is the first to compare with; rows are fresh while the buffer is empty, not while it is not
+    full. The likelihood of a corpus, which the code can add, is another term of a `Sum`.
 
     Args:
         divergence: `SkewKL` or `SkewReverseKL`.
@@ -73,6 +75,10 @@ class AdaptiveSkew(TokenObjective):
         if self.rollout.stored_teacher:
             raise ConfigurationError("`AdaptiveSkew.rollout` needs a live teacher: the skew depends on every token.")
 
+    @classmethod
+    def examples(cls) -> tuple["AdaptiveSkew", ...]:
+        return cls(), cls(direction="reverse", rollout=FromStudent())
+
     def look_ahead(self, grid: TokenGrid) -> Mapping[str, Tensor]:
         """The skew of each completion, at all of its tokens."""
         count = grid.mask.sum(1)
@@ -103,7 +109,7 @@ class DistiLLM2(Objective):
     with the skew of `AdaptiveSkew`. Each term is the mean over its own completions of the mean over their tokens.
 
     Departures: both write afresh at every step, where the paper collects completions once per epoch from the student
-    of the epoch before; and the mean gap m is that of the micro-batch.
+    of the epoch before; and the mean gap m is that of the micro-batch. Every completion weighs alike, as in the code.
 
     Args:
         teacher: writes the completions of the forward term.
@@ -138,6 +144,10 @@ class DistiLLM2(Objective):
             "student": self._term(rollout=self.student, direction="reverse"),
         }
         object.__setattr__(self, "composition", Sum(terms=terms))
+
+    @classmethod
+    def examples(cls) -> tuple["DistiLLM2", ...]:
+        return cls(beta=Linear(1.0, 1.5)), cls(beta=AtMost(Linear(1.0, 2.0), 1.5))
 
     @property
     def sources(self) -> tuple[RolloutSource, ...]:

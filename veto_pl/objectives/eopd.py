@@ -27,7 +27,9 @@ class EOPD(Distill):
         \frac{\tilde p_T(v)}{p_S(v)}
 
     :math:`\tilde p_T` is the teacher renormalised over its k likeliest ids; the student is not renormalised.
-    There is one update per rollout, so the clipping of PPO never binds.
+
+    Departures: no official code was found. The entropy is that of the whole vocabulary, in nats, and with one update
+    per rollout the clipping of PPO never binds.
 
     Args:
         alpha: weight of the forward KL.
@@ -58,6 +60,10 @@ class EOPD(Distill):
             raise ConfigurationError(f"`EOPD.tau` must be at least 0, got {self.tau}.")
         if self.k < 1:
             raise ConfigurationError(f"`EOPD.k` must be at least 1, got {self.k}.")
+
+    @classmethod
+    def examples(cls) -> tuple["EOPD", ...]:
+        return cls(k=8), cls(tau=0.0, k=4, importance_cap=2.0)
 
     @property
     def sampled_tokens_only(self) -> bool:

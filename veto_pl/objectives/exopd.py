@@ -7,7 +7,7 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.extrapolation import lambda_star, largest_lambda
 from veto_pl.objectives.policy_gradient import PolicyGradient
 from veto_pl.parts.advantages import Extrapolated
-from veto_pl.parts.schedules import AtMost, value_at
+from veto_pl.parts.schedules import AtMost, Linear, value_at
 from veto_pl.seams import Advantage, Schedule, Step
 
 
@@ -21,7 +21,7 @@ class ExOPD(PolicyGradient):
     p_B^{1 - \lambda}`. At :math:`\lambda = 1` it is `OPD`, to the bit, whatever the reference says. The reference is
     the student's start, or the model that the teacher was trained from.
 
-    Left out of the published code: several teachers, each for its own prompts.
+    Departures from the published code: one teacher for all prompts, and one update per rollout.
 
     Args:
         extrapolation: lambda, a number or a schedule.
@@ -31,6 +31,10 @@ class ExOPD(PolicyGradient):
     """
 
     extrapolation: float | Schedule = 1.25
+
+    @classmethod
+    def examples(cls) -> tuple["ExOPD", ...]:
+        return cls(extrapolation=Linear(1.0, 1.25)), cls(temperature=2.0)
 
     def credit(self) -> Advantage:
         """The extrapolated log-ratio."""
@@ -47,8 +51,8 @@ class ListOPD(ExOPD):
     truncation c of the importance weights, `importance_cap`; but never below 1, where the student is drawn to the
     teacher itself. Measure p and b on the tokens that the teacher is surest of: the smallest bound binds.
 
-    The paper's settings (c, p, the learning rate) and its code were not found; the defaults here are those of `ExOPD`,
-    without a guard.
+    Departures: the paper's settings (c, p, the learning rate) and its code were not found. The bound is derived here,
+    and the defaults are those of `ExOPD`, without a guard.
 
     Args:
         modal_probability: p in (0, 1), the probability that the teacher gives the token that has to be kept; None
@@ -69,6 +73,10 @@ class ListOPD(ExOPD):
         self._check()
         object.__setattr__(self, "capped_extrapolation", self.capped(self.extrapolation))
         super().__post_init__()
+
+    @classmethod
+    def examples(cls) -> tuple["ListOPD", ...]:
+        return cls(extrapolation=Linear(1.0, 2.0), modal_probability=0.99), cls()
 
     @property
     def guard(self) -> float:

@@ -16,8 +16,10 @@ class SKD(Distill):
     .. math:: L = D(p_S, p_T)_t, \qquad y_t \sim p_S(v)\, 1[v \in K] + \big(1 - p_S(K)\big)\, p_T(v)
 
     with K the teacher's `top_k` likeliest ids. The text drifts from the teacher's to the student's as the student
-    learns. The share of replaced tokens is logged as `train/teacher_share`. The published code drafts blocks of tokens
-    for speed; token by token, as here, the text has the same distribution.
+    learns. The share of replaced tokens is logged as `train/teacher_share`.
+
+    Departures from the published code: it drafts blocks of tokens for speed; token by token, as here, the text has the
+    same distribution. The defaults of the sampling are those of the Veto paper's runs.
 
     Args:
         top_k: ids in K.
@@ -39,6 +41,10 @@ class SKD(Distill):
         object.__setattr__(self, "rollout", rollout)
         super().__post_init__()
 
+    @classmethod
+    def examples(cls) -> tuple["SKD", ...]:
+        return (cls(top_k=5, sampling=Sampling(), teacher_sampling=Sampling(temperature=0.5)),)
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdaSwitch(Distill):
@@ -46,8 +52,10 @@ class AdaSwitch(Distill):
 
     .. math:: L = D(p_S, p_T)_t, \qquad \text{the teacher writes from the first } i \text{ with } d_i > c\, \bar d_{i-1}
 
-    where :math:`d_i = \mathrm{KL}(p_S \Vert p_T)_i` and the mean is over the tokens before. The choice of this
-    divergence, and the default of c, are this package's: the published code was not read.
+    where :math:`d_i = \mathrm{KL}(p_S \Vert p_T)_i` and the mean is over the tokens before.
+
+    Departures: the published code was not read. The choice of this divergence, the mean over all tokens before, and the
+    default of c are this package's.
 
     Args:
         threshold: c.
@@ -69,6 +77,10 @@ class AdaSwitch(Distill):
         object.__setattr__(self, "rollout", rollout)
         super().__post_init__()
 
+    @classmethod
+    def examples(cls) -> tuple["AdaSwitch", ...]:
+        return (cls(threshold=1.5),)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImitKD(Distill):
@@ -76,8 +88,10 @@ class ImitKD(Distill):
 
     .. math:: L = D(p_S, p_T)_t, \qquad y \sim \beta\, \text{data} + (1 - \beta)\, p_S
 
-    This is DAgger with the teacher as the expert. Here the teacher's whole distribution is imitated, by the forward KL
-    unless another `divergence` is given.
+    This is DAgger with the teacher as the expert.
+
+    Departures: the teacher's whole distribution is imitated, by the forward KL unless another `divergence` is given,
+    and the share of the task's completions falls linearly.
 
     Args:
         gold_fraction: beta, a number in [0, 1] or a schedule; each prompt tosses its own coin.

@@ -22,9 +22,10 @@ class MiniLLM(Objective):
 
     with the length-normalised return :math:`R_{t+1}` of `FutureLogRatio`, clipped and whitened.
 
-    Left out of the paper: several PPO epochs over one rollout (one update per rollout, so the ratio is 1 and its
-    clipping never binds), and a separate pre-training corpus: the pre-training term reads the task's reference
-    completions. The weights approximate the product over the prefix by its last factor, as the paper does.
+    Departures: one update per rollout instead of several PPO epochs, so the ratio is 1 and its clipping never binds;
+    and no separate pre-training corpus, as the pre-training term reads the task's reference completions.
+
+    The weights approximate the product over the prefix by its last factor, as the paper does.
 
     Args:
         teacher_fraction: alpha, the teacher's part in the sampling mixture.
@@ -74,6 +75,10 @@ class MiniLLM(Objective):
             name: self.pretraining_weight for name in terms if name == "pretraining"
         }
         object.__setattr__(self, "composition", Sum(terms=terms, weights=weights))
+
+    @classmethod
+    def examples(cls) -> tuple["MiniLLM", ...]:
+        return cls(), cls(pretraining_weight=0.0)
 
     @property
     def sources(self) -> tuple[RolloutSource, ...]:

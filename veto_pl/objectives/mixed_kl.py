@@ -43,6 +43,8 @@ class AKL(MixedKL):
 
     with the sums over the head and the tail of the teacher's distribution, held fixed.
 
+    Departures from the published code: each KL counts half where the gap is 0; the code divides 0 by 0.
+
     Args:
         head: mass of the head, in [0, 1]. The tail is the teacher's least likely ids, as many as stay below the rest.
 
@@ -62,6 +64,10 @@ class AKL(MixedKL):
         if not 0 <= self.head <= 1:
             raise ConfigurationError(f"`AKL.head` must lie in [0, 1], got {self.head}.")
 
+    @classmethod
+    def examples(cls) -> tuple["AKL", ...]:
+        return cls(), cls(head=0.9)
+
     def share(self, student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
         """One share for all ids of a token."""
         return head_share(student_logp, teacher_logp, self.head)
@@ -75,6 +81,8 @@ class ToDi(MixedKL):
         a_v = \mathrm{sg}\, \sigma\!\left( \log \frac{p_T(v)}{p_S(v)} \right)
 
     The loss of a token can be negative, and is 0 where the models agree.
+
+    Departures: no official code was read; the sigmoid has no inner scale.
 
     References:
         arXiv 2505.16297

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.objectives.distill import Distill
+from veto_pl.objectives.sft import SFT
+from veto_pl.rollouts import FromStudent
 from veto_pl.seams import LossOutput, Models, Objective, Rollouts, RolloutSource, Step
 
 
@@ -31,6 +34,10 @@ class Phases(Objective):
         for need in ("needs_teacher", "needs_reference", "needs_rewards"):
             object.__setattr__(self, need, getattr(self.first, need) or getattr(self.then, need))
         object.__setattr__(self, "laws", self.first.laws & self.then.laws)
+
+    @classmethod
+    def examples(cls) -> tuple["Phases", ...]:
+        return cls(first=SFT(), then=Distill(rollout=FromStudent())), cls(first=SFT(), then=SFT(), switch=0.0)
 
     @property
     def sources(self) -> tuple[RolloutSource, ...]:

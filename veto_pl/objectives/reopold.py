@@ -18,9 +18,9 @@ class REOPOLD(PolicyGradient):
     entropy after it. The denominator stays the number of all tokens. Where neither binds, the gradient is that of
     `OPD`. Importance weights are truncated at 5 unless `importance_cap` says otherwise.
 
-    The paper's values of `mixture`, `keep` and `switch` were not found, nor was code by its authors: the defaults are
-    choices of this package. So is the reading of "strong negatives" as tokens below the floor. The entropy is ranked
-    within each completion, so that the same tokens count however a batch is split.
+    Departures: the paper's values of `mixture`, `keep` and `switch` were not found, nor was code by its authors; the
+    defaults are choices of this package. So is the reading of "strong negatives" as tokens below the floor. The entropy
+    is ranked within each completion, so that the same tokens count however a batch is split.
 
     Args:
         mixture: lambda in (0, 1), which sets the floor.
@@ -34,6 +34,10 @@ class REOPOLD(PolicyGradient):
     mixture: float = 0.2
     keep: float = 0.5
     switch: float = 0.5
+
+    @classmethod
+    def examples(cls) -> tuple["REOPOLD", ...]:
+        return cls(), cls(switch=0.0, keep=0.4)
 
     def credit(self) -> Advantage:
         """The relaxed log-ratio."""

@@ -1,17 +1,18 @@
 """Self-distillation: the teacher is the student itself, or was, and has been told more."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.objectives.distill import Distill
-from veto_pl.parts.contexts import Peer, Privileged
-from veto_pl.parts.divergences import ForwardKL, GeneralizedJSD
-from veto_pl.parts.supports import TopK
+from veto_pl.parts.contexts import Peer, Privileged, SameText
+from veto_pl.parts.divergences import ForwardKL, GeneralizedJSD, ReverseKL
+from veto_pl.parts.supports import FullVocabulary, TopK
+from veto_pl.parts.targets import DisagreementBridge
 from veto_pl.rollouts import FromStudent, Sampling
-from veto_pl.seams import Divergence, RolloutSource, Sequences, Step, Support, TeacherContext
+from veto_pl.seams import Divergence, RolloutSource, Sequences, Step, Support, Target, TeacherContext
 from veto_pl.seams.tokens import TokenRows
 
 
@@ -23,7 +24,9 @@ class OPSD(Distill):
 
     Give `model.teacher` the student's own source: it is then frozen at the start, as in the paper. The loss of a token
     beyond the cap c has no gradient, so that tokens of style, of which teacher and student disagree most, do not rule.
-    The published code clips nothing; its rollouts and its divergence are the defaults here.
+
+    Departures: the cap is on the loss of a token, and the published code has none; its rollouts and its divergence are
+    the defaults. All weights are trained, where the paper trains an adapter.
 
     Args:
         rollout: who writes the completions.
@@ -44,6 +47,11 @@ class OPSD(Distill):
         super().__post_init__()
         if self.loss_cap is not None and not 0 < self.loss_cap < math.inf:
             raise ConfigurationError(f"`OPSD.loss_cap` must be positive and finite, got {self.loss_cap}.")
+
+    @classmethod
+    def examples(cls) -> tuple["OPSD", ...]:
+        (told,) = Privileged.examples()
+        return cls(context=told), cls(context=told, loss_cap=0.5)
 
     def per_token(self, rows: TokenRows) -> Tensor:
         """The divergence of each token, up to the cap."""
@@ -67,8 +75,10 @@ class SDFT(Distill):
 
     on the student's own completions; the demonstration d is the task's reference. Give `model.teacher` a
     `MovingAverage` of the student's source. The first m tokens do not count: there the teacher talks about the
-    demonstration. The paper writes the reverse KL, and its authors' errata say that the results are those of the
-    forward KL, as here.
+    demonstration.
+
+    Departures: the paper writes the reverse KL, and its authors' errata say that the results are those of the forward
+    KL, as here; the number of tokens that do not count is that of public reimplementations.
 
     Args:
         rollout: who writes the completions.
@@ -91,6 +101,11 @@ class SDFT(Distill):
         if self.skip_tokens < 0:
             raise ConfigurationError(f"`SDFT.skip_tokens` must be at least 0, got {self.skip_tokens}.")
 
+    @classmethod
+    def examples(cls) -> tuple["SDFT", ...]:
+        (told,) = Privileged.examples()
+        return cls(context=told), cls(context=told, skip_tokens=1)
+
     def select(self, sequences: Sequences, step: Step) -> Sequences:
         """Without the first tokens of each completion."""
         written = sequences.completion_mask
@@ -107,6 +122,9 @@ class SDPO(Distill):
     with truncated importance weights w, over the student's likeliest ids and one outcome for all others. Rows for which
     there is neither a peer nor feedback train on nothing. Give `model.teacher` a `MovingAverage` of the student's
     source (the paper's rate of 0.05 is a decay of 0.95), or with `decay: 0` the student of the last step.
+
+    Departures: the peer is the first other success of the prompt, and feedback is a field of the row, not of the
+    attempt.
 
     Args:
         rollout: who writes the completions, several of each prompt.
@@ -125,7 +143,63 @@ class SDPO(Distill):
     divergence: Divergence | None = GeneralizedJSD(0.5)
     importance_cap: float | None = 2.0
 
+    @classmethod
+    def examples(cls) -> tuple["SDPO", ...]:
+        return tuple(
+            cls(context=context, support=TopK(3, of="student"), rollout=FromStudent(Sampling(num_completions=4)))
+            for context in Peer.examples()
+        )
+
     def select(self, sequences: Sequences, step: Step) -> Sequences:
         """Without the rows of which the context knows nothing to tell."""
         informed = self.context.informed(sequences)
         return replace(sequences, loss_mask=sequences.loss_mask & informed[:, None])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoPSD(SDPO):
+    r"""Disagreement-modulated self-distillation: where a told teacher says something else, the student keeps its own.
+
+    .. math:: L = \mathrm{KL}(p_S \Vert \mathrm{sg}\, Q), \qquad Q \propto p_T^{1 - \alpha}\, p_S^{\alpha}, \qquad
+        \alpha = 2 \alpha_{max} \left( \sigma(\beta\, \mathrm{JSD}(p_S, p_T)) - \tfrac12 \right)
+
+    At each token the gradient is :math:`1 - \alpha` times that of the reverse KL to the teacher: what the teacher only
+    says because it was told the answer counts less. It is Veto's bridge with an exponent for each token, and exponents
+    that add up to 1. The teacher is the one of `SDPO`, which reads a successful completion of the prompt; with
+    `context: SameText` and another model it is plain distillation.
+
+    Departures: the student inside of Q and of the disagreement is the one that is trained, held fixed, where the paper
+    keeps a moving average of it; the likeliest ids are the student's, with one outcome for all others. The paper
+    chooses beta for each domain, between 15 and 100.
+
+    Args:
+        beta: how soon disagreement counts.
+        alpha_max: the largest share of the student in the target.
+        rollout: who writes the completions, several of each prompt.
+        context: what the teacher reads.
+        support: the outcomes that are compared.
+        divergence: the dissimilarity to the target.
+        importance_cap: truncation of the weights student / sampler; None switches them off.
+
+    References:
+        arXiv 2607.02502
+    """
+
+    beta: float = 50.0
+    alpha_max: float = 0.15
+    divergence: Divergence | None = ReverseKL()
+    importance_cap: float | None = None
+    target: Target = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", DisagreementBridge(self.beta, self.alpha_max))
+        super().__post_init__()
+
+    @classmethod
+    def examples(cls) -> tuple["DemoPSD", ...]:
+        plain, several = (FromStudent(Sampling(num_completions=count)) for count in (1, 4))
+        peer, few = Peer.examples()[0], TopK(3, of="student")
+        return (
+            cls(context=SameText(), support=FullVocabulary(), rollout=plain),
+            cls(context=peer, support=few, rollout=several, beta=5.0),
+        )

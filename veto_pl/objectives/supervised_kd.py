@@ -31,6 +31,10 @@ class SupervisedKD(Distill):
         if not 0 <= self.gold_weight <= 1:
             raise ConfigurationError(f"`SupervisedKD.gold_weight` must lie in [0, 1], got {self.gold_weight}.")
 
+    @classmethod
+    def examples(cls) -> tuple["SupervisedKD", ...]:
+        return cls(), cls(gold_weight=0.5)
+
     def per_token(self, rows: TokenRows) -> Tensor:
         """The two parts of each token's loss."""
         if not self.gold_weight:

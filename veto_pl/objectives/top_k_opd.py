@@ -25,7 +25,7 @@ class TopKOPD(TokenObjective):
     The probabilities in A are those over the whole vocabulary. The reported loss is :math:`-\sum_v A_v`. With every id
     and the student's weights it is the reverse KL, in value and gradient; ids without probability count nothing.
 
-    One update is made per rollout, so the clipping of the probability ratio never binds and is left out.
+    Departures: one update is made per rollout, so the clipping of the probability ratio never binds and is left out.
 
     Args:
         k: likeliest ids of each model; a number from the vocabulary's size on takes all.
@@ -48,6 +48,14 @@ class TopKOPD(TokenObjective):
             raise ConfigurationError(f"`TopKOPD.k` must be at least 1, got {self.k}.")
         if self.rollout.stored_teacher:
             raise ConfigurationError("`TopKOPD.rollout` needs a live teacher: a stored one does not know every id.")
+
+    @classmethod
+    def examples(cls) -> tuple["TopKOPD", ...]:
+        return (
+            *(cls(k=4, support=support) for support in ("union", "student", "teacher", "overlap", "sampled")),
+            cls(k=4, support="symmetric_difference", weights="teacher", temperature=2.0),
+            cls(k=99, weights="none", aggregation="sequence"),
+        )
 
     def per_token(self, rows: TokenRows) -> Tensor:
         """The sum over the support, with the gradient of the log-probabilities alone."""

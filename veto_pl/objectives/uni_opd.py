@@ -66,6 +66,14 @@ class UniOPD(PolicyGradient):
             raise ConfigurationError(f"`UniOPD.balance` must be at least 0 and finite, or null, got {self.balance}.")
         super().__post_init__()
 
+    @classmethod
+    def examples(cls) -> tuple["UniOPD", ...]:
+        return (
+            cls(rollout=FromStudent(Sampling(num_completions=4))),
+            cls(method="mask", balance=None),
+            cls(mode="minmax", direction="correct_up", balance=0.5),
+        )
+
     def credit(self) -> Advantage:
         """The log-ratio, shifted or masked."""
         return OrderConsistent(self.margin, self.method, self.mode, self.direction, self.min_retain, self.outlier)

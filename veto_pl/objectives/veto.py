@@ -19,8 +19,8 @@ class Veto(Distill):
     to the logits is :math:`P_S - Q`. With `divergence: ReverseKL`, beta is a knob between decisiveness and diversity.
     `beta: 0` is plain on-policy distillation, to the bit.
 
-    Departures from the published code, which are its defects: the first completion token counts, and the schedule
-    counts optimizer steps whatever the number of ranks.
+    Departures from the published code, which are its defects: the first completion token counts, the schedule counts
+    optimizer steps whatever the number of ranks, and batches are not cut into single rows.
 
     Args:
         beta: strength of the veto, a number or a schedule. The paper decays it linearly to 0, from 0.8 (GSM8K),

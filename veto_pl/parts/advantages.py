@@ -21,7 +21,7 @@ from veto_pl.functional.advantages import (
 from veto_pl.functional.diagnostics import entropy
 from veto_pl.functional.divergences import reverse_kl
 from veto_pl.functional.order import group_gap, group_mean, margin_mask, margin_shift
-from veto_pl.parts.schedules import value_at
+from veto_pl.parts.schedules import Linear, value_at
 from veto_pl.seams import Advantage, Law, Schedule
 from veto_pl.seams.tokens import TokenGrid, TokenRows
 
@@ -47,6 +47,10 @@ class LogRatio(Advantage):
     def __post_init__(self) -> None:
         if not 0 <= self.discount <= 1:
             raise ConfigurationError(f"`discount` must lie in [0, 1], got {self.discount}.")
+
+    @classmethod
+    def examples(cls) -> tuple["LogRatio", ...]:
+        return cls(), cls(0.9), cls(1.0)
 
     def __call__(self, grid: TokenGrid) -> Tensor:
         ratio = grid.log_ratio()
@@ -116,6 +120,10 @@ class WithReward(Advantage):
             raise ConfigurationError(f"`WithReward.weight` must lie in [0, {LARGEST:g}], got {self.weight}.")
         object.__setattr__(self, "needs_reference", self.of.needs_reference)
 
+    @classmethod
+    def examples(cls) -> tuple["WithReward", ...]:
+        return cls(), cls(CentredLogRatio(2), 0.5), cls(Extrapolated(1.5))
+
     @property
     def laws(self) -> frozenset[Law]:
         """Those of the other advantage: the completions of a prompt are never split."""
@@ -149,6 +157,10 @@ class CentredLogRatio(Advantage):
         if self.top_k is not None and self.top_k < 1:
             raise ConfigurationError(f"`top_k` must be at least 1, or null for all ids, got {self.top_k}.")
 
+    @classmethod
+    def examples(cls) -> tuple["CentredLogRatio", ...]:
+        return cls(), cls(2)
+
     def scores(self, rows: TokenRows) -> Mapping[str, Tensor]:
         student, teacher = rows.student_logp, rows.required_teacher_logp()
         if self.top_k is not None and self.top_k < student.shape[-1]:
@@ -181,6 +193,10 @@ class Extrapolated(Advantage):
         given = self.extrapolation
         if not isinstance(given, Schedule) and not 0 <= given <= LARGEST:
             raise ConfigurationError(f"`extrapolation` must lie in [0, {LARGEST:g}], got {given}.")
+
+    @classmethod
+    def examples(cls) -> tuple["Extrapolated", ...]:
+        return cls(), cls(Linear(1.0, 2.0))
 
     def __call__(self, grid: TokenGrid) -> Tensor:
         strength = value_at(self.extrapolation, grid.step.index, grid.step.total)
@@ -231,6 +247,10 @@ class OrderConsistent(Advantage):
             if not valid:
                 raise ConfigurationError(f"`{name}` must {expectation}, got {getattr(self, name)}.")
 
+    @classmethod
+    def examples(cls) -> tuple["OrderConsistent", ...]:
+        return cls(), cls(method="mask", mode="minmax", outlier=None)
+
     def __call__(self, grid: TokenGrid) -> Tensor:
         ratio = grid.log_ratio()
         kept = grid.mask if self.outlier is None else grid.mask & ~(ratio.abs() >= self.outlier)
@@ -273,6 +293,10 @@ class RelaxedLogRatio(Advantage):
         for name, (valid, expectation) in checks.items():
             if not valid:
                 raise ConfigurationError(f"`{name}` must {expectation}, got {getattr(self, name)}.")
+
+    @classmethod
+    def examples(cls) -> tuple["RelaxedLogRatio", ...]:
+        return cls(), cls(switch=0.0)
 
     def scores(self, rows: TokenRows) -> Mapping[str, Tensor]:
         return {"entropy": entropy(rows.student_logp)}

@@ -67,6 +67,10 @@ class Privileged(TeacherContext):
     def __post_init__(self) -> None:
         check_format("Privileged.hint", self.hint)
 
+    @classmethod
+    def examples(cls) -> tuple["Privileged", ...]:
+        return (cls("{completion}>{prompt}"),)
+
     def __call__(self, sequences: Sequences, models: Models, step: Step) -> Sequences:
         prompts = _prompts(sequences)
         texts = [fill("Privileged.hint", self.hint, example, **known(example)) for example in prompts.examples]
@@ -117,6 +121,11 @@ class Peer(TeacherContext):
             check_format(f"Peer.{name}", getattr(self, name))
         if not abs(self.threshold) < float("inf"):
             raise ConfigurationError(f"`Peer.threshold` must be finite, got {self.threshold}.")
+
+    @classmethod
+    def examples(cls) -> tuple["Peer", ...]:
+        told = cls("{peer}{feedback}{prompt}", "{completion}>", "{prompt}")
+        return told, cls("{peer}{prompt}", "{completion}>", threshold=0.0)
 
     def __call__(self, sequences: Sequences, models: Models, step: Step) -> Sequences:
         repeated = _prompts(sequences).rows(sequences.prompt_rows)

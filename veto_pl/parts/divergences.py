@@ -84,6 +84,10 @@ class SkewKL(Divergence):
     def __post_init__(self) -> None:
         _check_alpha(self)
 
+    @classmethod
+    def examples(cls) -> tuple["SkewKL", ...]:
+        return cls(), cls(0.0)
+
     def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:
         return functional.skew_kl(student_logp, target_logp, self.alpha)
 
@@ -106,6 +110,10 @@ class SkewReverseKL(Divergence):
 
     def __post_init__(self) -> None:
         _check_alpha(self)
+
+    @classmethod
+    def examples(cls) -> tuple["SkewReverseKL", ...]:
+        return cls(), cls(0.0)
 
     def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:
         return functional.skew_reverse_kl(student_logp, target_logp, self.alpha)
@@ -147,6 +155,10 @@ class AlphaDivergence(Divergence):
         if not 0 <= self.alpha <= 1:
             raise ConfigurationError(f"`AlphaDivergence.alpha` must lie in [0, 1], got {self.alpha}.")
 
+    @classmethod
+    def examples(cls) -> tuple["AlphaDivergence", ...]:
+        return cls(), cls(0.0), cls(0.9), cls(1.0)
+
     def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:
         return families.alpha_divergence(student_logp, target_logp, self.alpha)
 
@@ -170,6 +182,10 @@ class Renyi(Divergence):
     def __post_init__(self) -> None:
         if not 0 < self.alpha <= 1:
             raise ConfigurationError(f"`Renyi.alpha` must lie in (0, 1], got {self.alpha}: at 0 it vanishes.")
+
+    @classmethod
+    def examples(cls) -> tuple["Renyi", ...]:
+        return cls(), cls(0.1), cls(1.0)
 
     def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:
         return families.renyi(student_logp, target_logp, self.alpha)

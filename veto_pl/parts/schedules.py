@@ -29,6 +29,10 @@ class Constant(Schedule):
     def __post_init__(self) -> None:
         _check_finite(self, value=self.value)
 
+    @classmethod
+    def examples(cls) -> tuple["Constant", ...]:
+        return (cls(0.3),)
+
     def __call__(self, step: int, total: int) -> float:
         return self.value
 
@@ -48,6 +52,10 @@ class Linear(Schedule):
     def __post_init__(self) -> None:
         _check_finite(self, start=self.start, end=self.end)
 
+    @classmethod
+    def examples(cls) -> tuple["Linear", ...]:
+        return cls(0.8, 0.0), cls(-1.0, 2.0)
+
     def __call__(self, step: int, total: int) -> float:
         return functional.linear(self.start, self.end, step / max(total, 1))
 
@@ -66,6 +74,10 @@ class Cosine(Schedule):
 
     def __post_init__(self) -> None:
         _check_finite(self, start=self.start, end=self.end)
+
+    @classmethod
+    def examples(cls) -> tuple["Cosine", ...]:
+        return (cls(0.8, 0.1),)
 
     def __call__(self, step: int, total: int) -> float:
         return functional.cosine(self.start, self.end, step / max(total, 1))
@@ -93,6 +105,10 @@ class StepWise(Schedule):
                 f"got {self.boundaries} for {self.values}."
             )
 
+    @classmethod
+    def examples(cls) -> tuple["StepWise", ...]:
+        return (cls((0.8, 0.4, 0.0), (0.5, 0.75)),)
+
     def __call__(self, step: int, total: int) -> float:
         return functional.piecewise_constant(self.values, self.boundaries, step / max(total, 1))
 
@@ -112,6 +128,10 @@ class WarmUp(Schedule):
     def __post_init__(self) -> None:
         if not 0 <= self.fraction <= 1:
             raise ConfigurationError(f"`WarmUp.fraction` must lie in [0, 1], got {self.fraction}.")
+
+    @classmethod
+    def examples(cls) -> tuple["WarmUp", ...]:
+        return cls(), cls(0.0), cls(1.0, Constant(2.0))
 
     def __call__(self, step: int, total: int) -> float:
         rise = round(self.fraction * total)
@@ -134,6 +154,10 @@ class AtMost(Schedule):
 
     def __post_init__(self) -> None:
         _check_finite(self, bound=self.bound)
+
+    @classmethod
+    def examples(cls) -> tuple["AtMost", ...]:
+        return (cls(Linear(0.8, 2.0), 1.2),)
 
     def __call__(self, step: int, total: int) -> float:
         return min(self.of(step, total), self.bound)

@@ -34,6 +34,10 @@ class TopK(Support):
         if self.k < 1:
             raise ConfigurationError(f"`TopK.k` must be at least 1, got {self.k}.")
 
+    @classmethod
+    def examples(cls) -> tuple["TopK", ...]:
+        return cls(k=1), cls(k=1, of="student")
+
     def __call__(self, student_logp: Tensor, teacher_logp: Tensor) -> tuple[Tensor, Tensor]:
         if self.k >= student_logp.shape[-1]:
             raise ConfigurationError(

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.functional.targets import geometric_bridge
-from veto_pl.parts.schedules import value_at
+from veto_pl.functional.divergences import generalized_jsd
+from veto_pl.functional.targets import geometric_bridge, geometric_mean
+from veto_pl.parts.schedules import Linear, value_at
 from veto_pl.seams import Schedule, Step, Target
 
 LARGEST_BETA = 1e6
@@ -45,5 +46,48 @@ class GeometricBridge(Target):
         if not isinstance(self.beta, Schedule) and self.beta > LARGEST_BETA:
             raise ConfigurationError(f"`beta` must be at most {LARGEST_BETA:g}, got {self.beta}.")
 
+    @classmethod
+    def examples(cls) -> tuple["GeometricBridge", ...]:
+        return cls(), cls(0.0), cls(Linear(2.0, 0.5))
+
     def __call__(self, teacher_logp: Tensor, student_logp: Tensor, step: Step) -> Tensor:
         return geometric_bridge(teacher_logp, student_logp, value_at(self.beta, step.index, step.total))
+
+
+@dataclass(frozen=True)
+class DisagreementBridge(Target):
+    r"""A geometric mean of teacher and student that keeps to the student where the two disagree.
+
+    .. math:: Q \propto P_T^{1 - \alpha} P_S^{\alpha}, \qquad
+        \alpha = 2 \alpha_{max} \left( \sigma(\beta\, \mathrm{JSD}(P_S, P_T)) - \tfrac12 \right)
+
+    Args:
+        beta: how soon disagreement counts, at least 0; 0 is the teacher.
+        alpha_max: the student's largest share, in [0, 1].
+
+    References:
+        arXiv 2607.02502, equations 8 and 9
+    """
+
+    beta: float = 50.0
+    alpha_max: float = 0.15
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta < math.inf:
+            raise ConfigurationError(f"`beta` must be at least 0 and finite, got {self.beta}.")
+        if not 0 <= self.alpha_max <= 1:
+            raise ConfigurationError(f"`alpha_max` must lie in [0, 1], got {self.alpha_max}.")
+
+    @classmethod
+    def examples(cls) -> tuple["DisagreementBridge", ...]:
+        return cls(), cls(beta=0.0), cls(alpha_max=0.9, beta=2.0)
+
+    def __call__(self, teacher_logp: Tensor, student_logp: Tensor, step: Step) -> Tensor:
+        if not self.beta * self.alpha_max:
+            return teacher_logp
+        disagreement = generalized_jsd(student_logp, teacher_logp, 0.5)
+        return geometric_mean(teacher_logp, student_logp, self.share(disagreement))
+
+    def share(self, disagreement: Tensor) -> Tensor:
+        """Compute alpha [...], of the disagreement [...] in nats: 0 where there is none, never above `alpha_max`."""
+        return self.alpha_max * (self.beta * disagreement / 2).tanh()  # 2 sigmoid(x) - 1 = tanh(x / 2)

@@ -7,6 +7,7 @@ from veto_pl.rollouts.cached import FromCache
 from veto_pl.rollouts.engines import DecodeLoop, Transformers
 from veto_pl.rollouts.replay import Replay
 from veto_pl.rollouts.sources import FromDataset, FromStudent, FromTeacher, Mixture, TeacherMixed
+from veto_pl.rollouts.stepwise import TeacherSteps
 from veto_pl.rollouts.two_writers import TeacherCorrected, TeacherSwitched
 from veto_pl.rollouts.vllm import Vllm
 
@@ -23,6 +24,7 @@ __all__ = [
     "Sampling",
     "TeacherCorrected",
     "TeacherMixed",
+    "TeacherSteps",
     "TeacherSwitched",
     "Transformers",
     "Vllm",

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.core.memory import Memory, State
+from veto_pl.core.sampling import SEVERAL
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.rollouts.replay import ReplayBuffer
 from veto_pl.rollouts.sources import FromDataset, FromStudent, check_fraction
@@ -60,6 +61,10 @@ class AdaptiveReplay(RolloutSource):
             raise ConfigurationError(
                 f"`AdaptiveReplay` cannot hold `{stored[0]}`: the rows of the other source have no stored scores."
             )
+
+    @classmethod
+    def examples(cls) -> tuple["AdaptiveReplay", ...]:
+        return cls(FromStudent(SEVERAL), start=0.5, increment=0.3), cls(FromStudent(SEVERAL), start=1.0)
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         memory: AdaptiveMemory = models.memories.of(self)

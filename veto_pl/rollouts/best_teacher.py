@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from veto_pl.core.sampling import Sampling
+from veto_pl.core.sampling import SEVERAL, Sampling
 from veto_pl.data.templates import check_format, fill
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block, RowStream
@@ -69,6 +69,13 @@ class BestTeacher(RolloutSource):
         check_format("BestTeacher.hint", self.hint)
         if self.top_k < 1:
             raise ConfigurationError(f"`BestTeacher.top_k` must be at least 1, got {self.top_k}.")
+
+    @classmethod
+    def examples(cls) -> tuple["BestTeacher", ...]:
+        return tuple(
+            cls(SEVERAL, FromStudent(), top_k=3, hint="{completion}>{prompt}", fallback=fallback)
+            for fallback in ("overlap", "skip")
+        )
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         tried = FromTeacher(self.sampling, self.engine)(prompts, models, step)

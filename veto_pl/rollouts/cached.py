@@ -32,6 +32,10 @@ class FromCache(RolloutSource):
         object.__setattr__(self, "path", at_home(self.path))
         complete_manifest(self.path)
 
+    @classmethod
+    def examples(cls) -> tuple["FromCache", ...]:
+        return ()
+
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         store = open_store(self.path)
         store.check_tokenizer(models.tokenizer)

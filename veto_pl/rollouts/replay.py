@@ -9,9 +9,10 @@ from torch import Tensor
 
 from veto_pl.core.memory import Memory, State
 from veto_pl.core.ranks import rank_and_size
+from veto_pl.core.sampling import SEVERAL
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.parts.schedules import value_at
-from veto_pl.rollouts.sources import FromStudent, check_fraction
+from veto_pl.rollouts.sources import FromDataset, FromStudent, check_fraction
 from veto_pl.seams import (
     Ending,
     Example,
@@ -61,6 +62,10 @@ class Replay(RolloutSource):
             raise ConfigurationError(
                 f"`Replay.source` cannot be `{type(self.source).__name__}`, whose rows come from a file anyway."
             )
+
+    @classmethod
+    def examples(cls) -> tuple["Replay", ...]:
+        return cls(FromStudent(SEVERAL), fraction=1.0), cls(FromDataset(), capacity=6, max_age=1)
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         buffer: ReplayBuffer = models.memories.of(self)

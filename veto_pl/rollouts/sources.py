@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from veto_pl.core.sampling import Sampling, draw_id
+from veto_pl.core.sampling import SEVERAL, Sampling, draw_id
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.divergences import log_mixture
 from veto_pl.parts.schedules import value_at
@@ -39,6 +39,10 @@ class FromStudent(RolloutSource):
     sampling: Sampling = Sampling()
     engine: Engine = DecodeLoop()
 
+    @classmethod
+    def examples(cls) -> tuple["FromStudent", ...]:
+        return cls(), cls(SEVERAL)
+
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         sampling = self.sampling.ending_with(prompts.stop)
         return self.engine.generate(prompts, models.student, sampling, models, step, on_policy=True)
@@ -58,6 +62,10 @@ class FromTeacher(RolloutSource):
 
     sampling: Sampling = Sampling()
     engine: Engine = DecodeLoop()
+
+    @classmethod
+    def examples(cls) -> tuple["FromTeacher", ...]:
+        return (cls(SEVERAL),)
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         sampling, teacher = self.sampling.ending_with(prompts.stop), models.required_teacher()
@@ -82,6 +90,10 @@ class TeacherMixed(RolloutSource):
 
     def __post_init__(self) -> None:
         check_fraction("TeacherMixed.teacher_fraction", self.teacher_fraction)
+
+    @classmethod
+    def examples(cls) -> tuple["TeacherMixed", ...]:
+        return (cls(0.5, SEVERAL),)
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         writers = (models.required_teacher(), models.student)
@@ -122,6 +134,10 @@ class Mixture(RolloutSource):
                 f"`Mixture` cannot hold `{stored[0]}`: the rows of the other source have no stored scores. Use it as "
                 "the `rollout` of an objective of its own, and add both by `Sum`."
             )
+
+    @classmethod
+    def examples(cls) -> tuple["Mixture", ...]:
+        return cls(FromStudent(SEVERAL), fraction=0.8), cls(FromStudent(SEVERAL), coin="sample")
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         fraction = value_at(self.fraction, step.index, step.total)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from veto_pl.core.sampling import Sampling, draw_id
+from veto_pl.core.sampling import SEVERAL, Sampling, draw_id
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.divergences import reverse_kl
 from veto_pl.rollouts.decoding import decode
@@ -43,6 +43,10 @@ class TeacherCorrected(RolloutSource):
         if self.top_k < 1:
             raise ConfigurationError(f"`TeacherCorrected.top_k` must be at least 1, got {self.top_k}.")
         _share_lengths(self)
+
+    @classmethod
+    def examples(cls) -> tuple["TeacherCorrected", ...]:
+        return (cls(3, SEVERAL),)
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         writers = (models.required_teacher(), models.student)
@@ -106,6 +110,10 @@ class TeacherSwitched(RolloutSource):
                 f"`TeacherSwitched.threshold` must be at least 0 and finite, got {self.threshold}."
             )
         _share_lengths(self)
+
+    @classmethod
+    def examples(cls) -> tuple["TeacherSwitched", ...]:
+        return (cls(1.0, SEVERAL, Sampling()),)
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         writers = (models.required_teacher(), models.student)

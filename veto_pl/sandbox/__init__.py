@@ -1,4 +1,4 @@
-"""Runs the unit tests of programs that nobody has read; docs/sandbox.md says how and what it protects from."""
+"""Runs unit tests of untrusted programs; docs/sandbox.md says how, and what it protects from."""
 
 from veto_pl.sandbox.limits import Limits
 from veto_pl.sandbox.processes import SandboxError

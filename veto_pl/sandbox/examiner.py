@@ -25,7 +25,7 @@ _SEEDS = {"random": "import random; random.seed(0)", "numpy": "import numpy; num
 
 
 class CandidateError(Exception):
-    """The candidate raised what is no builtin exception."""
+    """The candidate raised an exception that is not a builtin one."""
 
 
 class Link:

@@ -1,4 +1,4 @@
-"""The rights that a child program gives up before it runs anything; the first thing that it does."""
+"""Gives up the rights of a child program before it runs anything else."""
 
 from __future__ import annotations
 

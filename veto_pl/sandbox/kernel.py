@@ -1,4 +1,4 @@
-"""What a process asks the kernel to forbid it for ever: files by Landlock, system calls by seccomp.
+"""Restrictions that a process puts on itself for good: files by Landlock, system calls by seccomp.
 
 Both need no privileges and outlive `exec`. Landlock needs Linux 5.13, the filter of calls x86-64 or 64-bit ARM;
 elsewhere they are left out, and the caller is told.

@@ -1,4 +1,4 @@
-"""What a program may use."""
+"""Limits on time, memory, processes and files of a program under test."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class Limits:
 
     @property
     def threads(self) -> int:
-        """Completions that are judged at once."""
+        """The number of completions that are judged at once."""
         return self.workers or len(os.sched_getaffinity(0))
 
     @property
     def resources(self) -> dict[str, int]:
-        """Values of `RLIMIT_*`, by name."""
+        """The values of `RLIMIT_*`, by name."""
         return {
             "AS": self.memory * 2**20,
             "CORE": 0,
@@ -64,5 +64,5 @@ class Limits:
 
     @property
     def folder_bytes(self) -> int:
-        """Bytes of the temporary folder."""
+        """The size of the temporary folder in bytes."""
         return 4 * self.file_size * 2**20

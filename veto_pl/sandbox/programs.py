@@ -1,4 +1,4 @@
-"""From the text that a model wrote to the program that it means, by patterns only: a parser could be attacked."""
+"""Extracts the program from the text that a model wrote, by patterns only: a parser could be attacked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which protection works on this machine."""
+"""Finds out which protections work on this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from veto_pl.sandbox.processes import start
 
 @dataclass(frozen=True)
 class Protection:
-    """What shuts untrusted programs in.
+    """The protections that untrusted programs run behind.
 
     Args:
         level: `bubblewrap` and `unshare` give namespaces: no network, no other processes, an own folder of limited

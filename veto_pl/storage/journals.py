@@ -19,6 +19,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import nn
 
+from veto_pl.core.extras import require_extra
 from veto_pl.storage.atomic import append, bring_to_disk, replacing
 from veto_pl.storage.going_on import going_on
 from veto_pl.storage.run_folder import METRICS, QUANTITIES, is_first_rank
@@ -212,6 +213,7 @@ class Events(TensorBoardLogger, Journal):
     journal = "tensorboard"
 
     def __init__(self, folder: str) -> None:
+        require_extra("tensorboard", extra="tensorboard", needed_by="`Events`")
         super().__init__(folder, name="", version="tensorboard")
 
     def position(self) -> int:

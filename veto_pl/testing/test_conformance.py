@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from veto_pl.plugins import load_plugins
@@ -27,7 +28,7 @@ from veto_pl.seams import (
     TokenWeighting,
 )
 from veto_pl.seams.tokens import TokenGrid, TokenRows
-from veto_pl.testing.examples import examples_of, installed, installed_classes
+from veto_pl.testing.examples import examples_of, installed, installed_classes, settings_of
 from veto_pl.testing.strategies import SMOOTH, logits_of_kind, logits_pairs, ragged_grids
 
 load_plugins()
@@ -252,6 +253,16 @@ def test_settings_are_frozen_hashable_and_picklable(instance: Any) -> None:
     assert dataclasses.replace(instance) == instance
     if all(_hashable(getattr(instance, field.name)) for field in dataclasses.fields(instance)):
         assert hash(instance) == hash(dataclasses.replace(instance))
+
+
+@each(ANYTHING)
+def test_a_configuration_makes_the_same_instance(instance: Any) -> None:
+    """What a configuration says of it, by class path and settings, is read back as an equal instance."""
+    seam = next(seam for seam in SEAMS if isinstance(instance, seam))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--part", type=seam)
+    read = parser.parse_object({"part": settings_of(instance)})
+    assert parser.instantiate_classes(read).part == instance
 
 
 def _hashable(value: object) -> bool:

@@ -81,11 +81,13 @@ def written(models: Models, seed: int) -> Sequences:
     given = Sequences.join(batch, batch.completion_ids, batch.completion_mask).rows(torch.arange(5)[TRAINED])
     generator = torch.Generator().manual_seed(seed)
     guesses = -3 * torch.rand(given.loss_mask.shape, generator=generator)
+    rewards = torch.randint(2, (len(given),), generator=generator).float()
+    rewards[1] = 1 - rewards[0]  # else there is nothing to learn from comparing the two
     return dataclasses.replace(
         given,
         on_policy=torch.ones(len(given), dtype=torch.bool),
         sampler_logp=guesses.masked_fill(~given.loss_mask, 0.0),
-        rewards=torch.randint(2, (len(given),), generator=generator).float(),
+        rewards=rewards,
     )
 
 
@@ -141,7 +143,7 @@ def test_there_is_something_to_learn(objective: Objective, plain: Plain) -> None
 
 
 @each
-@pytest.mark.parametrize(("left", "right"), [(3, 0), (0, 2), (1, 4)])
+@pytest.mark.parametrize(("left", "right"), [(3, 0), (1, 4)])
 def test_padding_changes_nothing(objective: Objective, models: Models, plain: Plain, left: int, right: int) -> None:
     """Padding is named by the masks alone: its place, its width and the ids that stand there do not matter."""
 
@@ -197,11 +199,10 @@ def test_no_tokens_give_a_zero_that_can_be_differentiated(objective: Objective, 
 
 
 @pytest.mark.parametrize("objective", [x for x in OBJECTIVES if hasattr(x, "chunk_rows")], ids=name)
-@pytest.mark.parametrize("rows", [1, 4])
-def test_the_size_of_chunks_changes_nothing(objective: Any, models: Models, plain: Plain, rows: int) -> None:
-    """Chunks bound the memory and nothing else."""
+def test_the_size_of_chunks_changes_nothing(objective: Any, models: Models, plain: Plain) -> None:
+    """Chunks, here of three rows and a last one of fewer, bound the memory and nothing else."""
     rollouts = fixed(objective, models)
-    chunked = dataclasses.replace(objective, chunk_rows=rows)
+    chunked = dataclasses.replace(objective, chunk_rows=3)
     mine: Fixed = dict(zip(chunked.sources, rollouts.values(), strict=True))
     assert_same(update([terms(chunked, mine, models)], models), plain(objective).update)
 

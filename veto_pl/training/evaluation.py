@@ -49,7 +49,7 @@ def compute_all(metrics: nn.ModuleDict, prefix: str) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The completions of a batch of prompts, judged.
+    """The completions of a batch of prompts, with their rewards.
 
     Args:
         batch: the prompts.

@@ -36,6 +36,7 @@ class FullyShard(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Set one dimension of data-parallel ranks; Lightning would choose tensor parallelism within a node."""
+        # Private fields: the sizes are arguments of `__init__`, where the number of ranks is not known yet.
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
         super().setup_environment()

@@ -35,6 +35,7 @@ class HostedModule(L.LightningModule):
 
     def on_fit_end(self) -> None:
         """Say where the weights are after a fit in processes that end with it, as in a notebook on several devices."""
+        # Private: no public name tells a launcher that forks or spawns processes from the others.
         if isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher):
             rank_zero_info(
                 "The fit ran in processes of its own, so the module of this one has no trained weights. They are in "

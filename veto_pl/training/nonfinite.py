@@ -144,6 +144,7 @@ def _drop_gradients(parameters: Iterable[nn.Parameter], optimizer: Optimizer, *,
     A fused optimizer under a gradient scaler has to be handed gradients that are not finite instead: the scaler looks
     for them only when it steps, and leaves the step out itself.
     """
+    # PyTorch's own mark, also private there, of optimizers that take the scale themselves.
     unseen = scaled and getattr(optimizer, "_step_supports_amp_scaling", False)
     for parameter in parameters:
         if not unseen:

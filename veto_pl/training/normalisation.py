@@ -52,6 +52,7 @@ class GradientLedger:
             buffer = self._gradients.get(name, {})
             for parameter in trained:
                 parameter.grad = buffer.get(parameter)
+            # The terms share the graph of the student's forward pass, so only the last one may free it.
             stat.total.backward(retain_graph=position < len(terms))  # type: ignore[no-untyped-call]
             self._gradients[name] = {p: p.grad for p in trained if p.grad is not None}
         for parameter in trained:
@@ -74,6 +75,7 @@ class GradientLedger:
         """
         weights = self.global_weights(all_reduce)
         inverse = {name: torch.where(weight > 0, 1 / weight, 0.0) for name, weight in weights.items()}
+        # `over_ranks` is a collective for each parameter: all ranks have the same parameters and terms, in one order.
         for parameter in parameters:
             if self._gradients:
                 parts = [g[parameter] * inverse[name] for name, g in self._gradients.items() if parameter in g]

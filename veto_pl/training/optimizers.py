@@ -64,7 +64,7 @@ class OptimizedModule(OwnErrors, L.LightningModule):
 
     @lr.setter
     def lr(self, rate: float) -> None:
-        """Also changes the rate of a schedule that runs already."""
+        """Set the learning rate, also in a schedule that runs already."""
         self._rate = rate
         for config in () if self._trainer is None else self.trainer.lr_scheduler_configs:
             schedule = cast(LambdaLR, config.scheduler)

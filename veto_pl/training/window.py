@@ -1,4 +1,4 @@
-"""The micro-batches between two optimizer steps: one gradient, and one line of the log."""
+"""The accumulation window: the micro-batches between two optimizer steps give one gradient and one line of the log."""
 
 from __future__ import annotations
 
@@ -90,6 +90,7 @@ class Window:
             ranks.
         """
         scale = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        # Lightning divides the loss by the micro-batches, DDP and FSDP2 average over the ranks: `scale` undoes both.
         self._ledger.normalise(self.trained, self.all_reduce, scale, self._over_ranks)
         self._ledger.reset()
         self._synchronise(True)

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from veto_pl.data.hub import hub_rows
-from veto_pl.data.jsonl import read_examples, shown, to_example
+from veto_pl.data.jsonl import check_fields, read_examples, shown, to_example
 from veto_pl.data.splits import check_sizes, check_stop, pick
 from veto_pl.exceptions import ConfigurationError, DataError, VetoError
 from veto_pl.sandbox import Limits, SandboxError, Tests, completed, extract_program, judge, protection
@@ -42,6 +42,12 @@ def _as_own_errors() -> Iterator[None]:
         raise ConfigurationError(str(error)) from error
 
 
+_OPTIONAL = {"test_setup_code": str | None} | dict.fromkeys(
+    ("test_imports", "test_list", "challenge_test_list"), list[str] | None
+)
+"""Fields of MBPP that a row may lack."""
+
+
 class _CodeTask(Task):
     """What tasks of this kind share: permission, and judging many completions at once."""
 
@@ -60,20 +66,20 @@ class _CodeTask(Task):
         check_stop(name, self.stop)
 
     def program(self, example: Example, completion: str) -> str:
-        """What of the completion is run."""
+        """Return the program that is run, made from the completion."""
         raise NotImplementedError
 
     def tests(self, example: Example) -> Tests:
-        """What the program has to pass."""
+        """Return the tests that the program has to pass."""
         raise NotImplementedError
 
     def reward(self, example: Example, completion: str) -> float:
-        """1.0 where the program passes all tests, else 0.0."""
+        """Return 1.0 where the program passes all tests, else 0.0."""
         with _as_own_errors():
             return float(judge(self.tests(example), self.program(example, completion), self.limits).passed)
 
     def rewards(self, examples: Sequence[Example], completions: Sequence[str]) -> list[float]:
-        """The same, `limits.threads` at once."""
+        """Return the reward of each pair; `limits.threads` programs run at once."""
         with _as_own_errors():
             protection(self.limits.protection)
         with ThreadPoolExecutor(self.limits.threads) as pool:
@@ -113,18 +119,18 @@ class HumanEval(_CodeTask):
         check_sizes("HumanEval", validation_size=self.validation_size)
 
     def load(self, split: str) -> Sequence[Example]:
-        """The rows of the split."""
+        """Return the rows of the split."""
         held = slice(self.validation_size)
         part = pick({"train": None, "validation": held, "test": slice(self.validation_size, None)}, split)
         return [] if part is None else self._rows()[part]
 
     def program(self, example: Example, completion: str) -> str:
-        """What of the completion is run."""
+        """Return the program that is run, made from the completion."""
         stop = (*type(self).stop, *self.stop)
         return extract_program(example.prompt, completion, [example.row["entry_point"]], stop)
 
     def tests(self, example: Example) -> Tests:
-        """What the program has to pass."""
+        """Return the tests that the program has to pass."""
         row, name = example.row, example.row["entry_point"]
         if "test" in row:
             code = f"{row['test']}\ncheck({name})\n"
@@ -137,8 +143,8 @@ class HumanEval(_CodeTask):
     def _rows(self) -> list[Example]:
         examples: list[Example] = []
         for where, row in _raw(self, "test", config=None, field="prompt"):
-            _check(row, where, entry_point=str)
-            _check(row, where, **({"test": str} if "test" in row else {"base_input": list, "plus_input": list}))
+            tests = {"test": str} if "test" in row else {"base_input": list, "plus_input": list}
+            check_fields(row, where, entry_point=str, **tests)
             example = to_example(row, prompt="prompt", completion="canonical_solution", where=where)
             with _named(where):
                 _parsed(self.tests(example).setup)
@@ -178,14 +184,13 @@ class MBPP(_CodeTask):
     stop: tuple[str, ...] = ("\nassert", '\n"""', "\nprint", "\nif __name__", "\n```")
 
     def load(self, split: str) -> Sequence[Example]:
-        """The rows of the split."""
+        """Return the rows of the split."""
         pick({"train": 0, "validation": 0, "test": 0}, split)
         examples: list[Example] = []
         for where, row in _raw(self, split, config=self.config, field="code"):
             if self.path is None or _split_of(row.get("task_id")) == split:
-                _check(row, where, **({"test": str} if "test" in row else {"test_list": list}))
-                _check({**row, "test_setup_code": row.get("test_setup_code") or ""}, where, test_setup_code=str)
-                _check_texts(row, where, "test_imports", "test_list", "challenge_test_list")
+                check_fields(row, where, **({"test": str} if "test" in row else {"test_list": list[str]}))
+                check_fields(dict.fromkeys(_OPTIONAL) | row, where, **_OPTIONAL)
                 sentence = to_example(row, prompt="text" if "text" in row else "prompt", completion="code", where=where)
                 with _named(where):
                     if not (tests := self.tests(sentence)).names:
@@ -194,11 +199,11 @@ class MBPP(_CodeTask):
         return examples
 
     def program(self, example: Example, completion: str) -> str:
-        """What of the completion is run."""
+        """Return the program that is run, made from the completion."""
         return extract_program("", completion, self.tests(example).names, (*type(self).stop, *self.stop))
 
     def tests(self, example: Example) -> Tests:
-        """What the program has to pass."""
+        """Return the tests that the program has to pass."""
         row = example.row
         lines = [*(row.get("test_imports") or []), row.get("test_setup_code") or ""]
         lines += [row["test"]] if "test" in row else row["test_list"]
@@ -208,7 +213,7 @@ class MBPP(_CodeTask):
 
 @lru_cache(maxsize=4096)
 def _tests(code: str, reference: str) -> Tests:
-    """The tests, with what they use and the reference imports: a `math` of the program would be its own word."""
+    """Return the tests with what they use and the reference imports: a `math` of the program's own could lie."""
     imports = [node for node in _parsed(reference).body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = provided(code, reference)
     lines = [ast.unparse(node) for node in imports if {_bound_by(alias) for alias in node.names} & {*names}]
@@ -220,7 +225,8 @@ def _tests(code: str, reference: str) -> Tests:
 
 @lru_cache(maxsize=4096)
 def provided(tests: str, reference: str) -> tuple[str, ...]:
-    r"""The names that tests use and the program has to define: those of the reference, and those that nobody defines.
+    r"""Return the names that tests use and the program has to define: those of the reference, and those that nobody
+    defines.
 
     Example:
         >>> provided("import math\nassert area(Circle(1)) == math.pi and sum([1]) == 1", "def sum(x): return 1")
@@ -255,7 +261,7 @@ def _parsed(code: str) -> ast.Module:
 
 
 def _raw(task: HumanEval | MBPP, split: str, *, config: str | None, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of the file or the hub, each with its place for messages; `field` is one that all have."""
+    """Yield the rows of the file or the hub, each with its place for messages; `field` is one that all have."""
     if task.path is not None:
         rows = [dict(example.row) for example in read_examples(task.path, prompt=field, completion=None)]
     else:
@@ -266,29 +272,15 @@ def _raw(task: HumanEval | MBPP, split: str, *, config: str | None, field: str) 
 
 @contextmanager
 def _named(where: str) -> Iterator[None]:
-    """Says of a fault in which row it is."""
+    """Name the row in which a fault is."""
     try:
         yield
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
 
 
-def _check(row: dict[str, Any], where: str, **fields: type) -> None:
-    for name, kind in fields.items():
-        if not isinstance(row.get(name), kind):
-            raise DataError(f"{where}: field `{name}` expected a {kind.__name__}, got {shown(row.get(name))}.")
-
-
-def _check_texts(row: dict[str, Any], where: str, *names: str) -> None:
-    for name in (name for name in names if row.get(name)):
-        _check(row, where, **{name: list})
-        for text in row[name]:
-            if not isinstance(text, str):
-                raise DataError(f"{where}: field `{name}` expected strings, got {shown(text)}.")
-
-
 def _check_human(row: dict[str, Any]) -> None:
-    """That the tests of a row ask the program something."""
+    """Raise `DataError` where the tests of a row do not call the program."""
     if "test" in row:
         checks = [n for n in _parsed(row["test"]).body if isinstance(n, ast.FunctionDef) and n.name == "check"]
         names = {node.id for check in checks for node in ast.walk(check) if isinstance(node, ast.Name)}
@@ -313,7 +305,7 @@ def _docstring(sentence: str, tests: list[str]) -> str:
 
 
 def _split_of(number: Any) -> str | None:
-    """Where the paper puts a problem."""
+    """Return the split in which the paper puts a problem."""
     if not isinstance(number, int) or number > 974 or 11 <= number <= 510:
         return "test"
     return None if number <= 10 else "validation" if number <= 600 else "train"

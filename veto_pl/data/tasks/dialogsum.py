@@ -54,7 +54,7 @@ class DialogSum(Task):
         check_paths("DialogSum", **{f"{split}_path": path for split, path in self._paths.items()})
 
     def load(self, split: str) -> Sequence[Example]:
-        """The rows of the split."""
+        """Return the rows of the split."""
         path, origin = pick(self._paths, split), f"{self.hub}/{split}"
         settings = ("DialogSum", self.max_dialogue_chars)
         if path is not None:
@@ -67,7 +67,7 @@ class DialogSum(Task):
         return stored(lambda _: self._joined(map(dict, rows), origin), origin=origin, key=key)
 
     def reward(self, example: Example, completion: str) -> float:
-        """The ROUGE-L F measure against the best summary."""
+        """Return the ROUGE-L F measure against the best summary."""
         return RougeL()(example, completion)
 
     @property
@@ -85,7 +85,7 @@ def _file(path: str, say: Say) -> Iterator[dict[str, Any]]:
 
 
 def summarised(row: dict[str, Any], where: str) -> Example:
-    """A dialogue with its summaries; `where` opens the message of a `DataError`."""
+    """Return a dialogue with its summaries; `where` opens the message of a `DataError`."""
     several: list[str] = [name for name in ("summary1", "summary2", "summary3") if name in row]
     first, *others = (
         to_example(row, prompt="dialogue", completion=name, where=where) for name in several or ["summary"]
@@ -94,7 +94,7 @@ def summarised(row: dict[str, Any], where: str) -> Example:
 
 
 def merged(rows: Iterable[Example]) -> Iterator[Example]:
-    """Neighbours of the same prompt as one row that has the references of all.
+    """Yield neighbouring rows of the same prompt as one row that has the references of all.
 
     Example:
         >>> [row.references for row in merged([Example("p", "a"), Example("p", "b"), Example("q", "c")])]

@@ -53,14 +53,14 @@ class GSM8K(Task):
         check_paths("GSM8K", **{f"{split}_path": path for split, path in self._paths.items()})
 
     def load(self, split: str) -> Sequence[Example]:
-        """The rows of the split."""
+        """Return the rows of the split."""
         path = pick(self._paths, split)
         if split == "test" or self.validation_path is not None:
             return self._stored(split, path, split, self._short)
         return self._stored("train", self.train_path, split, lambda rows: self._part(split, self._short(rows)))
 
     def reward(self, example: Example, completion: str) -> float:
-        """1.0 where the completion ends in the answer's number, in any form, else 0.0."""
+        """Return 1.0 where the completion ends in the answer's number, in any form, else 0.0."""
         return MathAnswer()(example, completion)
 
     def rewards(self, examples: Sequence[Example], completions: Sequence[str]) -> list[float]:
@@ -72,7 +72,7 @@ class GSM8K(Task):
         return {"train": self.train_path, "validation": self.validation_path, "test": self.test_path}
 
     def _stored(self, source: str, path: str | None, split: str, choose: Choice) -> Sequence[Example]:
-        """What `choose` takes of the file, or of the split `source` of the hub, for `split`."""
+        """Return the rows that `choose` takes of the file, or of the split `source` of the hub, for `split`."""
         settings = ("GSM8K", split, self.validation_size, self.validation_path, self.max_question_chars)
         if path is not None:
             file, key = path, partial(source_key, path, *settings)

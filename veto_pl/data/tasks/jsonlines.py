@@ -56,7 +56,7 @@ class JsonLines(Task):
             check_format(f"JsonLines.{split}", getattr(self, split))
 
     def load(self, split: str) -> Sequence[Example] | ExampleStream:
-        """The rows of the split's file; none where it has no file."""
+        """Return the rows of the split's file; none where it has no file."""
         path = pick({"train": self.train, "validation": self.validation, "test": self.test}, split)
         if path is None:
             return []

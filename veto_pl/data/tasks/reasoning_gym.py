@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from veto_pl.core.extras import require_extra
 from veto_pl.data.splits import check_sizes, partition, pick
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.seams import Example, Task
@@ -52,6 +53,7 @@ class ReasoningGym(Task):
     arguments: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        require_extra("reasoning_gym", extra="reasoning-gym", needed_by="`ReasoningGym`")
         from reasoning_gym.factory import DATASETS
 
         check_sizes(
@@ -73,11 +75,11 @@ class ReasoningGym(Task):
             )
 
     def load(self, split: str) -> Sequence[Example]:
-        """The rows of the split; generated once per process."""
+        """Return the rows of the split; generated once per process."""
         return pick(_splits(self), split)
 
     def reward(self, example: Example, completion: str) -> float:
-        """1.0 for a full score of the data set's scorer, else 0.0; a scorer that raises has not accepted the text."""
+        """Return 1.0 for a full score of the data set's scorer, else 0.0, also where the scorer raises."""
         try:
             return float(_generator(self).score_answer(answer=completion.strip(), entry=example.row) >= 1.0)
         except Exception:
@@ -94,7 +96,7 @@ def _generator(task: ReasoningGym) -> Any:
 
 @contextmanager
 def _refusals(task: ReasoningGym) -> Iterator[None]:
-    """Data sets refuse arguments in many ways, some of them only when they make an item."""
+    """Turn whatever a data set raises about its arguments, sometimes only when it makes an item, into one error."""
     try:
         yield
     except (VetoError, MemoryError):
@@ -122,7 +124,7 @@ def _splits(task: ReasoningGym) -> dict[str, list[Example]]:
 
 
 def _report_unstable(task: ReasoningGym) -> None:
-    """Warns where another process would generate other rows, so that its training rows may be validation rows here."""
+    """Warn where another process would generate other rows, so that its training rows may be validation rows here."""
     if task.dataset in _UNSEEDED:
         remedy = "Use another data set, or write its rows to a file for `JsonLines`."
     elif task.dataset in _HASH_DEPENDENT and os.environ.get("PYTHONHASHSEED", "random") == "random":

@@ -1,0 +1,315 @@
+"""Every YAML under configs/ parses and builds; the debug runs reproduce their golden losses."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import PreTrainedTokenizerFast, Qwen2Config
+
+from veto_pl.checks import Setup
+from veto_pl.cli.build import VetoCLI
+from veto_pl.commands.main import main
+from veto_pl.compare.execution import prepare
+from veto_pl.compare.jobs import JobFactory
+from veto_pl.compare.study_file import load_study
+from veto_pl.module import DistillationModule
+from veto_pl.objectives import SFT, Veto
+from veto_pl.parts.schedules import Linear, WarmUp
+from veto_pl.plugins import load_plugins
+from veto_pl.rollouts import Sampling
+from veto_pl.testing.examples import arguments_of, first_examples
+from veto_pl.training.fsdp import FullyShard
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+GOLDEN = Path(__file__).parent / "golden"
+SHARED = ("base", "reference")
+FILES = sorted(p.stem for p in (CONFIGS / "debug").glob("*.yaml") if p.stem not in SHARED)
+SHOWN = {
+    yaml.safe_load((CONFIGS / f"debug/{name}.yaml").read_text())["model"]["objective"]["class_path"] for name in FILES
+}
+EXAMPLES = {name: example for name, example in first_examples(longest=8).items() if name not in SHOWN}
+DEBUG = [*FILES, *EXAMPLES]
+"""A debug run for each file, and for the first example of each objective that no file shows."""
+QUICKSTART = sorted(p.stem for p in (CONFIGS / "quickstart").glob("*.yaml") if p.stem != "base")
+COMPARED = sorted((CONFIGS / "compare").glob("*/*.yaml"))
+STUDIES = sorted((CONFIGS / "compare").glob("*.yaml"))
+STRATEGIES = {"fsdp2": 1, "fsdp2_nodes": 2}
+METHODS = sorted(p.stem for p in (CONFIGS / "recipes/methods").glob("*.yaml"))
+TASKS = {"gsm8k": 0.8, "code": 1.0, "summarisation": 0.3}
+
+
+def build(*files, options=()):
+    """The module and data module that a command line describes."""
+    load_plugins()
+    arguments = [argument for file in files for argument in ("--config", str(CONFIGS / file))]
+    return VetoCLI([*arguments, "--trainer.accelerator", "cpu", "--trainer.devices", "1", *options], run=False)
+
+
+def parsed_parameters(module):
+    with torch.device("meta"):
+        module.configure_model()
+    models = module.models
+    assert all(p.is_meta for p in models.student.parameters())
+    return models
+
+
+def test_every_config_is_covered():
+    covered = {f"debug/{n}.yaml" for n in [*FILES, *SHARED]} | {f"quickstart/{n}.yaml" for n in [*QUICKSTART, "base"]}
+    covered |= {f"recipes/paper/{n}.yaml" for n in [*TASKS, "base", "humaneval", "teacher"]}
+    covered |= {"recipes/smollm2_gsm8k.yaml"} | {f"recipes/methods/{name}.yaml" for name in METHODS}
+    covered |= {f"strategy/{name}.yaml" for name in STRATEGIES}
+    covered |= {str(p.relative_to(CONFIGS)) for p in [*COMPARED, *STUDIES]}
+    assert {str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml")} == covered
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_every_config_says_what_it_is_for(path):
+    assert path.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("path", COMPARED, ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_what_is_compared_builds_behind_the_base_of_the_quickstart(path):
+    others = [f"--model.{role}" for role in ("teacher", "reference")]
+    options = [
+        option for role in others for option in (f"{role}=RandomWeights", f"{role}.dimensions={{vocab_size: 56}}")
+    ]
+    cli = build("quickstart/base.yaml", "quickstart/teacher.yaml", path, options=options)
+    given = yaml.safe_load(path.read_text())
+    parts = {"objective": cli.model.objective, "student": cli.model.student_source, "task": cli.datamodule.task}
+    named = {name: part for section in given.values() for name, part in section.items() if name in parts}
+    assert named
+    assert {name: type(parts[name]).__name__ for name in named} == {n: part["class_path"] for n, part in named.items()}
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda p: p.stem)
+def test_every_study_tells_runs_what_they_can_use(file, tmp_path):
+    study = load_study(file)
+    jobs = JobFactory(study, file.parent, tmp_path)
+    method = study.baseline
+    job = jobs.trial(method, study.search.points[-1], study.seeds[0])
+    prepare(job)
+    cli = build(*job.files, job.folder / "settings.yaml")
+    assert cli.model.seed == study.seeds[0]
+    rates = [point.get("model.optimizer.init_args.lr") for point in study.search.points]
+    if study.searches:
+        assert cli.config.model.optimizer.init_args.lr == rates[-1]
+
+
+def small_qwen_tokenizer(folder):
+    """A tokenizer with as many ids as Qwen2's, so that the real row counts are met."""
+    from tokenizers import Tokenizer, models
+
+    special = {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645}
+    vocabulary = {f"t{i}": i for i in range(151643)} | special
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="t0"))
+    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", unk_token="t0").save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def qwen2(tmp_path_factory):
+    """Folders with the configurations of Qwen2-0.5B-Instruct and Qwen2-7B-Instruct, and no weights."""
+    shapes = {
+        "0.5B": {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+                 "intermediate_size": 4864, "vocab_size": 151936, "tie_word_embeddings": True},
+        "7B": {"hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+               "intermediate_size": 18944, "vocab_size": 152064, "tie_word_embeddings": False},
+    }  # fmt: skip
+    root = tmp_path_factory.mktemp("qwen2")
+    for name, shape in shapes.items():
+        config = Qwen2Config(**shape, architectures=["Qwen2ForCausalLM"], eos_token_id=151645)
+        config.save_pretrained(root / name)
+        small_qwen_tokenizer(root / name)
+    return root
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_papers_recipes_build_with_the_real_shapes(task, qwen2):
+    options = ["--model.student.path", str(qwen2 / "0.5B"), "--model.teacher.path", str(qwen2 / "7B")]
+    cli = build("recipes/paper/base.yaml", f"recipes/paper/{task}.yaml", options=options)
+    models = parsed_parameters(cli.model)
+    assert models.student.head_rows == 151936
+    assert models.teacher.head_rows == 152064
+    assert models.student.vocab_size == models.teacher.vocab_size == 151646
+    assert 490e6 < sum(p.numel() for p in models.student.parameters()) < 500e6
+    assert 7.6e9 < sum(p.numel() for p in models.teacher.parameters()) < 7.7e9
+    assert not any(p.requires_grad for p in models.teacher.parameters())
+    assert not any(name.startswith("teacher") for name, _ in cli.model.named_parameters())
+
+    objective = cli.model.objective
+    assert isinstance(objective, Veto)
+    assert objective.beta == Linear(TASKS[task], 0.0)
+    assert (objective.rollout.sampling.temperature, objective.rollout.sampling.top_p) == (0.5, 0.5)
+    assert cli.model.lr_schedule == WarmUp(0.1, Linear(1.0, 0.0))
+    assert cli.model.optimizer([torch.nn.Parameter(torch.ones(1))]).defaults["lr"] == 1e-5
+    assert models.student.model.config.attention_dropout == 0.1
+    assert cli.datamodule.limits["train"] == 1000
+    assert (cli.trainer.max_epochs, cli.trainer.accumulate_grad_batches, cli.trainer.precision) == (3, 4, "32-true")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_recipes_of_the_methods_build_behind_the_papers(method, qwen2):
+    files = ("recipes/paper/base.yaml", "recipes/paper/gsm8k.yaml", f"recipes/methods/{method}.yaml")
+    folders = {role: str(qwen2 / size) for role, size in (("student", "0.5B"), ("teacher", "7B"))}
+    recipe = yaml.safe_load((CONFIGS / files[-1]).read_text())["model"]
+    if "reference" in recipe:
+        folders["reference"] = folders["student"]
+    if recipe.get("teacher", {}).get("class_path") == "MovingAverage":
+        folders["teacher.source"] = folders["student"]
+        del folders["teacher"]
+    options = [f"--model.{role}.path={folder}" for role, folder in folders.items()]
+    cli = build(*files, options=options)
+    needs = cli.model.objective
+    assert (cli.model.reference_source is not None) == needs.needs_reference
+    models = parsed_parameters(cli.model)
+    assert (models.teacher is not None) >= needs.needs_teacher
+    assert models.student.model.config.attention_dropout == 0.0, "Veto's dropout is not that of other papers"
+    lengths = [p.max_new_tokens for _, p in Setup(cli.model, cli.datamodule, {}).parts() if isinstance(p, Sampling)]
+    assert all(length >= cli.model.evaluation.max_new_tokens for length in lengths)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_teachers_recipe_builds(task, qwen2):
+    files = ("recipes/paper/base.yaml", f"recipes/paper/{task}.yaml", "recipes/paper/teacher.yaml")
+    cli = build(*files, options=["--model.student.path", str(qwen2 / "7B")])
+    assert isinstance(cli.model.objective, SFT)
+    assert parsed_parameters(cli.model).teacher is None
+
+
+def test_the_humaneval_evaluation_builds_behind_the_base(qwen2):
+    files = ("recipes/paper/base.yaml", "recipes/paper/humaneval.yaml")
+    cli = build(*files, options=["--model.student.path", str(qwen2 / "0.5B")])
+    assert cli.datamodule.task.stop == ()
+    assert list(cli.model.validation_metrics) == ["pass@1", "pass@10", "eos_rate"]
+    assert parsed_parameters(cli.model).teacher is None
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_strategies_build_behind_a_recipe(name):
+    options = ["--trainer.num_nodes", "1"]
+    strategy = build("debug/base.yaml", "debug/veto.yaml", f"strategy/{name}.yaml", options=options).trainer.strategy
+    assert isinstance(strategy, FullyShard)
+    assert strategy.gather == {"student": True, "teacher": False, "reference": False}
+    given = yaml.safe_load((CONFIGS / "strategy" / f"{name}.yaml").read_text())["trainer"]
+    assert given.get("num_nodes", 1) == STRATEGIES[name]
+
+
+@pytest.mark.parametrize("name", QUICKSTART)
+def test_quickstart_configs_build(name, tmp_path):
+    """The exported folders do not exist before the quickstart has run; the configs must parse all the same."""
+    cli = build("quickstart/base.yaml", f"quickstart/{name}.yaml")
+    assert cli.trainer.max_steps > 0
+    assert cli.datamodule.limits["train"] == (None if name == "teacher" else 1000)
+
+
+def test_the_smollm2_recipe_parses():
+    cli = build("recipes/smollm2_gsm8k.yaml")
+    assert cli.model.student_source.source == cli.model.teacher_source
+    assert cli.model.student_source.drop_layers == (24, 25, 26)
+
+
+def debug_run(name, folder, *options):
+    """The command of a debug config or of an example; what each step logged, without times."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    example = EXAMPLES.get(name)
+    told = ("base", name) if example is None else ("base", *(["reference"] if example.needs_reference else []))
+    files = [f"--config={CONFIGS / 'debug' / f'{file}.yaml'}" for file in told]
+    main(["fit", *files, *(arguments_of(example) if example else []), f"--run_dir={folder}", *options])
+    with (folder / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    return [
+        {key: cell for key, cell in row.items() if not any(part in key for part in ("second", "time"))} for row in rows
+    ]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The folder and the log of a debug run that nothing stops, run when it is first asked for."""
+    known = {}
+
+    def run(name):
+        if name not in known:
+            folder = tmp_path_factory.mktemp(name)
+            known[name] = folder, debug_run(name, folder)
+        return known[name]
+
+    return run
+
+
+class StoppedError(Exception):
+    """What stops a run."""
+
+
+ONE_BY_ONE = [pytest.param(name, marks=pytest.mark.xdist_group(f"debug {name}")) for name in DEBUG]
+
+
+@pytest.mark.parametrize("name", ONE_BY_ONE)
+def test_debug_runs_reproduce_their_golden_losses(name, straight, request):
+    """A change of a loss must be meant: run this file with `--update-golden`, and say why it moved."""
+    folder, log = straight(name)
+    losses = [float(row["train/loss"]) for row in log]
+    path = GOLDEN / f"{name}.json"
+    if request.config.getoption("--update-golden"):
+        path.write_text(json.dumps(losses, indent=1) + "\n")
+    # Sampled tokens may differ between machines in the last bit of a probability, and then a loss does; 1e-4 forgives
+    # rounding and nothing else.
+    assert losses == pytest.approx(json.loads(path.read_text()), rel=1e-4)
+    if name in ("sft", "seq_kd", "supervised_kd"):
+        assert losses[-1] < losses[0], "the others change their target or their data as they go"
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert saved["trainer"]["max_steps"] == 6
+
+
+EACH_STEP = ("--ckpt_path=last", "--trainer.val_check_interval=1", "--checkpoint.every_n_train_steps=1")
+
+
+@pytest.mark.xdist_group("debug distillm")
+def test_memories_see_a_validation_that_was_cut_short(tmp_path, monkeypatch):
+    """It is made up for before the first rollout of the process that goes on."""
+    replay = "--model.objective.init_args.rollout.init_args"
+    options = (*EACH_STEP, f"{replay}.start=0.1", f"{replay}.increment=0.3")
+    expected = debug_run("distillm", tmp_path / "straight", *options)
+    assert len({row["train/phi"] for row in expected}) > 2
+    validate, calls = DistillationModule.validation_step, []
+
+    def stopping(*arguments):
+        calls.append(arguments)
+        if len(calls) == 7:  # two batches each: before the first step, after it, after the second, and the third
+            raise StoppedError
+        return validate(*arguments)
+
+    monkeypatch.setattr(DistillationModule, "validation_step", stopping)
+    with pytest.raises(StoppedError):
+        debug_run("distillm", tmp_path / "stopped", *options)
+    monkeypatch.undo()
+    assert debug_run("distillm", tmp_path / "stopped", *options) == expected
+
+
+REMEMBERING = ("distillm", "minillm", "replay", "sdft", "sum", "veto")
+"""Memories of two kinds, a mixture, a teacher that follows, several terms, a schedule; the others go on as these do."""
+GOING_ON = [
+    pytest.param(name, marks=[group, *([] if name in REMEMBERING else [pytest.mark.slow])])
+    for name, group in ((name, pytest.mark.xdist_group(f"debug {name}")) for name in DEBUG)
+]
+
+
+@pytest.mark.parametrize("name", GOING_ON)
+def test_debug_runs_that_were_stopped_go_on_exactly(name, straight, tmp_path, monkeypatch):
+    """To the bit: rollouts, memories, moving teachers and schedules included."""
+    train, calls = DistillationModule.training_step, []
+
+    def stopping(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise StoppedError
+        return train(*arguments)
+
+    monkeypatch.setattr(DistillationModule, "training_step", stopping)
+    with pytest.raises(StoppedError):
+        debug_run(name, tmp_path, "--ckpt_path=last")
+    monkeypatch.undo()
+    assert len(calls) == 4
+    assert debug_run(name, tmp_path, "--ckpt_path=last") == straight(name)[1]

@@ -1,0 +1,178 @@
+"""Credit of sampled tokens that reshapes the log-ratio or the reward, or asks no teacher at all."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.advantages import (
+    FDivergence,
+    divergence_credit,
+    most_uncertain,
+    row_mean,
+    share_before,
+    softsign,
+)
+from veto_pl.functional.order import group_standardised
+from veto_pl.parts.advantages import CentredLogRatio, LogRatio
+from veto_pl.seams import Advantage, Law
+from veto_pl.seams.tokens import TokenGrid, TokenRows
+
+
+@dataclass(frozen=True)
+class Reshaped(Advantage):
+    """Another advantage in another shape; subclasses say which. What the other one asks for is passed on.
+
+    Args:
+        of: the other advantage.
+    """
+
+    of: Advantage = LogRatio()
+
+    def __post_init__(self) -> None:
+        for need in ("needs_reference", "needs_rewards", "compares_completions"):
+            object.__setattr__(self, need, getattr(self, need) or getattr(self.of, need))
+
+    @property
+    def laws(self) -> frozenset[Law]:
+        """Those of the other advantage: each row is reshaped alone."""
+        return self.of.laws
+
+    def scores(self, rows: TokenRows) -> Mapping[str, Tensor]:
+        return self.of.scores(rows)
+
+
+@dataclass(frozen=True)
+class EarlyWeighted(Reshaped):
+    r"""Earlier tokens weigh more: the less another credit has come before, the more a token counts.
+
+    .. math:: A_t \left( 1 + \gamma \left( 1 - \frac{\sum_{i<t} |A_i|}{\sum_i |A_i|} \right) \right)
+
+    Args:
+        of: the other advantage, A.
+        strength: gamma; the first token counts 1 + gamma times.
+
+    References:
+        arXiv 2606.22600
+    """
+
+    strength: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.strength < math.inf:
+            raise ConfigurationError(f"`strength` must be at least 0 and finite, got {self.strength}.")
+
+    @classmethod
+    def examples(cls) -> tuple["EarlyWeighted", ...]:
+        return cls(), cls(CentredLogRatio(2), 1.0), cls(strength=0.0)
+
+    def __call__(self, grid: TokenGrid) -> Tensor:
+        credit = self.of(grid)
+        return credit * (1 + self.strength * (1 - share_before(credit.abs(), grid.mask)))
+
+
+@dataclass(frozen=True)
+class BoundedWithOutcome(Reshaped):
+    r"""The outcome decides whether a completion is reinforced, and another advantage how much each token is.
+
+    .. math:: \frac{A_t}{\overline{|A|} + |A_t|} + R, \qquad R = \pm 1
+
+    with the mean size of A over the completion. The first term stays within (-1, 1), so the sign is that of R, which is
+    1 where the task's reward is 1, and -1 elsewhere.
+
+    Args:
+        of: the other advantage, A.
+
+    References:
+        arXiv 2609.16937, equation 8
+    """
+
+    needs_rewards = True
+
+    def __call__(self, grid: TokenGrid) -> Tensor:
+        outcome = 2.0 * (grid.required_rewards() == 1) - 1.0
+        return softsign(self.of(grid), grid.mask) + outcome[:, None]
+
+
+@dataclass(frozen=True)
+class DivergenceCredit(Advantage):
+    r"""Credit whose expected gradient is that of an f-divergence of teacher and student.
+
+    .. math:: A_t = u f'(u) - f(u), \qquad u = p_T(y_t) / p_S(y_t)
+
+    Args:
+        divergence: `forward_kl`, `reverse_kl` (the log-ratio), or `jsd`.
+
+    References:
+        arXiv 2606.01039
+    """
+
+    divergence: FDivergence = "jsd"
+
+    @classmethod
+    def examples(cls) -> tuple["DivergenceCredit", ...]:
+        return cls(), cls("forward_kl"), cls("reverse_kl")
+
+    def __call__(self, grid: TokenGrid) -> Tensor:
+        return divergence_credit(grid.log_ratio(), self.divergence)
+
+
+@dataclass(frozen=True)
+class TeacherWeightedReward(Advantage):
+    r"""The reward of a completion, standardised within its prompt; a teacher says at which tokens success was earned.
+
+    .. math:: A_{i,t} = w_{i,t} \frac{r_i - \bar r}{\sigma_r}, \qquad
+        w_{i,t} \propto \mathrm{clip}\left( \frac{p_T(y_{i,t})}{p_S(y_{i,t})}, \frac{1}{c}, c \right)
+
+    with a geometric mean of w of 1 in each completion that is better than the mean; w is 1 in all others.
+
+    Args:
+        cap: c, at least 1; 1 leaves the teacher out.
+
+    References:
+        arXiv 2607.17247
+    """
+
+    cap: float = 3.0
+
+    needs_rewards = True
+    compares_completions = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.cap < math.inf:
+            raise ConfigurationError(f"`cap` must be at least 1 and finite, got {self.cap}.")
+
+    def __call__(self, grid: TokenGrid) -> Tensor:
+        better = group_standardised(grid.required_rewards(), grid.prompt_rows, grid.mask.any(1))[:, None]
+        ratio = grid.log_ratio().clamp(-math.log(self.cap), math.log(self.cap))
+        weight = (ratio - row_mean(ratio, grid.mask)[:, None]).exp()
+        return better * weight.where(better > 0, weight.new_ones(()))
+
+
+@dataclass(frozen=True)
+class LeastLikely(Advantage):
+    """One fixed credit for the least likely tokens of each completion, and none for the others; no teacher is asked.
+
+    Args:
+        credit: of these tokens.
+        share: of the tokens of a completion, in (0, 1].
+
+    References:
+        arXiv 2608.31046, section 3.2
+    """
+
+    credit: float = -0.5
+    share: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.credit):
+            raise ConfigurationError(f"`credit` must be finite, got {self.credit}.")
+        if not 0 < self.share <= 1:
+            raise ConfigurationError(f"`share` must lie in (0, 1], got {self.share}.")
+
+    def __call__(self, grid: TokenGrid) -> Tensor:
+        student = grid.student_logp.detach()
+        return self.credit * most_uncertain(-student, grid.mask, self.share).to(student.dtype)
