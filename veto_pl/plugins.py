@@ -14,9 +14,9 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from veto_pl.exceptions import VetoError
 
@@ -52,17 +52,30 @@ def load_plugins() -> None:
     """
     for module in BUILT_IN:
         importlib.import_module(module)
+    for entry in announced(GROUP):
+        load(entry)
+
+
+def announced(group: str) -> list[EntryPoint]:
+    """Return the entry points of a group that are not to be left out."""
     skipped = set(os.environ.get("VETO_PL_SKIP_PLUGINS", "").split(","))
-    for entry in entry_points(group=GROUP):
-        if entry.name in skipped:
-            continue
-        try:
-            importlib.import_module(entry.module)
-        except Exception as error:
-            raise PluginError(
-                f"The plug-in `{entry.name}` ({entry.value}) failed to import: {error!r}. Repair it, uninstall it, or "
-                f"set the environment variable VETO_PL_SKIP_PLUGINS={entry.name}."
-            ) from error
+    return [entry for entry in entry_points(group=group) if entry.name not in skipped]
+
+
+def load(entry: EntryPoint) -> Any:
+    """Import what an entry point names; raise `PluginError` where that fails."""
+    try:
+        return entry.load() if entry.attr else importlib.import_module(entry.module)
+    except Exception as error:
+        raise refused(entry, f"failed to import: {error!r}") from error
+
+
+def refused(entry: EntryPoint, fault: str) -> PluginError:
+    """Return the error that names an entry point and what is wrong with it."""
+    return PluginError(
+        f"The plug-in `{entry.name}` ({entry.value}) {fault}. Repair it, uninstall it, or set the environment variable "
+        f"VETO_PL_SKIP_PLUGINS={entry.name}."
+    )
 
 
 def available(seam: type[Seam]) -> list[type[Seam]]:
@@ -71,9 +84,9 @@ def available(seam: type[Seam]) -> list[type[Seam]]:
     return sorted(found, key=lambda cls: (cls.__name__, cls.__module__))
 
 
-def summary(cls: type) -> str:
-    """Return the first line of a class's docstring, without mark-up."""
-    line = (inspect.getdoc(cls) or "").partition("\n")[0]
+def summary(documented: object) -> str:
+    """Return the first line of a docstring, without mark-up."""
+    line = (inspect.getdoc(documented) or "").partition("\n")[0]
     return re.sub(r":math:`(.*?)`", r"\1", line).replace("`", "")
 
 

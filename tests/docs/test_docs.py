@@ -85,13 +85,13 @@ def test_commands_name_files_that_exist():
 
 
 def test_commands_exist():
-    from veto_pl.cli.build import COMMANDS
     from veto_pl.commands.main import TRAINING
+    from veto_pl.commands.parsers import OWN
 
     code = "\n".join(body for _, _, body in blocks("bash"))
     used = set(re.findall(r"^veto-pl ([\w-]+)", code, re.MULTILINE))
-    assert used <= {*COMMANDS, *TRAINING}
-    assert used >= set(COMMANDS)
+    assert used <= {*OWN, *TRAINING}
+    assert used >= set(OWN)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ print(all(abs(float((noisy[name] - plain[name]).std()) / size(name) - 0.1) < 0.0
 
 
 def test_the_plugin_page_conforms(plugin):
-    classes = ("Hellinger", "BaselinePolicyGradient", "RandomCut", "SelfImitation", "Instructed")
+    classes = ("Hellinger", "BaselinePolicyGradient", "RandomCut", "SelfImitation", "Instructed", "Relay")
     conformance = ("-m", "pytest", "--pyargs", "veto_pl.testing", "-v", "-p", "no:cacheprovider")
     laws = python(*conformance, "-k", " or ".join(classes), cwd=ROOT, path=[plugin])
     assert laws.returncode == 0, laws.stdout

@@ -149,8 +149,9 @@ class ExtrapolationMonitor(L.Callback):
         if self.action == "cap":
             p, b = _inside(binding.modal_probability), _inside(binding.warm_start_mass)
             capped = replace(objective, modal_probability=p, warm_start_mass=b, margin=self.margin)
-            held = changed(pl_module.objective, Objective, lambda part: capped if part == objective else part)
-            pl_module.objective = held
+            pl_module.objective = changed(
+                pl_module.objective, ListOPD, lambda part: capped if part == objective else part
+            )
 
     def _measure(self, batches: Iterable[PromptBatch], pl_module: Any, temperature: float) -> Tensor:
         """[3, V] sums over all ranks, by the token that the teacher prefers: positions, p and b."""

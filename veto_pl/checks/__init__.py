@@ -35,19 +35,16 @@ ALWAYS: tuple[Check, ...] = (
     models.positive_sizes,
     models.room_to_answer,
     models.completions_per_prompt,
+    objective.requirements,
 )
 FITTING: tuple[Check, ...] = (
     the_trainer.length_of_the_run,
     the_trainer.accumulation,
-    models.top_k,
     objective.finite_numbers,
     objective.knobs,
-    objective.rewards,
     objective.rivals,
-    objective.references,
     objective.optimizer,
     objective.greedy_rollouts,
-    objective.monitors,
     objective.use_of_the_models,
     monitors.names,
 )

@@ -7,11 +7,8 @@ from collections.abc import Iterator
 from veto_pl.checks.setup import Setup
 from veto_pl.core.mistakes import Mistake, shorten
 from veto_pl.exceptions import VetoError
-from veto_pl.metrics import PassAtK
 from veto_pl.models.trainable import quantisation
-from veto_pl.objectives import BRTS
-from veto_pl.parts.supports import TopK
-from veto_pl.rollouts import FromCache, FromDataset, Sampling
+from veto_pl.rollouts import Sampling
 
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -61,25 +58,10 @@ def positive_sizes(setup: Setup) -> Iterator[Mistake]:
                 yield Mistake(path, f"`{aliases.get(name, name)}: {value}`", "1 or more", "Correct it.")
 
 
-def top_k(setup: Setup) -> Iterator[Mistake]:
-    """Fewer ids than there are can be kept."""
-    sizes = [getattr(config, "vocab_size", None) for config in setup.models.values()]
-    rows = [size for size in sizes if isinstance(size, int) and size > 0]
-    for path, part in setup.parts():
-        name, remedy = ("k", ", or use `FullVocabulary`") if isinstance(part, TopK) else ("top_k", "")
-        kept = getattr(part, name) if isinstance(part, TopK | BRTS) else 0
-        if rows and kept >= min(rows):
-            yield Mistake(f"{path}.init_args.{name}", str(kept), f"fewer than the vocabulary's {min(rows)} ids",
-                          f"Lower it{remedy}.")  # fmt: skip
-
-
 def completions_per_prompt(setup: Setup) -> Iterator[Mistake]:
     """Metrics of groups need groups."""
     count = setup.module.evaluation.num_completions
     for metric in setup.module.validation_metrics.values():
-        if isinstance(metric, PassAtK) and metric.k > count:
-            yield Mistake("model.evaluation.num_completions", f"{count}, with the metric pass@{metric.k}",
-                          f"at least {metric.k}", "Raise it, or leave the metric out.")  # fmt: skip
         if getattr(metric, "needs_group", False) and count == 1:
             yield Mistake("model.evaluation.num_completions", f"1, with the metric `{type(metric).__name__}`",
                           "at least 2", "With one completion per prompt the metric says nothing.",
@@ -97,5 +79,5 @@ def _answers(setup: Setup) -> Iterator[tuple[str, int]]:
     for path, part in setup.parts():
         if isinstance(part, Sampling):
             yield f"{path}.max_new_tokens", part.max_new_tokens
-    if any(isinstance(source, FromDataset | FromCache) for source in setup.sources()):
+    if setup.references_for:
         yield "data.max_completion_tokens", setup.data.max_completion_tokens

@@ -3,42 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
 
-from veto_pl.checks.setup import Setup, settings
+from veto_pl.checks.setup import Setup
 from veto_pl.core.mistakes import Mistake, shorten
 from veto_pl.core.nested import inside
-from veto_pl.data import NoReward
+from veto_pl.core.part import Part
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.parts.contexts import SameText
-from veto_pl.rollouts import (
-    AdaptiveReplay,
-    BestTeacher,
-    FromCache,
-    FromDataset,
-    FromStudent,
-    Sampling,
-    TeacherCorrected,
-    TeacherMixed,
-    TeacherSwitched,
-)
-from veto_pl.seams import Objective, RolloutSource, Schedule, TeacherContext
+from veto_pl.seams import ModelSource, Objective, RolloutSource, Schedule, TeacherContext, Writing
 
 STEPS = 100
 UNBOUNDED = ("clip", "importance_cap", "tau")
 """Settings whose infinity means that they are off."""
 
 
+def requirements(setup: Setup) -> Iterator[Mistake]:
+    """What parts require of the run that they are in."""
+    for path, part in setup.everything():
+        if isinstance(part, Part):
+            yield from part.requirements(setup, path)
+
+
 def finite_numbers(setup: Setup) -> Iterator[Mistake]:
     """One NaN in a setting is a NaN in every weight after the first step."""
-    for path, part in setup.parts():
-        for name, value in settings(part, path):
-            if isinstance(value, float) and not math.isfinite(value) and not _off(name, value):
-                yield Mistake(name, f"{value}", "a finite number", "Correct it.")
+    for path, value in setup.settings():
+        if isinstance(value, float) and not math.isfinite(value) and not _off(path, value):
+            yield Mistake(path, f"{value}", "a finite number", "Correct it.")
 
 
 def knobs(setup: Setup) -> Iterator[Mistake]:
@@ -51,34 +45,17 @@ def knobs(setup: Setup) -> Iterator[Mistake]:
                               "only", fault[1])  # fmt: skip
 
 
-def rewards(setup: Setup) -> Iterator[Mistake]:
-    """Rewards need somebody who gives them."""
-    judged = setup.module.objective.needs_rewards or any(isinstance(one, BestTeacher) for one in setup.sources())
-    if judged and isinstance(getattr(setup.data.task, "verifier", None), NoReward):
-        yield Mistake("data.task.init_args.verifier", "`NoReward`", f"a verifier, for "
-                      f"`{type(setup.module.objective).__name__}` learns from rewards",
-                      "Set it, for instance to `ExactMatch`; `veto-pl list rewards` shows all.")  # fmt: skip
-
-
 def rivals(setup: Setup) -> Iterator[Mistake]:
     """Who compares the completions of a prompt needs several."""
     for path, part in setup.parts():
         if not isinstance(part, Objective) or not part.compares_completions:
             continue
-        sampled = [getattr(source, "sampling", None) for source in _with_their_own(part.sources)]
-        counts = [sampling.num_completions for sampling in sampled if isinstance(sampling, Sampling)]
+        writings = [writing for source in part.sources for writing in source.writings()]
+        counts = [writing.kept for writing in writings if writing.sampling is not None]
         if counts and max(counts) == 1:
             yield Mistake(path, f"`{type(part).__name__}`, which compares the completions of a prompt, with "
                           "`num_completions: 1`", "at least 2", "Raise it: with one there is nothing to compare.",
                           fatal=False)  # fmt: skip
-
-
-def references(setup: Setup) -> Iterator[Mistake]:
-    """Who trains on references needs some."""
-    readers = [type(source).__name__ for source in setup.sources() if isinstance(source, FromDataset | FromCache)]
-    if readers and getattr(setup.data.task, "completion", "") is None:
-        yield Mistake("data.task.init_args.completion", f"`null` with a rollout `{readers[0]}`", "the field of the "
-                      "reference completions", "Name it, or let the student write (`FromStudent`).")  # fmt: skip
 
 
 def optimizer(setup: Setup) -> Iterator[Mistake]:
@@ -98,29 +75,14 @@ def optimizer(setup: Setup) -> Iterator[Mistake]:
 
 def greedy_rollouts(setup: Setup) -> Iterator[Mistake]:
     """On-policy samples that are no samples."""
-    parts = list(setup.parts())
-    given = [part for _, part in parts]
+    found = [(path, part) for path, part in setup.parts() if isinstance(part, RolloutSource)]
+    given = [source for _, source in found]
     built = [("model.objective", source) for source in dict.fromkeys(setup.sources()) if source not in given]
-    for path, part in (*parts, *built):
-        if isinstance(part, FromStudent | TeacherMixed | TeacherCorrected | TeacherSwitched) and (
-            part.sampling.temperature == 0 or part.sampling.top_k == 1
-        ):
+    for path, source in (*found, *built):
+        if not source.delegates() and any(_greedy_student(writing) for writing in source.writings()):
             yield Mistake(f"{path}.init_args.sampling", "greedy decoding (`temperature: 0` or `top_k: 1`)",
                           "samples from the student", "Greedy completions are not on-policy; "
                           "raise `temperature`.", fatal=False)  # fmt: skip
-
-
-def monitors(setup: Setup) -> Iterator[Mistake]:
-    """Who follows a metric of the validation needs it to be measured."""
-    measured = [f"validation/{name}" for name in setup.module.validation_metrics]
-    never = setup.trainer.get("limit_val_batches") == 0
-    for path, part in setup.parts():
-        if isinstance(part, AdaptiveReplay) and never:
-            yield Mistake("trainer.limit_val_batches", f"0, with `{path}`, which follows validations", "validations",
-                          "Without them the student never writes more than at the start.", fatal=False)  # fmt: skip
-        if isinstance(part, AdaptiveReplay) and part.monitor not in measured:
-            yield Mistake(f"{path}.init_args.monitor", f"`{part.monitor}`", "a metric of the validation",
-                          f"There are {', '.join(measured)}; `model.metrics` adds others.")  # fmt: skip
 
 
 def use_of_the_models(setup: Setup) -> Iterator[Mistake]:
@@ -134,17 +96,17 @@ def use_of_the_models(setup: Setup) -> Iterator[Mistake]:
         yield Mistake("model.reference", f"a reference for `{type(module.objective).__name__}`, which reads none",
                       "`null`", "It would only take memory; leave it out.", fatal=False)  # fmt: skip
     contexts = [part for _, part in setup.parts() if isinstance(part, TeacherContext)]
-    alike = all(isinstance(context, SameText) for context in contexts)
+    alike = all(context.is_neutral for context in contexts)
     # A moving average is what it starts from, at first.
-    start = getattr(module.teacher_source, "source", None) if getattr(module.teacher_source, "moves", False) else None
-    if module.student_source in (module.teacher_source, start) and alike and setup.stage == "fit":
+    moves = module.teacher_source is not None and module.teacher_source.moves
+    starts = list(inside(module.teacher_source, ModelSource))  # type: ignore[type-abstract]
+    if module.student_source in (starts if moves else starts[:1]) and alike and setup.stage == "fit":
         yield Mistake("model.teacher", "the same source as `model.student`", "another model",
                       "A teacher that equals the student has nothing to teach it at first.", fatal=False)  # fmt: skip
 
 
-def _with_their_own(sources: Iterable[RolloutSource]) -> Iterator[RolloutSource]:
-    for source in sources:
-        yield from inside(source, RolloutSource)  # type: ignore[type-abstract]
+def _greedy_student(writing: Writing) -> bool:
+    return "student" in writing.writers and writing.sampling is not None and writing.sampling.is_greedy
 
 
 def _off(name: str, value: float) -> bool:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from functools import cached_property
 from typing import Any
 
 from lightning.pytorch import Callback
 
+from veto_pl.core.nested import setting, walk
 from veto_pl.data import PromptDataModule
 from veto_pl.exceptions import VetoError
 from veto_pl.module import DistillationModule
-from veto_pl.rollouts import AdaptiveReplay, Mixture, Replay, Sampling
-from veto_pl.seams import ModelSource
+from veto_pl.rollouts import Sampling
+from veto_pl.seams import ModelSource, Objective, RolloutSource, Task
 
 
 @dataclass(frozen=True)
@@ -34,21 +35,87 @@ class Setup:
     stage: str = "fit"
     callbacks: Mapping[str, Callback] = field(default_factory=dict)
 
-    def parts(self) -> Iterator[tuple[str, Any]]:
-        """Everything that the objective is composed of, with its path in the YAML."""
-        return _parts(self.module.objective, "model.objective")
+    def settings(self) -> Iterator[tuple[str, Any]]:
+        """Yield everything that the objective was given, at any depth, with its path in the YAML."""
+        return _settings(self.module.objective, "model.objective")
 
-    def sources(self) -> Iterator[Any]:
-        """Every rollout that may be used, also inside mixtures."""
-        for source in self.module.objective.sources:
-            yield from _used(source)
+    def parts(self) -> Iterator[tuple[str, Any]]:
+        """Yield everything that the objective is composed of, with its path in the YAML."""
+        return ((path, part) for path, part in self.settings() if is_dataclass(part))
+
+    def everything(self) -> Iterator[tuple[str, Any]]:
+        """Yield what the stage is composed of: models, data and metrics, and the objective where it is trained on."""
+        module, data = self.module, self.data
+        if self.stage == "fit":
+            yield from self.settings()
+            yield from _settings(module.lr_schedule, "model.lr_schedule")
+        for path, source in self._model_sources.items():
+            yield from _settings(source, path)
+        yield from _settings(module.tokenizer_source, "model.tokenizer")
+        yield from _settings(data.task, "data.task")
+        yield from _settings(data.template, "data.template")
+        yield from (("model.metrics", metric) for metric in module.validation_metrics.values())
+
+    def sources(self) -> Iterator[RolloutSource]:
+        """Yield every rollout that may write, which those that delegate do not do themselves."""
+        for source in self.objective.sources:
+            yield from _writing(source)
+
+    @property
+    def objective(self) -> Objective:
+        """The objective."""
+        return self.module.objective
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return self.data.task
+
+    @property
+    def evaluation(self) -> Sampling:
+        """How the student answers in a validation."""
+        return self.module.evaluation
+
+    @property
+    def metrics(self) -> list[str]:
+        """What a validation measures."""
+        return [f"validation/{name}" for name in self.module.validation_metrics]
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is a validation."""
+        return self.trainer.get("limit_val_batches") != 0
+
+    @property
+    def rewards_for(self) -> str:
+        """The class that learns from rewards; empty where none does."""
+        learns = self.objective.needs_rewards or any(source.needs_rewards for source in self.sources())
+        return type(self.objective).__name__ if self.stage == "fit" and learns else ""
+
+    @property
+    def references_for(self) -> str:
+        """The class that reads references; empty where none does."""
+        if self.stage != "fit":
+            return ""
+        unwritten = (one for one in self.sources() if any(not writing.writers for writing in one.writings()))
+        return next((type(source).__name__ for source in unwritten), "")
 
     @cached_property
     def models(self) -> dict[str, Any]:
         """The architecture of each model by its path, or the error that reading it gave. No weights are read."""
+        return {path: _architecture(source) for path, source in self._model_sources.items()}
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Ids of the model that has the fewest; None where no model says."""
+        sizes = [getattr(config, "vocab_size", None) for config in self.models.values()]
+        return min((size for size in sizes if isinstance(size, int) and size > 0), default=None)
+
+    @property
+    def _model_sources(self) -> dict[str, ModelSource]:
         roles = ("student", "teacher", "reference")
         sources = {f"model.{role}": getattr(self.module, f"{role}_source") for role in roles}
-        return {path: _architecture(source) for path, source in sources.items() if source is not None}
+        return {path: source for path, source in sources.items() if source is not None}
 
 
 def _architecture(source: ModelSource) -> Any:
@@ -58,34 +125,13 @@ def _architecture(source: ModelSource) -> Any:
         return error
 
 
-def _parts(part: Any, path: str) -> Iterator[tuple[str, Any]]:
-    yield path, part
-    for name, value in settings(part, path):
-        if is_dataclass(value):
-            yield from _parts(value, name)
+def _settings(part: Any, root: str) -> Iterator[tuple[str, Any]]:
+    return ((setting(path, root), value) for path, value in walk(part))
 
 
-def settings(part: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """What a part was given, each with its path; the entries of mappings one by one."""
-    inside = path if isinstance(part, Sampling) else f"{path}.init_args"
-    for name, value in [(f.name, getattr(part, f.name)) for f in fields(part) if f.init] if is_dataclass(part) else ():
-        if isinstance(value, Mapping):
-            yield from ((f"{inside}.{name}.{key}", item) for key, item in value.items())
-        else:
-            yield f"{inside}.{name}", value
-
-
-def _used(source: Any) -> Iterator[Any]:
-    if isinstance(source, AdaptiveReplay):
-        yield from (*_used(source.student), *_used(source.dataset))
-        return
-    if isinstance(source, Replay):
-        yield from _used(source.source)
-        return
-    if not isinstance(source, Mixture):
+def _writing(source: RolloutSource) -> Iterator[RolloutSource]:
+    delegates = source.delegates()
+    for one in delegates:
+        yield from _writing(one)
+    if not delegates:
         yield source
-        return
-    if source.fraction != 0:
-        yield from _used(source.first)
-    if source.fraction != 1:
-        yield from _used(source.second)

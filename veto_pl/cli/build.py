@@ -57,7 +57,7 @@ SEEDED = ("model.seed", "data.seed")
 class VetoCLI(LightningCLI):
     """LightningCLI with a run folder, the package's callbacks, and classes that start from their own defaults."""
 
-    def __init__(self, args: Sequence[str] | None = None, *, run: bool = True) -> None:
+    def __init__(self, args: Sequence[str] | None = None, *, run: bool = True, description: str = DESCRIPTION) -> None:
         self._asked = (sys.argv[1:] if args is None else [*args])[:1]
         super().__init__(
             DistillationModule,
@@ -67,7 +67,7 @@ class VetoCLI(LightningCLI):
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_class=CompactParser,
-            parser_kwargs={"description": DESCRIPTION},
+            parser_kwargs={"description": description},
             args=None if args is None else list(args),
             run=run,
             auto_configure_optimizers=False,

@@ -10,12 +10,12 @@ from rich.console import Console
 
 from veto_pl.cli.build import VetoCLI
 from veto_pl.commands.teacher_scores import Scorer, write_store
+from veto_pl.core.nested import given
 from veto_pl.data.splits import check_sizes
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.offline.cost import cost_table
 from veto_pl.offline.manifest import NAME
-from veto_pl.parts.contexts import SameText
-from veto_pl.seams import Objective
+from veto_pl.seams import Objective, TeacherContext
 
 
 class Prepared(VetoCLI):
@@ -97,7 +97,7 @@ def _temperature(objective: Objective) -> float:
             f"`{name}` has no `temperature` of its own, so it is not known at which one to score. Use the config with "
             "one of its terms as `model.objective`."
         )
-    if not isinstance(getattr(objective, "context", SameText()), SameText):
+    if not all(context.is_neutral for context in given(objective, TeacherContext)):  # type: ignore[type-abstract]
         raise ConfigurationError(
             f"`{name}.context` lets the teacher read another text, which a store cannot hold. Use `SameText`."
         )

@@ -9,7 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from veto_pl.cli.build import VetoCLI
 from veto_pl.cli.streams import lasting_output, leave_out_noise
-from veto_pl.commands.parsers import COMMANDS
+from veto_pl.commands.parsers import OWN, TRAINING, commands, description
 from veto_pl.core.mistakes import did_you_mean, shorten
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.plugins import find_classes_here, load_plugins
@@ -18,15 +18,12 @@ INTERRUPTED = 128 + 2
 """The exit code after Ctrl-C."""
 
 
-TRAINING = ("fit", "validate", "test", "predict")
-
-
-def _check_command(given: Sequence[str]) -> None:
-    known = (*COMMANDS, *TRAINING)
-    if not given or (given[0] not in known and not given[0].startswith("-")):
-        shown_name = f"`{shorten(given[0])}`" if given else "no command"
-        remedy = (did_you_mean(given[0], known) if given else "") or "`veto-pl --help` explains them."
-        raise ConfigurationError(f"given {shown_name}, expected one of {', '.join(sorted(known))}. {remedy}")
+def _refusal(given: Sequence[str]) -> ConfigurationError:
+    """Return what is wrong with a command that is missing or unknown."""
+    known = (*commands(), *TRAINING)
+    shown_name = f"`{shorten(given[0])}`" if given else "no command"
+    remedy = (did_you_mean(given[0], known) if given else "") or "`veto-pl --help` explains them."
+    return ConfigurationError(f"given {shown_name}, expected one of {', '.join(sorted(known))}. {remedy}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -40,12 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(given: list[str]) -> None:
     try:
-        if given and given[0] in COMMANDS:
-            COMMANDS[given[0]](given[1:])
-        else:
-            _check_command(given)
+        name = given[0] if given else ""
+        if name in TRAINING:
             load_plugins()
             VetoCLI(given)
+        elif name.startswith("-"):
+            load_plugins()
+            VetoCLI(given, description=description())
+        elif (command := OWN.get(name) or commands().get(name)) is not None:
+            command(given[1:])
+        else:
+            raise _refusal(given)
     except VetoError as error:
         sys.exit(f"veto-pl: {error}")
     except MisconfigurationException as error:  # by which Lightning refuses a setting, at whatever moment

@@ -1,19 +1,32 @@
-"""The commands of `veto-pl` beside those that train; each imports what it needs when it runs."""
+"""The commands of `veto-pl` beside those that train, the package's own and those of others.
+
+A package announces a command in the entry-point group `veto_pl.commands`: a function that takes the arguments behind
+its name. The first line of its docstring explains it in `veto-pl --help`:
+
+    [project.entry-points."veto_pl.commands"]
+    prune = "my_package.prune:main"
+
+The package's own import what they need when they run.
+"""
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from veto_pl.core.mistakes import shorten
 from veto_pl.exceptions import VetoError
-from veto_pl.plugins import load_plugins
+from veto_pl.plugins import announced, load, load_plugins, refused, summary
 from veto_pl.storage.paths import at_home, local_path
 
 
 def _list(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser("veto-pl list", description="What is available behind each seam.")
+    """Print what is available behind each seam."""
+    parser = _parser(_list)
     parser.add_argument("seams", nargs="*", help="objectives, divergences, targets, schedules, ...; all by default")
     from veto_pl.cli.listing import print_listing
 
@@ -21,9 +34,8 @@ def _list(arguments: Sequence[str]) -> None:
 
 
 def _export(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        "veto-pl export", description="Write a checkpoint as a Hugging Face folder.", allow_abbrev=False
-    )
+    """Write a checkpoint as a Hugging Face folder."""
+    parser = _parser(_export)
     parser.add_argument("checkpoint", type=at_home, help="a .ckpt file, or the folder of a sharded run")
     parser.add_argument("folder", type=at_home, help="where to write the student, the tokenizer and the model card")
     parser.add_argument(
@@ -43,7 +55,8 @@ def _export(arguments: Sequence[str]) -> None:
 
 
 def _report(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser("veto-pl report", description="Write an HTML report of one or several runs.")
+    """Write an HTML report of one or several runs."""
+    parser = _parser(_report)
     parser.add_argument("runs", nargs="+", type=local_path, help="run folders")
     parser.add_argument("--out", type=local_path, default="report.html", help="the page to write")
     parser.add_argument("--title", default="Distillation report")
@@ -54,11 +67,11 @@ def _report(arguments: Sequence[str]) -> None:
 
 
 def _cache_teacher(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        "veto-pl cache-teacher",
-        description="Score the task's completions with the teacher, once. Other options are those of `veto-pl fit`.",
-        allow_abbrev=False,
-    )
+    """Score the task's completions with the teacher, once.
+
+    Other options are those of `veto-pl fit`.
+    """
+    parser = _parser(_cache_teacher)
     parser.add_argument(
         "--out", type=local_path, required=True, help="the folder to write; an interrupted build goes on"
     )
@@ -73,11 +86,11 @@ def _cache_teacher(arguments: Sequence[str]) -> None:
 
 
 def _plan(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        "veto-pl plan",
-        description="Say what a run needs, before it runs. Other options are those of `veto-pl fit`.",
-        allow_abbrev=False,
-    )
+    """Say what a run needs, before it runs.
+
+    Other options are those of `veto-pl fit`.
+    """
+    parser = _parser(_plan)
     parser.add_argument("--device", help="H100-80GB, H200, A100-80GB, A100-40GB, L40S, RTX-4090 or CPU; else this one")
     parser.add_argument("--memory", type=float, help="GiB of a device, instead of what is known about it")
     parser.add_argument("--prompt_tokens", type=int, help="of a typical prompt (default: the longest admitted)")
@@ -92,12 +105,11 @@ def _plan(arguments: Sequence[str]) -> None:
 
 
 def _compare(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        "veto-pl compare",
-        description="Run methods at equal budget over seeds, or go on with that, and write a page and a table. Other "
-        "options replace entries of the study, such as --seeds='[1,2]'.",
-        allow_abbrev=False,
-    )
+    """Run methods at equal budget over seeds, or go on with that, and write a page and a table.
+
+    Other options replace entries of the study, such as --seeds='[1,2]'.
+    """
+    parser = _parser(_compare)
     parser.add_argument("study", type=local_path, help="the YAML file of a study, such as configs/compare/debug.yaml")
     parser.add_argument("--out", type=local_path, help="folder of runs and results (default: runs/compare/NAME)")
     parser.add_argument("--workers", type=int, help="runs at a time (default: one per GPU, else per core)")
@@ -127,6 +139,7 @@ def _compare(arguments: Sequence[str]) -> None:
 
 
 def _judge(arguments: Sequence[str]) -> None:
+    """Let a judge say whose answers it prefers."""
     load_plugins()
     from veto_pl.commands.judge import judge_files
 
@@ -134,12 +147,14 @@ def _judge(arguments: Sequence[str]) -> None:
 
 
 def _explain(arguments: Sequence[str]) -> None:
+    """Draw what objectives do to one token."""
     from veto_pl.commands.explain import explain
 
     explain(arguments)
 
 
-COMMANDS = {
+Command = Callable[[Sequence[str]], Any]
+OWN: dict[str, Command] = {
     "list": _list,
     "export": _export,
     "report": _report,
@@ -149,3 +164,38 @@ COMMANDS = {
     "judge": _judge,
     "explain": _explain,
 }
+GROUP = "veto_pl.commands"
+TRAINING = ("fit", "validate", "test", "predict")
+
+
+def commands() -> dict[str, Command]:
+    """Return every command beside those that train, by its name.
+
+    Raises:
+        PluginError: one of an installed package cannot be imported or called, or has the name of another.
+    """
+    found = dict(OWN)
+    for entry in announced(GROUP):
+        if entry.name in (*found, *TRAINING):
+            raise refused(entry, "has the name of another command")
+        command = load(entry)
+        if not callable(command):
+            raise refused(entry, f"is {shorten(command)}, and no function")
+        found[entry.name] = command
+    return found
+
+
+def description() -> str:
+    """Return what `veto-pl --help` says first: what each of the commands does."""
+    others = [f"`veto-pl {name}` ({_in_a_sentence(summary(command))})" for name, command in commands().items()]
+    return f"Distil language models. Beside the commands below there are {', '.join(others[:-1])} and {others[-1]}."
+
+
+def _in_a_sentence(text: str) -> str:
+    return (text[:1].lower() + text[1:]).rstrip(".")
+
+
+def _parser(command: Command) -> argparse.ArgumentParser:
+    """Return a parser of the command's own options, which says what its docstring says."""
+    name = next(name for name, known in OWN.items() if known is command)
+    return argparse.ArgumentParser(f"veto-pl {name}", description=inspect.getdoc(command), allow_abbrev=False)

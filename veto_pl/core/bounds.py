@@ -17,9 +17,12 @@ from annotated_types import Interval
 from veto_pl.exceptions import ConfigurationError
 
 UnitInterval = Annotated[float, Interval(ge=0, le=1)]
+OpenUnitInterval = Annotated[float, Interval(gt=0, lt=1)]
+BelowOne = Annotated[float, Interval(ge=0, lt=1)]
 PositiveShare = Annotated[float, Interval(gt=0, le=1)]
 Positive = Annotated[float, Interval(gt=0, lt=math.inf)]
 NonNegative = Annotated[float, Interval(ge=0, lt=math.inf)]
+Finite = Annotated[float, Interval(gt=-math.inf, lt=math.inf)]
 Count = Annotated[int, Interval(ge=1)]
 CountFromZero = Annotated[int, Interval(ge=0)]
 
@@ -34,12 +37,15 @@ class Bounded:
         names = vars(sys.modules[cls.__module__])
         fields = vars(cls).get("__annotations__", {})
         own = {name: bound for name, hint in fields.items() if (bound := _bound(hint, names)) is not None}
-        # A field that is declared again without a bound has none any more.
-        cls._bounds = {name: bound for name, bound in cls._bounds.items() if name not in fields} | own
+        cls._bounds = {**cls._bounds, **own}  # a field that is declared again keeps its bound, or gets a new one
         cls.__doc__ = _documented(cls.__doc__, own)
 
     def __post_init__(self) -> None:
-        """Check every number against the bounds of its field. A class with checks of its own calls this one first.
+        """Check the bounds. A class that overrides this one calls it first."""
+        self.check_bounds()
+
+    def check_bounds(self) -> None:
+        """Check every number against the bounds of its field.
 
         A field that may also hold something else, such as a schedule or None, is checked where it holds a number.
 
@@ -49,7 +55,9 @@ class Bounded:
         for name, bound in self._bounds.items():
             value = getattr(self, name)
             if isinstance(value, int | float) and not inside(value, bound):
-                raise ConfigurationError(f"`{type(self).__name__}.{name}` must be {in_words(bound)}, got {value!r}.")
+                words = in_words(bound)
+                verb = "lie" if words.startswith("in ") else "be"
+                raise ConfigurationError(f"`{type(self).__name__}.{name}` must {verb} {words}, got {value!r}.")
 
 
 def inside(value: float, bound: Interval) -> bool:
@@ -74,7 +82,7 @@ def in_words(bound: Interval) -> str:
     low, high = _ends(bound)
     if low is not None and high is not None and high != math.inf:
         return f"in {'[' if bound.gt is None else '('}{low:g}, {high:g}{']' if bound.lt is None else ')'}"
-    words = [] if low is None else [f"{'at least' if bound.gt is None else 'above'} {low:g}"]
+    words = [] if low in (None, -math.inf) else [f"{'at least' if bound.gt is None else 'above'} {low:g}"]
     if high is not None:
         words.append("finite" if high == math.inf else f"{'at most' if bound.lt is None else 'below'} {high:g}")
     return " and ".join(words)

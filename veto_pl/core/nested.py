@@ -1,34 +1,106 @@
-"""Walks over strategies inside of strategies, such as the terms of a sum or the sources of a mixture."""
+"""Parts inside of parts, such as the terms of a sum, or the sources of a mixture: the one way to walk through them."""
 
-from collections.abc import Callable, Iterator
+from abc import ABCMeta
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 P = TypeVar("P")
+Whole = TypeVar("Whole")
+
+
+class Place(NamedTuple):
+    """A step on the way to a part: the part around it, the field, and the key where the field holds several."""
+
+    around: object
+    field: str
+    key: str = ""
+
+
+Path = tuple[Place, ...]
+"""The way to a part, from the outside in; empty for the whole."""
+
+
+def walk(
+    whole: object, *, derived: bool = False, closed: type | None = None, path: Path = ()
+) -> Iterator[tuple[Path, Any]]:
+    """Yield a part and everything that it was given, at any depth, each with its path; what is outside comes first.
+
+    Args:
+        whole: the part, a dataclass. The entries of its mappings, lists and tuples are walked one by one.
+        derived: visit what a part has made of its settings as well, in fields that are not given (`init=False`).
+        closed: parts of this kind are not walked into.
+        path: the way to `whole`.
+    """
+    yield path, whole
+    if closed is not None and isinstance(whole, closed):
+        return
+    for field in _fields(whole, derived):
+        for key, value in _entries(getattr(whole, field)):
+            yield from walk(value, derived=derived, closed=closed, path=(*path, Place(whole, field, key)))
 
 
 def inside(whole: object, kind: type[P]) -> Iterator[P]:
-    """Yield every instance of `kind` among a strategy and the strategies in its fields, at any depth."""
-    if isinstance(whole, kind):
-        yield whole
-    for value in _given(whole).values():
-        for part in value.values() if isinstance(value, dict) else (value,):
-            yield from inside(part, kind)
+    """Yield everything of a kind among a part and what it was given, at any depth."""
+    return (part for _, part in walk(whole) if isinstance(part, kind))
 
 
-def changed(whole: P, kind: type[P], change: Callable[[P], P]) -> P:
-    """Return a copy in which every instance of `kind` was put through `change`, inner ones first, the whole last."""
+def given(whole: object, kind: type[P]) -> Iterator[P]:
+    """Yield everything of a kind that a part was given itself, and nothing that is farther inside."""
+    return (part for path, part in walk(whole, closed=kind) if len(path) == 1 and isinstance(part, kind))
+
+
+def setting(path: Path, root: str) -> str:
+    """Return the path of a part as a configuration writes it, below `root`.
+
+    Example:
+        >>> from veto_pl.objectives import SFT, Sum
+        >>> [setting(path, "model.objective") for path, part in walk(Sum(terms={"gold": SFT()})) if part == 1.0]
+        ['model.objective.init_args.terms.gold.init_args.temperature']
+    """
+    for place in path:
+        # What stands behind an abstract class is named by its class there, and its settings stand below `init_args`.
+        named = ".init_args" if isinstance(type(place.around), ABCMeta) else ""
+        root += f"{named}.{place.field}" + (f".{place.key}" if place.key else "")
+    return root
+
+
+def changed(whole: Whole, kind: type[P], change: Callable[[P], P]) -> Whole:
+    """Return the same part with every one of a kind inside of it, and at last itself, put through `change`.
+
+    A part whose settings have changed is made anew. What parts have made of their settings is changed as well.
+    """
 
     def of(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: of(part) for name, part in value.items()}
-        return changed(value, kind, change) if isinstance(value, kind) else value
+        new = [changed(entry, kind, change) for _, entry in _entries(value)]
+        if all(one is old for one, (_, old) in zip(new, _entries(value), strict=True)):
+            return value
+        if isinstance(value, Mapping):
+            return dict(zip(value, new, strict=True))
+        return type(value)(new) if isinstance(value, list | tuple) else new[0]
 
-    altered = {name: new for name, value in _given(whole).items() if (new := of(value)) != value}
-    return change(replace(whole, **altered) if altered else whole)  # type: ignore[type-var]
+    given = {name: of(getattr(whole, name)) for name in _fields(whole, derived=False)}
+    altered = {name: new for name, new in given.items() if new is not getattr(whole, name)}
+    made: Any = replace(whole, **altered) if altered else whole  # type: ignore[type-var]
+    derived = {name: of(getattr(made, name)) for name in _fields(made, derived=True) if name not in given}
+    if any(new is not getattr(made, name) for name, new in derived.items()):
+        made = copy(made)
+        for name, new in derived.items():
+            object.__setattr__(made, name, new)
+    return cast(Whole, change(made) if isinstance(made, kind) else made)
 
 
-def _given(whole: object) -> dict[str, Any]:
-    if not is_dataclass(whole):
-        return {}
-    return {part.name: getattr(whole, part.name) for part in fields(whole) if part.init}
+def _fields(whole: object, derived: bool) -> list[str]:
+    if not is_dataclass(whole) or isinstance(whole, type):
+        return []
+    return [field.name for field in fields(whole) if field.init or derived]
+
+
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        yield from ((str(key), entry) for key, entry in value.items())
+    elif isinstance(value, list | tuple):
+        yield from ((str(index), entry) for index, entry in enumerate(value))
+    else:
+        yield "", value

@@ -47,6 +47,11 @@ class Sampling:
             if not valid:
                 raise ConfigurationError(f"`Sampling.{name}` must {expectation}, got {getattr(self, name)}.")
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether there is no choice: the likeliest id is always taken."""
+        return self.temperature == 0 or self.top_k == 1
+
     def ending_with(self, stop: tuple[str, ...]) -> "Sampling":
         """Return the same settings with more stop strings."""
         return self if set(stop) <= set(self.stop) else replace(self, stop=(*self.stop, *stop))

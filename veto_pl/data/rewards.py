@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 
 from veto_pl.data.overlap import rouge
-from veto_pl.seams import Example, Reward
+from veto_pl.seams import Example, Mistake, Reward, Setup
 
 DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d", "-"))
 """The characters that are written for a minus."""
@@ -47,6 +48,12 @@ class NoReward(Reward):
     def __call__(self, example: Example, completion: str) -> float:
         """Return 0.0, always."""
         return 0.0
+
+    def requirements(self, setup: Setup, path: str) -> Iterator[Mistake]:
+        """Yield that somebody learns from rewards, which nobody gives."""
+        if setup.rewards_for:
+            yield Mistake(path, "`NoReward`", f"a verifier, for `{setup.rewards_for}` learns from rewards",
+                          "Set it, for instance to `ExactMatch`; `veto-pl list rewards` shows all.")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

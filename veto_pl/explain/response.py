@@ -11,24 +11,12 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from veto_pl.core.nested import changed, walk
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.explain.scene import Scene, one_token, tabled
-from veto_pl.explain.supports import kept_ids, narrowed
-from veto_pl.functional.divergences import log_mixture
 from veto_pl.parts.contexts import read_alike
-from veto_pl.parts.schedules import scheduled_values, value_at
-from veto_pl.parts.targets import Teacher
-from veto_pl.rollouts import (
-    AdaptiveReplay,
-    BestTeacher,
-    FromDataset,
-    FromTeacher,
-    Mixture,
-    Replay,
-    TeacherCorrected,
-    TeacherMixed,
-)
-from veto_pl.seams import Objective, RolloutSource, Stat, Step, Support, Target
+from veto_pl.parts.schedules import scheduled_values
+from veto_pl.seams import Objective, Stat, Step, Support, Target
 from veto_pl.seams.tokens import TokenRows
 
 STEPS = 100
@@ -81,14 +69,19 @@ def respond(objective: Objective, scene: Scene, part: float = 0.0) -> Response:
     """
     step = Step(round(part * STEPS), STEPS)
     _check(objective, scene)
-    kept = kept_ids(objective)
+    kept = max((one.kept_ids() or 0 for one in _supports(objective)), default=0)
     objective = read_alike(objective)  # what the teacher has been told is in the scene's numbers
-    objective = narrowed(objective, scene.outcomes - 1)
+    # One id must be left for the outcome of all others, so the outcomes are those of the whole vocabulary.
+    objective = changed(objective, Support, lambda one: one.keeping(scene.outcomes - 1))  # type: ignore[type-abstract]
     teacher = scene.logp(scene.teacher)
     found = [_expected(objective, scene.logp(probability), teacher, step) for probability in scene.student()]
     losses, gradients = (torch.stack(values) for values in zip(*found, strict=True))
     targets = dict(_targets(objective, scene))
     return Response(scene.student(), losses, gradients, targets, kept if kept >= scene.outcomes else None)
+
+
+def _supports(objective: Objective) -> list[Support]:
+    return [part for _, part in walk(objective, derived=True) if isinstance(part, Support)]
 
 
 def _check(objective: Objective, scene: Scene) -> None:
@@ -125,7 +118,7 @@ def _terms(objective: Objective, logits: Tensor, teacher: Tensor, copies: int, s
     # The reference is where every student starts: undecided.
     undecided = torch.full_like(teacher, -math.log(len(teacher)))
     models = tabled(logits, teacher[None], undecided[None])
-    samplers = [_sampler(source, student, teacher, step) for source in objective.sources]
+    samplers = [source.token_distribution(student, teacher, step) for source in objective.sources]
     expected: dict[str, Stat] = {}
     for tokens in product(range(len(student)), repeat=len(samplers)):
         draws = zip(objective.sources, tokens, samplers, strict=True)
@@ -151,25 +144,6 @@ def _said_clearly(objective: Objective) -> Iterator[None]:
         ) from error
 
 
-def _sampler(source: RolloutSource, student: Tensor, teacher: Tensor, step: Step) -> Tensor:
-    """[V] log-probabilities of the token; an unknown source is taken to be the student."""
-    if isinstance(source, FromDataset | FromTeacher | BestTeacher):
-        return teacher
-    if isinstance(source, Replay):
-        return _sampler(source.source, student, teacher, step)
-    if isinstance(source, TeacherCorrected):
-        kept, refused = source.split(student.exp(), teacher)
-        return (kept + refused * teacher.exp()).log()
-    if isinstance(source, TeacherMixed):
-        return log_mixture(teacher, student, value_at(source.teacher_fraction, step.index, step.total))
-    if isinstance(source, AdaptiveReplay):
-        source = Mixture(source.student, source.dataset, source.start)
-    if isinstance(source, Mixture):
-        first, second = (_sampler(part, student, teacher, step) for part in (source.first, source.second))
-        return log_mixture(first, second, value_at(source.fraction, step.index, step.total))
-    return student
-
-
 def _targets(objective: Objective, scene: Scene, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     """The target's probability of id 0 along the sweep, for each part of the run where it is another one."""
     yield from _own_target(objective, scene, prefix)
@@ -183,7 +157,7 @@ def _targets(objective: Objective, scene: Scene, prefix: str = "") -> Iterator[t
 
 def _own_target(objective: Objective, scene: Scene, prefix: str) -> Iterator[tuple[str, Tensor]]:
     target, support = getattr(objective, "target", None), getattr(objective, "support", None)
-    if not isinstance(target, Target) or not isinstance(support, Support) or type(target) is Teacher:
+    if not isinstance(target, Target) or not isinstance(support, Support) or target.is_neutral:
         return
     temperature = getattr(objective, "temperature", 1.0)
     swept = scene.student()

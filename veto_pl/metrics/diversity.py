@@ -137,7 +137,7 @@ class CompletionEntropy(CompletionMetric):
 
 
 def _by_prompt(generations: Generations) -> list[list[list[int]]]:
-    """The ids of the completions of each prompt."""
+    """Return the ids of the completions of each prompt."""
     size = generations.rewards.shape[1]
     return [generations.tokens[i : i + size] for i in range(0, len(generations.tokens), size)]
 

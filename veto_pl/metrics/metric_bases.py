@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from veto_pl.core.part import Part
 from veto_pl.metrics.generations import Generations
 
 
-class _Mean(Metric, ABC):
+class _Mean(Part, Metric, ABC):
     """A weighted mean; 0 before the first update.
 
     Charts and tables show it as its class says: `title` in place of its name, with `unit`, in which `%` is for a share

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.metrics.generations import Generations
 from veto_pl.metrics.metric_bases import CompletionMetric
+from veto_pl.seams import Mistake, Setup
 
 
 class Accuracy(CompletionMetric):
@@ -57,6 +60,13 @@ class PassAtK(CompletionMetric):
             raise ConfigurationError(f"`PassAtK.k` must be at least 1, got {k}.")
         self.k = k
         self.name = f"pass@{k}"
+
+    def requirements(self, setup: Setup, path: str) -> Iterator[Mistake]:
+        """Yield that there are fewer completions of a prompt."""
+        count = setup.evaluation.num_completions
+        if self.k > count:
+            yield Mistake("model.evaluation.num_completions", f"{count}, with the metric pass@{self.k}",
+                          f"at least {self.k}", "Raise it, or leave the metric out.")  # fmt: skip
 
     def update(self, generations: Generations) -> None:
         self._add(self.chances(generations))

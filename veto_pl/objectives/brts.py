@@ -1,6 +1,7 @@
 """BRTS: the student's own text, and the best of several by the teacher."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,9 +10,21 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.objectives.combine import Sum
 from veto_pl.objectives.distill import Distill
 from veto_pl.parts.divergences import ForwardKL, ReverseKL
-from veto_pl.parts.supports import TopK
+from veto_pl.parts.supports import TopK, below_vocabulary
 from veto_pl.rollouts import BestTeacher, FromStudent, Sampling
-from veto_pl.seams import LossOutput, Models, Objective, Rollouts, RolloutSource, Schedule, Stat, Step, Template
+from veto_pl.seams import (
+    LossOutput,
+    Mistake,
+    Models,
+    Objective,
+    Rollouts,
+    RolloutSource,
+    Schedule,
+    Setup,
+    Stat,
+    Step,
+    Template,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +88,10 @@ class BRTS(Objective):
     @classmethod
     def examples(cls) -> tuple["BRTS", ...]:
         return (cls(teacher_sampling=SEVERAL, top_k=4, hint="{completion}>{prompt}"),)
+
+    def requirements(self, setup: Setup, path: str) -> Iterator[Mistake]:
+        """Yield a `top_k` that leaves nothing for the last outcome."""
+        yield from below_vocabulary(setup, f"{path}.init_args.top_k", self.top_k, "Lower it.")
 
     @property
     def best_teacher(self) -> BestTeacher:

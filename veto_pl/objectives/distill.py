@@ -99,7 +99,7 @@ class Distill(TokenObjective):
         """Whether student and target stand on the whole vocabulary, as this class composes them."""
         methods = ("_student_and_target", "_weight")
         own = all(getattr(type(self), name) is getattr(Distill, name) for name in methods)
-        return own and rows.stored is None and type(self.support) is FullVocabulary
+        return own and rows.stored is None and self.support.is_neutral
 
     def per_token(self, rows: TokenRows) -> Tensor:
         """The weighted divergence of each token."""
@@ -114,7 +114,7 @@ class Distill(TokenObjective):
             return self.by_autograd(rows)
         student, target = self._student_and_target(rows)
         losses, gradient = closed_form(self.divergence)(student, target)
-        if type(self.weighting) is Uniform:
+        if self.weighting.is_neutral:
             return losses, gradient
         weight = self._weight(rows)
         return weight * losses, gradient.mul_(weight[:, None])
@@ -138,7 +138,7 @@ class Distill(TokenObjective):
     def token_metrics(self, rows: TokenRows) -> dict[str, Tensor]:
         """Adds how much sharper the target is than the teacher, where it is another distribution."""
         metrics = super().token_metrics(rows)
-        if type(self.target) is not Teacher:
+        if not self.target.is_neutral:
             _, target = self._student_and_target(rows)
             _, teacher = rows.outcomes(self.support)
             metrics["target_sharpness"] = sharpness(target, teacher)
@@ -154,12 +154,12 @@ class Distill(TokenObjective):
     def _check_stored_teacher(self) -> None:
         """Few outcomes of a stored teacher are known: not every composition can live with them."""
         name = type(self).__name__
-        if self.advantage is not None or type(self.support) is not FullVocabulary:
+        if self.advantage is not None or not self.support.is_neutral:
             raise ConfigurationError(
                 f"`{name}` has a rollout with a stored teacher, which knows its own likeliest ids and no others. "
                 "Leave out `advantage` and `support`, or use a live teacher."
             )
-        if type(self.weighting) is not Uniform:
+        if not self.weighting.is_neutral:
             raise ConfigurationError(
                 f"`{name}.weighting` reads the teacher's whole distribution, but its rollout has a stored teacher. "
                 "Leave the weighting out, or use a live teacher."

@@ -62,7 +62,7 @@ class TokenObjective(Objective):
         if self.chunk_rows < 1:
             raise ConfigurationError(f"`{name}.chunk_rows` must be at least 1, got {self.chunk_rows}.")
         if self.rollout.stored_teacher:
-            if not isinstance(self.context, SameText):
+            if not self.context.is_neutral:
                 raise ConfigurationError(
                     f"`{name}.rollout` has a stored teacher, which has read the plain text, but `{name}.context` is "
                     f"`{type(self.context).__name__}`. Use a live teacher, or the context `SameText`."

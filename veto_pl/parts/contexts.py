@@ -11,6 +11,7 @@ from veto_pl.core.nested import changed
 from veto_pl.data.templates import can_fill, check_format, fill
 from veto_pl.data.tokenising import tokenise_prompts
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.differentiation import belongs
 from veto_pl.seams import (
     Example,
     LanguageModel,
@@ -34,6 +35,11 @@ class SameText(TeacherContext):
 
     def __call__(self, sequences: Sequences, models: Models, step: Step) -> Sequences:
         return sequences
+
+    @property
+    def is_neutral(self) -> bool:
+        """Whether the call is still that of this class."""
+        return belongs(self, "is_neutral", "__call__")
 
 
 @dataclass(frozen=True)
@@ -256,13 +262,12 @@ def check_room(rows: Sequences | PromptBatch, teacher: LanguageModel, name: str,
 
 
 def read_alike(objective: Objective) -> Objective:
-    """The same objective, and its parts, with a teacher that reads what the student reads: no examples are needed."""
+    """Return the same objective, and its parts, with a teacher that reads what the student reads, without examples."""
 
-    def alike(part: Objective) -> Objective:
-        context = getattr(part, "context", SameText())
-        return part if isinstance(context, SameText) else replace(part, context=SameText())  # type: ignore[type-var]
+    def alike(context: TeacherContext) -> TeacherContext:
+        return context if context.is_neutral else SameText()
 
-    return changed(objective, Objective, alike)  # type: ignore[type-abstract]
+    return changed(objective, TeacherContext, alike)  # type: ignore[type-abstract]
 
 
 def _prompts(sequences: Sequences) -> PromptBatch:

@@ -1,10 +1,11 @@
 """Schedules for any scalar knob; the fraction of the run that is done is `step / total`."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
+from veto_pl.core.nested import walk
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional import schedules as functional
 from veto_pl.seams import Schedule
@@ -168,22 +169,14 @@ def value_at(knob: float | Schedule, step: int, total: int) -> float:
     return knob(step, total) if isinstance(knob, Schedule) else float(knob)
 
 
-def scheduled_values(configured: object, step: int, total: int, inside: str = "") -> Iterator[tuple[str, float]]:
-    """The name and the present value of every schedule inside a dataclass, nested ones included.
+def scheduled_values(configured: object, step: int, total: int) -> Iterator[tuple[str, float]]:
+    """Yield the name and the present value of every schedule inside a part, at any depth.
 
     A schedule is named by its field. Inside of a mapping, the key is put in front, as in the metrics of a sum's terms:
     `kd/beta` for the beta of the term `kd`, and `weights/kd` for its weight.
     """
-    parts = fields(configured) if is_dataclass(configured) and not isinstance(configured, type) else ()
-    for part in parts:
-        name, value = part.name, getattr(configured, part.name)
-        if isinstance(value, Schedule):
-            yield f"{inside}{name}", value(step, total)
-        elif isinstance(value, Mapping):
-            for key, entry in value.items():
-                if isinstance(entry, Schedule):
-                    yield f"{inside}{name}/{key}", entry(step, total)
-                else:
-                    yield from scheduled_values(entry, step, total, f"{inside}{key}/")
-        else:
-            yield from scheduled_values(value, step, total, inside)
+    # A schedule that another one is made of has no name of its own.
+    for path, part in walk(configured, derived=True, closed=Schedule):
+        if isinstance(part, Schedule):
+            around = "".join(f"{place.key}/" for place in path[:-1] if place.key)
+            yield f"{around}{path[-1].field}" + (f"/{path[-1].key}" if path[-1].key else ""), part(step, total)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.differentiation import belongs
 from veto_pl.functional.divergences import generalized_jsd
 from veto_pl.functional.targets import geometric_bridge, geometric_mean
 from veto_pl.parts.schedules import Linear, value_at
@@ -25,6 +26,11 @@ class Teacher(Target):
 
     def __call__(self, teacher_logp: Tensor, student_logp: Tensor, step: Step) -> Tensor:
         return teacher_logp
+
+    @property
+    def is_neutral(self) -> bool:
+        """Whether the call is still that of this class."""
+        return belongs(self, "is_neutral", "__call__")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.diagnostics import entropy
+from veto_pl.functional.differentiation import belongs
 from veto_pl.seams import TokenWeighting
 from veto_pl.seams.tokens import TokenRows
 
@@ -18,6 +19,11 @@ class Uniform(TokenWeighting):
 
     def __call__(self, rows: TokenRows) -> Tensor:
         return torch.ones_like(rows.token_ids, dtype=rows.student_logp.dtype)
+
+    @property
+    def is_neutral(self) -> bool:
+        """Whether the call is still that of this class."""
+        return belongs(self, "is_neutral", "__call__")
 
 
 @dataclass(frozen=True)

@@ -9,33 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from veto_pl.core.sampling import draw_id
 from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.divergences import log_mixture
 from veto_pl.models.modes import sampling_mode
-from veto_pl.offline.manifest import Manifest
 from veto_pl.planning.observation import Phase
-from veto_pl.rollouts import (
-    AdaptiveReplay,
-    BestTeacher,
-    FromCache,
-    FromTeacher,
-    Mixture,
-    Replay,
-    Sampling,
-    TeacherCorrected,
-    TeacherMixed,
-    TeacherSwitched,
-    Transformers,
-    Vllm,
-)
+from veto_pl.rollouts import DecodeLoop, Sampling
 from veto_pl.rollouts.decoding import Draw
-from veto_pl.rollouts.kv_cache import GrowingLayer, new_cache, room_for, unfit
+from veto_pl.rollouts.kv_cache import GrowingLayer, room_for
 from veto_pl.rollouts.token_buffer import Drawn
-from veto_pl.seams import LanguageModel, Models, RolloutSource, Sequences
+from veto_pl.seams import Engine, LanguageModel, Models, RolloutSource, Sequences, Writing
 
 
 @dataclass(frozen=True)
@@ -57,46 +42,6 @@ class Lengths:
         return min(sampling.max_new_tokens, self.longest or sampling.max_new_tokens)
 
 
-@dataclass(frozen=True)
-class Writing:
-    """What one source of completions does.
-
-    Args:
-        sampling: its settings; None where nothing is sampled.
-        roles: the models that are sampled from.
-        source: the source itself.
-        chooses: whether only one completion of each prompt is kept.
-    """
-
-    sampling: Sampling | None
-    roles: tuple[str, ...]
-    source: RolloutSource
-    chooses: bool = False
-
-    @property
-    def kept(self) -> int:
-        """Completions of each prompt that are trained on."""
-        return 1 if self.sampling is None or self.chooses else self.sampling.num_completions
-
-
-def writings(source: RolloutSource) -> list[Writing]:
-    """Everything that a source may do; a source that is not known samples from the student, if it samples at all."""
-    if isinstance(source, Mixture):
-        return [*writings(source.first), *writings(source.second)]
-    if isinstance(source, AdaptiveReplay):
-        return [*writings(source.student), *writings(source.dataset)]
-    if isinstance(source, Replay):
-        return writings(source.source)
-    roles: tuple[str, ...] = ("student",)
-    if isinstance(source, FromTeacher | BestTeacher):
-        roles = ("teacher",)
-    elif isinstance(source, TeacherMixed | TeacherCorrected | TeacherSwitched):
-        roles = ("teacher", "student")
-    sampling = getattr(source, "sampling", None)
-    chooses = isinstance(source, BestTeacher)
-    return [Writing(sampling if isinstance(sampling, Sampling) else None, roles, source, chooses)]
-
-
 def completed(source: RolloutSource, prompts: int, lengths: Lengths) -> Sequences:
     """The sequences of the branch that writes most tokens, all of them with their full length."""
 
@@ -104,7 +49,7 @@ def completed(source: RolloutSource, prompts: int, lengths: Lengths) -> Sequence
         sampling = writing.sampling
         return lengths.reference if sampling is None else writing.kept * lengths.sampled(sampling)
 
-    largest = max(writings(source), key=tokens)
+    largest = max(source.writings(), key=tokens)
     new = lengths.reference if largest.sampling is None else lengths.sampled(largest.sampling)
     return sequences(prompts * largest.kept, lengths.prompt, new, largest)
 
@@ -114,10 +59,9 @@ def sequences(rows: int, prompt: int, new: int, writing: Writing) -> Sequences:
     shape = (rows, prompt + new)
     mask = torch.ones(shape, dtype=torch.bool)
     stored = None
-    if isinstance(writing.source, FromCache):
-        store = Manifest.read(writing.source.path).identity
-        ids = torch.zeros(*shape, store.k, dtype=torch.int64)
-        stored = TopKScores(ids, torch.zeros(*shape, store.k + 1), store.temperature)
+    if writing.stored is not None:
+        ids, logp = (values.new_zeros(*shape, values.shape[-1]) for values in (writing.stored.ids, writing.stored.logp))
+        stored = TopKScores(ids, logp, writing.stored.temperature)
     return Sequences(
         input_ids=torch.zeros(shape, dtype=torch.int64),
         attention_mask=mask,
@@ -135,18 +79,20 @@ def roll_out(writing: Writing, models: Models, prompts: int, lengths: Lengths, p
 
     The arithmetic of the steps between is that of the first and the last on average, since it grows evenly.
     """
-    sampling, engine = writing.sampling, getattr(writing.source, "engine", None)
-    if sampling is None or isinstance(engine, Vllm):
+    sampling = writing.sampling
+    if sampling is None:
         return
-    writers = [models.student if role == "student" else models.required_teacher() for role in writing.roles]
+    writers = [models.student if role == "student" else models.required_teacher() for role in writing.writers]
     new = lengths.sampled(sampling)
     with ExitStack() as stack:
         for model in writers:
             stack.enter_context(sampling_mode(model))
-        own_loop = not isinstance(engine, Transformers)
         before = phase.flops
-        loop = _Loop(writers, _draw(writing, sampling), prompts * sampling.num_completions, own_loop)
-        phase.flops = before  # whether the loop can run a model is tried out on one token, once in a run
+        caches = _caches(writing.engine or DecodeLoop(), writers)
+        phase.flops = before  # whether an engine can run a model is tried out on one token, once in a run
+        if caches is None:
+            return
+        loop = _Loop(writers, caches, _draw(writing, sampling), prompts * sampling.num_completions)
         loop.read(prompts, lengths.prompt)
         counts = [phase.flops]
         for held in moments(lengths.prompt, new):
@@ -167,16 +113,22 @@ def moments(prompt: int, new: int) -> list[int]:
     return sorted({prompt, _growth(prompt, last)[-1][0], last}) if new > 1 else []
 
 
+def _caches(engine: Engine, writers: Sequence[LanguageModel]) -> list[Any] | None:
+    """Return an empty cache for each writer; None where the engine has memory of its own."""
+    try:
+        caches = [engine.new_cache(model) for model in writers]
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"This rollout cannot be planned. {error} Plan with `FromDataset`, or with another architecture."
+        ) from error
+    return None if any(cache is None for cache in caches) else caches
+
+
 class _Loop:
     """The decode loop at chosen moments."""
 
-    def __init__(self, writers: Sequence[LanguageModel], draw: Draw, rows: int, own: bool) -> None:
-        self.writers, self.draw, self.rows = writers, draw, rows
-        if own and (reasons := [reason for model in writers if (reason := unfit(model))]):
-            raise ConfigurationError(
-                f"This rollout cannot be planned: {reasons[0]}. Plan with `FromDataset`, or with another architecture."
-            )
-        self.caches = [new_cache(m) if own else DynamicCache(config=m.model.config) for m in writers]
+    def __init__(self, writers: Sequence[LanguageModel], caches: list[Any], draw: Draw, rows: int) -> None:
+        self.writers, self.caches, self.draw, self.rows = writers, caches, draw, rows
         self.logits: list[Tensor] = []
         self.prompt = 0
 
@@ -210,7 +162,7 @@ def _draw(writing: Writing, sampling: Sampling) -> Draw:
     def alone(logits: Sequence[Tensor], uniform: Tensor, rows: Tensor) -> Drawn:
         return Drawn(*sampling.draw(logits[0], uniform))
 
-    return mixed if len(writing.roles) > 1 else alone
+    return mixed if len(writing.writers) > 1 else alone
 
 
 def _fill(layer: Any, prompt: int, held: int) -> None:

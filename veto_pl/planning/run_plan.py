@@ -10,7 +10,6 @@ from veto_pl.planning.arithmetic import SHARE, Work, works
 from veto_pl.planning.device_memory import Memory, memories
 from veto_pl.planning.devices import Device
 from veto_pl.planning.placement import Placement
-from veto_pl.planning.rollout import writings
 from veto_pl.planning.simulation import Setting, Simulated, simulate
 from veto_pl.planning.stages import dearest, stages
 
@@ -67,11 +66,7 @@ def plan(
     setting = replace(setting, shards=placement.shards, accelerator=device.accelerator)
     simulated = dearest([simulate(module, setting, objective) for objective in stages(module.objective)])
     writers = frozenset(
-        role
-        for source in module.objective.sources
-        for writing in writings(source)
-        if writing.sampling is not None
-        for role in writing.roles
+        role for source in module.objective.sources for writing in source.writings() for role in writing.writers
     )
     return Plan(
         setting,

@@ -25,7 +25,7 @@ from veto_pl.metrics.generations import Generations
 from veto_pl.module import DistillationModule
 from veto_pl.parts.contexts import read_alike
 from veto_pl.planning.observation import Observation, Phase
-from veto_pl.planning.rollout import Lengths, Writing, completed, roll_out, writings
+from veto_pl.planning.rollout import Lengths, completed, roll_out
 from veto_pl.planning.shape_models import ENOUGH_ROWS, Weights, booked, skeletons, without_storage
 from veto_pl.rollouts import FromStudent
 from veto_pl.seams import Models, Objective, PromptBatch, Stat, Step
@@ -186,7 +186,7 @@ class _Simulation:
         with self.observation.phase("rollout") as phase:
             for source in self.objective.sources:
                 before, costs = phase.flops, [0.0]
-                for writing in writings(source):
+                for writing in source.writings():
                     roll_out(writing, self.models, self.setting.prompts, self.setting.lengths, phase)
                     costs.append(phase.flops - before)
                     phase.flops = before
@@ -199,10 +199,10 @@ class _Simulation:
             size["teacher"] = Weights.of(self.teacher).bytes
         chosen = (
             max(
-                sum(size[role] for role in writing.roles) * self.setting.lengths.sampled(writing.sampling)
+                sum(size[role] for role in writing.writers) * self.setting.lengths.sampled(writing.sampling)
                 if writing.sampling is not None
                 else 0
-                for writing in writings(source)
+                for writing in source.writings()
             )
             for source in self.objective.sources
         )
@@ -253,11 +253,12 @@ class _Simulation:
             total.backward()  # type: ignore[no-untyped-call]
 
     def _validate(self, phase: Phase) -> None:
-        writing = Writing(self.module.evaluation, ("student",), FromStudent(self.module.evaluation))
+        source = FromStudent(self.module.evaluation)
         lengths, prompts = self.setting.lengths, self.setting.validation_prompts
-        roll_out(writing, self.models, prompts, lengths, phase)
+        for writing in source.writings():
+            roll_out(writing, self.models, prompts, lengths, phase)
         metrics = [m for m in self.module.validation_metrics.values() if isinstance(m, TokenMetric)]
-        written = completed(writing.source, prompts, lengths)
+        written = completed(source, prompts, lengths)
         self.observation.expect(written.input_ids.shape, lengths.prompt)
         Evaluation(cast(PromptBatch, None), written, cast(Generations, None), self.models).update(metrics)
 

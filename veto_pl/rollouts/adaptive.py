@@ -1,18 +1,19 @@
 """The student writes as often as validation asks for it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from veto_pl.core.memory import Memory, State
 from veto_pl.core.sampling import SEVERAL
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.rollouts.replay import ReplayBuffer
-from veto_pl.rollouts.sources import FromDataset, FromStudent, check_fraction
-from veto_pl.seams import Models, PromptBatch, RolloutSource, Sequences, Step
+from veto_pl.rollouts.sources import FromDataset, FromStudent, Mixture, check_fraction
+from veto_pl.seams import Mistake, Models, PromptBatch, RolloutSource, Sequences, Setup, Step
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,19 @@ class AdaptiveReplay(RolloutSource):
         fresh = self.student(prompts, models, step)
         memory.buffer.add(fresh, step)
         return replace(fresh, age=torch.zeros(len(fresh), device=fresh.input_ids.device))
+
+    def requirements(self, setup: Setup, path: str) -> Iterator[Mistake]:
+        """Yield a metric that is not measured, and validations that there are not."""
+        if not setup.validates:
+            yield Mistake("trainer.limit_val_batches", f"0, with `{path}`, which follows validations", "validations",
+                          "Without them the student never writes more than at the start.", fatal=False)  # fmt: skip
+        if self.monitor not in setup.metrics:
+            yield Mistake(f"{path}.init_args.monitor", f"`{self.monitor}`", "a metric of the validation",
+                          f"There are {', '.join(setup.metrics)}; `model.metrics` adds others.")  # fmt: skip
+
+    def token_distribution(self, student: Tensor, teacher: Tensor, step: Step) -> Tensor:
+        """Return what the run begins with."""
+        return Mixture(self.student, self.dataset, self.start).token_distribution(student, teacher, step)
 
     def new_memory(self) -> Memory:
         """The first phi, and an empty buffer."""

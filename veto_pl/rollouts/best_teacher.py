@@ -1,7 +1,7 @@
 """Of several answers of the teacher, the one that is right and closest to what the student would say."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,17 @@ from veto_pl.models.sharding import gathered
 from veto_pl.parts.contexts import behind, check_room, known, retold
 from veto_pl.rollouts.engines import DecodeLoop
 from veto_pl.rollouts.sources import FromStudent, FromTeacher
-from veto_pl.seams import Engine, LanguageModel, Models, PromptBatch, RolloutSource, Sequences, Step, Template
+from veto_pl.seams import (
+    Engine,
+    LanguageModel,
+    Models,
+    PromptBatch,
+    RolloutSource,
+    Sequences,
+    Step,
+    Template,
+    Writing,
+)
 
 CHUNK_ROWS = 256
 
@@ -65,6 +75,8 @@ class BestTeacher(RolloutSource):
     fallback: Literal["overlap", "skip"] = "overlap"
     engine: Engine = DecodeLoop()
 
+    needs_rewards: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         check_format("BestTeacher.hint", self.hint)
         if self.top_k < 1:
@@ -94,6 +106,13 @@ class BestTeacher(RolloutSource):
         if self.fallback == "skip":
             taken = replace(taken, loss_mask=taken.loss_mask & _correct(taken)[:, None])
         return taken
+
+    def delegates(self) -> tuple[RolloutSource, ...]:
+        """Return none: the student's text is only looked at."""
+        return ()
+
+    def writings(self) -> tuple[Writing, ...]:
+        return (Writing(("teacher",), self.sampling, self.engine, chooses=True),)
 
     def _once_more(
         self, taken: Sequences, failed: Tensor, prompts: PromptBatch, models: Models, step: Step

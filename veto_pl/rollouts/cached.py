@@ -9,7 +9,7 @@ from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import DataError
 from veto_pl.offline.store import ScoreStore, complete_manifest, open_store
 from veto_pl.rollouts.endings import of_references
-from veto_pl.seams import Models, PromptBatch, RolloutSource, Sequences, Step
+from veto_pl.seams import Models, PromptBatch, RolloutSource, Sequences, Step, Writing
 from veto_pl.storage.paths import at_home
 
 
@@ -41,6 +41,11 @@ class FromCache(RolloutSource):
         store.check_tokenizer(models.tokenizer)
         sequences = of_references(prompts, models)
         return replace(sequences, teacher_scores=_aligned(store, sequences, models))
+
+    def writings(self) -> tuple[Writing, ...]:
+        store = complete_manifest(self.path).identity
+        scores = TopKScores(torch.zeros(0, store.k, dtype=torch.int64), torch.zeros(0, store.k + 1), store.temperature)
+        return (Writing(stored=scores),)
 
 
 def _aligned(store: ScoreStore, sequences: Sequences, models: Models) -> TopKScores:

@@ -63,6 +63,14 @@ class DecodeLoop(Engine):
 
         return decode(prompts, (model,), draw, sampling, models, step, on_policy=on_policy, drop_at=self.drop_at)
 
+    def new_cache(self, model: LanguageModel) -> Any:
+        """Return a cache with room at its end; raise `ConfigurationError` for a model that the loop cannot run."""
+        from veto_pl.rollouts.kv_cache import new_cache, unfit
+
+        if reason := unfit(model):
+            raise ConfigurationError(f"The decode loop cannot run {type(model.model).__name__}: {reason}.")
+        return new_cache(model)
+
 
 @dataclass(frozen=True)
 class Transformers(Engine):

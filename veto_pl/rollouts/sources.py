@@ -16,7 +16,7 @@ from veto_pl.rollouts.decoding import decode
 from veto_pl.rollouts.endings import of_references
 from veto_pl.rollouts.engines import DecodeLoop, required_for_the_loop
 from veto_pl.rollouts.token_buffer import Drawn
-from veto_pl.seams import Engine, Models, PromptBatch, RolloutSource, Schedule, Sequences, Step
+from veto_pl.seams import Engine, Models, PromptBatch, RolloutSource, Schedule, Sequences, Step, Writing
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,9 @@ class FromTeacher(RolloutSource):
         # With the student's random numbers, a student that has come close to the teacher would write the same text.
         return self.engine.generate(prompts, teacher, sampling, models, step.aside("teacher"), on_policy=False)
 
+    def writings(self) -> tuple[Writing, ...]:
+        return (Writing(("teacher",), self.sampling, self.engine),)
+
 
 @dataclass(frozen=True)
 class TeacherMixed(RolloutSource):
@@ -106,6 +109,12 @@ class TeacherMixed(RolloutSource):
 
         sampling = self.sampling.ending_with(prompts.stop)
         return decode(prompts, writers, draw, sampling, models, step, on_policy=True)
+
+    def writings(self) -> tuple[Writing, ...]:
+        return (Writing(("teacher", "student"), self.sampling),)
+
+    def token_distribution(self, student: Tensor, teacher: Tensor, step: Step) -> Tensor:
+        return log_mixture(teacher, student, value_at(self.teacher_fraction, step.index, step.total))
 
 
 @dataclass(frozen=True)
@@ -151,6 +160,16 @@ class Mixture(RolloutSource):
                 part = source(prompts.rows(rows), models, step)
                 parts.append(part.continuing(prompts, rows))
         return Sequences.concatenate(parts).in_prompt_order()
+
+    def delegates(self) -> tuple[RolloutSource, ...]:
+        """Return both, or the one that has every prompt."""
+        if self.fraction in (0, 1):
+            return (self.first,) if self.fraction == 1 else (self.second,)
+        return (self.first, self.second)
+
+    def token_distribution(self, student: Tensor, teacher: Tensor, step: Step) -> Tensor:
+        first, second = (one.token_distribution(student, teacher, step) for one in (self.first, self.second))
+        return log_mixture(first, second, value_at(self.fraction, step.index, step.total))
 
     def _toss(self, prompts: PromptBatch, fraction: float, step: Step) -> Tensor:
         """[B] bool."""

@@ -10,7 +10,7 @@ from veto_pl.core.sampling import Sampling
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.rollouts.engines import DecodeLoop
 from veto_pl.rollouts.sources import FromStudent, FromTeacher
-from veto_pl.seams import Engine, Models, PromptBatch, RolloutSource, Sequences, Step, pad_left
+from veto_pl.seams import Engine, Models, PromptBatch, RolloutSource, Sequences, Step, Writing, pad_left
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,15 @@ class TeacherSteps(RolloutSource):
             steps, prompts=prompts, prompt_rows=continued[steps.prompt_rows], by_teacher=steps.completion_mask,
             sampler_logp=None,
         )  # fmt: skip
+
+    def delegates(self) -> tuple[RolloutSource, ...]:
+        """Return none: the student's text is only cut into steps."""
+        return ()
+
+    def writings(self) -> tuple[Writing, ...]:
+        """Return the teacher, behind what the student has written before; how many steps there are is not known."""
+        longest = self.student.sampling.max_new_tokens + self.sampling.max_new_tokens
+        return (Writing(("teacher",), replace(self.sampling, max_new_tokens=longest), self.engine),)
 
     def _begun(self, written: Sequences, models: Models) -> Iterator[tuple[int, Tensor]]:
         """Yield the row of each step, and the ids in front of it: the prompt and the student's earlier steps."""

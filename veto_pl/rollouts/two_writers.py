@@ -13,7 +13,7 @@ from veto_pl.functional.divergences import reverse_kl
 from veto_pl.rollouts.decoding import decode
 from veto_pl.rollouts.engines import required_for_the_loop
 from veto_pl.rollouts.token_buffer import Drawn
-from veto_pl.seams import Models, PromptBatch, RolloutSource, Sequences, Step
+from veto_pl.seams import Models, PromptBatch, RolloutSource, Sequences, Step, Writing
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,13 @@ class TeacherCorrected(RolloutSource):
         ids, _ = draw_id(torch.where(by_teacher[:, None], teacher, kept), rest)
         mixture = kept + refused[:, None] * teacher
         return Drawn(ids, mixture.gather(1, ids[:, None])[:, 0].log(), by_teacher)
+
+    def writings(self) -> tuple[Writing, ...]:
+        return (Writing(("teacher", "student"), self.sampling),)
+
+    def token_distribution(self, student: Tensor, teacher: Tensor, step: Step) -> Tensor:
+        kept, refused = self.split(student.exp(), teacher)
+        return (kept + refused * teacher.exp()).log()
 
     def split(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """The proposals that are accepted, and the probability that one is not.
@@ -129,6 +136,13 @@ class TeacherSwitched(RolloutSource):
             return Drawn(ids, logp, by_teacher)
 
         return decode(prompts, writers, draw, sampling, models, step, on_policy=True)
+
+    def writings(self) -> tuple[Writing, ...]:
+        return (Writing(("teacher", "student"), self.sampling),)
+
+    def token_distribution(self, student: Tensor, teacher: Tensor, step: Step) -> Tensor:
+        """Return the student's: the first token is always its own."""
+        return student
 
 
 def _share_lengths(source: TeacherCorrected | TeacherSwitched) -> None:

@@ -77,6 +77,9 @@ class Vllm(Engine):
         endings = Endings(models, sampling, prompts.input_ids.device, (model,))
         return _sequences(prompts, sampling, endings, outputs, on_policy=on_policy)
 
+    def new_cache(self, model: LanguageModel) -> None:
+        """Return None: weights and caches are in the share of the memory that vLLM takes."""
+
     def _served(self, model: LanguageModel, models: Models) -> "_Served":
         engines = _running.setdefault(model, {})
         if self not in engines:

@@ -9,14 +9,16 @@ Legend: `B` rows, `P` prompt tokens, `C` completion tokens, `T` tokens of a whol
 """
 
 from veto_pl.core.laws import Law
+from veto_pl.core.mistakes import Mistake
 from veto_pl.core.padding import pad_left, pad_right
+from veto_pl.core.part import Part, Setup
 from veto_pl.core.step import Step
 from veto_pl.functional.stat import Stat
 from veto_pl.seams.batches import Ending, PromptBatch, Sequences
 from veto_pl.seams.data import Example, Judge, Reward, Task, Template
 from veto_pl.seams.models import LanguageModel, ModelSource, TokenizerSource
 from veto_pl.seams.objective import Faults, LossOutput, Objective
-from veto_pl.seams.rollouts import Engine, Models, Rollouts, RolloutSource, TeacherContext
+from veto_pl.seams.rollouts import Engine, Models, Rollouts, RolloutSource, TeacherContext, Writing
 from veto_pl.seams.tokens import (
     Advantage,
     Divergence,
@@ -39,15 +41,18 @@ __all__ = [
     "LanguageModel",
     "Law",
     "LossOutput",
+    "Mistake",
     "ModelSource",
     "Models",
     "Objective",
+    "Part",
     "PromptBatch",
     "Reward",
     "RolloutSource",
     "Rollouts",
     "Schedule",
     "Sequences",
+    "Setup",
     "Stat",
     "Step",
     "Support",
@@ -59,6 +64,7 @@ __all__ = [
     "TokenRows",
     "TokenWeighting",
     "TokenizerSource",
+    "Writing",
     "pad_left",
     "pad_right",
 ]

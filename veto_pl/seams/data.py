@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from veto_pl.core.part import Part
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -33,7 +35,7 @@ class Example:
         return self.alternatives if self.completion is None else (self.completion, *self.alternatives)
 
 
-class Reward(ABC):
+class Reward(Part, ABC):
     """A verifier: how good a completion is."""
 
     @abstractmethod
@@ -45,7 +47,7 @@ class Reward(ABC):
         return [self(example, text) for example, text in zip(examples, completions, strict=True)]
 
 
-class Template(ABC):
+class Template(Part, ABC):
     """How an example becomes the text that the models read."""
 
     @abstractmethod
@@ -57,7 +59,7 @@ class Template(ABC):
         return None
 
 
-class Task(ABC):
+class Task(Part, ABC):
     """Rows to learn from, and how a completion of a row is judged."""
 
     @abstractmethod
@@ -78,7 +80,7 @@ class Task(ABC):
         return ()
 
 
-class Judge(ABC):
+class Judge(Part, ABC):
     """Which of two answers is better."""
 
     @abstractmethod

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from torch import Tensor, nn
 
 from veto_pl.core.own_errors import OwnErrors
+from veto_pl.core.part import Part
 from veto_pl.core.ranks import Sharding
 from veto_pl.core.special_ids import listed_ids
 from veto_pl.core.step import Step
@@ -99,7 +100,7 @@ class StoredWeights(Protocol):
         """Return what reads each weight in slices."""
 
 
-class ModelSource(ABC):
+class ModelSource(Part, ABC):
     """Where a causal language model comes from."""
 
     moves = False  # jsonargparse would look for the name `ClassVar` where subclasses live
@@ -122,7 +123,7 @@ class ModelSource(ABC):
         """The weights as they are stored, to be read in parts; None where the model has to be made whole first."""
         return None
 
-    def follow(self, teacher: LanguageModel, student: LanguageModel, step: Step) -> None:  # noqa: B027
+    def follow(self, teacher: LanguageModel, student: LanguageModel, step: Step) -> None:
         """Moves a teacher of this source after an optimizer step. With `moves`, it is saved in checkpoints."""
 
     def end_ids(self) -> tuple[int, ...]:
@@ -147,7 +148,7 @@ class ModelSource(ABC):
         return None
 
 
-class TokenizerSource(ABC):
+class TokenizerSource(Part, ABC):
     """Where a tokenizer comes from, when it is not the student's own."""
 
     @abstractmethod

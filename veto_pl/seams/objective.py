@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from veto_pl.core.laws import Law
+from veto_pl.core.part import Part
 from veto_pl.core.step import Step
 from veto_pl.functional.stat import Stat
 from veto_pl.seams.rollouts import Models, Rollouts, RolloutSource
@@ -46,7 +47,7 @@ class LossOutput:
     faults: Mapping[RolloutSource, Faults] = field(default_factory=dict)
 
 
-class Objective(ABC):
+class Objective(Part, ABC):
     """Which tokens to train on, and the loss."""
 
     needs_teacher: ClassVar[bool] = True

@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
 from veto_pl.core.memory import Memories, Remembers
+from veto_pl.core.nested import given
+from veto_pl.core.part import Part
 from veto_pl.core.sampling import Sampling
+from veto_pl.core.scores import TopKScores
 from veto_pl.core.special_ids import end_ids
 from veto_pl.core.step import Step
 from veto_pl.exceptions import ConfigurationError
@@ -69,21 +72,109 @@ class Models:
         return done if done is not None and done.prompts is prompts else source(prompts, self, step)
 
 
-class RolloutSource(Remembers, ABC):
-    """Who writes the completions. With `stored_teacher` they bring the teacher's scores along, so none is loaded."""
+@dataclass(frozen=True)
+class Writing:
+    """One way in which a source completes prompts.
+
+    Args:
+        writers: the models that write, `student`, `teacher` or both; none where the completions are there already, as
+            the references of a task are.
+        sampling: how long the completions are and how many; None where no model writes.
+        engine: what runs the model; None for the decode loop of the package.
+        chooses: whether one completion of each prompt is given on, of those that are sampled.
+        stored: what a stored teacher says of no tokens, [0], for the shape and temperature of its scores; None for a
+            live teacher.
+    """
+
+    writers: tuple[str, ...] = ()
+    sampling: Sampling | None = None
+    engine: Engine | None = None
+    chooses: bool = False
+    stored: TopKScores | None = None
+
+    @property
+    def kept(self) -> int:
+        """Completions of each prompt that are given on."""
+        return 1 if self.sampling is None or self.chooses else self.sampling.num_completions
+
+
+class RolloutSource(Part, Remembers, ABC):
+    """Who writes the completions. With `stored_teacher` they bring the teacher's scores along, so none is loaded.
+
+    With `needs_rewards` a source asks for the task's rewards itself.
+    """
 
     stored_teacher: ClassVar[bool] = False
+    needs_rewards: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         """Completes the prompts."""
 
+    def delegates(self) -> tuple[RolloutSource, ...]:
+        """Return the sources that write in its place, one or another of them; by default all that it was given."""
+        return tuple(given(self, RolloutSource))  # type: ignore[type-abstract]
+
+    def writings(self) -> tuple[Writing, ...]:
+        """Return the ways in which the source may complete a batch; it takes one of them at a time.
+
+        By default those of its delegates. Without any, the student writes where the source was given a `Sampling`, run
+        by the `Engine` that it was given, and no model writes otherwise.
+        """
+        if delegates := self.delegates():
+            return tuple(writing for source in delegates for writing in source.writings())
+        sampling = next(given(self, Sampling), None)
+        if sampling is None:
+            return (Writing(),)
+        engine = next(given(self, Engine), None)  # type: ignore[type-abstract]
+        return (Writing(("student",), sampling, engine),)
+
+    def token_distribution(self, student: Tensor, teacher: Tensor, step: Step) -> Tensor:
+        """Return the distribution that the next token is drawn from, before temperature and truncation.
+
+        By default that of the one model that writes; references count as written by the teacher.
+
+        Args:
+            student: [V] log-probabilities.
+            teacher: [V] log-probabilities.
+            step: where training stands.
+
+        Returns:
+            [V] log-probabilities.
+
+        Raises:
+            ConfigurationError: several write, and the class does not say by this method how they are mixed.
+        """
+        delegates = self.delegates()
+        if len(delegates) == 1:
+            return delegates[0].token_distribution(student, teacher, step)
+        writers = {writing.writers or ("teacher",) for writing in self.writings()}
+        if writers not in ({("student",)}, {("teacher",)}):
+            raise ConfigurationError(
+                f"`{type(self).__name__}` lets several models write, and does not say which distribution a token is "
+                "drawn from. Its method `token_distribution` can say it."
+            )
+        return student if writers == {("student",)} else teacher
+
 
 Rollouts = Mapping[RolloutSource, Sequences]
 
 
-class Engine(ABC):
+class Engine(Part, ABC):
     """What runs a model to sample from it."""
+
+    def new_cache(self, model: LanguageModel) -> Any:
+        """Return an empty cache of the kind that it fills as it samples, for plans of the memory.
+
+        By default that of `generate` in transformers. None where an engine has set its memory aside, for weights and
+        caches of its own.
+
+        Raises:
+            ConfigurationError: the engine cannot run the model.
+        """
+        from transformers import DynamicCache
+
+        return DynamicCache(config=model.model.config)
 
     @abstractmethod
     def generate(
@@ -99,7 +190,7 @@ class Engine(ABC):
         """`sampling.num_completions` completions of every prompt, in prompt order, with the sampler's log-probs."""
 
 
-class TeacherContext(ABC):
+class TeacherContext(Part, ABC):
     """What the teacher reads: the same text, or the same completion behind another prompt."""
 
     needs_rewards: ClassVar[bool] = False

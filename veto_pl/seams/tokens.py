@@ -13,6 +13,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from veto_pl.core.laws import Law
+from veto_pl.core.part import Part
 from veto_pl.core.scores import TopKScores
 from veto_pl.core.step import Step
 from veto_pl.exceptions import ConfigurationError
@@ -20,7 +21,7 @@ from veto_pl.functional.differentiation import by_autograd
 from veto_pl.functional.supports import top_k_with_tail
 
 
-class Schedule(ABC):
+class Schedule(Part, ABC):
     """A number that changes over the run."""
 
     @abstractmethod
@@ -28,15 +29,23 @@ class Schedule(ABC):
         """The value after `step` of `total` optimizer steps."""
 
 
-class Support(ABC):
+class Support(Part, ABC):
     """The outcomes that student and teacher are compared on."""
+
+    def kept_ids(self) -> int | None:
+        """Return how many likeliest ids are outcomes of their own; None where that is not limited."""
+        return None
+
+    def keeping(self, ids: int) -> Support:
+        """Return the same support with no more than so many `kept_ids`, for vocabularies that have few."""
+        return self
 
     @abstractmethod
     def __call__(self, student_logp: Tensor, teacher_logp: Tensor) -> tuple[Tensor, Tensor]:
         """Maps [N, V] and [N, V] to [N, K] and [N, K], both normalised."""
 
 
-class Target(ABC):
+class Target(Part, ABC):
     """The distribution that the student is drawn to."""
 
     laws: ClassVar[frozenset[Law]] = frozenset({Law.NORMALISED, Law.PERMUTATION_INVARIANT})
@@ -46,7 +55,7 @@ class Target(ABC):
         """Normalised log-probabilities [N, K]."""
 
 
-class Divergence(ABC):
+class Divergence(Part, ABC):
     """A dissimilarity of two distributions."""
 
     laws: ClassVar[frozenset[Law]] = frozenset({Law.ZERO_AT_EQUALITY, Law.NON_NEGATIVE, Law.PERMUTATION_INVARIANT})
@@ -156,7 +165,7 @@ class TokenGrid:
         return self.sampler_logp
 
 
-class TokenWeighting(ABC):
+class TokenWeighting(Part, ABC):
     """How much each token counts; the denominator stays the number of tokens."""
 
     @abstractmethod
@@ -164,7 +173,7 @@ class TokenWeighting(ABC):
         """[N] weights of a chunk of tokens."""
 
 
-class Advantage(ABC):
+class Advantage(Part, ABC):
     """The credit of each sampled token in a policy-gradient term."""
 
     needs_reference: ClassVar[bool] = False

@@ -21,10 +21,9 @@ from functools import cache
 from importlib.metadata import entry_points, packages_distributions
 from typing import Any, TypeVar
 
+from veto_pl.core.nested import changed
 from veto_pl.plugins import GROUP, available, load_plugins
-from veto_pl.rollouts import (
-    Sampling,
-)
+from veto_pl.rollouts import Sampling
 from veto_pl.seams import Objective
 
 Part = TypeVar("Part")
@@ -54,15 +53,12 @@ def examples_of(cls: type[Any], longest: int = SHORT) -> tuple[Any, ...]:
 
 def shortened(part: Part, longest: int = SHORT) -> Part:
     """Return the same part, whose completions have at most `longest` tokens, however deep their sampling is inside."""
-    if isinstance(part, Sampling):
-        return replace(part, max_new_tokens=min(part.max_new_tokens, longest))
-    if isinstance(part, Mapping):
-        return {name: shortened(value, longest) for name, value in part.items()}  # type: ignore[return-value]
-    if not is_dataclass(part) or isinstance(part, type):
-        return part
-    given = {field.name: getattr(part, field.name) for field in fields(part) if field.init}
-    changed = {name: new for name, value in given.items() if (new := shortened(value, longest)) != value}
-    return replace(part, **changed) if changed else part
+
+    def short(sampling: Sampling) -> Sampling:
+        fits = sampling.max_new_tokens <= longest
+        return sampling if fits else replace(sampling, max_new_tokens=longest)
+
+    return changed(part, Sampling, short)
 
 
 def settings_of(part: Any) -> Any:

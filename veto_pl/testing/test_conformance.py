@@ -130,6 +130,32 @@ def test_targets_follow_the_order_of_the_vocabulary(instance: Target, pair: Pair
     _close(values(instance, *(logits[:, order] for logits in pair))[0], values(instance, *pair)[0][:, order])
 
 
+@each(installed(Support, Target, TokenWeighting))
+@given(pair=logits_pairs())
+@quick
+def test_what_is_neutral_gives_back_what_it_is_given(instance: Any, pair: Pair) -> None:
+    """An objective leaves a neutral part out of its closed forms."""
+    if instance.is_neutral:
+        student, teacher = (logits.log_softmax(-1) for logits in pair)
+        same = {Support: (student, teacher), Target: (teacher,), TokenWeighting: (torch.ones(len(student)),)}
+        expected = next(given for seam, given in same.items() if isinstance(instance, seam))
+        for found, one in zip(values(instance, *pair), expected, strict=True):
+            _close(found, one)
+
+
+@each(installed(Support))
+@given(pair=logits_pairs())
+@quick
+def test_a_support_keeps_as_many_ids_as_it_says(instance: Support, pair: Pair) -> None:
+    """And no more than it is told to keep, with one outcome for all others."""
+    most = pair[0].shape[-1] - 1
+    narrow = instance.keeping(most)
+    kept = narrow.kept_ids()
+    if kept is not None:
+        assert 0 < kept <= most, f"`keeping({most})` must keep no more than that, got {kept}."
+        assert {value.shape[-1] for value in values(narrow, *pair)} <= {kept, kept + 1}
+
+
 @each([*promising(Law.NORMALISED, Target), *installed(Support)])
 @given(pair=logits_pairs())
 @quick

@@ -80,6 +80,19 @@ def check_fields(rows: Sequences) -> None:
 
 
 @each
+def test_what_is_written_is_what_the_source_says_of_its_writings(source: RolloutSource, models: Models) -> None:
+    """Completions are no longer; plans and checks go by it."""
+    writings = source.writings()
+    assert writings, "`writings` must say of one way at least in which the source completes prompts, got none."
+    assert source.stored_teacher == any(writing.stored is not None for writing in writings)
+    references = max(batch.completion_ids.shape[1] for batch in (tiny_prompts(models, turn) for turn in range(2)))
+    longest = max(references if one.sampling is None else one.sampling.max_new_tokens for one in writings)
+    for _, rows in written(source, models):
+        length = int(rows.completion_mask.sum(1).max()) if len(rows) else 0
+        assert length <= longest, f"A completion has {length} tokens, but `writings` knows of {longest} at most."
+
+
+@each
 def test_rows_name_the_prompts_that_they_continue(source: RolloutSource, models: Models) -> None:
     """In the order of the batch; rows from a memory may bring prompts of their own."""
     for batch, rows in written(source, models):

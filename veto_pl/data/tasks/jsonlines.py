@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,7 +13,7 @@ from veto_pl.data.fingerprints import brief_digest, source_key
 from veto_pl.data.jsonl import JsonLinesFile, OnBadRow, check_format
 from veto_pl.data.rewards import NoReward
 from veto_pl.data.splits import check_paths, check_sizes, check_stop, pick
-from veto_pl.seams import Example, Reward, Task
+from veto_pl.seams import Example, Mistake, Reward, Setup, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,13 @@ class JsonLines(Task):
         check_paths("JsonLines", train=self.train, validation=self.validation, test=self.test)
         for split in ("train", "validation", "test"):
             check_format(f"JsonLines.{split}", getattr(self, split))
+
+    def requirements(self, setup: Setup, path: str) -> Iterator[Mistake]:
+        """Yield that somebody reads references, of which the rows have none."""
+        if self.completion is None and setup.references_for:
+            yield Mistake(f"{path}.init_args.completion", f"`null` with a rollout `{setup.references_for}`",
+                          "the field of the reference completions",
+                          "Name it, or let the student write (`FromStudent`).")  # fmt: skip
 
     def load(self, split: str) -> Sequence[Example] | ExampleStream:
         """Return the rows of the split's file; none where it has no file."""
