@@ -185,7 +185,7 @@ def test_a_missing_matplotlib_is_said_with_the_extra(monkeypatch):
 
 
 def test_nothing_is_imported_before_something_is_drawn():
-    code = "import sys, veto_pl.report, veto_pl.pages; print({'matplotlib', 'jinja2', 'torch'} & sys.modules.keys())"
+    code = "import sys, veto_pl.charts, veto_pl.pages; print({'matplotlib', 'jinja2', 'torch'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 

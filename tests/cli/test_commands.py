@@ -208,7 +208,7 @@ def test_print_config_shows_the_whole_algorithm(distilling, write, capsys):
     [
         (["--model.objective", "Vetto"], "Vetto"),
         (["--model.objective.betta", "1"], "betta"),
-        (["--model.objective.beta", "-1"], "`beta` must be at least 0 and finite, got -1"),
+        (["--model.objective.beta", "-1"], r"beta` must lie in \[0, 1e\+06\], got -1"),
         (["--model.objective.rollout.sampling.top_p", "0"], "`Sampling.top_p` must lie in (0, 1], got 0.0"),
         (["--model.teacher", "null"], "`Veto` needs a teacher, but `model.teacher` is not set"),
     ],

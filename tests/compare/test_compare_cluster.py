@@ -143,7 +143,10 @@ def test_a_cluster_without_a_node_for_a_run_ends_the_study(tmp_path, local_ray, 
 
 def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigurationError, match=r"pip install 'veto_pl\[compare\]'"), Cluster(tmp_path) as here:
+    with (
+        pytest.raises(ConfigurationError, match=r"A study needs ray: pip install .veto_pl\[compare\]"),
+        Cluster(tmp_path) as here,
+    ):
         here.share()
 
 

@@ -226,8 +226,8 @@ def test_the_program_provides_what_the_tests_use_and_nobody_defines(tests, refer
 @pytest.mark.parametrize(
     ("task", "row", "message"),
     [
-        (HumanEval, {**HUMAN, "entry_point": 3}, r"row 2: field `entry_point` expected a str, got int 3"),
-        (HumanEval, {**HUMAN, "test": None}, r"row 2: field `test` expected a str, got NoneType None"),
+        (HumanEval, {**HUMAN, "entry_point": 3}, r"row 2: field `entry_point` expected a string, got int 3"),
+        (HumanEval, {**HUMAN, "test": None}, r"row 2: field `test` expected a string, got NoneType None"),
         (HumanEval, {k: v for k, v in PLUS.items() if k != "plus_input"}, r"row 2: field `plus_input` expected a list"),
         (HumanEval, {k: v for k, v in HUMAN.items() if k != "canonical_solution"}, r"row 2: .*`canonical_solution`"),
         (MBPP, {**PLAIN, "test_list": "assert"}, r"row 2: field `test_list` expected a list, got str 'assert'"),
@@ -260,13 +260,13 @@ def test_the_program_provides_what_the_tests_use_and_nobody_defines(tests, refer
         (MBPP, {**PLAIN, "test_list": []}, r"row 2: expected tests that use the program, got str ''"),
         (MBPP, {**PLAIN, "test_list": ["assert 1"]}, r"row 2: expected tests that use the program, got str 'assert 1'"),
         (MBPP, {**MBPP_PLUS, "test": ""}, r"row 2: expected tests that use the program"),
-        (MBPP, {**PLAIN, "test_list": [3]}, r"row 2: field `test_list` expected strings, got int 3"),
+        (MBPP, {**PLAIN, "test_list": [3]}, r"row 2: field `test_list\[0\]` expected a string, got int 3"),
         (MBPP, {**PLAIN, "test_imports": "import math"}, r"row 2: field `test_imports` expected a list, got str"),
-        (MBPP, {**PLAIN, "test_setup_code": 3}, r"row 2: field `test_setup_code` expected a str, got int 3"),
+        (MBPP, {**PLAIN, "test_setup_code": 3}, r"row 2: field `test_setup_code` expected a string, got int 3"),
         (
             MBPP,
             {**PLAIN, "challenge_test_list": [None]},
-            r"row 2: field `challenge_test_list` expected strings, got None",
+            r"row 2: field `challenge_test_list\[0\]` expected a string, got None",
         ),
         (
             MBPP,

@@ -105,13 +105,12 @@ def test_the_students_own_ends_count():
 
 
 def test_stored_settings_of_a_folder_are_read(tmp_path):
-    from veto_pl.core.special_ids import stored_end_ids
     from veto_pl.models.loading import Pretrained
 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": 5}))
-    assert stored_end_ids(Pretrained(str(tmp_path))) == (5,)
+    assert Pretrained(str(tmp_path)).end_ids() == (5,)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7]}))
-    assert stored_end_ids(Pretrained(str(tmp_path))) == (1, 7)
+    assert Pretrained(str(tmp_path)).end_ids() == (1, 7)
 
 
 def test_bos_is_put_in_front_once():
@@ -191,7 +190,7 @@ def test_marks_do_not_toss_a_mixture_anew():
     examples = [Example(f"{i}</s>", row={"prompt": f"{i}</s>"}) for i in range(20)]
     words = ControlWords(tokenizer)
     shown = [mixture(example, tokenizer) for example in examples]
-    assert [mixture(words.marked(example), tokenizer) for example in examples] == shown
+    assert [mixture(words.mark_words(example), tokenizer) for example in examples] == shown
     assert len({text[0] for text in shown}) == 2
 
 
@@ -213,7 +212,7 @@ def test_overlapping_words_are_all_marked(content):
     core = Tokenizer(models.WordLevel({"x": 0}, unk_token="x"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, additional_special_tokens=["a<b", "<b>", "b>a"])
     words = ControlWords(tokenizer)
-    marked = words.marked(Example(content)).prompt
+    marked = words.mark_words(Example(content)).prompt
     assert words.within(marked) == ""
     assert marked.replace(MARK, "") == content
 
@@ -231,7 +230,7 @@ class Flagged:
 
 def test_words_eat_white_space_beside_text_too():
     words = ControlWords(Flagged())
-    text = words.marked(Example(" a<e> \n")).prompt
+    text = words.mark_words(Example(" a<e> \n")).prompt
     assert words.parts(f"<u>\n{text}<e>x") == [("<u>", "tokens"), ("a<e>", "text"), ("<e>x", "tokens")]
 
 

@@ -114,7 +114,7 @@ def test_several_references_are_used_where_the_file_has_them(write, capsys):
             [("p", "b", "s")],
             r"b\.jsonl: expected the references of a\.jsonl, got others for str 'p'",
         ),
-        ([("p", "a", 3)], [("p", "b", 3)], r"a\.jsonl: field `reference` expected a string or null, got int 3"),
+        ([("p", "a", 3)], [("p", "b", 3)], r"a\.jsonl: field `reference` expected a string, got int 3"),
         ([("p", "a", None)], [("p", "b", None)], r"no verdict on any of 1 pairs: no reference to compare with \(1\)"),
         ([("p", 4, "r")], [("p", "b", "r")], r"a\.jsonl:1: field `completion` expected a string, got int 4"),
         ([], [], "expected one or more rows"),

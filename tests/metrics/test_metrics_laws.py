@@ -26,7 +26,8 @@ from torchmetrics import Metric
 import veto_pl.metrics
 from veto_pl.metrics import CompletionMetric, TokenMetric, TopKDiagnostic, default_metrics
 from veto_pl.metrics.generations import Generations
-from veto_pl.report.columns import Quantity
+from veto_pl.report.columns import Quantity, Shown
+from veto_pl.storage.journals import described
 from veto_pl.testing.ranks import run_ranks
 
 every_metric = pytest.mark.parametrize("name", METRICS)
@@ -179,8 +180,14 @@ DIRECTIONS = {True: 1, False: -1, None: 0}
 
 
 @every_metric
-def test_the_report_says_of_a_metric_what_it_says_of_itself(name):
-    assert Quantity.of(f"validation/{name}").better == DIRECTIONS[METRICS[name]().higher_is_better]
+def test_the_report_shows_a_metric_as_its_class_says(name):
+    metric = METRICS[name]()
+    shown = {key: Shown(**of) for key, of in described({name: metric}).items()}
+    quantity = Quantity.of(f"validation/{name}", shown)
+    assert quantity.better == DIRECTIONS[metric.higher_is_better]
+    assert quantity.label.startswith(metric.title or name.replace("_", " "))
+    assert quantity.factor == (100 if metric.unit == "%" else 1)
+    assert metric.unit in quantity.label
 
 
 def test_every_exported_metric_is_under_test():

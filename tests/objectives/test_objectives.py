@@ -21,9 +21,9 @@ from veto_pl.seams import Law
         (lambda: GeneralizedJSD(1.0), "Use `ForwardKL` for the limit at 0 and `ReverseKL`"),
         (lambda: SkewKL(1.0), r"`SkewKL\.alpha` must lie in \[0, 1\), got 1\.0"),
         (lambda: Veto(beta=float("nan")), "at least 0 and finite, got nan"),
-        (lambda: Veto(temperature=0.0), r"`Veto\.temperature` must be positive"),
+        (lambda: Veto(temperature=0.0), r"`Veto\.temperature` must be above 0"),
         (lambda: Distill(divergence=None), "needs a `divergence`, an `advantage`, or both"),
-        (lambda: Distill(importance_cap=0.0), "`importance_cap` of `Distill` must be positive"),
+        (lambda: Distill(importance_cap=0.0), "`Distill.importance_cap` must be above 0"),
         (lambda: Distill(chunk_rows=0), r"`Distill\.chunk_rows` must be at least 1"),
         (lambda: SupervisedKD(gold_weight=2.0), r"`SupervisedKD\.gold_weight` must lie in \[0, 1\]"),
         (lambda: Sum(terms={}), "got no terms"),
@@ -31,7 +31,7 @@ from veto_pl.seams import Law
         (lambda: StepWise((1.0, 0.5), (0.5, 0.2)), "must ascend"),
         (lambda: WarmUp(fraction=1.5), r"`WarmUp\.fraction` must lie in"),
         (lambda: TopK(0), r"`TopK\.k` must be at least 1"),
-        (lambda: FutureLogRatio(scale=0.0), "must be positive"),
+        (lambda: FutureLogRatio(scale=0.0), "must be above 0"),
     ],
 )
 def test_settings_that_cannot_work_are_named(build, message):

@@ -340,7 +340,7 @@ def test_a_teacher_that_equals_the_student_may_know_more():
         (lambda: Privileged("{}"), r"`Privileged\.hint` expected named fields"),
         (lambda: Peer(peer="{0}"), r"`Peer\.peer` expected named fields"),
         (lambda: Peer(threshold=float("nan")), r"`Peer\.threshold` must be finite, got nan"),
-        (lambda: OPSD(loss_cap=0.0), r"`OPSD\.loss_cap` must be positive and finite, got 0\.0"),
+        (lambda: OPSD(loss_cap=0.0), r"`OPSD\.loss_cap` must be above 0 and finite, got 0\.0"),
         (lambda: SDFT(skip_tokens=-1), r"`SDFT\.skip_tokens` must be at least 0, got -1"),
     ],
 )
@@ -424,8 +424,8 @@ def test_demopsd_is_sdpo_with_the_reverse_kl_where_disagreement_does_not_count(m
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
-        ({"beta": math.nan}, "`beta` must be at least 0 and finite"),
-        ({"alpha_max": 1.1}, r"`alpha_max` must lie in \[0, 1\]"),
+        ({"beta": math.nan}, "beta` must be at least 0 and finite"),
+        ({"alpha_max": 1.1}, r"alpha_max` must lie in \[0, 1\]"),
     ],
 )
 def test_settings_of_the_bridge_are_checked(settings_, message):

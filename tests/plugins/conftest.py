@@ -1,12 +1,11 @@
 """An installed package of somebody else's, and what the commands say of its parts."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.processes import python
 
 HERE = Path(__file__).parent
 GUEST = HERE / "guest"
@@ -24,18 +23,15 @@ def installed(folder, entries=None):
     return folder
 
 
-def python(site, *arguments, cwd):
+def guested(site, *arguments, cwd):
     """A Python that has the guest installed."""
-    path = os.pathsep.join([str(site), str(GUEST), os.environ.get("PYTHONPATH", str(HERE.parents[1]))])
-    environment = os.environ | {"PYTHONPATH": path}
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=900)
+    return python(*arguments, cwd=cwd, path=[site, GUEST, HERE], timeout=900)
 
 
 @pytest.fixture(scope="session")
 def said(tmp_path_factory):
     """By the name of a case: what a command printed, and how it ended. All of them run in one process."""
     folder = tmp_path_factory.mktemp("guest")
-    done = python(installed(folder / "site"), HERE / "commands_of_a_guest.py", cwd=folder)
+    done = guested(installed(folder / "site"), "-m", "commands_of_a_guest", cwd=folder)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "said.json").read_text())

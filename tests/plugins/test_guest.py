@@ -11,7 +11,7 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.rollouts import FromDataset, FromStudent, FromTeacher, Sampling
 from veto_pl.seams import RolloutSource, Step, Writing
 
-from .conftest import GUEST, installed, python
+from .conftest import GUEST, guested, installed
 
 PARTS = [
     node.name
@@ -118,7 +118,7 @@ def test_a_command_runs_and_is_known_by_its_name(said):
 )  # fmt: skip
 def test_a_broken_command_ends_in_one_sentence_that_names_it(tmp_path, entry, message):
     site = installed(tmp_path / "site", f"[veto_pl.commands]\n{entry}\n")
-    done = python(site, "-m", "veto_pl", entry.split()[0] if "fit" not in entry else "greet", cwd=tmp_path)
+    done = guested(site, "-m", "veto_pl", entry.split()[0] if "fit" not in entry else "greet", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(f"veto-pl: {message}")
     assert "Traceback" not in done.stderr

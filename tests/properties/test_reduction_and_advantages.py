@@ -170,5 +170,5 @@ def test_credit_carries_no_graph(grid):
 
 @pytest.mark.parametrize("settings", [{"scale": 0.0}, {"clip": -1.0}])
 def test_scales_and_bounds_must_be_positive(settings):
-    with pytest.raises(ConfigurationError, match="must be positive"):
+    with pytest.raises(ConfigurationError, match="must be above 0"):
         FutureLogRatio(**settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -135,7 +136,7 @@ class Picture:
         _round_ticks(axes.yaxis)
         if left is None:
             left = max(28.0, 10 + _widest(axes.yaxis))
-        right = max(RIGHT, _widest(axes.xaxis) / 2)
+        right = max(RIGHT, 1 + _widest(axes.xaxis) / 2)
         across = (self.width - left - right) / self.width
         axes.set_position((left / self.width, self._below / self.height, across, 1 - (TOP + self._below) / self.height))
 
@@ -193,9 +194,10 @@ def text_width(text: str) -> float:
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
-    # The font lacks most scripts; what East Asian writing takes is as wide as a W.
-    known = "".join("W" if east_asian_width(c) in "WF" else c if ord(c) < 0x250 else "n" for c in text)
-    return float(text_to_path.get_text_width_height_descent(known, FontProperties(size=11), ismath=False)[0])
+    known = "".join("W" if east_asian_width(c) in "WF" else c for c in text)  # the font lacks these scripts
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        return float(text_to_path.get_text_width_height_descent(known, FontProperties(size=11), ismath=False)[0])
 
 
 def _widest(axis: Axis) -> float:

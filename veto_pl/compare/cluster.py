@@ -20,11 +20,14 @@ from typing import Any
 
 from veto_pl.compare.jobs import LOG, Job
 from veto_pl.compare.node import FAREWELL, Origin, run_in_process
+from veto_pl.core.extras import require_extra
 from veto_pl.exceptions import ConfigurationError, VetoError
 
 Finished = Callable[[Job, str | None, float], None]
 """Called with a run that has ended: why it failed, or None, and the seconds that it took."""
 _STORE = 100_000_000  # bytes of Ray's object store: runs talk through files
+# No statistics of usage, no warning of what a later Ray may do, and workers that are as nice as any other program.
+_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_worker_niceness": "0"}
 _PATIENCE = 10.0  # seconds between looks whether there is still a node that can take a run
 _SHORT = "/tmp" if sys.platform == "darwin" else None  # the paths of sockets are, those of temporary folders there not
 
@@ -206,11 +209,10 @@ def connected(address: str | None) -> Iterator[None]:
 
     SIGTERM interrupts the block as Ctrl-C does.
     """
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigurationError("Running a study needs Ray: pip install 'veto_pl[compare]'.") from error
+    os.environ |= _ENVIRONMENT
+    require_extra("ray", extra="compare", needed_by="A study")
+    import ray
+
     before, own = signal.getsignal(signal.SIGTERM), not ray.is_initialized()
     with tempfile.TemporaryDirectory(prefix="ray-", dir=_SHORT, ignore_cleanup_errors=True) as temporary:
         try:

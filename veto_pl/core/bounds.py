@@ -23,6 +23,9 @@ PositiveShare = Annotated[float, Interval(gt=0, le=1)]
 Positive = Annotated[float, Interval(gt=0, lt=math.inf)]
 NonNegative = Annotated[float, Interval(ge=0, lt=math.inf)]
 Finite = Annotated[float, Interval(gt=-math.inf, lt=math.inf)]
+AboveZero = Annotated[float, Interval(gt=0)]
+"""Infinity means that a limit is off."""
+FromZero = Annotated[float, Interval(ge=0)]
 Count = Annotated[int, Interval(ge=1)]
 CountFromZero = Annotated[int, Interval(ge=0)]
 
@@ -95,6 +98,8 @@ def _ends(bound: Interval) -> tuple[Any, Any]:
 
 def _bound(hint: Any, names: Mapping[str, Any]) -> Interval | None:
     """Find the bound in an annotation, or in the annotations that one written as text names."""
+    if isinstance(hint, str) and "Annotated" in hint:
+        hint = eval(hint, dict(names))
     parts = [names.get(word) for word in re.findall(r"\w+", hint)] if isinstance(hint, str) else [hint, *get_args(hint)]
     marks = (mark for part in parts for mark in getattr(part, "__metadata__", ()))
     return next((mark for mark in marks if isinstance(mark, Interval)), None)
@@ -103,7 +108,7 @@ def _bound(hint: Any, names: Mapping[str, Any]) -> Interval | None:
 def _documented(docstring: str | None, bounds: Mapping[str, Interval]) -> str | None:
     """Write bounds behind the descriptions of their fields, in parentheses."""
     for name, bound in bounds.items():
-        entry = rf"(?s)(\n +{name}: .*?)(\.?)(?=\n +\w+: |\n\s*\n|\s*\Z)"
+        entry = rf"(?s)(\n(?P<indent> +){name}: .*?)(\.?)(?=\n(?P=indent)\w+: |\n\s*\n|\s*\Z)"
         words = f" ({in_words(bound)})"
-        docstring = re.sub(entry, rf"\1{words}\2", docstring or "", count=1)
+        docstring = re.sub(entry, rf"\1{words}\3", docstring or "", count=1)
     return docstring

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from veto_pl.core.bounds import Bounded, Count, CountFromZero, FromZero, PositiveShare
 from veto_pl.exceptions import ConfigurationError
 
 BLOCK = 256
@@ -15,7 +16,7 @@ PREFIXES = (64, 1024, 4096)
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(Bounded):
     """Settings of a rollout. They shape what is sampled and never the loss.
 
     Args:
@@ -27,25 +28,17 @@ class Sampling:
         stop: a completion ends with the token that completes one of these strings, and is judged without it.
     """
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_new_tokens: int = 256
-    num_completions: int = 1
+    temperature: FromZero = 1.0
+    top_p: PositiveShare = 1.0
+    top_k: CountFromZero = 0
+    max_new_tokens: Count = 256
+    num_completions: Count = 1
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        checks = {
-            "temperature": (self.temperature >= 0, "be at least 0 (0 is greedy)"),
-            "top_p": (0 < self.top_p <= 1, "lie in (0, 1]"),
-            "top_k": (self.top_k >= 0, "be at least 0 (0 keeps every id)"),
-            "max_new_tokens": (self.max_new_tokens >= 1, "be at least 1"),
-            "num_completions": (self.num_completions >= 1, "be at least 1"),
-            "stop": (all(self.stop), "hold no empty string"),
-        }
-        for name, (valid, expectation) in checks.items():
-            if not valid:
-                raise ConfigurationError(f"`Sampling.{name}` must {expectation}, got {getattr(self, name)}.")
+        super().__post_init__()
+        if not all(self.stop):
+            raise ConfigurationError(f"`Sampling.stop` must hold no empty string, got {self.stop}.")
 
     @property
     def is_greedy(self) -> bool:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_warn
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.seams import Example
@@ -101,7 +102,7 @@ def check_format(setting: str, path: str | None) -> None:
 
 def to_example(row: Any, *, prompt: str, completion: str | None, where: str) -> Example:
     """Check one decoded row and name its fields; `where` opens the message of a `DataError`."""
-    check_fields(row, where, **{name: str for name in (prompt, completion) if name is not None})
+    check_fields(row, where, **{name: TEXT for name in (prompt, completion) if name is not None})
     if not row[prompt].strip():
         raise DataError(f"{where}: field `{prompt}` expected a prompt that is not blank, got {shown(row[prompt])}.")
     return Example(row[prompt], None if completion is None else row[completion], row)
@@ -121,20 +122,36 @@ def check_fields(row: Any, where: str, /, **fields: Any) -> None:
     Example:
         >>> check_fields({"tests": ["a", 5]}, "rows.jsonl:3", tests=list[str])
         Traceback (most recent call last):
-        veto_pl.exceptions.DataError: rows.jsonl:3: field `tests[1]` expected a valid string, got int 5.
+        veto_pl.exceptions.DataError: rows.jsonl:3: field `tests[1]` expected a string, got int 5.
     """
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected a JSON object, got {shown(row)}.")
     for name, kind in fields.items():
-        if name not in row:
-            raise DataError(f"{where}: field `{name}` is missing; the row has {listed(row)}.")
-        try:
-            _of_type(kind).validate_python(row[name], strict=True)
-        except ValidationError as error:
-            fault = error.errors(include_url=False)[0]
-            place = name + "".join(f"[{part}]" for part in fault["loc"] if isinstance(part, int))
-            expected = fault["msg"].removeprefix("Input should be ")
-            raise DataError(f"{where}: field `{place}` expected {expected}, got {shown(fault['input'])}.") from None
+        _check_field(row, name, kind, where)
+
+
+def _check_field(row: dict[str, Any], name: str, kind: Any, where: str) -> None:
+    try:
+        _of_type(kind).validate_python(row.get(name, _ABSENT), strict=True)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        place = name + "".join(f"[{part}]" for part in fault["loc"] if isinstance(part, int))
+        expected = re.sub("^Input should be |^Value error, ", "", fault["msg"]).replace("a valid ", "a ")
+        given = f"a row without it; it has {listed(row)}" if name not in row else shown(fault["input"])
+        raise DataError(f"{where}: field `{place}` expected {expected}, got {given}.") from None
+
+
+def _unicode(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"valid Unicode without a lone surrogate at {error.start}") from None
+    return text
+
+
+TEXT = Annotated[str, AfterValidator(_unicode)]
+"""A string that can be written to a file."""
+_ABSENT = object()
 
 
 @lru_cache(maxsize=64)

@@ -10,6 +10,7 @@ from zlib import crc32
 
 from jinja2 import TemplateError
 
+from veto_pl.core.bounds import UnitInterval
 from veto_pl.data.chat_templates import format_as_jinja, user_only_template, with_settings
 from veto_pl.data.control_words import Reading, remove_json_marks, remove_marks
 from veto_pl.data.jsonl import listed, shown
@@ -150,11 +151,7 @@ class TemplateMixture(Template):
 
     first: Template
     second: Template
-    fraction: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.fraction <= 1:
-            raise ConfigurationError(f"`TemplateMixture.fraction` must lie in [0, 1], got {self.fraction}.")
+    fraction: UnitInterval = 0.5
 
     @classmethod
     def examples(cls) -> tuple[TemplateMixture, ...]:

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from veto_pl.core.bounds import BelowOne
 from veto_pl.data.overlap import RougeKind, rouge
-from veto_pl.exceptions import ConfigurationError
 from veto_pl.judging.preferences import NO_REFERENCE, NoVerdictError
 from veto_pl.seams import Example, Judge
 
@@ -29,11 +29,7 @@ class ReferenceJudge(Judge):
     """
 
     kind: RougeKind = "rougeL"
-    margin: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.margin < 1:
-            raise ConfigurationError(f"`ReferenceJudge.margin` must lie in [0, 1), got {self.margin}.")
+    margin: BelowOne = 0.0
 
     def __call__(self, example: Example, first: str, second: str) -> float:
         """1.0, 0.5 or 0.0."""

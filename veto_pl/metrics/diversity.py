@@ -30,7 +30,7 @@ class DistinctN(CompletionMetric):
     def __init__(self, n: int = 2) -> None:
         super().__init__()
         self.n = _checked(n, "DistinctN")
-        self.name = f"distinct_{n}"
+        self.name, self.unit = f"distinct_{n}", f"distinct / all {n}-grams"
 
     def update(self, generations: Generations) -> None:
         grams = [[gram for tokens in group for gram in _ngrams(tokens, self.n)] for group in _by_prompt(generations)]
@@ -52,7 +52,7 @@ class RepetitionRate(CompletionMetric):
     def __init__(self, n: int = 4) -> None:
         super().__init__()
         self.n = _checked(n, "RepetitionRate")
-        self.name = f"repetition_{n}"
+        self.name, self.unit = f"repetition_{n}", f"repeated / all {n}-grams"
 
     def update(self, generations: Generations) -> None:
         self._add(1 - _distinct_fractions([_ngrams(tokens, self.n) for tokens in generations.tokens]))
@@ -69,6 +69,8 @@ class SelfBLEU(CompletionMetric):
     """
 
     name = "self_bleu"
+    title = "self-BLEU"
+    unit = "0 to 100"
     needs_group = True
     higher_is_better = False
 
@@ -102,13 +104,14 @@ class VendiScore(CompletionMetric):
         arXiv 2210.02410
     """
 
+    title = "Vendi score"
     needs_group = True
     higher_is_better = True
 
     def __init__(self, n: int = 2) -> None:
         super().__init__()
         self.n = _checked(n, "VendiScore")
-        self.name = f"vendi_{n}"
+        self.name, self.unit = f"vendi_{n}", f"completions, by {n}-grams"
 
     def update(self, generations: Generations) -> None:
         if not generations.tokens:
@@ -127,6 +130,7 @@ class CompletionEntropy(CompletionMetric):
     """
 
     name = "completion_entropy"
+    unit = "nats"
     needs_group = True
     higher_is_better = True
 

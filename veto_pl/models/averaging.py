@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from veto_pl.exceptions import ConfigurationError
+from veto_pl.core.bounds import UnitInterval
 from veto_pl.models.sharding import local_part, resharded
 from veto_pl.parts.schedules import value_at
 from veto_pl.seams import ModelSource, Schedule, Step
@@ -35,12 +35,8 @@ class MovingAverage(ModelSource):
     """
 
     source: ModelSource
-    decay: float | Schedule = 0.99
+    decay: UnitInterval | Schedule = 0.99
     moves = True
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.decay, Schedule) and not 0 <= self.decay <= 1:
-            raise ConfigurationError(f"`MovingAverage.decay` must lie in [0, 1], got {self.decay}.")
 
     @property
     def tokenizer_source(self) -> Mapping[str, Any] | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from filelock import FileLock
 
+from veto_pl.core.bounds import BelowOne
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.reading import (
     check_endings,
@@ -55,12 +56,12 @@ class Pretrained(ModelSource):
     dtype: DType = "float32"
     attention: Attention = "auto"
     trust_remote_code: bool = False
-    dropout: float | None = None
+    dropout: BelowOne | None = None
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "path", at_home(self.path))
-        _check_dropout("Pretrained", self.dropout)
 
     @property
     def tokenizer_source(self) -> Mapping[str, Any]:
@@ -148,16 +149,16 @@ class Gguf(ModelSource):
     cache: str | None = None
     dtype: DType = "float32"
     attention: Attention = "auto"
-    dropout: float | None = None
+    dropout: BelowOne | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.path is None) == (self.package is None):
             raise ConfigurationError(
                 f"`Gguf` needs either `path` or `package`, got path={self.path!r} and package={self.package!r}."
             )
         for name in ("path", "cache"):
             object.__setattr__(self, name, at_home(getattr(self, name)))
-        _check_dropout("Gguf", self.dropout)
 
     @property
     def tokenizer_source(self) -> Mapping[str, Any]:
@@ -241,8 +242,3 @@ def _save_converted(file: Path, folder: Path) -> None:
     with source_errors(str(file), "tokenizer", "a GGUF file with a tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(**source)
     tokenizer.save_pretrained(folder)
-
-
-def _check_dropout(owner: str, dropout: float | None) -> None:
-    if dropout is not None and not 0 <= dropout < 1:
-        raise ConfigurationError(f"`{owner}.dropout` must lie in [0, 1), got {dropout}.")

@@ -1,6 +1,6 @@
 """The objectives: compositions of the seams with the papers' defaults.
 
-A class goes into the module of its kin, and is public there and here at once.
+A class goes into the module of its kin; what stands in that module's `__all__` is public here.
 """
 
 from veto_pl.objectives.brts import *

@@ -1,12 +1,11 @@
 """BRTS: the student's own text, and the best of several by the teacher."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from veto_pl.core.bounds import Count, NonNegative
 from veto_pl.core.sampling import SEVERAL
-from veto_pl.exceptions import ConfigurationError
 from veto_pl.objectives.combine import Sum
 from veto_pl.objectives.distill import Distill
 from veto_pl.parts.divergences import ForwardKL, ReverseKL
@@ -25,6 +24,8 @@ from veto_pl.seams import (
     Step,
     Template,
 )
+
+__all__ = ["BRTS"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +58,16 @@ class BRTS(Objective):
 
     sampling: Sampling = Sampling()
     teacher_sampling: Sampling = BestTeacher.sampling
-    teacher_weight: float = 10.0
-    top_k: int = 16
+    teacher_weight: NonNegative = 10.0
+    top_k: Count = 16
     hint: str = BestTeacher.hint
     template: Template | None = None
     fallback: Literal["overlap", "skip"] = "overlap"
-    chunk_rows: int = 256
+    chunk_rows: Count = 256
     composition: Sum = field(init=False)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.teacher_weight < math.inf:
-            raise ConfigurationError(f"`BRTS.teacher_weight` must be at least 0 and finite, got {self.teacher_weight}.")
+        super().__post_init__()
         best = self.best_teacher
         own = Distill(
             rollout=FromStudent(self.sampling),

@@ -10,6 +10,8 @@ from veto_pl.parts.schedules import value_at
 from veto_pl.rollouts import FromStudent
 from veto_pl.seams import Faults, LossOutput, Models, Objective, Rollouts, RolloutSource, Schedule, Stat, Step
 
+__all__ = ["Sum"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sum(Objective):

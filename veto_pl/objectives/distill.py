@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from veto_pl.core.bounds import AboveZero, PositiveShare
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.diagnostics import sharpness
 from veto_pl.functional.differentiation import closed_form
@@ -16,6 +17,8 @@ from veto_pl.parts.targets import GeometricBridge, Teacher
 from veto_pl.parts.weightings import Uniform
 from veto_pl.seams import Advantage, Divergence, Support, Target, TokenWeighting
 from veto_pl.seams.tokens import TokenGrid, TokenRows
+
+__all__ = ["Distill"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,22 +55,14 @@ class Distill(TokenObjective):
     divergence: Divergence | None = ForwardKL()
     weighting: TokenWeighting = Uniform()
     advantage: Advantage | None = None
-    clip: float = 0.2
-    importance_cap: float | None = None
-    staleness_decay: float = 1.0
+    clip: AboveZero = 0.2
+    importance_cap: AboveZero | None = None
+    staleness_decay: PositiveShare = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.divergence is None and self.advantage is None:
             raise ConfigurationError("`Distill` needs a `divergence`, an `advantage`, or both; got neither.")
-        if not self.clip > 0 or (self.importance_cap is not None and not self.importance_cap > 0):
-            raise ConfigurationError(
-                f"`clip` and `importance_cap` of `{type(self).__name__}` must be positive, got {self.clip} and "
-                f"{self.importance_cap}."
-            )
-        if not 0 < self.staleness_decay <= 1:
-            name = f"{type(self).__name__}.staleness_decay"
-            raise ConfigurationError(f"`{name}` must lie in (0, 1], got {self.staleness_decay}.")
         if self.advantage is not None:
             object.__setattr__(self, "laws", self.laws & self.advantage.laws)
             for need in ("needs_reference", "needs_rewards", "compares_completions"):

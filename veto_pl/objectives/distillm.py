@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from veto_pl.core.ranks import sum_over_ranks
@@ -19,6 +20,8 @@ from veto_pl.parts.schedules import AtMost, Linear, value_at
 from veto_pl.rollouts import AdaptiveReplay, FromStudent, FromTeacher, Sampling
 from veto_pl.seams import Divergence, Law, LossOutput, Models, Objective, Rollouts, RolloutSource, Schedule, Step
 from veto_pl.seams.tokens import TokenGrid, TokenRows
+
+__all__ = ["AdaptiveSkew", "DistiLLM", "DistiLLM2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +129,7 @@ class DistiLLM2(Objective):
 
     teacher: RolloutSource = FromTeacher(Sampling(temperature=1.0))
     student: RolloutSource = FromStudent(Sampling(temperature=1.0))
-    beta: float | Schedule = 1.0
+    beta: Annotated[float, Interval(ge=0, le=2)] | Schedule = 1.0
     alpha: float = 0.1
     smallest: float = 0.01
     aggregation: Literal["token", "sequence"] = "sequence"
@@ -136,9 +139,8 @@ class DistiLLM2(Objective):
     laws = frozenset[Law]()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_skew(self)
-        if not isinstance(self.beta, Schedule) and not 0 <= self.beta <= 2:
-            raise ConfigurationError(f"`DistiLLM2.beta` must lie in [0, 2], got {self.beta}.")
         terms: dict[str, Objective] = {
             "teacher": self._term(rollout=self.teacher, direction="forward"),
             "student": self._term(rollout=self.student, direction="reverse"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from veto_pl.exceptions import ConfigurationError
+from veto_pl.core.bounds import Count, FromZero, NonNegative
 from veto_pl.functional.diagnostics import entropy
 from veto_pl.functional.divergences import forward_kl
 from veto_pl.objectives.distill import Distill
@@ -17,6 +17,8 @@ from veto_pl.parts.weightings import Uniform
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import Advantage, Divergence, RolloutSource, Support, Target, TokenWeighting
 from veto_pl.seams.tokens import TokenRows
+
+__all__ = ["EOPD"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,24 +44,15 @@ class EOPD(Distill):
         arXiv 2603.07079
     """
 
-    alpha: float = 1.0
-    tau: float = 0.8
-    k: int = 16
+    alpha: NonNegative = 1.0
+    tau: FromZero = 0.8
+    k: Count = 16
     advantage: Advantage | None = LogRatio()
     rollout: RolloutSource = FromStudent(Sampling(temperature=1.0))
     divergence: Divergence | None = field(init=False, default=None)
     support: Support = field(init=False, default=FullVocabulary())
     target: Target = field(init=False, default=Teacher())
     weighting: TokenWeighting = field(init=False, default=Uniform())
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.alpha < math.inf:
-            raise ConfigurationError(f"`EOPD.alpha` must be at least 0 and finite, got {self.alpha}.")
-        if not self.tau >= 0:
-            raise ConfigurationError(f"`EOPD.tau` must be at least 0, got {self.tau}.")
-        if self.k < 1:
-            raise ConfigurationError(f"`EOPD.k` must be at least 1, got {self.k}.")
 
     @classmethod
     def examples(cls) -> tuple["EOPD", ...]:

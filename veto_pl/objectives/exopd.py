@@ -10,6 +10,8 @@ from veto_pl.parts.advantages import Extrapolated
 from veto_pl.parts.schedules import AtMost, Linear, value_at
 from veto_pl.seams import Advantage, Schedule, Step
 
+__all__ = ["ExOPD", "ListOPD"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExOPD(PolicyGradient):

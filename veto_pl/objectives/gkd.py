@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, field
 
-from veto_pl.exceptions import ConfigurationError
+from veto_pl.core.bounds import UnitInterval
 from veto_pl.objectives.distill import Distill
 from veto_pl.parts.divergences import ForwardKL, GeneralizedJSD, ReverseKL
 from veto_pl.rollouts import FromDataset, FromStudent, Mixture, Sampling
 from veto_pl.seams import Divergence, RolloutSource, Schedule
+
+__all__ = ["GKD"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,17 +25,14 @@ class GKD(Distill):
         arXiv 2306.13649
     """
 
-    lmbda: float | Schedule = 0.5
-    beta: float = 0.5
+    lmbda: UnitInterval | Schedule = 0.5
+    beta: UnitInterval = 0.5
     sampling: Sampling = Sampling(temperature=1.0)
     rollout: RolloutSource = field(init=False)
     divergence: Divergence | None = field(init=False)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.beta <= 1:
-            raise ConfigurationError(f"`GKD.beta` must lie in [0, 1], got {self.beta}.")
-        if not isinstance(self.lmbda, Schedule) and not 0 <= self.lmbda <= 1:
-            raise ConfigurationError(f"`GKD.lmbda` must lie in [0, 1], got {self.lmbda}.")
+        self.check_bounds()
         rollout = Mixture(FromStudent(self.sampling), FromDataset(), self.lmbda)
         object.__setattr__(self, "rollout", rollout)
         object.__setattr__(self, "divergence", _divergence(self.beta))

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, field
 
+from veto_pl.core.bounds import Count, NonNegative, UnitInterval
 from veto_pl.objectives.distill import Distill
 from veto_pl.parts.schedules import Linear
 from veto_pl.rollouts import FromDataset, FromStudent, Mixture, Sampling, TeacherCorrected, TeacherSwitched
-from veto_pl.rollouts.sources import check_fraction
 from veto_pl.seams import RolloutSource, Schedule
+
+__all__ = ["SKD", "AdaSwitch", "ImitKD"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +32,13 @@ class SKD(Distill):
         arXiv 2410.11325
     """
 
-    top_k: int = 25
+    top_k: Count = 25
     sampling: Sampling = Sampling(temperature=0.5, top_p=0.5)
     teacher_sampling: Sampling = Sampling(temperature=0.2, top_p=0.5)
     rollout: RolloutSource = field(init=False)
 
     def __post_init__(self) -> None:
+        self.check_bounds()
         rollout = TeacherCorrected(self.top_k, self.sampling, self.teacher_sampling)
         object.__setattr__(self, "teacher_sampling", rollout.teacher_sampling)
         object.__setattr__(self, "rollout", rollout)
@@ -66,12 +69,13 @@ class AdaSwitch(Distill):
         arXiv 2510.07842
     """
 
-    threshold: float = 3.0
+    threshold: NonNegative = 3.0
     sampling: Sampling = Sampling()
     teacher_sampling: Sampling = Sampling()
     rollout: RolloutSource = field(init=False)
 
     def __post_init__(self) -> None:
+        self.check_bounds()
         rollout = TeacherSwitched(self.threshold, self.sampling, self.teacher_sampling)
         object.__setattr__(self, "teacher_sampling", rollout.teacher_sampling)
         object.__setattr__(self, "rollout", rollout)
@@ -101,12 +105,12 @@ class ImitKD(Distill):
         arXiv 2009.07253
     """
 
-    gold_fraction: float | Schedule = Linear(1.0, 0.0)
+    gold_fraction: UnitInterval | Schedule = Linear(1.0, 0.0)
     sampling: Sampling = Sampling()
     rollout: RolloutSource = field(init=False)
 
     def __post_init__(self) -> None:
-        check_fraction("ImitKD.gold_fraction", self.gold_fraction)
+        self.check_bounds()
         rollout = Mixture(FromDataset(), FromStudent(self.sampling), self.gold_fraction, coin="sample")
         object.__setattr__(self, "rollout", rollout)
         super().__post_init__()

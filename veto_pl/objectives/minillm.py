@@ -1,9 +1,8 @@
 """MiniLLM: the gradient of the sequence-level reverse KL, with its variance reduction."""
 
-import math
 from dataclasses import dataclass, field
 
-from veto_pl.exceptions import ConfigurationError
+from veto_pl.core.bounds import AboveZero, Count, NonNegative, UnitInterval
 from veto_pl.objectives.combine import Sum
 from veto_pl.objectives.distill import Distill
 from veto_pl.objectives.supervised_kd import SupervisedKD
@@ -11,6 +10,8 @@ from veto_pl.parts.advantages import FutureLogRatio
 from veto_pl.parts.divergences import ReverseKL
 from veto_pl.rollouts import Sampling, TeacherMixed
 from veto_pl.seams import Law, LossOutput, Models, Objective, Rollouts, RolloutSource, Schedule, Step
+
+__all__ = ["MiniLLM"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,24 +42,20 @@ class MiniLLM(Objective):
         arXiv 2306.08543
     """
 
-    teacher_fraction: float = 0.2
+    teacher_fraction: UnitInterval = 0.2
     sampling: Sampling = Sampling(temperature=1.0)
     advantage: FutureLogRatio = FutureLogRatio()
-    clip: float = 0.2
-    importance_cap: float = 10.0
-    pretraining_weight: float = 1.0
-    pretraining_gold: float = 0.5
-    chunk_rows: int = 256
+    clip: AboveZero = 0.2
+    importance_cap: AboveZero = 10.0
+    pretraining_weight: NonNegative = 1.0
+    pretraining_gold: UnitInterval = 0.5
+    chunk_rows: Count = 256
     composition: Sum = field(init=False)
 
     laws = frozenset[Law]()
 
     def __post_init__(self) -> None:
-        if not (0 <= self.pretraining_weight < math.inf and 0 <= self.pretraining_gold <= 1):
-            raise ConfigurationError(
-                "`MiniLLM.pretraining_weight` must be at least 0 and finite, `.pretraining_gold` lie in [0, 1], got "
-                f"{self.pretraining_weight} and {self.pretraining_gold}."
-            )
+        super().__post_init__()
         on_policy = Distill(
             rollout=TeacherMixed(self.teacher_fraction, self.sampling),
             divergence=ReverseKL(),

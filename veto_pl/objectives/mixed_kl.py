@@ -5,12 +5,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from veto_pl.core.bounds import UnitInterval
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional import closed_forms
 from veto_pl.functional.mixing import head_share, mixed_kl, ratio_share
 from veto_pl.objectives.token_objective import TokenObjective
 from veto_pl.parts.supports import FullVocabulary
 from veto_pl.seams.tokens import TokenRows
+
+__all__ = ["AKL", "MixedKL", "ToDi"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,7 @@ class AKL(MixedKL):
         arXiv 2404.02657
     """
 
-    head: float = 0.5
+    head: UnitInterval = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,8 +64,6 @@ class AKL(MixedKL):
                 "`AKL` tells likely ids from unlikely ones, but a stored teacher knows the likely ones alone. Use a "
                 "live teacher, or `ToDi`."
             )
-        if not 0 <= self.head <= 1:
-            raise ConfigurationError(f"`AKL.head` must lie in [0, 1], got {self.head}.")
 
     @classmethod
     def examples(cls) -> tuple["AKL", ...]:

@@ -1,8 +1,11 @@
 """On-policy distillation by policy gradient, plain and with a baseline."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Interval
+
+from veto_pl.core.bounds import UnitInterval
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.advantages import FDivergence
 from veto_pl.objectives.policy_gradient import PolicyGradient
@@ -16,6 +19,8 @@ from veto_pl.parts.credit import (
 )
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import Advantage, RolloutSource
+
+__all__ = ["IWOPD", "OPD", "VOPD", "DistilledRL", "GammaOPD", "OPDPlus", "TailPenalty"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +46,8 @@ class OPD(PolicyGradient):
         arXiv 2306.13649 (the on-policy reverse KL)
     """
 
-    discount: float = 0.0
-    reward_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.reward_weight <= LARGEST:
-            raise ConfigurationError(f"`OPD.reward_weight` must lie in [0, {LARGEST:g}], got {self.reward_weight}.")
-        super().__post_init__()
+    discount: UnitInterval = 0.0
+    reward_weight: Annotated[float, Interval(ge=0, le=LARGEST)] = 0.0
 
     @classmethod
     def examples(cls) -> tuple["OPD", ...]:

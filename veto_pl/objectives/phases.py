@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
-from veto_pl.exceptions import ConfigurationError
+from veto_pl.core.bounds import UnitInterval
 from veto_pl.objectives.distill import Distill
 from veto_pl.objectives.sft import SFT
 from veto_pl.rollouts import FromStudent
 from veto_pl.seams import LossOutput, Models, Objective, Rollouts, RolloutSource, Step
+
+__all__ = ["Phases"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +28,10 @@ class Phases(Objective):
 
     first: Objective
     then: Objective
-    switch: float = 0.3
+    switch: UnitInterval = 0.3
 
     def __post_init__(self) -> None:
-        if not 0 <= self.switch <= 1:
-            raise ConfigurationError(f"`Phases.switch` must lie in [0, 1], got {self.switch}.")
+        super().__post_init__()
         for need in ("needs_teacher", "needs_reference", "needs_rewards"):
             object.__setattr__(self, need, getattr(self.first, need) or getattr(self.then, need))
         object.__setattr__(self, "laws", self.first.laws & self.then.laws)

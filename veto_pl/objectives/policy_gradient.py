@@ -10,6 +10,8 @@ from veto_pl.parts.weightings import Uniform
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import Advantage, Divergence, RolloutSource, Support, Target, TokenWeighting
 
+__all__ = ["PolicyGradient"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyGradient(Distill):
@@ -35,6 +37,7 @@ class PolicyGradient(Distill):
     advantage: Advantage | None = field(init=False)
 
     def __post_init__(self) -> None:
+        self.check_bounds()
         object.__setattr__(self, "advantage", self.credit())
         super().__post_init__()
 

@@ -6,6 +6,8 @@ from veto_pl.objectives.policy_gradient import PolicyGradient
 from veto_pl.parts.advantages import RelaxedLogRatio
 from veto_pl.seams import Advantage
 
+__all__ = ["REOPOLD"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class REOPOLD(PolicyGradient):

@@ -1,11 +1,10 @@
 """Self-distillation: the teacher is the student itself, or was, and has been told more."""
 
-import math
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from veto_pl.exceptions import ConfigurationError
+from veto_pl.core.bounds import CountFromZero, NonNegative, Positive, UnitInterval
 from veto_pl.objectives.distill import Distill
 from veto_pl.parts.contexts import Peer, Privileged, SameText
 from veto_pl.parts.divergences import ForwardKL, GeneralizedJSD, ReverseKL
@@ -14,6 +13,8 @@ from veto_pl.parts.targets import DisagreementBridge
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import Divergence, RolloutSource, Sequences, Step, Support, Target, TeacherContext
 from veto_pl.seams.tokens import TokenRows
+
+__all__ = ["OPSD", "SDFT", "SDPO", "DemoPSD"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +42,7 @@ class OPSD(Distill):
     rollout: RolloutSource = FromStudent(Sampling(temperature=1.1, top_p=0.95, top_k=20, max_new_tokens=1024))
     context: TeacherContext = Privileged()
     divergence: Divergence | None = GeneralizedJSD(0.5)
-    loss_cap: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.loss_cap is not None and not 0 < self.loss_cap < math.inf:
-            raise ConfigurationError(f"`OPSD.loss_cap` must be positive and finite, got {self.loss_cap}.")
+    loss_cap: Positive | None = None
 
     @classmethod
     def examples(cls) -> tuple["OPSD", ...]:
@@ -94,12 +90,7 @@ class SDFT(Distill):
         "{prompt}\n\nThis is an example of a good answer:\n\n{completion}\n\nNow give an answer of your own."
     )
     divergence: Divergence | None = ForwardKL()
-    skip_tokens: int = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.skip_tokens < 0:
-            raise ConfigurationError(f"`SDFT.skip_tokens` must be at least 0, got {self.skip_tokens}.")
+    skip_tokens: CountFromZero = 3
 
     @classmethod
     def examples(cls) -> tuple["SDFT", ...]:
@@ -185,13 +176,14 @@ class DemoPSD(SDPO):
         arXiv 2607.02502
     """
 
-    beta: float = 50.0
-    alpha_max: float = 0.15
+    beta: NonNegative = 50.0
+    alpha_max: UnitInterval = 0.15
     divergence: Divergence | None = ReverseKL()
     importance_cap: float | None = None
     target: Target = field(init=False)
 
     def __post_init__(self) -> None:
+        self.check_bounds()
         object.__setattr__(self, "target", DisagreementBridge(self.beta, self.alpha_max))
         super().__post_init__()
 

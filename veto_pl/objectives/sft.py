@@ -11,6 +11,8 @@ from veto_pl.rollouts import FromTeacher, Sampling, TeacherSteps
 from veto_pl.seams import RolloutSource
 from veto_pl.seams.tokens import TokenRows
 
+__all__ = ["SFT", "SeqKD", "StepwiseSFT"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SFT(TokenObjective):

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from veto_pl.exceptions import ConfigurationError
+from veto_pl.core.bounds import UnitInterval
 from veto_pl.functional.closed_forms import negative_log_likelihood
 from veto_pl.objectives.distill import Distill
 from veto_pl.seams.tokens import TokenRows
+
+__all__ = ["SupervisedKD"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +26,7 @@ class SupervisedKD(Distill):
         arXiv 1503.02531
     """
 
-    gold_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.gold_weight <= 1:
-            raise ConfigurationError(f"`SupervisedKD.gold_weight` must lie in [0, 1], got {self.gold_weight}.")
+    gold_weight: UnitInterval = 0.0
 
     @classmethod
     def examples(cls) -> tuple["SupervisedKD", ...]:

@@ -1,7 +1,6 @@
 """Objectives made of token losses: the road from hidden states to an undivided loss."""
 
 import contextlib
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from veto_pl.core.bounds import Count, Positive
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import RowStream
 from veto_pl.functional.diagnostics import comparison, entropy
@@ -35,6 +35,8 @@ from veto_pl.seams import (
 )
 from veto_pl.seams.tokens import TokenGrid, TokenRows
 
+__all__ = ["TokenObjective"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenObjective(Objective):
@@ -51,16 +53,13 @@ class TokenObjective(Objective):
 
     rollout: RolloutSource = FromDataset()
     context: TeacherContext = SameText()
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     aggregation: Literal["token", "sequence"] = "token"
-    chunk_rows: int = 256
+    chunk_rows: Count = 256
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         name = type(self).__name__
-        if not 0 < self.temperature < math.inf:
-            raise ConfigurationError(f"`{name}.temperature` must be positive and finite, got {self.temperature}.")
-        if self.chunk_rows < 1:
-            raise ConfigurationError(f"`{name}.chunk_rows` must be at least 1, got {self.chunk_rows}.")
         if self.rollout.stored_teacher:
             if not self.context.is_neutral:
                 raise ConfigurationError(

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from veto_pl.core.bounds import Count
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.diagnostics import overlap
 from veto_pl.functional.supports import top_k_ids
@@ -13,6 +14,8 @@ from veto_pl.objectives.token_objective import TokenObjective
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import RolloutSource
 from veto_pl.seams.tokens import TokenRows
+
+__all__ = ["TopKOPD"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +40,13 @@ class TopKOPD(TokenObjective):
         arXiv 2604.13016
     """
 
-    k: int = 16
+    k: Count = 16
     support: Literal["student", "teacher", "overlap", "union", "symmetric_difference", "sampled"] = "student"
     weights: Literal["student", "teacher", "none"] = "student"
     rollout: RolloutSource = FromStudent(Sampling(temperature=1.0))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.k < 1:
-            raise ConfigurationError(f"`TopKOPD.k` must be at least 1, got {self.k}.")
         if self.rollout.stored_teacher:
             raise ConfigurationError("`TopKOPD.rollout` needs a live teacher: a stored one does not know every id.")
 

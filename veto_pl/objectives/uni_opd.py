@@ -1,17 +1,18 @@
 """On-policy distillation that respects which completions are correct."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
 
-from veto_pl.exceptions import ConfigurationError
+from veto_pl.core.bounds import NonNegative
 from veto_pl.functional.order import balance_classes
 from veto_pl.objectives.policy_gradient import PolicyGradient
 from veto_pl.parts.advantages import OrderConsistent
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import Advantage, RolloutSource, Sequences, Step
+
+__all__ = ["UniOPD"]
 
 PLACES = 1 << 20
 """More completions than any prompt has."""
@@ -59,12 +60,7 @@ class UniOPD(PolicyGradient):
     direction: Literal["both", "correct_up", "incorrect_down"] = "both"
     min_retain: float = 0.25
     outlier: float | None = 10.0
-    balance: float | None = 1.0
-
-    def __post_init__(self) -> None:
-        if self.balance is not None and not 0 <= self.balance < math.inf:
-            raise ConfigurationError(f"`UniOPD.balance` must be at least 0 and finite, or null, got {self.balance}.")
-        super().__post_init__()
+    balance: NonNegative | None = 1.0
 
     @classmethod
     def examples(cls) -> tuple["UniOPD", ...]:

@@ -4,9 +4,11 @@ from dataclasses import dataclass, field
 
 from veto_pl.objectives.distill import Distill
 from veto_pl.parts.schedules import Linear
-from veto_pl.parts.targets import GeometricBridge
+from veto_pl.parts.targets import BridgeWeight, GeometricBridge
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import RolloutSource, Schedule, Target
+
+__all__ = ["Veto"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +32,11 @@ class Veto(Distill):
         arXiv 2601.07155
     """
 
-    beta: float | Schedule = Linear(0.8, 0.0)
+    beta: BridgeWeight | Schedule = Linear(0.8, 0.0)
     rollout: RolloutSource = FromStudent(Sampling(temperature=0.5, top_p=0.5))
     target: Target = field(init=False)
 
     def __post_init__(self) -> None:
+        self.check_bounds()
         object.__setattr__(self, "target", GeometricBridge(self.beta))
         super().__post_init__()

@@ -27,7 +27,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def write_text(text: str, path: Path | str) -> Path:
-    """Write UTF-8 with line feeds, making the folder if need be, and return the path.
+    """Write UTF-8 with line feeds, all or nothing, making the folder if need be, and return the path.
 
     Raises:
         DataError: if it cannot be written.

@@ -1,14 +1,14 @@
 """Credit of sampled tokens, for the policy-gradient term of an objective."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Interval
 from torch import Tensor
 
+from veto_pl.core.bounds import AboveZero, Count, OpenUnitInterval, Positive, PositiveShare, UnitInterval
 from veto_pl.core.ranks import sum_over_ranks
-from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.advantages import (
     discounted_sum,
     extrapolated_ratio,
@@ -42,11 +42,7 @@ class LogRatio(Advantage):
         arXiv 2306.08543
     """
 
-    discount: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.discount <= 1:
-            raise ConfigurationError(f"`discount` must lie in [0, 1], got {self.discount}.")
+    discount: UnitInterval = 0.0
 
     @classmethod
     def examples(cls) -> tuple["LogRatio", ...]:
@@ -70,15 +66,9 @@ class FutureLogRatio(Advantage):
         arXiv 2306.08543
     """
 
-    scale: float = 0.5
-    clip: float = 100.0
+    scale: AboveZero = 0.5
+    clip: AboveZero = 100.0
     whitened: bool = True
-
-    def __post_init__(self) -> None:
-        if not (self.scale > 0 and self.clip > 0):
-            raise ConfigurationError(
-                f"`FutureLogRatio.scale` and `.clip` must be positive, got {self.scale} and {self.clip}."
-            )
 
     @property
     def laws(self) -> frozenset[Law]:
@@ -110,14 +100,13 @@ class WithReward(Advantage):
     """
 
     of: Advantage = LogRatio()
-    weight: float = 1.0
+    weight: Annotated[float, Interval(ge=0, le=LARGEST)] = 1.0
 
     needs_rewards = True
     compares_completions = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight <= LARGEST:
-            raise ConfigurationError(f"`WithReward.weight` must lie in [0, {LARGEST:g}], got {self.weight}.")
+        super().__post_init__()
         object.__setattr__(self, "needs_reference", self.of.needs_reference)
 
     @classmethod
@@ -151,11 +140,7 @@ class CentredLogRatio(Advantage):
         arXiv 2605.07865
     """
 
-    top_k: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigurationError(f"`top_k` must be at least 1, or null for all ids, got {self.top_k}.")
+    top_k: Count | None = None
 
     @classmethod
     def examples(cls) -> tuple["CentredLogRatio", ...]:
@@ -185,14 +170,9 @@ class Extrapolated(Advantage):
         arXiv 2602.12125
     """
 
-    extrapolation: float | Schedule = 1.25
+    extrapolation: Annotated[float, Interval(ge=0, le=LARGEST)] | Schedule = 1.25
 
     needs_reference = True
-
-    def __post_init__(self) -> None:
-        given = self.extrapolation
-        if not isinstance(given, Schedule) and not 0 <= given <= LARGEST:
-            raise ConfigurationError(f"`extrapolation` must lie in [0, {LARGEST:g}], got {given}.")
 
     @classmethod
     def examples(cls) -> tuple["Extrapolated", ...]:
@@ -227,25 +207,15 @@ class OrderConsistent(Advantage):
         arXiv 2605.03677
     """
 
-    margin: float = 0.4
+    margin: Annotated[float, Interval(ge=0, le=LARGEST)] = 0.4
     method: Literal["shift", "mask"] = "shift"
     mode: Literal["mean", "minmax"] = "mean"
     direction: Literal["both", "correct_up", "incorrect_down"] = "both"
-    min_retain: float = 0.25
-    outlier: float | None = 10.0
+    min_retain: UnitInterval = 0.25
+    outlier: Positive | None = 10.0
 
     needs_rewards = True
     compares_completions = True
-
-    def __post_init__(self) -> None:
-        checks = {
-            "margin": (0 <= self.margin <= LARGEST, f"lie in [0, {LARGEST:g}]"),
-            "min_retain": (0 <= self.min_retain <= 1, "lie in [0, 1]"),
-            "outlier": (self.outlier is None or 0 < self.outlier < math.inf, "be positive and finite, or null"),
-        }
-        for name, (valid, expectation) in checks.items():
-            if not valid:
-                raise ConfigurationError(f"`{name}` must {expectation}, got {getattr(self, name)}.")
 
     @classmethod
     def examples(cls) -> tuple["OrderConsistent", ...]:
@@ -280,19 +250,9 @@ class RelaxedLogRatio(Advantage):
         arXiv 2603.11137
     """
 
-    mixture: float = 0.2
-    keep: float = 0.5
-    switch: float = 0.5
-
-    def __post_init__(self) -> None:
-        checks = {
-            "mixture": (0 < self.mixture < 1, "lie in (0, 1)"),
-            "keep": (0 < self.keep <= 1, "lie in (0, 1]"),
-            "switch": (0 <= self.switch <= 1, "lie in [0, 1]"),
-        }
-        for name, (valid, expectation) in checks.items():
-            if not valid:
-                raise ConfigurationError(f"`{name}` must {expectation}, got {getattr(self, name)}.")
+    mixture: OpenUnitInterval = 0.2
+    keep: PositiveShare = 0.5
+    switch: UnitInterval = 0.5
 
     @classmethod
     def examples(cls) -> tuple["RelaxedLogRatio", ...]:

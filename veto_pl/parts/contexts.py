@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from veto_pl.core.bounds import Finite
 from veto_pl.core.nested import changed
 from veto_pl.data.templates import can_fill, check_format, fill
 from veto_pl.data.tokenising import tokenise_prompts
@@ -112,7 +113,7 @@ class Peer(TeacherContext):
     hint: str = "{prompt}{peer}{feedback}\n\nSolve the problem correctly."
     peer: str = "\n\nA correct solution:\n\n{completion}"
     feedback: str = ""
-    threshold: float = 0.5
+    threshold: Finite = 0.5
     template: Template | None = None
 
     needs_rewards: ClassVar[bool] = True
@@ -123,10 +124,9 @@ class Peer(TeacherContext):
         return not self.feedback
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("hint", "peer", "feedback"):
             check_format(f"Peer.{name}", getattr(self, name))
-        if not abs(self.threshold) < float("inf"):
-            raise ConfigurationError(f"`Peer.threshold` must be finite, got {self.threshold}.")
 
     @classmethod
     def examples(cls) -> tuple["Peer", ...]:

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Interval
 from torch import Tensor
 
-from veto_pl.exceptions import ConfigurationError
+from veto_pl.core.bounds import Finite, NonNegative, PositiveShare
 from veto_pl.functional.advantages import (
     FDivergence,
     divergence_credit,
@@ -58,12 +60,7 @@ class EarlyWeighted(Reshaped):
         arXiv 2606.22600
     """
 
-    strength: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.strength < math.inf:
-            raise ConfigurationError(f"`strength` must be at least 0 and finite, got {self.strength}.")
+    strength: NonNegative = 0.5
 
     @classmethod
     def examples(cls) -> tuple["EarlyWeighted", ...]:
@@ -136,14 +133,10 @@ class TeacherWeightedReward(Advantage):
         arXiv 2607.17247
     """
 
-    cap: float = 3.0
+    cap: Annotated[float, Interval(ge=1, lt=math.inf)] = 3.0
 
     needs_rewards = True
     compares_completions = True
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.cap < math.inf:
-            raise ConfigurationError(f"`cap` must be at least 1 and finite, got {self.cap}.")
 
     def __call__(self, grid: TokenGrid) -> Tensor:
         better = group_standardised(grid.required_rewards(), grid.prompt_rows, grid.mask.any(1))[:, None]
@@ -164,14 +157,8 @@ class LeastLikely(Advantage):
         arXiv 2608.31046, section 3.2
     """
 
-    credit: float = -0.5
-    share: float = 0.2
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.credit):
-            raise ConfigurationError(f"`credit` must be finite, got {self.credit}.")
-        if not 0 < self.share <= 1:
-            raise ConfigurationError(f"`share` must lie in (0, 1], got {self.share}.")
+    credit: Finite = -0.5
+    share: PositiveShare = 0.2
 
     def __call__(self, grid: TokenGrid) -> Tensor:
         student = grid.student_logp.detach()

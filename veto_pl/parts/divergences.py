@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from veto_pl.core.bounds import BelowOne, PositiveShare, UnitInterval
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional import alpha as families
 from veto_pl.functional import closed_forms
@@ -79,10 +80,7 @@ class SkewKL(Divergence):
         arXiv 2402.03898
     """
 
-    alpha: float = 0.1
-
-    def __post_init__(self) -> None:
-        _check_alpha(self)
+    alpha: BelowOne = 0.1
 
     @classmethod
     def examples(cls) -> tuple["SkewKL", ...]:
@@ -106,10 +104,7 @@ class SkewReverseKL(Divergence):
         arXiv 2402.03898
     """
 
-    alpha: float = 0.1
-
-    def __post_init__(self) -> None:
-        _check_alpha(self)
+    alpha: BelowOne = 0.1
 
     @classmethod
     def examples(cls) -> tuple["SkewReverseKL", ...]:
@@ -149,11 +144,7 @@ class AlphaDivergence(Divergence):
         Cichocki and Amari 2010, doi:10.3390/e12061532
     """
 
-    alpha: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise ConfigurationError(f"`AlphaDivergence.alpha` must lie in [0, 1], got {self.alpha}.")
+    alpha: UnitInterval = 0.5
 
     @classmethod
     def examples(cls) -> tuple["AlphaDivergence", ...]:
@@ -177,11 +168,7 @@ class Renyi(Divergence):
         arXiv 1206.2459
     """
 
-    alpha: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 < self.alpha <= 1:
-            raise ConfigurationError(f"`Renyi.alpha` must lie in (0, 1], got {self.alpha}: at 0 it vanishes.")
+    alpha: PositiveShare = 0.5
 
     @classmethod
     def examples(cls) -> tuple["Renyi", ...]:
@@ -192,9 +179,3 @@ class Renyi(Divergence):
 
     def with_gradient(self, student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
         return closed_forms.renyi(student_logp, target_logp, self.alpha)
-
-
-def _check_alpha(divergence: SkewKL | SkewReverseKL) -> None:
-    if not 0 <= divergence.alpha < 1:
-        name = type(divergence).__name__
-        raise ConfigurationError(f"`{name}.alpha` must lie in [0, 1), got {divergence.alpha}.")

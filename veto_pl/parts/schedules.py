@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+from veto_pl.core.bounds import Finite, UnitInterval
 from veto_pl.core.nested import walk
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional import schedules as functional
@@ -25,10 +26,7 @@ class Constant(Schedule):
         value: the value.
     """
 
-    value: float
-
-    def __post_init__(self) -> None:
-        _check_finite(self, value=self.value)
+    value: Finite
 
     @classmethod
     def examples(cls) -> tuple["Constant", ...]:
@@ -47,11 +45,8 @@ class Linear(Schedule):
         end: the value after the last step.
     """
 
-    start: float
-    end: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_finite(self, start=self.start, end=self.end)
+    start: Finite
+    end: Finite = 0.0
 
     @classmethod
     def examples(cls) -> tuple["Linear", ...]:
@@ -70,11 +65,8 @@ class Cosine(Schedule):
         end: the value after the last step.
     """
 
-    start: float
-    end: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_finite(self, start=self.start, end=self.end)
+    start: Finite
+    end: Finite = 0.0
 
     @classmethod
     def examples(cls) -> tuple["Cosine", ...]:
@@ -123,12 +115,8 @@ class WarmUp(Schedule):
         then: the schedule that is multiplied; it runs over what is left.
     """
 
-    fraction: float = 0.1
+    fraction: UnitInterval = 0.1
     then: Schedule = Linear(1.0, 0.0)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.fraction <= 1:
-            raise ConfigurationError(f"`WarmUp.fraction` must lie in [0, 1], got {self.fraction}.")
 
     @classmethod
     def examples(cls) -> tuple["WarmUp", ...]:
@@ -151,10 +139,7 @@ class AtMost(Schedule):
     """
 
     of: Schedule
-    bound: float
-
-    def __post_init__(self) -> None:
-        _check_finite(self, bound=self.bound)
+    bound: Finite
 
     @classmethod
     def examples(cls) -> tuple["AtMost", ...]:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from veto_pl.core.bounds import Count
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.differentiation import belongs
 from veto_pl.functional.supports import top_k_with_tail
@@ -34,12 +35,8 @@ class TopK(Support):
         of: the model whose likeliest ids are kept.
     """
 
-    k: int = 64
+    k: Count = 64
     of: Literal["teacher", "student"] = "teacher"
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ConfigurationError(f"`TopK.k` must be at least 1, got {self.k}.")
 
     @classmethod
     def examples(cls) -> tuple["TopK", ...]:

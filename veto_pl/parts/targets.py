@@ -1,11 +1,12 @@
 """What the student is drawn to; `veto_pl.functional.targets` has the mathematics."""
 
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Interval
 from torch import Tensor
 
-from veto_pl.exceptions import ConfigurationError
+from veto_pl.core.bounds import NonNegative, UnitInterval
 from veto_pl.functional.differentiation import belongs
 from veto_pl.functional.divergences import generalized_jsd
 from veto_pl.functional.targets import geometric_bridge, geometric_mean
@@ -14,6 +15,7 @@ from veto_pl.seams import Schedule, Step, Target
 
 LARGEST_BETA = 1e6
 """Beyond it the powers of unlikely ids leave the range of float32, and the target is NaN."""
+BridgeWeight = Annotated[float, Interval(ge=0, le=LARGEST_BETA)]
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,7 @@ class GeometricBridge(Target):
         arXiv 2601.07155
     """
 
-    beta: float | Schedule = 0.8
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.beta, Schedule) and not (self.beta >= 0 and math.isfinite(self.beta)):
-            raise ConfigurationError(f"`beta` must be at least 0 and finite, got {self.beta}.")
-        if not isinstance(self.beta, Schedule) and self.beta > LARGEST_BETA:
-            raise ConfigurationError(f"`beta` must be at most {LARGEST_BETA:g}, got {self.beta}.")
+    beta: BridgeWeight | Schedule = 0.8
 
     @classmethod
     def examples(cls) -> tuple["GeometricBridge", ...]:
@@ -75,14 +71,8 @@ class DisagreementBridge(Target):
         arXiv 2607.02502, equations 8 and 9
     """
 
-    beta: float = 50.0
-    alpha_max: float = 0.15
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.beta < math.inf:
-            raise ConfigurationError(f"`beta` must be at least 0 and finite, got {self.beta}.")
-        if not 0 <= self.alpha_max <= 1:
-            raise ConfigurationError(f"`alpha_max` must lie in [0, 1], got {self.alpha_max}.")
+    beta: NonNegative = 50.0
+    alpha_max: UnitInterval = 0.15
 
     @classmethod
     def examples(cls) -> tuple["DisagreementBridge", ...]:

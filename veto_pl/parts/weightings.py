@@ -1,12 +1,11 @@
 """How much each token counts."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from veto_pl.exceptions import ConfigurationError
+from veto_pl.core.bounds import Finite
 from veto_pl.functional.diagnostics import entropy
 from veto_pl.functional.differentiation import belongs
 from veto_pl.seams import TokenWeighting
@@ -37,11 +36,7 @@ class TeacherEntropyAbove(TokenWeighting):
         arXiv 2603.07079
     """
 
-    threshold: float = 0.8
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.threshold):
-            raise ConfigurationError(f"`TeacherEntropyAbove.threshold` must be finite, got {self.threshold}.")
+    threshold: Finite = 0.8
 
     def __call__(self, rows: TokenRows) -> Tensor:
         return (entropy(rows.required_teacher_logp()) > self.threshold).to(rows.student_logp.dtype)

@@ -8,11 +8,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from veto_pl.core.bounds import Count, NonNegative, UnitInterval
 from veto_pl.core.memory import Memory, State
 from veto_pl.core.sampling import SEVERAL
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.rollouts.replay import ReplayBuffer
-from veto_pl.rollouts.sources import FromDataset, FromStudent, Mixture, check_fraction
+from veto_pl.rollouts.sources import FromDataset, FromStudent, Mixture
 from veto_pl.seams import Mistake, Models, PromptBatch, RolloutSource, Sequences, Setup, Step
 
 
@@ -45,19 +46,14 @@ class AdaptiveReplay(RolloutSource):
 
     student: RolloutSource = FromStudent()
     dataset: RolloutSource = FromDataset()
-    start: float = 0.0
-    increment: float = 0.1
-    tolerance: float = 0.1
-    capacity: int = 1000
+    start: UnitInterval = 0.0
+    increment: UnitInterval = 0.1
+    tolerance: NonNegative = 0.1
+    capacity: Count = 1000
     monitor: str = "validation/forward_kl"
 
     def __post_init__(self) -> None:
-        check_fraction("AdaptiveReplay.start", self.start)
-        check_fraction("AdaptiveReplay.increment", self.increment)
-        if not 0 <= self.tolerance < math.inf:
-            raise ConfigurationError(f"`AdaptiveReplay.tolerance` must be at least 0 and finite, got {self.tolerance}.")
-        if self.capacity < 1:
-            raise ConfigurationError(f"`AdaptiveReplay.capacity` must be at least 1, got {self.capacity}.")
+        super().__post_init__()
         if stored := [type(source).__name__ for source in (self.student, self.dataset) if source.stored_teacher]:
             raise ConfigurationError(
                 f"`AdaptiveReplay` cannot hold `{stored[0]}`: the rows of the other source have no stored scores."

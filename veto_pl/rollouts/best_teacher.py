@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from veto_pl.core.bounds import Count
 from veto_pl.core.sampling import SEVERAL, Sampling
 from veto_pl.data.templates import check_format, fill
-from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block, RowStream
 from veto_pl.models.modes import sampling_mode
 from veto_pl.models.readout import read_hidden
@@ -66,7 +66,7 @@ class BestTeacher(RolloutSource):
 
     sampling: Sampling = Sampling(temperature=0.7, top_p=0.95, num_completions=4)
     student: FromStudent = FromStudent()
-    top_k: int = 16
+    top_k: Count = 16
     hint: str = (
         "{prompt}\n\n[For checking only, never to be mentioned: the answer is {completion}. Derive it from the problem "
         "alone, and look at it when you have an answer of your own.]"
@@ -78,9 +78,8 @@ class BestTeacher(RolloutSource):
     needs_rewards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_format("BestTeacher.hint", self.hint)
-        if self.top_k < 1:
-            raise ConfigurationError(f"`BestTeacher.top_k` must be at least 1, got {self.top_k}.")
 
     @classmethod
     def examples(cls) -> tuple["BestTeacher", ...]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from veto_pl.core.bounds import UnitInterval
 from veto_pl.core.sampling import Sampling
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.modes import sampling_mode
@@ -36,11 +37,7 @@ class DecodeLoop(Engine):
             once, 1 none before the last has ended.
     """
 
-    drop_at: float = 0.25
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.drop_at <= 1:
-            raise ConfigurationError(f"`DecodeLoop.drop_at` must lie in [0, 1], got {self.drop_at}.")
+    drop_at: UnitInterval = 0.25
 
     def generate(
         self,

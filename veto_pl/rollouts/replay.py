@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from veto_pl.core.bounds import Count, UnitInterval
 from veto_pl.core.memory import Memory, State
 from veto_pl.core.ranks import rank_and_size
 from veto_pl.core.sampling import SEVERAL
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.parts.schedules import value_at
-from veto_pl.rollouts.sources import FromDataset, FromStudent, check_fraction
+from veto_pl.rollouts.sources import FromDataset, FromStudent
 from veto_pl.seams import (
     Ending,
     Example,
@@ -48,16 +49,12 @@ class Replay(RolloutSource):
     """
 
     source: RolloutSource = FromStudent()
-    fraction: float | Schedule = 0.5
-    capacity: int = 1024
-    max_age: int | None = None
+    fraction: UnitInterval | Schedule = 0.5
+    capacity: Count = 1024
+    max_age: Count | None = None
 
     def __post_init__(self) -> None:
-        check_fraction("Replay.fraction", self.fraction)
-        if self.capacity < 1:
-            raise ConfigurationError(f"`Replay.capacity` must be at least 1, got {self.capacity}.")
-        if self.max_age is not None and self.max_age < 1:
-            raise ConfigurationError(f"`Replay.max_age` must be at least 1, got {self.max_age}.")
+        super().__post_init__()
         if self.source.stored_teacher:
             raise ConfigurationError(
                 f"`Replay.source` cannot be `{type(self.source).__name__}`, whose rows come from a file anyway."

@@ -1,6 +1,5 @@
 """Who writes the completions."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -8,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from veto_pl.core.bounds import UnitInterval
 from veto_pl.core.sampling import SEVERAL, Sampling, draw_id
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.divergences import log_mixture
@@ -88,11 +88,8 @@ class TeacherMixed(RolloutSource):
         arXiv 2306.08543, section 2.2
     """
 
-    teacher_fraction: float | Schedule = 0.2
+    teacher_fraction: UnitInterval | Schedule = 0.2
     sampling: Sampling = Sampling()
-
-    def __post_init__(self) -> None:
-        check_fraction("TeacherMixed.teacher_fraction", self.teacher_fraction)
 
     @classmethod
     def examples(cls) -> tuple["TeacherMixed", ...]:
@@ -133,11 +130,11 @@ class Mixture(RolloutSource):
 
     first: RolloutSource = FromStudent()
     second: RolloutSource = FromDataset()
-    fraction: float | Schedule = 0.5
+    fraction: UnitInterval | Schedule = 0.5
     coin: Literal["batch", "sample"] = "batch"
 
     def __post_init__(self) -> None:
-        check_fraction("Mixture.fraction", self.fraction)
+        super().__post_init__()
         if stored := [type(source).__name__ for source in (self.first, self.second) if source.stored_teacher]:
             raise ConfigurationError(
                 f"`Mixture` cannot hold `{stored[0]}`: the rows of the other source have no stored scores. Use it as "
@@ -175,9 +172,3 @@ class Mixture(RolloutSource):
         """[B] bool."""
         numbers = prompts.numbers if self.coin == "sample" else torch.zeros(1, dtype=torch.int64)
         return (step.uniform(f"mixture {self!r}", numbers) < fraction).expand(len(prompts))
-
-
-def check_fraction(name: str, fraction: float | Schedule) -> None:
-    """Raises `ConfigurationError` for a number outside [0, 1]."""
-    if not isinstance(fraction, Schedule) and not (0 <= fraction <= 1 and math.isfinite(fraction)):
-        raise ConfigurationError(f"`{name}` must lie in [0, 1], got {fraction}.")

@@ -1,14 +1,13 @@
 """One text by two writers: the teacher corrects what the student proposes, or takes the text over."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from veto_pl.core.bounds import Count, NonNegative
 from veto_pl.core.sampling import SEVERAL, Sampling, draw_id
-from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.divergences import reverse_kl
 from veto_pl.rollouts.decoding import decode
 from veto_pl.rollouts.engines import required_for_the_loop
@@ -35,13 +34,12 @@ class TeacherCorrected(RolloutSource):
         arXiv 2410.11325
     """
 
-    top_k: int = 25
+    top_k: Count = 25
     sampling: Sampling = Sampling()
     teacher_sampling: Sampling = Sampling()
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ConfigurationError(f"`TeacherCorrected.top_k` must be at least 1, got {self.top_k}.")
+        super().__post_init__()
         _share_lengths(self)
 
     @classmethod
@@ -107,15 +105,12 @@ class TeacherSwitched(RolloutSource):
         arXiv 2510.07842
     """
 
-    threshold: float = 3.0
+    threshold: NonNegative = 3.0
     sampling: Sampling = Sampling()
     teacher_sampling: Sampling = Sampling()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold < math.inf:
-            raise ConfigurationError(
-                f"`TeacherSwitched.threshold` must be at least 0 and finite, got {self.threshold}."
-            )
+        super().__post_init__()
         _share_lengths(self)
 
     @classmethod

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from veto_pl.core.bounds import Count, PositiveShare
 from veto_pl.core.sampling import Sampling
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.sharding import gathered
@@ -38,18 +39,10 @@ class Vllm(Engine):
         enforce_eager: no CUDA graphs: starts faster, runs slower.
     """
 
-    gpu_memory_utilization: float = 0.3
-    max_model_len: int | None = None
+    gpu_memory_utilization: PositiveShare = 0.3
+    max_model_len: Count | None = None
     sleep: bool = False
     enforce_eager: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.gpu_memory_utilization <= 1:
-            raise ConfigurationError(
-                f"`Vllm.gpu_memory_utilization` must lie in (0, 1], got {self.gpu_memory_utilization}."
-            )
-        if self.max_model_len is not None and self.max_model_len < 1:
-            raise ConfigurationError(f"`Vllm.max_model_len` must be at least 1, got {self.max_model_len}.")
 
     def generate(
         self,

@@ -8,10 +8,11 @@ import lightning as L
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_info
 
+from veto_pl.core.own_errors import OwnErrors
 from veto_pl.exceptions import ConfigurationError
 
 
-class HostedModule(L.LightningModule):
+class HostedModule(OwnErrors, L.LightningModule):
     """Refuses to be made from a checkpoint alone, and says where weights are that were trained in other processes."""
 
     @classmethod
