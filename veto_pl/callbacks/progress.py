@@ -67,7 +67,7 @@ class DistillationProgress(RichProgressBar):
         super().on_train_start(trainer, pl_module)
         self._step = trainer.global_step
         if self.progress is not None:
-            total = float(trainer.estimated_stepping_batches)
+            total = trainer.estimated_stepping_batches
             self.train_progress_bar_id = self.progress.add_task("train", total=total, completed=self._step)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from typing import ClassVar
 
+from pydantic import ConfigDict
 from rich.table import Table
 from torch import Tensor
 
@@ -12,6 +14,9 @@ from veto_pl.core.scores import TopKScores
 from veto_pl.functional.diagnostics import entropy
 from veto_pl.functional.divergences import forward_kl, reverse_kl
 from veto_pl.functional.supports import top_k_with_tail
+
+NOTHING_ELSE = ConfigDict(extra="forbid")
+"""Where these are read from a file, their fields are all that may stand there."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class TruncationCost:
         kept_reverse_kl: over k + 1 outcomes.
     """
 
+    __pydantic_config__: ClassVar = NOTHING_ELSE
     tokens: int = 0
     tail_mass: float = 0.0
     largest_tail_mass: float = 0.0
