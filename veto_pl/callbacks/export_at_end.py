@@ -27,12 +27,12 @@ class Export(L.Callback):
         self.folder = at_home(folder)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuses a folder that cannot be replaced before the run, not after it."""
+        """Raise `ConfigurationError` before the run if the folder of the export cannot be replaced."""
         if stage == "fit" and (folder := self._place(trainer)) is not None:
             check_folder(folder)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the folder and says where it is."""
+        """Export the student, and log the folder. Collective: call it on every rank."""
         if (folder := self._place(trainer)) is None:
             return
         assert isinstance(pl_module, DistillationModule), "this callback belongs to `DistillationModule`"

@@ -186,16 +186,16 @@ def commands() -> dict[str, Command]:
 
 
 def description() -> str:
-    """Return what `veto-pl --help` says first: what each of the commands does."""
-    others = [f"`veto-pl {name}` ({_in_a_sentence(summary(command))})" for name, command in commands().items()]
+    """Return the first paragraph of `veto-pl --help`: what each of the commands does."""
+    others = [f"`veto-pl {name}` ({_lower_first(summary(command))})" for name, command in commands().items()]
     return f"Distil language models. Beside the commands below there are {', '.join(others[:-1])} and {others[-1]}."
 
 
-def _in_a_sentence(text: str) -> str:
+def _lower_first(text: str) -> str:
     return (text[:1].lower() + text[1:]).rstrip(".")
 
 
 def _parser(command: Command) -> argparse.ArgumentParser:
-    """Return a parser of the command's own options, which says what its docstring says."""
+    """Return a parser for the command's own options, described by the command's docstring."""
     name = next(name for name, known in OWN.items() if known is command)
     return argparse.ArgumentParser(f"veto-pl {name}", description=inspect.getdoc(command), allow_abbrev=False)
