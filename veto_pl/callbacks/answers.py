@@ -15,7 +15,7 @@ from veto_pl.core.mistakes import check_number
 from veto_pl.core.ranks import gather_on_first
 from veto_pl.exceptions import VetoError
 from veto_pl.storage.atomic import replacing
-from veto_pl.storage.journals import described
+from veto_pl.storage.journals import describe_metrics
 from veto_pl.storage.run_folder import run_folder
 from veto_pl.storage.waiting_lines import WaitingLines
 from veto_pl.training.evaluation import Evaluation
@@ -97,7 +97,7 @@ class Answers(L.Callback):
                 for name, value in values.items()
                 if name.startswith("test/")
             },
-            "quantities": described(getattr(module, "validation_metrics", {})),
+            "quantities": describe_metrics(getattr(module, "validation_metrics", {})),
             "split": getattr(trainer.datamodule, "test_split", "test"),  # type: ignore[attr-defined]
             "prompts": self._prompts,
             "completions": self._completions,

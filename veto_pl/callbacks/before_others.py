@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.storage.going_on import harmless, patient
+from veto_pl.storage.going_on import warn_on_errors, warn_on_write_errors
 
 
 class BeforeOthers(L.Callback):
@@ -35,9 +35,11 @@ class BeforeOthers(L.Callback):
             ConfigurationError: one of the callbacks cannot work with a student that Lightning loads after their setup.
         """
         for logger in trainer.loggers:
-            patient(logger, "log_metrics", "log_hyperparams", "log_graph", "save", "finalize", "after_save_checkpoint")
+            warn_on_write_errors(
+                logger, "log_metrics", "log_hyperparams", "log_graph", "save", "finalize", "after_save_checkpoint"
+            )
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            harmless(callback, "on_exception")
+            warn_on_errors(callback, "on_exception")
         if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             raise ConfigurationError(
                 "`trainer.callbacks`: given `StochasticWeightAveraging`, which copies the model before its student is "

@@ -25,7 +25,7 @@ from veto_pl.data import PromptDataModule
 from veto_pl.exceptions import ConfigurationError, NonFiniteError
 from veto_pl.storage.atomic import recover
 from veto_pl.storage.checkpoint_io import AtomicCheckpointIO, OnFailedSave, set_aside
-from veto_pl.storage.going_on import going_on
+from veto_pl.storage.going_on import warn_if_unwritten
 from veto_pl.storage.journals import journals, positions
 from veto_pl.storage.resume import PROGRESS, ResumePoint, begin_window, place_data, place_loops, warn_of_differences
 from veto_pl.storage.run_folder import run_folder
@@ -224,7 +224,7 @@ class Checkpoints(ModelCheckpoint):
         if self._point is None or not self._is_fitting(trainer):
             return
         for journal in journals(trainer):
-            with going_on(journal.journal, key=journal):
+            with warn_if_unwritten(journal.journal, key=journal):
                 journal.bring_to_disk()
         point = self._point.advanced(trainer, positions(trainer)) if self._updates else self._point
         data = trainer.datamodule  # type: ignore[attr-defined]

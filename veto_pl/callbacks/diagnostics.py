@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from veto_pl.callbacks.guards import Guards
 from veto_pl.core.mistakes import check_number
 from veto_pl.storage.atomic import replacing
-from veto_pl.storage.going_on import going_on
+from veto_pl.storage.going_on import warn_if_unwritten
 from veto_pl.storage.journals import Journal
 from veto_pl.storage.waiting_lines import WaitingLines
 from veto_pl.training.nonfinite import FAULTS, faults_file
@@ -110,5 +110,5 @@ class Diagnostics(L.Callback, Journal):
             **{name: round(value, 6) if math.isfinite(value) else None for name, value in values.items()},
         }
         path = self._faults.path.with_name("summary.json")
-        with going_on(path, "has no summary"), replacing(path) as temporary:
+        with warn_if_unwritten(path, "has no summary"), replacing(path) as temporary:
             temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -24,7 +24,7 @@ from veto_pl.objectives import ListOPD
 from veto_pl.rollouts import FromDataset
 from veto_pl.seams import Models, Objective, PromptBatch, RolloutSource, Step
 from veto_pl.storage.atomic import replacing
-from veto_pl.storage.going_on import going_on
+from veto_pl.storage.going_on import warn_if_unwritten
 from veto_pl.storage.run_folder import run_folder
 
 EXTRAPOLATION = "extrapolation.json"
@@ -189,7 +189,7 @@ class ExtrapolationMonitor(L.Callback):
             return
         ordered = sorted(self.found, key=lambda structure: structure.bound)
         rows = [asdict(s) | {"bound": s.bound if math.isfinite(s.bound) else None} for s in ordered]
-        with going_on(file, "keeps the measurement in its checkpoints"), replacing(file) as temporary:
+        with warn_if_unwritten(file, "keeps the measurement in its checkpoints"), replacing(file) as temporary:
             temporary.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
-from veto_pl.storage.going_on import going_on
+from veto_pl.storage.going_on import warn_if_unwritten
 from veto_pl.storage.run_folder import run_folder
 from veto_pl.storage.waiting_lines import WaitingLines
 
@@ -27,7 +27,7 @@ class PredictionFile(BasePredictionWriter):
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Create an empty file for this rank."""
         self._lines = WaitingLines(self._path(trainer))
-        with going_on(self._lines.path):
+        with warn_if_unwritten(self._lines.path):
             self._lines.path.parent.mkdir(parents=True, exist_ok=True)
             self._lines.path.write_text("")
 

@@ -33,8 +33,8 @@ from veto_pl.module import DistillationModule
 from veto_pl.plugins import load_plugins
 from veto_pl.storage.checkpoint_place import check_checkpoint
 from veto_pl.storage.config_files import check_files, load
-from veto_pl.storage.journals import Events, MetricsFile, journals, made_in
-from veto_pl.storage.paths import at_home
+from veto_pl.storage.journals import Events, MetricsFile, journals, logger_factory
+from veto_pl.storage.paths import expand_home
 from veto_pl.storage.run_config import RunConfig
 from veto_pl.storage.run_folder import RunFolder, RunTrainer
 
@@ -111,14 +111,14 @@ class VetoCLI(LightningCLI):
             return
         config = self.config[self.config.subcommand]
         if config.get("ckpt_path") is not None:
-            config.ckpt_path = at_home(str(config.ckpt_path))
-            check_checkpoint(config.ckpt_path, at_home(config.run_dir), "last")
+            config.ckpt_path = expand_home(str(config.ckpt_path))
+            check_checkpoint(config.ckpt_path, expand_home(config.run_dir), "last")
 
     def before_instantiate_classes(self) -> None:
         """Set the run folder, in which loggers then write by default."""
         config = self.config.get(str(self.subcommand), self.config)
         self._folder = RunFolder(config.run_dir)
-        self.parser.add_instantiator(made_in(self._folder.path), Logger)
+        self.parser.add_instantiator(logger_factory(self._folder.path), Logger)
         self.save_config_kwargs = {"given": [*(self.config.get("config") or ()), *(config.get("config") or ())]}
 
     def instantiate_classes(self) -> None:

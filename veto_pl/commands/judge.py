@@ -20,7 +20,7 @@ from veto_pl.judging.reference import ReferenceJudge
 from veto_pl.pages.render import write_text
 from veto_pl.seams import Example, Judge
 from veto_pl.storage.config_files import check_files
-from veto_pl.storage.going_on import required
+from veto_pl.storage.going_on import data_error_if_unwritten
 from veto_pl.storage.paths import local_path
 
 _TEXT = str | None
@@ -40,7 +40,7 @@ def judge_files(arguments: Sequence[str]) -> None:
     given, judge = _parsed(arguments)
     out = None if given.out is None else local_path(given.out)
     if out is not None:  # a judge may be dear: better to fail before it is asked
-        with required(f"`{out}`"):
+        with data_error_if_unwritten(f"`{out}`"):
             out.parent.mkdir(parents=True, exist_ok=True)
     first, second = read_answers(given.first), read_answers(given.second)
     rows, answers, others = matched(first, second, names=(given.first, given.second))

@@ -21,7 +21,7 @@ from typing import Any
 from veto_pl.core.mistakes import shorten
 from veto_pl.exceptions import VetoError
 from veto_pl.plugins import announced, load, load_plugins, refused, summary
-from veto_pl.storage.paths import at_home, local_path
+from veto_pl.storage.paths import expand_home, local_path
 
 
 def _list(arguments: Sequence[str]) -> None:
@@ -36,8 +36,8 @@ def _list(arguments: Sequence[str]) -> None:
 def _export(arguments: Sequence[str]) -> None:
     """Write a checkpoint as a Hugging Face folder."""
     parser = _parser(_export)
-    parser.add_argument("checkpoint", type=at_home, help="a .ckpt file, or the folder of a sharded run")
-    parser.add_argument("folder", type=at_home, help="where to write the student, the tokenizer and the model card")
+    parser.add_argument("checkpoint", type=expand_home, help="a .ckpt file, or the folder of a sharded run")
+    parser.add_argument("folder", type=expand_home, help="where to write the student, the tokenizer and the model card")
     parser.add_argument(
         "--config", type=local_path, help="of the run, for a checkpoint that does not describe its student"
     )
@@ -46,11 +46,11 @@ def _export(arguments: Sequence[str]) -> None:
     load_plugins()  # they may have registered architectures
     from veto_pl.commands.export import export_checkpoint
     from veto_pl.storage.config_files import check_files
-    from veto_pl.storage.going_on import required
+    from veto_pl.storage.going_on import data_error_if_unwritten
 
     check_files(arguments)
     config = None if given.config is None else given.config.read_text(encoding="utf-8")
-    with required(f"The export `{given.folder}`"):
+    with data_error_if_unwritten(f"The export `{given.folder}`"):
         print(export_checkpoint(given.checkpoint, given.folder, config, trust_remote_code=given.trust_remote_code))
 
 

@@ -26,7 +26,7 @@ from veto_pl.models.weights import SafetensorsWeights
 from veto_pl.seams import ModelSource
 from veto_pl.seams.models import StoredWeights
 from veto_pl.storage.atomic import replacing
-from veto_pl.storage.paths import at_home
+from veto_pl.storage.paths import expand_home
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -59,7 +59,7 @@ class Pretrained(ModelSource):
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", at_home(self.path))
+        object.__setattr__(self, "path", expand_home(self.path))
         _check_dropout("Pretrained", self.dropout)
 
     @property
@@ -156,7 +156,7 @@ class Gguf(ModelSource):
                 f"`Gguf` needs either `path` or `package`, got path={self.path!r} and package={self.package!r}."
             )
         for name in ("path", "cache"):
-            object.__setattr__(self, name, at_home(getattr(self, name)))
+            object.__setattr__(self, name, expand_home(getattr(self, name)))
         _check_dropout("Gguf", self.dropout)
 
     @property
