@@ -21,7 +21,8 @@ _WARNED_OF: set[object] = set()
 def warn_if_unwritten(what: object, then: str = "tries again", key: object = None) -> Iterator[None]:
     """Warn if the block cannot write because the disk is full, read-only or gone, and continue after the block.
 
-    There is one warning until a write works again. Errors that no `OSError` has caused are raised, and so is a `VetoError`.
+    There is one warning until a write works again. Errors that no `OSError` has caused, and a `VetoError`, are
+    raised.
 
     Args:
         what: is written; a file, usually.
