@@ -53,12 +53,12 @@ class TruncationCost:
 
     @staticmethod
     def total(parts: Iterable[TruncationCost]) -> TruncationCost:
-        """The sum of any number of parts."""
+        """Return the sum of any number of parts."""
         return sum(parts, TruncationCost())
 
     @staticmethod
     def measure(student_logp: Tensor, teacher_logp: Tensor, kept: TopKScores) -> TruncationCost:
-        """Compares full rows with truncated ones.
+        """Compare full rows with truncated ones.
 
         Args:
             student_logp: [n, V] log-probabilities, at the loss's temperature.
@@ -82,14 +82,14 @@ class TruncationCost:
         return TruncationCost(tokens=len(tail), largest_tail_mass=max(tail.tolist(), default=0.0), **sums)
 
     def means(self) -> dict[str, float]:
-        """The same figures per token; the number of tokens and the largest tail stay what they are."""
+        """Return the figures per token; the number of tokens and the largest tail are not divided."""
         whole = {"tokens": self.tokens, "largest_tail_mass": self.largest_tail_mass}
         names = [field.name for field in fields(self) if field.name not in whole]
         return whole | {name: getattr(self, name) / max(self.tokens, 1) for name in names}
 
 
 def cost_table(means: Mapping[str, float], k: int) -> Table:
-    """The figures of `TruncationCost.means` for the terminal."""
+    """Return the figures of `TruncationCost.means` as a table for the terminal."""
     table = Table("per token", "every id", f"{k} ids + tail", "kept", title="what the truncation costs")
     table.title_justify = "left"
     titles = {
