@@ -85,9 +85,7 @@ def test_no_two_files_share_a_name():
     apart = ("functional", "testing")  # formulas have the names of what they are for; tests are found by their folder
     paths = [path for path in MODULES.values() if path.stem != "__init__" and path.parent.name not in apart]
     names = [path.name for path in paths]
-    assert sorted({name for name in names if names.count(name) > 1}) == [
-        "supports.py",
-    ]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
 
 
 def test_the_sandbox_stands_alone():

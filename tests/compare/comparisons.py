@@ -6,12 +6,12 @@ from veto_pl.compare.statistics import contrasts, estimate
 from veto_pl.metrics import Accuracy, MeanReward, PassAtK, SelfBLEU
 from veto_pl.report.columns import Shown
 from veto_pl.report.run import Run
-from veto_pl.storage.journals import described
+from veto_pl.storage.journals import describe_metrics
 
 QUANTITIES = ("greedy/accuracy", "greedy/mean_reward", "sampled/pass@8", "sampled/self_bleu")
 SHOWN = {
     name: Shown(**of)
-    for name, of in described({m.name: m for m in (Accuracy(), MeanReward(), PassAtK(8), SelfBLEU())}).items()
+    for name, of in describe_metrics({m.name: m for m in (Accuracy(), MeanReward(), PassAtK(8), SelfBLEU())}).items()
 }
 WORDS = ("The", " sum", " of", " 12", " and", " 30", " is", " therefore", " 42", ".", "\n", " So", " we", " add", ":")
 

@@ -64,19 +64,23 @@ def numbers_in_place(rows):
 COMPLETIONS = laws.test_the_teacher_reads_the_same_completions
 PADDING = laws.test_padding_tells_the_teacher_nothing
 NOBODY = laws.test_no_rows_give_no_rows
-PROMPT = laws.test_a_prompt_is_told_the_same_without_the_others
-ROW = laws.test_a_row_is_told_the_same_without_the_others
+PROMPT = laws.test_a_prompt_gets_the_same_text_alone
+ROW = laws.test_a_row_gets_the_same_text_alone
 INFORMED = laws.test_informed_is_one_flag_for_each_row
 LEFT = laws.test_sequences_are_left_alone
 
 BROKEN = [
-    (COMPLETIONS, "a told row for each of 6, got 5", _Context(lambda rows: rows.rows(torch.arange(len(rows) - 1)))),
+    (
+        COMPLETIONS,
+        "a teacher's row for each of 6, got 5",
+        _Context(lambda rows: rows.rows(torch.arange(len(rows) - 1))),
+    ),
     (COMPLETIONS, "must be torch.int64", with_field("input_ids", lambda rows: rows.input_ids.int())),
     (COMPLETIONS, "must be False on padding", with_field("attention_mask", lambda rows: ~rows.attention_mask)),
     (COMPLETIONS, "must predict", with_field("loss_mask", without_the_last_token)),
     (COMPLETIONS, "row 0 must hold the completion", with_field("input_ids", lambda rows: rows.input_ids.flip(1))),
     (COMPLETIONS, "must predict", _Context(lambda rows: rows.rows(torch.tensor([1, 0, 2, 3, 4, 5])))),
-    (PADDING, "more padding were told", with_field("attention_mask", lambda rows: rows.attention_mask | True)),
+    (PADDING, "more padding have another text", with_field("attention_mask", lambda rows: rows.attention_mask | True)),
     (NOBODY, "must give no rows, got 6", _Context(somebody)),
     (NOBODY, "must say nothing", _Context(inform=lambda rows: torch.ones(1, dtype=torch.bool))),
     (PROMPT, "without the others", with_field("input_ids", lambda rows: counting_prompt(rows, all_rows(rows)))),

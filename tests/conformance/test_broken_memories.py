@@ -105,7 +105,7 @@ class _Source(RolloutSource):
 
 
 GOES_ON = laws.test_a_run_goes_on_from_a_checkpoint
-RANKS = laws.test_a_checkpoint_of_two_ranks_is_gone_on_with_by_one
+RANKS = laws.test_a_checkpoint_of_two_ranks_is_resumed_by_one
 LEFT_OUT = laws.test_a_step_that_was_left_out_leaves_nothing_behind
 SAME = test_rollouts.test_the_same_step_gives_the_same_rows
 NOBODY = test_rollouts.test_no_prompts_give_no_rows

@@ -16,7 +16,7 @@ from veto_pl import DistillationModule
 from veto_pl.callbacks import Checkpoints, Diagnostics, Export
 from veto_pl.commands.main import main
 from veto_pl.exceptions import VetoError
-from veto_pl.storage.going_on import going_on, harmless, patient, refusal
+from veto_pl.storage.going_on import system_error, warn_if_unwritten, warn_on_errors, warn_on_write_errors
 from veto_pl.storage.waiting_lines import WaitingLines
 
 from .conftest import assert_equal_runs, state
@@ -215,13 +215,13 @@ def test_lines_wait_until_the_disk_takes_them(tmp_path):
 
 
 def test_what_is_no_refusal_of_the_system_is_raised(tmp_path):
-    with pytest.raises(KeyError), going_on("a file"):
+    with pytest.raises(KeyError), warn_if_unwritten("a file"):
         raise KeyError("mistake")
-    assert refusal(None) is None
-    assert refusal(RuntimeError("I/O error: No space left on device (os error 28)")).errno == 28
+    assert system_error(None) is None
+    assert system_error(RuntimeError("I/O error: No space left on device (os error 28)")).errno == 28
     wrapped = RuntimeError("a library")
     wrapped.__cause__ = OSError(30, "Read-only file system")
-    assert refusal(wrapped).errno == 30
+    assert system_error(wrapped).errno == 30
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
@@ -236,7 +236,7 @@ def test_methods_of_others_are_guarded_once(wrapped):
 
     part = Recorder()
     for _ in range(3):
-        (harmless if wrapped else patient)(part, "save")
+        (warn_on_errors if wrapped else warn_on_write_errors)(part, "save")
     assert part.save(3) == 3
     with pytest.warns(UserWarning, match="No space left") as said:
         assert part.save(OSError(28, "No space left on device")) is None

@@ -18,7 +18,7 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.models import CharacterTokenizer
 from veto_pl.models.blueprint import student_files
 from veto_pl.storage.checkpoint_io import AtomicCheckpointIO
-from veto_pl.storage.going_on import going_on
+from veto_pl.storage.going_on import warn_if_unwritten
 from veto_pl.storage.journals import MetricsFile
 from veto_pl.testing.tiny import ALPHABET, tiny_source
 from veto_pl.training.nonfinite import FAULTS
@@ -143,7 +143,7 @@ def of_the_package(error):
 @pytest.mark.parametrize("make", [without_cause, of_the_package])
 def test_a_fault_that_is_found_while_a_refusal_is_handled_is_raised(make):
     error = raised(make)
-    with pytest.raises(type(error)), going_on("a file"):
+    with pytest.raises(type(error)), warn_if_unwritten("a file"):
         raise error
 
 

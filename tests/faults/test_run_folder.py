@@ -19,7 +19,7 @@ from veto_pl import DistillationModule
 from veto_pl.callbacks import RunFolder
 from veto_pl.commands.main import main
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.storage.journals import made_in
+from veto_pl.storage.journals import logger_factory
 from veto_pl.storage.run_folder import LOCK, run_folder
 
 from .faults import StopError, fault, fit, raising
@@ -265,9 +265,9 @@ def test_only_a_folder_that_nobody_chose_lies_in_the_run_folder(given, default):
     def logger(save_dir=default):
         return save_dir
 
-    made = made_in(Path("run"))(logger, save_dir=given)
+    made = logger_factory(Path("run"))(logger, save_dir=given)
     assert made == (str(Path("run", given)) if given == default else given)
-    assert made_in(Path("run"))(lambda x: x, x=given) == given
+    assert logger_factory(Path("run"))(lambda x: x, x=given) == given
 
 
 def test_the_folder_for_which_other_peoples_callbacks_ask_is_the_run_folder(config_file, tmp_path):

@@ -15,7 +15,7 @@ from veto_pl.models import CharacterTokenizer, Gguf, Pretrained, PretrainedToken
 from veto_pl.models.assemble import load_tokenizer
 from veto_pl.rollouts import FromCache
 from veto_pl.seams import ModelSource, RolloutSource, TokenizerSource
-from veto_pl.storage.paths import at_home, local_path
+from veto_pl.storage.paths import expand_home, local_path
 from veto_pl.testing.tiny import ALPHABET, tiny_source
 
 NAMES = {"path", "cache", "folder"}
@@ -70,13 +70,13 @@ def test_a_run_reads_and_writes_at_home(home):
 
 @given(st.text(st.characters(exclude_characters="\0", codec="utf-8")).filter(lambda text: text[:1] != "~"))
 def test_other_paths_stay_as_they_are(path):
-    assert at_home(path) == path
+    assert expand_home(path) == path
 
 
 def test_the_home_of_nobody_is_a_name_like_others():
-    assert at_home("~nobody_of_this_name/x") == "~nobody_of_this_name/x"
+    assert expand_home("~nobody_of_this_name/x") == "~nobody_of_this_name/x"
     assert local_path("~nobody_of_this_name").name == "~nobody_of_this_name"
-    assert at_home(None) is None
+    assert expand_home(None) is None
 
 
 @pytest.mark.parametrize("with_model", [False, True])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.explain.scene import one_token, tabled
+from veto_pl.explain.scene import one_token, table_models
 from veto_pl.functional.advantages import discounted_sum, most_uncertain, reverse_cumsum, reward_floor, row_mean
 from veto_pl.functional.divergences import forward_kl, generalized_jsd, reverse_kl
 from veto_pl.objectives import (
@@ -64,7 +64,7 @@ def drawn(objective, student, teacher, reference=None, step=START, sampler=None)
     rows = Sequences.concatenate([one_token(token, sampler) for token in range(ids)])
     rows = replace(rows, prompt_rows=torch.arange(ids))
     logits, fixed = student.repeat(ids, 1).requires_grad_(), (teacher.expand(ids, ids),)
-    models = tabled(logits, *fixed, *(() if reference is None else (reference.expand(ids, ids),)))
+    models = table_models(logits, *fixed, *(() if reference is None else (reference.expand(ids, ids),)))
     loss = objective.loss({source: rows}, models, step).terms["loss"].total
     return torch.autograd.grad(loss, logits)[0], sampler.exp()
 
@@ -203,7 +203,7 @@ def test_the_discount_decides_between_the_kl_of_tokens_and_that_of_completions(d
         rows = [0, 1 + first]
         logp = z.log_softmax(-1)
         chance = (logp[0, first] + logp[1 + first, second]).detach().exp()
-        models = tabled(z[rows], teacher[rows])
+        models = table_models(z[rows], teacher[rows])
         loss = objective.loss({objective.rollout: two_tokens(first, second)}, models, START).terms["loss"].total
         total = total + chance * loss
     (found,) = torch.autograd.grad(total, z)
@@ -223,7 +223,7 @@ def test_the_reward_of_a_group_of_two_is_half_its_gradient(seed):
     for pair in product(range(IDS), repeat=2):
         rows = [one_token(token, student) for token in pair]
         both = Sequences.concatenate(rows)
-        loss = objective.loss({objective.rollout: both}, tabled(z.expand(2, IDS), teacher.expand(2, IDS)), START)
+        loss = objective.loss({objective.rollout: both}, table_models(z.expand(2, IDS), teacher.expand(2, IDS)), START)
         total = total + student[list(pair)].sum().exp() * loss.terms["loss"].total / 2
     (found,) = torch.autograd.grad(total, z)
     p = z.log_softmax(-1)
@@ -465,7 +465,7 @@ def test_the_penalty_sharpens_the_student_whoever_the_teacher_is(seed, penalty):
     total = torch.zeros_like(p)
     for i, j in product(range(IDS), repeat=2):
         logits = z.clone().requires_grad_()
-        models = tabled(logits, teacher[None].expand(2, IDS))
+        models = table_models(logits, teacher[None].expand(2, IDS))
         loss = half.loss({half.rollout: two_tokens(i, j)}, models, START).terms["loss"].total
         total += p[i] * p[j] * torch.autograd.grad(loss, logits)[0].sum(0)
     close(total, gradient)
@@ -565,7 +565,8 @@ def test_the_largest_numbers_that_are_accepted_are_harmless(objective):
     student, teacher, reference = (logits.float().expand(2, IDS) for logits in distributions(0))
     rows = Sequences.concatenate([one_token(token, student[0]) for token in (0, 1)])
     logits = student.clone().requires_grad_()
-    loss = objective.loss({objective.rollout: rows}, tabled(logits, teacher, reference), START).terms["loss"].total
+    models = table_models(logits, teacher, reference)
+    loss = objective.loss({objective.rollout: rows}, models, START).terms["loss"].total
     (gradient,) = torch.autograd.grad(loss, logits)
     assert gradient.isfinite().all()
 

@@ -14,7 +14,7 @@ from veto_pl.objectives import GKD, SFT, VOPD, DistiLLM2, MiniLLM, Phases, SeqKD
 from veto_pl.parts.schedules import Linear
 from veto_pl.planning.observation import Observation
 from veto_pl.planning.placement import Placement
-from veto_pl.planning.rollout import moments
+from veto_pl.planning.rollout import decode_moments
 from veto_pl.planning.stages import stages
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import TeacherContext
@@ -208,7 +208,7 @@ def test_the_moments_of_a_rollout_follow_the_growth_of_the_cache():
             if layer.room is not room:
                 grown.append(held)
         expected = sorted({prompt, grown[-1], prompt + new - 2}) if new > 1 else []
-        assert moments(prompt, new) == expected
+        assert decode_moments(prompt, new) == expected
 
 
 def test_observed_bytes_are_those_of_live_tensors():

@@ -8,7 +8,7 @@ from torch import nn
 from veto_pl.metrics import Accuracy, PassCurve, SelfBLEU, TokenMetric
 from veto_pl.report.columns import Quantity, Shown, in_order
 from veto_pl.report.run import Run
-from veto_pl.storage.journals import MetricsFile, described
+from veto_pl.storage.journals import MetricsFile, describe_metrics
 
 NAMES = st.text(st.characters(categories=["L"]), min_size=1, max_size=5)
 
@@ -23,7 +23,7 @@ class Surprise(TokenMetric):
 
 
 def shown(*metrics):
-    return {name: Shown(**of) for name, of in described({metric.name: metric for metric in metrics}).items()}
+    return {name: Shown(**of) for name, of in describe_metrics({metric.name: metric for metric in metrics}).items()}
 
 
 @pytest.mark.parametrize(

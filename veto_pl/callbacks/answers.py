@@ -15,7 +15,7 @@ from veto_pl.core.mistakes import check_number
 from veto_pl.core.ranks import gather_on_first
 from veto_pl.exceptions import VetoError
 from veto_pl.storage.atomic import replacing
-from veto_pl.storage.journals import described
+from veto_pl.storage.journals import describe_metrics
 from veto_pl.storage.run_folder import run_folder
 from veto_pl.storage.waiting_lines import WaitingLines
 from veto_pl.training.evaluation import Evaluation
@@ -47,12 +47,12 @@ class Answers(L.Callback):
         self._prompts = self._completions = self._seen = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Finds the folder, on all ranks."""
+        """Find the run folder. Collective: call it on every rank."""
         if stage == "test":
             self._folder = run_folder(trainer)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Opens a file beside the old one."""
+        """Open a temporary file that will replace `answers.jsonl` when the test ends."""
         self._prompts = self._completions = self._seen = 0
         if self._folder is not None and trainer.is_global_zero:
             self._lines = WaitingLines(self._open.enter_context(replacing(self._folder / ANSWERS)))
@@ -60,7 +60,7 @@ class Answers(L.Callback):
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """Writes the answers of a batch of every rank."""
+        """Gather the answers of this batch from every rank and write them on the first one. Collective."""
         evaluation: Evaluation = outputs["evaluation"]
         answered = gather_on_first(self._by_prompt(evaluation))
         if answered is None:
@@ -72,7 +72,7 @@ class Answers(L.Callback):
             self._completions = len(rows)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Puts both files in place; what is in the way ends the command after its table of results."""
+        """Put both files in place; an error is kept, and `teardown` raises it after Lightning has printed its table."""
         if self._folder is None or self._lines is None:
             return
         try:
@@ -84,7 +84,7 @@ class Answers(L.Callback):
             self._failure = VetoError(f"The answers of the test are not in {self._folder}: {error}")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Raises `VetoError` where the files could not be written."""
+        """Raise `VetoError` if the files could not be written."""
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
@@ -97,7 +97,7 @@ class Answers(L.Callback):
                 for name, value in values.items()
                 if name.startswith("test/")
             },
-            "quantities": described(getattr(module, "validation_metrics", {})),
+            "quantities": describe_metrics(getattr(module, "validation_metrics", {})),
             "split": getattr(trainer.datamodule, "test_split", "test"),  # type: ignore[attr-defined]
             "prompts": self._prompts,
             "completions": self._completions,
@@ -107,11 +107,11 @@ class Answers(L.Callback):
         rank_zero_info(f"Wrote the answers to {folder / ANSWERS} and the metrics to {folder / TEST}")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Leaves the old file as it was."""
+        """Discard the temporary file, so that the previous `answers.jsonl` stays as it was."""
         self._open.__exit__(type(exception), exception, exception.__traceback__)
 
     def _by_prompt(self, evaluation: Evaluation) -> list[tuple[int, list[dict[str, Any]]]]:
-        """The rows of each prompt with its place in the split."""
+        """Return, for each prompt of the batch, its index in the test split and the rows of its completions."""
         rows, size = evaluation.rows(), evaluation.generations.rewards.shape[1]
         groups = [rows[i : i + size] for i in range(0, len(rows), size)]
         # Among the first of all ranks are only rows that are among the first of their own.

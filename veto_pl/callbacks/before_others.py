@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.storage.going_on import harmless, patient
+from veto_pl.storage.going_on import warn_on_errors, warn_on_write_errors
 
 
 class BeforeOthers(L.Callback):
@@ -27,17 +27,19 @@ class BeforeOthers(L.Callback):
         self._exchanged = False
 
     def install(self, trainer: L.Trainer) -> None:
-        """Takes its place, and keeps failures of the others from ending the run or preventing its last save.
+        """Insert this callback as the first one, and turn errors of loggers and other callbacks into warnings.
 
-        The list that Lightning goes through at this moment stays as it is.
+        `trainer.callbacks` is replaced by a new list; the one that Lightning iterates over now is not changed.
 
         Raises:
             ConfigurationError: one of the callbacks cannot work with a student that Lightning loads after their setup.
         """
         for logger in trainer.loggers:
-            patient(logger, "log_metrics", "log_hyperparams", "log_graph", "save", "finalize", "after_save_checkpoint")
+            warn_on_write_errors(
+                logger, "log_metrics", "log_hyperparams", "log_graph", "save", "finalize", "after_save_checkpoint"
+            )
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            harmless(callback, "on_exception")
+            warn_on_errors(callback, "on_exception")
         if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             raise ConfigurationError(
                 "`trainer.callbacks`: given `StochasticWeightAveraging`, which copies the model before its student is "
@@ -47,19 +49,19 @@ class BeforeOthers(L.Callback):
             trainer.callbacks = [self, *callbacks]  # type: ignore[attr-defined]
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves the final state."""
+        """Save the final state."""
         self._save(trainer)
 
-    def have_exchanged(self) -> None:
-        """Notes that all others have begun the validation."""
+    def mark_exchanged(self) -> None:
+        """Record that all other callbacks have begun the validation, so averaged weights may be in the model."""
         self._exchanged = True
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Notes that from here on the others put the weights back."""
+        """Record that the other callbacks restore the trained weights themselves from here on."""
         self._exchanged = False
 
-    def put_back(self, trainer: L.Trainer) -> None:
-        """Undoes what weight averaging has done for a validation that an exception has cut short."""
+    def restore_weights(self, trainer: L.Trainer) -> None:
+        """Restore the trained weights if an exception ended a validation while averaged ones were in the model."""
         if not self._exchanged:
             return
         self._exchanged = False

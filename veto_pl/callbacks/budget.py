@@ -42,36 +42,36 @@ class Budget(L.Callback):
         self._validates_first = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Tells the module how long the run will be."""
+        """Give the module `horizon`, from which schedules read the run's length."""
         assert isinstance(pl_module, DistillationModule), "this callback belongs to `DistillationModule`"
         if self.limits:
             pl_module.horizon = self.horizon
 
     def horizon(self) -> float:
-        """Steps of the whole run, as far as can be seen; infinite before the first step."""
+        """Return the estimated number of optimizer steps of the whole run; infinite before the first step."""
         share = self._share
         return max(round(self._steps / share), self._steps, 1) if share else math.inf
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Let a run that is resumed with nothing left do no further step."""
+        """Stop a resumed run whose budget is spent, unless an interrupted validation has to be finished first."""
         validation = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
         self._validates_first = validation.ready > validation.completed  # what is left of one comes first
         if not self._validates_first:
             trainer.should_stop |= self._share >= 1
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        """Do no further step either where that validation is no longer due; Lightning then ends the epoch."""
+        """Raise `StopIteration`, by which Lightning ends the epoch, if the budget is spent and no validation is due."""
         if self._validates_first and self._share >= 1:
             trainer.should_stop = True
             raise StopIteration
         self._validates_first = False
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """End the run as at its start, after a validation that was made up for."""
+        """Stop the run after a validation if the budget is spent."""
         trainer.should_stop |= self._share >= 1
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Books an optimizer step, and ends the run where the budget is spent."""
+        """Count an optimizer step, and stop the run if the budget is spent. Collective: call it on every rank."""
         if not self.limits or trainer.global_step == self._steps:
             return
         assert isinstance(pl_module, DistillationModule), "this callback belongs to `DistillationModule`"
@@ -85,14 +85,14 @@ class Budget(L.Callback):
 
     @property
     def _share(self) -> float:
-        """Of the budget, spent."""
+        """Return the largest spent fraction of any limit; 0.0 without limits."""
         spent = {**self._spent, "steps": self._steps}
         return max((spent[name] / limit for name, limit in self.limits.items()), default=0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is spent."""
+        """Return the tokens, seconds and steps spent so far."""
         return {"spent": dict(self._spent), "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on counting."""
+        """Restore the tokens, seconds and steps spent so far."""
         self._spent, self._steps = dict(state_dict["spent"]), state_dict["steps"]

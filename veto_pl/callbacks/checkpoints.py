@@ -25,7 +25,7 @@ from veto_pl.data import PromptDataModule
 from veto_pl.exceptions import ConfigurationError, NonFiniteError
 from veto_pl.storage.atomic import recover
 from veto_pl.storage.checkpoint_io import AtomicCheckpointIO, OnFailedSave, set_aside
-from veto_pl.storage.going_on import going_on
+from veto_pl.storage.going_on import warn_if_unwritten
 from veto_pl.storage.journals import journals, positions
 from veto_pl.storage.resume import PROGRESS, ResumePoint, begin_window, place_data, place_loops, warn_of_differences
 from veto_pl.storage.run_folder import run_folder
@@ -91,7 +91,7 @@ class Checkpoints(ModelCheckpoint):
         self._extra_step = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Has checkpoints written in one piece, and signals kept for the right moment."""
+        """Install atomic checkpoint writing, and signal handlers that wait until the state can be saved."""
         self._place(trainer)
         self._before_others.install(trainer)
         super().setup(trainer, pl_module, stage)
@@ -100,7 +100,7 @@ class Checkpoints(ModelCheckpoint):
         self._signals.install(trainer)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Takes note of where the run stopped, and lets its records forget what came after."""
+        """Read where the run stopped, and cut its journals back to that point."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
         warn_of_differences(checkpoint.get("veto_pl_config"), getattr(pl_module, "run_config", None))
@@ -119,11 +119,11 @@ class Checkpoints(ModelCheckpoint):
             self.on_fit_start(trainer, pl_module)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keeps Lightning from ending a run at its last step whose validation is still to be done."""
+        """Raise `max_steps` by one if the last step's validation is due, before which Lightning would end the run."""
         trainer.fit_loop.epoch_loop.max_steps += self._extra_step
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Places the data where the run stopped."""
+        """Start the data at the row where the run stopped."""
         super().on_train_start(trainer, pl_module)
         row, self._resumed_row = self._resumed_row, None
         if row is None or self._point is None:
@@ -141,7 +141,7 @@ class Checkpoints(ModelCheckpoint):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Saves if it is time for it."""
+        """Save `last.ckpt` if it is due, before the next batch begins."""
         if self._extra_step:  # the validation that was due no longer is
             self._take_back_extra_step(trainer)
             raise StopIteration
@@ -153,32 +153,32 @@ class Checkpoints(ModelCheckpoint):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Notes that the state is not whole until the batch has ended."""
+        """Record that an update has begun: until the batch ends, the state must not be saved."""
         self._updates = True
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Notes that a batch has ended; its metrics are logged after this hook, and belong before the checkpoint."""
+        """Record that a batch has ended; it is saved by a later hook, once Lightning has logged its metrics."""
         self._batch_has_ended = True
         self._signals.act_on_termination(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves if it is time for it: a validation may take long, and fail."""
+        """Save `last.ckpt` if it is due, since a validation may take long or fail."""
         self._after_batch(trainer, pl_module, validation_due=True)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Comes after all other callbacks, so after the one that validates an average of the weights."""
-        self._before_others.have_exchanged()
+        """Record that every other callback has begun the validation; this hook runs after theirs."""
+        self._before_others.mark_exchanged()
 
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Acts on signals."""
+        """Act on pending signals. Collective: call it on every rank."""
         if self._is_fitting(trainer):
             self._signals.act_on_termination(trainer)
             self._signals.act_on_requeue(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves the state after the validation."""
+        """Save the state after the validation."""
         if not self._is_fitting(trainer):
             return
         if self._point is not None and self._point.validation_due:
@@ -188,7 +188,7 @@ class Checkpoints(ModelCheckpoint):
         self._save_last(trainer, due=self._every_n_train_steps == 0)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves the state after the epoch."""
+        """Save the state after the epoch."""
         self._after_batch(trainer, pl_module)
         batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
         if self._point is not None and self._point.batches == batches.processed:  # else a window is not over
@@ -197,14 +197,14 @@ class Checkpoints(ModelCheckpoint):
         self._save_last(trainer, due=self._every_n_train_steps == 0)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leaves out what Lightning would do: the final state is saved before other callbacks change the weights."""
+        """Do nothing: `BeforeOthers` has saved the final state before other callbacks changed the weights."""
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Saves what can be saved, and says how the run is resumed; a signal ends the process with its usual code."""
+        """Save what can be saved, and log how to resume; a signal ends the process with its usual exit code."""
         name = type(exception).__name__
         if isinstance(exception, SIGTERMException):
             name, exception.code = self._signals.ended_by.name, 128 + self._signals.ended_by
-        self._before_others.put_back(trainer)
+        self._before_others.restore_weights(trainer)
         if self._point is not None and self._is_fitting(trainer):
             problem = self._rescue(trainer, exception)
             kept = (
@@ -216,15 +216,15 @@ class Checkpoints(ModelCheckpoint):
         self._signals.remove(trainer)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leaves signals to others."""
+        """Restore the signal handlers that were there before."""
         self._signals.remove(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Describes the last point between two windows in every checkpoint, whoever asked for it."""
+        """Add the last point between two accumulation windows to every checkpoint, whoever saves it."""
         if self._point is None or not self._is_fitting(trainer):
             return
         for journal in journals(trainer):
-            with going_on(journal.journal, key=journal):
+            with warn_if_unwritten(journal.journal, key=journal):
                 journal.bring_to_disk()
         point = self._point.advanced(trainer, positions(trainer)) if self._updates else self._point
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -236,7 +236,7 @@ class Checkpoints(ModelCheckpoint):
         return Path(str(self.dirpath)) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}"
 
     def _place(self, trainer: L.Trainer) -> None:
-        """Lightning would ask the first logger for a folder."""
+        """Set the checkpoint folder to the run's; Lightning would take that of the first logger."""
         if self.dirpath is None:
             self.dirpath = str(run_folder(trainer) / "checkpoints")
 
@@ -249,7 +249,7 @@ class Checkpoints(ModelCheckpoint):
         self._extra_step = 0
 
     def _after_batch(self, trainer: L.Trainer, pl_module: L.LightningModule, *, validation_due: bool = False) -> None:
-        """Does what belongs behind a batch that has ended, once its metrics are logged."""
+        """Advance the resume point and save, once a batch has ended and its metrics are logged."""
         if not self._batch_has_ended or not self._is_fitting(trainer):
             return
         self._batch_has_ended = False
@@ -260,7 +260,7 @@ class Checkpoints(ModelCheckpoint):
             super().on_train_batch_end(trainer, pl_module, None, None, 0)  # the best ones
 
     def _advance(self, trainer: L.Trainer, *, validation_due: bool) -> bool:
-        """Moves the point behind the window if its update is done; returns whether it is."""
+        """Move the resume point behind the current window if its update is done. Return whether it is."""
         has_updated, self._updates = self._updates, False
         if has_updated and self._point is not None:
             self._point = self._point.advanced(trainer, positions(trainer), validation_due=validation_due)
@@ -287,12 +287,12 @@ class Checkpoints(ModelCheckpoint):
                 logger.after_save_checkpoint(proxy(self))
 
     def _failure(self, trainer: L.Trainer) -> OSError | None:
-        """Why the last write failed; ranks must not differ in what they do next, so only a single process asks."""
+        """Return the error of the last write in a run of one process, else None, since ranks must all act alike."""
         writer = trainer.strategy.checkpoint_io
         return writer.failure if isinstance(writer, AtomicCheckpointIO) and trainer.world_size == 1 else None
 
     def _rescue(self, trainer: L.Trainer, exception: BaseException) -> str:
-        """Saves if the state is whole; says what is in the way, if anything."""
+        """Save the state if it is complete. Return a sentence on why it was not saved, or an empty string."""
         if trainer.world_size > 1 and not isinstance(exception, SIGTERMException | NonFiniteError):
             return "Nothing was saved, for the other processes may be somewhere else. "
         if isinstance(exception, NonFiniteError):  # raised in place of the update
@@ -309,7 +309,10 @@ class Checkpoints(ModelCheckpoint):
         return ""
 
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
-        """The candidates for `ckpt_path: last`, a swap of folders finished first, and what a requeue by SLURM left."""
+        """Return the candidates for `ckpt_path: last`, among them the checkpoint of a requeue by SLURM.
+
+        An interrupted replacement of `last.ckpt` is completed first.
+        """
         self._place(trainer)
         recover(self._last)
         requeued = trainer._checkpoint_connector._hpc_resume_path if SLURMEnvironment.detect() else None

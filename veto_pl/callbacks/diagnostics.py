@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from veto_pl.callbacks.guards import Guards
 from veto_pl.core.mistakes import check_number
 from veto_pl.storage.atomic import replacing
-from veto_pl.storage.going_on import going_on
+from veto_pl.storage.going_on import warn_if_unwritten
 from veto_pl.storage.journals import Journal
 from veto_pl.storage.waiting_lines import WaitingLines
 from veto_pl.training.nonfinite import FAULTS, faults_file
@@ -43,16 +43,16 @@ class Diagnostics(L.Callback, Journal):
         self._has_warned = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Finds the folder, on all ranks."""
+        """Find the file of faults. Collective: call it on every rank."""
         self._faults = faults_file(trainer)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the clock."""
+        """Record the time and the step at which the run starts."""
         self._started = time.perf_counter()
         self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Looks at what an optimizer step logged."""
+        """Count skipped steps, and warn once if padding rows hold more than `discarded_mass` of the probability."""
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
@@ -66,34 +66,34 @@ class Diagnostics(L.Callback, Journal):
             )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the summary."""
+        """Write the summary."""
         guards = (c.stopped for c in trainer.callbacks if isinstance(c, Guards))  # type: ignore[attr-defined]
         self._write(trainer, next(filter(None, guards), None))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Writes the summary of a run that ends early."""
+        """Write the summary of a run that ends with an exception."""
         self._write(trainer, f"{type(exception).__name__}: {exception}")
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps left out so far."""
+        """Return the number of optimizer steps skipped so far."""
         return {"skipped": self._skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on counting."""
+        """Restore the number of optimizer steps skipped so far."""
         self._skipped = state_dict["skipped"]
 
     def position(self) -> int:
-        """Rows of faults so far."""
+        """Return the number of rows of faults so far."""
         return 0 if self._faults is None else self._faults.position()
 
     def cut(self, trainer: L.Trainer, rows: int, step: int) -> None:
-        """Keeps the first rows of faults."""
+        """Keep only the first `rows` rows of faults. Collective: call it on every rank."""
         self._faults = faults_file(trainer)  # a run that starts afresh cuts before the setup
         if trainer.is_global_zero:
             self._faults.cut(rows)
 
     def bring_to_disk(self) -> None:
-        """Waits until the faults are on the disk."""
+        """Wait until the faults are on the disk."""
         if self._faults is not None:
             self._faults.bring_to_disk()
 
@@ -110,5 +110,5 @@ class Diagnostics(L.Callback, Journal):
             **{name: round(value, 6) if math.isfinite(value) else None for name, value in values.items()},
         }
         path = self._faults.path.with_name("summary.json")
-        with going_on(path, "has no summary"), replacing(path) as temporary:
+        with warn_if_unwritten(path, "has no summary"), replacing(path) as temporary:
             temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

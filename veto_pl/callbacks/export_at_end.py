@@ -11,8 +11,8 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.blueprint import exported_tokenizer
 from veto_pl.models.export_folder import check_folder, export_student
 from veto_pl.module import DistillationModule
-from veto_pl.storage.going_on import going_on
-from veto_pl.storage.paths import at_home
+from veto_pl.storage.going_on import warn_if_unwritten
+from veto_pl.storage.paths import expand_home
 from veto_pl.storage.run_folder import run_folder
 
 
@@ -24,20 +24,20 @@ class Export(L.Callback):
     """
 
     def __init__(self, folder: str | None = "export") -> None:
-        self.folder = at_home(folder)
+        self.folder = expand_home(folder)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuses a folder that cannot be replaced before the run, not after it."""
+        """Raise `ConfigurationError` before the run if the folder of the export cannot be replaced."""
         if stage == "fit" and (folder := self._place(trainer)) is not None:
             check_folder(folder)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the folder and says where it is."""
+        """Export the student, and log the folder. Collective: call it on every rank."""
         if (folder := self._place(trainer)) is None:
             return
         assert isinstance(pl_module, DistillationModule), "this callback belongs to `DistillationModule`"
         try:
-            with going_on(f"The export {folder}", f"`veto-pl export CHECKPOINT {folder}` can make it later"):
+            with warn_if_unwritten(f"The export {folder}", f"`veto-pl export CHECKPOINT {folder}` can make it later"):
                 export_student(
                     pl_module.student,
                     exported_tokenizer(pl_module.tokenizer, pl_module.template),

@@ -24,7 +24,7 @@ from veto_pl.objectives import ListOPD
 from veto_pl.rollouts import FromDataset
 from veto_pl.seams import Models, Objective, PromptBatch, RolloutSource, Step
 from veto_pl.storage.atomic import replacing
-from veto_pl.storage.going_on import going_on
+from veto_pl.storage.going_on import warn_if_unwritten
 from veto_pl.storage.run_folder import run_folder
 
 EXTRAPOLATION = "extrapolation.json"
@@ -101,12 +101,12 @@ class ExtrapolationMonitor(L.Callback):
         self.found: list[Structure] = []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Refuses objectives that do not extrapolate."""
-        _watched(pl_module.objective)
+        """Raise `ConfigurationError` unless the objective holds exactly one `ListOPD`."""
+        _list_opd(pl_module.objective)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Measures, unless the run goes on from a checkpoint that has the measurement, and acts."""
-        objective = _watched(pl_module.objective)
+        """Measure, unless the checkpoint holds the measurement, and act if lambda exceeds its bound. Collective."""
+        objective = _list_opd(pl_module.objective)
         if not self.found:
             batches = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
             sums = self._measure(batches, pl_module, objective.temperature)
@@ -129,11 +129,11 @@ class ExtrapolationMonitor(L.Callback):
             self._act(pl_module, objective, binding, highest)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was measured: a resumed run has no warm start to measure anew."""
+        """Return the measurement, which a resumed run cannot repeat, since its student is no longer the warm start."""
         return {"found": [asdict(structure) for structure in self.found]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with what was measured."""
+        """Restore the measurement."""
         self.found = [Structure(**values) for values in state_dict["found"]]
 
     def _act(self, pl_module: Any, objective: ListOPD, binding: Structure, highest: float) -> None:
@@ -147,14 +147,14 @@ class ExtrapolationMonitor(L.Callback):
             raise ConfigurationError(f"{message} Lower it to {allowed}.")
         rank_zero_warn(message + (f" It is capped at {allowed}." if self.action == "cap" else ""))
         if self.action == "cap":
-            p, b = _inside(binding.modal_probability), _inside(binding.warm_start_mass)
+            p, b = _open_interval(binding.modal_probability), _open_interval(binding.warm_start_mass)
             capped = replace(objective, modal_probability=p, warm_start_mass=b, margin=self.margin)
             pl_module.objective = changed(
                 pl_module.objective, ListOPD, lambda part: capped if part == objective else part
             )
 
     def _measure(self, batches: Iterable[PromptBatch], pl_module: Any, temperature: float) -> Tensor:
-        """[3, V] sums over all ranks, by the token that the teacher prefers: positions, p and b."""
+        """Return [3, V] float64 sums by the teacher's preferred token: positions, p and b. Collective."""
         models, device, left = pl_module.models, pl_module.device, self.prompts
         sums = torch.zeros(3, models.student.vocab_size, dtype=torch.float64)
         for batch in batches:
@@ -189,12 +189,12 @@ class ExtrapolationMonitor(L.Callback):
             return
         ordered = sorted(self.found, key=lambda structure: structure.bound)
         rows = [asdict(s) | {"bound": s.bound if math.isfinite(s.bound) else None} for s in ordered]
-        with going_on(file, "keeps the measurement in its checkpoints"), replacing(file) as temporary:
+        with warn_if_unwritten(file, "keeps the measurement in its checkpoints"), replacing(file) as temporary:
             temporary.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _watched(objective: Objective) -> ListOPD:
-    """The one that extrapolates."""
+def _list_opd(objective: Objective) -> ListOPD:
+    """Return the objective's only `ListOPD`; raise `ConfigurationError` if it holds none or several."""
     found = list(dict.fromkeys(inside(objective, ListOPD)))
     if len(found) != 1:
         raise ConfigurationError(
@@ -205,16 +205,16 @@ def _watched(objective: Objective) -> ListOPD:
 
 
 def _bound(p: float, b: float, cap: float | None) -> float:
-    """The bound; infinite where no weight is clipped. A mean that is rounded to 0 or 1 is moved inside."""
-    return lambda_star(_inside(p), _inside(b), math.inf if cap is None else cap)
+    """Return lambda*(p, b, cap); infinite without a cap. Means of 0 or 1 are first moved inside (0, 1)."""
+    return lambda_star(_open_interval(p), _open_interval(b), math.inf if cap is None else cap)
 
 
-def _inside(probability: float) -> float:
+def _open_interval(probability: float) -> float:
     return min(max(probability, SMALLEST), 1 - SMALLEST)
 
 
 def _by_preferred(batch: PromptBatch, models: Models, rollout: RolloutSource, temperature: float) -> Tensor:
-    """[3, V] of one batch, of the distributions that the loss compares."""
+    """Return [3, V] float64 sums of one batch as `_measure` does, at the temperature of the loss."""
     sequences = rollout(batch, models, Step(0, 1, seed=-1))
     teacher, base = models.required_teacher(), models.reference or models.student
 

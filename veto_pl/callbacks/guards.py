@@ -58,17 +58,17 @@ class Guard:
             )
 
     def watches(self, name: str) -> bool:
-        """Whether a logged name, such as `train/kd/entropy`, is meant."""
+        """Return whether this guard applies to a logged name, such as `train/kd/entropy`."""
         return f"/{name.removeprefix('train/')}".endswith(f"/{self.metric.removeprefix('train/')}")
 
     def limit(self, start: float | None) -> float:
-        """The bound, given the mean of the first steps."""
+        """Return the bound, multiplied by the mean of the first steps where that is given."""
         bound = self.below if self.above is None else self.above
         assert bound is not None, "one of them is set"
         return bound if start is None else bound * start
 
     def crossed(self, value: float, limit: float) -> bool:
-        """Whether the value lies beyond the limit."""
+        """Return whether the value lies beyond the limit."""
         return value < limit if self.above is None else value > limit
 
 
@@ -141,8 +141,8 @@ class _Watch:
     def start(self, guard: Guard) -> float | None:
         return None if guard.of_first is None else self.total / guard.of_first
 
-    def is_long_beyond(self, guard: Guard, value: float) -> bool:
-        """Takes in the value of a step."""
+    def patience_is_over(self, guard: Guard, value: float) -> bool:
+        """Record a step's value. Return whether it was beyond the bound for `guard.patience` steps in a row."""
         if guard.of_first is not None and self.count < guard.of_first:
             if math.isfinite(value):
                 self.total, self.count = self.total + value, self.count + 1
@@ -169,12 +169,12 @@ class Guards(L.Callback):
         self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Notes where training stands."""
+        """Record the step at which training starts or goes on."""
         self._step = trainer.global_step
         self.stopped = None
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Looks at what an optimizer step logged, which is the same on all ranks."""
+        """Check what an optimizer step logged, and warn or stop the run. Collective: call it on every rank."""
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
@@ -190,11 +190,11 @@ class Guards(L.Callback):
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Baselines and counts, so that a resumed run acts when it would have acted."""
+        """Return baselines and counts, so that a resumed run acts at the same step as one that was not stopped."""
         return {name: dict(vars(watch)) for name, watch in self._watches.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on counting; a guard with another bound than before begins anew."""
+        """Restore baselines and counts; a guard whose bound has changed starts anew."""
         self._watches = {name: _Watch(**values) for name, values in state_dict.items()}
 
     @property
@@ -202,12 +202,12 @@ class Guards(L.Callback):
         return any((guard.action or self.action) == "stop" for guard in self.guards)
 
     def _acting(self, logged: dict[str, float]) -> Iterator[tuple[Guard, str]]:
-        """The guards whose patience has ended with this step, and what they say."""
+        """Yield the guards whose patience ends with this step, each with its message."""
         for guard in self.guards:
             for name in filter(guard.watches, logged):
                 watch = self._watches.setdefault(_key(guard, name), _Watch())
                 value = logged[name]
-                if math.isnan(value) or not watch.is_long_beyond(guard, value):
+                if math.isnan(value) or not watch.patience_is_over(guard, value):
                     continue
                 watch.beyond = 0  # a run that is resumed after a stop has all its patience again
                 if (guard.action or self.action) == "stop" or not watch.has_acted:

@@ -13,14 +13,14 @@ OUR_OWN = ("veto_pl", "lightning")
 
 
 def monitored(callbacks: Iterable[tuple[str, L.Callback]]) -> Iterator[tuple[str, str]]:
-    """The path of each setting that names a metric, and the name."""
+    """Yield the path of each setting that names a metric, and that name."""
     for path, callback in callbacks:
         if isinstance(name := getattr(callback, "monitor", None), str):
             yield f"{path}.monitor", name
 
 
 def may_log_more(callbacks: Iterable[L.Callback]) -> bool:
-    """Whether a callback of somebody else may log names of its own, now or later."""
+    """Return whether a callback from outside this package and Lightning may log further metrics."""
     return any(type(callback).__module__.partition(".")[0] not in OUR_OWN for callback in callbacks)
 
 
@@ -35,7 +35,7 @@ class Monitors(L.Callback):
         self._step: int | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compares with the validation."""
+        """Raise `ConfigurationError` if a callback follows a validation metric without rows to validate on."""
         _load_validation(trainer)
         self._step = trainer.global_step
         if sum(trainer.num_val_batches) == 0:
@@ -46,7 +46,7 @@ class Monitors(L.Callback):
             )
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object) -> None:
-        """Compares with what the first step has logged."""
+        """Raise `ConfigurationError` if the first step did not log a training metric that a callback follows."""
         if self._step in (None, trainer.global_step):
             return
         self._step = None
@@ -70,7 +70,7 @@ def _followed(trainer: L.Trainer, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def _load_validation(trainer: L.Trainer) -> None:
-    """Load the validation rows; else a run that has not validated yet would not know whether there are any."""
+    """Load the validation rows: a run that has not validated yet does not know whether there are any."""
     if trainer.enable_validation and trainer.val_dataloaders is None:
         trainer.validating = True
         trainer.fit_loop.epoch_loop.val_loop.setup_data()

@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
-from veto_pl.storage.going_on import going_on
+from veto_pl.storage.going_on import warn_if_unwritten
 from veto_pl.storage.run_folder import run_folder
 from veto_pl.storage.waiting_lines import WaitingLines
 
@@ -25,18 +25,18 @@ class PredictionFile(BasePredictionWriter):
         self._lines = WaitingLines(Path("predictions.jsonl"))
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the file afresh."""
+        """Create an empty file for this rank."""
         self._lines = WaitingLines(self._path(trainer))
-        with going_on(self._lines.path):
+        with warn_if_unwritten(self._lines.path):
             self._lines.path.parent.mkdir(parents=True, exist_ok=True)
             self._lines.path.write_text("")
 
     def write_on_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, prediction: Any, *args: Any) -> None:
-        """Appends the rows of one batch."""
+        """Append the rows of one batch."""
         self._lines.add(prediction)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Says where the file is; an error where rows of it are lost."""
+        """Write the rows that are left and log the file's path; raise `DataError` if rows could not be written."""
         self._lines.finish()
         others = f" and its neighbours of {trainer.world_size - 1} other ranks" if trainer.world_size > 1 else ""
         rank_zero_info(f"Wrote the predictions to {self._lines.path}{others}")

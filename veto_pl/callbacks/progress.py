@@ -46,7 +46,7 @@ class DistillationProgress(RichProgressBar):
         return super().is_enabled and get_console().is_terminal
 
     def configure_columns(self, trainer: L.Trainer) -> list[Any]:
-        """Return the parts of a bar; what `get_metrics` gives follows them."""
+        """Return the columns of the bar; Lightning adds those of `get_metrics` behind them."""
         return [
             TextColumn("{task.description:<8}"),
             BarColumn(bar_width=24),
@@ -67,16 +67,16 @@ class DistillationProgress(RichProgressBar):
         super().on_train_start(trainer, pl_module)
         self._step = trainer.global_step
         if self.progress is not None:
-            total = float(trainer.estimated_stepping_batches)
+            total = trainer.estimated_stepping_batches
             self.train_progress_bar_id = self.progress.add_task("train", total=total, completed=self._step)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the bar as it is."""
+        """Do nothing, since one bar serves all epochs."""
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move on to the step just done."""
+        """Advance the bar to the step just done, or print a plain line where there is no terminal."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, trainer.global_step - 1)
         before, self._step = self._step, trainer.global_step
         total = trainer.estimated_stepping_batches

@@ -12,7 +12,11 @@ from veto_pl.callbacks.checkpoints import Checkpoints
 
 
 def resume_path(trainer: L.Trainer, given: str | None) -> str | None:
-    """The checkpoint that a fit starts from, None for a fresh start: `last` is fresh where there is none yet."""
+    """Return the checkpoint that a fit starts from, or None for a fresh start.
+
+    `last` stands for the newest checkpoint of the run, or a fresh start if there is none yet. Without `given`, a job
+    that SLURM has requeued resumes from the checkpoint of its requeue.
+    """
     connector = trainer._checkpoint_connector
     if given is None and SLURMEnvironment.detect():
         return connector._hpc_resume_path

@@ -41,7 +41,7 @@ class SampleTable(L.Callback, Journal):
         self._written = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Finds the file."""
+        """Find the file of samples. Collective: call it on every rank."""
         self._find(trainer)
 
     def position(self) -> int:
@@ -58,13 +58,13 @@ class SampleTable(L.Callback, Journal):
             self._lines.bring_to_disk()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forgets the samples of the validation before."""
+        """Discard the samples of the validation before."""
         self._rows = []
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """Keeps rows until there are enough."""
+        """Keep the first `number` rows of the validation, on the first rank."""
         missing = self.number - len(self._rows)
         if missing > 0 and trainer.is_global_zero and outputs is not None:
             evaluation: Evaluation = outputs["evaluation"]
@@ -72,7 +72,7 @@ class SampleTable(L.Callback, Journal):
 
     @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes and prints what was kept."""
+        """Write and print the rows that were kept."""
         if not self._rows:
             return
         if self._lines is not None:
@@ -82,7 +82,7 @@ class SampleTable(L.Callback, Journal):
             Console().print(self._table(trainer.global_step))
 
     def _find(self, trainer: L.Trainer) -> WaitingLines:
-        """The file, asked for by all ranks."""
+        """Return the file of samples in the run folder. Collective: call it on every rank."""
         path = run_folder(trainer) / SAMPLES
         if self._lines is None or self._lines.path != path:
             self._lines = WaitingLines(path)
@@ -93,11 +93,11 @@ class SampleTable(L.Callback, Journal):
         table = Table("prompt", "completion", "reference", "reward", title=f"samples at step {step}")
         for row in self._rows:
             texts = (str(row[name] or "") for name in ("prompt", "completion", "reference"))
-            table.add_row(*(_plain(text, self.width) for text in texts), f"{row['reward']:g}")
+            table.add_row(*(_cell(text, self.width) for text in texts), f"{row['reward']:g}")
         return table
 
 
-def _plain(text: str, width: int) -> str:
-    """Cut, and safe from being read as rich's mark-up."""
+def _cell(text: str, width: int) -> str:
+    """Return the text cut to `width` characters, its brackets escaped so that rich reads no mark-up in it."""
     cut = text if len(text) <= width else text[: width - 1] + "…"
     return cut.replace("[", r"\[")

@@ -30,7 +30,7 @@ class Signals:
         self._process = os.getpid()
 
     def install(self, trainer: L.Trainer) -> None:
-        """Puts the notes in the place of Lightning's actions, before it registers its handlers."""
+        """Replace the actions of Lightning's handlers by ones that only record the signal, before it registers them."""
         self._process = os.getpid()
         self._hung_up = None
         in_main_thread = threading.current_thread() is threading.main_thread()
@@ -40,26 +40,26 @@ class Signals:
         environment = trainer._accelerator_connector.cluster_environment
         if self._requeue is None and isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             self._requeue = connector._slurm_sigusr_handler_fn
-            connector._slurm_sigusr_handler_fn = self._note_requeue  # type: ignore[method-assign]
+            connector._slurm_sigusr_handler_fn = self._record_requeue  # type: ignore[method-assign]
         if trainer.world_size > 1:
             launcher = trainer.strategy.launcher
 
-            def note(signum: int, _: Any) -> None:
+            def record(signum: int, _: Any) -> None:
                 if launcher is not None and not self._asked["termination"]:
                     launcher.kill(signum)
                 self._asked["termination"] = signum
 
-            connector._sigterm_notifier_fn = note  # type: ignore[method-assign]
+            connector._sigterm_notifier_fn = record  # type: ignore[method-assign]
 
     def remove(self, trainer: L.Trainer) -> None:
-        """Gives SIGHUP back; Lightning does so with the others, and would restore the handler of this one."""
+        """Restore the default handler of SIGHUP; Lightning restores those of all other signals."""
         if _HANG_UP is not None and signal.getsignal(_HANG_UP) == self._hang_up:
             signal.signal(_HANG_UP, signal.SIG_DFL)
             trainer._signal_connector._original_handlers.pop(_HANG_UP, None)
 
     @property
     def ended_by(self) -> signal.Signals:
-        """Which of the signals that end a run has come."""
+        """The signal that ended the run."""
         return signal.SIGTERM if self._hung_up is None else signal.Signals(self._hung_up)
 
     def _hang_up(self, signum: int, frame: Any) -> None:
@@ -74,17 +74,17 @@ class Signals:
             os.kill(self._process, signum)
 
     def act_on_termination(self, trainer: L.Trainer) -> None:
-        """Lets all ranks end at the end of this batch if any was sent SIGTERM; all ranks call it at the same point."""
+        """End the run on all ranks after this batch if any rank received SIGTERM. Collective: call it on every rank."""
         if trainer.world_size > 1 and self._on_any_rank(trainer, "termination"):
             trainer._signal_connector.received_sigterm = True  # Lightning's loops raise when they see it
 
     def act_on_requeue(self, trainer: L.Trainer) -> None:
-        """Saves and requeues the job if SLURM has asked for it; all ranks call it at the same point."""
+        """Save and requeue the job if SLURM has asked any rank for it. Collective: call it on every rank."""
         if self._requeue is not None and self._on_any_rank(trainer, "requeue"):
             self._asked["requeue"] = 0
             self._requeue(signal.SIGUSR1, None)
 
-    def _note_requeue(self, signum: int, _: Any) -> None:
+    def _record_requeue(self, signum: int, _: Any) -> None:
         self._asked["requeue"] = signum
 
     def _on_any_rank(self, trainer: L.Trainer, what: str) -> bool:

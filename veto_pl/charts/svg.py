@@ -57,7 +57,7 @@ def standalone(svg: str) -> str:
 
 
 def _tidied(parent: Element, shapes: Mapping[str, Element], tips: Mapping[str, Sequence[str]]) -> Iterator[Element]:
-    """Yield what is seen of an element's children; groups stay where they can be hidden."""
+    """Yield the visible children of an element; groups are dissolved unless a page can hide them."""
     for child in parent:
         tag = child.tag.removeprefix(_SVG)
         if tag == "g":

@@ -28,7 +28,7 @@ ALWAYS: tuple[Check, ...] = (
     numbers.of_the_trainer,
     numbers.of_the_data,
     numbers.of_the_callbacks,
-    the_trainer.strategy,
+    the_trainer.supported_strategy,
     the_trainer.distributed_sampler,
     models.readable_models,
     models.quantised_student,
@@ -41,8 +41,8 @@ FITTING: tuple[Check, ...] = (
     the_trainer.length_of_the_run,
     the_trainer.accumulation,
     objective.finite_numbers,
-    objective.knobs,
-    objective.rivals,
+    objective.schedule_values,
+    objective.several_completions,
     objective.optimizer,
     objective.greedy_rollouts,
     objective.use_of_the_models,
@@ -57,7 +57,7 @@ def check(
     stage: str = "fit",
     callbacks: Mapping[str, Callback] = MappingProxyType({}),
 ) -> None:
-    """Runs every check.
+    """Run every check.
 
     Args:
         module: the module, before its models are loaded.

@@ -18,7 +18,7 @@ SIZES = (
 
 
 def room_to_answer(setup: Setup) -> Iterator[Mistake]:
-    """Prompt and answer have to fit into the positions that a model knows."""
+    """Check that prompt and answer together fit into the positions of each model."""
     known = {path: getattr(config, "max_position_embeddings", None) for path, config in setup.models.items()}
     positions, path = min(((n, path) for path, n in known.items() if isinstance(n, int) and n > 0), default=(None, ""))
     # Of equal ones the shortest name: a text of two writers has the lengths of `sampling`, not of `teacher_sampling`.
@@ -33,14 +33,14 @@ def room_to_answer(setup: Setup) -> Iterator[Mistake]:
 
 
 def readable_models(setup: Setup) -> Iterator[Mistake]:
-    """The architectures can be read."""
+    """Check that the architecture of each model can be read."""
     for path, config in setup.models.items():
         if isinstance(config, VetoError):
             yield Mistake(path, "a source that cannot be read", "a model", shorten(config, 500))
 
 
 def quantised_student(setup: Setup) -> Iterator[Mistake]:
-    """Weights that are stored quantised cannot be trained."""
+    """Check that the student's weights are not stored quantised, since those cannot be trained."""
     config = setup.models["model.student"]
     if not isinstance(config, VetoError) and (method := quantisation(config)) is not None:
         yield Mistake("model.student", f"a quantised model ({method})", "weights that can be trained", "Name the model "
@@ -49,7 +49,7 @@ def quantised_student(setup: Setup) -> Iterator[Mistake]:
 
 
 def positive_sizes(setup: Setup) -> Iterator[Mistake]:
-    """A model has ids, layers and widths."""
+    """Check that the vocabulary, layers and widths of each model are not 0."""
     for path, config in setup.models.items():
         aliases = getattr(config, "attribute_map", {})
         for name in SIZES:
@@ -59,7 +59,7 @@ def positive_sizes(setup: Setup) -> Iterator[Mistake]:
 
 
 def completions_per_prompt(setup: Setup) -> Iterator[Mistake]:
-    """Metrics of groups need groups."""
+    """Check that a metric of several completions per prompt has several, and that they are not greedy."""
     count = setup.module.evaluation.num_completions
     for metric in setup.module.validation_metrics.values():
         if getattr(metric, "needs_group", False) and count == 1:
@@ -72,7 +72,7 @@ def completions_per_prompt(setup: Setup) -> Iterator[Mistake]:
 
 
 def _answers(setup: Setup) -> Iterator[tuple[str, int]]:
-    """The settings that say how long an answer may be, and how long that is."""
+    """Yield the settings that limit the length of an answer, each with its limit in tokens."""
     yield "model.evaluation.max_new_tokens", setup.module.evaluation.max_new_tokens
     if setup.stage != "fit":
         return

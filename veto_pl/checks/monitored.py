@@ -13,7 +13,7 @@ TRAINING = ("train/loss", "train/grad_norm", "train/learning_rate", "train/token
 
 
 def names(setup: Setup) -> Iterator[Mistake]:
-    """A callback that follows a metric needs it to be measured; else it fails at the first validation."""
+    """Check that the metrics that callbacks follow are measured, else they fail at the first validation."""
     measured = [f"validation/{name}" for name in setup.module.validation_metrics]
     known = [*measured, *TRAINING]
     never = setup.trainer.get("limit_val_batches") == 0
@@ -27,7 +27,7 @@ def names(setup: Setup) -> Iterator[Mistake]:
 
 
 def _proposal(name: str, known: list[str]) -> str:
-    """By the whole name, else by what stands behind the last slash or the prefix of other packages."""
+    """Return a suggestion by the whole name, else by its part behind the last slash or the prefix `val_`."""
     by_end = {full.rpartition("/")[2]: full for full in reversed(known)}
     found = did_you_mean(name, known) or did_you_mean(name.rpartition("/")[2].removeprefix("val_"), by_end)
     for end, full in by_end.items():

@@ -43,7 +43,7 @@ class Allowed:
     remedy: str = "Correct it."
 
     def admits(self, value: float) -> bool:
-        """Whether the value can be used; NaN cannot."""
+        """Return whether the value is allowed; NaN is not."""
         if self.share and isinstance(value, float):
             return 0 < value <= 1 or (value >= self.least and value % 1 == 0)
         return value in self.also or self.least <= value <= self.most
@@ -95,7 +95,7 @@ _WORK_OF = {"validate": "limit_val_batches", "test": "limit_test_batches", "pred
 
 
 def of_the_trainer(setup: Setup) -> Iterator[Mistake]:
-    """Numbers of the trainer that mean nothing, or by which a command would do nothing."""
+    """Check the ranges of the trainer's numbers, and that they leave a command something to do."""
     for name, allowed in TRAINER.items():
         if allowed.stage in (None, setup.stage):
             yield from _compared(setup.trainer.get(name), allowed, f"trainer.{name}")
@@ -107,26 +107,26 @@ def of_the_trainer(setup: Setup) -> Iterator[Mistake]:
 
 
 def of_the_data(setup: Setup) -> Iterator[Mistake]:
-    """Sizes that no loader could take."""
+    """Check the ranges of the data module's sizes."""
     for name, allowed in DATA.items():
         yield from _compared(getattr(setup.data, name), allowed, f"data.{name}")
 
 
 def of_the_callbacks(setup: Setup) -> Iterator[Mistake]:
-    """Numbers of callbacks that mean nothing."""
+    """Check the ranges of the callbacks' numbers."""
     for path, callback in setup.callbacks.items():
         for name, allowed in CALLBACKS.items():
             yield from _compared(getattr(callback, name, None), allowed, f"{path}.{name}")
 
 
 def _compared(value: Any, allowed: Allowed, path: str) -> Iterator[Mistake]:
-    """Texts, lists and truth values are for the trainer to read."""
+    """Yield a mistake if a number is not allowed; texts, lists and booleans are left to the trainer."""
     if isinstance(value, int | float) and not isinstance(value, bool) and not allowed.admits(value):
         yield Mistake(path, f"{value}", str(allowed), allowed.remedy)
 
 
 def _time(trainer: Mapping[str, Any]) -> Iterator[Mistake]:
-    """A run without time trains nothing; what is no time at all the trainer refuses itself."""
+    """Check that `max_time` is above 0; the trainer itself refuses what cannot be read as a time."""
     given = trainer.get("max_time")
     try:
         seconds = Timer(duration=given).time_remaining()

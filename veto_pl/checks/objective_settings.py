@@ -22,21 +22,21 @@ UNBOUNDED = ("clip", "importance_cap", "tau")
 
 
 def requirements(setup: Setup) -> Iterator[Mistake]:
-    """What parts require of the run that they are in."""
+    """Check what each part requires of the run that it is in."""
     for path, part in setup.everything():
         if isinstance(part, Part):
             yield from part.requirements(setup, path)
 
 
 def finite_numbers(setup: Setup) -> Iterator[Mistake]:
-    """One NaN in a setting is a NaN in every weight after the first step."""
+    """Check that the objective's numbers are finite, except where infinity switches a setting off."""
     for path, value in setup.settings():
         if isinstance(value, float) and not math.isfinite(value) and not _off(path, value):
             yield Mistake(path, f"{value}", "a finite number", "Correct it.")
 
 
-def knobs(setup: Setup) -> Iterator[Mistake]:
-    """A schedule stays where a number would be allowed, from the first step to the last."""
+def schedule_values(setup: Setup) -> Iterator[Mistake]:
+    """Check that every value of a schedule would be allowed as a number in its place."""
     for path, part in setup.parts():
         scheduled = [f.name for f in fields(part) if f.init] if is_dataclass(part) else []
         for name in scheduled:
@@ -45,8 +45,8 @@ def knobs(setup: Setup) -> Iterator[Mistake]:
                               "only", fault[1])  # fmt: skip
 
 
-def rivals(setup: Setup) -> Iterator[Mistake]:
-    """Who compares the completions of a prompt needs several."""
+def several_completions(setup: Setup) -> Iterator[Mistake]:
+    """Check that an objective that compares completions of a prompt gets several of them."""
     for path, part in setup.parts():
         if not isinstance(part, Objective) or not part.compares_completions:
             continue
@@ -59,7 +59,7 @@ def rivals(setup: Setup) -> Iterator[Mistake]:
 
 
 def optimizer(setup: Setup) -> Iterator[Mistake]:
-    """The optimizer takes its settings."""
+    """Check that the optimizer accepts its settings, and that they are finite."""
     try:
         made = setup.module.optimizer([torch.nn.Parameter(torch.zeros(2, 2))])
     except (TypeError, ValueError, RuntimeError) as error:
@@ -74,7 +74,7 @@ def optimizer(setup: Setup) -> Iterator[Mistake]:
 
 
 def greedy_rollouts(setup: Setup) -> Iterator[Mistake]:
-    """On-policy samples that are no samples."""
+    """Check that on-policy rollouts are sampled and not decoded greedily."""
     found = [(path, part) for path, part in setup.parts() if isinstance(part, RolloutSource)]
     given = [source for _, source in found]
     built = [("model.objective", source) for source in dict.fromkeys(setup.sources()) if source not in given]
@@ -86,7 +86,7 @@ def greedy_rollouts(setup: Setup) -> Iterator[Mistake]:
 
 
 def use_of_the_models(setup: Setup) -> Iterator[Mistake]:
-    """A model that nobody reads costs its memory; a teacher that is the student teaches nothing."""
+    """Check that teacher and reference are used, and that the teacher is not the student."""
     module = setup.module
     measured = any(getattr(metric, "needs_teacher", False) for metric in module.validation_metrics.values())
     if module.teacher_source is not None and not module.objective.needs_teacher and not measured:
@@ -114,7 +114,7 @@ def _off(name: str, value: float) -> bool:
 
 
 def _refused(part: Any, name: str, schedule: Schedule) -> tuple[float, str] | None:
-    """The first of a hundred values that the class refuses as a number, and why; None where it refuses numbers."""
+    """Return the first of a schedule's values that the class refuses, and why; None if it takes all or no number."""
     for step in range(STEPS + 1):
         value = schedule(step, STEPS)
         try:

@@ -22,7 +22,7 @@ USE = "Use `ddp`, or `fsdp2` where a model does not fit on one device."
 
 
 def settings_of(trainer: Trainer) -> dict[str, Any]:
-    """The settings of a trainer that exists."""
+    """Return the settings of a trainer by name."""
     return {
         "strategy": trainer.strategy,
         "precision": trainer.precision,
@@ -32,8 +32,8 @@ def settings_of(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def strategy(setup: Setup) -> Iterator[Mistake]:
-    """Strategies that split models in ways that the loss does not know."""
+def supported_strategy(setup: Setup) -> Iterator[Mistake]:
+    """Check that the strategy splits models in a way that the loss supports, in a supported precision."""
     chosen = setup.trainer.get("strategy")
     name = chosen if isinstance(chosen, str) else type(chosen).__name__
     if isinstance(chosen, DeepSpeedStrategy) or name.startswith("deepspeed"):
@@ -61,14 +61,14 @@ def strategy(setup: Setup) -> Iterator[Mistake]:
 
 
 def distributed_sampler(setup: Setup) -> Iterator[Mistake]:
-    """Lightning's sampler would deal out rows that have been dealt out already."""
+    """Check that Lightning's sampler is off, since the data module already gives each rank its rows."""
     if setup.trainer.get("use_distributed_sampler"):
         yield Mistake("trainer.use_distributed_sampler", "`true`", "`false`",
                       "The data module gives each rank its rows itself; set it to false.")  # fmt: skip
 
 
 def accumulation(setup: Setup) -> Iterator[Mistake]:
-    """Terms with denominators of their own know no loss scale."""
+    """Check that gradients are not accumulated for several loss terms under a gradient scaler."""
     windows, terms = setup.trainer.get("accumulate_grad_batches", 1), _terms(setup.module.objective)
     if windows > 1 and terms > 1 and str(setup.trainer.get("precision")) in SCALED:
         yield Mistake(
@@ -80,7 +80,7 @@ def accumulation(setup: Setup) -> Iterator[Mistake]:
 
 
 def length_of_the_run(setup: Setup) -> Iterator[Mistake]:
-    """Schedules need an end."""
+    """Check that the run has an end, which schedules need."""
     unlimited = [setup.trainer.get("max_steps", 0), setup.trainer.get("max_epochs", 0)]
     if unlimited == [-1, -1]:
         yield Mistake("trainer", "an unlimited run (`max_steps: -1`, `max_epochs: -1`)", "a run with an end, which "
@@ -88,7 +88,7 @@ def length_of_the_run(setup: Setup) -> Iterator[Mistake]:
 
 
 def _terms(objective: Objective) -> int:
-    """How many losses with denominators of their own an objective consists of."""
+    """Return the number of losses with denominators of their own that an objective consists of."""
     settings = [getattr(objective, name) for name in getattr(objective, "__dataclass_fields__", ())]
     parts = [part for value in settings for part in (value.values() if isinstance(value, Mapping) else [value])]
     return sum(_terms(part) for part in parts if isinstance(part, Objective)) or 1

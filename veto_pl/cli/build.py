@@ -24,7 +24,7 @@ from veto_pl.callbacks.resuming import resume_path
 from veto_pl.checks import check
 from veto_pl.cli.compact_parser import ROOTS, CompactParser
 from veto_pl.cli.parsing import plain, strict_parsing
-from veto_pl.cli.refusals import REFUSALS, explained_refusal
+from veto_pl.cli.refusals import REFUSALS, explain_refusal
 from veto_pl.cli.values import check_values
 from veto_pl.core.mistakes import shorten
 from veto_pl.data import PromptDataModule
@@ -33,8 +33,8 @@ from veto_pl.module import DistillationModule
 from veto_pl.plugins import load_plugins
 from veto_pl.storage.checkpoint_place import check_checkpoint
 from veto_pl.storage.config_files import check_files, load
-from veto_pl.storage.journals import Events, MetricsFile, journals, made_in
-from veto_pl.storage.paths import at_home
+from veto_pl.storage.journals import Events, MetricsFile, journals, logger_factory
+from veto_pl.storage.paths import expand_home
 from veto_pl.storage.run_config import RunConfig
 from veto_pl.storage.run_folder import RunFolder, RunTrainer
 
@@ -58,7 +58,7 @@ class VetoCLI(LightningCLI):
     """LightningCLI with a run folder, the package's callbacks, and classes that start from their own defaults."""
 
     def __init__(self, args: Sequence[str] | None = None, *, run: bool = True, description: str = DESCRIPTION) -> None:
-        self._asked = (sys.argv[1:] if args is None else [*args])[:1]
+        self._command_names = (sys.argv[1:] if args is None else [*args])[:1]
         super().__init__(
             DistillationModule,
             PromptDataModule,
@@ -75,12 +75,12 @@ class VetoCLI(LightningCLI):
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning calls it on the instance
-        """Those of Lightning; where one of them is asked for that one alone, for every parser takes half a second."""
+        """Return Lightning's commands; only the one that is called, if any, since each parser takes half a second."""
         known = super().subcommands()
-        return {name: known[name] for name in self._asked if name in known} or known
+        return {name: known[name] for name in self._command_names if name in known} or known
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the run folder and the callbacks that every run has, and shares the seed."""
+        """Add the run folder and the callbacks that every run has, and link the seeds of model and data to one."""
         parser.add_argument(
             "--run_dir",
             type=str,
@@ -98,7 +98,7 @@ class VetoCLI(LightningCLI):
             parser.link_arguments("seed_everything", target, compute_fn=lambda seed: int(seed or 0))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses so that a class that replaces another inherits none of its values."""
+        """Parse and check the arguments; a class that replaces another inherits none of its values."""
         groups = [name for name, cls in ROOTS.items() if cls is not None]
         check_files(sys.argv[1:] if args is None else args, groups, dict.fromkeys(SEEDED, "seed_everything"))
         with strict_parsing():
@@ -106,39 +106,39 @@ class VetoCLI(LightningCLI):
         check_values(self.config.get(self.config.get("subcommand") or "", self.config).as_dict(), ROOTS)
 
     def _parse_ckpt_path(self) -> None:
-        """Looks whether there is a checkpoint; Lightning would let the file say what is built and called."""
+        """Check that the checkpoint exists. Lightning's own version would let the file choose classes to build."""
         if self.config.get("subcommand") is None:
             return
         config = self.config[self.config.subcommand]
         if config.get("ckpt_path") is not None:
-            config.ckpt_path = at_home(str(config.ckpt_path))
-            check_checkpoint(config.ckpt_path, at_home(config.run_dir), "last")
+            config.ckpt_path = expand_home(str(config.ckpt_path))
+            check_checkpoint(config.ckpt_path, expand_home(config.run_dir), "last")
 
     def before_instantiate_classes(self) -> None:
-        """Names the run's folder, into which loggers put what they would put into the current one."""
+        """Set the run folder, in which loggers then write by default."""
         config = self.config.get(str(self.subcommand), self.config)
         self._folder = RunFolder(config.run_dir)
-        self.parser.add_instantiator(made_in(self._folder.path), Logger)
+        self.parser.add_instantiator(logger_factory(self._folder.path), Logger)
         self.save_config_kwargs = {"given": [*(self.config.get("config") or ()), *(config.get("config") or ())]}
 
     def instantiate_classes(self) -> None:
-        """Builds what the configuration describes; the error of a class that refuses a setting names its path."""
+        """Build what the configuration describes; an error of a class about its settings names their path."""
         try:
             super().instantiate_classes()
         except REFUSALS as error:
             config = self.config.get(str(self.subcommand), self.config).as_dict()
-            if (refusal := explained_refusal(error, config, ROOTS)) is None:
+            if (refusal := explain_refusal(error, config, ROOTS)) is None:
                 raise
             raise refusal from error
 
     def after_instantiate_classes(self) -> None:
-        """Hands the module its own configuration, for checkpoints and model cards."""
+        """Give the module its configuration as YAML, for checkpoints and model cards."""
         parser = self._parser(self.subcommand)
         config = self.config.get(str(self.subcommand), self.config)
         self.model.run_config = parser.dump(config, skip_none=False, skip_link_targets=True)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Runs it, with the folder of the run for itself."""
+        """Run the command with the run folder locked."""
         self._folder.claim()
         try:
             super()._run_subcommand(subcommand)
@@ -146,7 +146,7 @@ class VetoCLI(LightningCLI):
             self._folder.release()
 
     def before_fit(self) -> None:
-        """Finds where to go on, or starts the run's files afresh and measures where the student starts."""
+        """Find the checkpoint to resume from, or empty the run's files and validate the untrained student."""
         config = self.config_init[str(self.subcommand)]
         config.ckpt_path = resume_path(self.trainer, config.ckpt_path)
         if config.ckpt_path is not None:
@@ -157,20 +157,20 @@ class VetoCLI(LightningCLI):
             self.trainer.validate(self.model, self.datamodule, verbose=False)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Puts everything that a run writes into its folder; `trainer.logger: true` means CSV and TensorBoard."""
+        """Return a trainer that writes into the run folder; `trainer.logger: true` means CSV and TensorBoard."""
         run_dir = str(self._folder.path)
         trainer = self._get(self.config_init, "trainer")
         _refuse_other_folder(trainer.get("default_root_dir"), run_dir)
         kwargs["default_root_dir"] = run_dir
         if trainer.get("logger") in (None, True):
             kwargs.setdefault("logger", _default_loggers(run_dir))
-        with _refusals_of_the_trainer():
+        with _trainer_errors():
             built = super().instantiate_trainer(**kwargs)
         built.callbacks.insert(0, self._folder)  # type: ignore[attr-defined]
         return built
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        """Checks settings and callbacks together; a callback that the trainer is told to do without is left out."""
+        """Check settings and callbacks together, and drop the callbacks that the trainer's settings switch off."""
         chosen = config.get("callbacks") or []
         chosen = chosen if isinstance(chosen, list) else [chosen]
         keys = self._parser(self.subcommand).callback_keys
@@ -185,7 +185,7 @@ class VetoCLI(LightningCLI):
 
 
 @contextmanager
-def _refusals_of_the_trainer() -> Iterator[None]:
+def _trainer_errors() -> Iterator[None]:
     try:
         yield
     except VetoError:
@@ -208,7 +208,7 @@ def _default_loggers(run_dir: str) -> list[Logger]:
 
 
 def built_from(config: str) -> tuple[DistillationModule, PromptDataModule]:
-    """Builds the modules that a run's YAML describes, on whatever machine this is. The YAML has to be trusted.
+    """Build the modules that a run's YAML describes, on any machine. The YAML has to be trusted.
 
     Objective and frozen models are left out: they may name files that only the machine of the run has.
 

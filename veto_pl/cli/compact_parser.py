@@ -24,7 +24,7 @@ from veto_pl.cli.parser_errors import explained, with_suggestion
 from veto_pl.data import PromptDataModule
 from veto_pl.module import DistillationModule
 
-LINE = 110
+LINE_WIDTH = 110
 """Characters of a line of printed YAML."""
 ROOTS: dict[str, type | None] = {
     "model": DistillationModule,
@@ -46,34 +46,34 @@ class CompactDumper(yaml.SafeDumper):
     """Writes mappings and lists in lines, not one entry per line, where they are short or hold plain values only."""
 
     def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> yaml.MappingNode:
-        """Flow style for what is short or flat, block style for the rest."""
+        """Return the node, in flow style where the mapping is short or holds plain values only."""
         flat = not any(isinstance(value, dict | list) for value in mapping.values())
-        return super().represent_mapping(tag, mapping, flow_style=flat or len(str(mapping)) < LINE)
+        return super().represent_mapping(tag, mapping, flow_style=flat or len(str(mapping)) < LINE_WIDTH)
 
     def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
-        """Flow style for what is short."""
-        return super().represent_sequence(tag, sequence, flow_style=len(str(sequence)) < LINE)
+        """Return the node, in flow style where the sequence is short."""
+        return super().represent_sequence(tag, sequence, flow_style=len(str(sequence)) < LINE_WIDTH)
 
 
 class CompactParser(LightningArgumentParser):
     """Prints configurations so compactly that an algorithm fits on a screen, and mistakes in them in a sentence."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise `ConfigurationError` with the place and what may be meant, instead of the usage."""
+        """Raise `ConfigurationError` with the path of the mistake and a suggestion, instead of printing the usage."""
         if not self.exit_on_error:  # a parser inside another one, which adds where it was
             super().error(with_suggestion(message, (action.dest for action in self._actions)), ex)
         raise explained(with_suggestion(message, _settings())) from ex
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
-        """The configuration as YAML; comments at its head are kept."""
+        """Return the configuration as YAML; comments at its head are kept."""
         text: str = super().dump(*args, **kwargs)
         header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
-        body: str = yaml.dump(yaml.safe_load(text), Dumper=CompactDumper, sort_keys=False, width=LINE)
+        body: str = yaml.dump(yaml.safe_load(text), Dumper=CompactDumper, sort_keys=False, width=LINE_WIDTH)
         return header + body
 
 
 def _settings() -> Iterator[str]:
-    """Give the settings at the top and those of the classes there."""
+    """Yield the top-level settings, and those of their classes as dotted paths."""
     for root, owner in ROOTS.items():
         yield root
         if owner is not None:

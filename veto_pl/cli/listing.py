@@ -36,7 +36,7 @@ SEAMS: dict[str, tuple[type[Any], ...]] = {
 
 
 def listing(name: str) -> Table:
-    """The classes of one seam: name, paper, summary and where each comes from.
+    """Return a table of the classes of one seam: name, paper, summary and module.
 
     Raises:
         ConfigurationError: there is no such seam.
@@ -51,7 +51,7 @@ def listing(name: str) -> Table:
 
 
 def print_listing(names: Sequence[str]) -> None:
-    """Prints the seams that are named, or all of them."""
+    """Print the tables of the named seams, or of all of them."""
     load_plugins()
     console = Console(width=None if Console().is_terminal else 160)
     for name in names or SEAMS:

@@ -22,7 +22,7 @@ _OPTION = re.compile(
     r"(?:(?:Subcommand '\w+'|Group '(?P<group>[\w.]+)') does not accept option|[Oo]ption) '(?P<name>[^']*)'"
     r"|unrecognized arguments: --(?P<argument>[\w.]+)"
 )
-_WAY = re.compile(
+_PATH_PART = re.compile(
     r"""\s*(?:Parser key ["'](?P<key>[^"']*)["']:?|Problem with given class_path '[^']*':?"""
     r"""|Type .*? expects a function or a callable class:)\s*"""
 )
@@ -35,7 +35,7 @@ _NUMBER = re.compile(r"Expected a <class '(?:float|int)'>")
 
 
 def with_suggestion(message: str, known: Iterable[str]) -> str:
-    """Return what a parser says about an option that it does not have, cut to the key that it does not know.
+    """Return a parser's message about an unknown option, cut to the first unknown key and with a suggestion.
 
     Args:
         message: what the parser says; another message is returned as it is.
@@ -55,10 +55,10 @@ def with_suggestion(message: str, known: Iterable[str]) -> str:
 
 
 def explained(message: str) -> ConfigurationError:
-    """Return the error that a user sees instead of the parser's page of usage."""
+    """Return the error with the path of the mistake that a user sees instead of the parser's usage."""
     path: list[str] = []
     rest = message
-    while match := _WAY.match(rest):
+    while match := _PATH_PART.match(rest):
         if match["key"] != "config":
             path.append(match["key"] or "init_args")
         rest = rest[match.end() :]

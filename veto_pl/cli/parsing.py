@@ -35,18 +35,18 @@ def strict_parsing() -> Iterator[None]:
 
 @contextmanager
 def own_defaults() -> Iterator[None]:
-    """While this is active, a class that replaces another inherits none of its values."""
+    """Let a class that replaces another inherit none of its values while the block lasts."""
     with _replaced("discard_init_args_on_class_path_change", _discard_all):
         yield
 
 
 @contextmanager
 def right_kinds() -> Iterator[None]:
-    """While this is active, a function is only made by a class of its kind, and a plain value by no class at all."""
+    """Accept only classes of the annotated kind for a function, and no class for a plain value, in the block."""
     adapt = _typehints.adapt_partial_callable_class
     with (
-        _replaced("adapt_partial_callable_class", partial(_of_its_kind, adapt)),
-        _replaced("adapt_classes_any", _no_class),
+        _replaced("adapt_partial_callable_class", partial(_adapt_checked, adapt)),
+        _replaced("adapt_classes_any", _refuse_class),
     ):
         yield
 
@@ -61,8 +61,8 @@ def _replaced(name: str, function: Any) -> Iterator[None]:
         setattr(_typehints, name, original)
 
 
-def _of_its_kind(adapt: Any, wanted: Any, given: Namespace) -> Any:
-    """Raises `ValueError` where an optimizer, for instance, is not made by a class of optimizers."""
+def _adapt_checked(adapt: Any, wanted: Any, given: Namespace) -> Any:
+    """Call `adapt`, or raise `ValueError` if the class is not of the annotated kind, such as an optimizer."""
     if not _is_function(wanted):  # the help of a class asks as well
         return adapt(wanted, given)
     kind = _typehints.get_callable_return_type(wanted)  # type: ignore[no-untyped-call]
@@ -78,17 +78,17 @@ def _of_its_kind(adapt: Any, wanted: Any, given: Namespace) -> Any:
 
 
 def _is_function(wanted: Any) -> bool:
-    """Whether an annotation asks for a function."""
+    """Return whether an annotation asks for a function."""
     return wanted is Callable or typing.get_origin(wanted) is Callable or _typehints.is_protocol(wanted)
 
 
-def _no_class(value: Any, *args: Any, **kwargs: Any) -> Any:
-    """Raises `ValueError` where a class is named in place of a plain value."""
+def _refuse_class(value: Any, *args: Any, **kwargs: Any) -> Any:
+    """Return the value, or raise `ValueError` if a class is named in place of a plain value."""
     if isinstance(value, dict | Namespace) and "class_path" in value:
         raise ValueError(f"Expected a plain value. Got value: {value['class_path']}")
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     for one in inner:
-        _no_class(one)
+        _refuse_class(one)
     return value
 
 
@@ -100,7 +100,7 @@ def _discard_all(parser_or_action: Any, previous: Any, value: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Returns a parsed value with texts for members of enumerations, which a class may have as a default.
+    """Return a parsed value with texts for members of enumerations, which a class may have as a default.
 
     YAML has no such members, so `config.yaml` could not be written.
     """
@@ -113,7 +113,7 @@ def plain(value: Any) -> Any:
 
 @contextmanager
 def bounded_yaml() -> Iterator[None]:
-    """While this is active, no value and no file of a value is read whose aliases multiply without end."""
+    """Refuse YAML whose aliases expand without bound, in values and their files, while the block lasts."""
     original = get_loader("yaml")
 
     def load(text: str) -> Any:

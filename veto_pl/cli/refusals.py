@@ -19,10 +19,10 @@ _WITHOUT_CLASS_PATH = {"Sampling": ("sampling", "evaluation")}
 """Classes that a configuration does not name, and the keys under which their arguments stand."""
 
 
-def explained_refusal(
+def explain_refusal(
     error: Exception, config: Mapping[str, Any], roots: Mapping[str, Callable[..., Any] | None]
 ) -> ConfigurationError | None:
-    """The sentence for an error that came up while the classes of a configuration were made.
+    """Return the error to show where a class has refused its settings, with their path in the configuration.
 
     Args:
         error: was caught; the one that a class has raised may be its cause, or the cause of that.
@@ -34,7 +34,7 @@ def explained_refusal(
     """
     causes = list(_causes(error))
     if own := next((cause for cause in causes if isinstance(cause, ConfigurationError)), None):
-        return placed(own, config, roots)
+        return with_path(own, config, roots)
     name = _constructor(causes[-1])
     if name is None:
         return None
@@ -42,10 +42,10 @@ def explained_refusal(
     return ConfigurationError(f"`{where}`: `{name}` refuses its settings. It says: {shorten(causes[-1], 300)}")
 
 
-def placed(
+def with_path(
     error: ConfigurationError, config: Mapping[str, Any], roots: Mapping[str, Callable[..., Any] | None]
 ) -> ConfigurationError:
-    """Names the path of the setting that a class has refused, where the configuration has one such class.
+    """Return the error with the path of the refused setting in front, if the configuration has such a class.
 
     Args:
         error: its message begins with `Class.setting`.
@@ -62,14 +62,14 @@ def placed(
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, and what it says it comes from; the first one last."""
+    """Yield the error and its chain of causes, the original one last."""
     while error is not None:
         yield error
         error = error.__cause__  # type: ignore[assignment]
 
 
 def _constructor(error: BaseException) -> str | None:
-    """The class whose construction has failed, where the error came out of one."""
+    """Return the name of the class whose constructor raised the error, or None if none did."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name in ("__init__", "__post_init__") and "jsonargparse" not in frame.f_code.co_filename:
             made = frame.f_locals.get("self")
@@ -83,7 +83,7 @@ def _is_the_command(cls: type) -> bool:
 
 
 def _uses(config: Any, name: str, roots: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """Where the arguments of a class stand."""
+    """Yield the paths in the configuration at which the arguments of a class stand."""
     if isinstance(config, list):
         for i, value in enumerate(config):
             yield from _uses(value, name, roots, f"{path}.{i}")

@@ -26,16 +26,16 @@ class LastingStream:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Writes as far as that is possible; returns the number of characters as if it were."""
+        """Write the text, ignoring errors of the system. Return its length even if nothing was written."""
         self._try(self._stream.write, text)
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """Writes as far as that is possible."""
+        """Write the lines, ignoring errors of the system."""
         self._try(self._stream.writelines, lines)
 
     def flush(self) -> None:
-        """Hands over what is buffered, as far as that is possible."""
+        """Flush the stream, ignoring errors of the system."""
         self._try(self._stream.flush)
 
     def __getattr__(self, name: str) -> Any:
@@ -51,7 +51,7 @@ class LastingStream:
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """Let standard output and standard error be such streams."""
+    """Wrap standard output and standard error in `LastingStream` while the block lasts."""
     with (
         redirect_stdout(cast(TextIO, LastingStream(sys.stdout))),
         redirect_stderr(cast(TextIO, LastingStream(sys.stderr))),
@@ -60,7 +60,7 @@ def lasting_output() -> Iterator[None]:
 
 
 def _send_nowhere(stream: TextIO) -> None:
-    """For child processes, native code and what the stream still holds as well."""
+    """Redirect the stream's descriptor to the null device, also for child processes and buffered text."""
     with suppress(OSError, ValueError):  # a ValueError where it has no descriptor
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -68,7 +68,7 @@ def _send_nowhere(stream: TextIO) -> None:
 
 
 def leave_out_noise() -> None:
-    """Hides what a user can do nothing about: deprecations between the libraries, and Lightning's advertisements."""
+    """Hide warnings that a user cannot act on: deprecations between libraries, and Lightning's advertisements."""
     warnings.filterwarnings("ignore", message=r"(?s).*deprecated in v4\.")  # jsonargparse
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -19,7 +19,7 @@ NEEDED = ("run_dir", "validate_first")
 
 
 def check_values(config: Mapping[str, Any], roots: Mapping[str, Callable[..., Any] | None]) -> None:
-    """Looks at a parsed configuration, of which nothing has been made yet.
+    """Check a parsed configuration before any of its classes is built.
 
     Args:
         config: as nested mappings.
@@ -28,7 +28,7 @@ def check_values(config: Mapping[str, Any], roots: Mapping[str, Callable[..., An
     Raises:
         ConfigurationError: a seed that is none, or nothing where a value is expected.
     """
-    report([*_seed(config.get("seed_everything")), *_plain_roots(config), *_of_roots(config, roots)])
+    report([*_seed(config.get("seed_everything")), *_plain_roots(config), *_mistakes_in_roots(config, roots)])
 
 
 def _seed(value: Any) -> Iterator[Mistake]:
@@ -44,14 +44,14 @@ def _plain_roots(config: Mapping[str, Any]) -> Iterator[Mistake]:
             yield Mistake(name, "nothing (`null`)", "a value", "Set it, or leave it out for its default.")
 
 
-def _of_roots(config: Mapping[str, Any], roots: Mapping[str, Callable[..., Any] | None]) -> Iterator[Mistake]:
+def _mistakes_in_roots(config: Mapping[str, Any], roots: Mapping[str, Callable[..., Any] | None]) -> Iterator[Mistake]:
     for name, owner in roots.items():
         if owner is not None and isinstance(given := config.get(name), Mapping):
-            yield from _nothing(given, owner, name)
+            yield from _mistakes_in(given, owner, name)
 
 
-def _nothing(given: Mapping[str, Any], owner: Callable[..., Any], path: str) -> Iterator[Mistake]:
-    """Arguments that were given `null`, or no settings, where their annotation knows no such value."""
+def _mistakes_in(given: Mapping[str, Any], owner: Callable[..., Any], path: str) -> Iterator[Mistake]:
+    """Yield the arguments that are `null`, or no mapping of settings, where their annotation does not allow it."""
     hints = _hints_of(owner)
     for name, parameter in inspect.signature(owner).parameters.items():
         if name not in given or name not in hints or parameter.default is None:
@@ -63,25 +63,25 @@ def _nothing(given: Mapping[str, Any], owner: Callable[..., Any], path: str) -> 
         elif settings is not None and not isinstance(value, Mapping | list | str | settings):
             yield Mistake(where, f"`{shorten(value)}`", "a mapping of settings", "Write them below it.")
         elif settings is not None and isinstance(value, Mapping) and "class_path" not in value:
-            yield from _nothing(value, settings, where)
-        yield from _of_classes(value, where)
+            yield from _mistakes_in(value, settings, where)
+        yield from _mistakes_in_classes(value, where)
 
 
-def _of_classes(value: Any, path: str) -> Iterator[Mistake]:
-    """The arguments of each class that a value names, inside lists and mappings, too."""
+def _mistakes_in_classes(value: Any, path: str) -> Iterator[Mistake]:
+    """Yield the mistakes in the arguments of each class that a value names, also inside lists and mappings."""
     if isinstance(value, list):
         for i, item in enumerate(value):
-            yield from _of_classes(item, f"{path}.{i}")
+            yield from _mistakes_in_classes(item, f"{path}.{i}")
     elif isinstance(value, Mapping) and "class_path" in value:
         module, _, name = str(value["class_path"]).rpartition(".")
         try:
             owner = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, ValueError):
             return  # which the parser has accepted nevertheless
-        yield from _nothing(value.get("init_args") or {}, owner, f"{path}.init_args")
+        yield from _mistakes_in(value.get("init_args") or {}, owner, f"{path}.init_args")
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _of_classes(item, f"{path}.{key}")
+            yield from _mistakes_in_classes(item, f"{path}.{key}")
 
 
 def _admits_none(hint: Any) -> bool:
@@ -108,7 +108,7 @@ def _hints_of(owner: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _classes_in(annotation: Any) -> Iterator[type]:
-    """Give the classes that an annotation names, also inside unions and collections, or as what a function makes."""
+    """Yield the classes in an annotation, also inside unions and collections, and as return types of functions."""
     arguments = typing.get_args(annotation)
     if typing.get_origin(annotation) is Callable:
         yield from _classes_in(arguments[-1])

@@ -22,11 +22,11 @@ class Prepared(VetoCLI):
     """Reads and builds exactly what `fit` does, and stops there."""
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Leaves it out: nothing is trained, and there is no folder of a run."""
+        """Do nothing: nothing is trained, and no run folder is made."""
 
 
 def cache_teacher(config: Sequence[str], *, out: Path, k: int, split: str, rows_per_shard: int) -> None:
-    """Writes the teacher's scores of a split, and says what they cost and how they are used.
+    """Write the teacher's scores of a split, and print what truncation costs and how a run uses them.
 
     Args:
         config: the arguments of `veto-pl fit`.
@@ -60,7 +60,7 @@ def cache_teacher(config: Sequence[str], *, out: Path, k: int, split: str, rows_
 
 
 def usage(out: Path) -> str:
-    """The YAML that replaces the teacher by its store."""
+    """Return the YAML that replaces the teacher by the store in `out`."""
     rollout = {"class_path": "FromCache", "init_args": {"path": str(out)}}
     content = {"model": {"teacher": None, "objective": {"init_args": {"rollout": rollout}}}}
     text: str = yaml.safe_dump(content, sort_keys=False)
@@ -68,7 +68,7 @@ def usage(out: Path) -> str:
 
 
 def _scorer(cli: VetoCLI, k: int, temperature: float) -> Scorer:
-    """The models of the run on its device, in its precision."""
+    """Return a scorer with the models of the run, on its device and in its precision."""
     module, data, strategy = cli.model, cli.datamodule, cli.trainer.strategy
     data.connect(module.tokenizer)
     with cli.trainer.init_module():

@@ -80,7 +80,7 @@ class StudyRunner:
     _console: Console = field(default_factory=Console)
 
     def run(self) -> Comparison:
-        """Go through all of it, in order."""
+        """Run stages, search and trials in this order, and return the comparison."""
         for name in self.study.stages:
             failed = self._finish(f"stage {name}", self.jobs.stages(name))
             if failed and self.cluster is not None:
@@ -93,7 +93,7 @@ class StudyRunner:
         return self._report(trials, searches)
 
     def _search(self) -> tuple[dict[str, Point], dict[str, Search]]:
-        """Return the point of each method, and the searches. A method whose runs of the search all failed has none."""
+        """Run the searches. Return the chosen point of each method whose search did not fail, and the searches."""
         study, points = self.study, {label(point): point for point in self.study.search.points}
         searched = [name for name, method in study.methods.items() if method.search and study.searches]
         jobs = {
@@ -110,7 +110,7 @@ class StudyRunner:
         return {name: chosen.get(name, only[name]) for name in only if name in chosen or name not in searched}, searches
 
     def _ranked(self, method: str, jobs: Mapping[str, Sequence[Job]]) -> Search | None:
-        """Return the search of a method, if a setting has a score; if none can get one any more, that is a failure."""
+        """Return the search of a method, or None if no setting has a score; a search that is over is then a failure."""
         search = self.study.search
         scores = {
             text: search_score(search.metric, group) if all(job.is_done for job in group) else math.nan
@@ -124,7 +124,7 @@ class StudyRunner:
         return None
 
     def _finish(self, what: str, jobs: Sequence[Job]) -> list[tuple[Job, str]]:
-        """Run what is missing. Return the runs that failed, and why."""
+        """Run the jobs that are not done. Return those that failed, each with the reason."""
         missing = [job for job in jobs if not job.is_done]
         if self.cluster is None:
             reasons = {job.folder: job.failure for job in missing}
@@ -156,7 +156,7 @@ class StudyRunner:
         return comparison
 
     def _warn_of_empty(self, trials: Sequence[Trial]) -> None:
-        """Name quantities that no run has: a misspelt one would otherwise be a column of dashes."""
+        """Print a warning about quantities of the study that no run has, such as misspelt ones."""
         known = sorted({name for trial in trials for name in trial.values})
         for quantity in self.study.measured if trials else ():
             if quantity not in known:

@@ -26,11 +26,11 @@ from veto_pl.seams import Objective
 from veto_pl.storage.config_files import load, reason
 from veto_pl.storage.paths import local_path
 
-OPTION, PLACE = "--objective", "model.objective"
+OPTION, OBJECTIVE_KEY = "--objective", "model.objective"
 
 
 def explain(arguments: Sequence[str]) -> None:
-    """Draws the objectives that are named, and prints a few numbers of each.
+    """Draw the named objectives, and print a few numbers of each.
 
     Args:
         arguments: those of the command. `--objective NAME` and `--objective.FIELD VALUE` are written as in
@@ -99,7 +99,8 @@ def _from_arguments(arguments: Sequence[str]) -> Iterator[tuple[str, Objective]]
     for group in groups:
         words = " ".join(group).replace("=", " ").replace(f"{OPTION}.", "").removeprefix(OPTION).split()
         name, settings = " ".join(words[:1]), " ".join(words[1:])
-        yield f"{name} ({settings})" if settings else name, _built([g.replace(OPTION, f"--{PLACE}", 1) for g in group])
+        built = _build_objective([argument.replace(OPTION, f"--{OBJECTIVE_KEY}", 1) for argument in group])
+        yield f"{name} ({settings})" if settings else name, built
 
 
 def _from_files(paths: Sequence[Path]) -> Iterator[tuple[str, Objective]]:
@@ -110,13 +111,13 @@ def _from_files(paths: Sequence[Path]) -> Iterator[tuple[str, Objective]]:
             raise ConfigurationError(f"`--config`: `{path}` cannot be read as YAML: {reason(error)}.") from error
         model = content.get("model") if isinstance(content, Mapping) else None
         if not isinstance(model, Mapping) or "objective" not in model:
-            raise ConfigurationError(f"`--config`: `{path}` has no `{PLACE}`. Name the file that has it.")
-        yield path.stem, _built([f"--{PLACE}", yaml.safe_dump(model["objective"])])
+            raise ConfigurationError(f"`--config`: `{path}` has no `{OBJECTIVE_KEY}`. Name the file that has it.")
+        yield path.stem, _build_objective([f"--{OBJECTIVE_KEY}", yaml.safe_dump(model["objective"])])
 
 
-def _built(arguments: Sequence[str]) -> Objective:
+def _build_objective(arguments: Sequence[str]) -> Objective:
     parser = CompactParser()
-    parser.add_argument(f"--{PLACE}", type=Objective)
+    parser.add_argument(f"--{OBJECTIVE_KEY}", type=Objective)
     with strict_parsing():
         parsed = parser.parse_args(list(arguments))
     objective = parser.instantiate_classes(parsed).model.objective

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def export_checkpoint(
     checkpoint: str | Path, folder: str | Path, config: str | None = None, *, trust_remote_code: bool = False
 ) -> Path:
-    """Rebuilds the student of a checkpoint and exports it. Nothing in the checkpoint names what is built.
+    """Rebuild the student of a checkpoint and export it. No class named in the checkpoint is built or run.
 
     Args:
         checkpoint: a `.ckpt` file, or folder of a sharded run.
@@ -42,7 +42,7 @@ def export_checkpoint(
     check_folder(folder)
     settings, weights = _read(checkpoint)
     if config is not None:
-        student, tokenizer = _of_config(config)
+        student, tokenizer = _student_of_config(config)
     elif settings.get(BLUEPRINT) is None:
         raise ConfigurationError(
             f"`{checkpoint}` does not describe its student; an earlier version has written it. Name the configuration "
@@ -53,18 +53,18 @@ def export_checkpoint(
             settings[BLUEPRINT], Path(checkpoint), tensors=len(weights), trust_remote_code=trust_remote_code
         )
     _fill(student, weights, checkpoint)
-    told = settings.get("veto_pl_config")
-    return export_student(student, tokenizer, config or (told if isinstance(told, str) else None), folder)
+    written = settings.get("veto_pl_config")
+    return export_student(student, tokenizer, config or (written if isinstance(written, str) else None), folder)
 
 
-def _of_config(config: str) -> tuple[CausalLM, PreTrainedTokenizerBase]:
+def _student_of_config(config: str) -> tuple[CausalLM, PreTrainedTokenizerBase]:
     module, data = built_from(config)
     student = load_student(module.student_source, module.tokenizer, empty=True)
     return student, with_run_template(data.template, module.tokenizer)
 
 
 def _fill(student: CausalLM, weights: dict[str, Tensor], checkpoint: str | Path) -> None:
-    """Two matrices that the configuration ties stay apart where they were trained apart."""
+    """Load the weights into the student; matrices that differ are untied even if the configuration ties them."""
     inside = {name.removeprefix("model."): weight for name, weight in weights.items()}
     try:
         untie(student.model, [name for names in tied(student.model) for name in differing_names(names, inside)])
@@ -79,7 +79,7 @@ def _fill(student: CausalLM, weights: dict[str, Tensor], checkpoint: str | Path)
 
 
 def _read(checkpoint: str | Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
-    """The settings beside the weights, and the student's weights."""
+    """Return the settings in a checkpoint, and the student's weights by name."""
     if is_sharded(checkpoint):
         folder = Path(checkpoint)
         check_sharded(folder)

@@ -20,7 +20,7 @@ from veto_pl.judging.reference import ReferenceJudge
 from veto_pl.pages.render import write_text
 from veto_pl.seams import Example, Judge
 from veto_pl.storage.config_files import check_files
-from veto_pl.storage.going_on import required
+from veto_pl.storage.going_on import data_error_if_unwritten
 from veto_pl.storage.paths import local_path
 
 _TEXT = str | None
@@ -28,7 +28,7 @@ _TEXTS = list[str | None] | None
 
 
 def judge_files(arguments: Sequence[str]) -> None:
-    """Compares the answers of two files and prints how often the first are preferred.
+    """Compare the answers of two files, and print how often those of the first are preferred.
 
     Args:
         arguments: the command line behind `veto-pl judge`.
@@ -40,7 +40,7 @@ def judge_files(arguments: Sequence[str]) -> None:
     given, judge = _parsed(arguments)
     out = None if given.out is None else local_path(given.out)
     if out is not None:  # a judge may be dear: better to fail before it is asked
-        with required(f"`{out}`"):
+        with data_error_if_unwritten(f"`{out}`"):
             out.parent.mkdir(parents=True, exist_ok=True)
     first, second = read_answers(given.first), read_answers(given.second)
     rows, answers, others = matched(first, second, names=(given.first, given.second))
@@ -55,7 +55,7 @@ def judge_files(arguments: Sequence[str]) -> None:
 
 
 def read_answers(path: str) -> list[Example]:
-    """The rows of a file of answers: `prompt`, `completion`, and `reference` or `references` where there are any.
+    """Read a file of rows with `prompt`, `completion`, and `reference` or `references` where there are any.
 
     The answer is the completion of the row.
     """
@@ -65,7 +65,7 @@ def read_answers(path: str) -> list[Example]:
 def matched(
     first: Sequence[Example], second: Sequence[Example], *, names: tuple[str, str]
 ) -> tuple[list[Example], list[str], list[str]]:
-    """The rows that two files share, with the answers of both; several answers to a prompt are matched in order.
+    """Return the rows that two files share, and the answers of each; answers to the same prompt match in order.
 
     Raises:
         DataError: a prompt is missing in one of them, stands there less often, or has another reference.
@@ -89,7 +89,7 @@ def matched(
 
 
 def table(found: HeadToHead, judge: Judge, names: tuple[str, str]) -> Table:
-    """The outcome for readers."""
+    """Return the outcome as a table for the terminal."""
     lines = Table("", names[0], title=f"{names[0]} against {names[1]}, by {type(judge).__name__}", title_justify="left")
     lines.add_row("win rate", f"{100 * found.rate:.1f}% (95%: {100 * found.low:.1f} to {100 * found.high:.1f})")
     lines.add_row("wins, ties, losses", f"{found.wins}, {found.ties}, {found.losses}")
@@ -102,7 +102,7 @@ def table(found: HeadToHead, judge: Judge, names: tuple[str, str]) -> Table:
 
 
 def as_json(found: HeadToHead, judge: Judge, names: tuple[str, str]) -> dict[str, Any]:
-    """The outcome for scripts; numbers that do not exist are null."""
+    """Return the outcome as values for JSON; NaN becomes None."""
     numbers: dict[str, Any] = {
         "first": names[0],
         "second": names[1],
@@ -148,7 +148,7 @@ def _parsed(arguments: Sequence[str]) -> tuple[Any, Judge]:
 
 
 def _numbered(rows: Sequence[Example]) -> dict[tuple[str, int], Example]:
-    """Each row under its prompt and how many answers to it came before."""
+    """Return the rows by prompt and by the number of earlier answers to it."""
     seen: Counter[str] = Counter()
     numbered = {}
     for row in rows:

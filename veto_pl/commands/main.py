@@ -19,7 +19,7 @@ INTERRUPTED = 128 + 2
 
 
 def _refusal(given: Sequence[str]) -> ConfigurationError:
-    """Return what is wrong with a command that is missing or unknown."""
+    """Return the error for a command that is missing or unknown."""
     known = (*commands(), *TRAINING)
     shown_name = f"`{shorten(given[0])}`" if given else "no command"
     remedy = (did_you_mean(given[0], known) if given else "") or "`veto-pl --help` explains them."
@@ -27,7 +27,7 @@ def _refusal(given: Sequence[str]) -> ConfigurationError:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line; errors that veto_pl raises on purpose end it with their message alone."""
+    """Run the command line; a `VetoError` exits with its message and no traceback."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     leave_out_noise()
     find_classes_here()

@@ -21,7 +21,7 @@ from typing import Any
 from veto_pl.core.mistakes import shorten
 from veto_pl.exceptions import VetoError
 from veto_pl.plugins import announced, load, load_plugins, refused, summary
-from veto_pl.storage.paths import at_home, local_path
+from veto_pl.storage.paths import expand_home, local_path
 
 
 def _list(arguments: Sequence[str]) -> None:
@@ -36,8 +36,8 @@ def _list(arguments: Sequence[str]) -> None:
 def _export(arguments: Sequence[str]) -> None:
     """Write a checkpoint as a Hugging Face folder."""
     parser = _parser(_export)
-    parser.add_argument("checkpoint", type=at_home, help="a .ckpt file, or the folder of a sharded run")
-    parser.add_argument("folder", type=at_home, help="where to write the student, the tokenizer and the model card")
+    parser.add_argument("checkpoint", type=expand_home, help="a .ckpt file, or the folder of a sharded run")
+    parser.add_argument("folder", type=expand_home, help="where to write the student, the tokenizer and the model card")
     parser.add_argument(
         "--config", type=local_path, help="of the run, for a checkpoint that does not describe its student"
     )
@@ -46,11 +46,11 @@ def _export(arguments: Sequence[str]) -> None:
     load_plugins()  # they may have registered architectures
     from veto_pl.commands.export import export_checkpoint
     from veto_pl.storage.config_files import check_files
-    from veto_pl.storage.going_on import required
+    from veto_pl.storage.going_on import data_error_if_unwritten
 
     check_files(arguments)
     config = None if given.config is None else given.config.read_text(encoding="utf-8")
-    with required(f"The export `{given.folder}`"):
+    with data_error_if_unwritten(f"The export `{given.folder}`"):
         print(export_checkpoint(given.checkpoint, given.folder, config, trust_remote_code=given.trust_remote_code))
 
 
@@ -186,16 +186,16 @@ def commands() -> dict[str, Command]:
 
 
 def description() -> str:
-    """Return what `veto-pl --help` says first: what each of the commands does."""
-    others = [f"`veto-pl {name}` ({_in_a_sentence(summary(command))})" for name, command in commands().items()]
+    """Return the first paragraph of `veto-pl --help`: what each of the commands does."""
+    others = [f"`veto-pl {name}` ({_lower_first(summary(command))})" for name, command in commands().items()]
     return f"Distil language models. Beside the commands below there are {', '.join(others[:-1])} and {others[-1]}."
 
 
-def _in_a_sentence(text: str) -> str:
+def _lower_first(text: str) -> str:
     return (text[:1].lower() + text[1:]).rstrip(".")
 
 
 def _parser(command: Command) -> argparse.ArgumentParser:
-    """Return a parser of the command's own options, which says what its docstring says."""
+    """Return a parser for the command's own options, described by the command's docstring."""
     name = next(name for name, known in OWN.items() if known is command)
     return argparse.ArgumentParser(f"veto-pl {name}", description=inspect.getdoc(command), allow_abbrev=False)

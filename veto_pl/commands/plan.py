@@ -22,11 +22,11 @@ from veto_pl.planning.run_plan import plan, remedies
 from veto_pl.planning.simulation import Setting
 
 
-class _Described(Prepared):
+class _WithoutTrainer(Prepared):
     """Reads a configuration, also one of a machine that this one is not."""
 
     def instantiate_trainer(self, **_: Any) -> Trainer:
-        """No trainer: it would look for the devices of the run."""
+        """Return an empty stand-in, since a trainer would look for the devices of the run."""
         return cast(Trainer, SimpleNamespace())
 
 
@@ -40,7 +40,7 @@ def print_plan(
     share: float,
     as_script: bool,
 ) -> None:
-    """Prints what a run needs, and what would make it fit.
+    """Print what a run needs, and the changes that would make it fit.
 
     Args:
         config: the arguments of `veto-pl fit`.
@@ -59,7 +59,7 @@ def print_plan(
         raise ConfigurationError(f"`--share` must lie in (0, 1], got {share:g}.")
     target = find_device(device, memory)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
-    cli = _Described(["fit", *config])
+    cli = _WithoutTrainer(["fit", *config])
     trainer = cli.config_init["fit"]["trainer"]
     data = cli.datamodule
     setting = Setting(

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _row(run: Run, is_student: bool, seconds: float) -> list[float | None]:
-    """Return the accuracy on held-out words before and after, the KL at the end, and what the run took."""
+    """Return held-out accuracy before and after (%), final KL (nats/token), steps and seconds of a run."""
     curves = run.curves()
     accuracy, steps = curves["validation/accuracy"].values, curves["train/loss"].steps[-1] + 1
     divergence = curves["validation/reverse_kl"].values[-1] if is_student else None

@@ -61,12 +61,12 @@ class Scorer:
             )
 
     def identity(self) -> Identity:
-        """What all scores of this scorer have in common; reads every weight of the teacher."""
+        """Return what all scores of this scorer have in common; every weight of the teacher is read and hashed."""
         teacher = model_fingerprint(self.models.required_teacher().model)
         return Identity(teacher, tokenizer_fingerprint(self.models.tokenizer), self.k, self.temperature)
 
     def score(self, rows: Sequence[Encoded]) -> tuple[list[ScoredRow], TruncationCost]:
-        """The teacher's scores of every row, and what was lost by keeping k ids."""
+        """Return the teacher's scores of every row, and what keeping only k ids loses."""
         scored: list[ScoredRow] = []
         cost = TruncationCost()
         for start in range(0, len(rows), self.batch_size):
@@ -80,7 +80,7 @@ class Scorer:
         return scored, cost
 
     def _score_batch(self, batch: Sequence[Encoded]) -> tuple[Tensor, Tensor, TruncationCost]:
-        """[N, k] int32, [N, k + 1] float32 on the host, and the cost of the N tokens."""
+        """Return [N, k] int32 ids and [N, k + 1] float32 log-probabilities on the host, and the cost of N tokens."""
         prompts = self.collator.pad(batch).to(self.device)
         sequences = FromDataset()(prompts, self.models, Step(0, 1))
         teacher, student = self.models.required_teacher(), self.models.student
@@ -103,7 +103,7 @@ class Scorer:
 
 
 def write_store(scorer: Scorer, rows: Sequence[Encoded], folder: Path, *, rows_per_shard: int, say: Say) -> Manifest:
-    """Scores the rows that the folder does not hold yet, shard by shard.
+    """Score the rows that the folder does not hold yet, shard by shard.
 
     Shards that are there and intact are kept, so a build that was interrupted goes on, and a second split joins the
     first. Rows without a completion have no scores and are left out; rows that repeat are scored once.
@@ -113,7 +113,7 @@ def write_store(scorer: Scorer, rows: Sequence[Encoded], folder: Path, *, rows_p
         rows: encoded rows, in the order in which they are to be scored.
         folder: where to write; created if need be.
         rows_per_shard: rows of a file, and how many are held in memory.
-        say: told about the progress.
+        say: called with lines about the progress.
 
     Raises:
         ConfigurationError: the folder holds scores of another teacher, tokenizer, k or temperature.
@@ -123,7 +123,7 @@ def write_store(scorer: Scorer, rows: Sequence[Encoded], folder: Path, *, rows_p
     if not wanted:
         raise DataError(f"None of the {len(rows)} rows has a reference completion, so there is nothing to score.")
     folder.mkdir(parents=True, exist_ok=True)
-    manifest, known = _kept(folder, scorer.identity(), say)
+    manifest, known = _intact_shards(folder, scorer.identity(), say)
     missing = [row for key, row in wanted.items() if key not in known]
     manifest = replace(manifest, complete=not missing)
     manifest.write(folder)
@@ -139,8 +139,8 @@ def write_store(scorer: Scorer, rows: Sequence[Encoded], folder: Path, *, rows_p
     return manifest
 
 
-def _kept(folder: Path, identity: Identity, say: Say) -> tuple[Manifest, set[bytes]]:
-    """What a folder holds already and may keep: its manifest without damaged shards, and the keys of their rows."""
+def _intact_shards(folder: Path, identity: Identity, say: Say) -> tuple[Manifest, set[bytes]]:
+    """Return the manifest of a folder without its damaged shards, and the keys of the rows in the intact ones."""
     if not (folder / NAME).is_file():
         return Manifest(identity), set()
     manifest = Manifest.read(folder)

@@ -88,7 +88,7 @@ class Answers:
         return [self._token(text, {kind: of[i] for kind, of in values.items()}) for i, text in shown]
 
     def listing(self, answer: Answer) -> str:
-        """Return all numbers as lines of text, under the names of their columns; empty where there are none."""
+        """Return all numbers of an answer as lines of text with a header line; empty if it has none."""
         values = self._values(answer)
         names = [self.colours[kind].name for kind in values]
         numbers = zip(names, values.values(), strict=True)

@@ -66,7 +66,7 @@ def mean_costs(trials: Sequence[Trial]) -> tuple[float | None, float | None, flo
 
 
 def duration(seconds: float | None) -> str:
-    """Return seconds in a unit that can be read.
+    """Return seconds as text in seconds, minutes or hours.
 
     >>> duration(41.25), duration(600.0), duration(8100.0), duration(None)
     ('41.2 s', '10.0 min', '2.25 h', '—')
@@ -100,7 +100,7 @@ def skipped_text(comparison: Comparison) -> str:
 
 
 def settings_text(search: Search) -> str:
-    """Return of how many settings one was chosen: `3`, or `2 (of 3, 1 has no score)`."""
+    """Return as text the number of settings that one was chosen from: `3`, or `2 (of 3, 1 has no score)`."""
     tried, left = len(search.scores), len(search.ranked)
     if left == tried:
         return str(tried)
@@ -108,7 +108,7 @@ def settings_text(search: Search) -> str:
 
 
 def doubts(search: Search) -> dict[str, str]:
-    """Return what speaks against a choice, in few words -> what that means."""
+    """Return the reasons to doubt a choice: a few words -> what they mean."""
     found: dict[str, str] = {}
     if search.tied > 1:
         decided = "decided nothing" if search.tied == len(search.ranked) else "did not decide between them"
@@ -119,14 +119,14 @@ def doubts(search: Search) -> dict[str, str]:
 
 
 def search_text(search: Search, metric: Quantity) -> str:
-    """Return which setting was chosen of how many, and what speaks against the choice."""
+    """Return as text the chosen setting, the number it was chosen from, and the reasons to doubt the choice."""
     score = number(search.scores[search.chosen] * metric.factor)
     chosen = f"chosen of {settings_text(search)} on the validation split with {metric.label} {score}"
     return "; ".join([f"{search.chosen}, {chosen}", *(f"{what}: {why}" for what, why in doubts(search).items())])
 
 
 def key(comparison: Comparison) -> str:
-    """Return how the numbers of the table are to be read."""
+    """Return the sentences that explain how to read the numbers of the table."""
     seeds = len(comparison.seeds)
     if seeds < 2:
         return "One seed: there are no confidence intervals and no tests."

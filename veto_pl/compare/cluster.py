@@ -73,12 +73,12 @@ class Share:
         return cls(cores, min(gpus, devices) if with_gpus else 0, runs)
 
     def fits(self, node: tuple[float, float]) -> bool:
-        """Whether a node could take a run, were it free."""
+        """Return whether an idle node has the cores and GPUs of a run."""
         return node[0] >= self.cores and node[1] >= self.gpus
 
 
 def _part(have: float, runs: int) -> float:
-    """Return the part of a run: whole pieces, or a part of one that does not span two of them."""
+    """Return one run's part of `have` cores or GPUs: a whole number, or a fraction of a single one."""
     return have // runs if have >= runs or not have else 1 / math.ceil(runs / have)
 
 
@@ -175,7 +175,7 @@ def _outcome(reference: Any, job: Job) -> tuple[str | None, float]:
 
 
 def _cancel(references: list[Any]) -> None:
-    """Let runs save what they have, and wait for that."""
+    """Cancel runs, and wait until they have saved what they have."""
     import ray
 
     for reference in references:
@@ -205,7 +205,7 @@ def _marked(folder: Path) -> Iterator[Origin]:
 
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """Start Ray or go to a cluster for the block, unless the program around has done so.
+    """Start Ray or connect to a cluster while the block lasts, unless Ray is already running.
 
     SIGTERM interrupts the block as Ctrl-C does.
     """
@@ -245,7 +245,7 @@ def _start(address: str | None, temporary: str, attempts: int = 3) -> None:
 
 
 def _reachable(address: str) -> str:
-    """Return the address. Where nothing answers, Ray would go on trying for minutes."""
+    """Return the address, or raise `ConfigurationError` if nothing answers, where Ray would retry for minutes."""
     host, _, port = address.rpartition(":")
     try:
         if address != "auto":

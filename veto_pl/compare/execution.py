@@ -26,7 +26,7 @@ from veto_pl.storage.atomic import replacing
 
 
 def run(job: Job, threads: int) -> None:
-    """Run a job, or go on with it where it was stopped. A failure is written down, and ends the process with 1.
+    """Run or resume a job. A failure is written to its folder, and ends the process with exit code 1.
 
     Args:
         job: what to run.
@@ -42,13 +42,13 @@ def run(job: Job, threads: int) -> None:
 
 
 def _end(*_: object) -> None:
-    """Give back what the process holds before it ends. Where Lightning has put its own handler, that one saves."""
+    """Exit on SIGTERM so that cleanup runs; while Lightning's handler is installed, that one saves instead."""
     if signal.getsignal(signal.SIGTERM) is _end:
         sys.exit(128 + signal.SIGTERM)
 
 
 def _end_with_parent() -> None:
-    """Save and end when the process that started this one is gone, for nobody would hear of the run any more."""
+    """Wait until the parent process is gone, then send SIGTERM to this one, since nobody would get its result."""
     if (parent := parent_process()) is not None:
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
@@ -69,7 +69,7 @@ def _run_logged(job: Job, threads: int) -> None:
 
 
 def prepare(job: Job) -> None:
-    """Make the run's folder. What another job left there is removed; what this one left is gone on with."""
+    """Make the run's folder. Files of another job in it are removed; those of this job are kept to resume from."""
     file = job.folder / JOB
     earlier = Record.read(file)
     if file.exists() and (earlier is None or earlier.fingerprint != job.fingerprint):
@@ -83,7 +83,7 @@ def prepare(job: Job) -> None:
 
 
 def perform(job: Job, threads: int) -> None:
-    """Train, evaluate and mark the run as done. Its folder has been prepared.
+    """Train, evaluate and mark the run as done, in a folder that `prepare` has made.
 
     Raises:
         VetoError: the run ended early, or has nothing that can be compared.
@@ -102,7 +102,7 @@ def perform(job: Job, threads: int) -> None:
 
 
 def _here(threads: int) -> Callable[[list[str]], object]:
-    """Run commands of `veto-pl` in this process, which spares the seconds that a start takes."""
+    """Return a function that runs commands of `veto-pl` in this process, which saves the seconds of a start."""
     import torch
     from lightning.pytorch import Trainer
 
@@ -130,7 +130,7 @@ def _here(threads: int) -> Callable[[list[str]], object]:
 
 
 def _as_commands(threads: int) -> Callable[[list[str]], object]:
-    """Run commands of `veto-pl` as a shell does, so that they can start more processes."""
+    """Return a function that runs commands of `veto-pl` as subprocesses, so that they can start others."""
 
     def command(arguments: list[str]) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -153,7 +153,7 @@ def _test(job: Job, name: str) -> list[str]:
 
 
 def _refuse_cut_short(job: Job) -> None:
-    """Refuse a fit that a guard ended, or that lost its last validation to a stop: neither is comparable."""
+    """Raise `VetoError` for a fit that a guard ended, or that was stopped before its last validation."""
     summary = Summary.model_validate_json((job.folder / "summary.json").read_bytes())
     if summary.stopped is not None:
         _remove_checkpoints(job)  # or the next attempt would go on behind the stop
@@ -169,7 +169,7 @@ def _refuse_cut_short(job: Job) -> None:
 
 
 def _refuse_validation_rows(test: Path) -> None:
-    """Refuse a test on the validation split, on which `veto-pl test` falls back: by it the search has chosen."""
+    """Raise `VetoError` for a test on the validation split, on which the search has already chosen settings."""
     if EvaluationResult.model_validate_json(test.read_bytes()).split != "test":
         raise ConfigurationError(
             "A comparison tests on the test split, but the task of `data.task` has none. Set its `test_size`, or name "

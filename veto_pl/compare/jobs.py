@@ -120,7 +120,7 @@ class JobFactory:
         return [self._stage(name, seed) for seed in sorted({*self.study.seeds, *searched})]
 
     def search(self, method: str, point: Point, seed: int) -> Job:
-        """Return a run of the search. It never sees the test split."""
+        """Return a run of the search, which never reads the test split."""
         return self._run(method, point, seed, self.folder / "search" / slug(method) / slug(label(point)))
 
     def trial(self, method: str, point: Point, seed: int) -> Job:
@@ -242,7 +242,7 @@ def _place(stage: str) -> str:
 
 
 def _short(value: float) -> str:
-    """Write six digits where they are the number, else all, so that two points never have one label."""
+    """Return a number with six digits if those are exact, else with all, so that no two points share a label."""
     return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 

@@ -19,7 +19,7 @@ from veto_pl.report.table import Cell, ResultTable, plain
 
 
 def markdown(comparison: Comparison) -> str:
-    """One table with a row per method, and what was given to the runs, searched, and is missing.
+    """Return a table with a row per method, and lines on the budget, the search and the missing runs.
 
     Returns:
         GitHub-flavoured markdown without a headline, ending in a line feed.

@@ -76,7 +76,7 @@ def run_in_process(job: Job, origin: Origin, threads: int) -> tuple[str | None, 
 
 
 def _context() -> BaseContext:
-    """Return what starts processes with the libraries imported, where the system can fork.
+    """Return the context that starts processes, with the libraries already imported where the system can fork.
 
     They are forked from a process that lives as long as Ray's worker, which imports once. Nothing that a run does to
     the libraries, such as `torch.use_deterministic_algorithms`, is seen by the next one.
@@ -88,7 +88,7 @@ def _context() -> BaseContext:
 
 
 def _begin(job: Job, origin: Origin, threads: int, gpus: str | None) -> None:
-    """Run a job in this process, with the GPUs of this run, not with those of the first one of Ray's worker."""
+    """Run a job in this process, on this run's GPUs instead of those of the Ray worker's first run."""
     origin.enter()
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus

@@ -191,5 +191,5 @@ class Comparison:
         return Quantity.of(column, self.shown)
 
     def of(self, method: str) -> tuple[Trial, ...]:
-        """Return the trials of a method, by seed."""
+        """Return the trials of a method, ordered by seed."""
         return tuple(sorted((t for t in self.trials if t.method == method), key=lambda trial: trial.seed))

@@ -56,7 +56,7 @@ def _replace_entries(content: Any, options: list[str]) -> None:
 
 
 def _problem(found: ErrorDetails) -> str:
-    """Say where a mistake is, and what is known there."""
+    """Return a sentence on where a mistake is, and on the entries that are allowed there."""
     place = [str(part) for part in found["loc"] if part != "[key]"]
     where = f"`{'.'.join(place)}`: " if place else ""
     if found["type"] == "unexpected_keyword_argument":

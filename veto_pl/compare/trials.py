@@ -146,7 +146,7 @@ def _answers(path: Path) -> Iterator[Answer]:
 
 @contextmanager
 def _written(job: Job, file: str) -> Iterator[Path]:
-    """Open a file of a finished run; whatever its reader stumbles over is reported with the file, and what to do."""
+    """Give the path of a finished run's file; errors of the block that reads it become a `DataError` about it."""
     path = job.folder / file
     try:
         yield path

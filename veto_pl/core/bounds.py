@@ -10,7 +10,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, cast, get_args
 
 from annotated_types import Interval
 
@@ -33,7 +33,8 @@ CountFromZero = Annotated[int, Interval(ge=0)]
 class Bounded:
     """What has bounds on its fields: they are checked when it is made, and added to its docstring."""
 
-    _bounds: Mapping[str, Interval] = {}
+    # No annotation: jsonargparse would look its names up in the files of other classes.
+    _bounds = cast(Mapping[str, Interval], {})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -63,12 +63,13 @@ _NO_WORDS = re.compile(
 _WRITTEN_WITH_A_BASE = re.compile(r"[0-9A-F]+_\{?[0-9]+\}?")
 # A number that stands alone, but for currency, a unit, and words that leave it as it is.
 _NUMBER = re.compile(
-    r"(?P<before>(?:[^\W\d_]|[ ,'(:;=~≈\"])*)(?<![A-Za-z])(?<!\w\()(?P<sign>-? ?[$€£¥₹]? ?-?)"
+    r"(?P<before>(?:[^\W\d_]|[ ,'(:;~≈\"])*)(?<![A-Za-z])(?<!\w\()(?P<sign>-? ?[$€£¥₹]? ?-?)"
     r"(?P<size>(?:(?:[0-9]{1,3}(?:,[0-9]{3}){1,12}|[0-9]{1,40})(?:\.[0-9]{1,40})?|\.[0-9]{1,40})(?:[eE]-?[0-9]{1,2}|/[0-9]{1,40})?)"
     r"(?P<behind>(?:[^\W\d_]|[ .,'()/;\"&€£%-]|(?<=[a-z])\^?\{?[23]\}?(?![0-9]))*)"
 )
 _ALTERED_BEFORE = re.compile(
-    r"\b(?:not|never|than|least|most|half|third|quarter|twice|double|triple|times|plus|minus|root)\b(?!.*(?:\b(?:is|are|was)\b|[=:]))"
+    r"(?:\b(?:not|never|than|least|most|half|third|quarter|twice|double|triple|times|plus|minus|root)|n't)\b"
+    r"(?!.*(?:\b(?:is|are|was)\b|:))"
 )
 _ALTERED_BEHIND = re.compile(
     r"^(?:[abnxyz]{1,3}\b| ?(?![mgshlLtdCFKWVAJN]\b)[a-zA-Z]\b[ .)]*$| ?\(| ?/ ?(?![a-z]{2}|[hsdlm]\b)| ?-(?![a-z]{2}))"
@@ -184,7 +185,7 @@ def _boxed(text: str) -> str | None:
 def _unmarked(text: str) -> str | None:
     """Return the answer that the last line with a digit ends in."""
     line = next((line.strip() for line in reversed(text.splitlines()) if re.search(r"[0-9]", line)), "")
-    line = re.sub(r"^[-*\u2022]\s+", "", line)[-400:].rstrip(".")
+    line = re.sub(r"^(?:[-*\u2022]\s+|#+\s*)", "", line)[-400:].rstrip(".")
     formulas = list(_BETWEEN_DOLLARS.finditer(line))
     if formulas and not re.search(r"[0-9]", line[formulas[-1].end() :]):
         return formulas[-1][1] or formulas[-1][2]
@@ -192,8 +193,10 @@ def _unmarked(text: str) -> str | None:
         return line
     if equation := _EQUATION.search(line):
         return equation[0]
-    number = final_number(re.sub(r"(?<=m)\^?\{?[23](?:\}|\b)", "", line))  # 5 m^2
-    return None if number is None else f"{number:f}"
+    line = _tidy(re.sub(r"(?<=m)\^?\{?[23](?:\}|\b)", "", line))  # 5 m^2
+    number = final_number(line)
+    alone = _NUMBER.fullmatch(line)
+    return None if number is None or (alone and _is_altered(alone)) else f"{number:f}"
 
 
 def _stated(text: str) -> tuple[str, str]:
@@ -223,7 +226,7 @@ def _number(text: str, among_words: bool = False) -> Fraction | None:
     """Return the single number that a text states, in front of any unit; None where it states none or a calculation."""
     text = re.sub(r"\s+", " ", _TEXT.sub(r" \1 ", text)).replace(" ^", "^").strip(" $")
     found = _NUMBER.fullmatch(text[: LONGEST + 1].rstrip(".,; "))
-    if found is None or _ALTERED_BEFORE.search(found["before"]) or _ALTERED_BEHIND.search(found["behind"]):
+    if found is None or _is_altered(found):
         return None
     if not among_words and re.search(r"[^\W\d_]", found["before"]):  # a reference such as `June 20`
         return None
@@ -231,6 +234,10 @@ def _number(text: str, among_words: bool = False) -> Fraction | None:
         return Fraction(re.sub("[^-]", "", found["sign"])[:1] + found["size"].replace(",", ""))
     except (ValueError, ZeroDivisionError):
         return None
+
+
+def _is_altered(number: re.Match[str]) -> bool:
+    return bool(_ALTERED_BEFORE.search(number["before"]) or _ALTERED_BEHIND.search(number["behind"]))
 
 
 def _dense(text: str) -> str:

@@ -30,7 +30,7 @@ _ROUNDING = 1e-9  # what is left of a difference that is 0
 def write_explanation(
     responses: Mapping[str, Response], scene: Scene, path: Path, *, described: Mapping[str, str], part: float = 0.0
 ) -> Path:
-    """Write the page.
+    """Write the page of an explanation.
 
     Args:
         responses: objective -> what it does, in the order of their colours.
@@ -60,7 +60,7 @@ def write_explanation(
 
 def charts(responses: Mapping[str, Response], scene: Scene) -> dict[str, str]:
     """Return every picture by a short name, as an `<svg>` element."""
-    draw = partial(_drawn, teacher=scene.teacher)
+    draw = partial(_draw_curves, teacher=scene.teacher)
     gradient = "∂ loss / ∂ logit of the teacher's choice"
     shared = {
         "loss": draw({name: (r.student, r.loss) for name, r in responses.items()}, "Loss", "expected loss (nats)"),
@@ -76,7 +76,7 @@ def charts(responses: Mapping[str, Response], scene: Scene) -> dict[str, str]:
 
 
 def _targets(responses: Mapping[str, Response]) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
-    """Return the targets that stay as they are under one title, and each that moves over the run under its own."""
+    """Return curves by title: constant targets share one title, each target that changes over the run has its own."""
     fixed = {n: (r.student, v) for n, r in responses.items() for v in r.targets.values() if len(r.targets) == 1}
     moving = {
         f"Target of {name}": {part: (response.student, values) for part, values in response.targets.items()}
@@ -86,7 +86,7 @@ def _targets(responses: Mapping[str, Response]) -> dict[str, dict[str, tuple[Ten
     return ({"Target": fixed} if fixed else {}) | moving
 
 
-def _drawn(
+def _draw_curves(
     series: Mapping[str, tuple[Tensor, Tensor]],
     title: str,
     label: str,
@@ -95,7 +95,7 @@ def _drawn(
     log: bool = False,
     share: bool = False,
 ) -> str:
-    """Draw curves over the student's probability; an upright line shows where it agrees with the teacher."""
+    """Draw curves over the student's probability, with a vertical line at that of the teacher. Return the `<svg>`."""
 
     def adjust(axes: Axes) -> None:
         from veto_pl.charts.svg import INK, SOFT
@@ -119,12 +119,12 @@ def _drawn(
 
 
 def _points(student: Tensor, values: Tensor, *, log: bool) -> tuple[list[float], list[float]]:
-    """Return where the curve goes; what rounding leaves of 0 has no logarithm."""
+    """Return x and y of a curve; on a log axis, values that differ from 0 only by rounding become 0."""
     return student.tolist(), [value if value > _ROUNDING or not log else 0.0 for value in values.tolist()]
 
 
 def number_rows(response: Response, scene: Scene) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield the points of the sweep that are noted: the student's probability, and the columns."""
+    """Yield the rows of a table: the student's probability as text, and the text of each of `COLUMNS`."""
     swept = response.student.tolist()
     for probability in scene.noted:
         at = swept.index(probability)

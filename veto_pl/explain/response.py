@@ -13,7 +13,7 @@ from torch import Tensor
 
 from veto_pl.core.nested import changed, walk
 from veto_pl.exceptions import ConfigurationError, VetoError
-from veto_pl.explain.scene import Scene, one_token, tabled
+from veto_pl.explain.scene import Scene, one_token, table_models
 from veto_pl.parts.contexts import read_alike
 from veto_pl.parts.schedules import scheduled_values
 from veto_pl.seams import Objective, Stat, Step, Support, Target
@@ -47,14 +47,15 @@ class Response:
     kept: int | None = None
 
     def pull(self) -> Tensor:
-        """[n] how strongly the probability is raised relative to its size: minus gradient over probability."""
+        """Return [n] the relative pull on the probability: minus gradient over probability."""
         return -self.gradient / self.student
 
 
 def respond(objective: Objective, scene: Scene, part: float = 0.0) -> Response:
-    """Draws one token from every rollout of the objective, in all possible ways, at every point of the sweep.
+    """Return an objective's expected loss, gradient and target at every point of a scene's sweep.
 
-    Who writes a completion decides what it is drawn from: the student, the teacher (which stands for the references of
+    One token is drawn from every rollout, and the expectation is the exact sum over all ways to draw them. Who writes
+    a completion decides what it is drawn from: the student, the teacher (which stands for the references of
     the task as well), or their mixture; temperature and truncation of the sampling are left out. What looks at more
     than one token, such as a return over the future or a comparison with other completions, has nothing to see here.
 
@@ -70,7 +71,7 @@ def respond(objective: Objective, scene: Scene, part: float = 0.0) -> Response:
     step = Step(round(part * STEPS), STEPS)
     _check(objective, scene)
     kept = max((one.kept_ids() or 0 for one in _supports(objective)), default=0)
-    objective = read_alike(objective)  # what the teacher has been told is in the scene's numbers
+    objective = read_alike(objective)  # the scene's numbers hold what the teacher has read
     # One id must be left for the outcome of all others, so the outcomes are those of the whole vocabulary.
     objective = changed(objective, Support, lambda one: one.keeping(scene.outcomes - 1))  # type: ignore[type-abstract]
     teacher = scene.logp(scene.teacher)
@@ -96,11 +97,11 @@ def _check(objective: Objective, scene: Scene) -> None:
 
 
 def _expected(objective: Objective, student: Tensor, teacher: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-    """Loss and gradient at one point. [V] log-probabilities serve as logits."""
+    """Return loss and gradient, both scalars, at one point; the [V] log-probabilities serve as logits."""
     objective = objective.active(step)
     for copies in COPIES:
         logits = student[None].clone().requires_grad_()
-        with _said_clearly(objective), torch.enable_grad():
+        with _errors_explained(objective), torch.enable_grad():
             terms = _terms(objective, logits, teacher, copies, step).values()
             if all(float(stat.weight) > 0 for stat in terms):
                 loss = sum((stat.total / stat.weight for stat in terms), start=torch.zeros((), dtype=torch.float64))
@@ -113,11 +114,11 @@ def _expected(objective: Objective, student: Tensor, teacher: Tensor, step: Step
 
 
 def _terms(objective: Objective, logits: Tensor, teacher: Tensor, copies: int, step: Step) -> dict[str, Stat]:
-    """The terms of the loss, expected over the tokens that are drawn; a completion is one token, repeated."""
+    """Return the terms of the loss, expected over the drawn tokens; a completion is one token, repeated."""
     student = logits.detach()[0]
     # The reference is where every student starts: undecided.
     undecided = torch.full_like(teacher, -math.log(len(teacher)))
-    models = tabled(logits, teacher[None], undecided[None])
+    models = table_models(logits, teacher[None], undecided[None])
     samplers = [source.token_distribution(student, teacher, step) for source in objective.sources]
     expected: dict[str, Stat] = {}
     for tokens in product(range(len(student)), repeat=len(samplers)):
@@ -131,8 +132,8 @@ def _terms(objective: Objective, logits: Tensor, teacher: Tensor, copies: int, s
 
 
 @contextmanager
-def _said_clearly(objective: Objective) -> Iterator[None]:
-    """Whatever an objective stumbles over in a scene is reported as what cannot be drawn."""
+def _errors_explained(objective: Objective) -> Iterator[None]:
+    """Turn any error but a `VetoError` in the block into a `ConfigurationError` about what cannot be drawn."""
     try:
         yield
     except VetoError:
@@ -145,7 +146,7 @@ def _said_clearly(objective: Objective) -> Iterator[None]:
 
 
 def _targets(objective: Objective, scene: Scene, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The target's probability of id 0 along the sweep, for each part of the run where it is another one."""
+    """Yield labels and [n] target probabilities of id 0 along the sweep, where they change during the run."""
     yield from _own_target(objective, scene, prefix)
     parts = getattr(objective, "terms", None)
     if isinstance(parts, Mapping):

@@ -54,13 +54,13 @@ class Scene:
         return tuple(sorted({*NOTED, self.teacher}))
 
     def student(self) -> Tensor:
-        """[n] float64: the student's probabilities of id 0, from the faintest on; those that are noted among them."""
+        """Return [n] float64 probabilities of id 0 in ascending order, from `FAINTEST` on, with the noted ones."""
         end = math.log((1 - FAINTEST) / FAINTEST)
         even = torch.linspace(-end, end, self.points, dtype=torch.float64).sigmoid()
         return torch.tensor(sorted({*self.noted, *(round(value, 12) for value in even.tolist())}), dtype=torch.float64)
 
     def logp(self, preferred: Tensor | float) -> Tensor:
-        """[..., outcomes] float64 log-probabilities of a model that gives id 0 the probability `preferred`."""
+        """Return [..., outcomes] float64 log-probabilities of a model that gives id 0 the probability `preferred`."""
         first = torch.as_tensor(preferred, dtype=torch.float64)[..., None]
         others = ((1 - first) / (self.outcomes - 1)).expand(*first.shape[:-1], self.outcomes - 1)
         return torch.cat([first, others], -1).log()
@@ -79,32 +79,32 @@ class Table(LanguageModel):
         self.vocab_size = logits.shape[1]
 
     def forward(self, sequences: Sequences, readout: Callable[[Tensor, LanguageModel], Result]) -> Result:
-        """Hands the logits to `readout`, whatever the tokens are."""
+        """Call `readout` with the logits, whatever the tokens are, and return its result."""
         return readout(self.logits.expand(len(sequences.token_ids()), -1), self)
 
     def head(self) -> LinearHead:
-        """The identity."""
+        """Return the identity."""
         return LinearHead(torch.eye(self.vocab_size, dtype=self.logits.dtype))
 
     def project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits, none of which is padding."""
+        """Return `hidden`, which are the logits, and zeros as the probability of padding ids."""
         return hidden, hidden.new_zeros(hidden.shape[:-1])
 
     def next_logits(
         self, input_ids: Tensor, attention_mask: Tensor | None, cache: Any, position_ids: Tensor | None = None
     ) -> Tensor:
-        """Return the first token's logits, whatever was read."""
+        """Return [B, V] logits of the first token, whatever was read."""
         return self.logits[:1].expand(len(input_ids), -1)
 
 
-def tabled(student: Tensor, teacher: Tensor, reference: Tensor | None = None) -> Models:
-    """Models [N, V] that are nothing but their predictions; there is no tokenizer."""
+def table_models(student: Tensor, teacher: Tensor, reference: Tensor | None = None) -> Models:
+    """Return models that give fixed [N, V] logits, without a tokenizer."""
     third = None if reference is None else Table(reference)
     return Models(Table(student), Table(teacher), tokenizer=None, reference=third)
 
 
 def one_token(token: int, sampler_logp: Tensor, copies: int = 1) -> Sequences:
-    """A prompt and a completion of one token; the reward is 1 where the token is the teacher's choice.
+    """Return a one-token prompt with a completion of one repeated token; the reward is 1 if the token is id 0.
 
     Args:
         token: the completion.

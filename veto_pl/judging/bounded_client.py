@@ -34,7 +34,7 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
         self._seconds = seconds
 
     async def send(self, request: httpx2.Request, **settings: Any) -> httpx2.Response:
-        """Return the reply with its body; raises the client's own errors where it comes too late or is no JSON."""
+        """Return the reply with its body; raise the client's own errors if it comes too late or is no JSON."""
         for name in ("Authorization", "OpenAI-Organization", "OpenAI-Project"):
             request.headers.pop(name, None)
         request.headers.update(self._authorization)

@@ -89,11 +89,11 @@ class ChatJudge(Judge):
         self._endpoint()
 
     def __call__(self, example: Example, first: str, second: str) -> float:
-        """1.0, 0.5 or 0.0."""
+        """Return 1.0 if the first answer is better, 0.0 if the second is, 0.5 for a tie."""
         return verdict_of(message_of(self._endpoint().complete(self.request(example, first, second))))
 
     def request(self, example: Example, first: str, second: str) -> dict[str, Any]:
-        """The body of the request."""
+        """Return the body of the request; raise `NoVerdictError` if the template wants a reference but none exists."""
         if not example.references and "reference" in _fields(self.template):
             raise NoVerdictError(NO_REFERENCE)
         mark = hashlib.sha256("\0".join((example.prompt, first, second)).encode(errors="replace")).hexdigest()[:12]
@@ -110,7 +110,7 @@ class ChatJudge(Judge):
 
 
 def message_of(reply: dict[str, Any]) -> str:
-    """The text of a chat completion; raises `NoVerdictError` where it was refused, cut off or is none at all."""
+    """Return the text of a chat completion; raise `NoVerdictError` if it was refused, cut off or is malformed."""
     try:
         choice = reply["choices"][0]
         text, refusal = choice["message"].get("content"), choice["message"].get("refusal")
@@ -127,7 +127,7 @@ def message_of(reply: dict[str, Any]) -> str:
 
 
 def verdict_of(message: str) -> float:
-    r"""The score that the last line of a judge's message stands for; raises `NoVerdictError` where it stands for none.
+    r"""Return the score that the last line of a judge's message states; raise `NoVerdictError` if it states none.
 
     Example:
         >>> verdict_of("Text B invents a date.\n\n**Verdict: A**"), verdict_of("[[C]]")

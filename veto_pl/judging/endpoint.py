@@ -31,7 +31,7 @@ class _Loop(asyncio.SelectorEventLoop):
         return made
 
     async def abort(self) -> None:
-        """Close what is open."""
+        """Close the connections that are still open."""
         for transport in self._made:
             cast(asyncio.Transport, transport).abort()
         await asyncio.sleep(0)
@@ -125,7 +125,7 @@ class Endpoint:
         return key
 
     def _refusal(self, status: int, text: str, key: str | None) -> Exception:
-        """Return the error that a status stands for, with the server's words but not the key, which some repeat."""
+        """Return the error that a status stands for, with the server's message, from which the key is removed."""
         if status in (408, 409, 429) or status >= 500:
             return NoVerdictError(f"status {status}")
         said = " ".join(_without(key, text[:2000]).split())[:300]
@@ -136,7 +136,7 @@ class Endpoint:
 
 
 def _without(key: str | None, text: str) -> str:
-    """Return the text without the key, also where JSON has escaped it; some encoders escape slashes too."""
+    """Return the text with the key replaced by `[key]`, also where JSON has escaped it or its slashes."""
     quoted = json.dumps(key or "")[1:-1]
     for form in filter(None, (quoted.replace("/", "\\/"), (key or "").replace("/", "\\/"), quoted, key)):
         text = text.replace(form, "[key]")

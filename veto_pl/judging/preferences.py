@@ -51,7 +51,7 @@ class Verdict:
 
 
 def ask(judge: Judge, pair: Pair, *, both_orders: bool = True, seed: int = 0) -> Verdict:
-    """The verdict on a pair. Equal answers tie without being judged.
+    """Return the verdict on a pair. Equal answers tie without being judged.
 
     Args:
         judge: decides.
@@ -76,7 +76,7 @@ def ask(judge: Judge, pair: Pair, *, both_orders: bool = True, seed: int = 0) ->
 
 
 def ask_all(judge: Judge, pairs: Iterable[Pair], *, both_orders: bool = True, seed: int = 0) -> list[Verdict]:
-    """The verdict on every pair; a judge with a `concurrency` above 1 is asked from so many threads."""
+    """Return the verdict on every pair; a judge with a `concurrency` above 1 is asked from so many threads."""
     with ThreadPoolExecutor(max(1, getattr(judge, "concurrency", 1))) as pool:
         return list(pool.map(lambda pair: ask(judge, pair, both_orders=both_orders, seed=seed), pairs))
 

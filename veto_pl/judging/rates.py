@@ -49,7 +49,7 @@ class HeadToHead:
 
     @classmethod
     def of(cls, verdicts: Sequence[Verdict]) -> HeadToHead:
-        """Counts verdicts; all rates are NaN where there is none."""
+        """Count verdicts; all rates are NaN if there are none."""
         counts = Counter(verdict.score for verdict in verdicts)
         wins, ties, losses = counts[1.0], counts[0.5], counts[0.0]
         shown = [won for verdict in verdicts for won in verdict.shown_first]
@@ -79,7 +79,7 @@ def win_rate(
     seed: int = 0,
     both_orders: bool = True,
 ) -> HeadToHead:
-    """Compares two answers to each row.
+    """Compare two answers to each row.
 
     Args:
         judge: decides; one with a field `concurrency` is asked from so many threads.

@@ -32,7 +32,7 @@ class ReferenceJudge(Judge):
     margin: BelowOne = 0.0
 
     def __call__(self, example: Example, first: str, second: str) -> float:
-        """1.0, 0.5 or 0.0."""
+        """Return 1.0 if the first answer is nearer to the references, 0.0 if the second is, 0.5 for a tie."""
         if not example.references:
             raise NoVerdictError(NO_REFERENCE)
         lead = rouge(first, example.references, self.kind) - rouge(second, example.references, self.kind)

@@ -25,7 +25,7 @@ from veto_pl.models.loading import Pretrained
 from veto_pl.models.reading import source_errors
 from veto_pl.models.tokenizers import with_chat_template
 from veto_pl.seams import Template
-from veto_pl.storage.going_on import going_on, refusal
+from veto_pl.storage.going_on import system_error, warn_if_unwritten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,7 +58,7 @@ def student_files(
     if known is not None and known[0] is template:
         return known[1]
     files = None
-    with going_on("The description of the student for checkpoints", "tries again at the next one"):
+    with warn_if_unwritten("The description of the student for checkpoints", "tries again at the next one"):
         files = _saved_files_or_warn(model, exported_tokenizer(tokenizer, template))
         _FILES[model] = template, files
     return files
@@ -68,7 +68,7 @@ def _saved_files_or_warn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     try:
         return saved_files(model, tokenizer)
     except Exception as error:  # whatever a third party's `save_pretrained` raises
-        if refusal(error) is not None:
+        if system_error(error) is not None:
             raise
         rank_zero_warn(f"Checkpoints do not describe the student, for it cannot be saved: {error}")
         return None

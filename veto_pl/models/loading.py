@@ -27,7 +27,7 @@ from veto_pl.models.weights import SafetensorsWeights
 from veto_pl.seams import ModelSource
 from veto_pl.seams.models import StoredWeights
 from veto_pl.storage.atomic import replacing
-from veto_pl.storage.paths import at_home
+from veto_pl.storage.paths import expand_home
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -61,7 +61,7 @@ class Pretrained(ModelSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "path", at_home(self.path))
+        object.__setattr__(self, "path", expand_home(self.path))
 
     @property
     def tokenizer_source(self) -> Mapping[str, Any]:
@@ -158,7 +158,7 @@ class Gguf(ModelSource):
                 f"`Gguf` needs either `path` or `package`, got path={self.path!r} and package={self.package!r}."
             )
         for name in ("path", "cache"):
-            object.__setattr__(self, name, at_home(getattr(self, name)))
+            object.__setattr__(self, name, expand_home(getattr(self, name)))
 
     @property
     def tokenizer_source(self) -> Mapping[str, Any]:

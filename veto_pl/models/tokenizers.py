@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.reading import check_regular, source_errors
 from veto_pl.seams import TokenizerSource
-from veto_pl.storage.paths import at_home
+from veto_pl.storage.paths import expand_home
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,7 +80,7 @@ class PretrainedTokenizer(TokenizerSource):
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", at_home(self.path))
+        object.__setattr__(self, "path", expand_home(self.path))
 
     def load(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer."""

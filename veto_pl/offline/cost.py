@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from typing import ClassVar
 
+from pydantic import ConfigDict
 from rich.table import Table
 from torch import Tensor
 
@@ -12,6 +14,9 @@ from veto_pl.core.scores import TopKScores
 from veto_pl.functional.diagnostics import entropy
 from veto_pl.functional.divergences import forward_kl, reverse_kl
 from veto_pl.functional.supports import top_k_with_tail
+
+NOTHING_ELSE = ConfigDict(extra="forbid")
+"""Where these are read from a file, their fields are all that may stand there."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class TruncationCost:
         kept_reverse_kl: over k + 1 outcomes.
     """
 
+    __pydantic_config__: ClassVar = NOTHING_ELSE
     tokens: int = 0
     tail_mass: float = 0.0
     largest_tail_mass: float = 0.0
@@ -47,12 +53,12 @@ class TruncationCost:
 
     @staticmethod
     def total(parts: Iterable[TruncationCost]) -> TruncationCost:
-        """The sum of any number of parts."""
+        """Return the sum of any number of parts."""
         return sum(parts, TruncationCost())
 
     @staticmethod
     def measure(student_logp: Tensor, teacher_logp: Tensor, kept: TopKScores) -> TruncationCost:
-        """Compares full rows with truncated ones.
+        """Compare full rows with truncated ones.
 
         Args:
             student_logp: [n, V] log-probabilities, at the loss's temperature.
@@ -76,14 +82,14 @@ class TruncationCost:
         return TruncationCost(tokens=len(tail), largest_tail_mass=max(tail.tolist(), default=0.0), **sums)
 
     def means(self) -> dict[str, float]:
-        """The same figures per token; the number of tokens and the largest tail stay what they are."""
+        """Return the figures per token; the number of tokens and the largest tail are not divided."""
         whole = {"tokens": self.tokens, "largest_tail_mass": self.largest_tail_mass}
         names = [field.name for field in fields(self) if field.name not in whole]
         return whole | {name: getattr(self, name) / max(self.tokens, 1) for name in names}
 
 
 def cost_table(means: Mapping[str, float], k: int) -> Table:
-    """The figures of `TruncationCost.means` for the terminal."""
+    """Return the figures of `TruncationCost.means` as a table for the terminal."""
     table = Table("per token", "every id", f"{k} ids + tail", "kept", title="what the truncation costs")
     table.title_justify = "left"
     titles = {

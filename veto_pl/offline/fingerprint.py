@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Where a model lies and which version read it say nothing about what it computes.
-_CIRCUMSTANCES = ("_name_or_path", "name_or_path", "transformers_version", "architectures")
+_ORIGIN_KEYS = ("_name_or_path", "name_or_path", "transformers_version", "architectures")
 _PROBES = ("The quick brown fox, 12 + 30 = 42.", "  two  spaces\n\tand a tab", "naïve café 漢字 🙂")
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:
-    """A hash of the configuration and of every weight: name, dtype, shape and bytes.
+    """Return a hash of the configuration and of every weight: name, dtype, shape and bytes.
 
     Weights are read one at a time, so a model on an accelerator needs the host memory of its largest tensor only.
     """
     digest = hashlib.blake2b(digest_size=32)
-    digest.update(_json(_without_circumstances(model.config.to_diff_dict())))
+    digest.update(_json(_without_origin(model.config.to_diff_dict())))
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(_bytes(tensor))
@@ -33,7 +33,7 @@ def model_fingerprint(model: PreTrainedModel) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of what ids mean: the vocabulary with its added tokens, the EOS, and how a few texts are encoded.
+    """Return a hash of what ids mean: the vocabulary with added tokens, the EOS, and the ids of a few texts.
 
     The padding token is left out, because it only fills rows up. Serialised tokenizers are not compared: their text
     changes with the library's version and with the calls that were made.
@@ -44,7 +44,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def row_key(prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> bytes:
-    """16 bytes that name a row by its tokens; where the prompt ends counts.
+    """Return 16 bytes that identify a row by its tokens and by where its prompt ends.
 
     Example:
         >>> row_key([1, 2], [3]) == row_key([1], [2, 3])
@@ -58,10 +58,10 @@ def _json(content: Any) -> bytes:
     return json.dumps(content, sort_keys=True, default=str).encode()
 
 
-def _without_circumstances(config: Any) -> Any:
+def _without_origin(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
-    return {key: _without_circumstances(value) for key, value in config.items() if key not in _CIRCUMSTANCES}
+    return {key: _without_origin(value) for key, value in config.items() if key not in _ORIGIN_KEYS}
 
 
 def _bytes(tensor: Tensor) -> memoryview:

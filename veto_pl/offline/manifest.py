@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from veto_pl.core.bounds import Count, CountFromZero, Positive
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.offline.cost import TruncationCost
+from veto_pl.offline.cost import NOTHING_ELSE, TruncationCost
 from veto_pl.storage.atomic import replacing
 
 FORMAT: Literal[1] = 1
@@ -29,6 +29,7 @@ class Identity:
         temperature: divided the teacher's logits.
     """
 
+    __pydantic_config__: ClassVar = NOTHING_ELSE
     teacher: str
     tokenizer: str
     k: Count
@@ -46,6 +47,7 @@ class Shard:
         cost: what the truncation costs on its tokens.
     """
 
+    __pydantic_config__: ClassVar = NOTHING_ELSE
     file: Annotated[str, StringConstraints(pattern=r"^[^/\\]+\.safetensors$")]
     sha256: str
     rows: CountFromZero

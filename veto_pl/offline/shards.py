@@ -23,7 +23,7 @@ from veto_pl.storage.checksums import sha256_of
 
 KEY_BYTES = 16
 TYPES = {"keys": "U8", "offsets": "I64", "ids": "I32", "logp": "F32"}
-AGAIN = "Delete the file and run `veto-pl cache-teacher` with the same arguments again."
+REBUILD = "Delete the file and run `veto-pl cache-teacher` with the same arguments again."
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ScoredRow:
 
 
 def write_shard(folder: Path, file: str, rows: Sequence[ScoredRow], cost: TruncationCost) -> Shard:
-    """Writes one file in one step and returns its entry for the manifest."""
+    """Write one file atomically, and return its entry for the manifest."""
     lengths = torch.tensor([0, *(len(row.ids) for row in rows)])
     keys = torch.frombuffer(bytearray(b"".join(row.key for row in rows)), dtype=torch.uint8)
     content = save(
@@ -59,7 +59,7 @@ def write_shard(folder: Path, file: str, rows: Sequence[ScoredRow], cost: Trunca
 
 
 def verify(folder: Path, shard: Shard) -> None:
-    """Compares a shard's bytes with the manifest's hash; raises `DataError` where they differ."""
+    """Compare a shard's bytes with the manifest's hash; raise `DataError` if they differ."""
     path = folder / shard.file
     found = sha256_of(path) if path.is_file() else "no such file"
     if found != shard.sha256:
@@ -88,22 +88,22 @@ class ShardReader:
             self._offsets: list[int] = offsets.tolist()
             self._check(k)
         except (SafetensorError, OSError, TypeError, ValueError) as error:
-            raise DataError(f"The shard `{path}` cannot be read: {error!s:.200}. {AGAIN}") from error
+            raise DataError(f"The shard `{path}` cannot be read: {error!s:.200}. {REBUILD}") from error
 
     def keys(self) -> list[bytes]:
-        """The rows' keys, in the order of the file."""
+        """Return the rows' keys, in the order of the file."""
         return [bytes(key) for key in self._file.get_tensor("keys").tolist()]
 
     def row(self, index: int, temperature: float) -> TopKScores:
-        """The scores of one row, [n, k] and [n, k + 1]."""
+        """Return the scores of one row, ids [n, k] and log-probabilities [n, k + 1]; raise `DataError` if invalid."""
         tokens = slice(self._offsets[index], self._offsets[index + 1])
         ids, logp = (self._file.get_slice(name)[tokens] for name in ("ids", "logp"))
-        if len(ids) and not _possible(ids, logp):
-            raise DataError(f"The shard `{self._path}` holds impossible scores of row {index}. {AGAIN}")
+        if len(ids) and not _is_valid(ids, logp):
+            raise DataError(f"The shard `{self._path}` holds impossible scores of row {index}. {REBUILD}")
         return TopKScores(ids.long(), logp, temperature)
 
     def _check(self, k: int) -> None:
-        """Raises `ValueError` where the tensors do not fit together."""
+        """Raise `ValueError` if the shapes and types of the tensors do not fit together."""
         parts = {name: self._file.get_slice(name) for name in TYPES}
         found = {name: (part.get_dtype(), *part.get_shape()) for name, part in parts.items()}
         rows, tokens = len(self._offsets) - 1, self._offsets[-1] if self._offsets else -1
@@ -113,7 +113,7 @@ class ShardReader:
             raise ValueError(f"tensors that do not fit together: {found}")
 
 
-def _possible(ids: Tensor, logp: Tensor) -> bool:
-    """Whether these are distinct ids, and the probabilities of all outcomes sum to 1."""
+def _is_valid(ids: Tensor, logp: Tensor) -> bool:
+    """Return whether the ids of each token are distinct, and the probabilities of all outcomes sum to 1."""
     distinct = (ids.sort(-1).values.diff(dim=-1) > 0).all() and ids.min() >= 0
     return bool(distinct and logp.isfinite().all() and ((logp.exp().sum(-1) - 1).abs() < 1e-3).all())

@@ -55,7 +55,7 @@ class ScoreStore:
         return self.manifest.identity.temperature
 
     def find(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> TopKScores | None:
-        """The scores [n, k] of the n completion tokens, or None where the row was never scored."""
+        """Return the scores of the n completion tokens, ids [n, k], or None if the row was never scored."""
         place = self._places.get(row_key(prompt_ids, completion_ids))
         scores = None if place is None else self._readers[place[0]].row(place[1], self.temperature)
         if scores is not None and len(scores.ids) and int(scores.ids.max()) >= self._ids:
@@ -66,7 +66,7 @@ class ScoreStore:
         return scores
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Refuses a tokenizer whose ids mean something else; raises `ConfigurationError`."""
+        """Raise `ConfigurationError` if the ids of a tokenizer do not mean what those of the store do."""
         if tokenizer is self._checked:
             return
         ours, theirs = self.manifest.identity.tokenizer, tokenizer_fingerprint(tokenizer)
@@ -80,7 +80,7 @@ class ScoreStore:
 
 
 def complete_manifest(folder: str | Path) -> Manifest:
-    """The manifest of a store that is ready to be read; raises `ConfigurationError` where it is not."""
+    """Return the manifest of a complete store; raise `ConfigurationError` if the store is not complete."""
     manifest = Manifest.read(folder)
     if not manifest.complete:
         rows = sum(shard.rows for shard in manifest.shards)
@@ -92,7 +92,7 @@ def complete_manifest(folder: str | Path) -> Manifest:
 
 
 def open_store(folder: str | Path) -> ScoreStore:
-    """The store, opened and verified once per process as long as its manifest stays the same."""
+    """Return the store, opened and verified once per process as long as its manifest stays the same."""
     path = Path(folder)
     changed = (path / NAME).stat().st_mtime_ns if (path / NAME).is_file() else None
     return _opened(path, changed)

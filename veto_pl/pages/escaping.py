@@ -26,7 +26,7 @@ def visible(text: str) -> str:
 
 
 def is_long(text: str) -> bool:
-    """Return whether a text is so long that its box scrolls, so that the Tab key has to reach it."""
+    """Return whether a text is so long that its box scrolls, and must be reachable by the Tab key."""
     return len(text) > 250 or text.count("\n") > 12 or len(printable(text)) > 250
 
 

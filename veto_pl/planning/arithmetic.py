@@ -26,10 +26,10 @@ class Work:
     seconds: float | None
 
 
-def works(simulated: Simulated, setting: Setting, device: Device, share: float = SHARE) -> list[Work]:
-    """The parts of an optimizer step in their order; validation is no part of it.
+def step_work(simulated: Simulated, setting: Setting, device: Device, share: float = SHARE) -> list[Work]:
+    """Return the work of each part of an optimizer step, in their order; validation is not included.
 
-    Sampling reads the writers' weights once for each token of a row, and takes at least as long as that.
+    Sampling takes at least as long as reading the weights of the sampling models once for each token of a row.
     """
     peak = device.half if _is_half(setting) else device.single
     parts = []

@@ -12,7 +12,7 @@ from veto_pl.planning.simulation import PHASES, Simulated
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device at the dearest moment of one part of the step.
+    """Bytes on one device at the largest moment of one part of the step.
 
     Args:
         phase: the part.
@@ -36,8 +36,8 @@ class Memory:
         return self.weights + self.state + self.gradients + self.gathered + self.rest
 
 
-def memories(simulated: Simulated, placement: Placement, writers: frozenset[str] = frozenset()) -> list[Memory]:
-    """The parts in their order.
+def step_memory(simulated: Simulated, placement: Placement, writers: frozenset[str] = frozenset()) -> list[Memory]:
+    """Return the memory of each part of a step, in their order.
 
     Args:
         simulated: a step of one device, with gradients spread as `placement` does.
@@ -62,28 +62,32 @@ def memories(simulated: Simulated, placement: Placement, writers: frozenset[str]
 
 
 def _gathered(phase: str, simulated: Simulated, placement: Placement, writers: frozenset[str]) -> int:
-    """The outer weights, one layer at work and the next one on its way; in a rollout all weights, where it says so."""
+    """Return the bytes of sharded weights and gradients that are whole at the peak of a phase.
+
+    They are the outer weights, the layer at work and the next one; in a rollout, all weights of a model that
+    `placement` gathers.
+    """
     student, teacher, reference = simulated.student, simulated.teacher, simulated.reference
 
     def sampling(role: str, weights: Weights | None, whole: bool) -> int:
         if weights is None or role not in writers:
             return 0
-        return weights.bytes if whole else _running(weights)
+        return weights.bytes if whole else _layer_by_layer(weights)
 
     whole = placement.gather_student
     amounts: dict[str, Callable[[], int]] = {
         "rollout": lambda: sampling("student", student, whole) + sampling("teacher", teacher, placement.gather_teacher),
-        "teacher's scoring": lambda: max(_running(teacher), _running(reference)),
-        "student's forward": lambda: _running(student) + _outer(teacher),
-        "loss head": lambda: _running(student) + _outer(teacher),
+        "teacher's scoring": lambda: max(_layer_by_layer(teacher), _layer_by_layer(reference)),
+        "student's forward": lambda: _layer_by_layer(student) + _outer(teacher),
+        "loss head": lambda: _layer_by_layer(student) + _outer(teacher),
         # A layer's gradients are whole, and once more in the buffer that is summed over the ranks.
         "backward": lambda: student.outer + max(4 * student.layer, 2 * student.outer),
-        "validation": lambda: max(student.bytes if whole else _running(student), _running(teacher)),
+        "validation": lambda: max(student.bytes if whole else _layer_by_layer(student), _layer_by_layer(teacher)),
     }
     return amounts[phase]() if phase in amounts else 0
 
 
-def _running(weights: Weights | None) -> int:
+def _layer_by_layer(weights: Weights | None) -> int:
     return 0 if weights is None else weights.outer + 2 * weights.layer
 
 

@@ -57,7 +57,7 @@ DEVICES = {
 
 
 def device(name: str | None = None, memory: float | None = None) -> Device:
-    """The named device, or the one of this machine.
+    """Return the named device, or that of this machine.
 
     Args:
         name: a name of `DEVICES`, or `CPU`; None takes this machine's first GPU, or its CPU.

@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 @dataclass
 class Phase:
-    """The dearest moment of one part of a step, and the part's arithmetic.
+    """The largest moment of one part of a step, and the part's arithmetic.
 
     Args:
         gradients: bytes of the trained parameters' gradients at that moment, on this device.
@@ -72,24 +72,24 @@ class Observation(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Phase]:
-        """Books what happens inside under `name`; phases may be nested, and come back."""
+        """Count the memory and arithmetic of the block under `name`; phases may be nested and entered again."""
         outer, self._current = self._current, self.phases.setdefault(name, Phase())
-        self._remember()
+        self._update_peak()
         try:
             yield self._current
         finally:
             self._current = outer
 
     def expect(self, shape: Sequence[int], prompt: int) -> None:
-        """Masks of this shape ([B, T], or [B, T - 1] predictions, or one row) are True behind the first `prompt`."""
+        """Let masks of this shape [B, T], and of [B, T - 1] and [T], count as True after the first `prompt` columns."""
         rows, width = shape
         new = width - prompt
         self._true_counts |= {(rows, width): rows * new, (rows, width - 1): rows * new, (width,): new}
 
     def mark_gradient(self, parameter: Tensor) -> None:
-        """From now on the parameter's gradient counts as a gradient."""
+        """Count the storage of the parameter's present gradient as gradient from now on."""
         if parameter.grad is not None:
-            self._watch(parameter.grad)
+            self._track(parameter.grad)
             key = parameter.grad.untyped_storage()._cdata
             known = self._storages[key]
             if not known.gradient:
@@ -98,12 +98,12 @@ class Observation(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._count(-known.size, gradient=False)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs the operation on shapes alone, and books its results."""
+        """Run the operation on shapes alone, and count its arithmetic and the storages of its results."""
         kwargs = kwargs or {}
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor):
-                self._watch(leaf, counted=False)
-        result = self._supposed(func, args)
+                self._track(leaf, counted=False)
+        result = self._assumed_result(func, args)
         if result is None:
             result = func(*args, **kwargs)
         count = _FLOPS.get(func._overloadpacket)
@@ -111,17 +111,17 @@ class Observation(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._current.flops += count(*args, **kwargs, out_val=result)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                self._watch(leaf)
+                self._track(leaf)
         return result
 
-    def _watch(self, tensor: Tensor, counted: bool = True) -> None:
-        """A storage that is first seen as an argument was there before, and does not count."""
+    def _track(self, tensor: Tensor, counted: bool = True) -> None:
+        """Track a tensor's storage until it is freed; its bytes count unless it was first seen as an argument."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes() if counted else 0
         if key not in self._storages:
             self._storages[key] = _Storage(weakref.ref(storage, lambda _: self._forget(key)), size)
             self._count(size, gradient=False)
-            self._remember()
+            self._update_peak()
 
     def _forget(self, key: int) -> None:
         known = self._storages.pop(key)
@@ -133,12 +133,12 @@ class Observation(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             self._rest += size
 
-    def _remember(self) -> None:
+    def _update_peak(self) -> None:
         if self.alive > self._current.peak:
             self._current.gradients, self._current.rest = self._gradients // self.shards, self._rest
 
-    def _supposed(self, func: Any, args: Any) -> Any:
-        """The answer of an operation that depends on values, or None."""
+    def _assumed_result(self, func: Any, args: Any) -> Any:
+        """Return the assumed result of an operation that depends on values, or None for any other operation."""
         if func is aten._local_scalar_dense.default and args[0].dtype == torch.bool:
             return False
         if func is aten._local_scalar_dense.default and args[0].dtype.is_floating_point:

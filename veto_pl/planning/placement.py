@@ -38,12 +38,12 @@ class Placement:
         return self.ranks if self.kind == "fsdp2" else 1
 
     def sharded(self) -> Placement:
-        """The same devices with FSDP2."""
+        """Return the placement with FSDP2 on the same devices."""
         return replace(self, kind="fsdp2")
 
     @classmethod
     def of(cls, trainer: Mapping[str, Any]) -> Placement:
-        """Reads the settings of a trainer; `devices: auto` counts as one device.
+        """Return the placement that the settings of a trainer describe; `devices: auto` counts as one device.
 
         Raises:
             ConfigurationError: the strategy is not one that can be planned.

@@ -20,7 +20,7 @@ WORK_UNITS = (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9))
 
 
 def memory_table(plan: Plan) -> Table:
-    """A row for each part of a step; the dearest is marked."""
+    """Return a table of the memory of each part of a step; the largest is marked."""
     unit, scale = _unit(plan.peak.total, MEMORY_UNITS)
     shown = [name for name in PARTS if name != "gathered" or plan.placement.shards > 1]
     table = _table(f"memory per device, {unit}", *(PARTS[name] for name in shown), "total")
@@ -33,7 +33,7 @@ def memory_table(plan: Plan) -> Table:
 
 
 def work_table(plan: Plan) -> Table:
-    """A row for each part of an optimizer step, and their sum."""
+    """Return a table of the work of each part of an optimizer step, and their sum."""
     whole = sum(part.flops for part in plan.work)
     unit, scale = _unit(whole, WORK_UNITS)
     timed = all(part.seconds is not None for part in plan.work)
@@ -46,7 +46,7 @@ def work_table(plan: Plan) -> Table:
 
 
 def summary(plan: Plan) -> list[str]:
-    """What was planned, and the verdict."""
+    """Return lines on what was planned, and whether it fits."""
     setting, device = plan.setting, plan.device
     lengths = setting.lengths
     named = [f"{role} {_millions(weights)}" for role, weights in _models(plan).items() if weights is not None]
@@ -62,14 +62,14 @@ def summary(plan: Plan) -> list[str]:
 
 
 def remedy_lines(found: Sequence[Remedy]) -> list[str]:
-    """What would make it fit."""
+    """Return lines on the changes that would make it fit."""
     if not found:
         return ["Nothing that was tried makes it fit. Use smaller models, shorter texts or a larger device."]
     return ["Enough by itself:", *(f"  {remedy.change}  (peak {size(remedy.plan.peak.total)})" for remedy in found)]
 
 
 def as_json(plan: Plan, found: Sequence[Remedy]) -> dict[str, Any]:
-    """Everything in bytes, floating-point operations and seconds."""
+    """Return the plan as values for JSON, in bytes, floating-point operations and seconds."""
     return {
         "device": {"name": plan.device.name, "memory": plan.device.memory, "reserve": plan.device.reserve},
         "setting": asdict(plan.setting),
@@ -88,7 +88,7 @@ def _models(plan: Plan) -> dict[str, Weights | None]:
 
 
 def size(count: float) -> str:
-    """Bytes as people read them.
+    """Return a number of bytes as text in GiB or MiB.
 
     Example:
         >>> size(3 * 2**30), size(1536 * 2**10), size(100)
@@ -99,7 +99,7 @@ def size(count: float) -> str:
 
 
 def _unit(largest: float, units: Sequence[tuple[str, float]]) -> tuple[str, float]:
-    """The first unit that `largest` fills, or the smallest."""
+    """Return the first unit that is at most `largest`, or else the last, which is the smallest."""
     return next((unit for unit in units if largest >= unit[1]), units[-1])
 
 

@@ -38,12 +38,12 @@ class Lengths:
     longest: int | None = None
 
     def sampled(self, sampling: Sampling) -> int:
-        """Tokens of a sampled completion."""
+        """Return the tokens of a sampled completion."""
         return min(sampling.max_new_tokens, self.longest or sampling.max_new_tokens)
 
 
 def completed(source: RolloutSource, prompts: int, lengths: Lengths) -> Sequences:
-    """The sequences of the branch that writes most tokens, all of them with their full length."""
+    """Return sequences of full length, as the way of writing that makes most tokens would."""
 
     def tokens(writing: Writing) -> int:
         sampling = writing.sampling
@@ -55,7 +55,7 @@ def completed(source: RolloutSource, prompts: int, lengths: Lengths) -> Sequence
 
 
 def sequences(rows: int, prompt: int, new: int, writing: Writing) -> Sequences:
-    """[rows, prompt + new] without values."""
+    """Return sequences of the shape [rows, prompt + new], without meaningful values."""
     shape = (rows, prompt + new)
     mask = torch.ones(shape, dtype=torch.bool)
     stored = None
@@ -75,9 +75,9 @@ def sequences(rows: int, prompt: int, new: int, writing: Writing) -> Sequences:
 
 
 def roll_out(writing: Writing, models: Models, prompts: int, lengths: Lengths, phase: Phase) -> None:
-    """Reads the prompts, and writes the first token, the one where the caches grow last, and the last.
+    """Run the prefill, and the steps of the first token, of the last growth of the caches and of the last token.
 
-    The arithmetic of the steps between is that of the first and the last on average, since it grows evenly.
+    The arithmetic of the other steps is the average of the first and the last, since it grows linearly.
     """
     sampling = writing.sampling
     if sampling is None:
@@ -95,18 +95,18 @@ def roll_out(writing: Writing, models: Models, prompts: int, lengths: Lengths, p
         loop = _Loop(writers, caches, _draw(writing, sampling), prompts * sampling.num_completions)
         loop.read(prompts, lengths.prompt)
         counts = [phase.flops]
-        for held in moments(lengths.prompt, new):
+        for held in decode_moments(lengths.prompt, new):
             loop.write(held)
             counts.append(phase.flops)
         if len(counts) > 1:
             phase.flops = counts[0] + (new - 1) * (counts[1] - counts[0] + counts[-1] - counts[-2]) / 2
 
 
-def moments(prompt: int, new: int) -> list[int]:
-    """How many tokens the caches hold when the first token is read, when they grow last, and when the last is read.
+def decode_moments(prompt: int, new: int) -> list[int]:
+    """Return the tokens in the caches when the first token is read, when they last grow, and when the last is read.
 
     Example:
-        >>> moments(100, 200)
+        >>> decode_moments(100, 200)
         [100, 295, 298]
     """
     last = prompt + new - 2  # the last token that is drawn is not read
@@ -142,7 +142,7 @@ class _Loop:
             self.logits = [values.repeat_interleave(copies, 0) for values in self.logits]
 
     def write(self, held: int) -> None:
-        """Draws a token, and reads it when the caches hold so many tokens before it."""
+        """Draw a token, and read it with `held` tokens before it in the caches."""
         rows = torch.arange(self.rows)
         drawn = self.draw(self.logits, torch.zeros(self.rows, dtype=torch.float64), rows).ids
         position = torch.full((self.rows, 1), held)
@@ -153,7 +153,7 @@ class _Loop:
 
 
 def _draw(writing: Writing, sampling: Sampling) -> Draw:
-    """The memory that a source's way to draw needs."""
+    """Return a function that draws tokens with the memory that the source's way to draw needs."""
 
     def mixed(logits: Sequence[Tensor], uniform: Tensor, rows: Tensor) -> Drawn:
         teacher_logp, student_logp = (sampling.shape(values) for values in logits)
@@ -166,7 +166,7 @@ def _draw(writing: Writing, sampling: Sampling) -> Draw:
 
 
 def _fill(layer: Any, prompt: int, held: int) -> None:
-    """Lets a layer of a cache hold so many tokens, in as much room as it would have by then."""
+    """Resize a layer of a cache to `held` tokens, with the room that it would have by then."""
     present = layer.keys.shape[-2]
     if held == present:
         return
@@ -187,7 +187,7 @@ def _sized(values: Tensor, length: int) -> Tensor:
 
 
 def _growth(prompt: int, last: int) -> list[tuple[int, int]]:
-    """How many tokens a layer holds each time it grows, and the room that it has afterwards."""
+    """Return, for each time a cache layer grows, the tokens that it holds and its room afterwards."""
     grown = [(prompt, room_for(prompt + 1))]
     while grown[-1][1] <= last:
         held = grown[-1][1]

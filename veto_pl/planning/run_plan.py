@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from veto_pl.module import DistillationModule
-from veto_pl.planning.arithmetic import SHARE, Work, works
-from veto_pl.planning.device_memory import Memory, memories
+from veto_pl.planning.arithmetic import SHARE, Work, step_work
+from veto_pl.planning.device_memory import Memory, step_memory
 from veto_pl.planning.devices import Device
 from veto_pl.planning.placement import Placement
 from veto_pl.planning.simulation import Setting, Simulated, simulate
-from veto_pl.planning.stages import dearest, stages
+from veto_pl.planning.stages import combine_peaks, stages
 
 FEW_ROWS = 64
 """Rows of a chunk of the loss head that still make products of a useful size."""
@@ -51,7 +51,7 @@ class Plan:
 def plan(
     module: DistillationModule, setting: Setting, placement: Placement, device: Device, share: float = SHARE
 ) -> Plan:
-    """Plans a run without loading anything.
+    """Plan a run without loading any weights.
 
     Args:
         module: models, objective, optimizer and evaluation.
@@ -64,7 +64,7 @@ def plan(
         ConfigurationError: a model cannot be read, or the step cannot be planned.
     """
     setting = replace(setting, shards=placement.shards, accelerator=device.accelerator)
-    simulated = dearest([simulate(module, setting, objective) for objective in stages(module.objective)])
+    simulated = combine_peaks([simulate(module, setting, objective) for objective in stages(module.objective)])
     writers = frozenset(
         role for source in module.objective.sources for writing in source.writings() for role in writing.writers
     )
@@ -73,8 +73,8 @@ def plan(
         placement,
         device,
         simulated,
-        tuple(memories(simulated, placement, writers)),
-        tuple(works(simulated, setting, device, share)),
+        tuple(step_memory(simulated, placement, writers)),
+        tuple(step_work(simulated, setting, device, share)),
     )
 
 
@@ -92,7 +92,7 @@ class Remedy:
 
 
 def remedies(module: DistillationModule, given: Plan) -> list[Remedy]:
-    """The changes that are enough, each alone; all together where none is; nothing where that is not enough either."""
+    """Return the changes that suffice alone; if there are none, all of them together, or nothing if those fail."""
     found: list[Remedy] = []
     for change, setting, placement in _changes(module, given):
         if placement == given.placement or not any(r.plan.placement != given.placement for r in found):
@@ -111,7 +111,7 @@ def _keep_if_it_fits(found: list[Remedy], change: str, candidate: Plan) -> None:
 
 
 def _smaller_batches(module: DistillationModule, given: Plan) -> Remedy | None:
-    """The largest batch that fits, with as many prompts per optimizer step."""
+    """Return the largest batch that fits, with as many prompts per optimizer step, or None if none fits."""
     divisor, remedy = 2, None
     while remedy is None and divisor <= max(given.setting.prompts, given.setting.validation_prompts):
         change, setting = _divided(given.setting, divisor)
@@ -149,7 +149,7 @@ def _changes(module: DistillationModule, given: Plan) -> Iterator[tuple[str, Set
 
 
 def _together(module: DistillationModule, given: Plan) -> tuple[str, Setting, Placement]:
-    """One prompt at a time, and every change, over as many devices as were thought of."""
+    """Return all changes together, as options, setting and placement: one prompt at a time, on most devices."""
     first, setting = _divided(given.setting, given.setting.prompts)
     placement, options = given.placement, {"batch": first}
     for option, changed, spread in _changes(module, given):

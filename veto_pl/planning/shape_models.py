@@ -20,7 +20,7 @@ from veto_pl.planning.observation import Observation
 from veto_pl.seams import LanguageModel, Models, ModelSource, Sequences
 
 Result = TypeVar("Result")
-ENOUGH_ROWS = 512
+SAMPLE_ROWS = 512
 """Rows that the loss head is shown, or two chunks if those are more."""
 
 
@@ -44,7 +44,7 @@ class Weights:
 
     @classmethod
     def of(cls, model: CausalLM) -> Weights:
-        """Adds up a model, wherever it is."""
+        """Return the weights of a model on any device."""
         parameters = list(model.parameters())
         total = _size([*parameters, *model.buffers()])
         layers = [_size([*layer.parameters()]) for layer in _layers(model)]
@@ -70,12 +70,12 @@ class ShapeOnlyLM(CausalLM):
         self._supports_packing = True
         self.observation: Observation | None = None
         self.parts: tuple[str, str] | None = None
-        self.sample = ENOUGH_ROWS
+        self.sample = SAMPLE_ROWS
 
     def forward(self, sequences: Sequences, readout: Callable[[Tensor, CausalLM], Result]) -> Result:
-        """Every row has the full length, so rows are not packed and need no mask.
+        """Run the backbone without a mask or packing, since every row has the full length, then the readout.
 
-        The readout works in chunks, and its memory does not grow with their number: it sees enough rows for a few, and
+        The readout works in chunks, and its memory does not grow with their number: it gets enough rows for a few, and
         its arithmetic is scaled up.
         """
         with self._part(0, 1.0):
@@ -102,8 +102,8 @@ class ShapeOnlyLM(CausalLM):
 
 
 @contextmanager
-def booked(model: ShapeOnlyLM | None, parts: tuple[str, str]) -> Iterator[None]:
-    """Gives the model's own work and what is read out of it phases of their own."""
+def phases_of(model: ShapeOnlyLM | None, parts: tuple[str, str]) -> Iterator[None]:
+    """Count the backbone and the readout of a model under two phases of their own while the block lasts."""
     if model is not None:
         model.parts = parts
     try:
@@ -114,7 +114,7 @@ def booked(model: ShapeOnlyLM | None, parts: tuple[str, str]) -> Iterator[None]:
 
 
 def skeletons(module: DistillationModule, dtype: torch.dtype | None, *, checkpointing: bool) -> Models:
-    """The models of a run on the meta device.
+    """Return the models of a run on the meta device.
 
     Args:
         module: names their sources.
@@ -142,23 +142,23 @@ def skeletons(module: DistillationModule, dtype: torch.dtype | None, *, checkpoi
 
 
 def without_storage(model: LanguageModel) -> ShapeOnlyLM:
-    """A skeleton whose tensors pretend to be on the CPU; call it inside a `FakeTensorMode`, which then runs it."""
+    """Return a skeleton with fake tensors on the CPU; call it inside a `FakeTensorMode`, which then runs it."""
     known: dict[int, Tensor] = {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None:
-                    tensors[name] = known.setdefault(id(tensor), _pretended(tensor))  # type: ignore[assignment]
+                    tensors[name] = known.setdefault(id(tensor), _fake_tensor(tensor))  # type: ignore[assignment]
     return ShapeOnlyLM(model.model, model.vocab_size).train(model.training)
 
 
-def _pretended(tensor: Tensor) -> Tensor:
+def _fake_tensor(tensor: Tensor) -> Tensor:
     empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def _portable(source: ModelSource) -> ModelSource:
-    """The same source without kernels that only an accelerator has; `sdpa` needs as little memory."""
+    """Return the source with `sdpa` instead of flash attention, which the CPU lacks; it needs as little memory."""
     fields = vars(source)
     if isinstance(inner := fields.get("source"), ModelSource):
         return replace(source, source=_portable(inner))  # type: ignore[type-var]

@@ -26,7 +26,7 @@ from veto_pl.module import DistillationModule
 from veto_pl.parts.contexts import read_alike
 from veto_pl.planning.observation import Observation, Phase
 from veto_pl.planning.rollout import Lengths, completed, roll_out
-from veto_pl.planning.shape_models import ENOUGH_ROWS, Weights, booked, skeletons, without_storage
+from veto_pl.planning.shape_models import SAMPLE_ROWS, Weights, phases_of, skeletons, without_storage
 from veto_pl.rollouts import FromStudent
 from veto_pl.seams import Models, Objective, PromptBatch, Stat, Step
 from veto_pl.training.evaluation import Evaluation
@@ -101,7 +101,7 @@ class Simulated:
 
 
 def simulate(module: DistillationModule, setting: Setting, objective: Objective) -> Simulated:
-    """Runs an optimizer step on the objective, and a validation batch, without weights.
+    """Run an optimizer step on the objective, and a validation batch, without weights.
 
     Raises:
         ConfigurationError: a model cannot be read, or the step depends on values that are not known before the run.
@@ -114,7 +114,7 @@ def simulate(module: DistillationModule, setting: Setting, objective: Objective)
     dtype, _ = PRECISIONS[setting.precision]
     models = skeletons(module, dtype, checkpointing=setting.checkpointing)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), _blocks(setting.accelerator):
+        with FakeTensorMode(allow_non_fake_inputs=True), _whole_chunks(setting.accelerator):
             return _Simulation(module, setting, models, objective).run()
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise ConfigurationError(
@@ -135,7 +135,7 @@ class _Simulation:
         self.teacher = None if models.teacher is None else without_storage(models.teacher)
         self.reference = None if models.reference is None else without_storage(models.reference)
         self.models = Models(self.student, self.teacher, models.tokenizer, reference=self.reference)
-        self.objective = _adapted(objective, setting.chunk_rows)
+        self.objective = _with_chunks(objective, setting.chunk_rows)
         self.trained = [p for p in self.student.parameters() if p.requires_grad]
         self.observation = Observation(setting.shards)
         self.ledger = GradientLedger()
@@ -144,7 +144,7 @@ class _Simulation:
         state = self._first_step()
         for model in filter(None, (self.student, self.teacher, self.reference)):
             model.observation = self.observation
-            model.sample = max(ENOUGH_ROWS, 2 * _chunk_rows(self.objective))
+            model.sample = max(SAMPLE_ROWS, 2 * _chunk_rows(self.objective))
         with self.observation:
             for parameter in self.trained:
                 self._set_gradient(parameter)
@@ -161,7 +161,7 @@ class _Simulation:
         return Simulated(Weights.of(self.student), teacher, reference, state, self.observation.phases, self._reads())
 
     def _first_step(self) -> int:
-        """Bytes of the state that the optimizer makes: it is there before the step that is observed."""
+        """Take a first step, so that the optimizer's state exists before the observed one. Return its bytes."""
         with Observation() as first:
             self.optimizer = _optimizer(self.module, self.trained, self.setting.accelerator)
             for parameter in self.trained:
@@ -173,7 +173,7 @@ class _Simulation:
         return state
 
     def _set_gradient(self, parameter: nn.Parameter) -> None:
-        """The gradient of the step before, which stays until this step's backward pass."""
+        """Set the gradient of the previous step, which stays until the backward pass of this one."""
         parameter.grad = torch.empty_like(parameter)
         self.observation.mark_gradient(parameter)
 
@@ -182,7 +182,7 @@ class _Simulation:
         return nullcontext() if dtype is None else torch.autocast("cpu", dtype)
 
     def _roll_out(self) -> None:
-        """Of sources that choose between others, the dearest choice counts."""
+        """Run the rollout of every source; where a source chooses between others, the largest choice counts."""
         with self.observation.phase("rollout") as phase:
             for source in self.objective.sources:
                 before, costs = phase.flops, [0.0]
@@ -193,7 +193,7 @@ class _Simulation:
                 phase.flops = before + max(costs)
 
     def _reads(self) -> int:
-        """The writers' weights, once for each token of a row."""
+        """Return the bytes read by sampling: the weights of the sampling models, once for each token of a row."""
         size = {"student": Weights.of(self.student).bytes}
         if self.teacher is not None:
             size["teacher"] = Weights.of(self.teacher).bytes
@@ -209,7 +209,7 @@ class _Simulation:
         return sum(chosen)
 
     def _update(self) -> None:
-        """The last micro-batch of a window, and the optimizer step."""
+        """Run the last micro-batch of an accumulation window, and the optimizer step."""
         terms = self._loss()
         if self.setting.accumulate > 1 and len(terms) > 1:
             self._backward(terms)  # an earlier micro-batch leaves a gradient of each term behind
@@ -223,7 +223,7 @@ class _Simulation:
             self.optimizer.step()
 
     def _loss(self) -> dict[str, Stat]:
-        """The undivided terms; teacher and student book their own parts."""
+        """Return the undivided terms of the loss; teacher and student count under phases of their own."""
         rollouts = {}
         for source in self.objective.sources:
             rollouts[source] = completed(source, self.setting.prompts, self.setting.lengths)
@@ -232,9 +232,9 @@ class _Simulation:
             for context in (
                 self.observation.phase("loss head"),
                 self._autocast(),
-                booked(self.student, UPDATE),
-                booked(self.teacher, SCORING),
-                booked(self.reference, SCORING),
+                phases_of(self.student, UPDATE),
+                phases_of(self.teacher, SCORING),
+                phases_of(self.reference, SCORING),
             ):
                 stack.enter_context(context)
             terms = dict(self.objective.loss(rollouts, self.models, Step(0, 1)).terms)
@@ -264,7 +264,7 @@ class _Simulation:
 
 
 def _optimizer(module: DistillationModule, trained: list[nn.Parameter], accelerator: bool) -> Optimizer:
-    """The run's optimizer. On an accelerator it updates all weights at once, unless told otherwise."""
+    """Return the run's optimizer; on an accelerator it updates all weights at once (`foreach`) by default."""
     optimizer = module.optimizer(trained)
     for group in optimizer.param_groups:
         if accelerator and "foreach" in group and group["foreach"] is None and not group.get("fused"):
@@ -272,8 +272,8 @@ def _optimizer(module: DistillationModule, trained: list[nn.Parameter], accelera
     return optimizer
 
 
-def _adapted(objective: Objective, chunk_rows: int | None) -> Objective:
-    """The same objective, and its terms, with other chunks, and a teacher that reads what the student reads.
+def _with_chunks(objective: Objective, chunk_rows: int | None) -> Objective:
+    """Return the objective and its terms with other chunks, and a teacher that reads what the student reads.
 
     Another context reads the examples of the batch, and a plan has none.
     """
@@ -287,14 +287,14 @@ def _adapted(objective: Objective, chunk_rows: int | None) -> Objective:
 
 
 def _chunk_rows(objective: Objective) -> int:
-    """The most rows that a term of the objective holds at a time."""
+    """Return the most rows that a term of the objective holds at a time."""
     parts = inside(objective, Objective)  # type: ignore[type-abstract]
     return max((getattr(part, "chunk_rows", 0) for part in parts), default=0)
 
 
 @contextmanager
-def _blocks(accelerator: bool) -> Iterator[None]:
-    """The loss head works on whole chunks on an accelerator; here everything pretends to be on a CPU."""
+def _whole_chunks(accelerator: bool) -> Iterator[None]:
+    """Let the loss head work on whole chunks, as on an accelerator, though the fake tensors are on the CPU."""
     before = chunked.BLOCK_ELEMENTS
     if accelerator:
         chunked.BLOCK_ELEMENTS = sys.maxsize

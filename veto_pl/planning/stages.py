@@ -14,27 +14,27 @@ STEPS = 100
 
 
 def stages(objective: Objective) -> list[Objective]:
-    """The objectives that are trained on during a run; of those that differ in weights alone, the first."""
+    """Return the objectives that a run trains on; of those that differ in their weights alone, the first."""
     found: dict[str, Objective] = {}
     for index in range(STEPS):
         active = objective.active(Step(index, STEPS))
-        found.setdefault(_rolled_out_and_scored(active), active)
+        found.setdefault(_text_without_weights(active), active)
     return list(found.values())
 
 
-def dearest(simulated: Sequence[Simulated]) -> Simulated:
-    """Of each part of a step, the simulation that needs most."""
+def combine_peaks(simulated: Sequence[Simulated]) -> Simulated:
+    """Return a simulation that combines the largest of each part of a step."""
     phases: dict[str, Phase] = {}
     for one in simulated:
         for name, phase in one.phases.items():
             known = phases.get(name, Phase())
-            dear = max(known, phase, key=lambda part: part.peak)
-            phases[name] = replace(dear, flops=max(known.flops, phase.flops))
+            larger = max(known, phase, key=lambda part: part.peak)
+            phases[name] = replace(larger, flops=max(known.flops, phase.flops))
     return replace(simulated[0], phases=phases, reads=max(one.reads for one in simulated))
 
 
-def _rolled_out_and_scored(objective: Objective) -> str:
+def _text_without_weights(objective: Objective) -> str:
     terms = getattr(objective, "terms", None)
     if isinstance(terms, Mapping):
-        return repr({name: _rolled_out_and_scored(term) for name, term in terms.items()})
+        return repr({name: _text_without_weights(term) for name, term in terms.items()})
     return repr(objective)

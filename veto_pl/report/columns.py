@@ -58,7 +58,7 @@ class Quantity:
 
     @classmethod
     def of(cls, column: str, shown: Mapping[str, Shown] | None = None) -> Quantity:
-        """Return what is known of a column: of the metric of that name, or of the name alone.
+        """Return the title, unit and direction of a column, as its metric says, or else made from its name.
 
         >>> Quantity.of("train/kl").label, Quantity.of("validation/f1_score").title
         ('KL to the teacher (nats/token)', 'Validation: f1 score')

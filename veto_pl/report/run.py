@@ -43,7 +43,7 @@ class Sample(BaseModel):
 
     @property
     def is_correct(self) -> bool:
-        """Return whether the task gave full reward."""
+        """Whether the task gave full reward."""
         return self.reward >= 1
 
 

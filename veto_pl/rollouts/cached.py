@@ -10,7 +10,7 @@ from veto_pl.exceptions import DataError
 from veto_pl.offline.store import ScoreStore, complete_manifest, open_store
 from veto_pl.rollouts.endings import reference_completions
 from veto_pl.seams import Models, PromptBatch, RolloutSource, Sequences, Step, Writing
-from veto_pl.storage.paths import at_home
+from veto_pl.storage.paths import expand_home
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class FromCache(RolloutSource):
     stored_teacher: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", at_home(self.path))
+        object.__setattr__(self, "path", expand_home(self.path))
         complete_manifest(self.path)
 
     @classmethod

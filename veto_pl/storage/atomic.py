@@ -14,7 +14,7 @@ _WRITING, _NEW, _OLD = ".writing", ".new", ".old"
 
 @contextmanager
 def replacing(final: Path) -> Iterator[Path]:
-    """Give a path to write to that takes the place of `final` where the block ends well, and is removed otherwise.
+    """Give a temporary path that replaces `final` if the block succeeds, and is removed if it raises.
 
     The block writes a file or makes a folder. It lies beside `final`, so that putting it in place moves no data.
     """
@@ -30,7 +30,7 @@ def replacing(final: Path) -> Iterator[Path]:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Append all or nothing; where the disk refuses, the file is as it was, and the `OSError` goes on."""
+    """Append all of the data or none; if the write fails, truncate the file to its old size and raise `OSError`."""
     size = path.stat().st_size if path.is_file() else 0
     try:
         with path.open("ab") as file:
@@ -42,18 +42,18 @@ def append(path: Path, data: bytes) -> None:
 
 
 def temporary_name(final: Path) -> Path:
-    """Return where `replacing` lets its block write."""
-    return _at(final, _WRITING)
+    """Return the path that `replacing` gives to its block."""
+    return _hidden_beside(final, _WRITING)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes have left of their writes into a folder."""
+    """Remove the temporary files that killed processes have left in a folder."""
     for leftover in folder.glob(f".*{_WRITING}"):
         _remove(leftover)
 
 
 def swap_in(temporary: Path, final: Path) -> None:
-    """Put a file or folder that is written completely in the place of another; both lie in the same folder.
+    """Replace a file or folder by one that is completely written; both lie in the same folder.
 
     A file replaces a file in one move, and where the system can exchange two names a folder does so too. Elsewhere the
     old folder is set aside first, and a process that is killed between the two moves leaves what `recover` needs to
@@ -66,7 +66,7 @@ def swap_in(temporary: Path, final: Path) -> None:
             _sync_entry(final.parent)
             _remove(temporary)
             return
-        temporary.replace(_at(final, _NEW))
+        temporary.replace(_hidden_beside(final, _NEW))
         recover(final)
     else:
         temporary.replace(final)
@@ -74,7 +74,7 @@ def swap_in(temporary: Path, final: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Give each of two files or folders the name of the other, in one step; False where the system cannot."""
+    """Exchange the names of two files or folders atomically. Return False if the system cannot."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
     if rename is None:
         return False
@@ -83,8 +83,8 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def recover(final: Path) -> bool:
-    """Finish a swap of folders that was cut short, before `final` is read; returns whether there is anything."""
-    new, old = _at(final, _NEW), _at(final, _OLD)
+    """Finish an interrupted swap of folders before `final` is read. Return whether `final` exists."""
+    new, old = _hidden_beside(final, _NEW), _hidden_beside(final, _OLD)
     if new.exists():
         if final.exists():
             _remove(old)
@@ -97,7 +97,7 @@ def recover(final: Path) -> bool:
     return final.exists()
 
 
-def _at(final: Path, suffix: str) -> Path:
+def _hidden_beside(final: Path, suffix: str) -> Path:
     return final.parent / f".{final.name}{suffix}"
 
 
@@ -126,6 +126,6 @@ def _sync_entry(path: Path) -> None:
 
 
 def bring_to_disk(path: Path) -> None:
-    """Wait until what was written to a file is on the disk; a file that is not there is none of its business."""
+    """Wait until what was written to a file is on the disk; do nothing if there is no such file."""
     if path.exists():
         _sync_entry(path)

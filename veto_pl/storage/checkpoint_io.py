@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.storage.atomic import recover, remove_leftovers, replacing, swap_in
-from veto_pl.storage.going_on import going_on, refusal
+from veto_pl.storage.going_on import system_error, warn_if_unwritten
 
 OnFailedSave = Literal["warn", "stop"]
 
@@ -38,7 +38,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.failure: OSError | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Writes the checkpoint; `failure` holds the error of the last write, None where it worked."""
+        """Write the checkpoint, and set `failure` to the error of this write, or to None if it worked."""
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -47,24 +47,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     @contextmanager
     def saving(self, path: Any) -> Iterator[None]:
-        """Remembers what the system refuses while the block writes a checkpoint; warns, or raises the error."""
+        """Set `failure` if the block cannot write a checkpoint, and warn or raise as `on_failed_save` says."""
         self.failure = None
         then = "tries again at the next save; free some space"
-        with nullcontext() if self.on_failed_save == "stop" else going_on(f"The checkpoint {path}", then):
+        with nullcontext() if self.on_failed_save == "stop" else warn_if_unwritten(f"The checkpoint {path}", then):
             try:
                 yield
             except Exception as error:
-                self.failure = refusal(error)
+                self.failure = system_error(error)
                 raise
 
     def load_checkpoint(
         self, path: Any, map_location: Any = lambda storage, location: storage, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads a checkpoint as `read_checkpoint` does, whatever `weights_only` says."""
+        """Read a checkpoint as `read_checkpoint` does, ignoring `weights_only`."""
         return read_checkpoint(path, map_location)
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Removes a checkpoint, unless the one that was to replace it could not be written.
+        """Remove a checkpoint, unless the last write failed.
 
         A resumed run has these paths from a file, and Lightning asks only whether they begin with the run's folder.
         """
@@ -73,31 +73,31 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Writes a checkpoint whole or not at all, and removes what earlier writes into its folder left half done.
+    """Write a checkpoint atomically, and remove temporary files that killed processes left in its folder.
 
     Raises:
         OSError: it cannot be written; the file that was there still is.
     """
     remove_leftovers(path.parent)
     with replacing(path) as temporary, temporary.open("wb") as file:
-        watched = _Watched(file)
+        target = _ErrorKeepingFile(file)
         try:
-            torch.save(checkpoint, watched)  # type: ignore[arg-type]  # it writes and flushes, which is enough
+            torch.save(checkpoint, target)  # type: ignore[arg-type]  # it writes and flushes, which is enough
         except Exception as error:
-            raise watched.error or error from error
+            raise target.error or error from error
 
 
 def set_aside(last: Path) -> None:
     """Rename the `last.ckpt` of an earlier run to `earlier.ckpt`."""
     earlier = last.with_name("earlier.ckpt")
-    with going_on(earlier, f"writes its first checkpoint in the place of the earlier run's {last.name}"):
+    with warn_if_unwritten(earlier, f"writes its first checkpoint in the place of the earlier run's {last.name}"):
         if recover(last):
             swap_in(last, earlier)
             rank_zero_info(f"The `last.ckpt` of an earlier run in {last.parent} is now `earlier.ckpt`.")
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint, of tensors and plain values only: no code in it is run, and no damage goes unseen.
+    """Read a checkpoint of tensors and plain values, running no code in it and comparing its checksums.
 
     Raises:
         ConfigurationError: it is missing, cut short, damaged, no checkpoint, or holds other objects; names those beside
@@ -110,7 +110,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 
 
 def read_plain(path: str | Path, map_location: Any = "cpu") -> Any:
-    """Reads what `torch.save` has written: tensors and plain values only, compared with the checksums in the file.
+    """Read a file of `torch.save` with tensors and plain values only, comparing the checksums in the file.
 
     Raises:
         ConfigurationError: as `read_checkpoint`, but for what the file holds.
@@ -129,9 +129,10 @@ def read_plain(path: str | Path, map_location: Any = "cpu") -> Any:
 
 
 def _check_sums(file: Any) -> None:
-    """Raises `BadZipFile` where a part of the archive is not what was written; PyTorch does not look.
+    """Raise `BadZipFile` if a part of the archive does not match its checksum, which PyTorch does not compare.
 
-    What the archive's directory calls a folder or compressed, PyTorch does not read, and returns what is in the memory.
+    A part that the archive's directory calls a folder or compressed is refused too: PyTorch would not read it, and
+    would return uninitialised memory.
     """
     with zipfile.ZipFile(file) as archive:
         strange = [part.filename for part in archive.infolist() if part.external_attr or part.compress_type]
@@ -147,7 +148,7 @@ def _unreadable(path: str | Path, what: str) -> str:
     return f"The checkpoint `{path}` {what}; expected a whole file that a run has written. {beside_it}"
 
 
-class _Watched:
+class _ErrorKeepingFile:
     """Remembers the error of the file, which PyTorch's writer hides behind one of its own."""
 
     def __init__(self, file: BinaryIO) -> None:

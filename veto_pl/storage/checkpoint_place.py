@@ -12,7 +12,7 @@ from veto_pl.storage.sharded_checkpoint import is_sharded
 
 
 def check_checkpoint(path: str, run: str | Path | None = None, *words: str) -> None:
-    """Raise `ConfigurationError` where a path leads to no checkpoint; a pipe or a device is not opened.
+    """Raise `ConfigurationError` if a path is no checkpoint; a pipe or a device is not opened.
 
     Args:
         path: a file, the folder of a sharded run, or an address with `://`, which is not looked at.
@@ -45,7 +45,7 @@ def _problem(path: str) -> str | None:
 
 
 def _recovered(path: str) -> bool:
-    """Whether a folder is there once the swap that was to put it there is finished."""
+    """Finish an interrupted swap of folders, and return whether the path then exists."""
     try:
         return recover(Path(path))
     except (OSError, ValueError):  # no path at all: too long, or with a character that no path has

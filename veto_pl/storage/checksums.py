@@ -23,7 +23,12 @@ def sha256_of(path: Path) -> str:
 
 
 def write_sums(folder: Path, sums: Mapping[str, str]) -> None:
-    """Write the hash of each file, by its name in the folder."""
+    """Write `SHA256SUMS` into a folder.
+
+    Args:
+        folder: where to write.
+        sums: name of a file in the folder -> its hash.
+    """
     lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items())]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 

@@ -14,7 +14,7 @@ from veto_pl.storage.paths import local_path
 
 NODES = 100_000
 """Entries that a document may have, those that its aliases repeat included."""
-OF_A_CLASS = "init_args"
+CLASS_SETTINGS = "init_args"
 """In the values below this key, keys may be whole numbers: an argument of a class may be any mapping."""
 
 _ABSENT = object()
@@ -25,7 +25,7 @@ class StrictLoader(yaml.SafeLoader):
     """Refuses keys that stand twice or are no text, and aliases that hold themselves or multiply without end."""
 
     def get_single_node(self) -> Any:
-        """The document, checked before anything is made of it."""
+        """Return the document's root, checked before any value is built from it."""
         node = super().get_single_node()
         if node is not None:
             _check_size(node)
@@ -34,7 +34,7 @@ class StrictLoader(yaml.SafeLoader):
 
 
 def load(text: str) -> Any:
-    """Returns what a document holds; raises `yaml.YAMLError` with the line of what is refused."""
+    """Return the value of a document; raise `yaml.YAMLError` with the line of what is refused."""
     try:
         return yaml.load(text, Loader=StrictLoader)  # a safe loader
     except RecursionError as error:
@@ -42,7 +42,7 @@ def load(text: str) -> Any:
 
 
 def check_size(text: str) -> None:
-    """Raises `yaml.YAMLError` where aliases hold themselves or multiply without end, or nesting is too deep."""
+    """Raise `yaml.YAMLError` if aliases contain themselves or expand without bound, or nesting is too deep."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except RecursionError as error:
@@ -54,7 +54,7 @@ def check_size(text: str) -> None:
 def check_files(
     arguments: Iterable[str], groups: Collection[str] = (), derived: Mapping[str, str] = MappingProxyType({})
 ) -> None:
-    """Reads the files that `--config` names, before anything else does.
+    """Check the files that `--config` names, before anything else reads them.
 
     Args:
         arguments: of the command line.
@@ -85,11 +85,11 @@ def _check_file(path: str, groups: Collection[str], derived: Mapping[str, str]) 
         given = "an empty file" if content in (None, {}) else f"{type(content).__name__} `{shorten(content)}`"
         expected = "a mapping such as `model:`, `data:` and `trainer:`"
         report([Mistake(source, given, expected, "See the files in `configs/`.")])
-    report([*_without_settings(content, groups), *_decided_elsewhere(content, derived)])
+    report([*_bad_groups(content, groups), *_overwritten_settings(content, derived)])
 
 
-def _without_settings(content: dict[str, Any], groups: Collection[str]) -> Iterator[Mistake]:
-    """Groups that are neither a mapping nor the name of a file with one."""
+def _bad_groups(content: dict[str, Any], groups: Collection[str]) -> Iterator[Mistake]:
+    """Yield the groups that are neither a mapping nor the name of a file with one."""
     for name in groups:
         value = content.get(name, {})
         if not isinstance(value, dict | str) or value == "":
@@ -97,8 +97,8 @@ def _without_settings(content: dict[str, Any], groups: Collection[str]) -> Itera
             yield Mistake(name, given, "a mapping of settings", "Write them below it, or leave it out.")
 
 
-def _decided_elsewhere(content: dict[str, Any], derived: Mapping[str, str]) -> Iterator[Mistake]:
-    """Settings that would be overwritten without a word."""
+def _overwritten_settings(content: dict[str, Any], derived: Mapping[str, str]) -> Iterator[Mistake]:
+    """Yield the settings that another setting would silently overwrite."""
     for path, source in derived.items():
         group, _, name = path.partition(".")
         settings = content.get(group)
@@ -109,14 +109,17 @@ def _decided_elsewhere(content: dict[str, Any], derived: Mapping[str, str]) -> I
 
 
 def reason(error: Exception) -> str:
-    """Where and why a document cannot be read, in one line."""
+    """Return in one line where and why a document cannot be read."""
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
     return where + shorten(problem or error, 200)
 
 
 def _check_size(root: yaml.Node) -> None:
-    """Counts from the leaves up, a node that is repeated once."""
+    """Raise `yaml.YAMLError` if the document, its aliases written out, has too many entries or contains itself.
+
+    Entries are counted from the leaves up, and each node once, however often it is repeated.
+    """
     sizes: dict[int, int] = {}
     entered: set[int] = set()
     waiting = [root]
@@ -146,7 +149,9 @@ def _check_keys(root: yaml.Node) -> None:
         seen.add((id(node), depth))
         if isinstance(node, yaml.MappingNode):
             _check_mapping(node, inside=depth > 1)
-            waiting += [(value, min(2, depth + (depth > 0 or key.value == OF_A_CLASS))) for key, value in node.value]
+            waiting += [
+                (value, min(2, depth + (depth > 0 or key.value == CLASS_SETTINGS))) for key, value in node.value
+            ]
         else:
             waiting += [(child, depth) for child in _children(node)]
 

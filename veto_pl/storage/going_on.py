@@ -13,78 +13,78 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.exceptions import DataError, VetoError
 
-_TOLD: set[object] = set()
+_WARNED_OF: set[object] = set()
 """What could not be written the last time it was tried, and was warned of."""
 
 
 @contextmanager
-def going_on(what: object, then: str = "tries again", key: object = None) -> Iterator[None]:
-    """Warn where the block cannot write because the disk is full, read-only or gone, and let the run go on.
+def warn_if_unwritten(what: object, then: str = "tries again", key: object = None) -> Iterator[None]:
+    """Warn if the block cannot write because the disk is full, read-only or gone, and continue after the block.
 
-    There is one warning until a write works again. Errors that are no refusals of the system are raised, as are
-    those of the package, which have a sentence of their own.
+    There is one warning until a write works again. Errors that no `OSError` has caused, and a `VetoError`, are
+    raised.
 
     Args:
         what: is written; a file, usually.
-        then: what the run does beside going on.
+        then: what the run does next, besides continuing.
         key: stands for several blocks that share one warning, which is not repeated.
     """
     known = str(what) if key is None else key
     try:
         yield
     except Exception as error:
-        reason = refusal(error)
+        reason = system_error(error)
         if reason is None:
             raise
-        if known not in _TOLD:
+        if known not in _WARNED_OF:
             rank_zero_warn(f"{what} could not be written: {reason}. The run goes on, and {then}.")
-        _TOLD.add(known)
+        _WARNED_OF.add(known)
     else:
         if key is None:
-            _TOLD.discard(known)
+            _WARNED_OF.discard(known)
 
 
 @contextmanager
-def required(what: object) -> Iterator[None]:
-    """Let a command end with a sentence where it cannot write what it was asked for.
+def data_error_if_unwritten(what: object) -> Iterator[None]:
+    """Raise `DataError` if the block cannot write the output that a command was asked for.
 
     Raises:
-        DataError: the system has refused a write of the block.
+        DataError: an `OSError` has ended the block.
     """
     try:
         yield
     except Exception as error:
-        reason = refusal(error)
+        reason = system_error(error)
         if reason is None:
             raise
         raise DataError(f"{what} could not be written: {reason}. Make room, or name another place.") from error
 
 
-def refusal(error: BaseException | None) -> OSError | None:
-    """Return what the system has refused where that is the cause of an error, however a library has wrapped it.
+def system_error(error: BaseException | None) -> OSError | None:
+    """Return the `OSError` that caused an error, however a library has wrapped it, or None if there is none.
 
-    An error of the package is none: what it wraps, it tells in its own words.
+    Causes of a `VetoError` are not searched: its message has already explained them.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen and not isinstance(error, VetoError):
         seen.add(id(error))
         if isinstance(error, OSError):
             return error
-        if told := re.search(r"os error (\d+)|Os \{ code: (\d+)", str(error)):  # libraries in Rust, as safetensors
-            number = int(told[1] or told[2])
+        if code := re.search(r"os error (\d+)|Os \{ code: (\d+)", str(error)):  # libraries in Rust, as safetensors
+            number = int(code[1] or code[2])
             return OSError(number, os.strerror(number))
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
 
 
-def patient(part: object, *names: str) -> None:
-    """Let methods of what somebody else has written warn where the disk refuses, instead of ending the run."""
+def warn_on_write_errors(part: object, *names: str) -> None:
+    """Wrap methods of an object so that they warn if the disk refuses a write, instead of ending the run."""
     what = f"What `{type(part).__name__}` records"
-    _guard(part, names, lambda: going_on(what, "tries again at the next one", part))
+    _wrap_methods(part, names, lambda: warn_if_unwritten(what, "tries again at the next one", part))
 
 
-def harmless(part: object, *names: str) -> None:
-    """Let methods of an object warn where they fail in any way: what comes after them is worth more."""
+def warn_on_errors(part: object, *names: str) -> None:
+    """Wrap methods of an object so that any error of theirs becomes a warning, and what follows them still runs."""
 
     @contextmanager
     def warned() -> Iterator[None]:
@@ -93,19 +93,19 @@ def harmless(part: object, *names: str) -> None:
         except Exception as error:
             rank_zero_warn(f"`{type(part).__name__}` failed while the run ended: {type(error).__name__}: {error}.")
 
-    _guard(part, names, warned)
+    _wrap_methods(part, names, warned)
 
 
-def _guard(part: object, names: Iterable[str], context: Callable[[], Any]) -> None:
+def _wrap_methods(part: object, names: Iterable[str], context: Callable[[], Any]) -> None:
     for name in names:
         method = getattr(part, name)
         if hasattr(method, "__wrapped__") and name in vars(part):
             continue  # a trainer sets its parts up before every stage
 
-        setattr(part, name, _inside(context, method))
+        setattr(part, name, _in_context(context, method))
 
 
-def _inside(context: Callable[[], Any], method: Callable[..., Any]) -> Callable[..., Any]:
+def _in_context(context: Callable[[], Any], method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(*arguments: Any, **settings: Any) -> Any:
         with context():

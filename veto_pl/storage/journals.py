@@ -21,7 +21,7 @@ from torch import nn
 
 from veto_pl.core.extras import require_extra
 from veto_pl.storage.atomic import append, bring_to_disk, replacing
-from veto_pl.storage.going_on import going_on
+from veto_pl.storage.going_on import warn_if_unwritten
 from veto_pl.storage.run_folder import METRICS, QUANTITIES, is_first_rank
 
 
@@ -36,30 +36,30 @@ class Journal(ABC):
 
     @abstractmethod
     def position(self) -> int:
-        """Rows written so far."""
+        """Return the number of rows written so far."""
 
     @abstractmethod
     def cut(self, trainer: L.Trainer, rows: int, step: int) -> None:
-        """Keeps the first `rows` rows, which are those before `step`; no rows for a run that starts afresh."""
+        """Keep the first `rows` rows, which are those before `step`; 0 for a run that starts afresh."""
 
     @abstractmethod
     def bring_to_disk(self) -> None:
-        """Waits until all rows are on the disk."""
+        """Wait until all rows are on the disk."""
 
 
 def journals(trainer: L.Trainer) -> list[Journal]:
-    """All journals among the loggers and callbacks of a trainer."""
+    """Return all journals among the loggers and callbacks of a trainer."""
     parts = (*trainer.loggers, *trainer.callbacks)  # type: ignore[attr-defined]
     return [part for part in parts if isinstance(part, Journal)]
 
 
 def positions(trainer: L.Trainer) -> dict[str, int]:
-    """Rows of each of them so far."""
+    """Return the number of rows of each journal so far, by its name."""
     return {journal.journal: journal.position() for journal in journals(trainer)}
 
 
-def made_in(folder: Path) -> Callable[..., Any]:
-    """Return what makes a logger whose default folder, if it has one, lies in `folder` and not in the current one.
+def logger_factory(folder: Path) -> Callable[..., Any]:
+    """Return a factory of loggers whose default folder, if they have one, lies in `folder`.
 
     A `CSVLogger` goes on with its file where a run is resumed.
     """
@@ -87,10 +87,12 @@ class ContinuedCSV(CSVLogger, Journal):
 
     @rank_zero_only
     def log_graph(self, model: nn.Module, *arguments: Any) -> None:
-        """Write how the metrics of a module are shown beside the file; Lightning shows it the module at the start."""
+        """Write title, unit and direction of a module's metrics beside the file; Lightning calls it at the start."""
         path = Path(self.log_dir) / QUANTITIES
-        with going_on(path), replacing(path) as temporary:
-            temporary.write_text(json.dumps(described(getattr(model, "validation_metrics", {})), indent=2) + "\n")
+        with warn_if_unwritten(path), replacing(path) as temporary:
+            temporary.write_text(
+                json.dumps(describe_metrics(getattr(model, "validation_metrics", {})), indent=2) + "\n"
+            )
 
     def position(self) -> int:
         return cast(_Rows, self.experiment).rows if is_first_rank() else 0
@@ -105,8 +107,8 @@ class ContinuedCSV(CSVLogger, Journal):
             bring_to_disk(Path(self.experiment.metrics_file_path))
 
 
-def described(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return how each metric is shown, by the name that it is logged under; the default is what its name says."""
+def describe_metrics(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return title, unit and direction of each metric, by its logged name, which is also the default title."""
     return {
         name: {
             "title": getattr(metric, "title", "") or name.replace("_", " "),
@@ -131,7 +133,7 @@ class MetricsFile(ContinuedCSV):
 class _Rows(ExperimentWriter):
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
-        header, rows, whole = _table(Path(self.metrics_file_path))
+        header, rows, whole = _read_csv(Path(self.metrics_file_path))
         self.metrics_keys, self.rows = header, len(rows)
         self._kept = None if whole else len(rows)
         self.save()
@@ -141,10 +143,10 @@ class _Rows(ExperimentWriter):
         self.rows += 1
 
     def save(self) -> None:
-        """Writes what was logged since the last time; what a full disk refuses is kept for the next time."""
+        """Write what was logged since the last time; rows that a full disk refuses are kept for the next time."""
         keys = list(self.metrics_keys)
         path = Path(self.metrics_file_path)
-        with going_on(path):
+        with warn_if_unwritten(path):
             try:
                 self._write(path)
             except OSError:
@@ -152,17 +154,17 @@ class _Rows(ExperimentWriter):
                 raise
 
     def _write(self, path: Path) -> None:
-        """Appends, or writes all anew: for new columns, and where only so many of the rows are to stay."""
+        """Append the waiting rows, or rewrite the file if there are new columns or rows to remove."""
         new = bool(self.metrics) and (bool(self._record_new_keys()) or not path.is_file())
         if new or self._kept is not None:
-            self._rewrite(self.metrics_keys, [*_table(path)[1][: self._kept], *self.metrics])
+            self._rewrite(self.metrics_keys, [*_read_csv(path)[1][: self._kept], *self.metrics])
         elif self.metrics:
-            append(path, _lines(self.metrics_keys, self.metrics))
+            append(path, _csv_bytes(self.metrics_keys, self.metrics))
         self.metrics, self._kept = [], None
 
     def cut(self, count: int) -> None:
         self.metrics = []
-        header, rows, _ = _table(Path(self.metrics_file_path))
+        header, rows, _ = _read_csv(Path(self.metrics_file_path))
         if len(rows) < count:
             rank_zero_warn(f"{self.metrics_file_path} has {len(rows)} rows, but had {count} when the run was stopped.")
         kept = rows[:count]
@@ -171,26 +173,26 @@ class _Rows(ExperimentWriter):
         if kept:
             self.save()
             return
-        with going_on(self.metrics_file_path):
+        with warn_if_unwritten(self.metrics_file_path):
             Path(self.metrics_file_path).unlink(missing_ok=True)
             self._kept = None
 
     def _check_log_dir_exists(self) -> None:
-        """Nothing is deleted."""
+        """Do nothing, where Lightning would delete the file of an earlier run."""
 
     def _rewrite(self, header: list[str], rows: Sequence[Mapping[str, Any]]) -> None:
         with replacing(Path(self.metrics_file_path)) as temporary:
-            temporary.write_bytes(_lines(header, [dict(zip(header, header, strict=True)), *rows]))
+            temporary.write_bytes(_csv_bytes(header, [dict(zip(header, header, strict=True)), *rows]))
 
 
-def _lines(header: list[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
+def _csv_bytes(header: list[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
     text = io.StringIO(newline="")
     csv.DictWriter(text, header, extrasaction="ignore").writerows(rows)
     return text.getvalue().encode()
 
 
-def _table(path: Path) -> tuple[list[str], list[dict[str, str]], bool]:
-    """The header and the rows of a file up to the first that a killed process left half written; and if that is all."""
+def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]], bool]:
+    """Return the header of a file, its rows up to the first incomplete one, and whether those are all of it."""
     lines = (
         path.read_bytes().decode(errors="replace").replace("\0", "").splitlines(keepends=True) if path.is_file() else []
     )
@@ -229,10 +231,10 @@ class Events(TensorBoardLogger, Journal):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Hands numbers to TensorBoard's writer; one that a full disk has ended is replaced later."""
+        """Write numbers by TensorBoard's writer; on an `OSError`, close it, so that the next call opens a new one."""
         try:
             if self._experiment is None:
-                _probe(Path(self.log_dir))
+                _check_writable(Path(self.log_dir))
             super().log_metrics(metrics, step)
         except OSError:
             with suppress(OSError):
@@ -245,8 +247,8 @@ class Events(TensorBoardLogger, Journal):
             experiment.close()
 
 
-def _probe(folder: Path) -> None:
-    """Raise the `OSError` of a folder that takes no data, where TensorBoard would leave an empty file at each try."""
+def _check_writable(folder: Path) -> None:
+    """Raise `OSError` if a folder cannot be written to, where TensorBoard would leave an empty file each time."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(4096))

@@ -9,11 +9,11 @@ from typing import TypeVar
 Given = TypeVar("Given", str, "str | None")
 
 
-def at_home(path: Given) -> Given:
-    """Return the path with `~` and `~name` replaced by that user's home; one of nobody's, and None, as they are."""
+def expand_home(path: Given) -> Given:
+    """Return the path with `~` and `~name` replaced by that user's home; an unknown user and None are kept."""
     return os.path.expanduser(path) if path is not None else path
 
 
 def local_path(path: str) -> Path:
-    """Return what `at_home` does, as a `Path`."""
-    return Path(at_home(path))
+    """Return the path as a `Path`, with `~` and `~name` replaced as `expand_home` does."""
+    return Path(expand_home(path))

@@ -42,11 +42,11 @@ class ResumePoint:
 
     @classmethod
     def read(cls, progress: Mapping[str, Any]) -> ResumePoint:
-        """Read what a checkpoint holds under `PROGRESS`; what earlier versions kept beside it is left out."""
+        """Return the point that a checkpoint holds under `PROGRESS`; keys of earlier versions are ignored."""
         return cls(**{field.name: progress[field.name] for field in fields(cls)})
 
     def advanced(self, trainer: L.Trainer, rows: Mapping[str, int], *, validation_due: bool = False) -> ResumePoint:
-        """Return the point behind the micro-batches that are done by now, whose window has to be over."""
+        """Return the point after the micro-batches that are done by now; their window must be over."""
         epochs: Any = trainer.fit_loop.epoch_progress.current
         progress = trainer.fit_loop.epoch_loop.batch_progress
         total, done = cast(Any, progress.total).processed, cast(Any, progress.current)
@@ -58,7 +58,7 @@ class ResumePoint:
 
     @property
     def place(self) -> tuple[int, int, bool]:
-        """Equal for points with equal state."""
+        """Epoch, batches and `validation_due`, which are equal for points with equal state."""
         return self.epoch, self.batches, self.validation_due
 
 
@@ -108,7 +108,7 @@ def place_data(trainer: L.Trainer, point: ResumePoint, row: int, start_at: Calla
 
 
 def begin_window(trainer: L.Trainer) -> None:
-    """Let the log of a window be the same in a resumed run, which has not seen the windows before.
+    """Reset Lightning's log, so that a resumed run logs a window as a run that was not stopped does.
 
     Lightning counts the last step before a stop again or not, depending on the validation after it; and it logs the
     value of an earlier step again where a step has none.
@@ -119,28 +119,28 @@ def begin_window(trainer: L.Trainer) -> None:
         del loop._results[name]
 
 
-_MATTERS = (
+_COMPARED = (
     "seed_everything", "model", "data", "trainer.max_steps", "trainer.max_epochs", "trainer.precision",
     "trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm",
     "trainer.limit_train_batches", "trainer.overfit_batches", "trainer.devices", "trainer.num_nodes",
     "trainer.strategy", "trainer.accelerator",
 )  # fmt: skip
-_MATTERS_NOT = (
+_NOT_COMPARED = (
     "model.evaluation", "model.metrics", "data.validation_batch_size", "data.validation_limit", "data.num_workers",
 )  # fmt: skip
 
 
 def differences(before: str | None, now: str | None) -> list[str]:
-    """Return what differs between two configurations (YAML) that weights or the order of the data depend on."""
+    """Return the differences between two configurations (YAML) that change weights or the order of the data."""
     if before is None or now is None:
         return []
     old, new = (dict(_flat(load(text))) for text in (before, now))
-    names = [n for n in sorted(old.keys() | new.keys()) if _within(n, _MATTERS) and not _within(n, _MATTERS_NOT)]
+    names = [n for n in sorted(old.keys() | new.keys()) if _within(n, _COMPARED) and not _within(n, _NOT_COMPARED)]
     return [f"{n}: {old.get(n)!r} -> {new.get(n)!r}" for n in names if old.get(n) != new.get(n)]
 
 
 def warn_of_differences(before: str | None, now: str | None) -> None:
-    """Warn of what differs; a resume with other settings is never silent."""
+    """Warn of the differences between a checkpoint's configuration and the present one, both YAML."""
     try:
         changed = differences(before, now)
     except (yaml.YAMLError, AttributeError, TypeError, ValueError, RecursionError) as error:

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
 from veto_pl.storage.atomic import replacing
-from veto_pl.storage.going_on import going_on
+from veto_pl.storage.going_on import warn_if_unwritten
 from veto_pl.storage.run_folder import run_folder
 
 
@@ -32,7 +32,7 @@ class RunConfig(SaveConfigCallback):
         self._given = [Path(str(path)).resolve() for path in given]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Writes the file, once, on the first rank."""
+        """Write the file once, on the first rank. Collective: call it on every rank."""
         folder = run_folder(trainer)
         if trainer.is_global_zero and not self.already_saved:
             self._write(folder)
@@ -40,7 +40,7 @@ class RunConfig(SaveConfigCallback):
 
     def _write(self, folder: Path) -> None:
         path = next(path for path in _names(folder / self.config_filename) if path.resolve() not in self._given)
-        with going_on(path, "keeps its configuration in its checkpoints"), replacing(path) as temporary:
+        with warn_if_unwritten(path, "keeps its configuration in its checkpoints"), replacing(path) as temporary:
             temporary.write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")
         if path.name != self.config_filename:
             rank_zero_info(f"`{folder / self.config_filename}` stays as it was given; {path.name} is the whole of it.")

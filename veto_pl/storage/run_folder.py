@@ -45,11 +45,11 @@ class RunFolder(L.Callback):
         self.path = local_path(str(path))
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Keeps other runs out."""
+        """Lock the folder."""
         self.claim()
 
     def claim(self) -> None:
-        """Makes the folder and locks it, until this process ends or releases it. The first rank does it for all.
+        """Make the folder and lock it until this process ends or releases it; only the first rank does.
 
         Raises:
             ConfigurationError: it cannot be made or written to, or another run has it.
@@ -59,7 +59,7 @@ class RunFolder(L.Callback):
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if self._key not in _CLAIMED:
-                _CLAIMED[self._key] = _locked(self.path / LOCK)
+                _CLAIMED[self._key] = _open_locked(self.path / LOCK)
         except BlockingIOError as error:
             raise ConfigurationError(
                 f"`run_dir`: `{shorten(self.path)}` belongs to another run, {error.strerror}. Both would write the "
@@ -73,7 +73,7 @@ class RunFolder(L.Callback):
             ) from error
 
     def release(self) -> None:
-        """Lets other runs have the folder."""
+        """Unlock the folder."""
         descriptor = _CLAIMED.pop(self._key, None)
         if descriptor is not None:
             os.close(descriptor)
@@ -88,28 +88,28 @@ class RunTrainer(L.Trainer):
 
     @property
     def log_dir(self) -> str | None:
-        """The folder of the run; all ranks have to ask."""
+        """The folder of the run. Collective: read it on every rank."""
         return str(run_folder(self))
 
 
 def run_folder(trainer: L.Trainer) -> Path:
-    """Return the folder of a trainer's run, the same on all ranks; all of them have to ask.
+    """Return the folder of a trainer's run, the same on all ranks. Collective: call it on every rank.
 
     It is that of `RunFolder`, else where Lightning would put the checkpoints of the first logger, else the trainer's
     `default_root_dir`.
     """
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     named = [callback.path for callback in callbacks if isinstance(callback, RunFolder)]
-    folder = named[0] if named else _of_logger(trainer)
+    folder = named[0] if named else _logger_folder(trainer)
     return Path(trainer.strategy.broadcast(str(folder)))
 
 
 def is_first_rank() -> bool:
-    """Whether this process writes the files of the run."""
+    """Return whether this process writes the files of the run."""
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
-def _of_logger(trainer: L.Trainer) -> Path:
+def _logger_folder(trainer: L.Trainer) -> Path:
     root = Path(trainer.default_root_dir)
     if not trainer.loggers:
         return root
@@ -123,8 +123,8 @@ def _of_logger(trainer: L.Trainer) -> Path:
     )
 
 
-def _locked(path: Path) -> int:
-    """Open a file and lock it, as far as its file system knows locks; returns the descriptor.
+def _open_locked(path: Path) -> int:
+    """Open a file, lock it if its file system has locks, and return the descriptor.
 
     Raises:
         BlockingIOError: another process has the lock; its text is what that one has written into the file.
@@ -156,7 +156,7 @@ def _lock(descriptor: int, path: Path) -> None:
         rank_zero_warn(f"{path} cannot be locked: {error}. Take care that no other run writes into this folder.")
 
 
-def _leave_to_parent() -> None:
+def _close_in_child() -> None:
     """Close the locks in a forked process: a worker that outlives a killed run would keep the folder."""
     for path, descriptor in _CLAIMED.items():
         if descriptor is not None:
@@ -165,4 +165,4 @@ def _leave_to_parent() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_to_parent)
+    os.register_at_fork(after_in_child=_close_in_child)

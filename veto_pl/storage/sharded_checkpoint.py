@@ -46,12 +46,12 @@ _HARMLESS = {
 
 
 def is_sharded(path: str | Path) -> bool:
-    """Whether this is such a folder."""
+    """Return whether a path is the folder of a sharded checkpoint."""
     return Path(path, TABLE).is_file()
 
 
 def save_sharded(path: Path, tensors: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
-    """Writes a folder whole or not at all. Every rank calls it.
+    """Write a folder atomically. Collective: call it on every rank.
 
     Args:
         path: the folder; one that is there is replaced.
@@ -62,19 +62,19 @@ def save_sharded(path: Path, tensors: Mapping[str, Any], plain: Mapping[str, Any
         OSError: a rank could not write; the folder that was there still is.
     """
     folder = temporary_name(path)
-    _first_rank_does(lambda: _make(folder))
+    _run_on_first_rank(lambda: _make_empty(folder))
     try:
         save(dict(tensors), storage_writer=FileSystemWriter(folder))
     except CheckpointException as error:  # on all ranks alike
-        _first_rank_does(lambda: shutil.rmtree(folder, ignore_errors=True))
-        raise OSError(f"the parts could not be written: {_first(error)}") from error
+        _run_on_first_rank(lambda: shutil.rmtree(folder, ignore_errors=True))
+        raise OSError(f"the parts could not be written: {_first_failure(error)}") from error
     shares = _on_all_ranks(lambda: _sums_of_own_parts(folder), OSError)
     sums = {name: digest for share in shares for name, digest in share.items()}
-    _first_rank_does(lambda: _complete(folder, path, plain, sums))
+    _run_on_first_rank(lambda: _finish(folder, path, plain, sums))
 
 
 def check_sharded(path: Path) -> None:
-    """Compares the folder with the checksums in it, each rank its share of the files. Every rank calls it.
+    """Compare the folder with its checksums, each rank a share of the files. Collective: call it on every rank.
 
     A folder of an earlier version has none; it is read with a warning.
 
@@ -100,7 +100,7 @@ def check_sharded(path: Path) -> None:
 
 
 def load_sharded_into(path: Path, tensors: dict[str, Any]) -> None:
-    """Fills nested mappings of tensors in place, whatever number of ranks wrote them. Every rank calls it.
+    """Fill nested mappings of tensors in place, whatever number of ranks wrote them. Collective: call it on every rank.
 
     Raises:
         ConfigurationError: the folder is incomplete, or holds what no checkpoint of this package holds.
@@ -109,12 +109,12 @@ def load_sharded_into(path: Path, tensors: dict[str, Any]) -> None:
         load(tensors, storage_reader=_Reader(path), planner=_TensorsOnly())
     except CheckpointException as error:
         raise ConfigurationError(
-            f"The checkpoint `{path}` does not fit the model, or is damaged: {_first(error)}"
+            f"The checkpoint `{path}` does not fit the model, or is damaged: {_first_failure(error)}"
         ) from error
 
 
 def plain_values(path: Path) -> dict[str, Any]:
-    """What the folder holds beside tensors."""
+    """Return the plain values that the folder holds beside tensors; raise `ConfigurationError` if damaged."""
     values: dict[str, Any] = read_plain(path / PLAIN)
     if not isinstance(values, dict):
         raise ConfigurationError(f"The checkpoint `{path}` is damaged: `{PLAIN}` holds no settings by name.")
@@ -122,7 +122,7 @@ def plain_values(path: Path) -> dict[str, Any]:
 
 
 def read_whole(path: Path, prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, put together in one process; the names are returned without it."""
+    """Return the whole tensors whose names begin with `prefix`, by their names without it, in one process."""
     try:
         table = _Reader(path).read_metadata().state_dict_metadata
         whole = {
@@ -134,23 +134,25 @@ def read_whole(path: Path, prefix: str) -> dict[str, Tensor]:
     except VetoError:
         raise
     except (Exception, CheckpointException) as error:  # what reading raises depends on where the bytes go wrong
-        raise ConfigurationError(f"The checkpoint `{path}` is incomplete or damaged: {_first(error)}") from error
+        raise ConfigurationError(
+            f"The checkpoint `{path}` is incomplete or damaged: {_first_failure(error)}"
+        ) from error
     return {name.removeprefix(prefix): tensor for name, tensor in whole.items()}
 
 
-def _make(folder: Path) -> None:
-    """Anew: a write that was killed may have left something."""
+def _make_empty(folder: Path) -> None:
+    """Make an empty folder, removing what an interrupted write may have left."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 
 
 def _sums_of_own_parts(folder: Path) -> dict[str, str]:
-    """What this rank has written is still in the memory of its machine."""
+    """Return the hashes of the files that this rank has written, which its machine still has in memory."""
     return {part.name: sha256_of(part) for part in sorted(folder.glob(f"__{rank_and_size()[0]}_*"))}
 
 
 def _on_all_ranks(work: Callable[[], T], failure: type[Exception]) -> list[T]:
-    """What `work` returns on each rank. Where it raises a `failure` or an `OSError` on one, all raise a `failure`."""
+    """Run `work` and return its results of all ranks; if one raises `failure` or `OSError`, all raise `failure`."""
     outcome: tuple[T | None, str | None]
     try:
         outcome = work(), None
@@ -165,7 +167,7 @@ def _on_all_ranks(work: Callable[[], T], failure: type[Exception]) -> list[T]:
     return [cast(T, value) for value, _ in outcomes]
 
 
-def _complete(folder: Path, path: Path, plain: Mapping[str, Any], sums: Mapping[str, str]) -> None:
+def _finish(folder: Path, path: Path, plain: Mapping[str, Any], sums: Mapping[str, str]) -> None:
     try:
         torch.save(dict(plain), folder / PLAIN)
         write_sums(folder, {**sums, **{name: sha256_of(folder / name) for name in (PLAIN, TABLE)}})
@@ -175,8 +177,8 @@ def _complete(folder: Path, path: Path, plain: Mapping[str, Any], sums: Mapping[
         raise
 
 
-def _first_rank_does(work: Callable[[], None]) -> None:
-    """Raises the same `OSError` on every rank where the first one fails; the others wait for it."""
+def _run_on_first_rank(work: Callable[[], None]) -> None:
+    """Run `work` on the first rank while the others wait; if it fails, raise the same `OSError` on every rank."""
     problem: list[str | None] = [None]
     if dist.get_rank() == 0:
         try:
@@ -188,8 +190,8 @@ def _first_rank_does(work: Callable[[], None]) -> None:
         raise OSError(problem[0])
 
 
-def _first(error: BaseException) -> str:
-    """What happened, without the traces of all ranks."""
+def _first_failure(error: BaseException) -> str:
+    """Return the message of the first failure, without the tracebacks of all ranks."""
     failures = getattr(error, "failures", None) or {0: (error, None)}
     cause = next(iter(failures.values()))
     return str(cause[0] if isinstance(cause, tuple) else cause).strip().partition("\n")[0][:300]

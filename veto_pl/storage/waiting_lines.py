@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 from veto_pl.exceptions import DataError
 from veto_pl.storage.atomic import append, bring_to_disk
-from veto_pl.storage.going_on import going_on
+from veto_pl.storage.going_on import warn_if_unwritten
 
 
 class WaitingLines:
@@ -26,28 +26,28 @@ class WaitingLines:
         self._waiting: list[bytes] = []
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Appends rows, or lets them wait."""
+        """Append rows, or keep them in memory if the disk refuses."""
         self._waiting += [json.dumps(row).encode() + b"\n" for row in rows]
         self.flush()
 
     def flush(self) -> None:
-        """Writes what waits, all of it or nothing."""
+        """Write the waiting rows, all of them or none."""
         if not self._waiting:
             return
-        with going_on(self.path):
+        with warn_if_unwritten(self.path):
             self._write()
 
     def position(self) -> int:
-        """Return the number of rows: those in the file, and those that wait."""
+        """Return the number of rows in the file and of those that wait."""
         written = self.path.read_bytes().count(b"\n") if self.path.is_file() else 0
         return written + len(self._waiting)
 
     def cut(self, rows: int) -> None:
-        """Keeps the first rows that are whole, and no others; without any there is no file."""
+        """Keep the first `rows` rows of the file, without an incomplete one; remove a file that is then empty."""
         self._waiting = []
         if not self.path.is_file():
             return
-        with going_on(self.path, "keeps the rows that it had"):
+        with warn_if_unwritten(self.path, "keeps the rows that it had"):
             with self.path.open("r+b") as file:  # needs no room, which writing the rows anew would
                 kept = sum(map(len, takewhile(lambda line: line.endswith(b"\n"), islice(file, rows))))
                 file.truncate(kept)
@@ -55,12 +55,12 @@ class WaitingLines:
                 self.path.unlink()
 
     def bring_to_disk(self) -> None:
-        """Writes what waits, and waits itself until the file is on the disk."""
+        """Write the waiting rows, and return when the file is on the disk."""
         self.flush()
         bring_to_disk(self.path)
 
     def finish(self) -> None:
-        """Writes what waits.
+        """Write the waiting rows.
 
         Raises:
             DataError: the disk still refuses it.
@@ -84,5 +84,5 @@ _SHARED: WeakValueDictionary[Path, WaitingLines] = WeakValueDictionary()
 
 
 def shared_lines(path: Path) -> WaitingLines:
-    """Return the lines of a file that several parts ask for; the same, as long as one of them keeps it."""
+    """Return the `WaitingLines` of a file, the same object for all callers while one of them holds it."""
     return _SHARED.setdefault(path.absolute(), WaitingLines(path))

@@ -23,7 +23,7 @@ def dense_divergence(
     target: Callable[[Tensor, Tensor], Tensor] | None = None,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """What `functional.chunked.linear_divergence` computes, from [N, V] logits, with a graph.
+    """Return what `functional.chunked.linear_divergence` computes, from whole [N, V] logits under autograd.
 
     Args:
         student_logits: [N, V], any dtype; float64 makes this an oracle.
@@ -44,8 +44,8 @@ def dense_divergence(
 def dense_loss(objective: TokenObjective, rollouts: Rollouts, models: Models, step: Step) -> Tensor:
     """Compute the undivided loss of a token objective from every logit at once, in one autograd graph.
 
-    Nothing of the road that it checks is used: transformers reads each row alone and without padding, and which tokens
-    count, where their numbers stand and how they are added is said by loops. Only the objective is asked.
+    It shares no code with the path that it checks but the objective itself: transformers reads each row alone and
+    without padding, and loops find the tokens that count and add up their losses.
 
     Args:
         objective: any token objective with a live teacher, or none.
@@ -62,8 +62,8 @@ def dense_loss(objective: TokenObjective, rollouts: Rollouts, models: Models, st
     with torch.no_grad():
         teacher = reference = None
         if objective.needs_teacher:
-            told = objective.context(sequences, models, step)
-            teacher = _logp(models.required_teacher(), told, objective.temperature)
+            teacher_rows = objective.context(sequences, models, step)
+            teacher = _logp(models.required_teacher(), teacher_rows, objective.temperature)
         if objective.needs_reference:
             reference = _logp(models.required_reference(), sequences, objective.temperature)
     ids = torch.stack([sequences.input_ids[place] for place in places])
@@ -111,7 +111,7 @@ def _spread(values: Tensor, sequences: Sequences) -> Tensor:
 
 
 def _grid(rows: TokenRows, reference: Tensor | None, sequences: Sequences) -> TokenGrid:
-    """Return what an objective is told of the whole batch: the log-probability of each token under each model."""
+    """Return the grid that an objective reads: each token's log-probability under each model, for the batch."""
     ids = rows.token_ids.tolist()
 
     def of_tokens(logp: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Instances of every class that the conformance suite checks, and what a debug run of one is told.
+"""Instances of every class that the conformance suite checks, and the arguments of a debug run of one.
 
 A class whose defaults do not make an instance, or not one that fits tiny models and a vocabulary of two, or that has
 settings worth checking beside its defaults, has a class method of its own:
@@ -38,7 +38,7 @@ def examples_of(cls: type[Any], longest: int = SHORT) -> tuple[Any, ...]:
     is inherited, is the older name.
 
     Raises:
-        AssertionError: there is none; it says what to do.
+        AssertionError: no instance can be made; the message says what to do.
     """
     own = next((name for name in ("examples", "conformance_example") if _has(cls, name)), None)
     try:
@@ -52,7 +52,7 @@ def examples_of(cls: type[Any], longest: int = SHORT) -> tuple[Any, ...]:
 
 
 def shortened(part: Part, longest: int = SHORT) -> Part:
-    """Return the same part, whose completions have at most `longest` tokens, however deep their sampling is inside."""
+    """Return the part with every `max_new_tokens` in it, at any depth, lowered to at most `longest`."""
 
     def short(sampling: Sampling) -> Sampling:
         fits = sampling.max_new_tokens <= longest
@@ -62,7 +62,7 @@ def shortened(part: Part, longest: int = SHORT) -> Part:
 
 
 def settings_of(part: Any) -> Any:
-    """Return what a configuration says to make this part: class path and the settings that are not the defaults."""
+    """Return the configuration that makes this part: class path and the settings that differ from the defaults."""
     if isinstance(part, Mapping):
         return {name: settings_of(value) for name, value in part.items()}
     if isinstance(part, tuple | list):
@@ -80,9 +80,9 @@ def settings_of(part: Any) -> Any:
 
 
 def arguments_of(objective: Objective) -> list[str]:
-    """Return what the command line is told to train with this objective, and with no teacher where it needs none."""
-    told = f"--model.objective={json.dumps(settings_of(objective))}"
-    return [told] if objective.needs_teacher else [told, "--model.teacher=null"]
+    """Return the command-line arguments that train with this objective, without a teacher if it needs none."""
+    argument = f"--model.objective={json.dumps(settings_of(objective))}"
+    return [argument] if objective.needs_teacher else [argument, "--model.teacher=null"]
 
 
 def _is_default(part: Any, field: Field[Any]) -> bool:
@@ -91,12 +91,12 @@ def _is_default(part: Any, field: Field[Any]) -> bool:
 
 
 def installed_classes(*seams: type[Any]) -> list[type[Any]]:
-    """Return everything behind the seams that comes from an installed package; tests define classes for themselves."""
+    """Return the classes behind the seams that installed packages define, without those that tests define."""
     return [cls for seam in seams for cls in available(seam) if _root(cls.__module__) in _packages()]
 
 
 def installed(*seams: type[Any]) -> list[Any]:
-    """Return instances of everything that is installed; a class without any is reported by a test of its own."""
+    """Return the examples of all installed classes; another test reports a class that has none."""
     return [instance for cls in installed_classes(*seams) for instance in _examples_if_any(cls)]
 
 

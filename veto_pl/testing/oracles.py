@@ -18,30 +18,33 @@ _CONTEXT = Context(prec=40)
 
 
 def distributions(logits: Tensor) -> list[list[Decimal]]:
-    """The softmax of every row of [N, V] logits; -inf is probability 0."""
+    """Return the softmax of every row of [N, V] logits; -inf is probability 0."""
     return [_softmax(row) for row in logits.double().tolist()]
 
 
 def entropy(p: Distribution) -> float:
-    r""":math:`-\sum_v p_v \log p_v`."""
+    r"""Return :math:`-\sum_v p_v \log p_v` in nats."""
     with localcontext(_CONTEXT):
         return float(-sum((a * a.ln() for a in p if a), Decimal()))
 
 
 def forward_kl(student: Distribution, target: Distribution) -> float:
-    r""":math:`\sum_v q_v \log (q_v / p_v)` over the ids with q > 0."""
+    r"""Return :math:`\sum_v q_v \log (q_v / p_v)` over the ids with q > 0."""
     with localcontext(_CONTEXT):
         return float(_kl(target, student))
 
 
 def reverse_kl(student: Distribution, target: Distribution) -> float:
-    r""":math:`\sum_v p_v \log (p_v / q_v)` over the ids with p > 0."""
+    r"""Return :math:`\sum_v p_v \log (p_v / q_v)` over the ids with p > 0."""
     with localcontext(_CONTEXT):
         return float(_kl(student, target))
 
 
 def generalized_jsd(student: Distribution, target: Distribution, beta: float) -> float:
-    r""":math:`\beta\,\mathrm{KL}(q \Vert m) + (1-\beta)\,\mathrm{KL}(p \Vert m)`, :math:`m = \beta q + (1-\beta) p`."""
+    r"""Return :math:`\beta\,\mathrm{KL}(q \Vert m) + (1-\beta)\,\mathrm{KL}(p \Vert m)`.
+
+    Here :math:`m = \beta q + (1-\beta) p`.
+    """
     with localcontext(_CONTEXT):
         weight = Decimal(beta)
         middle = _mix(target, student, weight)
@@ -49,25 +52,25 @@ def generalized_jsd(student: Distribution, target: Distribution, beta: float) ->
 
 
 def skew_kl(student: Distribution, target: Distribution, alpha: float) -> float:
-    r""":math:`\mathrm{KL}(q \Vert \alpha q + (1-\alpha) p)`."""
+    r"""Return :math:`\mathrm{KL}(q \Vert \alpha q + (1-\alpha) p)`."""
     with localcontext(_CONTEXT):
         return float(_kl(target, _mix(target, student, Decimal(alpha))))
 
 
 def skew_reverse_kl(student: Distribution, target: Distribution, alpha: float) -> float:
-    r""":math:`\mathrm{KL}(p \Vert \alpha p + (1-\alpha) q)`."""
+    r"""Return :math:`\mathrm{KL}(p \Vert \alpha p + (1-\alpha) q)`."""
     with localcontext(_CONTEXT):
         return float(_kl(student, _mix(student, target, Decimal(alpha))))
 
 
 def total_variation(student: Distribution, target: Distribution) -> float:
-    r""":math:`\sum_v \max(p_v - q_v, 0)`, the largest difference of the probabilities of an event."""
+    r"""Return :math:`\sum_v \max(p_v - q_v, 0)`, the largest difference of the probabilities of an event."""
     with localcontext(_CONTEXT):
         return float(sum((max(a - b, Decimal()) for a, b in zip(student, target, strict=True)), Decimal()))
 
 
 def alpha_divergence(student: Distribution, target: Distribution, alpha: float) -> float:
-    r""":math:`(1 - \sum_v q_v^\alpha p_v^{1-\alpha}) / (\alpha (1 - \alpha))`, and the KLs at the ends."""
+    r"""Return :math:`(1 - \sum_v q_v^\alpha p_v^{1-\alpha}) / (\alpha (1 - \alpha))`, and the KLs at the ends."""
     if alpha in (0, 1):
         return forward_kl(student, target) if alpha else reverse_kl(student, target)
     with localcontext(_CONTEXT):
@@ -75,7 +78,7 @@ def alpha_divergence(student: Distribution, target: Distribution, alpha: float) 
 
 
 def renyi(student: Distribution, target: Distribution, alpha: float) -> float:
-    r""":math:`\log \sum_v q_v^\alpha p_v^{1-\alpha} / (\alpha - 1)`, and the forward KL at 1."""
+    r"""Return :math:`\log \sum_v q_v^\alpha p_v^{1-\alpha} / (\alpha - 1)`, and the forward KL at 1."""
     if alpha == 1:
         return forward_kl(student, target)
     with localcontext(_CONTEXT):
@@ -84,7 +87,7 @@ def renyi(student: Distribution, target: Distribution, alpha: float) -> float:
 
 
 def geometric_bridge(teacher: Distribution, student: Distribution, beta: float) -> list[float]:
-    r""":math:`\log \left( T_v S_v^\beta / \sum_u T_u S_u^\beta \right)`; -inf where either is 0."""
+    r"""Return :math:`\log \left( T_v S_v^\beta / \sum_u T_u S_u^\beta \right)`; -inf where either is 0."""
     with localcontext(_CONTEXT):
         power = Decimal(beta)
         products = [t * (s.ln() * power).exp() if t and s else Decimal() for t, s in zip(teacher, student, strict=True)]
@@ -93,26 +96,26 @@ def geometric_bridge(teacher: Distribution, student: Distribution, beta: float) 
 
 
 def top_k_with_tail(p: Distribution, ids: Sequence[int]) -> list[float]:
-    """Log-probabilities of `ids`, then of all other ids together."""
+    """Return the log-probabilities of `ids`, then of all other ids together."""
     with localcontext(_CONTEXT):
         tail = sum((a for v, a in enumerate(p) if v not in set(ids)), Decimal())
         return [_log(p[v]) for v in ids] + [_log(tail)]
 
 
 def linear(start: float, end: float, step: int, total: int) -> float:
-    """The weighted mean of both ends; `end` after the last step."""
+    """Return the linear interpolation of both ends; `end` after the last step."""
     done = min(step, total)
     return (start * (total - done) + end * done) / total
 
 
 def cosine(start: float, end: float, step: int, total: int) -> float:
-    """The weighted mean of both ends by the square of a cosine over a quarter of its period."""
+    """Return the mean of both ends, weighted by the square of a cosine over a quarter of its period."""
     share = math.cos(math.pi / 2 * min(step, total) / total) ** 2
     return start * share + end * (1 - share)
 
 
 def piecewise_constant(values: Sequence[float], boundaries: Sequence[float], step: int, total: int) -> float:
-    """Walks through the pieces until the next one has not begun."""
+    """Return the value of the last piece that has begun."""
     value = values[0]
     for following, boundary in zip(values[1:], boundaries, strict=True):
         if step / total < boundary:
@@ -122,7 +125,7 @@ def piecewise_constant(values: Sequence[float], boundaries: Sequence[float], ste
 
 
 def warm_up(fraction: float, step: int, total: int) -> float:
-    """The factor of a rise that would reach 1 one step after its last one; 1 behind it."""
+    """Return the factor of a linear rise that reaches 1 one step after its last one, and stays there."""
     rise = round(fraction * total)
     return min((step + 1) / (rise + 1), 1.0)
 

@@ -16,7 +16,7 @@ from torch.multiprocessing.spawn import start_processes
 
 
 def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout: float = 600.0) -> list[Any]:
-    """Calls `function(*args)` in as many processes, as torchrun would start them.
+    """Call `function(*args)` in each of `ranks` processes, with the environment that torchrun would set.
 
     Args:
         function: of a module that can be imported; what it returns must be fit for `torch.save`.
@@ -28,8 +28,8 @@ def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout: flo
         What each rank returned.
 
     Raises:
-        TimeoutError: they wait for each other, or are slow.
-        torch.multiprocessing.ProcessRaisedException: one raised.
+        TimeoutError: the processes did not end in time.
+        torch.multiprocessing.ProcessRaisedException: a process raised an exception.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

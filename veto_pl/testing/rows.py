@@ -38,7 +38,7 @@ class _EverySecondLength(Task):
 
 
 def tiny_prompts(models: Models, turn: int = 0) -> PromptBatch:
-    """Four prompts with references, a task and numbers of their own; every turn begins with another one."""
+    """Return four prompts with references, a task and numbers, rotated by `turn` places."""
     batch = replace(
         prompt_batch(models, PROMPTS, COMPLETIONS), task=_EverySecondLength(), numbers=torch.tensor(NUMBERS)
     )
@@ -46,20 +46,20 @@ def tiny_prompts(models: Models, turn: int = 0) -> PromptBatch:
 
 
 def remembers(source: RolloutSource) -> bool:
-    """Whether the source, or one inside of it, has a memory."""
+    """Return whether the source, or one inside of it, has a memory."""
     parts = inside(source, RolloutSource)  # type: ignore[type-abstract]
     return any(part.new_memory() is not None for part in parts)
 
 
 def beginning(source: RolloutSource, models: Models) -> Models:
-    """The same models as a run begins, with nothing remembered."""
+    """Return the models with empty memories, as at the beginning of a run."""
     models = replace(models, memories=Memories())
     models.memories.claim([source])
     return models
 
 
 def run(source: RolloutSource, models: Models, steps: Iterable[int]) -> Iterator[tuple[PromptBatch, Sequences]]:
-    """What a source is given and writes: two micro-batches at each step, and a validation that gets worse after it."""
+    """Yield prompts and rollouts of two micro-batches per step; a validation after each step gets worse."""
     for index in steps:
         for micro in range(2):
             batch = tiny_prompts(models, index + micro)
@@ -69,12 +69,12 @@ def run(source: RolloutSource, models: Models, steps: Iterable[int]) -> Iterator
 
 
 def written(source: RolloutSource, models: Models) -> list[tuple[PromptBatch, Sequences]]:
-    """What a source writes from the beginning: at one step, or at as many as it takes a memory to show."""
+    """Return prompts and rollouts of the first step, or of the first five for a source with a memory."""
     return list(run(source, beginning(source, models), range(5 if remembers(source) else 1)))
 
 
 def unpadded(rows: Sequences, name: str) -> list[Tensor]:
-    """A field of every row, without what stands on padding."""
+    """Return a field of every row, without its values at padding."""
     values: Tensor = getattr(rows, name)
     if values.dim() == 1:
         return list(values)
@@ -82,7 +82,7 @@ def unpadded(rows: Sequences, name: str) -> list[Tensor]:
 
 
 def difference(one: Sequences, other: Sequences) -> str:
-    """The first difference of two rollouts, whatever their padding; empty where there is none.
+    """Return the first difference of two rollouts, ignoring padding, as text; empty if there is none.
 
     A field that one of them does not have is not compared.
     """
@@ -99,14 +99,14 @@ def difference(one: Sequences, other: Sequences) -> str:
 
 
 def contents(part: Any) -> dict[str, list[Any]]:
-    """The tensors of sequences or prompts as lists, to see whether somebody changes them in place."""
+    """Return the tensors of sequences or prompts as lists, to compare later for changes in place."""
     values = {field.name: getattr(part, field.name) for field in fields(part)}
     return {key: value.tolist() for key, value in values.items() if isinstance(value, Tensor)}
 
 
 @contextmanager
 def global_seed(seed: int) -> Iterator[None]:
-    """Seeds the generators of torch, numpy and Python, and puts them back."""
+    """Seed the generators of torch, numpy and Python, and restore their states after the block."""
     kept, of_numpy, of_python = torch.get_rng_state(), np.random.get_state(), random.getstate()
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed)
@@ -120,7 +120,7 @@ def global_seed(seed: int) -> Iterator[None]:
 
 
 def global_numbers() -> tuple[list[float], list[float], float]:
-    """What the three generators would draw next."""
+    """Return the next numbers of torch's, numpy's and Python's generators without advancing them."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     drawn = torch.rand(4).tolist(), np.random.random(4).tolist(), random.random()
     torch.set_rng_state(states[0])

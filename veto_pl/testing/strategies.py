@@ -19,7 +19,7 @@ SMOOTH = ("ordinary", "peaked")
 
 
 def logits_of_kind(kind: str, rows: int, vocabulary: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Two [N, V] float64 tensors whose numbers float32 holds exactly; each row keeps at least one finite id."""
+    """Return two [N, V] float64 tensors of values exact in float32; each row has at least one finite logit."""
     generator = torch.Generator().manual_seed(seed)
     shape = (2, rows, vocabulary)
     if kind == "ties":
@@ -39,7 +39,7 @@ def logits_of_kind(kind: str, rows: int, vocabulary: int, seed: int) -> tuple[Te
 def logits_pairs(
     kinds: Sequence[str] = KINDS, *, max_rows: int = 4, max_vocabulary: int = 40
 ) -> st.SearchStrategy[tuple[Tensor, Tensor]]:
-    """Logits of student and teacher, [N, V] each, N and V small and V at least 2."""
+    """Return a strategy for logits of student and teacher, [N, V] each, N and V small and V at least 2."""
     return st.builds(
         logits_of_kind,
         st.sampled_from(list(kinds)),
@@ -50,7 +50,7 @@ def logits_pairs(
 
 
 def masked_values(rows: int, width: int, seed: int, *, empty: bool) -> tuple[Tensor, Tensor]:
-    """[B, S] float64 values and a [B, S] bool mask: each row True on one run of any length, 0 included."""
+    """Return [B, S] float64 values and a [B, S] bool mask, in each row True on one run of any length, also 0."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(rows, width, generator=generator, dtype=torch.float64)
     starts, ends = torch.randint(width + 1, (2, rows, 1), generator=generator).sort(0).values
@@ -60,7 +60,7 @@ def masked_values(rows: int, width: int, seed: int, *, empty: bool) -> tuple[Ten
 
 
 def ragged_grids(*, max_rows: int = 5, max_width: int = 7) -> st.SearchStrategy[tuple[Tensor, Tensor]]:
-    """[B, S] values with a ragged mask; some rows, and in some draws all rows, are empty."""
+    """Return a strategy for [B, S] values with a ragged mask; some rows, and at times all, are empty."""
     empty = st.integers(0, 7).map(lambda draw: draw == 7)
     shape = st.integers(1, max_rows), st.integers(1, max_width), st.integers(0, 2**31 - 1)
     return st.builds(masked_values, *shape, empty=empty)

@@ -45,22 +45,22 @@ quick = settings(deadline=None, derandomize=True, max_examples=20)
 
 
 def name(instance: object) -> str:
-    """What pytest calls a case."""
+    """Return the name of a test case: that of its class."""
     return type(instance).__name__
 
 
 def promising(law: Law, *seams: type) -> list[Any]:
-    """The installed instances whose class declares the law."""
+    """Return the installed instances whose class declares the law."""
     return [instance for instance in installed(*seams) if law in instance.laws]
 
 
 def each(instances: list[Any]) -> pytest.MarkDecorator:
-    """One test for every instance."""
+    """Return the decorator that makes one test of every instance."""
     return pytest.mark.parametrize("instance", instances, ids=name)
 
 
 def values(instance: Any, student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, ...]:
-    """What an instance makes of the normalised rows of two models, whichever seam it fills."""
+    """Return the results of an instance, of any seam, on the normalised rows of two models."""
     return _called(instance, student_logits.log_softmax(-1), teacher_logits.log_softmax(-1))
 
 
@@ -76,7 +76,7 @@ def _called(instance: Any, student: Tensor, teacher: Tensor) -> tuple[Tensor, ..
 
 
 def scored(instance: Advantage, shape: torch.Size, generator: torch.Generator) -> dict[str, Tensor]:
-    """What an advantage asks for, [B, S] each, of made-up distributions."""
+    """Return the scores that an advantage reads, [B, S] each, of random distributions."""
     student, teacher = torch.randn(2, shape.numel(), 4, generator=generator, dtype=torch.float64).log_softmax(-1)
     index = torch.arange(len(student))
     scores = instance.scores(TokenRows(student, teacher, index % 4, index // shape[1], STEP))
@@ -89,7 +89,7 @@ def _close(one: Tensor, other: Tensor, tolerance: float = 1e-9) -> None:
 
 @pytest.mark.parametrize("cls", installed_classes(*SEAMS), ids=lambda cls: cls.__name__)
 def test_every_class_has_an_example(cls: type[Any]) -> None:
-    """Without an instance nothing could be checked."""
+    """Check that every class has an example, without which no other test would check it."""
     examples_of(cls)
 
 
@@ -97,7 +97,7 @@ def test_every_class_has_an_example(cls: type[Any]) -> None:
 @given(pair=logits_pairs())
 @quick
 def test_zero_at_equality(instance: Divergence, pair: Pair) -> None:
-    """A student that agrees has nothing to learn."""
+    """Check that the divergence of two equal distributions is 0."""
     for logits in pair:
         (value,) = values(instance, logits, logits)
         _close(value, torch.zeros_like(value))
@@ -107,7 +107,7 @@ def test_zero_at_equality(instance: Divergence, pair: Pair) -> None:
 @given(pair=logits_pairs())
 @quick
 def test_non_negative(instance: Divergence, pair: Pair) -> None:
-    """Never below zero, up to rounding."""
+    """Check that a divergence is never below 0, up to rounding."""
     (value,) = values(instance, *pair)
     assert value.min() >= -1e-9
 
@@ -116,7 +116,7 @@ def test_non_negative(instance: Divergence, pair: Pair) -> None:
 @given(pair=logits_pairs(), seed=st.integers(0, 1000))
 @quick
 def test_divergences_do_not_know_the_order_of_the_vocabulary(instance: Divergence, pair: Pair, seed: int) -> None:
-    """The numbering of the ids means nothing."""
+    """Check that the same permutation of both vocabularies does not change a divergence."""
     order = torch.randperm(pair[0].shape[-1], generator=torch.Generator().manual_seed(seed))
     _close(values(instance, *(logits[:, order] for logits in pair))[0], values(instance, *pair)[0])
 
@@ -125,7 +125,7 @@ def test_divergences_do_not_know_the_order_of_the_vocabulary(instance: Divergenc
 @given(pair=logits_pairs(), seed=st.integers(0, 1000))
 @quick
 def test_targets_follow_the_order_of_the_vocabulary(instance: Target, pair: Pair, seed: int) -> None:
-    """Renumbering the ids renumbers the target."""
+    """Check that a permutation of the ids permutes the target alike."""
     order = torch.randperm(pair[0].shape[-1], generator=torch.Generator().manual_seed(seed))
     _close(values(instance, *(logits[:, order] for logits in pair))[0], values(instance, *pair)[0][:, order])
 
@@ -134,7 +134,7 @@ def test_targets_follow_the_order_of_the_vocabulary(instance: Target, pair: Pair
 @given(pair=logits_pairs())
 @quick
 def test_what_is_neutral_gives_back_what_it_is_given(instance: Any, pair: Pair) -> None:
-    """An objective leaves a neutral part out of its closed forms."""
+    """Check that a neutral part returns its input, since objectives leave such a part out of closed forms."""
     if instance.is_neutral:
         student, teacher = (logits.log_softmax(-1) for logits in pair)
         same = {Support: (student, teacher), Target: (teacher,), TokenWeighting: (torch.ones(len(student)),)}
@@ -147,7 +147,7 @@ def test_what_is_neutral_gives_back_what_it_is_given(instance: Any, pair: Pair) 
 @given(pair=logits_pairs())
 @quick
 def test_a_support_keeps_as_many_ids_as_it_says(instance: Support, pair: Pair) -> None:
-    """And no more than it is told to keep, with one outcome for all others."""
+    """Check that a support keeps at most as many ids as it is asked to, with one outcome for all others."""
     most = pair[0].shape[-1] - 1
     narrow = instance.keeping(most)
     kept = narrow.kept_ids()
@@ -160,7 +160,7 @@ def test_a_support_keeps_as_many_ids_as_it_says(instance: Support, pair: Pair) -
 @given(pair=logits_pairs())
 @quick
 def test_distributions_are_normalised(instance: Target | Support, pair: Pair) -> None:
-    """Targets and both sides of a support are distributions."""
+    """Check that the probabilities of targets, and of both sides of a support, sum to 1."""
     for logp in values(instance, *pair):
         _close(logp.exp().sum(-1), torch.ones(len(logp)))
 
@@ -169,7 +169,7 @@ def test_distributions_are_normalised(instance: Target | Support, pair: Pair) ->
 @given(pair=logits_pairs(kinds=[*SMOOTH, "excluded"]), shift=st.floats(-50, 50))
 @quick
 def test_a_shift_of_the_logits_changes_nothing(instance: Any, pair: Pair, shift: float) -> None:
-    """Logits are defined up to a constant."""
+    """Check that adding a constant to the logits changes nothing."""
     for one, other in zip(values(instance, pair[0] + shift, pair[1] - shift), values(instance, *pair), strict=True):
         _close(one, other)
 
@@ -178,7 +178,7 @@ def test_a_shift_of_the_logits_changes_nothing(instance: Any, pair: Pair, shift:
 @given(pair=logits_pairs())
 @quick
 def test_each_row_stands_alone(instance: Any, pair: Pair) -> None:
-    """Chunks of rows give what all rows give, so a long batch can be cut; no rows give nothing."""
+    """Check that rows one at a time give what all rows give together, and that no rows give no values."""
     whole = values(instance, *pair)
     pieces = [values(instance, *(logits[i : i + 1] for logits in pair)) for i in range(len(pair[0]))]
     pieces.append(values(instance, *(logits[:0] for logits in pair)))
@@ -191,7 +191,7 @@ def test_each_row_stands_alone(instance: Any, pair: Pair) -> None:
 @given(pair=logits_pairs())
 @quick
 def test_arguments_are_left_alone(instance: Any, pair: Pair) -> None:
-    """Nothing is changed in place."""
+    """Check that the arguments are not changed in place."""
     student, teacher = (logits.log_softmax(-1) for logits in pair)
     copies = student.clone(), teacher.clone()
     _called(instance, student, teacher)
@@ -203,7 +203,7 @@ def test_arguments_are_left_alone(instance: Any, pair: Pair) -> None:
 @given(pair=logits_pairs(), dtype=st.sampled_from([torch.float32, torch.float64]))
 @quick
 def test_values_and_gradients_are_finite(instance: Any, pair: Pair, dtype: torch.dtype) -> None:
-    """Logits of ten thousand and ids that both models exclude break nothing."""
+    """Check that values and gradients are finite, even for logits of 10,000 and ids that both models exclude."""
     student, teacher = (logits.to(dtype).requires_grad_() for logits in pair)
     results = values(instance, student, teacher)
     assert all(result.dtype == dtype for result in results)
@@ -222,7 +222,7 @@ def test_values_and_gradients_are_finite(instance: Any, pair: Pair, dtype: torch
 @given(pair=logits_pairs(kinds=["ordinary", "peaked", "extreme"]))
 @quick
 def test_single_precision_is_near_double_precision(instance: Any, pair: Pair) -> None:
-    """The error is that of the log-probabilities themselves."""
+    """Check that the error in float32 is no larger than that of the log-probabilities themselves."""
     tolerance = 1e-6 * max(float(logits.abs().max()) for logits in pair) + 1e-5
     single = values(instance, *(logits.float() for logits in pair))
     for one, other in zip(single, values(instance, *pair), strict=True):
@@ -232,7 +232,7 @@ def test_single_precision_is_near_double_precision(instance: Any, pair: Pair) ->
 @each([x for x in VALUES if not isinstance(x, TokenWeighting)])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_gradients_are_those_of_the_values(instance: Any, seed: int) -> None:
-    """Automatic differentiation against finite differences."""
+    """Check the gradients of automatic differentiation against finite differences."""
     pair = tuple(logits.requires_grad_() for logits in logits_of_kind("ordinary", 2, 4, seed))
     assert torch.autograd.gradcheck(lambda student, teacher: values(instance, student, teacher), pair)
 
@@ -241,7 +241,7 @@ def test_gradients_are_those_of_the_values(instance: Any, seed: int) -> None:
 @given(grid=ragged_grids(), seed=st.integers(0, 1000))
 @quick
 def test_advantages_ignore_what_is_masked(instance: Advantage, grid: Pair, seed: int) -> None:
-    """Credit is finite, one number per token, and independent of what stands between the completions."""
+    """Check that credit is finite, has one number per token, and does not depend on masked positions."""
     student, mask = grid
     generator = torch.Generator().manual_seed(seed)
     teacher, garbage = torch.randn(2, *mask.shape, generator=generator, dtype=torch.float64)
@@ -262,7 +262,7 @@ def test_advantages_ignore_what_is_masked(instance: Advantage, grid: Pair, seed:
 @given(total=st.integers(1, 1000), step=st.integers(0, 1010))
 @quick
 def test_schedules_are_finite_functions_of_the_step(instance: Schedule, total: int, step: int) -> None:
-    """A number at every step, the same one each time, and constant once the run is over."""
+    """Check that a schedule is a finite number at every step, always the same, and constant after the run."""
     assert isinstance(instance(step, total), float)
     assert abs(instance(step, total)) < float("inf")
     assert instance(step, total) == instance(step, total)
@@ -271,7 +271,7 @@ def test_schedules_are_finite_functions_of_the_step(instance: Schedule, total: i
 
 @each(ANYTHING)
 def test_settings_are_frozen_hashable_and_picklable(instance: Any) -> None:
-    """An instance is its settings: it cannot change, it compares by value, and it travels between processes."""
+    """Check that an instance is frozen, compares and hashes by value, and can be pickled."""
     assert dataclasses.is_dataclass(type(instance))
     with pytest.raises(dataclasses.FrozenInstanceError):
         instance.anything = 1
@@ -283,7 +283,7 @@ def test_settings_are_frozen_hashable_and_picklable(instance: Any) -> None:
 
 @each(ANYTHING)
 def test_a_configuration_makes_the_same_instance(instance: Any) -> None:
-    """What a configuration says of it, by class path and settings, is read back as an equal instance."""
+    """Check that the parser makes an equal instance from the class path and settings of an instance."""
     seam = next(seam for seam in SEAMS if isinstance(instance, seam))
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--part", type=seam)

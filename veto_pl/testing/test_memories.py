@@ -1,4 +1,4 @@
-"""Every installed source that remembers something, in runs that are stopped and gone on with."""
+"""Every installed source that remembers something, in runs that are stopped and resumed."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ each = pytest.mark.parametrize("source", [x for x in installed(RolloutSource) if
 
 @pytest.fixture(scope="module")
 def models() -> Models:
-    """Shared by all tests; nothing trains them."""
+    """Return models that all tests share, since none trains them."""
     return tiny_models("gpt2")
 
 
 def saved(models: Models) -> list[dict[str, State]]:
-    """What a checkpoint holds of the memories, read again."""
+    """Return the states of the memories, saved and loaded as a checkpoint does."""
     states, file = models.memories.states(), io.BytesIO()
     try:
         torch.save(states, file)
@@ -49,7 +49,7 @@ def saved(models: Models) -> list[dict[str, State]]:
 
 
 def tensors(state: Any) -> list[Tensor]:
-    """All tensors of a state, at any depth."""
+    """Return all tensors of a state, at any depth."""
     if isinstance(state, Tensor):
         return [state]
     inner = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
@@ -57,7 +57,7 @@ def tensors(state: Any) -> list[Tensor]:
 
 
 def assert_same(expected: list[Sequences], found: list[Sequences], message: str) -> None:
-    """Two runs have written the same, micro-batch by micro-batch."""
+    """Assert that two runs have written the same in each micro-batch."""
     for place, (one, other) in enumerate(zip(expected, found, strict=True)):
         different = difference(one, other)
         assert not different, f"{message} Micro-batch {place} after it: {different}."
@@ -66,16 +66,16 @@ def assert_same(expected: list[Sequences], found: list[Sequences], message: str)
 @each
 @pytest.mark.parametrize("written", [0, 1])
 def test_a_run_goes_on_from_a_checkpoint(source: RolloutSource, models: Models, written: int) -> None:
-    """Exactly, and from the beginning of the step if it was stopped inside of one.
+    """Check that a resumed run writes what the whole run writes, repeating a step that was not finished.
 
-    The checkpoint is taken when this many micro-batches of a step are written.
+    The checkpoint is taken when `written` micro-batches of a step are written.
     """
     whole, resumed = beginning(source, models), beginning(source, models)
     list(run(source, whole, range(STOPPED)))
-    going_on = run(source, whole, range(STOPPED, TOTAL))
-    rows = list(islice(going_on, written))
+    remaining = run(source, whole, range(STOPPED, TOTAL))
+    rows = list(islice(remaining, written))
     states = saved(whole)
-    rows += going_on
+    rows += remaining
     resumed.memories.restore(states)
     again = list(run(source, resumed, range(STOPPED, TOTAL)))
     assert_same(
@@ -87,8 +87,8 @@ def test_a_run_goes_on_from_a_checkpoint(source: RolloutSource, models: Models, 
 
 
 @each
-def test_a_checkpoint_of_two_ranks_is_gone_on_with_by_one(source: RolloutSource, models: Models) -> None:
-    """`Memory.restore` is given the states of all ranks there were."""
+def test_a_checkpoint_of_two_ranks_is_resumed_by_one(source: RolloutSource, models: Models) -> None:
+    """Check that `Memory.restore` accepts the states of more ranks than there are now."""
     before, after = beginning(source, models), beginning(source, models)
     list(run(source, before, range(STOPPED)))
     after.memories.restore(saved(before) * 2)
@@ -98,7 +98,7 @@ def test_a_checkpoint_of_two_ranks_is_gone_on_with_by_one(source: RolloutSource,
 
 @each
 def test_a_step_that_was_left_out_leaves_nothing_behind(source: RolloutSource, models: Models) -> None:
-    """A step whose loss is not finite does not count, and neither does what was remembered in it."""
+    """Check that a memory forgets what it stored in a step that was skipped for a loss that is not finite."""
     plain, disturbed = beginning(source, models), beginning(source, models)
     for them in (plain, disturbed):
         list(run(source, them, range(STOPPED)))

@@ -44,7 +44,7 @@ Plain = Callable[[Objective], Undisturbed]
 
 
 def name(instance: object) -> str:
-    """What pytest calls a case."""
+    """Return the name of a test case: that of its class."""
     return type(instance).__name__
 
 
@@ -53,29 +53,30 @@ each = pytest.mark.parametrize("objective", OBJECTIVES, ids=name)
 
 @pytest.fixture(scope="module")
 def models() -> Models:
-    """Absolute positions, so that misplaced padding shows, and dropout in the teacher alone, which must not use it.
+    """Return models that all tests share, since none trains them.
 
-    Shared by all tests; nothing here trains them.
+    They have absolute positions, so that misplaced padding shows, and dropout in the teacher alone, which must not use
+    it.
     """
     return tiny_models("gpt2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
 
 
 @pytest.fixture(scope="module")
 def plain(models: Models) -> Plain:
-    """What an objective makes of its rollouts as they are, worked out once for all tests that compare with it."""
+    """Return a cached function from an objective to its weights, loss and gradient on unchanged rollouts."""
     known: dict[int, Undisturbed] = {}
 
-    def find_out(objective: Objective) -> Undisturbed:
+    def compute(objective: Objective) -> Undisturbed:
         if id(objective) not in known:
             stats = terms(objective, fixed(objective, models), models)
             known[id(objective)] = Undisturbed(weights(stats), update([stats], models))
         return known[id(objective)]
 
-    return find_out
+    return compute
 
 
 def written(models: Models, seed: int) -> Sequences:
-    """Fixed completions of the prompts, as if somebody had sampled and judged them; another text for each seed."""
+    """Return fixed completions of the prompts with random log-probabilities and rewards, different for each seed."""
     completions = COMPLETIONS[seed % 5 :] + COMPLETIONS[: seed % 5]
     batch = prompt_batch(models, PROMPTS, completions)
     given = Sequences.join(batch, batch.completion_ids, batch.completion_mask).rows(torch.arange(5)[TRAINED])
@@ -92,32 +93,32 @@ def written(models: Models, seed: int) -> Sequences:
 
 
 def fixed(objective: Objective, models: Models) -> Fixed:
-    """A rollout for every source."""
+    """Return a fixed rollout for every source of an objective."""
     return {source: written(models, seed) for seed, source in enumerate(objective.sources)}
 
 
 def changed(rollouts: Fixed, change: Callable[[Sequences], Sequences]) -> Fixed:
-    """The same change to every rollout."""
+    """Return the rollouts with the same change made to each."""
     return {source: change(sequences) for source, sequences in rollouts.items()}
 
 
 def of_prompts(sequences: Sequences, prompts: list[int]) -> Sequences:
-    """The rows that continue these prompts."""
+    """Return the rows that continue these prompts."""
     return sequences.rows(torch.isin(sequences.prompt_rows, torch.tensor(prompts)))
 
 
 def terms(objective: Objective, rollouts: Fixed, models: Models) -> Mapping[str, Stat]:
-    """The undivided loss terms."""
+    """Return the undivided loss terms."""
     return objective.loss(rollouts, models, STEP).terms
 
 
 def weights(stats: Mapping[str, Stat]) -> dict[str, float]:
-    """What each term is divided by."""
+    """Return the number that each term is divided by."""
     return {key: float(stat.weight) for key, stat in stats.items()}
 
 
 def update(stats: list[Mapping[str, Stat]], models: Models) -> Update:
-    """The loss and the whole gradient of a window of micro-batches, each term divided by its summed weight."""
+    """Return loss and flat gradient of a window of micro-batches, each term divided by its summed weight."""
     summed = {key: sum((part[key] for part in stats[1:]), stats[0][key]) for key in stats[0]}
     loss = torch.stack([stat.mean() for stat in summed.values()]).sum()
     trained = list(models.student.parameters())
@@ -127,7 +128,7 @@ def update(stats: list[Mapping[str, Stat]], models: Models) -> Update:
 
 
 def assert_same(one: Update, other: Update) -> None:
-    """Equal up to the rounding of single precision, relative to the largest entry of the gradient."""
+    """Assert equality up to the rounding of float32, relative to the gradient's largest entry."""
     torch.testing.assert_close(one[0], other[0], rtol=1e-5, atol=1e-5)
     scale = max(1.0, float(other[1].abs().max()))
     torch.testing.assert_close(one[1] / scale, other[1] / scale, rtol=0, atol=1e-5)
@@ -135,7 +136,7 @@ def assert_same(one: Update, other: Update) -> None:
 
 @each
 def test_there_is_something_to_learn(objective: Objective, plain: Plain) -> None:
-    """The loss is finite and moves the student; otherwise the laws below would hold for nothing."""
+    """Check that the loss is finite and has a gradient, without which the other tests would prove nothing."""
     loss, gradient = plain(objective).update
     assert loss.isfinite()
     assert gradient.isfinite().all()
@@ -145,7 +146,7 @@ def test_there_is_something_to_learn(objective: Objective, plain: Plain) -> None
 @each
 @pytest.mark.parametrize(("left", "right"), [(3, 0), (1, 4)])
 def test_padding_changes_nothing(objective: Objective, models: Models, plain: Plain, left: int, right: int) -> None:
-    """Padding is named by the masks alone: its place, its width and the ids that stand there do not matter."""
+    """Check that the place, the width and the ids of padding change nothing."""
 
     def padded(sequences: Sequences) -> Sequences:
         grids = {"attention_mask": False, "loss_mask": False, "sampler_logp": 0.0, "input_ids": 5}
@@ -161,7 +162,7 @@ def test_padding_changes_nothing(objective: Objective, models: Models, plain: Pl
 
 @each
 def test_a_row_without_tokens_changes_nothing(objective: Objective, models: Models, plain: Plain) -> None:
-    """A completion that is masked as a whole is as good as absent."""
+    """Check that a row whose completion is masked as a whole changes nothing."""
 
     def with_silent_row(sequences: Sequences) -> Sequences:
         row = sequences.rows(torch.tensor([3]))
@@ -178,7 +179,7 @@ def test_a_row_without_tokens_changes_nothing(objective: Objective, models: Mode
 def test_any_split_of_the_prompts_gives_the_same_update(
     objective: Objective, models: Models, plain: Plain, split: list[list[int]]
 ) -> None:
-    """Micro-batches, divided once by their summed weight, give the gradient of the whole batch."""
+    """Check that micro-batches, divided once by their summed weight, give the gradient of the whole batch."""
     rollouts = fixed(objective, models)
     parts = [changed(rollouts, partial(of_prompts, prompts=prompts)) for prompts in split]
     assert_same(update([terms(objective, part, models) for part in parts], models), plain(objective).update)
@@ -186,7 +187,7 @@ def test_any_split_of_the_prompts_gives_the_same_update(
 
 @each
 def test_no_tokens_give_a_zero_that_can_be_differentiated(objective: Objective, models: Models) -> None:
-    """A micro-batch without completions contributes zeros, and no NaN."""
+    """Check that a micro-batch without completion tokens contributes zeros and no NaN."""
 
     def silenced(sequences: Sequences) -> Sequences:
         return dataclasses.replace(sequences, loss_mask=torch.zeros_like(sequences.loss_mask))
@@ -200,7 +201,7 @@ def test_no_tokens_give_a_zero_that_can_be_differentiated(objective: Objective, 
 
 @pytest.mark.parametrize("objective", [x for x in OBJECTIVES if hasattr(x, "chunk_rows")], ids=name)
 def test_the_size_of_chunks_changes_nothing(objective: Any, models: Models, plain: Plain) -> None:
-    """Chunks, here of three rows and a last one of fewer, bound the memory and nothing else."""
+    """Check that chunks of three rows, with a shorter last one, change neither loss nor gradient."""
     rollouts = fixed(objective, models)
     chunked = dataclasses.replace(objective, chunk_rows=3)
     mine: Fixed = dict(zip(chunked.sources, rollouts.values(), strict=True))
@@ -212,7 +213,7 @@ with_teacher = pytest.mark.parametrize("objective", [x for x in OBJECTIVES if x.
 
 @with_teacher
 def test_the_teacher_gets_no_gradient(objective: Objective, models: Models) -> None:
-    """Even a teacher that somebody forgot to freeze."""
+    """Check that a teacher gets no gradient, even if its parameters were not frozen."""
     models = copy.deepcopy(models)
     teacher = models.required_teacher()
     teacher.requires_grad_(True)
@@ -224,7 +225,7 @@ def test_the_teacher_gets_no_gradient(objective: Objective, models: Models) -> N
 
 @with_teacher
 def test_the_teacher_reads_without_dropout(objective: Objective, models: Models) -> None:
-    """Even a teacher that somebody left in training mode, in which it stays."""
+    """Check that a teacher in training mode is read without dropout, and stays in training mode."""
     models = copy.deepcopy(models)
     rollouts = fixed(objective, models)
     expected = {key: float(stat.total.detach()) for key, stat in terms(objective, rollouts, models).items()}

@@ -40,7 +40,7 @@ COLUMNS_PERHAPS = {"rewards": torch.float32, "age": torch.float32, "ending": tor
 
 
 def name(instance: object) -> str:
-    """What pytest calls a case."""
+    """Return the name of a test case: that of its class."""
     return type(instance).__name__
 
 
@@ -50,13 +50,13 @@ each_without_memory = pytest.mark.parametrize("source", [x for x in SOURCES if n
 
 @pytest.fixture(scope="module")
 def models() -> Models:
-    """Absolute positions, so that misplaced padding shows, and dropout, which no source may use."""
+    """Return models with absolute positions, so that misplaced padding shows, and dropout, which must not be used."""
     return tiny_models("gpt2")
 
 
 @each
 def test_fields_have_their_shapes_and_types(source: RolloutSource, models: Models) -> None:
-    """As `Sequences` describes them."""
+    """Check that the fields have the shapes and types that `Sequences` describes."""
     for _, rows in written(source, models):
         check_fields(rows)
         assert (rows.teacher_scores is not None) == source.stored_teacher, (
@@ -65,7 +65,7 @@ def test_fields_have_their_shapes_and_types(source: RolloutSource, models: Model
 
 
 def check_fields(rows: Sequences) -> None:
-    """The type and shape of every tensor."""
+    """Assert the type and shape of every tensor."""
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys((*GRIDS, *GRIDS_PERHAPS), tuple(rows.input_ids.shape))
     shapes |= dict.fromkeys((*COLUMNS, *COLUMNS_PERHAPS), (len(rows),))
     for field, dtype in {**GRIDS, **GRIDS_PERHAPS, **COLUMNS, **COLUMNS_PERHAPS}.items():
@@ -81,7 +81,7 @@ def check_fields(rows: Sequences) -> None:
 
 @each
 def test_what_is_written_is_what_the_source_says_of_its_writings(source: RolloutSource, models: Models) -> None:
-    """Completions are no longer; plans and checks go by it."""
+    """Check that completions are no longer than `writings` says, on which plans and checks rely."""
     writings = source.writings()
     assert writings, "`writings` must say of one way at least in which the source completes prompts, got none."
     assert source.stored_teacher == any(writing.stored is not None for writing in writings)
@@ -94,7 +94,7 @@ def test_what_is_written_is_what_the_source_says_of_its_writings(source: Rollout
 
 @each
 def test_rows_name_the_prompts_that_they_continue(source: RolloutSource, models: Models) -> None:
-    """In the order of the batch; rows from a memory may bring prompts of their own."""
+    """Check that rows follow the order of the batch's prompts; rows of a memory may have other prompts."""
     for batch, rows in written(source, models):
         assert rows.prompts is not None, "`prompts` must be the batch that `prompt_rows` points into, got None."
         named, count = rows.prompt_rows, len(rows.prompts)
@@ -110,7 +110,7 @@ def test_rows_name_the_prompts_that_they_continue(source: RolloutSource, models:
 
 @each
 def test_each_row_is_a_prompt_and_the_completion_behind_it(source: RolloutSource, models: Models) -> None:
-    """Without padding, a row begins with its prompt, and all that follows is completion, whether it counts or not."""
+    """Check that each row without padding is its prompt and then its completion, whether or not that counts."""
     for _, rows in written(source, models):
         assert rows.prompts is not None
         assert not (rows.loss_mask & ~rows.attention_mask).any(), "`loss_mask` must be False on padding."
@@ -130,7 +130,7 @@ def test_each_row_is_a_prompt_and_the_completion_behind_it(source: RolloutSource
 
 @each
 def test_what_is_said_of_an_end_is_true_of_the_row(source: RolloutSource, models: Models) -> None:
-    """A source may say nothing: then an EOS at the end tells. What it says is what rewards and metrics go by."""
+    """Check that a known `ending` is EOS if and only if the last token is, and that `unjudged` is in its range."""
     ends = torch.tensor(models.eos_ids)
     for _, rows in written(source, models):
         unjudged = [0] * len(rows) if rows.unjudged is None else rows.unjudged.tolist()
@@ -149,12 +149,12 @@ def test_what_is_said_of_an_end_is_true_of_the_row(source: RolloutSource, models
 
 
 def _endings(rows: Sequences) -> list[Ending]:
-    """Why each row ends, as far as it says so."""
+    """Return why each row ends, `UNKNOWN` where the source does not say."""
     return [Ending.UNKNOWN] * len(rows) if rows.ending is None else [Ending(why) for why in rows.ending.tolist()]
 
 
 def asked(rows: Sequences) -> list[Tensor]:
-    """The ids of each row's prompt."""
+    """Return the ids of each row's prompt."""
     assert rows.prompts is not None
     prompts = rows.prompts.rows(rows.prompt_rows)
     return [ids[mask] for ids, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True)]
@@ -162,7 +162,7 @@ def asked(rows: Sequences) -> list[Tensor]:
 
 @each
 def test_eos_ends_a_completion(source: RolloutSource, models: Models) -> None:
-    """What was written behind it does not count."""
+    """Check that no token behind an EOS counts."""
     ends = torch.tensor(models.eos_ids)
     for _, rows in written(source, models):
         for row, ids in enumerate(rows.completions()):
@@ -173,7 +173,7 @@ def test_eos_ends_a_completion(source: RolloutSource, models: Models) -> None:
 
 @each
 def test_the_samplers_log_probabilities_are_those_of_the_completion(source: RolloutSource, models: Models) -> None:
-    """Of its tokens, and 0 elsewhere."""
+    """Check that the sampler's log-probabilities belong to the completion's tokens, and are 0 elsewhere."""
     for _, rows in written(source, models):
         logp = rows.sampler_logp
         if logp is None:
@@ -186,7 +186,7 @@ def test_the_samplers_log_probabilities_are_those_of_the_completion(source: Roll
 
 @each
 def test_no_prompts_give_no_rows(source: RolloutSource, models: Models) -> None:
-    """A rank may have nothing to do at a step, also when something is remembered."""
+    """Check that no prompts give no rows, also with a filled memory, as a rank may have none at a step."""
     models = beginning(source, models)
     for index in range(3):
         nobody = tiny_prompts(models).rows(torch.arange(0))
@@ -202,7 +202,7 @@ def test_no_prompts_give_no_rows(source: RolloutSource, models: Models) -> None:
 def test_a_row_does_not_depend_on_the_other_prompts(
     source: RolloutSource, models: Models, split: list[list[int]]
 ) -> None:
-    """A prompt gets the same completions whatever it is batched with; `PromptBatch.numbers` tells who it is."""
+    """Check that a prompt gets the same completions in any batch; `PromptBatch.numbers` identifies it."""
     batch = tiny_prompts(models)
     whole = source(batch, models, STEP)
     for prompts in split:
@@ -217,7 +217,7 @@ def test_a_row_does_not_depend_on_the_other_prompts(
 
 @each
 def test_the_same_step_gives_the_same_rows(source: RolloutSource, models: Models) -> None:
-    """Whatever the global generators say. What is remembered in a step counts from the next one on."""
+    """Check that a step gives the same rows for any global seed; what it remembers counts from the next one on."""
     models = beginning(source, models)
     batch = tiny_prompts(models)
     for index in range(4 if remembers(source) else 1):
@@ -238,7 +238,7 @@ def test_the_same_step_gives_the_same_rows(source: RolloutSource, models: Models
 @each
 @pytest.mark.parametrize("other", [{"index": 4}, {"seed": 1}], ids=str)
 def test_another_step_draws_other_numbers(source: RolloutSource, models: Models, other: dict[str, int]) -> None:
-    """A source that samples does not repeat itself."""
+    """Check that a source that samples draws other completions at another step or with another seed."""
     first = source(tiny_prompts(models), beginning(source, models), STEP)
     if first.sampler_logp is None or first.sampler_logp.sum() > -5:
         return
@@ -248,7 +248,7 @@ def test_another_step_draws_other_numbers(source: RolloutSource, models: Models,
 
 @each
 def test_the_global_generators_are_left_alone(source: RolloutSource, models: Models) -> None:
-    """Dropout and the order of the data draw from them."""
+    """Check that a rollout does not advance the global generators, which dropout and data order use."""
     before = global_numbers()
     written(source, models)
     assert global_numbers() == before, (
@@ -258,7 +258,7 @@ def test_the_global_generators_are_left_alone(source: RolloutSource, models: Mod
 
 @each
 def test_models_and_prompts_are_left_alone(source: RolloutSource, models: Models) -> None:
-    """Nothing is trained, switched to another mode or changed in place by writing."""
+    """Check that a rollout changes no weights, gradients, modes or prompts."""
     models = beginning(source, copy.deepcopy(models))
     batch = tiny_prompts(models)
     models.required_teacher().train()
@@ -273,7 +273,7 @@ def test_models_and_prompts_are_left_alone(source: RolloutSource, models: Models
 
 
 def condition(models: Models) -> dict[str, Any]:
-    """What a source could spoil: modes, gradients and weights."""
+    """Return what a source must not change: modes, gradients and weights of the models."""
     found: dict[str, Any] = {"torch.is_grad_enabled()": torch.is_grad_enabled()}
     for role in ("student", "teacher", "reference"):
         model = getattr(models, role)
@@ -287,7 +287,7 @@ def condition(models: Models) -> dict[str, Any]:
 
 @each
 def test_models_are_read_without_dropout(source: RolloutSource, models: Models) -> None:
-    """The student is in training mode when it is asked to write."""
+    """Check that a rollout with models in training mode uses no dropout."""
     trained, evaluated = copy.deepcopy(models), copy.deepcopy(models)
     for model in (trained.student, trained.required_teacher()):
         model.train()

@@ -27,20 +27,20 @@ of_each_text = pytest.mark.parametrize("text", TEXTS, ids=repr)
 
 
 def tokenizer() -> PreTrainedTokenizerBase:
-    """With control words and a chat template."""
+    """Return a tokenizer with control words and a chat template."""
     loaded = copy.copy(tokenizer_of("bytes"))
     loaded.chat_template = CHAT
     return loaded
 
 
 def example_of(text: str) -> Example:
-    """A row whose fields are all the same text."""
+    """Return a row whose fields are all the same text."""
     names = ("prompt", "question", "problem", "instruction", "text")
     return Example(text, "There.", dict.fromkeys(names, text))
 
 
 def rendered(template: Template, example: Example) -> str | None:
-    """The template's text; None for a row that it cannot show, of which nothing is promised."""
+    """Return the template's text, or None for a row that it cannot show and the tests skip."""
     try:
         return template(example, tokenizer())
     except (VetoError, LookupError):
@@ -50,7 +50,7 @@ def rendered(template: Template, example: Example) -> str | None:
 @each
 @of_each_text
 def test_a_row_has_one_text(template: Template, text: str) -> None:
-    """On every rank and in every epoch."""
+    """Check that a row gets the same text every time, as it must on every rank and in every epoch."""
     example = example_of(text)
     first, again = (rendered(template, example) for _ in range(2))
     assert first == again, f"The same row was shown as {first!r}, then as {again!r}. Let the row alone decide."
@@ -60,7 +60,7 @@ def test_a_row_has_one_text(template: Template, text: str) -> None:
 @each
 @of_each_text
 def test_control_words_of_a_row_can_be_told_from_those_of_the_template(template: Template, text: str) -> None:
-    """A row comes with a mark in each of its control words; the text that it gets is the same but for the marks."""
+    """Check that marks in a row's control words change nothing in its text but the marks themselves."""
     plain = rendered(template, example_of(text))
     marked = rendered(template, ControlWords(tokenizer()).mark_words(example_of(text)))
     assert marked is None or plain is None or remove_marks(marked) == plain, (

@@ -29,7 +29,7 @@ DIMENSIONS: dict[str, dict[str, Any]] = {
 
 
 def tiny_source(model_type: str = "llama", seed: int = 0, **dimensions: Any) -> RandomWeights:
-    """A source of a model with two layers of width 16, far enough from uniform to have opinions."""
+    """Return a source of random models with two layers of width 16, whose predictions are far from uniform."""
     defaults: dict[str, Any] = {"vocab_size": len(ALPHABET) + 3, "initializer_range": 0.4}
     return RandomWeights(model_type, defaults | DIMENSIONS[model_type] | dimensions, seed=seed)
 
@@ -37,7 +37,7 @@ def tiny_source(model_type: str = "llama", seed: int = 0, **dimensions: Any) -> 
 def tiny_models(
     model_type: str = "llama", *, student_seed: int = 0, teacher_seed: int = 1, **dimensions: Any
 ) -> Models:
-    """Student, teacher and reference of one architecture with different weights; `dimensions` goes to the student."""
+    """Return student, teacher and reference with different weights; only the student takes `dimensions`."""
     student = tiny_source(model_type, student_seed, **dimensions)
     teacher, reference = (tiny_source(model_type, seed) for seed in (teacher_seed, teacher_seed + 7))
     return load_models(student, teacher, CharacterTokenizer(ALPHABET).load(), reference=reference)
@@ -46,6 +46,6 @@ def tiny_models(
 def prompt_batch(
     models: Models, prompts: Sequence[str], completions: Sequence[str | None] | None = None
 ) -> PromptBatch:
-    """Tokenised prompts, left-padded, with reference completions where there are any."""
+    """Return tokenised prompts, left-padded, with reference completions where there are any."""
     given = completions or [None] * len(prompts)
     return Collator(tokenizer=models.tokenizer)([Example(p, c) for p, c in zip(prompts, given, strict=True)])

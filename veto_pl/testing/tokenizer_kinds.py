@@ -35,7 +35,7 @@ def _byte_level(*, space: bool) -> Tokenizer:
 
 
 def _sentence_pieces() -> Tokenizer:
-    """As the first Llama: the space in front is put there before anything else, and unknown characters are bytes."""
+    """Return a core as the first Llama's: a space is prepended first, and unknown characters become bytes."""
     from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
     core = Tokenizer(models.BPE())
@@ -115,7 +115,7 @@ KINDS: Mapping[str, Callable[[], Tokenizer]] = {
 
 @cache
 def tokenizer_of(kind: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a kind, with EOS, BOS, padding, and ChatML's control words."""
+    """Return the tokenizer of a kind, with EOS, BOS, padding, and ChatML's control words."""
     from transformers import PreTrainedTokenizerFast
 
     settings: dict[str, Any] = {**SPECIAL, "additional_special_tokens": list(CONTROL)}
