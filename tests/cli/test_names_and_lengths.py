@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningCLI
 from veto_pl import checks
 from veto_pl.callbacks import Checkpoints
 from veto_pl.cli.build import VetoCLI
-from veto_pl.cli.refusals import explained_refusal
+from veto_pl.cli.refusals import explain_refusal
 from veto_pl.commands.main import find_classes_here, main
 from veto_pl.data.epoch import check_epoch
 from veto_pl.data.tasks.jsonlines import JsonLines
@@ -180,7 +180,7 @@ def test_a_fault_is_no_refusal():
     """Its traceback is wanted."""
     with pytest.raises(ValueError, match="a fault") as caught:
         _Broken().state_dict()
-    assert explained_refusal(caught.value, {}, {}) is None
+    assert explain_refusal(caught.value, {}, {}) is None
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv", "tsv", "arrow", "txt", "CSV"])

@@ -91,7 +91,7 @@ def killed(job, *_):
 )
 def test_a_process_that_dies_is_told_with_its_signal(tmp_path, origin, monkeypatch, number, words):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(node, "_begin", killed)
+    monkeypatch.setattr(node, "_run_forked", killed)
     reason, _ = run_in_process(Job(str(int(number)), tmp_path / "job", (), {}), origin, 1)
     assert re.search(f"was killed by {words}", reason)
 
@@ -135,7 +135,7 @@ def test_a_node_that_cannot_be_used_ends_the_study_with_its_reason(tmp_path, loc
 
 
 def test_a_cluster_without_a_node_for_a_run_ends_the_study(tmp_path, local_ray, monkeypatch):
-    monkeypatch.setattr(cluster, "_PATIENCE", 0.1)
+    monkeypatch.setattr(cluster, "_POLL_SECONDS", 0.1)
     monkeypatch.setattr(Share, "of", lambda *_: Share(64, 0, 1))
     with pytest.raises(VetoError, match="No node is left with the 64 cores"), Cluster(tmp_path) as here:
         here.run(jobs(tmp_path, "a"), print)

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from veto_pl import DistillationModule
 from veto_pl.callbacks import SampleTable
-from veto_pl.cli.streams import leave_out_noise
+from veto_pl.cli.streams import hide_noise
 from veto_pl.storage.journals import Events, MetricsFile, journals
 
 from .conftest import curves
@@ -133,6 +133,6 @@ def test_a_file_of_metrics_that_the_user_has_named_goes_on_after_a_stop(name, co
 def test_lightnings_warning_that_it_deletes_a_file_is_seen(tmp_path):
     (tmp_path / "metrics.csv").touch()
     with warnings.catch_warnings():
-        leave_out_noise()
+        hide_noise()
         with pytest.warns(UserWarning, match="Previous log files in this directory will be deleted"):
             log(CSVLogger(tmp_path, name="", version=""), [{"a": 1.0}])

@@ -27,7 +27,7 @@ import veto_pl.metrics
 from veto_pl.metrics import CompletionMetric, TokenMetric, TopKDiagnostic, default_metrics
 from veto_pl.metrics.generations import Generations
 from veto_pl.report.columns import Quantity, Shown
-from veto_pl.storage.journals import described
+from veto_pl.storage.journals import describe_metrics
 from veto_pl.testing.ranks import run_ranks
 
 every_metric = pytest.mark.parametrize("name", METRICS)
@@ -182,7 +182,7 @@ DIRECTIONS = {True: 1, False: -1, None: 0}
 @every_metric
 def test_the_report_shows_a_metric_as_its_class_says(name):
     metric = METRICS[name]()
-    shown = {key: Shown(**of) for key, of in described({name: metric}).items()}
+    shown = {key: Shown(**of) for key, of in describe_metrics({name: metric}).items()}
     quantity = Quantity.of(f"validation/{name}", shown)
     assert quantity.better == DIRECTIONS[metric.higher_is_better]
     assert quantity.label.startswith(metric.title or name.replace("_", " "))

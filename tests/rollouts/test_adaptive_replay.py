@@ -16,10 +16,8 @@ from veto_pl import DistillationModule, PromptDataModule
 from veto_pl.core.memory import Memories
 from veto_pl.data import ExactMatch, JsonLines
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.explain.response import _sampler
 from veto_pl.models import CharacterTokenizer
 from veto_pl.objectives import DistiLLM
-from veto_pl.planning.rollout import writings
 from veto_pl.rollouts import AdaptiveReplay, FromCache, FromDataset, FromStudent, Sampling
 from veto_pl.rollouts.adaptive import AdaptiveMemory
 from veto_pl.seams import Step
@@ -140,9 +138,9 @@ def test_a_run_goes_on_exactly_from_its_checkpoint(ranks, tmp_path, monkeypatch)
 
 def test_a_plan_and_an_explanation_know_both_writers():
     source = AdaptiveReplay(SAMPLED, start=0.25)
-    assert [writing.source for writing in writings(source)] == [SAMPLED, FromDataset()]
+    assert source.writings() == (*SAMPLED.writings(), *FromDataset().writings())
     student, teacher = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.1, 0.9]).log()
-    drawn = _sampler(source, student, teacher, Step(0, 9))
+    drawn = source.token_distribution(student, teacher, Step(0, 9))
     torch.testing.assert_close(drawn.exp(), torch.tensor([0.2, 0.8]))
 
 

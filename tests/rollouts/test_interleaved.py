@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.explain.response import _sampler
 from veto_pl.metrics.rollout_numbers import rollout_numbers
 from veto_pl.objectives import SKD, AdaSwitch, Distill, ImitKD
-from veto_pl.planning.rollout import Lengths, completed, writings
+from veto_pl.planning.rollout import Lengths, completed
 from veto_pl.rollouts import (
     BestTeacher,
     FromDataset,
@@ -230,13 +229,13 @@ def test_both_writers_have_the_lengths_of_the_student(make):
 
 def test_a_picture_draws_the_token_from_the_mixture():
     student, teacher = torch.tensor([0.5, 0.3, 0.1, 0.1]).log(), torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
-    found = _sampler(Replay(TeacherCorrected(2)), student, teacher, STEP).exp()
+    found = Replay(TeacherCorrected(2)).token_distribution(student, teacher, STEP).exp()
     torch.testing.assert_close(found, torch.tensor([0.08, 0.16, 0.1 + 0.24, 0.1 + 0.32]))
-    assert torch.equal(_sampler(TeacherSwitched(), student, teacher, STEP), student), "the first token"
+    assert torch.equal(TeacherSwitched().token_distribution(student, teacher, STEP), student), "the first token"
 
 
 @pytest.mark.parametrize(
-    ("source", "roles", "rows"),
+    ("source", "writers", "rows"),
     [
         (TeacherCorrected(sampling=Sampling(num_completions=2)), ("teacher", "student"), 6),
         (TeacherSwitched(), ("teacher", "student"), 3),
@@ -245,6 +244,6 @@ def test_a_picture_draws_the_token_from_the_mixture():
     ],
     ids=lambda x: type(x).__name__,
 )
-def test_a_plan_knows_who_writes_and_how_many_rows_are_trained_on(source, roles, rows):
-    assert [writing.roles for writing in writings(source)] == [roles]
+def test_a_plan_knows_who_writes_and_how_many_rows_are_trained_on(source, writers, rows):
+    assert [writing.writers for writing in source.writings()] == [writers]
     assert len(completed(source, 3, Lengths(prompt=5, reference=4, longest=6))) == rows

@@ -24,7 +24,7 @@ from veto_pl.core.mistakes import check_number
 from veto_pl.data import PromptDataModule
 from veto_pl.exceptions import ConfigurationError, NonFiniteError
 from veto_pl.storage.atomic import recover
-from veto_pl.storage.checkpoint_io import AtomicCheckpointIO, OnFailedSave, set_aside
+from veto_pl.storage.checkpoint_io import AtomicCheckpointIO, OnFailedSave, rename_earlier
 from veto_pl.storage.going_on import warn_if_unwritten
 from veto_pl.storage.journals import journals, positions
 from veto_pl.storage.resume import PROGRESS, ResumePoint, begin_window, place_data, place_loops, warn_of_differences
@@ -92,7 +92,7 @@ class Checkpoints(ModelCheckpoint):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Install atomic checkpoint writing, and signal handlers that wait until the state can be saved."""
-        self._place(trainer)
+        self._set_folder(trainer)
         self._before_others.install(trainer)
         super().setup(trainer, pl_module, stage)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -136,7 +136,7 @@ class Checkpoints(ModelCheckpoint):
         if row is not None and Path(str(trainer.ckpt_path)).absolute() != self._last.absolute():
             self._saved = self._saved_step = None
         elif row is None and trainer.global_step == 0 and trainer.is_global_zero and self._is_fitting(trainer):
-            set_aside(self._last)
+            rename_earlier(self._last)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -206,7 +206,7 @@ class Checkpoints(ModelCheckpoint):
             name, exception.code = self._signals.ended_by.name, 128 + self._signals.ended_by
         self._before_others.restore_weights(trainer)
         if self._point is not None and self._is_fitting(trainer):
-            problem = self._rescue(trainer, exception)
+            problem = self._save_if_complete(trainer, exception)
             kept = (
                 f"`{self._last}` holds step {self._saved_step}; the same command with `--ckpt_path last` goes on from "
             )
@@ -235,7 +235,7 @@ class Checkpoints(ModelCheckpoint):
     def _last(self) -> Path:
         return Path(str(self.dirpath)) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}"
 
-    def _place(self, trainer: L.Trainer) -> None:
+    def _set_folder(self, trainer: L.Trainer) -> None:
         """Set the checkpoint folder to the run's; Lightning would take that of the first logger."""
         if self.dirpath is None:
             self.dirpath = str(run_folder(trainer) / "checkpoints")
@@ -291,7 +291,7 @@ class Checkpoints(ModelCheckpoint):
         writer = trainer.strategy.checkpoint_io
         return writer.failure if isinstance(writer, AtomicCheckpointIO) and trainer.world_size == 1 else None
 
-    def _rescue(self, trainer: L.Trainer, exception: BaseException) -> str:
+    def _save_if_complete(self, trainer: L.Trainer, exception: BaseException) -> str:
         """Save the state if it is complete. Return a sentence on why it was not saved, or an empty string."""
         if trainer.world_size > 1 and not isinstance(exception, SIGTERMException | NonFiniteError):
             return "Nothing was saved, for the other processes may be somewhere else. "
@@ -313,7 +313,7 @@ class Checkpoints(ModelCheckpoint):
 
         An interrupted replacement of `last.ckpt` is completed first.
         """
-        self._place(trainer)
+        self._set_folder(trainer)
         recover(self._last)
         requeued = trainer._checkpoint_connector._hpc_resume_path if SLURMEnvironment.detect() else None
         return super()._find_last_checkpoints(trainer) | ({requeued} if requeued else set())

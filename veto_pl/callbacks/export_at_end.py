@@ -28,12 +28,12 @@ class Export(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Raise `ConfigurationError` before the run if the folder of the export cannot be replaced."""
-        if stage == "fit" and (folder := self._place(trainer)) is not None:
+        if stage == "fit" and (folder := self._target(trainer)) is not None:
             check_folder(folder)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Export the student, and log the folder. Collective: call it on every rank."""
-        if (folder := self._place(trainer)) is None:
+        if (folder := self._target(trainer)) is None:
             return
         assert isinstance(pl_module, DistillationModule), "this callback belongs to `DistillationModule`"
         try:
@@ -51,7 +51,7 @@ class Export(L.Callback):
                 "CHECKPOINT FOLDER` makes the export from one of them."
             )
 
-    def _place(self, trainer: L.Trainer) -> Path | None:
+    def _target(self, trainer: L.Trainer) -> Path | None:
         if self.folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return None
         return run_folder(trainer) / self.folder

@@ -29,7 +29,7 @@ from veto_pl.storage.run_folder import run_folder
 
 EXTRAPOLATION = "extrapolation.json"
 CHUNK_ROWS = 256
-SMALLEST = 1e-9
+MIN_PROBABILITY = 1e-9
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class ExtrapolationMonitor(L.Callback):
         models, device, left = pl_module.models, pl_module.device, self.prompts
         sums = torch.zeros(3, models.student.vocab_size, dtype=torch.float64)
         for batch in batches:
-            sums += _by_preferred(batch.to(device), models, self.rollout, temperature)
+            sums += _sums_by_preferred(batch.to(device), models, self.rollout, temperature)
             left -= len(batch)
             # Batches may differ in size between ranks, and sharded models need every rank.
             if not sum_over_ranks(torch.tensor(float(left > 0), device=device)):
@@ -210,10 +210,10 @@ def _bound(p: float, b: float, cap: float | None) -> float:
 
 
 def _open_interval(probability: float) -> float:
-    return min(max(probability, SMALLEST), 1 - SMALLEST)
+    return min(max(probability, MIN_PROBABILITY), 1 - MIN_PROBABILITY)
 
 
-def _by_preferred(batch: PromptBatch, models: Models, rollout: RolloutSource, temperature: float) -> Tensor:
+def _sums_by_preferred(batch: PromptBatch, models: Models, rollout: RolloutSource, temperature: float) -> Tensor:
     """Return [3, V] float64 sums of one batch as `_measure` does, at the temperature of the loss."""
     sequences = rollout(batch, models, Step(0, 1, seed=-1))
     teacher, base = models.required_teacher(), models.reference or models.student

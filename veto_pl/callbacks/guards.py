@@ -130,7 +130,7 @@ DEFAULTS = (
 
 
 @dataclass
-class _Watch:
+class _GuardState:
     """What a guard remembers about one number: all of it is in checkpoints."""
 
     total: float = 0.0
@@ -165,7 +165,7 @@ class Guards(L.Callback):
         self.guards: Sequence[Guard] = DEFAULTS if guards is None else guards
         self.action = action
         self.stopped: str | None = None
-        self._watches: dict[str, _Watch] = {}
+        self._states: dict[str, _GuardState] = {}
         self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -179,7 +179,7 @@ class Guards(L.Callback):
             return
         self._step = trainer.global_step
         stops = False
-        for guard, message in self._acting(getattr(pl_module, "logged", {})):
+        for guard, message in self._triggered(getattr(pl_module, "logged", {})):
             stop = (guard.action or self.action) == "stop"
             stops |= stop
             end = f" The run stops here, at step {self._step}." if stop else ""
@@ -191,21 +191,21 @@ class Guards(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return baselines and counts, so that a resumed run acts at the same step as one that was not stopped."""
-        return {name: dict(vars(watch)) for name, watch in self._watches.items()}
+        return {name: dict(vars(watch)) for name, watch in self._states.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore baselines and counts; a guard whose bound has changed starts anew."""
-        self._watches = {name: _Watch(**values) for name, values in state_dict.items()}
+        self._states = {name: _GuardState(**values) for name, values in state_dict.items()}
 
     @property
     def _may_stop(self) -> bool:
         return any((guard.action or self.action) == "stop" for guard in self.guards)
 
-    def _acting(self, logged: dict[str, float]) -> Iterator[tuple[Guard, str]]:
+    def _triggered(self, logged: dict[str, float]) -> Iterator[tuple[Guard, str]]:
         """Yield the guards whose patience ends with this step, each with its message."""
         for guard in self.guards:
             for name in filter(guard.watches, logged):
-                watch = self._watches.setdefault(_key(guard, name), _Watch())
+                watch = self._states.setdefault(_key(guard, name), _GuardState())
                 value = logged[name]
                 if math.isnan(value) or not watch.patience_is_over(guard, value):
                     continue
@@ -219,7 +219,7 @@ def _key(guard: Guard, name: str) -> str:
     return f"{name} below {guard.below} above {guard.above} of the first {guard.of_first}"
 
 
-def _message(guard: Guard, watch: _Watch, name: str, value: float) -> str:
+def _message(guard: Guard, watch: _GuardState, name: str, value: float) -> str:
     side = "below" if guard.above is None else "above"
     start = watch.start(guard)
     origin = "" if start is None else f", made of its mean in the first {guard.of_first} steps, {start:.4g}"

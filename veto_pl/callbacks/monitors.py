@@ -8,7 +8,7 @@ import lightning as L
 
 from veto_pl.core.mistakes import Mistake, did_you_mean, report
 
-OUR_OWN = ("veto_pl", "lightning")
+KNOWN_PACKAGES = ("veto_pl", "lightning")
 """Packages whose callbacks log nothing that others follow but `lr-...`."""
 
 
@@ -21,7 +21,7 @@ def monitored(callbacks: Iterable[tuple[str, L.Callback]]) -> Iterator[tuple[str
 
 def may_log_more(callbacks: Iterable[L.Callback]) -> bool:
     """Return whether a callback from outside this package and Lightning may log further metrics."""
-    return any(type(callback).__module__.partition(".")[0] not in OUR_OWN for callback in callbacks)
+    return any(type(callback).__module__.partition(".")[0] not in KNOWN_PACKAGES for callback in callbacks)
 
 
 class Monitors(L.Callback):

@@ -22,11 +22,11 @@ def names(setup: Setup) -> Iterator[Mistake]:
             yield Mistake("trainer.limit_val_batches", f"0, with `{path}: {name}`", "validations",
                           "Raise it, or follow what `train/` logs.")  # fmt: skip
         elif name not in measured and not name.startswith(("train/", "lr-")):
-            yield Mistake(path, f"`{name}`", f"what the run logs, such as {', '.join(known)}", _proposal(name, known),
+            yield Mistake(path, f"`{name}`", f"what the run logs, such as {', '.join(known)}", _suggestion(name, known),
                           fatal=not may_log_more(setup.callbacks.values()))  # fmt: skip
 
 
-def _proposal(name: str, known: list[str]) -> str:
+def _suggestion(name: str, known: list[str]) -> str:
     """Return a suggestion by the whole name, else by its part behind the last slash or the prefix `val_`."""
     by_end = {full.rpartition("/")[2]: full for full in reversed(known)}
     found = did_you_mean(name, known) or did_you_mean(name.rpartition("/")[2].removeprefix("val_"), by_end)

@@ -98,34 +98,34 @@ def of_the_trainer(setup: Setup) -> Iterator[Mistake]:
     """Check the ranges of the trainer's numbers, and that they leave a command something to do."""
     for name, allowed in TRAINER.items():
         if allowed.stage in (None, setup.stage):
-            yield from _compared(setup.trainer.get(name), allowed, f"trainer.{name}")
+            yield from _range_mistakes(setup.trainer.get(name), allowed, f"trainer.{name}")
     name = _WORK_OF.get(setup.stage, "")
     if setup.trainer.get(name) == 0:
         yield Mistake(f"trainer.{name}", "0", "more", f"Without rows `{setup.stage}` has nothing to do.")
     if setup.stage == "fit":
-        yield from _time(setup.trainer)
+        yield from _time_mistakes(setup.trainer)
 
 
 def of_the_data(setup: Setup) -> Iterator[Mistake]:
     """Check the ranges of the data module's sizes."""
     for name, allowed in DATA.items():
-        yield from _compared(getattr(setup.data, name), allowed, f"data.{name}")
+        yield from _range_mistakes(getattr(setup.data, name), allowed, f"data.{name}")
 
 
 def of_the_callbacks(setup: Setup) -> Iterator[Mistake]:
     """Check the ranges of the callbacks' numbers."""
     for path, callback in setup.callbacks.items():
         for name, allowed in CALLBACKS.items():
-            yield from _compared(getattr(callback, name, None), allowed, f"{path}.{name}")
+            yield from _range_mistakes(getattr(callback, name, None), allowed, f"{path}.{name}")
 
 
-def _compared(value: Any, allowed: Allowed, path: str) -> Iterator[Mistake]:
+def _range_mistakes(value: Any, allowed: Allowed, path: str) -> Iterator[Mistake]:
     """Yield a mistake if a number is not allowed; texts, lists and booleans are left to the trainer."""
     if isinstance(value, int | float) and not isinstance(value, bool) and not allowed.admits(value):
         yield Mistake(path, f"{value}", str(allowed), allowed.remedy)
 
 
-def _time(trainer: Mapping[str, Any]) -> Iterator[Mistake]:
+def _time_mistakes(trainer: Mapping[str, Any]) -> Iterator[Mistake]:
     """Check that `max_time` is above 0; the trainer itself refuses what cannot be read as a time."""
     given = trainer.get("max_time")
     try:

@@ -31,7 +31,7 @@ def requirements(setup: Setup) -> Iterator[Mistake]:
 def finite_numbers(setup: Setup) -> Iterator[Mistake]:
     """Check that the objective's numbers are finite, except where infinity switches a setting off."""
     for path, value in setup.settings():
-        if isinstance(value, float) and not math.isfinite(value) and not _off(path, value):
+        if isinstance(value, float) and not math.isfinite(value) and not _is_off(path, value):
             yield Mistake(path, f"{value}", "a finite number", "Correct it.")
 
 
@@ -40,7 +40,9 @@ def schedule_values(setup: Setup) -> Iterator[Mistake]:
     for path, part in setup.parts():
         scheduled = [f.name for f in fields(part) if f.init] if is_dataclass(part) else []
         for name in scheduled:
-            if isinstance(schedule := getattr(part, name), Schedule) and (fault := _refused(part, name, schedule)):
+            if isinstance(schedule := getattr(part, name), Schedule) and (
+                fault := _first_refused_value(part, name, schedule)
+            ):
                 yield Mistake(f"{path}.init_args.{name}", f"a schedule that comes to {fault[0]:g}", "allowed values "
                               "only", fault[1])  # fmt: skip
 
@@ -96,11 +98,11 @@ def use_of_the_models(setup: Setup) -> Iterator[Mistake]:
         yield Mistake("model.reference", f"a reference for `{type(module.objective).__name__}`, which reads none",
                       "`null`", "It would only take memory; leave it out.", fatal=False)  # fmt: skip
     contexts = [part for _, part in setup.parts() if isinstance(part, TeacherContext)]
-    alike = all(context.is_neutral for context in contexts)
+    same_text = all(context.is_neutral for context in contexts)
     # A moving average is what it starts from, at first.
     moves = module.teacher_source is not None and module.teacher_source.moves
     starts = list(inside(module.teacher_source, ModelSource))  # type: ignore[type-abstract]
-    if module.student_source in (starts if moves else starts[:1]) and alike and setup.stage == "fit":
+    if module.student_source in (starts if moves else starts[:1]) and same_text and setup.stage == "fit":
         yield Mistake("model.teacher", "the same source as `model.student`", "another model",
                       "A teacher that equals the student has nothing to teach it at first.", fatal=False)  # fmt: skip
 
@@ -109,11 +111,11 @@ def _greedy_student(writing: Writing) -> bool:
     return "student" in writing.writers and writing.sampling is not None and writing.sampling.is_greedy
 
 
-def _off(name: str, value: float) -> bool:
+def _is_off(name: str, value: float) -> bool:
     return value == math.inf and name.rpartition(".")[2] in UNBOUNDED
 
 
-def _refused(part: Any, name: str, schedule: Schedule) -> tuple[float, str] | None:
+def _first_refused_value(part: Any, name: str, schedule: Schedule) -> tuple[float, str] | None:
     """Return the first of a schedule's values that the class refuses, and why; None if it takes all or no number."""
     for step in range(STEPS + 1):
         value = schedule(step, STEPS)

@@ -73,12 +73,12 @@ def _constructor(error: BaseException) -> str | None:
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name in ("__init__", "__post_init__") and "jsonargparse" not in frame.f_code.co_filename:
             made = frame.f_locals.get("self")
-            if not _is_the_command(type(made)):
+            if not _is_cli_class(type(made)):
                 return type(made).__name__
     return None
 
 
-def _is_the_command(cls: type) -> bool:
+def _is_cli_class(cls: type) -> bool:
     return any(base.__module__.startswith(("lightning.pytorch.cli", "veto_pl.cli.build")) for base in cls.__mro__)
 
 

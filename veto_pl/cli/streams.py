@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, TextIO, cast
 
-_GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
+_LASTING_ERRORS = (errno.EPIPE, errno.EIO, errno.EBADF)
 """Errors that stay: `| head` has read enough, the terminal is closed."""
 
 
@@ -45,8 +45,8 @@ class LastingStream:
         try:
             write(*arguments)
         except OSError as error:
-            if error.errno in _GONE:
-                _send_nowhere(self._stream)
+            if error.errno in _LASTING_ERRORS:
+                _redirect_to_null(self._stream)
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def lasting_output() -> Iterator[None]:
         yield
 
 
-def _send_nowhere(stream: TextIO) -> None:
+def _redirect_to_null(stream: TextIO) -> None:
     """Redirect the stream's descriptor to the null device, also for child processes and buffered text."""
     with suppress(OSError, ValueError):  # a ValueError where it has no descriptor
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -67,7 +67,7 @@ def _send_nowhere(stream: TextIO) -> None:
         os.close(nowhere)
 
 
-def leave_out_noise() -> None:
+def hide_noise() -> None:
     """Hide warnings that a user cannot act on: deprecations between libraries, and Lightning's advertisements."""
     warnings.filterwarnings("ignore", message=r"(?s).*deprecated in v4\.")  # jsonargparse
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")

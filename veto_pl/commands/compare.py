@@ -102,14 +102,16 @@ class StudyRunner:
             for method in searched
         }
         self._finish("search", [job for group in jobs.values() for job in group])
-        ranked = {method: self._ranked(method, {text: jobs[method, text] for text in points}) for method in searched}
+        ranked = {
+            method: self._rank_settings(method, {text: jobs[method, text] for text in points}) for method in searched
+        }
         searches = {method: search for method, search in ranked.items() if search is not None}
         chosen = {method: points[search.chosen] for method, search in searches.items()}
         # A grid of one point is no search: it is used.
         only = {name: study.search.points[0] if method.search else {} for name, method in study.methods.items()}
         return {name: chosen.get(name, only[name]) for name in only if name in chosen or name not in searched}, searches
 
-    def _ranked(self, method: str, jobs: Mapping[str, Sequence[Job]]) -> Search | None:
+    def _rank_settings(self, method: str, jobs: Mapping[str, Sequence[Job]]) -> Search | None:
         """Return the search of a method, or None if no setting has a score; a search that is over is then a failure."""
         search = self.study.search
         scores = {

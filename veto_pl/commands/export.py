@@ -52,7 +52,7 @@ def export_checkpoint(
         student, tokenizer = rebuild_student(
             settings[BLUEPRINT], Path(checkpoint), tensors=len(weights), trust_remote_code=trust_remote_code
         )
-    _fill(student, weights, checkpoint)
+    _load_weights(student, weights, checkpoint)
     written = settings.get("veto_pl_config")
     return export_student(student, tokenizer, config or (written if isinstance(written, str) else None), folder)
 
@@ -63,7 +63,7 @@ def _student_of_config(config: str) -> tuple[CausalLM, PreTrainedTokenizerBase]:
     return student, with_run_template(data.template, module.tokenizer)
 
 
-def _fill(student: CausalLM, weights: dict[str, Tensor], checkpoint: str | Path) -> None:
+def _load_weights(student: CausalLM, weights: dict[str, Tensor], checkpoint: str | Path) -> None:
     """Load the weights into the student; matrices that differ are untied even if the configuration ties them."""
     inside = {name.removeprefix("model."): weight for name, weight in weights.items()}
     try:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from veto_pl.cli.build import VetoCLI
-from veto_pl.cli.streams import lasting_output, leave_out_noise
+from veto_pl.cli.streams import hide_noise, lasting_output
 from veto_pl.commands.parsers import OWN, TRAINING, commands, description
 from veto_pl.core.mistakes import did_you_mean, shorten
 from veto_pl.exceptions import ConfigurationError, VetoError
@@ -29,7 +29,7 @@ def _refusal(given: Sequence[str]) -> ConfigurationError:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a `VetoError` exits with its message and no traceback."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    leave_out_noise()
+    hide_noise()
     find_classes_here()
     with lasting_output():
         _run(given)

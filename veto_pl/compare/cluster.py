@@ -19,17 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from veto_pl.compare.jobs import LOG, Job
-from veto_pl.compare.node import FAREWELL, Origin, run_in_process
+from veto_pl.compare.node import STOP_SECONDS, Origin, run_in_process
 from veto_pl.core.extras import require_extra
 from veto_pl.exceptions import ConfigurationError, VetoError
 
 Finished = Callable[[Job, str | None, float], None]
 """Called with a run that has ended: why it failed, or None, and the seconds that it took."""
-_STORE = 100_000_000  # bytes of Ray's object store: runs talk through files
+_STORE_BYTES = 100_000_000  # bytes of Ray's object store: runs talk through files
 # No statistics of usage, no warning of what a later Ray may do, and workers that are as nice as any other program.
 _ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_worker_niceness": "0"}
-_PATIENCE = 10.0  # seconds between looks whether there is still a node that can take a run
-_SHORT = "/tmp" if sys.platform == "darwin" else None  # the paths of sockets are, those of temporary folders there not
+_POLL_SECONDS = 10.0  # seconds between looks whether there is still a node that can take a run
+# The paths of sockets are short, and those of temporary folders on a Mac are not.
+_SHORT_FOLDER = "/tmp" if sys.platform == "darwin" else None
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Cluster:
     def _origin(self) -> Origin:
         """What a node has to know of this one; asked for the first time, Ray starts."""
         self._block.enter_context(connected(self.address))
-        return self._block.enter_context(_marked(self.folder))
+        return self._block.enter_context(_marker_file(self.folder))
 
     def run(self, jobs: Sequence[Job], finished: Finished) -> dict[Path, str]:
         """Run jobs, each in a process of its own on some node.
@@ -143,7 +144,7 @@ class Cluster:
                 while waiting and len(running) < (self.workers or len(jobs)):  # so nodes that join have runs at once
                     job = waiting.popleft()
                     running[task.remote(job, self._origin, threads)] = job
-                ready, _ = ray.wait(list(running), timeout=_PATIENCE)
+                ready, _ = ray.wait(list(running), timeout=_POLL_SECONDS)
                 if not ready and not any(map(share.fits, _nodes())):
                     raise VetoError(f"No node is left with the {share.cores:g} cores and {share.gpus:g} GPUs of a run.")
                 for reference in ready:
@@ -181,7 +182,7 @@ def _cancel(references: list[Any]) -> None:
     for reference in references:
         ray.cancel(reference)
     if references:
-        ray.wait(references, num_returns=len(references), timeout=FAREWELL + 10)
+        ray.wait(references, num_returns=len(references), timeout=STOP_SECONDS + 10)
 
 
 def _nodes() -> list[tuple[float, float]]:
@@ -193,7 +194,7 @@ def _nodes() -> list[tuple[float, float]]:
 
 
 @contextmanager
-def _marked(folder: Path) -> Iterator[Origin]:
+def _marker_file(folder: Path) -> Iterator[Origin]:
     """Leave a marker in the study's folder as long as the block lasts."""
     origin = Origin(Path.cwd(), folder / f".started-{uuid.uuid4().hex}")
     origin.marker.touch()
@@ -214,7 +215,7 @@ def connected(address: str | None) -> Iterator[None]:
     import ray
 
     before, own = signal.getsignal(signal.SIGTERM), not ray.is_initialized()
-    with tempfile.TemporaryDirectory(prefix="ray-", dir=_SHORT, ignore_cleanup_errors=True) as temporary:
+    with tempfile.TemporaryDirectory(prefix="ray-", dir=_SHORT_FOLDER, ignore_cleanup_errors=True) as temporary:
         try:
             if own:
                 _start(address, temporary)
@@ -229,7 +230,7 @@ def connected(address: str | None) -> Iterator[None]:
 def _start(address: str | None, temporary: str, attempts: int = 3) -> None:
     import ray
 
-    here = {"address": "local", "_temp_dir": temporary, "object_store_memory": _STORE, "include_dashboard": False}
+    here = {"address": "local", "_temp_dir": temporary, "object_store_memory": _STORE_BYTES, "include_dashboard": False}
     options: dict[str, Any] = {"address": _reachable(address)} if address else here
     try:
         ray.init(**options, logging_level=logging.ERROR, log_to_driver=False)
@@ -249,7 +250,7 @@ def _reachable(address: str) -> str:
     host, _, port = address.rpartition(":")
     try:
         if address != "auto":
-            socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+            socket.create_connection((host, int(port)), timeout=_POLL_SECONDS).close()
     except (OSError, ValueError) as error:
         expected = "`--address` expected HOST:PORT of a Ray cluster, or auto"
         raise ConfigurationError(f"{expected}, got `{address}`, where nothing answers: {error}.") from error

@@ -32,8 +32,8 @@ def run(job: Job, threads: int) -> None:
         job: what to run.
         threads: of torch, in each process of the run.
     """
-    signal.signal(signal.SIGTERM, _end)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     # Another study may be at the same stage: wait for it. Outside of the folder, which may have to be removed.
     with FileLock(job.folder.with_name(f".{job.folder.name}.lock")):
@@ -41,13 +41,13 @@ def run(job: Job, threads: int) -> None:
             _run_logged(job, threads)
 
 
-def _end(*_: object) -> None:
+def _exit_on_sigterm(*_: object) -> None:
     """Exit on SIGTERM so that cleanup runs; while Lightning's handler is installed, that one saves instead."""
-    if signal.getsignal(signal.SIGTERM) is _end:
+    if signal.getsignal(signal.SIGTERM) is _exit_on_sigterm:
         sys.exit(128 + signal.SIGTERM)
 
 
-def _end_with_parent() -> None:
+def _stop_with_parent() -> None:
     """Wait until the parent process is gone, then send SIGTERM to this one, since nobody would get its result."""
     if (parent := parent_process()) is not None:
         parent.join()
@@ -88,7 +88,7 @@ def perform(job: Job, threads: int) -> None:
     Raises:
         VetoError: the run ended early, or has nothing that can be compared.
     """
-    command = _here(threads) if job.devices == 1 else _as_commands(threads)
+    command = _in_this_process(threads) if job.devices == 1 else _in_subprocesses(threads)
     files = [f"--config={file}" for file in (*job.files, job.folder / "settings.yaml")]
     command(["fit", *files, f"--run_dir={job.folder}", "--ckpt_path=last", "--samples.show=false",
              "--trainer.log_every_n_steps=1"])  # fmt: skip
@@ -101,13 +101,13 @@ def perform(job: Job, threads: int) -> None:
         shutil.copyfile(job.folder / JOB, temporary)
 
 
-def _here(threads: int) -> Callable[[list[str]], object]:
+def _in_this_process(threads: int) -> Callable[[list[str]], object]:
     """Return a function that runs commands of `veto-pl` in this process, which saves the seconds of a start."""
     import torch
     from lightning.pytorch import Trainer
 
     from veto_pl.cli.build import VetoCLI
-    from veto_pl.cli.streams import leave_out_noise
+    from veto_pl.cli.streams import hide_noise
     from veto_pl.plugins import load_plugins
 
     class OneProcess(VetoCLI):
@@ -123,13 +123,13 @@ def _here(threads: int) -> Callable[[list[str]], object]:
             return trainer
 
     torch.set_num_threads(threads)
-    leave_out_noise()
+    hide_noise()
     load_plugins()
     logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
     return OneProcess
 
 
-def _as_commands(threads: int) -> Callable[[list[str]], object]:
+def _in_subprocesses(threads: int) -> Callable[[list[str]], object]:
     """Return a function that runs commands of `veto-pl` as subprocesses, so that they can start others."""
 
     def command(arguments: list[str]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from veto_pl.compare.jobs import FAILURE, LOG, Job
 from veto_pl.exceptions import ConfigurationError
 
-FAREWELL = 60.0
+STOP_SECONDS = 60.0
 """Seconds that a run has to save what it has."""
 
 
@@ -62,7 +62,7 @@ def run_in_process(job: Job, origin: Origin, threads: int) -> tuple[str | None, 
     # Ray puts the current folder first, where a file of any name may take the place of a library.
     sys.path[:] = [folder for folder in sys.path if folder not in ("", str(origin.directory))]
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
-    process = _context().Process(target=_begin, args=(job, origin, threads, gpus))  # type: ignore[attr-defined]
+    process = _context().Process(target=_run_forked, args=(job, origin, threads, gpus))  # type: ignore[attr-defined]
     since = time.monotonic()
     process.start()
     try:
@@ -70,7 +70,7 @@ def run_in_process(job: Job, origin: Origin, threads: int) -> tuple[str | None, 
             process.join(0.1)  # not for long: a cancellation shows between two system calls
     finally:
         process.terminate()
-        process.join(FAREWELL)
+        process.join(STOP_SECONDS)
         process.kill()
     return _failure(job, process.exitcode), time.monotonic() - since
 
@@ -87,7 +87,7 @@ def _context() -> BaseContext:
     return context
 
 
-def _begin(job: Job, origin: Origin, threads: int, gpus: str | None) -> None:
+def _run_forked(job: Job, origin: Origin, threads: int, gpus: str | None) -> None:
     """Run a job in this process, on this run's GPUs instead of those of the Ray worker's first run."""
     origin.enter()
     if gpus is not None:

@@ -32,12 +32,12 @@ def read_trial(method: str, seed: int, job: Job, answers: int) -> Trial:
     values: dict[str, float] = {}
     shown: dict[str, Shown] = {}
     for name in job.evaluations:
-        with _written(job, f"{name}/test.json") as path:
+        with _reading(job, f"{name}/test.json") as path:
             found = EvaluationResult.model_validate_json(path.read_bytes())
         # JSON has no NaN: a metric without a finite value is null there.
         values |= {f"{name}/{metric}": math.nan if value is None else value for metric, value in found.metrics.items()}
         shown |= found.quantities
-    with _written(job, f"{next(iter(job.evaluations))}/answers.jsonl") as path:
+    with _reading(job, f"{next(iter(job.evaluations))}/answers.jsonl") as path:
         first = tuple(islice(_answers(path), answers))
     return Trial(method, seed, run, values, _cost(job, run), first, shown)
 
@@ -119,17 +119,17 @@ def _lacks_neighbour(point: Point, place: str, grid: Sequence[float], scored: Co
 
 
 def _cost(job: Job, run: Run) -> Cost:
-    with _written(job, METRICS):
+    with _reading(job, METRICS):
         curves = run.curves()
         tokens = curves["train/tokens"]
     seconds = sum(sum(c.values) for phase in PHASES if (c := curves.get(f"train/seconds/{phase}")) is not None)
-    with _written(job, "summary.json") as path:
+    with _reading(job, "summary.json") as path:
         skipped = Summary.model_validate_json(path.read_bytes()).skipped_steps
     return Cost(len(tokens), round(sum(tokens.values)), seconds, skipped)
 
 
 def _last(job: Job, metric: str) -> float:
-    with _written(job, METRICS) as path:
+    with _reading(job, METRICS) as path:
         path.stat()  # a run reads a missing file as an empty one
         curve = Run(job.name, job.folder).curves().get(metric)
     return curve.values[-1] if curve else math.nan
@@ -145,7 +145,7 @@ def _answers(path: Path) -> Iterator[Answer]:
 
 
 @contextmanager
-def _written(job: Job, file: str) -> Iterator[Path]:
+def _reading(job: Job, file: str) -> Iterator[Path]:
     """Give the path of a finished run's file; errors of the block that reads it become a `DataError` about it."""
     path = job.folder / file
     try:

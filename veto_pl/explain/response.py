@@ -22,7 +22,7 @@ from veto_pl.seams.tokens import TokenRows
 STEPS = 100
 PARTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Of the run, at which the target is drawn."""
-MOST_DRAWS = 400
+MAX_DRAWS = 400
 COPIES = tuple(2**n for n in range(11))
 """Of the token in a completion, which are tried until one is trained on: an objective may leave out the first ones."""
 
@@ -89,10 +89,10 @@ def _check(objective: Objective, scene: Scene) -> None:
     name = type(objective).__name__
     if any(source.stored_teacher for source in objective.sources):
         raise ConfigurationError(f"`{name}` reads a stored teacher, which knows real rows alone. Use a live teacher.")
-    if (draws := scene.outcomes ** len(objective.sources)) > MOST_DRAWS:
+    if (draws := scene.outcomes ** len(objective.sources)) > MAX_DRAWS:
         raise ConfigurationError(
             f"`{name}` has {len(objective.sources)} rollouts: {draws} ways to draw a token from each, more than "
-            f"{MOST_DRAWS}. Use fewer `outcomes`."
+            f"{MAX_DRAWS}. Use fewer `outcomes`."
         )
 
 

@@ -15,7 +15,7 @@ from veto_pl.functional.heads import LinearHead
 from veto_pl.seams import LanguageModel, Models, Sequences
 
 Result = TypeVar("Result")
-FAINTEST = 1e-6
+MIN_PROBABILITY = 1e-6
 """The student's probability is swept from here to as close to 1."""
 NOTED = (1e-6, 0.01, 0.1, 0.5, 0.99)
 """Probabilities of the student whose numbers are shown, beside the teacher's own."""
@@ -54,8 +54,8 @@ class Scene:
         return tuple(sorted({*NOTED, self.teacher}))
 
     def student(self) -> Tensor:
-        """Return [n] float64 probabilities of id 0 in ascending order, from `FAINTEST` on, with the noted ones."""
-        end = math.log((1 - FAINTEST) / FAINTEST)
+        """Return [n] float64 probabilities of id 0, ascending from `MIN_PROBABILITY`, with the noted ones."""
+        end = math.log((1 - MIN_PROBABILITY) / MIN_PROBABILITY)
         even = torch.linspace(-end, end, self.points, dtype=torch.float64).sigmoid()
         return torch.tensor(sorted({*self.noted, *(round(value, 12) for value in even.tolist())}), dtype=torch.float64)
 

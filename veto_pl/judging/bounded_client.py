@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import openai
 
-LONGEST_REPLY = 2**22
+MAX_REPLY_BYTES = 2**22
 """Bytes of a reply that are read."""
 
 
@@ -49,7 +49,7 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
         try:
             async for piece in reply.aiter_bytes():
                 body += piece
-                if len(body) > LONGEST_REPLY:
+                if len(body) > MAX_REPLY_BYTES:
                     break
         finally:
             await reply.aclose()

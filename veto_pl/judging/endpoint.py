@@ -14,7 +14,7 @@ from veto_pl.core.extras import require_extra
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.judging.preferences import NoVerdictError
 
-_LONGEST = 1e6
+_MAX_SECONDS = 1e6
 """Seconds of a request; an event loop cannot wait for much longer."""
 
 
@@ -96,7 +96,7 @@ class Endpoint:
 
         from veto_pl.judging.bounded_client import BoundedClient, NotJsonError
 
-        http = BoundedClient(key, min(self.timeout, _LONGEST))
+        http = BoundedClient(key, min(self.timeout, _MAX_SECONDS))
         address, retries = self.base_url, self.retries
         async with openai.AsyncOpenAI(
             api_key="-", base_url=address, max_retries=retries, timeout=None, http_client=http
@@ -128,9 +128,9 @@ class Endpoint:
         """Return the error that a status stands for, with the server's message, from which the key is removed."""
         if status in (408, 409, 429) or status >= 500:
             return NoVerdictError(f"status {status}")
-        said = " ".join(_without(key, text[:2000]).split())[:300]
+        explanation = " ".join(_without(key, text[:2000]).split())[:300]
         return ConfigurationError(
-            f"The judge at {self.base_url} refused with status {status}: {said or 'no reason given'}. Check "
+            f"The judge at {self.base_url} refused with status {status}: {explanation or 'no reason given'}. Check "
             "`base_url`, `model` and the key that `api_key_variable` names."
         )
 

@@ -87,7 +87,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
             raise target.error or error from error
 
 
-def set_aside(last: Path) -> None:
+def rename_earlier(last: Path) -> None:
     """Rename the `last.ckpt` of an earlier run to `earlier.ckpt`."""
     earlier = last.with_name("earlier.ckpt")
     with warn_if_unwritten(earlier, f"writes its first checkpoint in the place of the earlier run's {last.name}"):

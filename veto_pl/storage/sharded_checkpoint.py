@@ -33,7 +33,7 @@ from veto_pl.storage.checksums import damaged, read_sums, sha256_of, write_sums
 T = TypeVar("T")
 PLAIN = "plain.pt"
 TABLE = ".metadata"
-_HARMLESS = {
+_ALLOWED_CLASSES = {
     "torch": ("Size",),
     "torch.serialization": ("_get_layout",),
     "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
@@ -215,7 +215,7 @@ class _TableUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         module = "pathlib" if module == "pathlib._local" else module  # as Python 3.13 writes it, for any to read
         a_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if a_dtype or name in _HARMLESS.get(module, ()):
+        if a_dtype or name in _ALLOWED_CLASSES.get(module, ()):
             return super().find_class(module, name)
         raise ConfigurationError(f"The checkpoint's table names `{module}.{name}`, which does not belong there.")
 
