@@ -151,7 +151,7 @@ def test_a_file_of_metrics_that_cannot_be_cut_is_cut_later(tmp_path):
     logger = MetricsFile(str(tmp_path))
     log(logger, [{"a": 1.0}, {"a": 2.0}, {"b": 3.0}])
     logger.save()
-    with patch("veto_pl.storage.journals.beside", side_effect=FULL), refusals() as said:
+    with patch("veto_pl.storage.journals.replacing", side_effect=FULL), refusals() as said:
         logger.cut(None, 1, 1)
         assert logger.position() == 1
         log(logger, [{"a": 4.0}], 1)
@@ -163,7 +163,7 @@ def test_a_file_of_metrics_that_cannot_be_cut_is_cut_later(tmp_path):
 
 def test_a_half_written_row_on_a_full_disk_lets_a_run_begin(tmp_path):
     (tmp_path / "metrics.csv").write_text("a,step\n1.0,0\n2.")
-    with patch("veto_pl.storage.journals.beside", side_effect=FULL), refusals() as said:
+    with patch("veto_pl.storage.journals.replacing", side_effect=FULL), refusals() as said:
         logger = MetricsFile(str(tmp_path))
         assert logger.position() == 1
     assert len(said) == 1
@@ -206,7 +206,7 @@ def test_predictions_begin_on_a_disk_that_takes_no_new_file(tmp_path):
 def test_an_earlier_checkpoint_that_cannot_be_renamed_ends_no_run(config_file, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").write_text("of an earlier run")
-    with patch("veto_pl.callbacks.checkpoints.swap_in", side_effect=FULL), refusals() as said:
+    with patch("veto_pl.storage.checkpoint_io.swap_in", side_effect=FULL), refusals() as said:
         L.Trainer.fit(
             L.Trainer(default_root_dir=str(tmp_path), max_steps=1, limit_val_batches=0, accelerator="cpu",
                       callbacks=[Checkpoints()], **QUIET | {"enable_checkpointing": True}),

@@ -20,7 +20,7 @@ from veto_pl.seams import Law
         (lambda: GKD(lmbda=-0.1), r"`GKD\.lmbda` must lie in \[0, 1\], got -0\.1"),
         (lambda: GeneralizedJSD(1.0), "Use `ForwardKL` for the limit at 0 and `ReverseKL`"),
         (lambda: SkewKL(1.0), r"`SkewKL\.alpha` must lie in \[0, 1\), got 1\.0"),
-        (lambda: Veto(beta=float("nan")), "at least 0 and finite, got nan"),
+        (lambda: Veto(beta=float("nan")), r"lie in \[0, 1e\+06\], got nan"),
         (lambda: Veto(temperature=0.0), r"`Veto\.temperature` must be above 0"),
         (lambda: Distill(divergence=None), "needs a `divergence`, an `advantage`, or both"),
         (lambda: Distill(importance_cap=0.0), "`Distill.importance_cap` must be above 0"),

@@ -533,7 +533,7 @@ def test_the_update_is_unlike_that_of_the_student_alone():
         (ListOPD, {"warm_start_mass": 0.0}, r"`ListOPD\.warm_start_mass` must lie in \(0, 1\), got 0"),
         (ListOPD, {"margin": 1.0}, r"`ListOPD\.margin` must lie in \[0, 1\), got 1"),
         (ListOPD, {"modal_probability": 0.9, "importance_cap": 0.5}, r"`ListOPD\.importance_cap` must be at least 1"),
-        (UniOPD, {"balance": math.inf}, r"`UniOPD\.balance` must be at least 0 and finite, or null, got inf"),
+        (UniOPD, {"balance": math.inf}, r"`UniOPD\.balance` must be at least 0 and finite, got inf"),
         (UniOPD, {"margin": -0.1}, r"margin` must lie in \[0, 1e\+06\], got -0\.1"),
         (UniOPD, {"min_retain": 2.0}, r"min_retain` must lie in \[0, 1\], got 2"),
         (UniOPD, {"outlier": 0.0}, r"outlier` must be above 0 and finite, got 0"),

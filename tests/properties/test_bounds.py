@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from veto_pl.core.bounds import Bounded, Count, NonNegative, Positive, PositiveShare, UnitInterval, in_words, inside
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.plugins import load_plugins
 
 NUMBERS = st.floats() | st.integers(-3, 3)
 ENDS = st.none() | st.integers(-3, 3)
@@ -97,3 +98,20 @@ def test_the_docstring_tells_the_bounds():
 )
 def test_bounds_in_words(hint, words):
     assert in_words(hint.__metadata__[0]) == words
+
+
+def test_every_part_with_checks_of_its_own_checks_its_bounds_too():
+    """A `__post_init__` that forgets those of the parent would switch the bounds off, silently."""
+    load_plugins()
+    kinds = {kind for kind in _below(Bounded) if kind.__module__.startswith("veto_pl.")}
+    own = {kind for kind in kinds if "__post_init__" in vars(kind) and kind is not Bounded}
+    forgetful = {
+        kind.__name__ for kind in own
+        if not {"__post_init__", "check_bounds"} & {*kind.__post_init__.__code__.co_names}
+    }  # fmt: skip
+    assert own
+    assert forgetful == set()
+
+
+def _below(kind):
+    return {kind}.union(*map(_below, kind.__subclasses__()))

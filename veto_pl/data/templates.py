@@ -48,6 +48,7 @@ class PlainTemplate(Template):
     control_words: Reading = "tokens"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_format("PlainTemplate.format", self.format)
 
     @classmethod
@@ -94,6 +95,7 @@ class ChatTemplate(Template):
     control_words: Reading = "text"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_format("ChatTemplate.user", self.user)
         if taken := [name for name in _RESERVED if name in self.arguments]:
             raise ConfigurationError(f"`ChatTemplate.arguments` must not set {', '.join(taken)}. Remove them.")

@@ -79,6 +79,7 @@ class ChatJudge(Judge):
     concurrency: int = 8
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_sizes("ChatJudge", at_least=1, concurrency=self.concurrency, max_tokens=self.max_tokens)
         check_sizes("ChatJudge", retries=self.retries)
         for name in ("timeout", "temperature"):

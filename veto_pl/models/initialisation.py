@@ -42,6 +42,7 @@ class RandomWeights(ModelSource):
     attention: Attention = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not -(2**63) <= self.seed < 2**63:
             raise ConfigurationError(f"`RandomWeights.seed` must be a number of 64 bits, got {self.seed}.")
 
@@ -97,6 +98,7 @@ class Pruned(ModelSource):
     keep_layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.drop_layers is None) == (self.keep_layers is None):
             raise ConfigurationError(
                 f"`Pruned` needs either `drop_layers` or `keep_layers`, got {self.drop_layers} and {self.keep_layers}."

@@ -34,6 +34,7 @@ class CharacterTokenizer(TokenizerSource):
     unknown: str = "<unk>"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         twice = sorted({c for c in self.alphabet if self.alphabet.count(c) > 1})
         if not self.alphabet or twice:
             raise ConfigurationError(
@@ -80,6 +81,7 @@ class PretrainedTokenizer(TokenizerSource):
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "path", expand_home(self.path))
 
     def load(self) -> PreTrainedTokenizerBase:

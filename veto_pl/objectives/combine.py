@@ -29,6 +29,7 @@ class Sum(Objective):
     weights: dict[str, float | Schedule] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         unknown = sorted(set(self.weights) - set(self.terms))
         if not self.terms or unknown:
             raise ConfigurationError(

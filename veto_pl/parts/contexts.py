@@ -72,6 +72,7 @@ class Privileged(TeacherContext):
     template: Template | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_format("Privileged.hint", self.hint)
 
     @classmethod

@@ -34,6 +34,7 @@ class Reshaped(Advantage):
     of: Advantage = LogRatio()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for need in ("needs_reference", "needs_rewards", "compares_completions"):
             object.__setattr__(self, need, getattr(self, need) or getattr(self.of, need))
 

@@ -56,6 +56,7 @@ class GeneralizedJSD(Divergence):
     beta: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.beta < 1:
             raise ConfigurationError(
                 f"`GeneralizedJSD.beta` must lie strictly between 0 and 1, got {self.beta}: at the end points the "

@@ -90,6 +90,7 @@ class StepWise(Schedule):
     boundaries: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_finite(self, values=self.values)
         ascending = all(a < b for a, b in pairwise((0.0, *self.boundaries, 1.0)))
         if len(self.values) != len(self.boundaries) + 1 or not ascending:

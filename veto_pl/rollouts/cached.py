@@ -29,6 +29,7 @@ class FromCache(RolloutSource):
     stored_teacher: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "path", expand_home(self.path))
         complete_manifest(self.path)
 

@@ -42,6 +42,7 @@ class TeacherSteps(RolloutSource):
     engine: Engine = DecodeLoop()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.separator:
             raise ConfigurationError("`TeacherSteps.separator` must not be empty, as every place would be a step.")
 

@@ -56,6 +56,7 @@ class _CodeTask(Task):
     stop: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         name = type(self).__name__
         if self.allow_code_execution is not True:
             raise ConfigurationError(

@@ -49,6 +49,7 @@ class DialogSum(Task):
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_sizes("DialogSum", max_dialogue_chars=self.max_dialogue_chars)
         check_stop("DialogSum", self.stop)
         check_paths("DialogSum", **{f"{split}_path": path for split, path in self._paths.items()})

@@ -48,6 +48,7 @@ class GSM8K(Task):
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_sizes("GSM8K", validation_size=self.validation_size, max_question_chars=self.max_question_chars)
         check_stop("GSM8K", self.stop)
         check_paths("GSM8K", **{f"{split}_path": path for split, path in self._paths.items()})

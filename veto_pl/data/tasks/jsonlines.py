@@ -49,6 +49,7 @@ class JsonLines(Task):
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_sizes("JsonLines", limit=self.limit)
         check_stop("JsonLines", self.stop)
         check_paths("JsonLines", train=self.train, validation=self.validation, test=self.test)

@@ -53,6 +53,7 @@ class ReasoningGym(Task):
     arguments: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_extra("reasoning_gym", extra="reasoning-gym", needed_by="`ReasoningGym`")
         from reasoning_gym.factory import DATASETS
 
