@@ -209,9 +209,9 @@ def test_imitation_begins_with_the_task_and_ends_with_the_student(models):
     ("make", "message"),
     [
         (lambda: TeacherCorrected(0), r"`TeacherCorrected\.top_k` must be at least 1, got 0"),
-        (lambda: SKD(top_k=-1), r"`TeacherCorrected\.top_k`"),
+        (lambda: SKD(top_k=-1), r"`SKD\.top_k`"),
         (lambda: TeacherSwitched(math.nan), r"`TeacherSwitched\.threshold` must be at least 0 and finite, got nan"),
-        (lambda: AdaSwitch(threshold=math.inf), r"`TeacherSwitched\.threshold`"),
+        (lambda: AdaSwitch(threshold=math.inf), r"`AdaSwitch\.threshold`"),
         (lambda: ImitKD(gold_fraction=1.5), r"`ImitKD\.gold_fraction` must lie in \[0, 1\], got 1\.5"),
     ],
 )

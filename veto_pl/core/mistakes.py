@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from lightning.pytorch.utilities import rank_zero_warn
-
 from veto_pl.exceptions import ConfigurationError
 
 SHOWN = 100
@@ -39,6 +37,8 @@ class Mistake:
 
 def report(mistakes: Iterable[Mistake]) -> None:
     """Warn of what is suspicious, then raise one `ConfigurationError` that names everything that cannot work."""
+    from lightning.pytorch.utilities import rank_zero_warn  # here, for models and formulas do without Lightning
+
     found = list(mistakes)
     for mistake in found:
         if not mistake.fatal:

@@ -30,11 +30,11 @@ def walk(
     Args:
         whole: the part, a dataclass. The entries of its mappings, lists and tuples are walked one by one.
         derived: visit what a part has made of its settings as well, in fields that are not given (`init=False`).
-        closed: parts of this kind are not walked into.
+        closed: parts of this kind inside of `whole` are not walked into.
         path: the way to `whole`.
     """
     yield path, whole
-    if closed is not None and isinstance(whole, closed):
+    if path and closed is not None and isinstance(whole, closed):
         return
     for field in _fields(whole, derived):
         for key, value in _entries(getattr(whole, field)):
