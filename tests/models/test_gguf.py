@@ -17,6 +17,7 @@ from veto_pl.testing.tiny import ALPHABET, tiny_source
 @pytest.fixture
 def reader(tmp_path, monkeypatch):
     """A file that transformers "dequantises" into a tiny model, with the count of conversions."""
+    tiny_source().load()  # what transformers finds out about installed packages, it finds out now
     (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
     original, calls = transformers.AutoModelForCausalLM.from_pretrained, []
 
