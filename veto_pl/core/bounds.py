@@ -10,6 +10,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, cast, get_args
 
 from annotated_types import Interval
@@ -30,6 +31,8 @@ Count = Annotated[int, Interval(ge=1)]
 CountFromZero = Annotated[int, Interval(ge=0)]
 
 
+# jsonargparse takes a dataclass for a group of settings only if all its parents are dataclasses.
+@dataclass(frozen=True, init=False, repr=False, eq=False)
 class Bounded:
     """What has bounds on its fields: they are checked when it is made, and added to its docstring."""
 
