@@ -106,7 +106,7 @@ UNREADABLE = {
     ),
     "a class of another seam by its full name": (
         {"model.objective": {"class_path": "veto_pl.parts.divergences.ForwardKL"}},
-        ["`model.objective`", "`ForwardKL` is a Divergence"],
+        ["`model.objective`", "ForwardKL` is a Divergence"],
     ),
     "a class of another seam far down": (
         {f"{OBJECTIVE}.divergence": {"class_path": "Linear"}},

@@ -86,7 +86,7 @@ def _unknown_class(given: str) -> str:
     known = {cls.__name__: kind for kind in kinds for cls in available(kind)}
     name = given.rsplit(".", 1)[-1]
     if name in known:
-        return f"`{name}` is a {known[name].__name__}, which does not belong here. `veto-pl list` shows what does."
+        return f"`{given}` is a {known[name].__name__}, which does not belong here. `veto-pl list` shows what does."
     return (
         f"given `{given}`, which names no class that fits. {did_you_mean(name, known) or '`veto-pl list` shows some.'}"
     )

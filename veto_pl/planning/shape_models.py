@@ -161,9 +161,9 @@ def _portable(source: ModelSource) -> ModelSource:
     """Return the source with `sdpa` instead of flash attention, which the CPU lacks; it needs as little memory."""
     fields = vars(source)
     if isinstance(inner := fields.get("source"), ModelSource):
-        return replace(source, source=_portable(inner))  # type: ignore[call-arg]
+        return replace(source, source=_portable(inner))  # type: ignore[type-var]
     if "flash" in str(fields.get("attention")):
-        return replace(source, attention="sdpa")  # type: ignore[call-arg]
+        return replace(source, attention="sdpa")  # type: ignore[type-var]
     return source
 
 

@@ -281,7 +281,7 @@ def _with_chunks(objective: Objective, chunk_rows: int | None) -> Objective:
     def chunked(part: Objective) -> Objective:
         if chunk_rows is None or not hasattr(part, "chunk_rows"):
             return part
-        return replace(part, chunk_rows=chunk_rows)  # type: ignore[call-arg]
+        return replace(part, chunk_rows=chunk_rows)  # type: ignore[type-var]
 
     return changed(read_alike(objective), Objective, chunked)  # type: ignore[type-abstract]
 
