@@ -31,7 +31,10 @@ _CLASS = re.compile(
     r"|Expected '([\w.]+)' to be a function that returns|(?:No module named|has no attribute) '([^']+)'"
 )
 _REQUIRED = re.compile(r"the following arguments are required: (.+)")
-_NUMBER = re.compile(r"Expected a <class '(?:float|int)'>")
+_NUMBER = re.compile(r"Expected a <class '(?:float|int)'>|validation error for constrained-(?:float|int)")
+_BOUND = re.compile(
+    r"\d+ validation errors? for \S+\s+(.+?) \[type=[^\n]*\n\s*For further information visit \S+?(?=\. Got|\s|$)"
+)
 
 
 def with_suggestion(message: str, known: Iterable[str]) -> str:
@@ -74,7 +77,7 @@ def explained(message: str) -> ConfigurationError:
         path = path[:-1] if path[-1:] == ["init_args"] else path
         reason = _unknown_class(next(filter(None, named.groups())))
     else:
-        reason = shorten(rest, 400)
+        reason = shorten(_BOUND.sub(r"\1", rest), 400)
     return ConfigurationError(f"`{'.'.join(path)}`: {reason}" if path else reason)
 
 

@@ -10,12 +10,13 @@ import math
 import re
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 from annotated_types import Interval
 
 from veto_pl.exceptions import ConfigurationError
 
+T = TypeVar("T")
 UnitInterval = Annotated[float, Interval(ge=0, le=1)]
 OpenUnitInterval = Annotated[float, Interval(gt=0, lt=1)]
 BelowOne = Annotated[float, Interval(ge=0, lt=1)]
@@ -30,38 +31,49 @@ Count = Annotated[int, Interval(ge=1)]
 CountFromZero = Annotated[int, Interval(ge=0)]
 
 
+def declares_bounds(cls: type[T]) -> type[T]:
+    """Note the bounds of a class's fields, beside those of its parents, and add them to its docstring."""
+    names = vars(sys.modules[cls.__module__])
+    fields = vars(cls).get("__annotations__", {})
+    own = {name: bound for name, hint in fields.items() if (bound := _bound(hint, names)) is not None}
+    # A field that is declared again keeps its bound, or gets a new one. No annotation says what this is: jsonargparse
+    # would look for its names in the files of other classes.
+    cls._bounds = {**getattr(cls, "_bounds", {}), **own}  # type: ignore[attr-defined]
+    cls.__doc__ = _documented(cls.__doc__, own)
+    return cls
+
+
+def check_bounds(part: object) -> None:
+    """Check every number against the bounds of its field.
+
+    A field that may also hold something else, such as a schedule or None, is checked where it holds a number.
+
+    Raises:
+        ConfigurationError: a number lies outside, or is NaN.
+    """
+    bounds: Mapping[str, Interval] = getattr(part, "_bounds", {})
+    for name, bound in bounds.items():
+        value = getattr(part, name)
+        if isinstance(value, int | float) and not inside(value, bound):
+            words = in_words(bound)
+            verb = "lie" if words.startswith("in ") else "be"
+            raise ConfigurationError(f"`{type(part).__name__}.{name}` must {verb} {words}, got {value!r}.")
+
+
 class Bounded:
     """What has bounds on its fields: they are checked when it is made, and added to its docstring."""
 
-    # No annotation: jsonargparse would look its names up in the files of other classes.
-    _bounds = cast(Mapping[str, Interval], {})
-
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        names = vars(sys.modules[cls.__module__])
-        fields = vars(cls).get("__annotations__", {})
-        own = {name: bound for name, hint in fields.items() if (bound := _bound(hint, names)) is not None}
-        cls._bounds = {**cls._bounds, **own}  # a field that is declared again keeps its bound, or gets a new one
-        cls.__doc__ = _documented(cls.__doc__, own)
+        declares_bounds(cls)
 
     def __post_init__(self) -> None:
         """Check the bounds. A class that overrides this one calls it first."""
         self.check_bounds()
 
     def check_bounds(self) -> None:
-        """Check every number against the bounds of its field.
-
-        A field that may also hold something else, such as a schedule or None, is checked where it holds a number.
-
-        Raises:
-            ConfigurationError: a number lies outside, or is NaN.
-        """
-        for name, bound in self._bounds.items():
-            value = getattr(self, name)
-            if isinstance(value, int | float) and not inside(value, bound):
-                words = in_words(bound)
-                verb = "lie" if words.startswith("in ") else "be"
-                raise ConfigurationError(f"`{type(self).__name__}.{name}` must {verb} {words}, got {value!r}.")
+        """Check every number against the bounds of its field; raise `ConfigurationError` where one lies outside."""
+        check_bounds(self)
 
 
 def inside(value: float, bound: Interval) -> bool:

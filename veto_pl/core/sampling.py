@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from veto_pl.core.bounds import Bounded, Count, CountFromZero, FromZero, PositiveShare
+from veto_pl.core.bounds import Count, CountFromZero, FromZero, PositiveShare, check_bounds, declares_bounds
 from veto_pl.exceptions import ConfigurationError
 
 BLOCK = 256
@@ -15,8 +15,9 @@ PREFIXES = (64, 1024, 4096)
 """Likeliest ids that are looked at first; the whole vocabulary is sorted only where they hold less than `top_p`."""
 
 
+@declares_bounds  # and has no parent that is no dataclass, for then a configuration would have to name the class
 @dataclass(frozen=True)
-class Sampling(Bounded):
+class Sampling:
     """Settings of a rollout. They shape what is sampled and never the loss.
 
     Args:
@@ -36,7 +37,7 @@ class Sampling(Bounded):
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check_bounds(self)
         if not all(self.stop):
             raise ConfigurationError(f"`Sampling.stop` must hold no empty string, got {self.stop}.")
 
