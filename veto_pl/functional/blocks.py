@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,53 +35,50 @@ Kernel = Callable[[Block], tuple[dict[str, Tensor], Tensor | None]]
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How the raw output of the heads becomes logits.
+class Raw:
+    """What the heads gave for a few rows: the columns of tokens, and the student's others.
 
     Args:
+        student: [n, V] of the student's head.
+        teacher: [n, V] of the teacher's head, or None.
+        padding: [n, R - V], what the student's head gave for rows of it that belong to no token.
         scales: what follows the product, of the student's head and of the teacher's.
-        vocab_size: V, the first columns, those with a token.
     """
 
+    student: Tensor
+    teacher: Tensor | None
+    padding: Tensor
     scales: tuple[ScaleAndCap, ...]
-    vocab_size: int
 
 
 def evaluate(
-    kernel: Kernel,
-    layout: Layout,
-    raw: Sequence[Tensor],
-    rows: slice,
-    given: Mapping[str, Any],
-    into: Tensor | None = None,
+    kernel: Kernel, raw: Raw, rows: slice, given: Mapping[str, Any], into: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Let the kernel see a block, and return its scores, [n] each.
 
     Args:
         kernel: what is computed.
-        layout: of the heads.
-        raw: [n, R] raw output of the student's head, and of the teacher's where there is one.
+        raw: the heads' output.
         rows: where these rows stand among the N.
         given: [n, ...] by name, for the kernel.
-        into: [n, R], where the gradient in the student's raw output is written, in its first V columns; `raw[0]` itself
-            is allowed. None where no gradient is wanted.
+        into: [n, V], where the gradient in the student's raw output is written; `raw.student` itself is allowed. None
+            where no gradient is wanted.
 
     Example:
         >>> import torch
-        >>> layout, raw = Layout((ScaleAndCap(2.0),), 2), torch.tensor([[1.0, 3.0, 0.0]])
+        >>> logits = torch.tensor([[1.0, 3.0]])
+        >>> raw = Raw(logits, None, logits[:, :0], (ScaleAndCap(2.0),))
         >>> def kernel(block):
         ...     return {"sum": block.student.sum(1)}, torch.ones_like(block.student)
-        >>> evaluate(kernel, layout, [raw], slice(1), {}, raw)
+        >>> evaluate(kernel, raw, slice(1), {}, into=logits)
         {'sum': tensor([8.])}
-        >>> raw
-        tensor([[2., 2., 0.]])
+        >>> logits
+        tensor([[2., 2.]])
     """
-    vocab_size = layout.vocab_size
-    logits = [scale(one) for scale, one in zip(layout.scales, raw, strict=False)]
-    student = logits[0][:, :vocab_size]
-    teacher = logits[1][:, :vocab_size] if len(logits) > 1 else None
-    scores, gradient = kernel(Block(student, teacher, logits[0][:, vocab_size:], rows, given))
+    scale = raw.scales[0]
+    student = scale(raw.student)
+    teacher = None if raw.teacher is None else raw.scales[1](raw.teacher)
+    scores, gradient = kernel(Block(student, teacher, scale(raw.padding), rows, given))
     if into is not None:
-        target = into[:, :vocab_size]
-        target.zero_() if gradient is None else target.copy_(layout.scales[0].backward(gradient, student))
+        into.zero_() if gradient is None else into.copy_(scale.backward(gradient, student))
     return scores

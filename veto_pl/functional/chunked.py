@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from veto_pl.functional.blocks import Block, Kernel, Layout
+from veto_pl.functional.blocks import Block, Kernel, Raw
 from veto_pl.functional.chunk_size import ChunkRows, chunk_size
-from veto_pl.functional.compilation import Compile, evaluator
+from veto_pl.functional.compilation import Compile, evaluator, named
 from veto_pl.functional.differentiation import closed_form
 from veto_pl.functional.gradients import Gradients
 from veto_pl.functional.heads import Head, LinearHead, full_precision
@@ -85,7 +85,7 @@ class RowStream:
                     f"{len(teacher_hidden)} rows, {head.vocab_size} and {teacher_head.vocab_size} ids."
                 )
             self._sides.append(Side(teacher_hidden, teacher_head, trained=False))
-        self._layout = Layout(tuple(side.head.scale_and_cap for side in self._sides), head.vocab_size)
+        self._scales = tuple(side.head.scale_and_cap for side in self._sides)
         self.chunk_rows = chunk_size(chunk_rows, hidden.device, head.vocab_size, self._dtypes())
 
     def scores(self, kernel: Kernel, given: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
@@ -152,12 +152,15 @@ class RowStream:
         rows: slice,
         into: Tensor | None,
     ) -> dict[str, Tensor]:
-        part = [logits[rows] for logits in raw]
-        target = part[0] if into is raw[0] else None if into is None else into[rows]
-        place = slice(start + rows.start, start + rows.start + len(part[0]))
+        tokens = (rows, slice(self.head.vocab_size))
+        student = raw[0][tokens]
+        teacher = raw[1][tokens] if len(raw) > 1 else None
+        padding = raw[0][rows, self.head.vocab_size :]
+        target = student if into is raw[0] else None if into is None else into[tokens]
+        place = slice(start + rows.start, start + rows.start + len(student))
         here = {name: values[place] for name, values in given.items()}
-        with full_precision(part[0].device):
-            return self._evaluate(kernel, self._layout, part, place, here, target)
+        with full_precision(student.device):
+            return self._evaluate(kernel, Raw(student, teacher, padding, self._scales), place, here, target)
 
     def _block_rows(self, logits: Tensor) -> int:
         """Return the rows per block. An accelerator has no cache to fit: there a block is the chunk."""
@@ -200,7 +203,7 @@ class DivergenceKernel:
     @property
     def name(self) -> str:
         """What a warning calls it."""
-        return getattr(self.divergence, "__qualname__", type(self.divergence).__name__)
+        return " to ".join(named(part) for part in (self.divergence, self.target) if part is not None)
 
 
 def linear_divergence(

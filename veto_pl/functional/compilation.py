@@ -8,21 +8,27 @@ whole block, a third party's function included, and nobody has to write a kernel
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
+from functools import cache, partial
 from types import FunctionType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from veto_pl.functional.blocks import Kernel, Layout, evaluate
+from veto_pl.functional.blocks import Kernel, Raw, evaluate
 
 Compile = Literal["auto"] | bool
 """Whether blocks are compiled; `auto` compiles them on CUDA devices, where they are bound by memory."""
 
-_uncompiled: set[str] = set()
-"""Names of kernels that could not be compiled; of each was warned once."""
+OPTIONS: dict[str, Any] = dict.fromkeys(
+    ("realize_reads_threshold", "realize_opcount_threshold", "realize_acc_reads_threshold"), 1000
+)
+"""The compiler computes again what a later pass needs, and does not store it: an exponential is cheaper than 8 bytes."""
+
+_uncompiled: set[Hashable] = set()
+"""Kinds of kernels that could not be compiled; of each was warned once."""
 
 
 def evaluator(compiled: Compile, device: torch.device) -> Callable[..., dict[str, Tensor]]:
@@ -41,32 +47,30 @@ def evaluator(compiled: Compile, device: torch.device) -> Callable[..., dict[str
 
 
 def evaluate_compiled(
-    kernel: Kernel,
-    layout: Layout,
-    raw: Sequence[Tensor],
-    rows: slice,
-    given: Mapping[str, Any],
-    into: Tensor | None = None,
+    kernel: Kernel, raw: Raw, rows: slice, given: Mapping[str, Any], into: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Do as `evaluate` does, compiled, for any number of rows; uncompiled with one warning where that is impossible.
 
-    The first call of a kernel takes the seconds of its compilation. A single row is not worth any.
+    The first call of a kernel takes the seconds of its compilation. A single row is not worth any. A kernel may have a
+    `name`, which is warned of, and a `kind`: kernels of one kind differ in numbers only, such as a temperature.
     """
-    name = getattr(kernel, "name", getattr(kernel, "__qualname__", type(kernel).__name__))
-    if len(raw[0]) < 2 or name in _uncompiled:
-        return evaluate(kernel, layout, raw, rows, given, into)
+    name = getattr(kernel, "name", None) or named(kernel)
+    kind = getattr(kernel, "kind", name)
+    if len(raw.student) < 2 or kind in _uncompiled:
+        return evaluate(kernel, raw, rows, given, into)
     from torch._dynamo import maybe_mark_dynamic
-    from torch._dynamo.exc import TorchDynamoException
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
-    for tensor in (*raw, *given.values(), into):
+    raw = replace(raw, padding=raw.padding.clone())  # the few columns beside those that are overwritten
+    for tensor in (raw.student, raw.teacher, raw.padding, *given.values(), into):
         if isinstance(tensor, Tensor):
             maybe_mark_dynamic(tensor, 0)
     try:
-        return _compiled(name)(kernel, layout, raw, rows, given, into)
-    except TorchDynamoException as error:  # nothing has run yet: the block is as it was
+        return _compiled(kind)(kernel, raw, rows, given, into)
+    except (TorchDynamoException, FailOnRecompileLimitHit) as error:  # nothing has run yet: the block is as it was
         reason = _reason(error)
-    scores = evaluate(kernel, layout, raw, rows, given, into)  # an error of the kernel itself is raised here
-    _uncompiled.add(name)
+    scores = evaluate(kernel, raw, rows, given, into)  # an error of the kernel itself is raised here
+    _uncompiled.add(kind)
     warnings.warn(
         f"The loss kernel `{name}` cannot be compiled and runs as it is written, which is several times slower on a "
         f"GPU: {reason}. Set `compile: false` if that is all right.",
@@ -75,16 +79,27 @@ def evaluate_compiled(
     return scores
 
 
+def named(function: Callable[..., Any]) -> str:
+    """Return what a function is called, or what the function inside of a partial one, or its class.
+
+    Example:
+        >>> named(partial(torch.softmax, dim=-1)), named(torch.nn.ReLU())
+        ('softmax', 'ReLU')
+    """
+    inner = function.func if isinstance(function, partial) else function
+    return getattr(inner, "__qualname__", type(inner).__name__)
+
+
 @cache
-def _compiled(name: str) -> Callable[..., dict[str, Tensor]]:
-    """Compile `evaluate` for the kernels of a name.
+def _compiled(kind: Hashable) -> Callable[..., dict[str, Tensor]]:
+    """Compile `evaluate` for kernels of one kind.
 
     The compiler counts variants for each piece of code, and gives up on one with many, or with a kernel that it cannot
-    follow. So each name has a copy of the code.
+    follow. So each kind has a copy of the code.
     """
-    copy = FunctionType(evaluate.__code__.replace(co_name=f"evaluate_{name}"), evaluate.__globals__, name)
+    copy = FunctionType(evaluate.__code__.replace(), evaluate.__globals__)
     copy.__defaults__ = evaluate.__defaults__
-    compiled: Callable[..., dict[str, Tensor]] = torch.compile(copy, fullgraph=True)
+    compiled: Callable[..., dict[str, Tensor]] = torch.compile(copy, fullgraph=True, options=OPTIONS)
     return compiled
 
 

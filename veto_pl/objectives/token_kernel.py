@@ -6,13 +6,15 @@ tensors, so that the compiler fuses them once for all batches: what belongs to t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from veto_pl.core.nested import walk
 from veto_pl.functional.chunked import Block
 from veto_pl.functional.differentiation import belongs
 from veto_pl.seams import RolloutSource, Step
@@ -102,6 +104,12 @@ class LogpKernel:
     def name(self) -> str:
         """What a warning calls it."""
         return type(self.objective).__name__
+
+    @cached_property
+    def kind(self) -> Hashable:
+        """What the compiler tells apart: the classes that the objective is composed of, and what is computed."""
+        flags = tuple(value for value in vars(self).values() if isinstance(value, bool))
+        return (type(self), *flags, *(type(part) for _, part in walk(self.objective)))
 
     def __call__(self, block: Block) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return `student_logp` and `teacher_logp`, [n] each."""
