@@ -27,7 +27,8 @@ from veto_pl.functional.heads import ScaleAndCap
 
 H200 = SimpleNamespace(
     name="NVIDIA H200", gcnArchName="", major=9, minor=0, multi_processor_count=132, warp_size=32,
-    regs_per_multiprocessor=65536, max_threads_per_multi_processor=2048, max_threads_per_block=1024, total_memory=2**37, L2_cache_size=50 * 2**20,
+    regs_per_multiprocessor=65536, max_threads_per_multi_processor=2048, max_threads_per_block=1024,
+    total_memory=2**37, L2_cache_size=50 * 2**20,
     shared_memory_per_block=49152, shared_memory_per_block_optin=232448, shared_memory_per_multiprocessor=233472,
 )  # fmt: skip
 BYTES = {"fp32": 4, "bf16": 2, "i64": 8, "i1": 1}

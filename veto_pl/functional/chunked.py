@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from veto_pl.functional.blocks import Block, Kernel, Raw
+from veto_pl.functional.blocks import Block, Kernel, Raw, evaluate
 from veto_pl.functional.chunk_size import ChunkRows, chunk_size
 from veto_pl.functional.compilation import Compile, evaluator, named
 from veto_pl.functional.differentiation import closed_form
@@ -166,7 +166,8 @@ class RowStream:
         """Return the rows per block. An accelerator has no cache to fit: there a block is the chunk."""
         if logits.device.type != "cpu":
             return max(len(logits), 1)
-        return max(1, BLOCK_ELEMENTS // logits.shape[1])
+        fewest = 1 if self._evaluate is evaluate else 2  # a single row would not be compiled
+        return max(fewest, BLOCK_ELEMENTS // logits.shape[1])
 
     def _dtypes(self) -> list[torch.dtype]:
         """Return the dtypes of what is held of a chunk: logits, and their gradient where it has a place of its own."""

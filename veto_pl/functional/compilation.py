@@ -25,7 +25,7 @@ Compile = Literal["auto"] | bool
 OPTIONS: dict[str, Any] = dict.fromkeys(
     ("realize_reads_threshold", "realize_opcount_threshold", "realize_acc_reads_threshold"), 1000
 )
-"""The compiler computes again what a later pass needs, and does not store it: an exponential is cheaper than 8 bytes."""
+"""The compiler computes again what a later pass needs, and does not store it: that is cheaper than 8 bytes."""
 
 _uncompiled: set[Hashable] = set()
 """Kinds of kernels that could not be compiled; of each was warned once."""
