@@ -209,7 +209,7 @@ def test_print_config_shows_the_whole_algorithm(distilling, write, capsys):
         (["--model.objective", "Vetto"], "Vetto"),
         (["--model.objective.betta", "1"], "betta"),
         (["--model.objective.beta", "-1"], "beta`: given `-1`, expected a number greater than or equal to 0."),
-        (["--model.objective.rollout.sampling.top_p", "0"], "sampling.top_p`: given `0`, expected a number greater than 0."),
+        (["--model.objective.rollout.sampling.top_p", "0"], "top_p`: given `0`, expected a number greater than 0."),
         (["--model.teacher", "null"], "`Veto` needs a teacher, but `model.teacher` is not set"),
     ],
 )

@@ -73,7 +73,8 @@ _ALTERED_BEFORE = re.compile(
 )
 _ALTERED_BEHIND = re.compile(
     r"^(?:[abnxyz]{1,3}\b| ?(?![mgshlLtdCFKWVAJN]\b)[a-zA-Z]\b[ .)]*$| ?\(| ?/ ?(?![a-z]{2}|[hsdlm]\b)| ?-(?![a-z]{2}))"
-    r"| (?:plus|minus|times (?!as)|divided|multiplied|doubled|tripled|squared|cubed|halves|thirds|quarters of)\b(?!-[a-z])"
+    r"| (?:plus|minus|times (?!as)|divided|multiplied|doubled|tripled|squared|cubed|halves|thirds|quarters of)\b"
+    r"(?!-[a-z])"
     r"| \w+ (?:hundred|thousand)\b"
     r"| (?:or|and an?) (?:more|less|fewer|half|third|quarter|\w+teen|\w+ty)\b"
 )
