@@ -141,6 +141,12 @@ def test_the_other_commands_run_from_a_checkpoint(config, write, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == [f"{word}>" for word in WORDS]
     assert {"prompt", "completion", "reference", "reward"} == set(rows[0])
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        validated = [int(row["step"]) for row in csv.DictReader(file) if row["validation/accuracy"]]
+    steps = json.loads((tmp_path / "run" / "summary.json").read_text())["steps"]
+    assert (validated[0], validated[-1]) == (0, steps), "the student of the checkpoint is not the untrained one"
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert samples[-1]["step"] == steps
 
 
 def test_a_third_party_divergence_and_objective_train_and_are_listed(distilling, config, write, plugin, tmp_path):
