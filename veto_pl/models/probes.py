@@ -120,12 +120,18 @@ def _hidden(model: LanguageModel, ids: Tensor, positions: Tensor) -> Tensor:
 
 
 def close(model: LanguageModel, tensor: Tensor, expected: Tensor) -> bool:
-    """Return whether two tensors of the model agree within the rounding of its dtype, which is coarse in half
-    precision.
-    """
-    tolerance = 1e-3 if model.model.dtype in (torch.float32, torch.float64) else 5e-2
+    """Return whether two tensors agree within the rounding of what the model computes in, coarse in half precision."""
+    tolerance = 1e-3 if compute_dtype(model) in (torch.float32, torch.float64) else 5e-2
     difference = (tensor - expected).nan_to_num(nan=0.0)  # an id that both exclude
     return bool(difference.abs().max() <= tolerance * expected.nan_to_num(neginf=0.0).abs().max())
+
+
+def compute_dtype(model: LanguageModel) -> torch.dtype:
+    """Return the dtype of the model's matrix products: autocast's where it is on, that of its weights elsewhere."""
+    if torch.is_autocast_enabled(kind := _device(model).type):
+        return torch.get_autocast_dtype(kind)
+    gathered = None if model.shards is None else model.shards.compute_dtype
+    return gathered or model.model.dtype
 
 
 def _device(model: LanguageModel) -> torch.device:
