@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.models.attention import is_flash
 from veto_pl.models.backbone import backbone
 from veto_pl.models.modes import sampling_mode
 from veto_pl.models.reading import prefixed_errors
@@ -121,15 +122,15 @@ def _hidden(model: LanguageModel, ids: Tensor, positions: Tensor) -> Tensor:
 
 def close(model: LanguageModel, tensor: Tensor, expected: Tensor) -> bool:
     """Return whether two tensors agree within the rounding of what the model computes in, coarse in half precision."""
-    tolerance = 1e-3 if compute_dtype(model) in (torch.float32, torch.float64) else 5e-2
+    tolerance = 1e-3 if examined_dtype(model) in (torch.float32, torch.float64) else 5e-2
     difference = (tensor - expected).nan_to_num(nan=0.0)  # an id that both exclude
     return bool(difference.abs().max() <= tolerance * expected.nan_to_num(neginf=0.0).abs().max())
 
 
-def compute_dtype(model: LanguageModel) -> torch.dtype:
-    """Return the dtype of the model's matrix products: autocast's where it is on, that of its weights elsewhere."""
-    if torch.is_autocast_enabled(kind := _device(model).type):
-        return torch.get_autocast_dtype(kind)
+def examined_dtype(model: LanguageModel) -> torch.dtype:
+    """Return the dtype in which the model is examined: that of its weights as they are gathered, or autocast's."""
+    if _takes_half_only(model):
+        return torch.get_autocast_dtype(_device(model).type)
     gathered = None if model.shards is None else model.shards.compute_dtype
     return gathered or model.model.dtype
 
@@ -140,5 +141,10 @@ def _device(model: LanguageModel) -> torch.device:
 
 @contextmanager
 def _probing(model: LanguageModel) -> Iterator[None]:
-    with sampling_mode(model), torch.autocast(_device(model).type, enabled=False):
+    # Float32 shows more than the run's autocast, without which flash attention would refuse it.
+    with sampling_mode(model), torch.autocast(_device(model).type, enabled=_takes_half_only(model)):
         yield
+
+
+def _takes_half_only(model: LanguageModel) -> bool:
+    return is_flash(model) and torch.is_autocast_enabled(_device(model).type)
