@@ -45,8 +45,8 @@ def schedule_values(setup: Setup) -> Iterator[Mistake]:
             if isinstance(schedule := getattr(part, name), Schedule) and (
                 fault := _first_refused_value(part, name, schedule)
             ):
-                yield Mistake(f"{path}.init_args.{name}", f"a schedule that comes to {fault[0]:g}", "allowed values "
-                              "only", fault[1])  # fmt: skip
+                yield Mistake(f"{path}.init_args.{name}", f"a schedule that comes to {fault[0]:g}", "one that "
+                              "stays among the allowed values", fault[1])  # fmt: skip
 
 
 def several_completions(setup: Setup) -> Iterator[Mistake]:

@@ -11,6 +11,7 @@ from veto_pl.functional.alignment import restrict
 from veto_pl.functional.heads import FunctionHead, Head, LinearHead, ScaleAndCap
 from veto_pl.models.attention import flash_bounds, is_flash
 from veto_pl.models.backbone import backbone
+from veto_pl.models.modes import sampling_mode as sampling_mode  # plug-ins were told to import it from here
 from veto_pl.models.packing import Packing
 from veto_pl.models.probes import architecture_errors, cache_keyword, check_causal, check_head, keeps_sequences_apart
 from veto_pl.seams import LanguageModel, Sequences

@@ -166,14 +166,14 @@ class Observation(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is aten._local_scalar_dense.default and args[0].dtype.is_floating_point:
             return 1.0
         if func is aten.nonzero.default:
-            return args[0].new_empty((self._true(args[0]), args[0].dim()), dtype=torch.int64)
+            return args[0].new_empty((self._true_count(args[0]), args[0].dim()), dtype=torch.int64)
         if func is aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1]):
             values, (mask, *others) = args
             if mask is not None and not others:
-                return values.new_empty((self._true(mask), *values.shape[mask.dim() :]))
+                return values.new_empty((self._true_count(mask), *values.shape[mask.dim() :]))
         return None
 
-    def _true(self, mask: Tensor) -> int:
+    def _true_count(self, mask: Tensor) -> int:
         return self._true_counts.get(tuple(mask.shape), mask.numel())
 
 

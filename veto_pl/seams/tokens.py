@@ -180,7 +180,10 @@ class TokenWeighting(Part, ABC):
 
 
 class Advantage(Part, ABC):
-    """The credit of each sampled token in a policy-gradient term."""
+    """The credit of each sampled token in a policy-gradient term.
+
+    What it `needs`, and whether it `compares_completions`, holds for the objective that has it (see `Objective`).
+    """
 
     needs_reference: ClassVar[bool] = False
     needs_rewards: ClassVar[bool] = False
