@@ -1,5 +1,6 @@
 """Objectives through the memory-exact head against the dense road: same loss, same gradients, fewer products."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -278,6 +279,48 @@ def test_a_stored_teacher_without_scores_is_named():
     objective = Distill(rollout=Stored())
     with pytest.raises(ConfigurationError, match="`Stored` has `stored_teacher`, but"):
         objective.loss({objective.rollout: written(models, 0)}, models, STEP)
+
+
+def with_engine(sequences, ratio):
+    ratio = torch.as_tensor(ratio).expand(sequences.loss_mask.shape)
+    return replace(sequences, engine_log_ratio=ratio.masked_fill(~sequences.loss_mask, 0.0))
+
+
+UNCAPPED = [(Veto(), 1.5, 2.0, 1.5), (Veto(), 9.0, None, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("objective", "probable", "cap", "weight"), [*((one, 9.0, 3.0, 3.0) for one in TOKEN_OBJECTIVES[::3]), *UNCAPPED]
+)
+def test_what_the_trainer_finds_more_probable_than_the_engine_weighs_more_up_to_a_cap(objective, probable, cap, weight):
+    models = models_of("llama")
+    objective = replace(objective, engine_cap=cap)
+    plain = {objective.rollout: written(models, 0)}
+    engine = {objective.rollout: with_engine(written(models, 0), math.log(probable))}
+    one, other = (objective.loss(rollouts, models, STEP).terms["loss"] for rollouts in (plain, engine))
+    weight = 1.0 if objective.weighs_samples else weight
+    torch.testing.assert_close(other.total, weight * one.total)
+    assert other.weight == one.weight
+    left, right = gradients(one.total, models), gradients(other.total, models)
+    largest = max(float(value.abs().max()) for value in right.values())
+    for key, value in left.items():  # rounding is relative to what is summed up
+        torch.testing.assert_close(right[key] / largest, weight * value / largest, rtol=0, atol=1e-5)
+
+
+POLICY = Distill(divergence=None, advantage=LogRatio())
+
+
+@pytest.mark.parametrize("objective", [Veto(), Distill(advantage=LogRatio()), POLICY])
+def test_a_token_that_the_trainer_could_not_have_drawn_leaves_the_sum(objective):
+    models = models_of("llama")
+    rows = written(models, 0)
+    kept = rows.loss_mask & (torch.arange(rows.loss_mask.shape[1]) % 2 == 0)
+    fewer = objective.loss({objective.rollout: replace(rows, loss_mask=kept)}, models, STEP).terms["loss"]
+    marked = with_engine(rows, torch.zeros(rows.loss_mask.shape).masked_fill(~kept, -math.inf))
+    weighted = objective.loss({objective.rollout: marked}, models, STEP).terms["loss"]
+    torch.testing.assert_close(weighted.total, fewer.total)
+    left, right = gradients(weighted.total, models), gradients(fewer.total, models)
+    torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
 
 
 @dataclass(frozen=True, kw_only=True)

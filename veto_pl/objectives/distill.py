@@ -46,6 +46,7 @@ class Distill(TokenObjective):
             ratio is 1 and nothing is clipped; it is here for subclasses that look back.
         importance_cap: truncation of the weights student / sampler that correct for how tokens were sampled;
             None switches them off.
+        engine_cap: as `importance_cap`, but for another arithmetic of the engine alone; not used beside it.
         staleness_decay: in (0, 1]; the loss of a row that was written `age` optimizer steps ago is multiplied by
             `staleness_decay ** age`. Fresh rows, and rollouts that tell no ages, are left alone.
     """
@@ -84,6 +85,11 @@ class Distill(TokenObjective):
         own = type(self).over_sequences is Distill.over_sequences
         weighed = self.importance_cap is not None or self.staleness_decay < 1
         return not own or self.advantage is not None or weighed
+
+    @property
+    def weighs_samples(self) -> bool:
+        """Return whether the losses are weighted by student / sampler."""
+        return self.importance_cap is not None
 
     @property
     def sampled_tokens_only(self) -> bool:
