@@ -11,8 +11,19 @@ from torch import nn
 from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.supports import top_k_with_tail
-from veto_pl.objectives import SFT, Distill, SupervisedKD, TokenObjective, Veto
-from veto_pl.parts.advantages import FutureLogRatio, LogRatio
+from veto_pl.objectives import (
+    IWOPD,
+    OPD,
+    SFT,
+    Distill,
+    ExOPD,
+    OPDPlus,
+    ResOPD,
+    SupervisedKD,
+    TokenObjective,
+    Veto,
+)  # fmt: skip
+from veto_pl.parts.advantages import CentredLogRatio, FutureLogRatio, LogRatio
 from veto_pl.parts.divergences import GeneralizedJSD, ReverseKL
 from veto_pl.parts.supports import FullVocabulary, TopK
 from veto_pl.parts.weightings import TeacherEntropyAbove, Uniform
@@ -236,7 +247,8 @@ def with_stored_scores(sequences, models, k, temperature=1.0):
     # Scores stand at the token's own position, one after the one that predicts it.
     logp = torch.cat([logp[:, :1], logp[:, :-1]], 1)
     ids = logp.topk(k).indices
-    return replace(sequences, teacher_scores=TopKScores(ids, top_k_with_tail(logp, ids), temperature))
+    sampled = logp.gather(2, sequences.input_ids[..., None])[..., 0]
+    return replace(sequences, teacher_scores=TopKScores(ids, top_k_with_tail(logp, ids), temperature, sampled))
 
 
 @pytest.mark.parametrize("target_beta", [None, 0.5])
@@ -258,6 +270,34 @@ def test_a_stored_teacher_gives_the_loss_of_the_live_one_on_its_outcomes(target_
     assert 0 < mine.metrics["stored_tail_mass"].mean() < 1
 
 
+@pytest.mark.parametrize(
+    "objective",
+    [
+        OPD(discount=0.5), ExOPD(extrapolation=1.5), IWOPD(), OPDPlus(), ResOPD(k=4),
+        Distill(divergence=ReverseKL(), support=TopK(k=4), advantage=LogRatio(), aggregation="sequence"),
+    ],
+    ids=name,
+)  # fmt: skip
+def test_policy_gradients_of_a_stored_teacher_are_those_of_the_live_one(objective):
+    models = models_of("llama")
+    sequences = written(models, 0)
+    options = {"support": FullVocabulary()} if type(objective) is Distill else {}
+    stored = replace(objective, rollout=Stored(), **options)
+    expected = objective.loss({objective.rollout: sequences}, models, STEP).terms["loss"].total
+    given = {stored.rollout: with_stored_scores(sequences, models, 4)}
+    mine = stored.loss(given, replace(models, teacher=None), STEP).terms["loss"].total
+    torch.testing.assert_close(mine, expected)
+    torch.testing.assert_close(gradients(mine, models), gradients(expected, models), rtol=1e-4, atol=1e-5)
+
+
+def test_scores_without_the_sampled_token_teach_no_policy_gradient():
+    models = models_of("llama")
+    objective = OPD(rollout=Stored())
+    given = with_stored_scores(written(models, 0), models, 4)
+    given = replace(given, teacher_scores=replace(given.teacher_scores, sampled_logp=None))
+    assert objective.loss({objective.rollout: given}, models, STEP).terms["loss"].total.isnan()
+
+
 def test_a_stored_teacher_of_another_temperature_is_refused():
     models = models_of("llama")
     objective = Distill(rollout=Stored(), temperature=2.0)
@@ -267,7 +307,7 @@ def test_a_stored_teacher_of_another_temperature_is_refused():
 
 
 @pytest.mark.parametrize(
-    "options", [{"advantage": LogRatio()}, {"support": TopK(k=2)}, {"weighting": TeacherEntropyAbove()}]
+    "options", [{"advantage": CentredLogRatio()}, {"support": TopK(k=2)}, {"weighting": TeacherEntropyAbove()}]
 )
 def test_compositions_that_need_the_whole_teacher_refuse_a_stored_one(options):
     with pytest.raises(ConfigurationError, match="stored teacher"):

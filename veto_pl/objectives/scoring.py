@@ -299,12 +299,7 @@ class Scoring:
                 f"`{type(self.objective.rollout).__name__}` has `stored_teacher`, but its sequences have no "
                 "`teacher_scores`. Fill them in, or leave `stored_teacher` out."
             )
-        if scores.temperature != self.objective.temperature:
-            raise ConfigurationError(
-                f"The stored teacher was computed at temperature {scores.temperature}, but "
-                f"`{type(self.objective).__name__}.temperature` is {self.objective.temperature}. Set the same there, "
-                "or store the teacher again."
-            )
+        scores.check_temperature(type(self.objective).__name__, self.objective.temperature)
         return scores[:, 1:][self.sequences.predictions]
 
 

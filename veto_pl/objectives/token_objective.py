@@ -70,6 +70,8 @@ class TokenObjective(Objective):
                     f"`{type(self.context).__name__}`. Use a live teacher, or the context `SameText`."
                 )
             object.__setattr__(self, "needs_teacher", False)
+            for scores in filter(None, (writing.stored for writing in self.rollout.writings())):
+                scores.check_temperature(name, self.temperature)
         for need in ("needs_rewards", "compares_completions"):
             if getattr(self.context, need):
                 object.__setattr__(self, need, True)

@@ -6,6 +6,7 @@ from veto_pl.rollouts.best_teacher import BestTeacher
 from veto_pl.rollouts.cached import FromCache
 from veto_pl.rollouts.engines import DecodeLoop, Transformers
 from veto_pl.rollouts.replay import Replay
+from veto_pl.rollouts.served_teacher import ServedTeacher
 from veto_pl.rollouts.sources import FromDataset, FromStudent, FromTeacher, Mixture, TeacherMixed
 from veto_pl.rollouts.stepwise import TeacherSteps
 from veto_pl.rollouts.two_writers import TeacherCorrected, TeacherSwitched
@@ -22,6 +23,7 @@ __all__ = [
     "Mixture",
     "Replay",
     "Sampling",
+    "ServedTeacher",
     "TeacherCorrected",
     "TeacherMixed",
     "TeacherSteps",

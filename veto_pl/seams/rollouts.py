@@ -102,7 +102,7 @@ class Writing:
 
 
 class RolloutSource(Part, Remembers, ABC):
-    """Who writes the completions. With `stored_teacher` they bring the teacher's scores along, so none is loaded.
+    """Who writes the completions. With `stored_teacher` they bring a teacher's scores along, so none is loaded.
 
     With `needs_rewards` a source asks for the task's rewards itself.
     """
