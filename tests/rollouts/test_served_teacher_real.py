@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -54,11 +55,9 @@ def address(tmp_path_factory):
 def _wait(url, process, log, seconds=300):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except OSError:
-            time.sleep(0.5)
+        with suppress(OSError), urllib.request.urlopen(url, timeout=2):
+            return
+        time.sleep(0.5)
     raise AssertionError(f"the server did not come up:\n{log.read_text()[-3000:]}")
 
 
@@ -99,7 +98,7 @@ def test_another_tokenizer_is_refused(served):
 
 @pytest.mark.parametrize("objective", [OPD, ResOPD], ids=lambda cls: cls.__name__)
 def test_a_student_comes_closer_to_a_teacher_that_it_has_never_loaded(objective, served, models, tmp_path):
-    trainer, module = fit_objective(tmp_path, objective(rollout=served), max_steps=12, limit_val_batches=0)
+    trainer, module = fit_objective(tmp_path, objective(rollout=served), rate=3e-3, max_steps=10, limit_val_batches=0)
     assert float(trainer.callback_metrics["train/unanswered"]) == 0
     assert module.models.teacher is None
     batch = prompt_batch(models, [f"{word}>" for word in WORDS])
@@ -110,4 +109,4 @@ def test_a_student_comes_closer_to_a_teacher_that_it_has_never_loaded(objective,
             for model in (models.teacher, models.student, module.student)
         )
     kl = [(logp.exp() * (logp - teacher)).sum(-1).mean() for logp in (before, after)]
-    assert kl[1] < kl[0]
+    assert kl[1] < 0.9 * kl[0]

@@ -47,17 +47,23 @@ STUDENTS = {
 }
 
 
-def fit(folder, student=STUDENTS["llama"], *, engine=ENGINE, ckpt=None, **settings):
+def fit(folder, student=STUDENTS["llama"], *, engine=ENGINE, **settings):
     """A few steps of Veto with a teacher that follows the student; returns trainer and module."""
+    objective = Veto(rollout=FromStudent(Sampling(max_new_tokens=8), engine))
+    teacher = MovingAverage(replace(student, seed=1), decay=0.5)
+    return fit_objective(folder, objective, student, teacher=teacher, **settings)
+
+
+def fit_objective(folder, objective, student=STUDENTS["llama"], *, teacher=None, rate=None, ckpt=None, **settings):
+    """A few steps, of Adam where a rate is given; returns trainer and module."""
     rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"{w}>", "completion": w[::-1]}) + "\n" for w in WORDS))
-    objective = Veto(rollout=FromStudent(Sampling(max_new_tokens=8), engine))
     module = DistillationModule(
         objective,
         student,
-        teacher=MovingAverage(replace(student, seed=1), decay=0.5),
+        teacher=teacher,
         tokenizer=CharacterTokenizer(ALPHABET),
-        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5),
+        optimizer=lambda parameters: torch.optim.Adam(parameters, rate) if rate else torch.optim.SGD(parameters, 0.5),
         evaluation=GREEDY,
     )
     data = PromptDataModule(JsonLines(train=str(rows), validation=str(rows), verifier=ExactMatch()), batch_size=8)
