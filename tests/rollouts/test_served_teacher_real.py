@@ -1,17 +1,10 @@
 """A teacher behind a real vLLM server on the CPU: run by `make test-vllm`."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 import torch
-from vllm_runs import WORDS, fit_objective, source
+from vllm_runs import NAME, WORDS, fit_objective, source, vllm_server
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.supports import top_k_with_tail
@@ -30,41 +23,14 @@ MOST = 8
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teacher")
-    source(1).load().save_pretrained(folder)
-    CharacterTokenizer(ALPHABET).load().save_pretrained(folder)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port),
-        "--host", "127.0.0.1", "--served-model-name", "teacher", "--max-model-len", "64", "--enforce-eager",
-        "--dtype", "float32", "--max-logprobs", str(MOST),
-    ]  # fmt: skip
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "no_proxy": "127.0.0.1"}
-    with open(folder / "log", "w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        _wait(f"http://127.0.0.1:{port}/health", process, folder / "log")
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _wait(url, process, log, seconds=300):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        with suppress(OSError), urllib.request.urlopen(url, timeout=2):
-            return
-        time.sleep(0.5)
-    raise AssertionError(f"the server did not come up:\n{log.read_text()[-3000:]}")
+    with vllm_server(tmp_path_factory.mktemp("teacher"), source(1), "--max-logprobs", str(MOST)) as found:
+        yield found
 
 
 @pytest.fixture
 def served(address, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    return ServedTeacher(servers=(address,), model="teacher", source=SAMPLED, k=6)
+    return ServedTeacher(servers=(address,), model=NAME, source=SAMPLED, k=6)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,13 @@
 """Small runs that sample with a real vLLM, in one process and on ranks."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,15 +89,13 @@ def fit_objective(folder, objective, student=STUDENTS["llama"], *, teacher=None,
 class Watch(L.Callback):
     """After each step: texts of student and teacher by vLLM and by the own loop, and what vLLM says of its samples."""
 
-    def __init__(self, engine=ENGINE):
-        self.engine, self.seen = engine, []
+    def __init__(self, engine=ENGINE, writers=2):
+        self.engine, self.seen, self.writers = engine, [], (FromStudent, FromTeacher)[:writers]
 
     def on_train_batch_end(self, trainer, module, *_):
         models, step = module.models, Step(trainer.global_step, STEPS, seed=5)
         batch = prompt_batch(models, [f"{word}>" for word in WORDS])
-        texts = [
-            [who(GREEDY, *by)(batch, models, step) for by in ((self.engine,), ())] for who in (FromStudent, FromTeacher)
-        ]
+        texts = [[who(GREEDY, *by)(batch, models, step) for by in ((self.engine,), ())] for who in self.writers]
         rows = FromStudent(SAMPLED, self.engine)(batch, models, step)
         with torch.no_grad():
             logits = models.student(rows, lambda hidden, lm: lm.project(hidden)[0])
@@ -117,3 +122,42 @@ def _watched(folder, strategy, engine):
     ]
     gaps = [(own - reported).abs().max() for _, _, own, reported, _ in watch.seen]
     return {"agree": agree, "gap": torch.stack(gaps), "weights": full_weights(module.student)}
+
+
+NAME = "served"
+"""What the server calls its model."""
+
+
+@contextmanager
+def vllm_server(folder, model, *options):
+    """The address of a server of vLLM on this machine's CPU."""
+    folder.mkdir(exist_ok=True)
+    model.load().save_pretrained(folder)
+    CharacterTokenizer(ALPHABET).load().save_pretrained(folder)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port),
+        "--host", "127.0.0.1", "--served-model-name", NAME, "--max-model-len", "64", "--enforce-eager",
+        "--dtype", "float32", *options,
+    ]  # fmt: skip
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_SERVER_DEV_MODE": "1", "no_proxy": "127.0.0.1"}
+    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        _wait(f"http://127.0.0.1:{port}/health", process, folder / "log")
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _wait(url, process, log, seconds=300):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        with suppress(OSError), urllib.request.urlopen(url, timeout=2):
+            return
+        time.sleep(0.5)
+    raise AssertionError(f"the server did not come up:\n{log.read_text()[-3000:]}")

@@ -106,10 +106,15 @@ def whole_weights(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
     Collective: exhaust it on every rank. Tied weights have one name.
     """
     with resharded(model):
-        stored = model.model.state_dict().keys()
-        buffers = [(name, buffer) for name, buffer in model.model.named_buffers() if name in stored]
-        for name, weight in (*model.model.named_parameters(), *buffers):
+        for name, weight in named_weights(model):
             yield name, _whole(weight.detach())
+
+
+def named_weights(model: LanguageModel) -> list[tuple[str, Tensor]]:
+    """Return name and tensor, perhaps sharded, of each weight and stored buffer of `model.model`, tied ones once."""
+    stored = model.model.state_dict().keys()
+    buffers = [(name, buffer) for name, buffer in model.model.named_buffers() if name in stored]
+    return [*model.model.named_parameters(), *buffers]
 
 
 def weights_version(model: LanguageModel) -> int:

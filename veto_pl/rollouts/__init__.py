@@ -11,6 +11,7 @@ from veto_pl.rollouts.sources import FromDataset, FromStudent, FromTeacher, Mixt
 from veto_pl.rollouts.stepwise import TeacherSteps
 from veto_pl.rollouts.two_writers import TeacherCorrected, TeacherSwitched
 from veto_pl.rollouts.vllm import Vllm
+from veto_pl.rollouts.vllm_server import VllmServer
 
 __all__ = [
     "AdaptiveReplay",
@@ -30,4 +31,5 @@ __all__ = [
     "TeacherSwitched",
     "Transformers",
     "Vllm",
+    "VllmServer",
 ]

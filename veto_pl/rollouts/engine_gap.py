@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import Tensor
 
@@ -10,10 +13,43 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block, RowStream
 from veto_pl.models.readout import read_hidden
 from veto_pl.models.sharding import gathered
-from veto_pl.seams import LanguageModel, Sequences
+from veto_pl.seams import Engine, LanguageModel, Sequences
 
 CHUNK_ROWS = 256
 """Tokens whose vocabulary-sized rows are held at a time."""
+FIRST_ROWS = 4
+"""Rows of a teacher that its engine is checked with."""
+
+
+def compared(written: Sequences, model: LanguageModel, sampling: Sampling, engine: Engine, largest: float) -> Sequences:
+    """Compare an engine's arithmetic with the trainer's: on all rows of a student, on the first few of another writer.
+
+    Collective where the model is sharded: call it on every rank.
+
+    Args:
+        written: what the engine has sampled.
+        model: the writer, as training has it.
+        sampling: how it was sampled; greedy rows are not compared.
+        engine: which one.
+        largest: mean difference in nats that is allowed.
+
+    Returns:
+        The rows of a student with `engine_log_ratio`, others as they are.
+
+    Raises:
+        ConfigurationError: the engine samples from another model.
+    """
+    if sampling.temperature == 0:
+        return written
+    if any(weight.requires_grad for weight in model.parameters()):
+        ratio = engine_log_ratio(written, model, sampling)
+        check_gap(written, ratio, largest, type(engine).__name__)
+        return replace(written, engine_log_ratio=ratio)
+    if engine not in _checked.setdefault(model, set()):
+        first = written.rows(torch.arange(min(len(written), FIRST_ROWS), device=written.input_ids.device))
+        check_gap(first, engine_log_ratio(first, model, sampling), largest, type(engine).__name__)
+        _checked[model].add(engine)
+    return written
 
 
 def engine_log_ratio(sequences: Sequences, model: LanguageModel, sampling: Sampling) -> Tensor:
@@ -57,3 +93,6 @@ def check_gap(sequences: Sequences, ratio: Tensor, largest: float, engine: str) 
             "The engine has not got the weights, or computes this architecture in another way. Use the engine "
             "`DecodeLoop`, or raise `largest_gap` if you know why they differ."
         )
+
+
+_checked: WeakKeyDictionary[LanguageModel, set[Engine]] = WeakKeyDictionary()

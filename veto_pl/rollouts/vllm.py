@@ -1,26 +1,19 @@
 """vLLM as the engine of a rollout."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary, WeakSet
-
-import torch
+from weakref import WeakKeyDictionary
 
 from veto_pl.core.bounds import AboveZero, Count, PositiveShare
 from veto_pl.core.mistakes import Mistake
 from veto_pl.core.part import Setup
 from veto_pl.core.sampling import Sampling
 from veto_pl.rollouts.endings import Endings
-from veto_pl.rollouts.engine_gap import check_gap, engine_log_ratio
-from veto_pl.rollouts.vllm_answers import as_sequences, parameters_of
+from veto_pl.rollouts.engine_gap import compared
+from veto_pl.rollouts.vllm_answers import as_sequences, parameters_of, too_hot
 from veto_pl.rollouts.vllm_process import RunningEngine, start
 from veto_pl.seams import Engine, LanguageModel, Models, PromptBatch, Sequences, Step
-
-HOTTEST = 2.0
-"""The highest temperature that vLLM samples at."""
-FIRST_ROWS = 4
-"""Rows of a teacher that its engine is checked with."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +50,7 @@ class Vllm(Engine):
 
     def requirements(self, setup: Setup, path: str) -> Iterable[Mistake]:
         """Check that no rollout by this engine is hotter than vLLM can sample."""
-        samplings = [w.sampling for source in setup.objective.sources for w in source.writings() if w.engine == self]
-        hottest = max((one.temperature for one in samplings if one is not None), default=0.0)
-        if hottest > HOTTEST:
-            yield Mistake(path, f"`{type(self).__name__}` with `temperature: {hottest:g}`", f"at most {HOTTEST:g}",
-                          "vLLM refuses higher ones: lower it, or use the engine `DecodeLoop`.")  # fmt: skip
+        yield from too_hot(self, setup, path)
 
     def generate(
         self,
@@ -81,23 +70,10 @@ class Vllm(Engine):
             answers = engine.complete(asked, [parameters_of(sampling, ends, seed) for seed in seeds])
         endings = Endings(models, sampling, prompts.input_ids.device, (model,))
         written = as_sequences(prompts, sampling, endings, answers, on_policy=on_policy)
-        return written if sampling.temperature == 0 else self._compared(written, model, sampling)
+        return compared(written, model, sampling, self, self.largest_gap)
 
     def new_cache(self, model: LanguageModel) -> None:
         """Return None: weights and caches are in the share of the memory that vLLM takes."""
-
-    def _compared(self, written: Sequences, model: LanguageModel, sampling: Sampling) -> Sequences:
-        """Compare the two arithmetics: on all rows of a student, and on the first few of another writer."""
-        trained = any(weight.requires_grad for weight in model.parameters())
-        if trained:
-            ratio = engine_log_ratio(written, model, sampling)
-            check_gap(written, ratio, self.largest_gap, type(self).__name__)
-            return replace(written, engine_log_ratio=ratio)
-        if model not in _checked:
-            first = written.rows(torch.arange(min(len(written), FIRST_ROWS), device=written.input_ids.device))
-            check_gap(first, engine_log_ratio(first, model, sampling), self.largest_gap, type(self).__name__)
-            _checked.add(model)
-        return written
 
     def _running_engine(self, model: LanguageModel, models: Models) -> RunningEngine:
         engines = _running.setdefault(model, {})
@@ -114,4 +90,3 @@ class Vllm(Engine):
 
 
 _running: WeakKeyDictionary[LanguageModel, dict[Vllm, RunningEngine]] = WeakKeyDictionary()
-_checked: WeakSet[LanguageModel] = WeakSet()

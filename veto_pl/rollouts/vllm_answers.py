@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,25 +12,42 @@ from torch import Tensor
 from veto_pl.core.sampling import Sampling
 from veto_pl.rollouts.endings import Endings
 from veto_pl.rollouts.token_buffer import assemble
-from veto_pl.seams import Ending, PromptBatch, Sequences, pad_right
+from veto_pl.seams import Ending, Engine, Mistake, PromptBatch, Sequences, Setup, pad_right
+
+HOTTEST = 2.0
+"""The highest temperature that vLLM samples at."""
+
+
+def too_hot(engine: Engine, setup: Setup, path: str) -> Iterator[Mistake]:
+    """Yield a rollout by the engine that is hotter than vLLM can sample."""
+    samplings = [w.sampling for source in setup.objective.sources for w in source.writings() if w.engine == engine]
+    hottest = max((one.temperature for one in samplings if one is not None), default=0.0)
+    if hottest > HOTTEST:
+        yield Mistake(path, f"`{type(engine).__name__}` with `temperature: {hottest:g}`", f"at most {HOTTEST:g}",
+                      "vLLM refuses higher ones: lower it, or use the engine `DecodeLoop`.")  # fmt: skip
+
+
+def settings_of(sampling: Sampling, ends: Sequence[int], seed: int) -> dict[str, Any]:
+    """Return vLLM's settings of one request by name; `ends` names every id that ends a completion."""
+    return {
+        "n": 1 if sampling.temperature == 0 else sampling.num_completions,  # vLLM refuses several greedy ones
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k or -1,
+        "max_tokens": sampling.max_new_tokens,
+        "seed": seed,
+        "stop": list(sampling.stop) or None,
+        "stop_token_ids": list(ends),
+        "ignore_eos": True,  # `stop_token_ids` names every id that ends a completion
+        "logprobs": 0,  # of the drawn token alone
+        "skip_special_tokens": not sampling.stop,  # vLLM looks for stop strings in this text, and one may be special
+    }
 
 
 def parameters_of(sampling: Sampling, ends: Sequence[int], seed: int) -> Any:
-    """Return vLLM's parameters of one request; `ends` names every id that ends a completion."""
-    return importlib.import_module("vllm").SamplingParams(
-        n=1 if sampling.temperature == 0 else sampling.num_completions,  # vLLM refuses several greedy ones
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k or -1,
-        max_tokens=sampling.max_new_tokens,
-        seed=seed,
-        stop=list(sampling.stop) or None,
-        stop_token_ids=list(ends),
-        ignore_eos=True,  # `stop_token_ids` names every id that ends a completion
-        logprobs=0,  # of the drawn token alone
-        detokenize=bool(sampling.stop),
-        skip_special_tokens=not sampling.stop,  # vLLM looks for stop strings in this text, and one may be special
-    )
+    """Return the settings of one request as vLLM's class for them."""
+    how = settings_of(sampling, ends, seed)
+    return importlib.import_module("vllm").SamplingParams(detokenize=bool(sampling.stop), **how)
 
 
 def as_sequences(

@@ -74,14 +74,18 @@ class RunningEngine:
 
     def _push(self, model: LanguageModel, step: Step) -> None:
         """Give the engine the weights if they may have changed: after an optimizer step, or another write."""
-        trained = any(weight.requires_grad for weight in model.parameters())
-        state = (step.index if trained else 0, weights_version(model))
-        if state != self.pushed:
+        if (state := state_of(model, step)) != self.pushed:
             # Not the network's own `load_weights`: the layers have put their weights in another order since.
             self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": _without_padding(model)})
             self.engine.collective_rpc(_repack_head)
             self.engine.reset_prefix_cache()
             self.pushed = state
+
+
+def state_of(model: LanguageModel, step: Step) -> tuple[int, int]:
+    """Return what changes whenever the weights may have: the step of a model that is trained, and writes in place."""
+    trained = any(weight.requires_grad for weight in model.parameters())
+    return step.index if trained else 0, weights_version(model)
 
 
 def _repack_head(worker: Any) -> None:
@@ -104,7 +108,7 @@ def start(model: LanguageModel, tokenizer: PreTrainedTokenizerBase, settings: di
     Raises:
         ConfigurationError: vLLM is missing or too old, or the ranks cannot be divided into groups.
     """
-    vllm, group = _vllm(), int(settings["tensor_parallel_size"])
+    vllm, group = import_vllm(), int(settings["tensor_parallel_size"])
     ranks = rank_and_size()[1]
     if ranks % group:
         raise ConfigurationError(
@@ -125,7 +129,8 @@ def start(model: LanguageModel, tokenizer: PreTrainedTokenizerBase, settings: di
     return RunningEngine(engine, group, sleeps=bool(settings["enable_sleep_mode"]))
 
 
-def _vllm() -> Any:
+def import_vllm() -> Any:
+    """Return the module; raise `ConfigurationError` where it is missing or too old, and warn of one that is newer."""
     try:
         vllm = importlib.import_module("vllm")
     except ImportError as error:
