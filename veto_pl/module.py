@@ -29,9 +29,7 @@ from veto_pl.seams import (
     Objective,
     PromptBatch,
     Rollouts,
-    RolloutSource,
     Schedule,
-    Sequences,
     Step,
     TokenizerSource,
 )
@@ -42,6 +40,7 @@ from veto_pl.training.hosted import HostedModule
 from veto_pl.training.nonfinite import NonFiniteSteps
 from veto_pl.training.optimizers import OptimizedModule, default_optimizer
 from veto_pl.training.window import Window
+from veto_pl.training.window_rollouts import WindowRollouts
 
 
 class DistillationModule(HostedModule, OptimizedModule):
@@ -62,6 +61,8 @@ class DistillationModule(HostedModule, OptimizedModule):
         seed: every random draw is a function of it, the step, the rank and the purpose.
         skip_limit: the run stops after so many steps in a row whose loss or gradient is not finite. Such a step is left
             out: the weights stay as they are, and the rows that caused it are written to `faults.jsonl`.
+        roll_out_window: roll out the prompts of all micro-batches of an accumulation window as one batch. The rows are
+            the same either way; it takes less time, and memory for the caches of as many rows.
 
     Raises:
         ConfigurationError: the objective needs a model that is not given, or a setting cannot work.
@@ -81,6 +82,7 @@ class DistillationModule(HostedModule, OptimizedModule):
         skip_limit: int = 10,
         reference: ModelSource | None = None,
         evaluation_engine: Engine | None = None,
+        roll_out_window: bool = True,
     ) -> None:
         super().__init__(optimizer, lr_schedule)
         for role, needed, source in (
@@ -107,6 +109,7 @@ class DistillationModule(HostedModule, OptimizedModule):
         self.logged: dict[str, float] = {}
         self._non_finite = NonFiniteSteps(skip_limit)
         self._window: Window | None = None
+        self._rollouts = WindowRollouts(roll_out_window)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -158,6 +161,7 @@ class DistillationModule(HostedModule, OptimizedModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Divide the gradients by the global weights, before they are clipped, and log the step."""
+        self._rollouts.clear()
         means, norm, tokens = self.window.close()
         skipped = float(self._non_finite.skip_if_not_finite(optimizer, means, norm))
         rate = float(optimizer.param_groups[0]["lr"])
@@ -195,6 +199,7 @@ class DistillationModule(HostedModule, OptimizedModule):
     def on_train_start(self) -> None:
         """Begin the first window, in training mode; a search trains several times, and validates in between."""
         self._window, _ = Window(self.trainer), self.student.train()
+        self._rollouts.clear()
         self._non_finite.begin(self.trainer, self._window.trained, self.tokenizer)
 
     def on_train_batch_start(self, *args: Any) -> None:
@@ -242,9 +247,7 @@ class DistillationModule(HostedModule, OptimizedModule):
         )
 
     def _roll_out(self, objective: Objective, batch: PromptBatch, step: Step) -> Rollouts:
-        rollouts: dict[RolloutSource, Sequences] = {}
-        for source in objective.sources:
-            rollouts[source] = source(batch, replace(self._models, rollouts=rollouts), step)
+        rollouts = self._rollouts.write(objective.sources, batch, self._models, step)
         if objective.needs_rewards:  # by the task; rows that are replayed have prompts of their own
             rollouts = {
                 source: (batch if rows.prompts is None else rows.prompts).rewarded(rows, self.tokenizer)

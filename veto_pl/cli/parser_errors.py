@@ -32,9 +32,9 @@ _CLASS = re.compile(
 )
 _REQUIRED = re.compile(r"the following arguments are required: (.+)")
 _NUMBER = re.compile(r"Expected a <class '(?:float|int)'>|validation error for constrained-(?:float|int)")
-_BOUND = re.compile(
-    r"\d+ validation errors? for \S+\s+(.+?) \[type=[^\n]*\n\s*For further information visit \S+?(?=\. Got|\s|$)"
-)
+_BOUND = re.compile(r"Input should be ((?:greater|less) than(?: or equal to)? [-+\w.]*\w)")
+_UNION = re.compile(r"Does not validate against any of the Union subtypes.*?Errors:(.*)Given value type:", re.DOTALL)
+_GIVEN = re.compile(r"(?:Given value|Got value): (.*)")
 
 
 def with_suggestion(message: str, known: Iterable[str]) -> str:
@@ -77,8 +77,19 @@ def explained(message: str) -> ConfigurationError:
         path = path[:-1] if path[-1:] == ["init_args"] else path
         reason = _unknown_class(next(filter(None, named.groups())))
     else:
-        reason = shorten(_BOUND.sub(r"\1", rest), 400)
+        reason = shorten(_refused_value(rest), 400)
     return ConfigurationError(f"`{'.'.join(path)}`: {reason}" if path else reason)
+
+
+def _refused_value(reason: str) -> str:
+    """Say what was given and what was expected, where the parser tells the value that it refuses."""
+    given = _GIVEN.search(reason)
+    if given and (bound := _BOUND.search(reason)):
+        return f"given `{given[1]}`, expected a number {bound[1]}."
+    if given and (union := _UNION.search(reason)):
+        reasons = (line.strip(" -") for line in union[1].splitlines())
+        return f"given `{given[1]}`: {'; '.join(filter(None, reasons))}."
+    return reason
 
 
 def _unknown_class(given: str) -> str:

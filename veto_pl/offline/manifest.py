@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import StringConstraints, TypeAdapter, ValidationError
+from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from veto_pl.core.bounds import Count, CountFromZero, Positive
 from veto_pl.exceptions import ConfigurationError, DataError
@@ -31,7 +31,7 @@ class Identity:
             earlier versions have none.
     """
 
-    __pydantic_config__: ClassVar = NOTHING_ELSE
+    __pydantic_config__: ClassVar[ConfigDict] = NOTHING_ELSE
     teacher: str
     tokenizer: str
     k: Count
@@ -50,7 +50,7 @@ class Shard:
         cost: what the truncation costs on its tokens.
     """
 
-    __pydantic_config__: ClassVar = NOTHING_ELSE
+    __pydantic_config__: ClassVar[ConfigDict] = NOTHING_ELSE
     file: Annotated[str, StringConstraints(pattern=r"^[^/\\]+\.safetensors$")]
     sha256: str
     rows: CountFromZero

@@ -49,6 +49,7 @@ class PromptBatch:
         template: made the prompts' texts; None where nobody can make others.
         numbers: [B] int64, the place of each row in its split, which its random numbers depend on; None counts the rows
             of the batch.
+        following: the batches that are still to come in the accumulation window, on the CPU.
     """
 
     input_ids: Tensor
@@ -59,6 +60,7 @@ class PromptBatch:
     task: Task | None = None
     numbers: Tensor = None  # type: ignore[assignment]  # filled in below
     template: Template | None = None
+    following: tuple[PromptBatch, ...] = ()
 
     def __post_init__(self) -> None:
         if cast("Tensor | None", self.numbers) is None:
@@ -77,6 +79,20 @@ class PromptBatch:
         taken = {name: getattr(self, name)[index] for name in _PROMPT_TENSORS}
         examples = tuple(self.examples[i] for i in index.tolist()) if self.examples else ()
         return replace(self, examples=examples, **taken)
+
+    @staticmethod
+    def concatenate(parts: Sequence[PromptBatch]) -> PromptBatch:
+        """Stack the rows of batches of one task, padded to the widest, prompts on the left and references behind."""
+        columns: dict[str, Any] = {}
+        for name in _PROMPT_TENSORS:
+            values = [getattr(part, name) for part in parts]
+            room = [max(value.shape[-1] for value in values) - value.shape[-1] for value in values]
+            if values[0].dim() == 2:
+                behind = name.startswith("completion")
+                values = [pad(v, (0, n) if behind else (n, 0)) for v, n in zip(values, room, strict=True)]
+            columns[name] = torch.cat(values)
+        examples = tuple(example for part in parts for example in part.examples)
+        return replace(parts[0], examples=examples, following=(), **columns)
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -256,6 +272,19 @@ class Sequences:
         """
         return replace(self, prompts=prompts, prompt_rows=rows[self.prompt_rows])
 
+    def of_part(self, start: int, prompts: PromptBatch) -> Sequences:
+        """Return the rows that continue `prompts`, which are the rows from `start` on of the batch that was completed.
+
+        Columns that are padding in all of them are left out.
+        """
+        place = self.prompt_rows - start
+        rows = replace(self, prompt_rows=place, prompts=prompts).rows((place >= 0) & (place < len(prompts)))
+        used = rows.attention_mask.any(0).nonzero()[:, 0].tolist()
+        columns = slice(used[0], used[-1] + 1) if used else slice(0, prompts.input_ids.shape[1])
+        values = {name: getattr(rows, name) for name in _SEQUENCE_TENSORS}
+        grids = {n: v[:, columns] for n, v in values.items() if v is not None and n not in _COLUMNS}
+        return replace(rows, **grids)
+
     def in_prompt_order(self) -> Sequences:
         """Return the rows in the order of the prompt batch; the completions of one prompt keep theirs."""
         return self.rows(self.prompt_rows.argsort(stable=True))
@@ -272,3 +301,5 @@ _ABSENT: Mapping[str, Callable[[Sequences], Tensor]] = {
 """What a field means that rows do not have: they are fresh, nobody took turns, said why they end, sampled in another
 arithmetic or failed to answer."""
 _SEQUENCE_TENSORS = tuple(name for name in Sequences.__dataclass_fields__ if name != "prompts")
+_COLUMNS = ("prompt_rows", "on_policy", "rewards", "age", "ending", "unjudged")
+"""Fields with one value for each row."""

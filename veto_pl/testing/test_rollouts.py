@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from veto_pl.core.memory import remembers
 from veto_pl.plugins import load_plugins
 from veto_pl.seams import Ending, Models, RolloutSource, Sequences, Step
 from veto_pl.testing.examples import installed
@@ -20,7 +21,6 @@ from veto_pl.testing.rows import (
     difference,
     global_numbers,
     global_seed,
-    remembers,
     run,
     tiny_prompts,
     unpadded,
