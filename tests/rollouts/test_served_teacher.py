@@ -20,7 +20,8 @@ from veto_pl.models import CharacterTokenizer
 from veto_pl.objectives import OPD, VOPD, Distill, ResOPD, Veto
 from veto_pl.parts.supports import TopK
 from veto_pl.rollouts import FromDataset, FromStudent, Mixture, Sampling, ServedTeacher, served_teacher
-from veto_pl.seams import Step
+from veto_pl.seams import PromptBatch, Step
+from veto_pl.testing.rows import difference
 from veto_pl.testing.tiny import ALPHABET, prompt_batch, tiny_models, tiny_source
 
 STEP = Step(0, 9)
@@ -123,6 +124,21 @@ def test_a_row_that_no_server_answers_leaves_the_step_and_is_counted(models):
     one, other = (OPD(rollout=source).loss({source: part}, models, STEP).terms["loss"] for part in (rows, kept))
     torch.testing.assert_close(one.total, other.total)
     assert one.weight == other.weight
+
+
+def test_a_window_that_is_scored_at_once_is_that_of_its_micro_batches(models):
+    batch = prompt_batch(models, PROMPTS)
+    parts = [batch.rows(torch.tensor(rows)) for rows in ([0, 1], [2, 3])]
+    lost = models.tokenizer("d")["input_ids"][0]
+    with teachers(models, refuses(lost), source=SAMPLED, retries=0) as (source, _):
+        whole = source(PromptBatch.concatenate(parts), models, STEP)
+        for start, part in zip((0, 2), parts, strict=True):
+            dealt, alone = whole.of_part(start, part), source(part, models, STEP)
+            assert difference(dealt, alone) == ""
+            assert torch.equal(dealt.unanswered, alone.unanswered)
+            one, other = (rows.teacher_scores[rows.loss_mask] for rows in (dealt, alone))
+            torch.testing.assert_close(one.logp, other.logp)
+            torch.testing.assert_close(one.sampled_logp, other.sampled_logp)
 
 
 def test_servers_share_the_rows_and_one_does_what_another_does_not(models):

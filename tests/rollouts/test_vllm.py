@@ -5,7 +5,7 @@ import random
 import sys
 import types
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 
@@ -16,7 +16,8 @@ import torch
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.metrics.rollout_numbers import rollout_numbers
 from veto_pl.models.assemble import load_models
-from veto_pl.rollouts import FromStudent, FromTeacher, Sampling, Vllm
+from veto_pl.objectives import Distill
+from veto_pl.rollouts import FromDataset, FromStudent, FromTeacher, Mixture, Sampling, Vllm
 from veto_pl.seams import Step
 from veto_pl.testing.rows import global_numbers
 from veto_pl.testing.tiny import ALPHABET, prompt_batch, tiny_models, tiny_source
@@ -297,13 +298,29 @@ def test_no_prompts_give_no_rows(vllm):
     assert vllm.events == ["push", "reset"]
 
 
-@pytest.mark.parametrize(
-    ("version", "told"), [("0.31.2", "error"), ("0.32.0", ""), ("0.33.1", ""), ("0.40", "warning")]
-)
+def test_a_mixture_asks_it_on_every_rank_whoever_gets_the_prompts(vllm):
+    models = tiny_models()
+    mixture = Mixture(FromStudent(Sampling(max_new_tokens=4), ANY_GAP()), FromDataset(), 0.5, coin="sample")
+    batch = replace(prompt_batch(models, ["a>"], ["a"]), numbers=torch.tensor([3]))
+    written = [mixture(batch, models, Step(index, 9)).on_policy.item() for index in range(9)]
+    assert set(written) == {True, False}
+    assert vllm.events.count("push") == 9
+
+
+@pytest.mark.parametrize("temperature", [2.0, 2.5])
+def test_more_heat_than_vllm_allows_is_refused_when_the_configuration_is_read(temperature):
+    source = FromStudent(Sampling(temperature), Vllm())
+    setup = types.SimpleNamespace(objective=Distill(rollout=source), evaluation=Sampling(0.0))
+    found = [str(mistake) for mistake in source.engine.requirements(setup, "model.objective.init_args.rollout")]
+    assert len(found) == (temperature > 2)
+    assert all("`Vllm` with `temperature: 2.5`, expected at most 2" in one for one in found)
+
+
+@pytest.mark.parametrize(("version", "told"), [("0.31.2", "error"), ("0.32.0", ""), ("0.40", "warning")])
 def test_versions_that_were_not_tried_are_told(vllm, version, told):
     sys.modules["vllm"].__version__ = version
     models = tiny_models()
-    expected = {"error": pytest.raises(ConfigurationError, match=r"needs vLLM 0.32 to 0.33, got 0.31.2"),
+    expected = {"error": pytest.raises(ConfigurationError, match=r"needs vLLM 0.32 or later, got 0.31.2"),
                 "warning": pytest.warns(UserWarning, match="this is 0.40")}.get(told, nullcontext())  # fmt: skip
     with expected:
         FromStudent(Sampling(max_new_tokens=4), ANY_GAP())(prompt_batch(models, PROMPTS), models, Step(0, 1))

@@ -21,6 +21,7 @@ HOTTEST = 2.0
 def too_hot(engine: Engine, setup: Setup, path: str) -> Iterator[Mistake]:
     """Yield a rollout by the engine that is hotter than vLLM can sample."""
     samplings = [w.sampling for source in setup.objective.sources for w in source.writings() if w.engine == engine]
+    samplings += [setup.evaluation]
     hottest = max((one.temperature for one in samplings if one is not None), default=0.0)
     if hottest > HOTTEST:
         yield Mistake(path, f"`{type(engine).__name__}` with `temperature: {hottest:g}`", f"at most {HOTTEST:g}",

@@ -25,8 +25,8 @@ from veto_pl.seams import LanguageModel, Step
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TRIED = ((0, 32), (0, 33))
-"""The first and the last version that this was tried with, as pyproject.toml names them."""
+TRIED = (0, 32)
+"""The version that this was tried with, as pyproject.toml names it."""
 
 
 class RunningEngine:
@@ -138,16 +138,16 @@ def import_vllm() -> Any:
             f'The engine `Vllm` needs vLLM, which cannot be imported ({error}). Run `pip install "veto_pl[vllm]"`, or '
             "use the engine `DecodeLoop`."
         ) from error
-    (first, last), version = (".".join(map(str, one)) for one in TRIED), str(vllm.__version__)
+    tried, version = ".".join(map(str, TRIED)), str(vllm.__version__)
     found = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    if found < TRIED[0]:
+    if found < TRIED:
         raise ConfigurationError(
-            f'The engine `Vllm` needs vLLM {first} to {last}, got {version}. Run `pip install "veto_pl[vllm]"`.'
+            f"The engine `Vllm` needs vLLM {tried} or later, got {version}. Run `pip install --upgrade vllm`."
         )
-    if found > TRIED[1]:
+    if found > TRIED:
         warnings.warn(
-            f"The engine `Vllm` was tried with vLLM {first} to {last}, and this is {version}. `train/engine_gap` tells "
-            "whether it samples from the student's weights.",
+            f"The engine `Vllm` was tried with vLLM {tried}, and this is {version}. `train/engine_gap` tells whether "
+            "it samples from the student's weights.",
             stacklevel=4,
         )
     return vllm

@@ -301,5 +301,5 @@ _ABSENT: Mapping[str, Callable[[Sequences], Tensor]] = {
 """What a field means that rows do not have: they are fresh, nobody took turns, said why they end, sampled in another
 arithmetic or failed to answer."""
 _SEQUENCE_TENSORS = tuple(name for name in Sequences.__dataclass_fields__ if name != "prompts")
-_COLUMNS = ("prompt_rows", "on_policy", "rewards", "age", "ending", "unjudged")
+_COLUMNS = ("prompt_rows", "on_policy", "rewards", "age", "ending", "unjudged", "unanswered")
 """Fields with one value for each row."""
