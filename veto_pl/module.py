@@ -23,6 +23,7 @@ from veto_pl.models.trainable import check_not_compiled
 from veto_pl.parts.schedules import Constant, scheduled_values
 from veto_pl.rollouts import Sampling
 from veto_pl.seams import (
+    Engine,
     Models,
     ModelSource,
     Objective,
@@ -55,6 +56,7 @@ class DistillationModule(HostedModule, OptimizedModule):
         optimizer: the optimizer of the student's parameters.
         lr_schedule: multiplies the optimizer's learning rate at every step.
         evaluation: how completions are sampled in validation, test and prediction. Greedy by default.
+        evaluation_engine: what runs the student there; None takes the engine that the objective's rollouts give it.
         metrics: metrics of validation and test; None takes the default set.
         seed: every random draw is a function of it, the step, the rank and the purpose.
         skip_limit: the run stops after so many steps in a row whose loss or gradient is not finite. Such a step is left
@@ -79,6 +81,7 @@ class DistillationModule(HostedModule, OptimizedModule):
         seed: int = 0,
         skip_limit: int = 10,
         reference: ModelSource | None = None,
+        evaluation_engine: Engine | None = None,
         roll_out_window: bool = True,
     ) -> None:
         super().__init__(optimizer, lr_schedule)
@@ -96,6 +99,7 @@ class DistillationModule(HostedModule, OptimizedModule):
         self.reference_source = reference
         self.tokenizer_source = tokenizer
         self.evaluation = evaluation
+        self.evaluation_engine = evaluation_engine
         self.seed = seed
         self.run_config: str | None = None
         self.clock = PhaseClock()
@@ -191,7 +195,7 @@ class DistillationModule(HostedModule, OptimizedModule):
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Return the student's completions as rows of prompt, completion, reference and reward."""
-        return Evaluation.sample(batch, self._models, self.evaluation, self._step(batch_idx)).rows()
+        return self._answers(batch, batch_idx).rows()
 
     def on_train_start(self) -> None:
         """Begin the first window, in training mode; a search trains several times, and validates in between."""
@@ -277,10 +281,18 @@ class DistillationModule(HostedModule, OptimizedModule):
         self.logged = {f"train/{name}": float(value) for name, value in values.items()}
         self.log_dict(self.logged)
 
+    def _answers(self, batch: PromptBatch, batch_idx: int) -> Evaluation:
+        """Let the student answer, by the engine that was named or else by that of its rollouts."""
+        writings = (writing for source in self.objective.sources for writing in source.writings())
+        of_rollout = (one.engine for one in writings if one.writers == ("student",) and one.engine is not None)
+        engine = self.evaluation_engine or next(of_rollout, None)
+        return Evaluation.sample(batch, self._models, self.evaluation, self._step(batch_idx), engine)
+
     def _evaluate(self, batch: PromptBatch, batch_idx: int, prefix: str) -> dict[str, Evaluation]:
         with self.clock.during("validation"):
-            evaluation = Evaluation.sample(batch, self._models, self.evaluation, self._step(batch_idx))
-            evaluation = evaluation.update(self.validation_metrics.values(), annotate=prefix == "test")
+            evaluation = self._answers(batch, batch_idx).update(
+                self.validation_metrics.values(), annotate=prefix == "test"
+            )
         shared: dict[str, Any] = {"on_epoch": True, "batch_size": len(batch)}
         for name, metric in self.validation_metrics.items():
             self.log(f"{prefix}/{name}", cast(Metric, metric), prog_bar=name == "accuracy", **shared)

@@ -14,6 +14,8 @@ MOVED = {f"veto_pl.{name}": f"veto_pl.parts.{name}" for name in PARTS} | {
     "veto_pl.evaluation": "veto_pl.training.evaluation",
     "veto_pl.fsdp": "veto_pl.training.fsdp",
     "veto_pl.generations": "veto_pl.metrics.generations",
+    "veto_pl.judging.bounded_client": "veto_pl.servers.bounded_client",
+    "veto_pl.judging.endpoint": "veto_pl.servers.endpoint",
     "veto_pl.laws": "veto_pl.core.laws",
     "veto_pl.logs": "veto_pl.storage.journals",
     "veto_pl.memory": "veto_pl.core.memory",

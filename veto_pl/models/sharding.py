@@ -103,6 +103,32 @@ def full_weights(model: LanguageModel) -> dict[str, Tensor]:
     return {name.removeprefix("model."): cast(Tensor, value) for name, value in state.items() if name not in tied}
 
 
+def whole_weights(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and value of each weight and stored buffer of `model.model`, gathered one at a time.
+
+    Collective: exhaust it on every rank. Tied weights have one name.
+    """
+    with resharded(model):
+        for name, weight in named_weights(model):
+            yield name, _whole(weight.detach())
+
+
+def named_weights(model: LanguageModel) -> list[tuple[str, Tensor]]:
+    """Return name and tensor, perhaps sharded, of each weight and stored buffer of `model.model`, tied ones once."""
+    stored = model.model.state_dict().keys()
+    buffers = [(name, buffer) for name, buffer in model.model.named_buffers() if name in stored]
+    return [*model.model.named_parameters(), *buffers]
+
+
+def weights_version(model: LanguageModel) -> int:
+    """Return a number that grows whenever a weight is written in place, by an optimizer or anybody else.
+
+    It is that of this rank's parts, and the same on all ranks as long as they write alike.
+    """
+    with resharded(model):
+        return sum(local_part(weight)._version for weight in model.parameters())
+
+
 def local_part(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that this rank holds; all of it without sharding."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
@@ -110,6 +136,10 @@ def local_part(tensor: Tensor) -> Tensor:
 
 def sum_shards(tensor: Tensor) -> Tensor:
     """Add up over the ranks a number that was computed on shards. Collective if the tensor is sharded."""
+    return _whole(tensor)
+
+
+def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 

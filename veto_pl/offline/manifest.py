@@ -27,6 +27,8 @@ class Identity:
         tokenizer: fingerprint of what the ids mean.
         k: ids kept per token.
         temperature: divided the teacher's logits.
+        sampled_logp: whether the log-probability of each token of the completions is kept, likely or not; stores of
+            earlier versions have none.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = NOTHING_ELSE
@@ -34,6 +36,7 @@ class Identity:
     tokenizer: str
     k: Count
     temperature: Positive
+    sampled_logp: bool = False
 
 
 @dataclass(frozen=True)

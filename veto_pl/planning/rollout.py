@@ -60,8 +60,8 @@ def sequences(rows: int, prompt: int, new: int, writing: Writing) -> Sequences:
     mask = torch.ones(shape, dtype=torch.bool)
     stored = None
     if writing.stored is not None:
-        ids, logp = (values.new_zeros(*shape, values.shape[-1]) for values in (writing.stored.ids, writing.stored.logp))
-        stored = TopKScores(ids, logp, writing.stored.temperature)
+        told = writing.stored
+        stored = TopKScores.uniform(shape, told.ids.shape[-1], told.temperature, sampled=told.sampled_logp is not None)
     return Sequences(
         input_ids=torch.zeros(shape, dtype=torch.int64),
         attention_mask=mask,

@@ -138,6 +138,11 @@ class Sequences:
             at the one that predicts it), or None where a live teacher has to be asked.
         ending: [B] int64, an `Ending`: why each completion ends; None where nobody has said.
         unjudged: [B] int64, characters at the end of each text that belong to a stop string or follow it; None for 0.
+        engine_log_ratio: [B, T] float32, log-probability of each completion token by the trainer's own arithmetic minus
+            that of the engine that sampled it (`sampler_logp`), both under the sampling distribution, 0 elsewhere; None
+            where the trainer's own arithmetic has sampled.
+        unanswered: [B] bool, True on rows that no teacher behind a server has scored, which nothing is trained on; None
+            where all are answered.
     """
 
     input_ids: Tensor
@@ -153,6 +158,8 @@ class Sequences:
     teacher_scores: TopKScores | None = None
     ending: Tensor | None = None
     unjudged: Tensor | None = None
+    engine_log_ratio: Tensor | None = None
+    unanswered: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -288,8 +295,11 @@ _ABSENT: Mapping[str, Callable[[Sequences], Tensor]] = {
     "by_teacher": lambda part: torch.zeros_like(part.loss_mask),
     "ending": lambda part: torch.full_like(part.prompt_rows, Ending.UNKNOWN),
     "unjudged": lambda part: torch.zeros_like(part.prompt_rows),
+    "engine_log_ratio": lambda part: torch.zeros_like(part.loss_mask, dtype=torch.float32),
+    "unanswered": lambda part: torch.zeros_like(part.on_policy),
 }
-"""What a field means that rows do not have: they are fresh, nobody took turns, or said why they end."""
+"""What a field means that rows do not have: they are fresh, nobody took turns, said why they end, sampled in another
+arithmetic or failed to answer."""
 _SEQUENCE_TENSORS = tuple(name for name in Sequences.__dataclass_fields__ if name != "prompts")
-_COLUMNS = ("prompt_rows", "on_policy", "rewards", "age", "ending", "unjudged")
+_COLUMNS = ("prompt_rows", "on_policy", "rewards", "age", "ending", "unjudged", "unanswered")
 """Fields with one value for each row."""

@@ -105,7 +105,7 @@ class RolloutSource(Part, Remembers, ABC):
     """Who writes the completions.
 
     Attributes:
-        stored_teacher: the completions bring the teacher's scores along, so no teacher is loaded.
+        stored_teacher: the completions bring a teacher's scores along, so no teacher is loaded.
         needs_rewards: the source asks for the task's rewards itself.
     """
 
@@ -166,7 +166,15 @@ Rollouts = Mapping[RolloutSource, Sequences]
 
 
 class Engine(Part, ABC):
-    """What runs a model to sample from it."""
+    """What runs a model to sample from it.
+
+    With `foreign` it computes otherwise than training does, so that its probabilities differ by more than rounding, and
+    what it samples is marked with how much (`Sequences.engine_log_ratio`). With `couples_ranks` every rank has to call
+    `generate` equally often, with or without prompts.
+    """
+
+    foreign: ClassVar[bool] = False
+    couples_ranks: ClassVar[bool] = False
 
     def new_cache(self, model: LanguageModel) -> Any:
         """Return an empty cache of the kind that it fills as it samples, for plans of the memory.

@@ -21,7 +21,10 @@ PROMPTS = ("abc>", "d>", "efghij>", "ka>")
 COMPLETIONS = ("cba", "d", "jihgfe", "akak")
 NUMBERS = (7, 3, 12, 5)
 TOTAL = 10
-FIELDS = ("input_ids", "loss_mask", "on_policy", "sampler_logp", "rewards", "by_teacher", "age", "ending", "unjudged")
+FIELDS = (
+    "input_ids", "loss_mask", "on_policy", "sampler_logp", "rewards", "by_teacher", "age", "ending", "unjudged",
+    "engine_log_ratio", "unanswered",
+)  # fmt: skip
 METRICS = tuple(f"validation/{metric.name}" for metric in default_metrics(1))
 
 
