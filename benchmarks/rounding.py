@@ -8,8 +8,8 @@ The paper trains bfloat16 weights by AdamW at 1e-5, where most steps are smaller
 
 The rules, written before any run. At each rate, over five seeds, a difference counts where its 95% interval excludes 0:
 
-1. rounding matters, if on both tasks on-policy KD in float32 differs from on-policy KD in bfloat16, in greedy accuracy or in
-   forward KL;
+1. rounding matters, if on both tasks on-policy KD in float32 differs from on-policy KD in bfloat16, in greedy accuracy
+   or in forward KL;
 2. the paper's order shows, if on both tasks Veto is above on-policy KD in greedy accuracy, in bfloat16;
 3. it comes from rounding, if it shows and does not show in float32 on either task.
 """
@@ -68,10 +68,10 @@ def conclusions(found: Mapping[str, Comparison]) -> dict[str, bool]:
 
 
 def report(rate: str, found: Mapping[str, Comparison]) -> str:
-    """The means, the differences and what follows by the rules."""
+    """The means of accuracy, the differences in accuracy and forward KL, and what follows by the rules."""
     lines = [f"rate {rate}, below half of the last bit of {RATES.get(rate, 'some weights')}:"]
     for task, comparison in found.items():
-        means = ", ".join(f"{m} {100 * comparison.estimates[m, ACCURACY].mean:.1f}" for m in comparison.study.methods)
+        means = ", ".join(f"{m} {100 * comparison.estimates[m, ACCURACY].mean:.1f}" for m in comparison.methods)
         lines.append(f"  {task}: {means} (%)")
         for one, other in (("Veto", "on-policy KD"), ("Veto, float32", "on-policy KD, float32"),
                            ("on-policy KD, float32", "on-policy KD")):  # fmt: skip
