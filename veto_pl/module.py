@@ -110,6 +110,7 @@ class DistillationModule(HostedModule, OptimizedModule):
         self._non_finite = NonFiniteSteps(skip_limit)
         self._window: Window | None = None
         self._loaded_step: int | None = None
+        self.rolls_out_window = roll_out_window
         self._rollouts = WindowRollouts(roll_out_window)
 
     @property
