@@ -80,6 +80,12 @@ bench: .venv/developed  ## Measure against peers and write benchmarks/results/ (
 	$(BIN)/python -m pip install --quiet --no-deps "liger-kernel==0.8.5"
 	$(BIN)/python benchmarks/run.py
 
+gpu: .venv/developed  ## Check and measure on the first GPU (at most ten minutes); ARGS="--only rollout"
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
+
+gpu-smoke: .venv/developed  ## Run the checks for a GPU on the CPU, in small sizes (two minutes)
+	$(BIN)/python benchmarks/gpu.py --smoke
+
 lint: .venv/developed  ## Check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

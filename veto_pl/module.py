@@ -109,6 +109,7 @@ class DistillationModule(HostedModule, OptimizedModule):
         self.logged: dict[str, float] = {}
         self._non_finite = NonFiniteSteps(skip_limit)
         self._window: Window | None = None
+        self._loaded_step: int | None = None
         self._rollouts = WindowRollouts(roll_out_window)
 
     @property
@@ -198,7 +199,8 @@ class DistillationModule(HostedModule, OptimizedModule):
 
     def on_train_start(self) -> None:
         """Begin the first window, in training mode; a search trains several times, and validates in between."""
-        self._window, _ = Window(self.trainer), self.student.train()
+        self._window, self._loaded_step = Window(self.trainer), None
+        self.student.train()
         self._rollouts.clear()
         self._non_finite.begin(self.trainer, self._window.trained, self.tokenizer)
 
@@ -220,9 +222,16 @@ class DistillationModule(HostedModule, OptimizedModule):
         checkpoint["veto_pl_skipped_in_a_row"] = self._non_finite.in_a_row
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the memories, and go on counting the steps that are skipped in a row."""
+        """Restore the memories, go on counting the steps that are skipped in a row, and note the checkpoint's step."""
+        self._loaded_step = checkpoint.get("global_step")
         self._models.memories.restore(checkpoint.get("veto_pl_memories", []))
         self._non_finite.in_a_row = checkpoint.get("veto_pl_skipped_in_a_row", 0)
+
+    @property
+    def steps_done(self) -> int:
+        """The optimizer steps that made the student: the trainer's, or those of the checkpoint that is evaluated."""
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        return self.global_step if fitting or self._loaded_step is None else self._loaded_step
 
     @property
     def window(self) -> Window:
@@ -287,4 +296,6 @@ class DistillationModule(HostedModule, OptimizedModule):
         shared: dict[str, Any] = {"on_epoch": True, "batch_size": len(batch)}
         for name, metric in self.validation_metrics.items():
             self.log(f"{prefix}/{name}", cast(Metric, metric), prog_bar=name == "accuracy", **shared)
+        if self.steps_done != self.global_step:  # by this name, Lightning logs the metrics under that step
+            self.log("step", float(self.steps_done), reduce_fx="max", sync_dist=True, **shared)
         return {"evaluation": evaluation}

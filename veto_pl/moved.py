@@ -21,6 +21,7 @@ MOVED = {f"veto_pl.{name}": f"veto_pl.parts.{name}" for name in PARTS} | {
     "veto_pl.memory": "veto_pl.core.memory",
     "veto_pl.metrics.base": "veto_pl.metrics.metric_bases",
     "veto_pl.monitors": "veto_pl.callbacks.monitors",
+    "veto_pl.normalisation": "veto_pl.training.normalisation",
     "veto_pl.objectives.base": "veto_pl.objectives.token_objective",
     "veto_pl.optimizers": "veto_pl.training.optimizers",
     "veto_pl.rollouts.interleaved": "veto_pl.rollouts.two_writers",

@@ -22,12 +22,14 @@ class Packing:
         position_ids: [R, W] int64, from 0 for each sequence. Spare places have position 0, so each stands alone.
         attention_mask: [R, W] bool, False on spare places.
         index: [N] int64, where the N predictions of the sequences stand in the flattened rows, sequence by sequence.
+        lengths: tokens of each sequence.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     attention_mask: Tensor
     index: Tensor
+    lengths: Sequence[int]
 
     @classmethod
     def of(cls, sequences: Sequences, attention_cost: float | None, max_row_tokens: int | None = None) -> Packing:
@@ -59,6 +61,7 @@ class Packing:
             placed(sequences.position_ids),
             placed(mask),
             places[:, :-1][sequences.predictions],
+            lengths,
         )
 
 

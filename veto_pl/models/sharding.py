@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, cast
 
+import torch
 from torch import Tensor
 
 from veto_pl.core.ranks import Sharding
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
 
 def shard(model: LanguageModel, sharding: Sharding) -> None:
     """Spread the weights over the ranks: one unit for each decoder layer, one for embeddings, last norm and head."""
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
+    # Autocast would cast gathered weights once more, and keep those copies of all layers until the backward pass.
+    policy = MixedPrecisionPolicy(sharding.compute_dtype, None if sharding.compute_dtype is None else torch.float32)
     for layer in decoder_layers(model.model)[1]:
-        fully_shard(layer, mesh=sharding.mesh)
-    fully_shard(model, mesh=sharding.mesh)
+        fully_shard(layer, mesh=sharding.mesh, mp_policy=policy)
+    fully_shard(model, mesh=sharding.mesh, mp_policy=policy)
     # FSDP2 gathers in `forward` only; these run layers too.
     for method in ("next_logits", "probe"):
         register_fsdp_forward_method(model, method)

@@ -102,9 +102,11 @@ class Writing:
 
 
 class RolloutSource(Part, Remembers, ABC):
-    """Who writes the completions. With `stored_teacher` they bring a teacher's scores along, so none is loaded.
+    """Who writes the completions.
 
-    With `needs_rewards` a source asks for the task's rewards itself.
+    Attributes:
+        stored_teacher: the completions bring a teacher's scores along, so no teacher is loaded.
+        needs_rewards: the source asks for the task's rewards itself.
     """
 
     stored_teacher: ClassVar[bool] = False
@@ -205,7 +207,10 @@ class Engine(Part, ABC):
 
 
 class TeacherContext(Part, ABC):
-    """What the teacher reads: the same text, or the same completion behind another prompt."""
+    """What the teacher reads: the same text, or the same completion behind another prompt.
+
+    What it `needs`, and whether it `compares_completions`, holds for the objective that has it (see `Objective`).
+    """
 
     needs_rewards: ClassVar[bool] = False
     compares_completions: ClassVar[bool] = False

@@ -198,6 +198,8 @@ class TokenWeighting(Part, ABC):
 class Advantage(Part, ABC):
     """The credit of each sampled token in a policy-gradient term.
 
+    What it `needs`, and whether it `compares_completions`, holds for the objective that has it (see `Objective`).
+
     With `needs_every_id` it reads more of the teacher than its log-probability of the sampled token.
     """
 
