@@ -73,7 +73,7 @@ test-browser: .venv/developed  ## Open the pages in Chromium and click through t
 	@touch $@
 
 test-vllm: .venv-vllm/installed  ## Sample with a real vLLM, and ask its server, on the CPU, in an environment of its own (.venv-vllm)
-	VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -m vllm tests/rollouts
+	.venv-vllm/bin/python -m pytest -m vllm tests/rollouts
 
 bench: .venv/developed  ## Measure against peers and write benchmarks/results/ (under 25 minutes on two cores)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"

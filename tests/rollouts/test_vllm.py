@@ -169,6 +169,7 @@ def test_the_engine_starts_from_the_configuration_alone(vllm):
     assert settings["generation_config"] == "vllm"
     assert settings["distributed_executor_backend"] == "external_launcher"
     assert (settings["dtype"], settings["gpu_memory_utilization"], settings["max_model_len"]) == ("float32", 0.5, 64)
+    assert settings["kv_cache_memory_bytes"] is None
     assert vllm.engine.config.architectures == ["LlamaForCausalLM"]
     assert vllm.engine.config.hidden_size == models.student.model.config.hidden_size
     assert vllm.engine.tokenizer.get_vocab() == models.tokenizer.get_vocab()

@@ -1,5 +1,6 @@
 """A student that trains on what a real vLLM samples: run by `make test-vllm`, in an environment of its own."""
 
+import gc
 from pathlib import Path
 
 import lightning as L
@@ -17,6 +18,11 @@ from veto_pl.testing.rows import difference
 from veto_pl.testing.tiny import ALPHABET, prompt_batch
 
 pytestmark = pytest.mark.vllm
+
+
+@pytest.fixture(autouse=True)
+def _engines_of_earlier_tests_are_gone():
+    gc.collect()
 
 
 @pytest.fixture(scope="module", params=STUDENTS)

@@ -27,7 +27,9 @@ from veto_pl.testing.tiny import ALPHABET, prompt_batch
 from veto_pl.training.fsdp import FullyShard
 
 WORDS = ["a", "bcdefgh", "ab", "ponm", "abcdefghij", "ccc", "de", "fghijkl"]
-ENGINE = Vllm(max_model_len=64, enforce_eager=True)
+CACHE = 2**26
+"""Bytes: a process holds several engines."""
+ENGINE = Vllm(cache_bytes=CACHE, max_model_len=64, enforce_eager=True)
 GREEDY = Sampling(temperature=0.0, max_new_tokens=12)
 SAMPLED = Sampling(temperature=0.8, top_p=0.9, max_new_tokens=12, num_completions=2)
 STEPS = 6
@@ -140,9 +142,9 @@ def vllm_server(folder, model, *options):
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port),
         "--host", "127.0.0.1", "--served-model-name", NAME, "--max-model-len", "64", "--enforce-eager",
-        "--dtype", "float32", *options,
+        "--dtype", "float32", "--kv-cache-memory-bytes", str(CACHE), *options,
     ]  # fmt: skip
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_SERVER_DEV_MODE": "1", "no_proxy": "127.0.0.1"}
+    environment = os.environ | {"VLLM_SERVER_DEV_MODE": "1", "no_proxy": "127.0.0.1"}
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)

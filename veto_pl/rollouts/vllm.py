@@ -30,6 +30,7 @@ class Vllm(Engine):
 
     Args:
         gpu_memory_utilization: the share of the GPU's memory that vLLM takes for weights and cache.
+        cache_bytes: of the cache of keys and values; None takes what weights leave of the share.
         max_model_len: prompt and completion together; None takes the model's own limit.
         sleep: gives the memory of weights and cache back between rollouts; then the weights are pushed each time.
         enforce_eager: no CUDA graphs: starts faster, runs slower.
@@ -39,6 +40,7 @@ class Vllm(Engine):
     """
 
     gpu_memory_utilization: PositiveShare = 0.3
+    cache_bytes: Count | None = None
     max_model_len: Count | None = None
     sleep: bool = False
     enforce_eager: bool = False
@@ -80,6 +82,7 @@ class Vllm(Engine):
         if self not in engines:
             settings: dict[str, Any] = {
                 "gpu_memory_utilization": self.gpu_memory_utilization,
+                "kv_cache_memory_bytes": self.cache_bytes,
                 "max_model_len": self.max_model_len,
                 "enforce_eager": self.enforce_eager,
                 "enable_sleep_mode": self.sleep,
