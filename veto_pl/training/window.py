@@ -75,10 +75,11 @@ class Window:
 
     def backward(self, of_sum: Callable[[], None]) -> None:
         """Run one backward pass, or one per term where the window divides them by different weights."""
-        if len(self._terms) == 1:
+        terms, self._terms = self._terms, {}  # no graph outlives its backward pass
+        if len(terms) == 1:
             of_sum()
         else:
-            self._ledger.backward(self._terms, self.trained)
+            self._ledger.backward(terms, self.trained)
 
     def close(self) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Divide the gradients by the global weights, before they are clipped, and begin a new window.
