@@ -30,6 +30,16 @@ class Work:
     moved: Counter[str] = field(default_factory=Counter)
     waits: Counter[str] = field(default_factory=Counter)
 
+    def without(self, other: Work) -> Work:
+        """Return what was asked here and not there, for instance of two runs of which one is a unit longer."""
+        parts = [(mine.copy(), theirs) for mine, theirs in zip(self._counters(), other._counters(), strict=True)]
+        for mine, theirs in parts:
+            mine.subtract(theirs)
+        return Work(*(mine for mine, _ in parts))
+
+    def _counters(self) -> tuple[Counter[str], ...]:
+        return self.kernels, self.moved, self.waits
+
     def table(self, most: int = 30) -> str:
         """Return the most frequent waits and kernels as text, for the message of a failed test."""
         waits = [f"{count:6} wait    {name}" for name, count in self.waits.most_common(most)]
