@@ -254,6 +254,8 @@ class DistillationModule(HostedModule, OptimizedModule):
                 source: (batch if rows.prompts is None else rows.prompts).rewarded(rows, self.tokenizer)
                 for source, rows in rollouts.items()
             }
+        for rows in rollouts.values():
+            _ = rows.host_masks  # while the host waits for a rollout anyway; from here on it runs ahead of the device
         return rollouts
 
     def _log_step(self, learning_rate: float, closed: ClosedWindow, **others: float) -> None:

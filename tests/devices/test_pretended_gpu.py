@@ -108,12 +108,27 @@ def test_the_host_waits_where_it_waits_for_cuda(name):
 
 
 def test_a_wait_is_told_with_its_place():
-    from veto_pl.seams import PromptBatch
+    from veto_pl.core.step import Step
 
-    batch = PromptBatch(here(1, 2).long(), here(1, 2) > 0, here(1, 0).long(), here(1, 0) > 0, examples=("a",))
     with counted() as work:
-        batch.rows(torch.zeros(1, dtype=torch.int64, device=DEVICE))
-    assert [place.partition(".py:")[0] for place in work.waits] == ["copy to the host at veto_pl/seams/batches"]
+        Step(0, 1).seeds("a purpose", here(2).long())
+    assert [place.partition(".py:")[0] for place in work.waits] == ["copy to the host at veto_pl/core/step"]
+
+
+def test_prompts_of_the_loader_reach_the_device_without_a_wait_and_stay_known():
+    from veto_pl.testing.tiny import prompt_batch, tiny_models
+
+    batch = prompt_batch(tiny_models(), ["abc>", "d>"], ["cba", "d"]).pin_memory()
+    with counted() as work:
+        there = batch.to(DEVICE)
+        again = there.rows(torch.tensor([1, 0, 1]))
+        seen = again.on_host
+    assert not work.waits, work.table()
+    assert there.on_host is batch
+    assert again.input_ids.device == torch.device(DEVICE)
+    for name in ("input_ids", "attention_mask", "completion_ids", "completion_mask", "numbers"):
+        assert torch.equal(getattr(seen, name), getattr(again, name).cpu())
+    assert seen.examples == again.examples == tuple(batch.examples[i] for i in (1, 0, 1))
 
 
 def test_kernels_and_their_bytes_are_counted():

@@ -21,5 +21,5 @@ class TopKScores:
     logp: Tensor
     temperature: float = 1.0
 
-    def __getitem__(self, index: Tensor | slice | tuple[slice, ...]) -> TopKScores:
+    def __getitem__(self, index: Tensor | slice | tuple[slice | Tensor, ...]) -> TopKScores:
         return TopKScores(self.ids[index], self.logp[index], self.temperature)

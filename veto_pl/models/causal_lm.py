@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from veto_pl.functional.alignment import restrict
 from veto_pl.functional.heads import FunctionHead, Head, LinearHead, ScaleAndCap
 from veto_pl.models.backbone import backbone
+from veto_pl.models.known_masks import known_rows
 from veto_pl.models.packing import Packing
 from veto_pl.models.probes import architecture_errors, cache_keyword, check_causal, check_head, keeps_sequences_apart
 from veto_pl.seams import LanguageModel, Sequences
@@ -104,9 +105,10 @@ class CausalLM(LanguageModel):
         begins.
         """
         mask = None if self.supports_packing else packing.attention_mask.long()
-        output = backbone(self.model)(
-            input_ids=packing.input_ids, attention_mask=mask, position_ids=packing.position_ids, use_cache=False
-        )
+        with known_rows(packed=packing.packed, padded=packing.padded):
+            output = backbone(self.model)(
+                input_ids=packing.input_ids, attention_mask=mask, position_ids=packing.position_ids, use_cache=False
+            )
         hidden: Tensor = output.last_hidden_state
         return hidden
 

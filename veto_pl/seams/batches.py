@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -16,23 +16,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from veto_pl.core.scores import TopKScores
+from veto_pl.core.transfer import sent
 from veto_pl.seams.data import Example, Task, Template
+from veto_pl.seams.ending import Ending
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-class Ending(IntEnum):
-    """Why a completion ends."""
-
-    UNKNOWN = -1
-    """Nobody has said; its last token may tell."""
-    LIMIT = 0
-    """There was no more room, so its end is missing."""
-    EOS = 1
-    """With EOS, its last token."""
-    STOP = 2
-    """With the token that completes a stop string."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +57,39 @@ class PromptBatch:
         return len(self.input_ids)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PromptBatch:
-        """Return the same batch with its tensors on `device`; `non_blocking` is that of `Tensor.to`."""
-        moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in _PROMPT_TENSORS}
-        return replace(self, **moved)
+        """Return the same batch with its tensors on `device`; nobody waits for memory that is pinned.
+
+        Args:
+            device: of the tensors.
+            non_blocking: that of `Tensor.to`, for memory that is not pinned.
+        """
+        moved: dict[str, Any] = {}
+        for name in _PROMPT_TENSORS:
+            tensor: Tensor = getattr(self, name)
+            moved[name] = tensor.to(device, non_blocking=non_blocking or tensor.is_pinned())
+        there = replace(self, **moved)
+        if _is_on_host(self):
+            vars(there)["on_host"] = self  # as if it had been asked for
+        return there
+
+    def pin_memory(self) -> PromptBatch:
+        """Return the same batch in pinned memory; loaders of runs on a GPU ask for it."""
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in _PROMPT_TENSORS})
+
+    @cached_property
+    def on_host(self) -> PromptBatch:
+        """The same batch on the host. A batch that came from there has it still, and no device is asked."""
+        return self if _is_on_host(self) else self.to("cpu")
 
     def rows(self, index: Tensor) -> PromptBatch:
-        """Return the rows that `index` ([K] int64) names, in that order, repeats allowed."""
-        taken = {name: getattr(self, name)[index] for name in _PROMPT_TENSORS}
-        examples = tuple(self.examples[i] for i in index.tolist()) if self.examples else ()
-        return replace(self, examples=examples, **taken)
+        """Return the rows that `index` ([K] int64, on the host or the device) names, in that order, repeats allowed."""
+        numbers, there = index.cpu(), sent(index, self.input_ids.device)
+        examples = tuple(self.examples[i] for i in numbers.tolist()) if self.examples else ()
+        taken: dict[str, Any] = {name: getattr(self, name)[there] for name in _PROMPT_TENSORS}
+        part = replace(self, examples=examples, **taken)
+        if "on_host" in vars(self) and not _is_on_host(self):
+            vars(part)["on_host"] = self.on_host.rows(numbers)
+        return part
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -92,7 +105,12 @@ class PromptBatch:
     def rewarded(self, sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> Sequences:
         """Return the same sequences with the task's reward of each in `rewards`, [B] float32."""
         scores = self.score(sequences.texts(tokenizer), sequences.prompt_rows.tolist())
-        return replace(sequences, rewards=torch.tensor(scores, dtype=torch.float32, device=sequences.input_ids.device))
+        rewards = sent(torch.tensor(scores, dtype=torch.float32), sequences.input_ids.device)
+        return sequences.with_fields(rewards=rewards)
+
+
+def _is_on_host(batch: PromptBatch) -> bool:
+    return batch.input_ids.device.type == "cpu"
 
 
 _PROMPT_TENSORS = ("input_ids", "attention_mask", "completion_ids", "completion_mask", "numbers")
@@ -154,13 +172,30 @@ class Sequences:
         """Return [B, T] int64 positions that ignore padding on either side."""
         return (self.attention_mask.cumsum(1) - 1).clamp_min(0)
 
+    @cached_property
+    def host_masks(self) -> Tensor:
+        """[2, B, T] bool on the host: `attention_mask` and `loss_mask`; fetched once, together, where unknown there."""
+        return torch.stack([self.attention_mask, self.loss_mask]).cpu()
+
+    @cached_property
+    def prediction_index(self) -> Tensor:
+        """[N] int64 where `predictions` is True in the flattened [B, S], row by row."""
+        return sent(self.host_masks[1, :, 1:].flatten().nonzero()[:, 0], self.input_ids.device)
+
+    def with_fields(self, **fields: Any) -> Sequences:
+        """Return the same rows with other `fields`; what the host knows of masks that stay, it still knows."""
+        changed = replace(self, **fields)
+        if "host_masks" in vars(self) and not {"attention_mask", "loss_mask"} & fields.keys():
+            vars(changed)["host_masks"] = self.host_masks
+        return changed
+
     def token_ids(self) -> Tensor:
         """Return [N] int64: the tokens that count, row by row."""
-        return self.input_ids[:, 1:][self.predictions]
+        return self.input_ids[:, 1:].flatten()[self.prediction_index]
 
     def tokens(self) -> tuple[Tensor, Tensor]:
         """Return [N] and [N] int64: the tokens that count, and the row of each."""
-        return self.token_ids(), self.predictions.nonzero()[:, 0]
+        return self.token_ids(), self.prediction_index // max(self.predictions.shape[1], 1)
 
     def sampled_logp(self) -> Tensor | None:
         """Return `sampler_logp` at the S = T - 1 predicting positions, [B, S]; None where nobody sampled."""
@@ -190,8 +225,8 @@ class Sequences:
         places = torch.arange(written.shape[1], device=written.device)
         last = places.masked_fill(~written, -1).amax(1) if written.shape[1] else places.new_full((len(self),), -1)
         token = self.input_ids.gather(1, last.clamp_min(0)[:, None]) if written.shape[1] else last[:, None]
-        ends = torch.tensor(tuple(eos_ids), dtype=torch.int64, device=token.device)
-        read = (token == ends).any(1) & (last >= 0)
+        read = torch.stack([torch.zeros_like(last, dtype=torch.bool), *(token[:, 0] == end for end in eos_ids)]).any(0)
+        read = read & (last >= 0)
         return read if self.ending is None else torch.where(self.ending == Ending.UNKNOWN, read, self.ending > 0)
 
     def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -207,8 +242,23 @@ class Sequences:
         return [text[: max(len(text) - extra, 0)] for text, extra in zip(texts, behind, strict=True)]
 
     @staticmethod
-    def join(repeated: PromptBatch, completion_ids: Tensor, completion_mask: Tensor, **fields: Any) -> Sequences:
-        """Put completions ([B, C], right-padded) behind prompts, one each; `fields` replaces the other defaults."""
+    def join(
+        repeated: PromptBatch,
+        completion_ids: Tensor,
+        completion_mask: Tensor,
+        *,
+        host_mask: Tensor | None = None,
+        **fields: Any,
+    ) -> Sequences:
+        """Put completions behind prompts, one each.
+
+        Args:
+            repeated: B prompts.
+            completion_ids: [B, C] int64, right-padded.
+            completion_mask: [B, C] bool.
+            host_mask: the same as `completion_mask` on the host; None where that is not known there.
+            fields: replace the other defaults.
+        """
         rows = torch.arange(len(repeated), device=repeated.input_ids.device)
         joined = Sequences(
             input_ids=torch.cat([repeated.input_ids, completion_ids], 1),
@@ -218,7 +268,11 @@ class Sequences:
             on_policy=torch.zeros_like(rows, dtype=torch.bool),
             prompts=repeated,
         )
-        return replace(joined, **fields)
+        if host_mask is not None:
+            before = repeated.on_host.attention_mask
+            whole = [torch.cat(pair, 1) for pair in ((before, host_mask), (torch.zeros_like(before), host_mask))]
+            vars(joined)["host_masks"] = torch.stack(whole)
+        return joined.with_fields(**fields)
 
     @staticmethod
     def concatenate(parts: Sequence[Sequences]) -> Sequences:
