@@ -57,16 +57,11 @@ class PromptBatch:
         return len(self.input_ids)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PromptBatch:
-        """Return the same batch with its tensors on `device`; nobody waits for memory that is pinned.
-
-        Args:
-            device: of the tensors.
-            non_blocking: that of `Tensor.to`, for memory that is not pinned.
+        """Return the same batch with its tensors on `device`; `non_blocking` is that of `Tensor.to`, and meant for
+        pinned memory anyway.
         """
-        moved: dict[str, Any] = {}
-        for name in _PROMPT_TENSORS:
-            tensor: Tensor = getattr(self, name)
-            moved[name] = tensor.to(device, non_blocking=non_blocking or tensor.is_pinned())
+        tensors = {name: getattr(self, name) for name in _PROMPT_TENSORS}
+        moved = {name: t.to(device, non_blocking=non_blocking or t.is_pinned()) for name, t in tensors.items()}
         there = replace(self, **moved)
         if _is_on_host(self):
             vars(there)["on_host"] = self  # as if it had been asked for
@@ -215,6 +210,11 @@ class Sequences:
         """Return the ids of each row's completion, [C_i] int64 without padding, whether they count or not."""
         return [ids[mask] for ids, mask in zip(self.input_ids, self.completion_mask, strict=True)]
 
+    def completion_ids(self) -> list[list[int]]:
+        """Return the same as numbers of the host, which fetches all rows at once."""
+        ids, written = torch.stack([self.input_ids, self.completion_mask.long()]).cpu()
+        return [row[mask].tolist() for row, mask in zip(ids, written.bool(), strict=True)]
+
     def finished(self, eos_ids: Iterable[int]) -> Tensor:
         """Return [B] bool: the completions that ended by themselves, with EOS or a stop string.
 
@@ -225,13 +225,13 @@ class Sequences:
         places = torch.arange(written.shape[1], device=written.device)
         last = places.masked_fill(~written, -1).amax(1) if written.shape[1] else places.new_full((len(self),), -1)
         token = self.input_ids.gather(1, last.clamp_min(0)[:, None]) if written.shape[1] else last[:, None]
-        read = torch.stack([torch.zeros_like(last, dtype=torch.bool), *(token[:, 0] == end for end in eos_ids)]).any(0)
-        read = read & (last >= 0)
+        ends = [token[:, 0] == end for end in eos_ids]
+        read = torch.stack(ends).any(0) & (last >= 0) if ends else torch.zeros_like(last, dtype=torch.bool)
         return read if self.ending is None else torch.where(self.ending == Ending.UNKNOWN, read, self.ending > 0)
 
     def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """Return what is judged and shown of each completion: no special tokens, nothing from a stop string on."""
-        completions = self.completions()
+        completions = self.completion_ids()
         if not completions:  # decoding no rows at all gives one empty text
             return []
         if self.ending is not None:  # an EOS need not be a special token
