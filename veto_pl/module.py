@@ -23,14 +23,13 @@ from veto_pl.models.trainable import check_not_compiled
 from veto_pl.parts.schedules import Constant, scheduled_values
 from veto_pl.rollouts import Sampling
 from veto_pl.seams import (
+    Engine,
     Models,
     ModelSource,
     Objective,
     PromptBatch,
     Rollouts,
-    RolloutSource,
     Schedule,
-    Sequences,
     Step,
     TokenizerSource,
 )
@@ -41,6 +40,7 @@ from veto_pl.training.hosted import HostedModule
 from veto_pl.training.nonfinite import NonFiniteSteps
 from veto_pl.training.optimizers import OptimizedModule, default_optimizer
 from veto_pl.training.window import ClosedWindow, Window
+from veto_pl.training.window_rollouts import WindowRollouts
 
 
 class DistillationModule(HostedModule, OptimizedModule):
@@ -56,10 +56,13 @@ class DistillationModule(HostedModule, OptimizedModule):
         optimizer: the optimizer of the student's parameters.
         lr_schedule: multiplies the optimizer's learning rate at every step.
         evaluation: how completions are sampled in validation, test and prediction. Greedy by default.
+        evaluation_engine: what runs the student there; None takes the engine that the objective's rollouts give it.
         metrics: metrics of validation and test; None takes the default set.
         seed: every random draw is a function of it, the step, the rank and the purpose.
         skip_limit: the run stops after so many steps in a row whose loss or gradient is not finite. Such a step is left
             out: the weights stay as they are, and the rows that caused it are written to `faults.jsonl`.
+        roll_out_window: roll out the prompts of all micro-batches of an accumulation window as one batch. The rows are
+            the same either way; it takes less time, and memory for the caches of as many rows.
 
     Raises:
         ConfigurationError: the objective needs a model that is not given, or a setting cannot work.
@@ -78,6 +81,8 @@ class DistillationModule(HostedModule, OptimizedModule):
         seed: int = 0,
         skip_limit: int = 10,
         reference: ModelSource | None = None,
+        evaluation_engine: Engine | None = None,
+        roll_out_window: bool = True,
     ) -> None:
         super().__init__(optimizer, lr_schedule)
         for role, needed, source in (
@@ -94,6 +99,7 @@ class DistillationModule(HostedModule, OptimizedModule):
         self.reference_source = reference
         self.tokenizer_source = tokenizer
         self.evaluation = evaluation
+        self.evaluation_engine = evaluation_engine
         self.seed = seed
         self.run_config: str | None = None
         self.clock = PhaseClock()
@@ -103,6 +109,8 @@ class DistillationModule(HostedModule, OptimizedModule):
         self.logged: dict[str, float] = {}
         self._non_finite = NonFiniteSteps(skip_limit)
         self._window: Window | None = None
+        self._loaded_step: int | None = None
+        self._rollouts = WindowRollouts(roll_out_window)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -154,6 +162,7 @@ class DistillationModule(HostedModule, OptimizedModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Divide the gradients by the global weights, before they are clipped, and log the step."""
+        self._rollouts.clear()
         closed = self.window.close()
         skipped = float(self._non_finite.skip_if_not_finite(optimizer, closed.means, closed.norm))
         self._log_step(float(optimizer.param_groups[0]["lr"]), closed, skipped=skipped)
@@ -194,11 +203,13 @@ class DistillationModule(HostedModule, OptimizedModule):
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Return the student's completions as rows of prompt, completion, reference and reward."""
-        return Evaluation.sample(batch, self._models, self.evaluation, self._step(batch_idx)).rows()
+        return self._answers(batch, batch_idx).rows()
 
     def on_train_start(self) -> None:
         """Begin the first window, in training mode; a search trains several times, and validates in between."""
-        self._window, _ = Window(self.trainer), self.student.train()
+        self._window, self._loaded_step = Window(self.trainer), None
+        self.student.train()
+        self._rollouts.clear()
         self._non_finite.begin(self.trainer, self._window.trained, self.tokenizer)
 
     def on_train_batch_start(self, *args: Any) -> None:
@@ -219,9 +230,16 @@ class DistillationModule(HostedModule, OptimizedModule):
         checkpoint["veto_pl_skipped_in_a_row"] = self._non_finite.in_a_row
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the memories, and go on counting the steps that are skipped in a row."""
+        """Restore the memories, go on counting the steps that are skipped in a row, and note the checkpoint's step."""
+        self._loaded_step = checkpoint.get("global_step")
         self._models.memories.restore(checkpoint.get("veto_pl_memories", []))
         self._non_finite.in_a_row = checkpoint.get("veto_pl_skipped_in_a_row", 0)
+
+    @property
+    def steps_done(self) -> int:
+        """The optimizer steps that made the student: the trainer's, or those of the checkpoint that is evaluated."""
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        return self.global_step if fitting or self._loaded_step is None else self._loaded_step
 
     @property
     def window(self) -> Window:
@@ -246,9 +264,7 @@ class DistillationModule(HostedModule, OptimizedModule):
         )
 
     def _roll_out(self, objective: Objective, batch: PromptBatch, step: Step) -> Rollouts:
-        rollouts: dict[RolloutSource, Sequences] = {}
-        for source in objective.sources:
-            rollouts[source] = source(batch, replace(self._models, rollouts=rollouts), step)
+        rollouts = self._rollouts.write(objective.sources, batch, self._models, step)
         if objective.needs_rewards:  # by the task; rows that are replayed have prompts of their own
             rollouts = {
                 source: (batch if rows.prompts is None else rows.prompts).rewarded(rows, self.tokenizer)
@@ -276,11 +292,21 @@ class DistillationModule(HostedModule, OptimizedModule):
         # Tensors of the host: of numbers Lightning makes tensors of the device, to fetch them again one by one.
         self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in self.logged.items()})
 
+    def _answers(self, batch: PromptBatch, batch_idx: int) -> Evaluation:
+        """Let the student answer, by the engine that was named or else by that of its rollouts."""
+        writings = (writing for source in self.objective.sources for writing in source.writings())
+        of_rollout = (one.engine for one in writings if one.writers == ("student",) and one.engine is not None)
+        engine = self.evaluation_engine or next(of_rollout, None)
+        return Evaluation.sample(batch, self._models, self.evaluation, self._step(batch_idx), engine)
+
     def _evaluate(self, batch: PromptBatch, batch_idx: int, prefix: str) -> dict[str, Evaluation]:
         with self.clock.during("validation"):
-            evaluation = Evaluation.sample(batch, self._models, self.evaluation, self._step(batch_idx))
-            evaluation = evaluation.update(self.validation_metrics.values(), annotate=prefix == "test")
+            evaluation = self._answers(batch, batch_idx).update(
+                self.validation_metrics.values(), annotate=prefix == "test"
+            )
         shared: dict[str, Any] = {"on_epoch": True, "batch_size": len(batch)}
         for name, metric in self.validation_metrics.items():
             self.log(f"{prefix}/{name}", cast(Metric, metric), prog_bar=name == "accuracy", **shared)
+        if self.steps_done != self.global_step:  # by this name, Lightning logs the metrics under that step
+            self.log("step", float(self.steps_done), reduce_fx="max", sync_dist=True, **shared)
         return {"evaluation": evaluation}

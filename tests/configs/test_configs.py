@@ -1,6 +1,7 @@
 """Every YAML under configs/ parses and builds; the debug runs reproduce their golden losses."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import yaml
 from transformers import PreTrainedTokenizerFast, Qwen2Config
 
 from tests.debug_runs import CONFIGS, DEBUG, FILES, GOLDEN, SHARED, debug_run, golden_losses, losses, stopped_at
-from veto_pl.checks import Setup
+from veto_pl.checks import Setup, check
 from veto_pl.cli.build import VetoCLI
 from veto_pl.compare.execution import prepare
 from veto_pl.compare.jobs import JobFactory
@@ -44,7 +45,7 @@ def parsed_parameters(module):
 
 def test_every_config_is_covered():
     covered = {f"debug/{n}.yaml" for n in [*FILES, *SHARED]} | {f"quickstart/{n}.yaml" for n in [*QUICKSTART, "base"]}
-    covered |= {f"recipes/paper/{n}.yaml" for n in [*TASKS, "base", "humaneval", "teacher"]}
+    covered |= {f"recipes/paper/{n}.yaml" for n in [*TASKS, "base", "bfloat16_weights", "humaneval", "teacher"]}
     covered |= {"recipes/smollm2_gsm8k.yaml"} | {f"recipes/methods/{name}.yaml" for name in METHODS}
     covered |= {f"strategy/{name}.yaml" for name in STRATEGIES}
     covered |= {str(p.relative_to(CONFIGS)) for p in [*COMPARED, *STUDIES]}
@@ -132,7 +133,28 @@ def test_the_papers_recipes_build_with_the_real_shapes(task, qwen2):
     assert cli.model.optimizer([torch.nn.Parameter(torch.ones(1))]).defaults["lr"] == 1e-5
     assert models.student.model.config.attention_dropout == 0.1
     assert cli.datamodule.limits["train"] == 1000
-    assert (cli.trainer.max_epochs, cli.trainer.accumulate_grad_batches, cli.trainer.precision) == (3, 4, "32-true")
+    assert {p.dtype for p in models.student.parameters()} == {torch.float32}
+    assert {p.dtype for p in models.teacher.parameters()} == {torch.bfloat16}
+    assert (cli.trainer.max_epochs, cli.trainer.precision) == (3, "bf16-mixed")
+    assert cli.datamodule.batch_size * cli.trainer.accumulate_grad_batches == 8, "the paper's prompts of a step"
+
+
+def test_the_papers_own_dtype_is_a_variant_that_warns(qwen2):
+    options = ["--model.student.path", str(qwen2 / "0.5B"), "--model.teacher.path", str(qwen2 / "7B")]
+    cli = build(*(f"recipes/paper/{name}.yaml" for name in ("base", "gsm8k", "bfloat16_weights")), options=options)
+    assert cli.trainer.precision == "32-true"
+    assert {p.dtype for p in parsed_parameters(cli.model).student.parameters()} == {torch.bfloat16}
+    with pytest.warns(UserWarning, match=r"`model.student`: given bfloat16 weights at a learning rate of 1e-05"):
+        check(cli.model, cli.datamodule, cli.trainer)
+    cli.model.optimizer = lambda parameters: torch.optim.AdamW(parameters, lr=1e-4)
+    with warnings.catch_warnings(record=True) as said:
+        check(cli.model, cli.datamodule, cli.trainer)
+    assert not [one for one in said if "bfloat16" in str(one.message)]
+
+
+def given(file):
+    """What a file itself says."""
+    return yaml.safe_load((CONFIGS / file).read_text())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -152,6 +174,7 @@ def test_the_recipes_of_the_methods_build_behind_the_papers(method, qwen2):
     models = parsed_parameters(cli.model)
     assert (models.teacher is not None) >= needs.needs_teacher
     assert models.student.model.config.attention_dropout == 0.0, "Veto's dropout is not that of other papers"
+    assert cli.datamodule.batch_size * cli.trainer.accumulate_grad_batches == 8
     lengths = [p.max_new_tokens for _, p in Setup(cli.model, cli.datamodule, {}).parts() if isinstance(p, Sampling)]
     assert all(length >= cli.model.evaluation.max_new_tokens for length in lengths)
 
@@ -161,7 +184,11 @@ def test_the_teachers_recipe_builds(task, qwen2):
     files = ("recipes/paper/base.yaml", f"recipes/paper/{task}.yaml", "recipes/paper/teacher.yaml")
     cli = build(*files, options=["--model.student.path", str(qwen2 / "7B")])
     assert isinstance(cli.model.objective, SFT)
-    assert parsed_parameters(cli.model).teacher is None
+    assert isinstance(cli.trainer.strategy, FullyShard)
+    models = parsed_parameters(cli.model)
+    assert models.teacher is None
+    assert {p.dtype for p in models.student.parameters()} == {torch.float32}
+    assert cli.datamodule.batch_size * given("recipes/paper/teacher.yaml")["trainer"]["devices"] == 8
 
 
 def test_the_humaneval_evaluation_builds_behind_the_base(qwen2):

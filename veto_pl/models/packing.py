@@ -25,6 +25,7 @@ class Packing:
         index: [N] int64, where the N predictions of the sequences stand in the flattened rows, sequence by sequence.
         padded: whether there are spare places.
         packed: whether a row holds more than one sequence, spare places counted.
+        lengths: tokens of each sequence.
     """
 
     input_ids: Tensor
@@ -33,6 +34,7 @@ class Packing:
     index: Tensor
     padded: bool
     packed: bool
+    lengths: Sequence[int]
 
     @classmethod
     def of(cls, sequences: Sequences, attention_cost: float | None, max_row_tokens: int | None = None) -> Packing:
@@ -67,6 +69,7 @@ class Packing:
             index=index,
             padded=len(origin) < len(spread),
             packed=_holds_several(rows, lengths, width),
+            lengths=lengths,
         )
 
 

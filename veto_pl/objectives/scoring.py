@@ -13,6 +13,7 @@ from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block, Kernel, RowStream
 from veto_pl.functional.differentiation import belongs
+from veto_pl.functional.policy import importance_weight
 from veto_pl.functional.reduction import sequence_mean_sum, token_sum
 from veto_pl.seams import Faults, LossOutput, RolloutSource, Sequences, Stat, Step
 from veto_pl.seams.tokens import TokenGrid, TokenRows
@@ -36,6 +37,16 @@ class TokenLoss(Protocol):
     @property
     def aggregation(self) -> Literal["token", "sequence"]:
         """Return whether tokens or completions weigh alike."""
+        ...
+
+    @property
+    def engine_cap(self) -> float | None:
+        """Return the truncation of the weights trainer / engine."""
+        ...
+
+    @property
+    def weighs_samples(self) -> bool:
+        """Return whether the objective has importance weights of its own."""
         ...
 
     @property
@@ -114,6 +125,7 @@ class Scoring:
         self.reference_logp = reference_logp
         self.token_ids, self.sequence_rows = sequences.tokens()
         self.stored = self._stored_scores()
+        self.engine_weights = self._engine_weights()
         self.ahead: dict[str, Tensor] = {}
 
     def run(self, stream: RowStream) -> tuple[Tensor, LossOutput]:
@@ -142,6 +154,8 @@ class Scoring:
         """Sum the scores [N] over the batch, in the graph that they have."""
         mask = self.sequences.predictions
         losses = self.objective.over_sequences(_on_grid(scores["loss"], mask), self._grid(scores))
+        if self.engine_weights is not None:
+            losses = losses * self.engine_weights
         reduce = token_sum if self.objective.aggregation == "token" else sequence_mean_sum
         count = mask.sum().float()
         metrics = {name: Stat(value.sum(), count) for name, value in _with_prefix("metric/", scores)}
@@ -250,7 +264,7 @@ class Scoring:
 
     def _constant_derivatives(self) -> LossDerivatives:
         """Return the derivatives for losses that are merely added: they do not depend on the losses' values."""
-        if self.objective.aggregation == "token":
+        if self.objective.aggregation == "token" and self.engine_weights is None:
             return LossDerivatives(None, None)
         zeros = torch.zeros_like(self.token_ids, dtype=torch.float32)
         _, derivatives = self._differentiate(dict.fromkeys(("loss", "student_logp", "teacher_logp"), zeros))
@@ -265,6 +279,13 @@ class Scoring:
         derivatives = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
         return output, LossDerivatives(*derivatives)
 
+    def _engine_weights(self) -> Tensor | None:
+        """Return the weights [B, S] for another arithmetic of the engine; None where there are none."""
+        ratio, cap = self.sequences.engine_log_ratio, self.objective.engine_cap
+        if ratio is None or cap is None or self.objective.weighs_samples:
+            return None
+        return importance_weight(ratio[:, 1:], torch.zeros_like(ratio[:, 1:]), cap)
+
     def _stored_scores(self) -> TopKScores | None:
         """Return what a stored teacher says of the tokens, [N], or None where a live one is asked.
 
@@ -278,12 +299,7 @@ class Scoring:
                 f"`{type(self.objective.rollout).__name__}` has `stored_teacher`, but its sequences have no "
                 "`teacher_scores`. Fill them in, or leave `stored_teacher` out."
             )
-        if scores.temperature != self.objective.temperature:
-            raise ConfigurationError(
-                f"The stored teacher was computed at temperature {scores.temperature}, but "
-                f"`{type(self.objective).__name__}.temperature` is {self.objective.temperature}. Set the same there, "
-                "or store the teacher again."
-            )
+        scores.check_temperature(type(self.objective).__name__, self.objective.temperature)
         row, place = self.sequence_rows, self.sequences.prediction_index % self.sequences.predictions.shape[1]
         return scores[row, place + 1]
 

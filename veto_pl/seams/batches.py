@@ -1,4 +1,4 @@
-"""Prompts, and prompts with completions: what a rollout reads and what it gives, each field with its shape.
+"""Prompts with completions: what a rollout gives, each field with its shape.
 
 Legend: `B` rows, `P` prompt tokens, `C` completion tokens, `T` tokens of a whole row, `S = T - 1` predictions of a row,
 `N` completion tokens of a batch, `V` vocabulary, `D` width. Position `t` of a row predicts token `t + 1`.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,98 +17,11 @@ from torch.nn.functional import pad
 
 from veto_pl.core.scores import TopKScores
 from veto_pl.core.transfer import sent
-from veto_pl.seams.data import Example, Task, Template
 from veto_pl.seams.ending import Ending
+from veto_pl.seams.prompts import PromptBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class PromptBatch:
-    """Templated and tokenised prompts, left-padded, with the reference completions, right-padded.
-
-    Args:
-        input_ids: [B, P] int64.
-        attention_mask: [B, P] bool.
-        completion_ids: [B, C] int64, EOS included; C may be 0.
-        completion_mask: [B, C] bool.
-        examples: B rows as the task gave them.
-        task: scores completions of these rows; None where nothing can be scored.
-        template: made the prompts' texts; None where nobody can make others.
-        numbers: [B] int64, the place of each row in its split, which its random numbers depend on; None counts the rows
-            of the batch.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    completion_ids: Tensor
-    completion_mask: Tensor
-    examples: tuple[Example, ...] = ()
-    task: Task | None = None
-    numbers: Tensor = None  # type: ignore[assignment]  # filled in below
-    template: Template | None = None
-
-    def __post_init__(self) -> None:
-        if cast("Tensor | None", self.numbers) is None:
-            object.__setattr__(self, "numbers", torch.arange(len(self), device=self.input_ids.device))
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> PromptBatch:
-        """Return the same batch with its tensors on `device`; `non_blocking` is that of `Tensor.to`, and meant for
-        pinned memory anyway.
-        """
-        tensors = {name: getattr(self, name) for name in _PROMPT_TENSORS}
-        moved = {name: t.to(device, non_blocking=non_blocking or t.is_pinned()) for name, t in tensors.items()}
-        there = replace(self, **moved)
-        if _is_on_host(self):
-            vars(there)["on_host"] = self  # as if it had been asked for
-        return there
-
-    def pin_memory(self) -> PromptBatch:
-        """Return the same batch in pinned memory; loaders of runs on a GPU ask for it."""
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in _PROMPT_TENSORS})
-
-    @cached_property
-    def on_host(self) -> PromptBatch:
-        """The same batch on the host. A batch that came from there has it still, and no device is asked."""
-        return self if _is_on_host(self) else self.to("cpu")
-
-    def rows(self, index: Tensor) -> PromptBatch:
-        """Return the rows that `index` ([K] int64, on the host or the device) names, in that order, repeats allowed."""
-        numbers, there = index.cpu(), sent(index, self.input_ids.device)
-        examples = tuple(self.examples[i] for i in numbers.tolist()) if self.examples else ()
-        taken: dict[str, Any] = {name: getattr(self, name)[there] for name in _PROMPT_TENSORS}
-        part = replace(self, examples=examples, **taken)
-        if "on_host" in vars(self) and not _is_on_host(self):
-            vars(part)["on_host"] = self.on_host.rows(numbers)
-        return part
-
-    @property
-    def stop(self) -> tuple[str, ...]:
-        """Return the strings that end a completion of the task; none without a task."""
-        return () if self.task is None else self.task.stop
-
-    def score(self, completions: Sequence[str], rows: Sequence[int]) -> list[float]:
-        """Return the task's reward of each completion, 0 without a task; `rows` names the prompt of each completion."""
-        if self.task is None:
-            return [0.0] * len(completions)
-        return self.task.rewards([self.examples[i] for i in rows], completions)
-
-    def rewarded(self, sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> Sequences:
-        """Return the same sequences with the task's reward of each in `rewards`, [B] float32."""
-        scores = self.score(sequences.texts(tokenizer), sequences.prompt_rows.tolist())
-        rewards = sent(torch.tensor(scores, dtype=torch.float32), sequences.input_ids.device)
-        return sequences.with_fields(rewards=rewards)
-
-
-def _is_on_host(batch: PromptBatch) -> bool:
-    return batch.input_ids.device.type == "cpu"
-
-
-_PROMPT_TENSORS = ("input_ids", "attention_mask", "completion_ids", "completion_mask", "numbers")
 
 
 @dataclass(frozen=True)
@@ -135,6 +48,11 @@ class Sequences:
             at the one that predicts it), or None where a live teacher has to be asked.
         ending: [B] int64, an `Ending`: why each completion ends; None where nobody has said.
         unjudged: [B] int64, characters at the end of each text that belong to a stop string or follow it; None for 0.
+        engine_log_ratio: [B, T] float32, log-probability of each completion token by the trainer's own arithmetic minus
+            that of the engine that sampled it (`sampler_logp`), both under the sampling distribution, 0 elsewhere; None
+            where the trainer's own arithmetic has sampled.
+        unanswered: [B] bool, True on rows that no teacher behind a server has scored, which nothing is trained on; None
+            where all are answered.
     """
 
     input_ids: Tensor
@@ -150,6 +68,8 @@ class Sequences:
     teacher_scores: TopKScores | None = None
     ending: Tensor | None = None
     unjudged: Tensor | None = None
+    engine_log_ratio: Tensor | None = None
+    unanswered: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -303,6 +223,24 @@ class Sequences:
         """
         return replace(self, prompts=prompts, prompt_rows=rows[self.prompt_rows])
 
+    def of_part(self, start: int, prompts: PromptBatch) -> Sequences:
+        """Return the rows that continue `prompts`, which are the rows from `start` on of the batch that was completed.
+
+        Columns that are padding in all of them are left out.
+        """
+        place = self.prompt_rows.cpu() - start
+        index = ((place >= 0) & (place < len(prompts))).nonzero()[:, 0]
+        masks = self.host_masks[:, index]
+        used = masks[0].any(0).nonzero()[:, 0].tolist()
+        columns = slice(used[0], used[-1] + 1) if used else slice(0, prompts.input_ids.shape[1])
+        rows = replace(self, prompt_rows=self.prompt_rows - start, prompts=prompts)
+        rows = rows.rows(sent(index, self.input_ids.device))
+        values = {name: getattr(rows, name) for name in _SEQUENCE_TENSORS}
+        grids = {n: v[:, columns] for n, v in values.items() if v is not None and n not in _COLUMNS}
+        part = replace(rows, **grids)
+        vars(part)["host_masks"] = masks[:, :, columns]
+        return part
+
     def in_prompt_order(self) -> Sequences:
         """Return the rows in the order of the prompt batch; the completions of one prompt keep theirs."""
         return self.rows(self.prompt_rows.argsort(stable=True))
@@ -313,6 +251,11 @@ _ABSENT: Mapping[str, Callable[[Sequences], Tensor]] = {
     "by_teacher": lambda part: torch.zeros_like(part.loss_mask),
     "ending": lambda part: torch.full_like(part.prompt_rows, Ending.UNKNOWN),
     "unjudged": lambda part: torch.zeros_like(part.prompt_rows),
+    "engine_log_ratio": lambda part: torch.zeros_like(part.loss_mask, dtype=torch.float32),
+    "unanswered": lambda part: torch.zeros_like(part.on_policy),
 }
-"""What a field means that rows do not have: they are fresh, nobody took turns, or said why they end."""
+"""What a field means that rows do not have: they are fresh, nobody took turns, said why they end, sampled in another
+arithmetic or failed to answer."""
 _SEQUENCE_TENSORS = tuple(name for name in Sequences.__dataclass_fields__ if name != "prompts")
+_COLUMNS = ("prompt_rows", "on_policy", "rewards", "age", "ending", "unjudged", "unanswered")
+"""Fields with one value for each row."""
