@@ -121,9 +121,11 @@ def fitted(tmp_path, objective, accumulated, steps):
     return work
 
 
-@pytest.mark.parametrize("objective", ["supervised_kd", "veto", pytest.param("minillm", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "objective", ["veto", *(pytest.param(name, marks=pytest.mark.slow) for name in ("supervised_kd", "minillm"))]
+)
 def test_a_micro_batch_and_an_optimizer_step(objective, tmp_path):
-    """Of a whole run with its callbacks, rollouts aside; losses that are added, and losses that are coupled."""
+    """Of a whole run with its callbacks; losses of the data set with all that comes before, added and coupled ones."""
     short, wide, long = (fitted(tmp_path, objective, *size) for size in ((2, 2), (3, 2), (2, 4)))
     two = wide.without(short)  # a micro-batch in each of the two steps
     step = long.without(short).without(two).without(two)

@@ -2,6 +2,8 @@
 
 import copy
 import io
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -247,6 +249,14 @@ def test_an_optimizer_takes_all_parameters_at_once_as_on_cuda():
         optimizer.step()
     assert not work.waits
     assert all(name.startswith(("_foreach", "zero")) for name in work.kernels), work.table()
+
+
+def test_the_example_of_the_documentation_runs():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "plugins.md").read_text()
+    (code,) = re.findall(r"```python\n(import torch\nfrom veto_pl.testing.pretended_gpu.*?)```", page, re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert [reason.partition(" at ")[0] for reason in names["work"].waits] == ["item"]
 
 
 def test_it_can_be_asked_for_again():

@@ -14,12 +14,14 @@ from veto_pl.testing.rows import beginning, tiny_prompts
 from veto_pl.testing.tiny import tiny_models
 
 ON_GPU = (f"--trainer.accelerator={PRETENDED}", f"--trainer.strategy={PRETENDED}")
-FAST = ("sdft", "sum")
-"""A teacher that follows; several terms, one of them Veto."""
-RUNS = [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in DEBUG]
 
 
-@pytest.mark.parametrize("name", RUNS)
+def fast(names, *kept):
+    """The names as parameters of a test; all but those that are kept are slow."""
+    return [pytest.param(name, marks=[] if name in kept else [pytest.mark.slow]) for name in names]
+
+
+@pytest.mark.parametrize("name", fast(DEBUG, "sum"))
 def test_debug_runs_reproduce_the_golden_losses_of_the_cpu(name, tmp_path):
     """With a validation, a checkpoint and an export."""
     log = debug_run(name, tmp_path, *ON_GPU)
@@ -50,7 +52,11 @@ def one_step(name, device):
     return gradients, numbers
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+KINDS = ("SFT", "Veto", "MiniLLM", "ListOPD", "DistiLLM2", "SKD", "BRTS", "SDPO", "Sum")
+"""Added, coupled and several losses; a third model, a look ahead, two writers, a second try, another prompt."""
+
+
+@pytest.mark.parametrize("name", fast(OBJECTIVES, *KINDS))
 def test_every_objective_has_the_cpus_gradient(name):
     (expected, numbers), (found, on_gpu) = (one_step(name, device) for device in ("cpu", "gpu:0"))
     for ours, of_cpu in zip(found, expected, strict=True):
@@ -128,7 +134,9 @@ OTHERWISE = {
 SHORT = ("--trainer.max_steps=3", "--trainer.limit_val_batches=0", "--export.folder=null")
 
 
-@pytest.mark.parametrize("name", OTHERWISE)
+@pytest.mark.parametrize(
+    "name", fast(OTHERWISE, "transformers' generate", "accumulation of several terms", "stop strings")
+)
 def test_other_settings_give_the_cpus_losses(name, tmp_path):
     run, *options = OTHERWISE[name]
     options += SHORT
