@@ -159,7 +159,7 @@ class Scoring:
         reduce = token_sum if self.objective.aggregation == "token" else sequence_mean_sum
         count = mask.sum().float()
         metrics = {name: Stat(value.sum(), count) for name, value in _with_prefix("metric/", scores)}
-        rows = count.new_tensor(float(len(self.sequences)))
+        rows = torch.full_like(count, len(self.sequences))
         metrics["on_policy"] = Stat(self.sequences.on_policy.sum().float(), rows)
         broken = (~losses.detach().isfinite() & mask).any(1)
         faults = {self.objective.rollout: Faults(loss=broken, gradient=torch.zeros_like(broken))}
@@ -168,7 +168,7 @@ class Scoring:
     def look_ahead(self, scores: dict[str, Tensor]) -> None:
         """Ask the objective for numbers of whole completions, given `student_logp` and `teacher_logp` [N]."""
         numbers = self.objective.look_ahead(self._grid(scores))
-        self.ahead = {name: value[self.sequences.predictions] for name, value in numbers.items()}
+        self.ahead = {name: value.flatten()[self.sequences.prediction_index] for name, value in numbers.items()}
 
     def _grid(self, scores: dict[str, Tensor]) -> TokenGrid:
         mask = self.sequences.predictions
@@ -300,7 +300,8 @@ class Scoring:
                 "`teacher_scores`. Fill them in, or leave `stored_teacher` out."
             )
         scores.check_temperature(type(self.objective).__name__, self.objective.temperature)
-        return scores[:, 1:][self.sequences.predictions]
+        row, place = self.sequence_rows, self.sequences.prediction_index % self.sequences.predictions.shape[1]
+        return scores[row, place + 1]
 
 
 def _with_prefix(prefix: str, scores: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
