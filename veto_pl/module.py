@@ -23,14 +23,13 @@ from veto_pl.models.trainable import check_not_compiled
 from veto_pl.parts.schedules import Constant, scheduled_values
 from veto_pl.rollouts import Sampling
 from veto_pl.seams import (
+    Engine,
     Models,
     ModelSource,
     Objective,
     PromptBatch,
     Rollouts,
-    RolloutSource,
     Schedule,
-    Sequences,
     Step,
     TokenizerSource,
 )
@@ -40,7 +39,8 @@ from veto_pl.training.fsdp import FullyShard
 from veto_pl.training.hosted import HostedModule
 from veto_pl.training.nonfinite import NonFiniteSteps
 from veto_pl.training.optimizers import OptimizedModule, default_optimizer
-from veto_pl.training.window import Window
+from veto_pl.training.window import ClosedWindow, Window
+from veto_pl.training.window_rollouts import WindowRollouts
 
 
 class DistillationModule(HostedModule, OptimizedModule):
@@ -56,10 +56,13 @@ class DistillationModule(HostedModule, OptimizedModule):
         optimizer: the optimizer of the student's parameters.
         lr_schedule: multiplies the optimizer's learning rate at every step.
         evaluation: how completions are sampled in validation, test and prediction. Greedy by default.
+        evaluation_engine: what runs the student there; None takes the engine that the objective's rollouts give it.
         metrics: metrics of validation and test; None takes the default set.
         seed: every random draw is a function of it, the step, the rank and the purpose.
         skip_limit: the run stops after so many steps in a row whose loss or gradient is not finite. Such a step is left
             out: the weights stay as they are, and the rows that caused it are written to `faults.jsonl`.
+        roll_out_window: roll out the prompts of all micro-batches of an accumulation window as one batch. The rows are
+            the same either way; it takes less time, and memory for the caches of as many rows.
 
     Raises:
         ConfigurationError: the objective needs a model that is not given, or a setting cannot work.
@@ -78,6 +81,8 @@ class DistillationModule(HostedModule, OptimizedModule):
         seed: int = 0,
         skip_limit: int = 10,
         reference: ModelSource | None = None,
+        evaluation_engine: Engine | None = None,
+        roll_out_window: bool = True,
     ) -> None:
         super().__init__(optimizer, lr_schedule)
         for role, needed, source in (
@@ -94,6 +99,7 @@ class DistillationModule(HostedModule, OptimizedModule):
         self.reference_source = reference
         self.tokenizer_source = tokenizer
         self.evaluation = evaluation
+        self.evaluation_engine = evaluation_engine
         self.seed = seed
         self.run_config: str | None = None
         self.clock = PhaseClock()
@@ -103,6 +109,9 @@ class DistillationModule(HostedModule, OptimizedModule):
         self.logged: dict[str, float] = {}
         self._non_finite = NonFiniteSteps(skip_limit)
         self._window: Window | None = None
+        self._loaded_step: int | None = None
+        self.rolls_out_window = roll_out_window
+        self._rollouts = WindowRollouts(roll_out_window)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -154,10 +163,19 @@ class DistillationModule(HostedModule, OptimizedModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Divide the gradients by the global weights, before they are clipped, and log the step."""
-        means, norm, tokens = self.window.close()
-        skipped = float(self._non_finite.skip_if_not_finite(optimizer, means, norm))
-        rate = float(optimizer.param_groups[0]["lr"])
-        self._log_step(rate, means, grad_norm=norm, skipped=skipped, tokens=tokens)
+        self._rollouts.clear()
+        closed = self.window.close()
+        skipped = float(self._non_finite.skip_if_not_finite(optimizer, closed.means, closed.norm))
+        self._log_step(float(optimizer.param_groups[0]["lr"]), closed, skipped=skipped)
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip as Lightning does, but by the norm that the window has computed already, where no model is sharded."""
+        if not gradient_clip_val or gradient_clip_algorithm not in (None, "norm") or self._models.sharded:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            torch.nn.utils.clip_grads_with_norm_(self.window.trained, gradient_clip_val, self.window.norm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then update a teacher that follows the student, and the memories."""
@@ -186,11 +204,13 @@ class DistillationModule(HostedModule, OptimizedModule):
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Return the student's completions as rows of prompt, completion, reference and reward."""
-        return Evaluation.sample(batch, self._models, self.evaluation, self._step(batch_idx)).rows()
+        return self._answers(batch, batch_idx).rows()
 
     def on_train_start(self) -> None:
         """Begin the first window, in training mode; a search trains several times, and validates in between."""
-        self._window, _ = Window(self.trainer), self.student.train()
+        self._window, self._loaded_step = Window(self.trainer), None
+        self.student.train()
+        self._rollouts.clear()
         self._non_finite.begin(self.trainer, self._window.trained, self.tokenizer)
 
     def on_train_batch_start(self, *args: Any) -> None:
@@ -211,9 +231,16 @@ class DistillationModule(HostedModule, OptimizedModule):
         checkpoint["veto_pl_skipped_in_a_row"] = self._non_finite.in_a_row
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the memories, and go on counting the steps that are skipped in a row."""
+        """Restore the memories, go on counting the steps that are skipped in a row, and note the checkpoint's step."""
+        self._loaded_step = checkpoint.get("global_step")
         self._models.memories.restore(checkpoint.get("veto_pl_memories", []))
         self._non_finite.in_a_row = checkpoint.get("veto_pl_skipped_in_a_row", 0)
+
+    @property
+    def steps_done(self) -> int:
+        """The optimizer steps that made the student: the trainer's, or those of the checkpoint that is evaluated."""
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        return self.global_step if fitting or self._loaded_step is None else self._loaded_step
 
     @property
     def window(self) -> Window:
@@ -238,38 +265,49 @@ class DistillationModule(HostedModule, OptimizedModule):
         )
 
     def _roll_out(self, objective: Objective, batch: PromptBatch, step: Step) -> Rollouts:
-        rollouts: dict[RolloutSource, Sequences] = {}
-        for source in objective.sources:
-            rollouts[source] = source(batch, replace(self._models, rollouts=rollouts), step)
+        rollouts = self._rollouts.write(objective.sources, batch, self._models, step)
         if objective.needs_rewards:  # by the task; rows that are replayed have prompts of their own
             rollouts = {
                 source: (batch if rows.prompts is None else rows.prompts).rewarded(rows, self.tokenizer)
                 for source, rows in rollouts.items()
             }
         for rows in rollouts.values():
-            self.clock.count(rows.predictions.sum())
+            _ = rows.host_masks  # while the host waits for a rollout anyway; from here on it runs ahead of the device
         return rollouts
 
-    def _log_step(self, learning_rate: float, means: dict[str, Tensor], **others: Tensor | float) -> None:
-        step = self._step(0)
-        values: dict[str, Tensor | float] = {
+    def _log_step(self, learning_rate: float, closed: ClosedWindow, **others: float) -> None:
+        step, means = self._step(0), closed.means
+        values = {
             **dict(scheduled_values(self.objective, step.index, step.total)),
             **means,
+            "grad_norm": closed.norm,
             **others,
+            "tokens": closed.tokens,
             "learning_rate": learning_rate,
             **self._models.memories.numbers(),
-            **self.clock.read(),
+            **self.clock.read(closed.own_tokens),
         }
         if "loss" not in values:
-            values["loss"] = torch.stack([means[name] for name in means if name.endswith("/loss")]).sum()
+            values["loss"] = sum(value for name, value in means.items() if name.endswith("/loss"))
         self.logged = {f"train/{name}": float(value) for name, value in values.items()}
-        self.log_dict(self.logged)
+        # Tensors of the host: of numbers Lightning makes tensors of the device, to fetch them again one by one.
+        self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in self.logged.items()})
+
+    def _answers(self, batch: PromptBatch, batch_idx: int) -> Evaluation:
+        """Let the student answer, by the engine that was named or else by that of its rollouts."""
+        writings = (writing for source in self.objective.sources for writing in source.writings())
+        of_rollout = (one.engine for one in writings if one.writers == ("student",) and one.engine is not None)
+        engine = self.evaluation_engine or next(of_rollout, None)
+        return Evaluation.sample(batch, self._models, self.evaluation, self._step(batch_idx), engine)
 
     def _evaluate(self, batch: PromptBatch, batch_idx: int, prefix: str) -> dict[str, Evaluation]:
         with self.clock.during("validation"):
-            evaluation = Evaluation.sample(batch, self._models, self.evaluation, self._step(batch_idx))
-            evaluation = evaluation.update(self.validation_metrics.values(), annotate=prefix == "test")
+            evaluation = self._answers(batch, batch_idx).update(
+                self.validation_metrics.values(), annotate=prefix == "test"
+            )
         shared: dict[str, Any] = {"on_epoch": True, "batch_size": len(batch)}
         for name, metric in self.validation_metrics.items():
             self.log(f"{prefix}/{name}", cast(Metric, metric), prog_bar=name == "accuracy", **shared)
+        if self.steps_done != self.global_step:  # by this name, Lightning logs the metrics under that step
+            self.log("step", float(self.steps_done), reduce_fx="max", sync_dist=True, **shared)
         return {"evaluation": evaluation}

@@ -104,7 +104,7 @@ def _subclasses(cls: type[Seam]) -> Iterator[type[Seam]]:
 
 
 def find_classes_here() -> None:
-    """Lets class paths name modules of the current folder, which an installed command would not find.
+    """Let class paths name modules of the current folder, which an installed command would not find.
 
     The folder comes last, so that no file in it takes the place of a library; where Python was told not to look there
     (`-P`, `PYTHONSAFEPATH`), it stays out.

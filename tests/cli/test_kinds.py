@@ -120,4 +120,6 @@ def test_the_help_of_a_class_is_shown(option, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["fit", option])
     assert ended.value.code in (0, None)
-    assert HELP[option] in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert HELP[option] in shown
+    assert "Interval(" not in shown, "bounds are told in words"

@@ -1,39 +1,25 @@
 """Every YAML under configs/ parses and builds; the debug runs reproduce their golden losses."""
 
-import csv
 import json
-from pathlib import Path
+import warnings
 
 import pytest
 import torch
 import yaml
 from transformers import PreTrainedTokenizerFast, Qwen2Config
 
-from veto_pl.checks import Setup
+from tests.debug_runs import CONFIGS, DEBUG, FILES, GOLDEN, SHARED, debug_run, golden_losses, losses, stopped_at
+from veto_pl.checks import Setup, check
 from veto_pl.cli.build import VetoCLI
-from veto_pl.commands.main import main
 from veto_pl.compare.execution import prepare
 from veto_pl.compare.jobs import JobFactory
 from veto_pl.compare.study_file import load_study
-from veto_pl.module import DistillationModule
 from veto_pl.objectives import SFT, Veto
 from veto_pl.parts.schedules import Linear, WarmUp
 from veto_pl.plugins import load_plugins
 from veto_pl.rollouts import Sampling
-from veto_pl.testing.examples import arguments_of, first_examples
 from veto_pl.training.fsdp import FullyShard
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "configs"
-GOLDEN = Path(__file__).parent / "golden"
-SHARED = ("base", "reference")
-FILES = sorted(p.stem for p in (CONFIGS / "debug").glob("*.yaml") if p.stem not in SHARED)
-SHOWN = {
-    yaml.safe_load((CONFIGS / f"debug/{name}.yaml").read_text())["model"]["objective"]["class_path"] for name in FILES
-}
-EXAMPLES = {name: example for name, example in first_examples(longest=8).items() if name not in SHOWN}
-DEBUG = [*FILES, *EXAMPLES]
-"""A debug run for each file, and for the first example of each objective that no file shows."""
 QUICKSTART = sorted(p.stem for p in (CONFIGS / "quickstart").glob("*.yaml") if p.stem != "base")
 COMPARED = sorted((CONFIGS / "compare").glob("*/*.yaml"))
 STUDIES = sorted((CONFIGS / "compare").glob("*.yaml"))
@@ -59,7 +45,7 @@ def parsed_parameters(module):
 
 def test_every_config_is_covered():
     covered = {f"debug/{n}.yaml" for n in [*FILES, *SHARED]} | {f"quickstart/{n}.yaml" for n in [*QUICKSTART, "base"]}
-    covered |= {f"recipes/paper/{n}.yaml" for n in [*TASKS, "base", "humaneval", "teacher"]}
+    covered |= {f"recipes/paper/{n}.yaml" for n in [*TASKS, "base", "bfloat16_weights", "humaneval", "teacher"]}
     covered |= {"recipes/smollm2_gsm8k.yaml"} | {f"recipes/methods/{name}.yaml" for name in METHODS}
     covered |= {f"strategy/{name}.yaml" for name in STRATEGIES}
     covered |= {str(p.relative_to(CONFIGS)) for p in [*COMPARED, *STUDIES]}
@@ -147,7 +133,28 @@ def test_the_papers_recipes_build_with_the_real_shapes(task, qwen2):
     assert cli.model.optimizer([torch.nn.Parameter(torch.ones(1))]).defaults["lr"] == 1e-5
     assert models.student.model.config.attention_dropout == 0.1
     assert cli.datamodule.limits["train"] == 1000
-    assert (cli.trainer.max_epochs, cli.trainer.accumulate_grad_batches, cli.trainer.precision) == (3, 4, "32-true")
+    assert {p.dtype for p in models.student.parameters()} == {torch.float32}
+    assert {p.dtype for p in models.teacher.parameters()} == {torch.bfloat16}
+    assert (cli.trainer.max_epochs, cli.trainer.precision) == (3, "bf16-mixed")
+    assert cli.datamodule.batch_size * cli.trainer.accumulate_grad_batches == 8, "the paper's prompts of a step"
+
+
+def test_the_papers_own_dtype_is_a_variant_that_warns(qwen2):
+    options = ["--model.student.path", str(qwen2 / "0.5B"), "--model.teacher.path", str(qwen2 / "7B")]
+    cli = build(*(f"recipes/paper/{name}.yaml" for name in ("base", "gsm8k", "bfloat16_weights")), options=options)
+    assert cli.trainer.precision == "32-true"
+    assert {p.dtype for p in parsed_parameters(cli.model).student.parameters()} == {torch.bfloat16}
+    with pytest.warns(UserWarning, match=r"`model.student`: given bfloat16 weights at a learning rate of 1e-05"):
+        check(cli.model, cli.datamodule, cli.trainer)
+    cli.model.optimizer = lambda parameters: torch.optim.AdamW(parameters, lr=1e-4)
+    with warnings.catch_warnings(record=True) as said:
+        check(cli.model, cli.datamodule, cli.trainer)
+    assert not [one for one in said if "bfloat16" in str(one.message)]
+
+
+def given(file):
+    """What a file itself says."""
+    return yaml.safe_load((CONFIGS / file).read_text())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -167,6 +174,7 @@ def test_the_recipes_of_the_methods_build_behind_the_papers(method, qwen2):
     models = parsed_parameters(cli.model)
     assert (models.teacher is not None) >= needs.needs_teacher
     assert models.student.model.config.attention_dropout == 0.0, "Veto's dropout is not that of other papers"
+    assert cli.datamodule.batch_size * cli.trainer.accumulate_grad_batches == 8
     lengths = [p.max_new_tokens for _, p in Setup(cli.model, cli.datamodule, {}).parts() if isinstance(p, Sampling)]
     assert all(length >= cli.model.evaluation.max_new_tokens for length in lengths)
 
@@ -176,7 +184,11 @@ def test_the_teachers_recipe_builds(task, qwen2):
     files = ("recipes/paper/base.yaml", f"recipes/paper/{task}.yaml", "recipes/paper/teacher.yaml")
     cli = build(*files, options=["--model.student.path", str(qwen2 / "7B")])
     assert isinstance(cli.model.objective, SFT)
-    assert parsed_parameters(cli.model).teacher is None
+    assert isinstance(cli.trainer.strategy, FullyShard)
+    models = parsed_parameters(cli.model)
+    assert models.teacher is None
+    assert {p.dtype for p in models.student.parameters()} == {torch.float32}
+    assert cli.datamodule.batch_size * given("recipes/paper/teacher.yaml")["trainer"]["devices"] == 8
 
 
 def test_the_humaneval_evaluation_builds_behind_the_base(qwen2):
@@ -211,20 +223,6 @@ def test_the_smollm2_recipe_parses():
     assert cli.model.student_source.drop_layers == (24, 25, 26)
 
 
-def debug_run(name, folder, *options):
-    """The command of a debug config or of an example; what each step logged, without times."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    example = EXAMPLES.get(name)
-    told = ("base", name) if example is None else ("base", *(["reference"] if example.needs_reference else []))
-    files = [f"--config={CONFIGS / 'debug' / f'{file}.yaml'}" for file in told]
-    main(["fit", *files, *(arguments_of(example) if example else []), f"--run_dir={folder}", *options])
-    with (folder / "metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
-    return [
-        {key: cell for key, cell in row.items() if not any(part in key for part in ("second", "time"))} for row in rows
-    ]
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     """The folder and the log of a debug run that nothing stops, run when it is first asked for."""
@@ -239,10 +237,6 @@ def straight(tmp_path_factory):
     return run
 
 
-class StoppedError(Exception):
-    """What stops a run."""
-
-
 ONE_BY_ONE = [pytest.param(name, marks=pytest.mark.xdist_group(f"debug {name}")) for name in DEBUG]
 
 
@@ -250,15 +244,14 @@ ONE_BY_ONE = [pytest.param(name, marks=pytest.mark.xdist_group(f"debug {name}"))
 def test_debug_runs_reproduce_their_golden_losses(name, straight, request):
     """A change of a loss must be meant: run this file with `--update-golden`, and say why it moved."""
     folder, log = straight(name)
-    losses = [float(row["train/loss"]) for row in log]
-    path = GOLDEN / f"{name}.json"
+    found = losses(log)
     if request.config.getoption("--update-golden"):
-        path.write_text(json.dumps(losses, indent=1) + "\n")
+        (GOLDEN / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
     # Sampled tokens may differ between machines in the last bit of a probability, and then a loss does; 1e-4 forgives
     # rounding and nothing else.
-    assert losses == pytest.approx(json.loads(path.read_text()), rel=1e-4)
+    assert found == pytest.approx(golden_losses(name), rel=1e-4)
     if name in ("sft", "seq_kd", "supervised_kd"):
-        assert losses[-1] < losses[0], "the others change their target or their data as they go"
+        assert found[-1] < found[0], "the others change their target or their data as they go"
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert saved["trainer"]["max_steps"] == 6
 
@@ -267,24 +260,14 @@ EACH_STEP = ("--ckpt_path=last", "--trainer.val_check_interval=1", "--checkpoint
 
 
 @pytest.mark.xdist_group("debug distillm")
-def test_memories_see_a_validation_that_was_cut_short(tmp_path, monkeypatch):
+def test_memories_see_a_validation_that_was_cut_short(tmp_path):
     """It is made up for before the first rollout of the process that goes on."""
     replay = "--model.objective.init_args.rollout.init_args"
     options = (*EACH_STEP, f"{replay}.start=0.1", f"{replay}.increment=0.3")
     expected = debug_run("distillm", tmp_path / "straight", *options)
     assert len({row["train/phi"] for row in expected}) > 2
-    validate, calls = DistillationModule.validation_step, []
-
-    def stopping(*arguments):
-        calls.append(arguments)
-        if len(calls) == 7:  # two batches each: before the first step, after it, after the second, and the third
-            raise StoppedError
-        return validate(*arguments)
-
-    monkeypatch.setattr(DistillationModule, "validation_step", stopping)
-    with pytest.raises(StoppedError):
+    with stopped_at(7, "validation_step"):  # two batches each: before the first step, after it, the second, the third
         debug_run("distillm", tmp_path / "stopped", *options)
-    monkeypatch.undo()
     assert debug_run("distillm", tmp_path / "stopped", *options) == expected
 
 
@@ -297,19 +280,8 @@ GOING_ON = [
 
 
 @pytest.mark.parametrize("name", GOING_ON)
-def test_debug_runs_that_were_stopped_go_on_exactly(name, straight, tmp_path, monkeypatch):
+def test_debug_runs_that_were_stopped_go_on_exactly(name, straight, tmp_path):
     """To the bit: rollouts, memories, moving teachers and schedules included."""
-    train, calls = DistillationModule.training_step, []
-
-    def stopping(*arguments):
-        calls.append(arguments)
-        if len(calls) == 4:
-            raise StoppedError
-        return train(*arguments)
-
-    monkeypatch.setattr(DistillationModule, "training_step", stopping)
-    with pytest.raises(StoppedError):
+    with stopped_at(4):
         debug_run(name, tmp_path, "--ckpt_path=last")
-    monkeypatch.undo()
-    assert len(calls) == 4
     assert debug_run(name, tmp_path, "--ckpt_path=last") == straight(name)[1]

@@ -29,6 +29,14 @@ class _Source(RolloutSource):
 
 
 @dataclass(frozen=True)
+class _Longer(_Source):
+    """Says that it writes a token at most, and writes more."""
+
+    def writings(self):
+        return (replace(sampled.writings()[0], sampling=Sampling(max_new_tokens=1)),)
+
+
+@dataclass(frozen=True)
 class _Stored(_Source):
     """Says that it has scores, and has none."""
 
@@ -84,6 +92,7 @@ def train(prompts, models):
 
 
 FIELDS = laws.test_fields_have_their_shapes_and_types
+WRITINGS = laws.test_what_is_written_is_what_the_source_says_of_its_writings
 PROMPTS = laws.test_rows_name_the_prompts_that_they_continue
 ROWS = laws.test_each_row_is_a_prompt_and_the_completion_behind_it
 EOS = laws.test_eos_ends_a_completion
@@ -104,6 +113,7 @@ BROKEN = [
     (FIELDS, "`rewards` must be", with_field("rewards", lambda r: torch.ones(len(r) + 1))),
     (FIELDS, "must not have a gradient", with_field("sampler_logp", lambda r: r.sampler_logp.requires_grad_())),
     (FIELDS, "`stored_teacher` must say", _Stored(sampled)),
+    (WRITINGS, "knows of 1 at most", _Longer(sampled)),
     (PROMPTS, "got None", with_field("prompts", lambda r: None)),
     (PROMPTS, "must point into the 4 rows", with_field("prompt_rows", lambda r: r.prompt_rows + 1)),
     (PROMPTS, "in the order of the prompts", after(lambda r: r.rows(torch.arange(len(r)).flip(0)))),

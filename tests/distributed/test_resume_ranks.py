@@ -92,7 +92,8 @@ def test_one_process_goes_on_with_the_folder_of_two(folder, both_ranks):
 
 
 def test_two_go_on_with_the_file_of_one_process(folder, both_ranks):
-    close(both_ranks["fsdp2 after one"][0], run(folder, "never stopped", objective="Veto"), 1e-5)
+    """AdamW divides what two ranks and one sum in another order by its own size: on some processors up to 6e-5."""
+    close(both_ranks["fsdp2 after one"][0], run(folder, "never stopped", objective="Veto"), 1e-4)
 
 
 def test_the_frozen_teacher_is_not_in_the_folder_and_the_student_can_be_read_without_ranks(folder, both_ranks):

@@ -1,6 +1,7 @@
 """The documentation keeps its promises: examples run, links resolve, commands and configs exist and parse."""
 
 import doctest
+import importlib
 import re
 from pathlib import Path
 
@@ -74,6 +75,34 @@ def test_links_resolve(path):
 def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text()
     assert [name(path) for path in DOCS if path.relative_to(ROOT / "docs").as_posix() not in navigation] == []
+
+
+def test_files_and_names_of_the_package_exist():
+    """Not in the decision records, which say what was decided then."""
+    texts = {path: path.read_text() for path in PAGES if path.parent.name != "adr"}
+    folders = [ROOT / folder for folder in ("veto_pl", "tests", "benchmarks", "docs")]
+    files = [f"/{name(path)}" for folder in folders for path in folder.rglob("*.py")]
+    named = {file for text in texts.values() for file in re.findall(r"`((?:\w+/)*\w+\.py)`", text)}
+    named |= set(re.findall(r"  (\w+/\w+\.py)$", texts[ROOT / "docs" / "tour.md"], re.MULTILINE))
+    assert "functional/reduction.py" in named
+    assert sorted(file for file in named if not any(known.endswith(f"/{file}") for known in files)) == []
+    dotted = {path for text in texts.values() for path in re.findall(r"\b(veto_pl(?:\.[A-Za-z]\w*)+)", text)}
+    assert sorted(path for path in dotted if not resolves(path)) == []
+
+
+def resolves(dotted):
+    """Whether a path leads to a module, or to something in one."""
+    module, _, name = dotted.rpartition(".")
+    try:
+        importlib.import_module(dotted)
+    except ImportError:
+        return bool(module) and resolves(module) and hasattr(importlib.import_module(module), name)
+    return True
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "reference").glob("*.md")), ids=name)
+def test_a_page_of_the_reference_is_about_its_folder(path):
+    assert f"::: veto_pl.{path.stem}\n" in path.read_text()
 
 
 def test_commands_name_files_that_exist():

@@ -274,7 +274,7 @@ def test_the_command_draws_what_is_named_and_what_is_in_a_file(tmp_path, capsys)
     (["--objective.beta", "1"], "expected `--objective NAME` first"),
     (["--objective", "Vetto"], "Vetto"),
     (["--objective", "Veto", "--objective.bta", "1"], "bta"),
-    (["--objective", "Veto", "--objective.beta", "-1"], "beta` must lie in"),
+    (["--objective", "Veto", "--objective.beta", "-1"], "beta`: given `-1`, expected a number"),
     (["--objective", "Veto", "--objective", "Veto"], "must differ, got Veto twice"),
     (["--objective", "Veto", "--at", "2"], "`--at` must be a part of the run"),
     (["--config", "nowhere.yaml"], "cannot be read"),

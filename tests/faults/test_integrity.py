@@ -13,7 +13,7 @@ from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.models import CharacterTokenizer, Pretrained
 from veto_pl.models.assemble import load_student
 from veto_pl.models.export_folder import export_student
-from veto_pl.models.weights import StoredWeights
+from veto_pl.models.weights import SafetensorsWeights
 from veto_pl.storage.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from veto_pl.storage.checksums import SUMS
 from veto_pl.storage.sharded_checkpoint import PLAIN, TABLE, check_sharded, plain_values, read_whole, save_sharded
@@ -149,7 +149,7 @@ def export(tmp_path_factory):
 
 def read_parts(path):
     """As the ranks of a sharded run do."""
-    stored = StoredWeights.find(str(path))
+    stored = SafetensorsWeights.find(str(path))
     stored.check(slice(None))
     return dict(stored.parts(dict.fromkeys(stored.files)))
 

@@ -9,8 +9,7 @@ from itertools import count
 import pytest
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.judging import NoVerdictError
-from veto_pl.judging.endpoint import Endpoint
+from veto_pl.servers.endpoint import Endpoint, NoAnswerError
 
 PAUSE = 0.02
 AT_MOST = 60.0
@@ -86,7 +85,7 @@ SERVERS = {
 
 def given_up(server, address, **settings):
     """Asserts that the request ends for the deadline alone, and that the connection is closed."""
-    with pytest.raises(NoVerdictError, match=r"^no answer in time$"):
+    with pytest.raises(NoAnswerError, match=r"^no answer in time$"):
         endpoint(address, **settings).complete({})
     assert server.left.wait(AT_MOST / 2), "the connection is still open"
 
@@ -104,7 +103,7 @@ def test_a_server_that_says_continue_as_fast_as_it_can_is_given_up():
 
 def test_a_server_that_does_not_read_is_given_up():
     """The request is larger than what is on its way at once."""
-    with serving(dripping(b"", b"")) as server, pytest.raises(NoVerdictError, match=r"^no answer in time$"):
+    with serving(dripping(b"", b"")) as server, pytest.raises(NoAnswerError, match=r"^no answer in time$"):
         endpoint(f"http://127.0.0.1:{server.port}/v1").complete({"text": "x" * 2**25})
 
 
@@ -129,7 +128,7 @@ def test_a_name_that_is_not_found_in_time_is_given_up_and_not_connected_to(monke
 
     with serving([OK]) as server:
         monkeypatch.setattr(socket, "getaddrinfo", slowly)
-        with pytest.raises(NoVerdictError, match=r"^no answer in time$"):
+        with pytest.raises(NoAnswerError, match=r"^no answer in time$"):
             endpoint(f"http://127.0.0.1:{server.port}/v1").complete({})
         found.set()
         assert server.left.wait(AT_MOST / 2)

@@ -1,5 +1,7 @@
 """Where models and tokenizers come from, and what is refused."""
 
+import importlib
+
 import pytest
 import torch
 from hypothesis import given
@@ -78,6 +80,24 @@ def test_a_saved_model_comes_back_with_its_settings(folder):
     assert model.is_gradient_checkpointing
     assert same_weights(model.float(), tiny_source().load().bfloat16().float())
     assert load_tokenizer(source).decode(load_tokenizer(source)("abc>")["input_ids"]) == "abc>"
+
+
+@pytest.mark.parametrize(
+    "load", [lambda path: Pretrained(path).load(), lambda path: loaded_for_a_run(path)], ids=["alone", "for a run"]
+)
+def test_a_gpu_as_default_device_needs_no_accelerate(folder, load, monkeypatch):
+    """Lightning makes the strategy's device the default one while models load; a base install has no accelerate."""
+    integration = importlib.import_module("transformers.integrations.accelerate")
+    monkeypatch.setattr(integration, "is_accelerate_available", lambda *_, **__: False)
+    with torch.device("cuda"):
+        model = load(folder)
+    assert {weight.device.type for weight in model.parameters()} == {"cpu"}
+    assert same_weights(model, tiny_source().load())
+
+
+def loaded_for_a_run(path):
+    models = load_models(Pretrained(path), Pruned(Pretrained(path), drop_layers=(1,)), load_tokenizer(Pretrained(path)))
+    return models.student.model
 
 
 def test_pickled_weights_are_refused_before_they_are_read(tmp_path):

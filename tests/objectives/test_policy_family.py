@@ -24,6 +24,7 @@ from veto_pl.objectives import (
     GammaOPD,
     ListOPD,
     OPDPlus,
+    ResOPD,
     TailPenalty,
     UniOPD,
 )
@@ -107,6 +108,8 @@ PLAIN = {
     "IWOPD at 0": IWOPD(strength=0.0),
     "GammaOPD without outcome": GammaOPD(outcome=False),
     "OPDPlus": OPDPlus(f_divergence="reverse_kl"),
+    "ResOPD": ResOPD(k=2),
+    "ResOPD on all ids but one": ResOPD(k=IDS - 1),
 }
 
 
@@ -117,6 +120,29 @@ def test_the_expected_gradient_is_that_of_the_reverse_kl(name, seed):
     """A single token has no future, no rival and no other token of its completion."""
     student, teacher, reference = distributions(seed)
     close(expected(PLAIN[name], student, teacher, reference), gradient_of_kl(student, teacher))
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@given(seed=seeds)
+@quick
+def test_res_opd_has_the_published_gradient_for_every_sampled_token(k, seed):
+    student, teacher, _ = distributions(seed)
+    found, _ = drawn(ResOPD(k=k), student, teacher)
+    p, q = student.exp(), teacher.exp()
+    score = torch.eye(IDS, dtype=torch.float64) - p  # row i: the gradient of log p_i in the logits
+    head = q.topk(k).indices
+    tail = torch.tensor([i not in head for i in range(IDS)])
+    ratio, masses = student - teacher, (p[tail].sum(), q[tail].sum())
+    bucket = (masses[0] / masses[1]).log() * (p[tail] @ score[tail]) / masses[0]
+    coarse = sum(p[i] * ratio[i] * score[i] for i in head) + masses[0] * bucket
+    for token in range(IDS):
+        close(found[token], coarse + (ratio[token] * score[token] - bucket if tail[token] else 0.0))
+
+
+def test_res_opd_warns_of_a_rollout_that_draws_from_another_distribution():
+    for sampling, told in ((Sampling(), 0), (Sampling(temperature=0.5), 1), (Sampling(top_p=0.9), 1)):
+        mistakes = list(ResOPD(rollout=FromStudent(sampling)).requirements(None, "model.objective"))
+        assert [mistake.fatal for mistake in mistakes] == [False] * told
 
 
 @given(seed=seeds)

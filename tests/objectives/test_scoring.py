@@ -1,5 +1,6 @@
 """Objectives through the memory-exact head against the dense road: same loss, same gradients, fewer products."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -10,8 +11,19 @@ from torch import nn
 from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.supports import top_k_with_tail
-from veto_pl.objectives import SFT, Distill, SupervisedKD, TokenObjective, Veto
-from veto_pl.parts.advantages import FutureLogRatio, LogRatio
+from veto_pl.objectives import (
+    IWOPD,
+    OPD,
+    SFT,
+    Distill,
+    ExOPD,
+    OPDPlus,
+    ResOPD,
+    SupervisedKD,
+    TokenObjective,
+    Veto,
+)  # fmt: skip
+from veto_pl.parts.advantages import CentredLogRatio, FutureLogRatio, LogRatio
 from veto_pl.parts.divergences import GeneralizedJSD, ReverseKL
 from veto_pl.parts.supports import FullVocabulary, TopK
 from veto_pl.parts.weightings import TeacherEntropyAbove, Uniform
@@ -235,7 +247,8 @@ def with_stored_scores(sequences, models, k, temperature=1.0):
     # Scores stand at the token's own position, one after the one that predicts it.
     logp = torch.cat([logp[:, :1], logp[:, :-1]], 1)
     ids = logp.topk(k).indices
-    return replace(sequences, teacher_scores=TopKScores(ids, top_k_with_tail(logp, ids), temperature))
+    sampled = logp.gather(2, sequences.input_ids[..., None])[..., 0]
+    return replace(sequences, teacher_scores=TopKScores(ids, top_k_with_tail(logp, ids), temperature, sampled))
 
 
 @pytest.mark.parametrize("target_beta", [None, 0.5])
@@ -257,6 +270,34 @@ def test_a_stored_teacher_gives_the_loss_of_the_live_one_on_its_outcomes(target_
     assert 0 < mine.metrics["stored_tail_mass"].mean() < 1
 
 
+@pytest.mark.parametrize(
+    "objective",
+    [
+        OPD(discount=0.5), ExOPD(extrapolation=1.5), IWOPD(), OPDPlus(), ResOPD(k=4),
+        Distill(divergence=ReverseKL(), support=TopK(k=4), advantage=LogRatio(), aggregation="sequence"),
+    ],
+    ids=name,
+)  # fmt: skip
+def test_policy_gradients_of_a_stored_teacher_are_those_of_the_live_one(objective):
+    models = models_of("llama")
+    sequences = written(models, 0)
+    options = {"support": FullVocabulary()} if type(objective) is Distill else {}
+    stored = replace(objective, rollout=Stored(), **options)
+    expected = objective.loss({objective.rollout: sequences}, models, STEP).terms["loss"].total
+    given = {stored.rollout: with_stored_scores(sequences, models, 4)}
+    mine = stored.loss(given, replace(models, teacher=None), STEP).terms["loss"].total
+    torch.testing.assert_close(mine, expected)
+    torch.testing.assert_close(gradients(mine, models), gradients(expected, models), rtol=1e-4, atol=1e-5)
+
+
+def test_scores_without_the_sampled_token_teach_no_policy_gradient():
+    models = models_of("llama")
+    objective = OPD(rollout=Stored())
+    given = with_stored_scores(written(models, 0), models, 4)
+    given = replace(given, teacher_scores=replace(given.teacher_scores, sampled_logp=None))
+    assert objective.loss({objective.rollout: given}, models, STEP).terms["loss"].total.isnan()
+
+
 def test_a_stored_teacher_of_another_temperature_is_refused():
     models = models_of("llama")
     objective = Distill(rollout=Stored(), temperature=2.0)
@@ -266,7 +307,7 @@ def test_a_stored_teacher_of_another_temperature_is_refused():
 
 
 @pytest.mark.parametrize(
-    "options", [{"advantage": LogRatio()}, {"support": TopK(k=2)}, {"weighting": TeacherEntropyAbove()}]
+    "options", [{"advantage": CentredLogRatio()}, {"support": TopK(k=2)}, {"weighting": TeacherEntropyAbove()}]
 )
 def test_compositions_that_need_the_whole_teacher_refuse_a_stored_one(options):
     with pytest.raises(ConfigurationError, match="stored teacher"):
@@ -278,6 +319,48 @@ def test_a_stored_teacher_without_scores_is_named():
     objective = Distill(rollout=Stored())
     with pytest.raises(ConfigurationError, match="`Stored` has `stored_teacher`, but"):
         objective.loss({objective.rollout: written(models, 0)}, models, STEP)
+
+
+def with_engine(sequences, ratio):
+    ratio = torch.as_tensor(ratio).expand(sequences.loss_mask.shape)
+    return replace(sequences, engine_log_ratio=ratio.masked_fill(~sequences.loss_mask, 0.0))
+
+
+UNCAPPED = [(Veto(), 1.5, 2.0, 1.5), (Veto(), 9.0, None, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("objective", "probable", "cap", "weight"), [*((one, 9.0, 3.0, 3.0) for one in TOKEN_OBJECTIVES[::3]), *UNCAPPED]
+)
+def test_what_the_trainer_finds_more_probable_than_the_engine_weighs_more_up_to_a_cap(objective, probable, cap, weight):
+    models = models_of("llama")
+    objective = replace(objective, engine_cap=cap)
+    plain = {objective.rollout: written(models, 0)}
+    engine = {objective.rollout: with_engine(written(models, 0), math.log(probable))}
+    one, other = (objective.loss(rollouts, models, STEP).terms["loss"] for rollouts in (plain, engine))
+    weight = 1.0 if objective.weighs_samples else weight
+    torch.testing.assert_close(other.total, weight * one.total)
+    assert other.weight == one.weight
+    left, right = gradients(one.total, models), gradients(other.total, models)
+    largest = max(float(value.abs().max()) for value in right.values())
+    for key, value in left.items():  # rounding is relative to what is summed up
+        torch.testing.assert_close(right[key] / largest, weight * value / largest, rtol=0, atol=1e-5)
+
+
+POLICY = Distill(divergence=None, advantage=LogRatio())
+
+
+@pytest.mark.parametrize("objective", [Veto(), Distill(advantage=LogRatio()), POLICY])
+def test_a_token_that_the_trainer_could_not_have_drawn_leaves_the_sum(objective):
+    models = models_of("llama")
+    rows = written(models, 0)
+    kept = rows.loss_mask & (torch.arange(rows.loss_mask.shape[1]) % 2 == 0)
+    fewer = objective.loss({objective.rollout: replace(rows, loss_mask=kept)}, models, STEP).terms["loss"]
+    marked = with_engine(rows, torch.zeros(rows.loss_mask.shape).masked_fill(~kept, -math.inf))
+    weighted = objective.loss({objective.rollout: marked}, models, STEP).terms["loss"]
+    torch.testing.assert_close(weighted.total, fewer.total)
+    left, right = gradients(weighted.total, models), gradients(fewer.total, models)
+    torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
 
 
 @dataclass(frozen=True, kw_only=True)

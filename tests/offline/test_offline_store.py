@@ -8,15 +8,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from veto_pl.data.collate import Collator
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.functional.supports import top_k_with_tail
 from veto_pl.models.tokenizers import CharacterTokenizer
+from veto_pl.objectives import OPD, Veto
 from veto_pl.offline import ScoreStore, open_store
 from veto_pl.offline.manifest import NAME, Manifest
 from veto_pl.rollouts import FromCache, FromDataset, Mixture
 from veto_pl.seams import Models, Step
+from veto_pl.storage.checksums import sha256_of
 from veto_pl.testing.tiny import ALPHABET
 
 from .conftest import WORDS, direct, encoded, write
@@ -70,6 +73,44 @@ def test_the_rollout_is_that_of_the_dataset_with_the_scores_beside_each_token(mo
     # Elsewhere stands something that breaks no gather and no exponential.
     torch.testing.assert_close(scores.logp.exp().sum(-1), torch.ones_like(plain.input_ids, dtype=torch.float32))
     assert (scores.ids.sort(-1).values.diff(dim=-1) > 0).all()
+
+
+def test_the_store_tells_the_teachers_log_probability_of_each_token(models, tmp_path):
+    write(tmp_path, models, k=3)
+    batch = Collator(tokenizer=models.tokenizer).pad(encoded(models)[:5])
+    cached = FromCache(str(tmp_path))(batch, models, STEP)
+    logits = models.teacher(cached, lambda hidden, teacher: teacher.project(hidden)[0])
+    expected = torch.log_softmax(logits, -1).gather(1, cached.token_ids()[:, None])[:, 0].float()
+    torch.testing.assert_close(cached.teacher_scores[cached.loss_mask].sampled_logp, expected, rtol=1e-6, atol=1e-6)
+    (told,) = FromCache(str(tmp_path)).writings()
+    assert told.stored.sampled_logp.shape == (0,)
+
+
+def as_of_an_earlier_version(folder):
+    """Takes out what stores did not hold."""
+    manifest = json.loads((folder / NAME).read_text())
+    del manifest["identity"]["sampled_logp"]
+    for shard in manifest["shards"]:
+        tensors = load_file(folder / shard["file"])
+        del tensors["sampled_logp"]
+        save_file(tensors, folder / shard["file"])
+        shard["sha256"] = sha256_of(folder / shard["file"])
+    (folder / NAME).write_text(json.dumps(manifest))
+
+
+def test_a_store_of_an_earlier_version_teaches_divergences_and_no_policy_gradient(models, tmp_path):
+    write(tmp_path, models, k=3)
+    source = FromCache(str(tmp_path))
+    batch = Collator(tokenizer=models.tokenizer).pad(encoded(models)[:5])
+    before = source(batch, models, STEP).teacher_scores
+    assert not OPD(rollout=source, importance_cap=None).needs_teacher
+    as_of_an_earlier_version(tmp_path)
+    after = source(batch, models, STEP).teacher_scores
+    assert after.sampled_logp is None
+    assert torch.equal(after.logp, before.logp)
+    assert not Veto(rollout=source).needs_teacher
+    with pytest.raises(ConfigurationError, match=r"the store is of an earlier version\. Write it again with `veto-pl"):
+        OPD(rollout=source, importance_cap=None)
 
 
 def test_rows_without_a_reference_train_on_nothing(models, tmp_path):

@@ -14,6 +14,7 @@ from tests.planning.conftest import module, on_policy, planned
 from veto_pl.commands.main import main
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.planning.devices import DEVICES, GIB, device
+from veto_pl.planning.longest_row import longest_row
 from veto_pl.planning.placement import Placement
 from veto_pl.planning.run_plan import remedies
 from veto_pl.training.fsdp import FullyShard
@@ -135,6 +136,30 @@ def test_a_stated_memory_replaces_the_known_one():
     assert device("CPU").accelerator is False
     with pytest.raises(ConfigurationError):
         device("H300")
+
+
+@pytest.mark.parametrize("factor", [0.8, 2.5])
+def test_the_longest_row_fits_and_a_longer_one_does_not(factor):
+    built = module()
+    given = planned(built, prompts=8, prompt=64)
+    given = planned_with_memory(given, int(given.peak.total * factor))
+    assert given.fits == (factor > 1)
+    longest = longest_row(built, given)
+    totals = [planned(built, prompts=8, prompt=int(share * longest) - 16).peak.total for share in (1.0, 1.1)]
+    assert totals[0] <= given.device.memory < totals[1]
+
+
+def test_the_longest_row_has_positions_and_may_not_exist():
+    built = module()
+    assert longest_row(built, planned_with_memory(planned(built), 10 * GIB)) == 512
+    assert longest_row(built, planned_with_memory(planned(built), 1000)) is None
+
+
+def test_the_longest_row_is_told_where_it_is_asked_for(capsys):
+    assert "longest_row" not in as_json(capsys, *DEBUG, "--device", "CPU")
+    options = (*DEBUG, "--device", "CPU", "--longest_row")
+    longest = as_json(capsys, *options)["longest_row"]
+    assert f"Longest row that fits: {longest} tokens, 8 of them the completion's." in printed(capsys, *options)
 
 
 MEASURE = """

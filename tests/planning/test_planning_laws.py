@@ -1,6 +1,6 @@
 """What holds for every plan."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -109,6 +109,36 @@ def test_checkpointing_never_needs_more_and_always_computes_more(layers, complet
 def test_the_state_of_an_optimizer_is_what_it_makes_of_it(chosen, copies):
     simulated = planned(module(optimizer=chosen)).simulated
     assert simulated.state == pytest.approx(copies * simulated.student.trained, rel=0.01)
+
+
+def test_attention_with_dropout_keeps_no_square_on_an_accelerator():
+    student = llama()
+    dropped = replace(student, dimensions=student.dimensions | {"attention_dropout": 0.1})
+    cpu, gpu = ([part(planned(module(source), completion=400, device_name=name), "backward").rest
+                 for source in (student, dropped)] for name in ("CPU", "H100-80GB"))  # fmt: skip
+    assert cpu[1] > cpu[0] + 2 * 4 * 4 * 4 * 416**2, "layers, rows, heads, bytes"
+    assert gpu[1] == gpu[0]
+
+
+def test_sharded_weights_in_mixed_precision_are_gathered_in_half_and_keep_no_copies():
+    built, placement = on_policy(new=4), Placement("fsdp2", 4)
+    full, mixed = (planned(built, placement=placement, precision=p) for p in ("32-true", "bf16-mixed"))
+    assert part(mixed, "rollout").gathered == pytest.approx(part(full, "rollout").gathered / 2, rel=0.01)
+    assert part(mixed, "rollout").weights == part(full, "rollout").weights
+    alone = planned(built, precision="bf16-mixed")
+    student = full.simulated.student
+    copies = student.trained / 2 - student.parameters * 2 * 0.1  # all but the norms and the embedding's lookup
+    spared = part(alone, "student's forward").rest - part(mixed, "student's forward").rest
+    assert spared == pytest.approx(copies, rel=0.2)
+
+
+def test_an_optimizers_temporaries_are_divided_by_the_shards():
+    built = module(llama(layers=4))
+    whole, shards = (
+        part(planned(built, placement=placement, device_name="H100-80GB"), "optimizer step")
+        for placement in (Placement(), Placement("fsdp2", 4))
+    )
+    assert shards.rest == whole.rest // 4
 
 
 def test_an_accelerator_updates_all_weights_at_once():

@@ -105,7 +105,9 @@ def test_a_report_shows_a_metric(said):
 def test_a_command_runs_and_is_known_by_its_name(said):
     assert said["greet"] == {"printed": "Hello, you.\n", "ended": ""}
     assert "greet, judge" in said["greeet"]["ended"]
-    assert "`veto-pl greet` (say hello to somebody)" in " ".join(said["help"]["printed"].split())
+    shown = " ".join(said["help"]["printed"].split())
+    assert "`veto-pl greet` (say hello to somebody)" in shown
+    assert "predict Write what a student answers to the test rows." in shown, "whole sentences"
 
 
 @pytest.mark.parametrize(

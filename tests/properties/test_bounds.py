@@ -39,6 +39,7 @@ class Narrower(Part):
     """Another one.
 
     Args:
+        share: a share of the rows, in [0, 1].
         scale: in other words.
     """
 
@@ -85,6 +86,11 @@ def test_the_docstring_tells_the_bounds():
     assert "        scale: multiplies them (above 0 and finite)." in lines
     assert "        k: rows to keep, or None for all (at least 1)." in lines
     assert "        name: anything." in lines
+
+
+def test_a_docstring_tells_the_bound_of_a_parents_field_that_it_describes_and_none_twice():
+    assert "        scale: in other words (above 0 and finite)." in Narrower.__doc__.splitlines()
+    assert "        share: a share of the rows, in [0, 1]." in Narrower.__doc__.splitlines()
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,15 @@ def test_the_default_table_holds_first_and_last_values_as_the_metrics_say(make_r
     }  # fmt: skip
 
 
+def test_a_test_is_a_number_of_the_table_and_no_curve(make_run, tmp_path):
+    metrics = "step,validation/accuracy,test/accuracy\n0,0.25,\n9,0.5,\n9,,0.75\n"
+    run = make_run("a", metrics, shown=json.dumps(SHOWN))
+    table = first_and_last([run])
+    assert table.columns == ["accuracy (%)", "accuracy (%), test"]
+    assert table.rows == {"a": ["25.0 → 50.0", "75.0"]}
+    assert "Accuracy, test" not in page_of([run], tmp_path)
+
+
 def test_completions_of_the_last_step_stand_side_by_side(make_run, tmp_path):
     first = make_run("first", samples=[sample(1, "p", "early"), sample(5, "p", "\tright\x07  \n", 1.0, "ref")])
     second = make_run("second", samples=[sample(7, "p", "partly", 0.5), sample(7, "only here", "c")])

@@ -1,6 +1,7 @@
 """The module: one update however the batch is split, a teacher that is nobody's submodule, randomness by purpose."""
 
 import json
+from dataclasses import dataclass
 
 import lightning as L
 import pytest
@@ -13,7 +14,7 @@ from veto_pl.models import CharacterTokenizer
 from veto_pl.objectives import SFT, Distill, MiniLLM, Sum, SupervisedKD, Veto
 from veto_pl.parts.schedules import Linear
 from veto_pl.parts.targets import GeometricBridge
-from veto_pl.rollouts import FromDataset, FromStudent, Sampling
+from veto_pl.rollouts import DecodeLoop, FromDataset, FromStudent, Sampling
 from veto_pl.testing.tiny import ALPHABET, tiny_source
 
 WORDS = ["a", "bcdefgh", "ab", "ponm", "abcdefghij", "ccc", "de", "fghijkl"]
@@ -198,6 +199,30 @@ def test_validation_generates_and_measures(rows, tmp_path):
     bare = module_of(SFT(), teacher=None)
     assert "forward_kl" not in bare.validation_metrics
     assert "student_entropy" in bare.validation_metrics
+
+
+ASKED = []
+
+
+@dataclass(frozen=True)
+class Recording(DecodeLoop):
+    """Notes the temperatures that it samples at."""
+
+    name: str = "rollout"
+
+    def generate(self, prompts, model, sampling, *rest, **marks):
+        ASKED.append((self.name, sampling.temperature))
+        return super().generate(prompts, model, sampling, *rest, **marks)
+
+
+@pytest.mark.parametrize("named", [None, "named"])
+def test_validation_samples_by_the_engine_of_the_rollout_or_the_one_that_is_named(rows, tmp_path, named):
+    ASKED.clear()
+    engine = None if named is None else Recording(name=named)
+    objective = Distill(rollout=FromStudent(SAMPLED.sampling, Recording()))
+    module = module_of(objective, evaluation_engine=engine, evaluation=Sampling(temperature=0.5, max_new_tokens=2))
+    fit(module, rows, tmp_path, max_steps=1, limit_val_batches=1)
+    assert [("rollout", 1.0), (named or "rollout", 0.5)] == ASKED
 
 
 def test_mini_llm_trains_with_its_two_denominators(rows, tmp_path):

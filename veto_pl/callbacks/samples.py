@@ -75,11 +75,12 @@ class SampleTable(L.Callback, Journal):
         """Write and print the rows that were kept."""
         if not self._rows:
             return
+        step = getattr(pl_module, "steps_done", trainer.global_step)
         if self._lines is not None:
-            self._lines.add({"step": trainer.global_step, **row} for row in self._rows)
+            self._lines.add({"step": step, **row} for row in self._rows)
             self._written += len(self._rows)
         if self.show:
-            Console().print(self._table(trainer.global_step))
+            Console().print(self._table(step))
 
     def _find(self, trainer: L.Trainer) -> WaitingLines:
         """Return the file of samples in the run folder. Collective: call it on every rank."""

@@ -85,8 +85,9 @@ def _reserve(axes: Axes, envelopes: Sequence[Envelope], band: bool) -> None:
     low, high = np.nanmin(values), np.nanmax(values)
     axes.set_xlim(*_wider(steps.min(), steps.max(), 1.0, 0.0))
     if axes.get_yscale() == "log":
-        room = max((high / low) ** 0.05, 1.1)
-        axes.set_ylim(low / room, high * room)
+        room = max(high**0.05 / low**0.05, 1.1)
+        least, most = np.finfo(float).tiny, np.finfo(float).max
+        axes.set_ylim(max(low / room, least), max(min(high, most / room) * room, 2 * least))
     else:
         bottom, top = _wider(low, high, abs(low) / 10 or 1.0, 0.05)
         axes.set_ylim(max(bottom, 0.0) if low >= 0 else bottom, min(top, 0.0) if high <= 0 and low < 0 else top)

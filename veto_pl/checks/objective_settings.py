@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -17,6 +17,8 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams import ModelSource, Objective, RolloutSource, Schedule, TeacherContext, Writing
 
 STEPS = 100
+SMALL_RATE = 1e-4
+"""Below it, steps of AdamW are smaller than half of the last bit of most weights in bfloat16."""
 UNBOUNDED = ("clip", "importance_cap", "tau")
 """Settings whose infinity means that they are off."""
 
@@ -43,8 +45,8 @@ def schedule_values(setup: Setup) -> Iterator[Mistake]:
             if isinstance(schedule := getattr(part, name), Schedule) and (
                 fault := _first_refused_value(part, name, schedule)
             ):
-                yield Mistake(f"{path}.init_args.{name}", f"a schedule that comes to {fault[0]:g}", "allowed values "
-                              "only", fault[1])  # fmt: skip
+                yield Mistake(f"{path}.init_args.{name}", f"a schedule that comes to {fault[0]:g}", "one that "
+                              "stays among the allowed values", fault[1])  # fmt: skip
 
 
 def several_completions(setup: Setup) -> Iterator[Mistake]:
@@ -73,6 +75,7 @@ def optimizer(setup: Setup) -> Iterator[Mistake]:
     if made.param_groups[0].get("lr") == 0:
         yield Mistake("model.optimizer.init_args.lr", "0", "more than 0", "With it the weights stay as they are.",
                       fatal=False)  # fmt: skip
+    yield from _steps_that_round_away(setup, made.param_groups[0])
 
 
 def greedy_rollouts(setup: Setup) -> Iterator[Mistake]:
@@ -109,6 +112,15 @@ def use_of_the_models(setup: Setup) -> Iterator[Mistake]:
 
 def _greedy_student(writing: Writing) -> bool:
     return "student" in writing.writers and writing.sampling is not None and writing.sampling.is_greedy
+
+
+def _steps_that_round_away(setup: Setup, group: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Check that a student in bfloat16 has a rate at which its weights move; Adam's kind is known by its `betas`."""
+    dtype, rate = getattr(setup.models["model.student"], "dtype", None), float(group.get("lr", 0))
+    if "betas" in group and dtype == torch.bfloat16 and 0 < rate < SMALL_RATE:
+        yield Mistake("model.student", f"bfloat16 weights at a learning rate of {rate:g}", "float32 weights, or a rate "
+                      f"of at least {SMALL_RATE:g}", "Most steps would round away. Give it `dtype: float32`, and the "
+                      "trainer `precision: bf16-mixed`.", fatal=False)  # fmt: skip
 
 
 def _is_off(name: str, value: float) -> bool:

@@ -52,6 +52,7 @@ class Setup:
         for path, source in self._model_sources.items():
             yield from _settings(source, path)
         yield from _settings(module.tokenizer_source, "model.tokenizer")
+        yield from _settings(module.evaluation_engine, "model.evaluation_engine")
         yield from _settings(data.task, "data.task")
         yield from _settings(data.template, "data.template")
         yield from (("model.metrics", metric) for metric in module.validation_metrics.values())

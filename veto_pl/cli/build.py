@@ -50,6 +50,13 @@ TRAINER_DEFAULTS = {
 
 SWITCHES = {"enable_progress_bar": ProgressBar, "enable_checkpointing": Checkpoint}
 """Settings of the trainer that switch off a kind of callback."""
+SUMMARIES = {
+    "fit": "Train a student, validate it, and export it.",
+    "validate": "Measure a student on the validation rows.",
+    "test": "Measure a student on the test rows, and write its answers.",
+    "predict": "Write what a student answers to the test rows.",
+}
+"""What `--help` says of Lightning's commands."""
 SEEDED = ("model.seed", "data.seed")
 """What `seed_everything` sets."""
 
@@ -78,6 +85,14 @@ class VetoCLI(LightningCLI):
         """Return Lightning's commands; only the one that is called, if any, since each parser takes half a second."""
         known = super().subcommands()
         return {name: known[name] for name in self._command_names if name in known} or known
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        """Add the commands with a sentence about each, where Lightning takes the first line of a docstring."""
+        super()._add_subcommands(parser, **kwargs)
+        added = parser._subcommands_action
+        assert added is not None
+        for shown in added._choices_actions:
+            shown.help = SUMMARIES[shown.dest]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run folder and the callbacks that every run has, and link the seeds of model and data to one."""

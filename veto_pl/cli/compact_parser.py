@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import yaml
+from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -55,8 +57,19 @@ class CompactDumper(yaml.SafeDumper):
         return super().represent_sequence(tag, sequence, flow_style=len(str(sequence)) < LINE_WIDTH)
 
 
+class PlainTypes(DefaultHelpFormatter):
+    """Shows the type of a number without its bound, which the text of the setting has in words."""
+
+    def _get_type_str(self, action: Any) -> str | None:
+        shown = super()._get_type_str(action)
+        return shown and re.sub(r"Annotated\[(\w+), Interval\([^)]*\)\]", r"\1", shown)
+
+
 class CompactParser(LightningArgumentParser):
     """Prints configurations so compactly that an algorithm fits on a screen, and mistakes in them in a sentence."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"formatter_class": PlainTypes} | kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise `ConfigurationError` with the path of the mistake and a suggestion, instead of printing the usage."""

@@ -32,9 +32,19 @@ _CLASS = re.compile(
 )
 _REQUIRED = re.compile(r"the following arguments are required: (.+)")
 _NUMBER = re.compile(r"Expected a <class '(?:float|int)'>|validation error for constrained-(?:float|int)")
-_BOUND = re.compile(
-    r"\d+ validation errors? for \S+\s+(.+?) \[type=[^\n]*\n\s*For further information visit \S+?(?=\. Got|\s|$)"
+_BOUND = re.compile(r"Input should be ((?:greater|less) than(?: or equal to)? [-+\w.]*\w)")
+_EXPECTED = re.compile(
+    r"Expected a <class '(?P<kind>\w+)'>|Input should be a valid (?P<number>integer|number)"
+    r"|Expected a typing\.Literal\[(?P<choice>[^\]]*)\]|Expected a (?P<path>dot import path)"
 )
+_KINDS = {
+    "int": "a whole number", "integer": "a whole number", "float": "a number", "number": "a number",
+    "bool": "true or false", "str": "a text", "tuple": "a list", "list": "a list", "dict": "a mapping",
+    "NoneType": "null", "dot import path": "the name of a class",
+}  # fmt: skip
+"""Types of Python, and of pydantic, in words."""
+_NESTED = re.compile(r"NestedArg\(key='(.*?)', val=(['\"]?)(.*)\2\)$")
+_GIVEN = re.compile(r"(?:Given value|Got value): (.*)")
 
 
 def with_suggestion(message: str, known: Iterable[str]) -> str:
@@ -77,8 +87,29 @@ def explained(message: str) -> ConfigurationError:
         path = path[:-1] if path[-1:] == ["init_args"] else path
         reason = _unknown_class(next(filter(None, named.groups())))
     else:
-        reason = shorten(_BOUND.sub(r"\1", rest), 400)
+        reason = shorten(_refused_value(rest), 400)
     return ConfigurationError(f"`{'.'.join(path)}`: {reason}" if path else reason)
+
+
+def _refused_value(reason: str) -> str:
+    """Say what was given and what was expected, where the parser tells the value that it refuses."""
+    if (found := _GIVEN.search(reason)) is None:
+        return reason
+    given = _NESTED.sub(r"\1: \3", found[1])  # an option `a.b` where `a` has no settings
+    if bound := _BOUND.search(reason):
+        return f"given `{given}`, expected a number {bound[1]}."
+    expected = list(dict.fromkeys(_in_words(match) for match in _EXPECTED.finditer(reason)))
+    if not expected:
+        return reason
+    return f"given `{given}`, expected {' or '.join(filter(None, [', '.join(expected[:-1]), expected[-1]]))}."
+
+
+def _in_words(expected: re.Match[str]) -> str:
+    """Return what one line of the parser expects, such as `a whole number`."""
+    if expected["choice"]:
+        return f"one of {expected['choice']}"
+    kind = expected["kind"] or expected["number"] or expected["path"]
+    return _KINDS.get(kind, kind)
 
 
 def _unknown_class(given: str) -> str:

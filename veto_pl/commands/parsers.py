@@ -96,6 +96,7 @@ def _plan(arguments: Sequence[str]) -> None:
     parser.add_argument("--prompt_tokens", type=int, help="of a typical prompt (default: the longest admitted)")
     parser.add_argument("--completion_tokens", type=int, help="of a typical completion (default: the longest admitted)")
     parser.add_argument("--share", type=float, default=0.4, help="of the device's peak that is reached (default: 0.4)")
+    parser.add_argument("--longest_row", action="store_true", help="also look for the longest row that fits")
     parser.add_argument("--json", action="store_true", dest="as_script", help="print JSON, in bytes, FLOP and seconds")
     given, config = parser.parse_known_args(arguments)
     load_plugins()

@@ -15,8 +15,9 @@ from veto_pl.commands.cache_teacher import Prepared
 from veto_pl.data.splits import check_sizes
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.planning.devices import device as find_device
+from veto_pl.planning.longest_row import longest_row as find_longest_row
 from veto_pl.planning.placement import Placement
-from veto_pl.planning.plan_table import as_json, memory_table, remedy_lines, summary, work_table
+from veto_pl.planning.plan_table import as_json, longest_row_line, memory_table, remedy_lines, summary, work_table
 from veto_pl.planning.rollout import Lengths
 from veto_pl.planning.run_plan import plan, remedies
 from veto_pl.planning.simulation import Setting
@@ -39,6 +40,7 @@ def print_plan(
     completion_tokens: int | None,
     share: float,
     as_script: bool,
+    longest_row: bool = False,
 ) -> None:
     """Print what a run needs, and the changes that would make it fit.
 
@@ -50,6 +52,7 @@ def print_plan(
         completion_tokens: of a typical completion; by default the longest that the configuration admits.
         share: the part of the device's peak that is reached.
         as_script: print JSON.
+        longest_row: look for the longest row that fits, too, by a few more plans.
 
     Raises:
         ConfigurationError: a setting cannot work, or the step cannot be planned.
@@ -75,13 +78,15 @@ def print_plan(
     )
     result = plan(cli.model, setting, Placement.of(trainer.as_dict()), target, share)
     found = [] if result.fits else remedies(cli.model, result)
+    longest = find_longest_row(cli.model, result) if longest_row else None
     if as_script:
-        print(json.dumps(as_json(result, found)))
+        print(json.dumps(as_json(result, found) | ({"longest_row": longest} if longest_row else {})))
         return
     console = Console()
     for line in summary(result):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(memory_table(result))
     console.print(work_table(result))
-    for line in [] if result.fits else remedy_lines(found):
+    lines = [longest_row_line(result, longest)] if longest_row else []
+    for line in lines + ([] if result.fits else remedy_lines(found)):
         console.print(line, highlight=False, soft_wrap=True)

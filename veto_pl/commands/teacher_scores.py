@@ -63,7 +63,9 @@ class Scorer:
     def identity(self) -> Identity:
         """Return what all scores of this scorer have in common; every weight of the teacher is read and hashed."""
         teacher = model_fingerprint(self.models.required_teacher().model)
-        return Identity(teacher, tokenizer_fingerprint(self.models.tokenizer), self.k, self.temperature)
+        return Identity(
+            teacher, tokenizer_fingerprint(self.models.tokenizer), self.k, self.temperature, sampled_logp=True
+        )
 
     def score(self, rows: Sequence[Encoded]) -> tuple[list[ScoredRow], TruncationCost]:
         """Return the teacher's scores of every row, and what keeping only k ids loses."""
@@ -71,20 +73,23 @@ class Scorer:
         cost = TruncationCost()
         for start in range(0, len(rows), self.batch_size):
             batch = rows[start : start + self.batch_size]
-            ids, logp, lost = self._score_batch(batch)
+            columns, lost = self._score_batch(batch)
             lengths = [len(row.completion_ids) for row in batch]
-            parts = zip(batch, torch.split(ids, lengths), torch.split(logp, lengths), strict=True)
-            for row, some_ids, some_logp in parts:
-                scored.append(ScoredRow(row_key(row.prompt_ids, row.completion_ids), some_ids, some_logp))
+            for row, *told in zip(batch, *(torch.split(column, lengths) for column in columns), strict=True):
+                scored.append(ScoredRow(row_key(row.prompt_ids, row.completion_ids), *told))
             cost += lost
         return scored, cost
 
-    def _score_batch(self, batch: Sequence[Encoded]) -> tuple[Tensor, Tensor, TruncationCost]:
-        """Return [N, k] int32 ids and [N, k + 1] float32 log-probabilities on the host, and the cost of N tokens."""
+    def _score_batch(self, batch: Sequence[Encoded]) -> tuple[tuple[Tensor, Tensor, Tensor], TruncationCost]:
+        """Return what is kept of N tokens, on the host, and what that costs.
+
+        That is [N, k] int32 ids, [N, k + 1] float32 log-probabilities of these and the tail, and [N] of the tokens.
+        """
         prompts = self.collator.pad(batch).to(self.device)
         sequences = FromDataset()(prompts, self.models, Step(0, 1))
         teacher, student = self.models.required_teacher(), self.models.student
-        ids, logp, cost = [], [], TruncationCost()
+        ids, logp, sampled, cost = [], [], [], TruncationCost()
+        tokens = sequences.token_ids()[:, None]
         with torch.inference_mode(), sampling_mode(teacher), sampling_mode(student), self.precision():
             teacher_hidden, student_hidden = (model(sequences, _hidden) for model in (teacher, student))
             for start in range(0, len(teacher_hidden), self.chunk_rows):
@@ -96,7 +101,8 @@ class Scorer:
                 cost += TruncationCost.measure(student_logp, teacher_logp, kept)
                 ids.append(kept.ids.to("cpu", torch.int32))
                 logp.append(kept.logp.cpu())
-        return torch.cat(ids), torch.cat(logp), cost
+                sampled.append(teacher_logp.gather(1, tokens[chunk])[:, 0].cpu())
+        return (torch.cat(ids), torch.cat(logp), torch.cat(sampled)), cost
 
     def _normalised(self, logits: Tensor) -> Tensor:
         return torch.log_softmax(logits / self.temperature, -1)
@@ -180,7 +186,7 @@ def _free_names(shards: Sequence[Shard]) -> Iterator[str]:
 
 def _size(rows: Sequence[Encoded], k: int) -> str:
     tokens = sum(len(row.completion_ids) for row in rows)
-    return f"{tokens} tokens, {tokens * (8 * k + 4) / 2**20:.1f} MiB"
+    return f"{tokens} tokens, {tokens * (8 * k + 8) / 2**20:.1f} MiB"
 
 
 def _hidden(hidden: Tensor, _: object) -> Tensor:

@@ -94,7 +94,7 @@ def perform(job: Job, threads: int) -> None:
              "--trainer.log_every_n_steps=1"])  # fmt: skip
     _refuse_cut_short(job)
     for name in job.evaluations:
-        command(["test", *files, *_test(job, name)])
+        command(["test", *files, *_test_options(job, name)])
         _refuse_validation_rows(job.folder / name / "test.json")
     _remove_checkpoints(job)
     with replacing(job.folder / DONE) as temporary:  # the record of the start: files may have changed since
@@ -142,7 +142,7 @@ def _in_subprocesses(threads: int) -> Callable[[list[str]], object]:
     return command
 
 
-def _test(job: Job, name: str) -> list[str]:
+def _test_options(job: Job, name: str) -> list[str]:
     """Return the options of `veto-pl test` for the exported student, which writes into a folder of its own."""
     folder, settings = job.folder / name, job.evaluations[name]
     folder.mkdir(exist_ok=True)

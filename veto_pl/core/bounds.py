@@ -32,14 +32,17 @@ CountFromZero = Annotated[int, Interval(ge=0)]
 
 
 def declares_bounds(cls: type[T]) -> type[T]:
-    """Note the bounds of a class's fields, beside those of its parents, and add them to its docstring."""
+    """Note the bounds of a class's fields, beside those of its parents, and add them to its docstring.
+
+    Bounds of a parent's field are added where the docstring of this class describes that field again.
+    """
     names = vars(sys.modules[cls.__module__])
     fields = vars(cls).get("__annotations__", {})
     own = {name: bound for name, hint in fields.items() if (bound := _bound(hint, names)) is not None}
     # A field that is declared again keeps its bound, or gets a new one. No annotation says what this is: jsonargparse
     # would look for its names in the files of other classes.
     cls._bounds = {**getattr(cls, "_bounds", {}), **own}  # type: ignore[attr-defined]
-    cls.__doc__ = _documented(cls.__doc__, own)
+    cls.__doc__ = _documented(cls.__doc__, cls._bounds)  # type: ignore[attr-defined]
     return cls
 
 
@@ -118,9 +121,13 @@ def _bound(hint: Any, names: Mapping[str, Any]) -> Interval | None:
 
 
 def _documented(docstring: str | None, bounds: Mapping[str, Interval]) -> str | None:
-    """Write bounds behind the descriptions of their fields, in parentheses."""
+    """Write bounds behind the descriptions of their fields, in parentheses, unless the description has them."""
+    if docstring is None:
+        return None
     for name, bound in bounds.items():
-        entry = rf"(?s)(\n(?P<indent> +){name}: .*?)(\.?)(?=\n(?P=indent)\w+: |\n\s*\n|\s*\Z)"
-        words = f" ({in_words(bound)})"
-        docstring = re.sub(entry, rf"\1{words}\3", docstring or "", count=1)
+        entry = rf"(?s)\n(?P<indent> +){name}: .*?(?=\.?\n(?P=indent)\w+: |\.?\n\s*\n|\.?\s*\Z)"
+        described = re.search(entry, docstring)
+        if described and in_words(bound) not in " ".join(described[0].split()):
+            end = described.end()
+            docstring = f"{docstring[:end]} ({in_words(bound)}){docstring[end:]}"
     return docstring

@@ -61,6 +61,11 @@ class Remembers:
         return None
 
 
+def remembers(source: Remembers) -> bool:
+    """Return whether the source, or one inside of it, has a memory."""
+    return any(part.new_memory() is not None for part in inside(source, Remembers))
+
+
 class Memories:
     """The memories of all sources on one rank. Sources with the same `repr` share a memory."""
 

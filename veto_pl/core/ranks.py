@@ -58,11 +58,14 @@ class Sharding:
         device: where this rank keeps its part.
         whole_to_sample: gather all weights before a rollout and let them go afterwards. Sampling then needs no
             communication. Otherwise every layer is gathered for every token, in step with the other ranks.
+        compute_dtype: in which weights are gathered and computed with, while parts, and the sums of gradients over the
+            ranks, keep the dtype of the weights; None gathers them as they are.
     """
 
     mesh: DeviceMesh
     device: torch.device
     whole_to_sample: bool
+    compute_dtype: torch.dtype | None = None
 
     @property
     def first(self) -> bool:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from veto_pl.core.bounds import Count, CountFromZero, FromZero, PositiveShare, check_bounds, declares_bounds
+from veto_pl.core.cumulative import cumulative_sum
 from veto_pl.exceptions import ConfigurationError
 
 BLOCK = 256
@@ -115,7 +116,7 @@ class Sampling:
         """
         values, ids = scaled.topk(size, -1) if size < scaled.shape[-1] else scaled.sort(dim=-1, descending=True)
         logp = values - (values if size == self.top_k else scaled).logsumexp(-1, keepdim=True)
-        reached = logp.exp().cumsum(-1)
+        reached = cumulative_sum(logp.exp())
         # An id survives if the likelier ids before it hold less than p; the first has none before it.
         cut = torch.cat([torch.zeros_like(ids[..., :1]).bool(), reached[..., :-1] >= self.top_p], -1)
         kept = torch.log_softmax(logp.masked_fill(cut, -torch.inf), -1) if self.top_p < 1 else logp
@@ -156,7 +157,7 @@ def draw_id(probability: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 def _pick(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Return the index that `uniform` falls on, never one of weight 0, and where in its share it falls, in [0, 1]."""
-    reached = weights.cumsum(-1, dtype=uniform.dtype)
+    reached = cumulative_sum(weights, dtype=uniform.dtype)
     total = reached[:, -1:]
     target = uniform[:, None] * total
     last = (reached < total).sum(-1, keepdim=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
+from veto_pl.core.transfer import UNPINNED
 from veto_pl.data.collate import Collator
 from veto_pl.data.control_words import ControlWords
 from veto_pl.data.encoding import Batches, EncodedRows, encode_rows
@@ -21,10 +22,11 @@ from veto_pl.data.epoch import check_epoch
 from veto_pl.data.fingerprints import fingerprint
 from veto_pl.data.overlong import Overlong, OverlongCompletions, fit_completions, fit_prompts, report_remarks
 from veto_pl.data.sampler import RankSampler, even_batches
-from veto_pl.data.splits import check_sizes
+from veto_pl.data.splits import check_sizes, describe_change
 from veto_pl.data.stream_policies import completions_fit, prompts_fit, with_remarks
 from veto_pl.data.streaming import EncodedStream, StreamOrder
 from veto_pl.data.templates import PlainTemplate
+from veto_pl.data.window_loader import WindowLoader
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.seams import Example, Task, Template
 
@@ -174,7 +176,7 @@ class PromptDataModule(LightningDataModule):
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
         now, before = self.state_dict()["rows"], state_dict.get("rows", {})
-        changed = [_describe_change(split, before[split], now[split]) for split in now if split in before]
+        changed = [describe_change(split, before[split], now[split]) for split in now if split in before]
         if told := "; ".join(change for change in changed if change):
             rank_zero_warn(f"The run goes on with other rows than before: {told}.")
 
@@ -186,7 +188,8 @@ class PromptDataModule(LightningDataModule):
         shuffle = self.shuffle and not getattr(self.trainer, "overfit_batches", 0)
         self._order = rows.order(*self._place, seed=self.seed, shuffle=shuffle)
         self._start = (0, 0, 0)
-        loader = self._loader(rows.dataset, self._order, batch_size=self.batch_size)
+        kind = partial(WindowLoader, window=self._left_in_window)
+        loader = self._loader(rows.dataset, self._order, batch_size=self.batch_size, kind=kind)
         if self.trainer is not None and isinstance(rows, EncodedRows):
             check_epoch(self.trainer, len(loader))
         return loader
@@ -271,8 +274,21 @@ class PromptDataModule(LightningDataModule):
         batches = Batches(rows, even_batches(range(len(rows)), *self._place, self.validation_batch_size))
         return self._loader(batches, RankSampler(len(batches), shuffle=False), batch_size=None)
 
-    def _loader(self, rows: Dataset[Any], order: RankSampler | StreamOrder, batch_size: int | None) -> DataLoader[Any]:
-        return DataLoader(
+    def _left_in_window(self, read: int) -> int:
+        """Return how many batches the accumulation window has left; one that a run goes on in has begun before."""
+        size = getattr(self.trainer, "accumulate_grad_batches", 1)
+        epoch, _, before = self._start
+        begun = before if getattr(self.trainer, "current_epoch", 0) == epoch else 0
+        return size - (begun + read) % size
+
+    def _loader(
+        self,
+        rows: Dataset[Any],
+        order: RankSampler | StreamOrder,
+        batch_size: int | None,
+        kind: Callable[..., DataLoader[Any]] = DataLoader,
+    ) -> DataLoader[Any]:
+        return kind(
             rows,
             batch_size=batch_size,
             sampler=order,
@@ -281,6 +297,7 @@ class PromptDataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             # Without one, every epoch would draw its worker seed from the global generator.
             generator=torch.Generator().manual_seed(self.seed),
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type not in UNPINNED,
         )
 
 
@@ -294,16 +311,3 @@ def _report_no_rows(split: str, examples: Sequence[Example]) -> None:
         raise DataError(message)
     if origin:
         rank_zero_warn(message)
-
-
-def _describe_change(split: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Describe how the rows of a split have changed; return an empty string where they have not."""
-    if before == now:
-        return ""
-    if before["count"] != now["count"]:
-        return f"`{split}` had {_count(before)} and has {_count(now)}"
-    return f"`{split}` has {_count(now)} as before, but with other content"
-
-
-def _count(rows: Mapping[str, Any]) -> str:
-    return "a stream" if rows["count"] is None else f"{rows['count']} rows"

@@ -74,6 +74,7 @@ _ALTERED_BEFORE = re.compile(
 _ALTERED_BEHIND = re.compile(
     r"^(?:[abnxyz]{1,3}\b| ?(?![mgshlLtdCFKWVAJN]\b)[a-zA-Z]\b[ .)]*$| ?\(| ?/ ?(?![a-z]{2}|[hsdlm]\b)| ?-(?![a-z]{2}))"
     r"| (?:plus|minus|times (?!as)|divided|multiplied|doubled|tripled|squared|cubed|halves|thirds|quarters of)\b"
+    r"(?!-[a-z])"
     r"| \w+ (?:hundred|thousand)\b"
     r"| (?:or|and an?) (?:more|less|fewer|half|third|quarter|\w+teen|\w+ty)\b"
 )
@@ -103,7 +104,7 @@ def final_answer(text: str) -> str | None:
         >>> final_answer("9 * 2 = 18\n#### 18"), final_answer("It is 3. So \\boxed{\\frac{1}{2}}.")
         ('18', '\\frac{1}{2}')
         >>> final_answer("The answer is $1,200 per year, not 5."), final_answer("no idea")
-        ('$1,200 per year', None)
+        ('1,200 per year', None)
     """
     text = _CALCULATION.sub("", _plain(text[-WINDOW:]))
     for body in reversed(_MARK.findall(text)):
@@ -195,7 +196,8 @@ def _unmarked(text: str) -> str | None:
         return equation[0]
     line = _tidy(re.sub(r"(?<=m)\^?\{?[23](?:\}|\b)", "", line))  # 5 m^2
     number = final_number(line)
-    alone = _NUMBER.fullmatch(line)
+    stated, *explained = _EXPLANATION.split(line, maxsplit=1)
+    alone = _NUMBER.fullmatch(line if re.search(r"[0-9]", "".join(explained)) else stated)
     return None if number is None or (alone and _is_altered(alone)) else f"{number:f}"
 
 
@@ -266,7 +268,7 @@ def _tidy(text: str) -> str:
     """Return the text with one way to write spaces, signs and separators."""
     for pattern, replacement in _ONE_WAY_TO_WRITE:
         text = pattern.sub(replacement, text)
-    return text.strip(" $,;:`").rstrip(".")
+    return text.strip(" $,;:`*_").rstrip(".")
 
 
 @dataclass(frozen=True, kw_only=True)

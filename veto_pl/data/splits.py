@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.seams import Example
@@ -94,3 +94,16 @@ def check_stop(owner: str, stop: tuple[str, ...]) -> None:
     """
     if not all(stop):
         raise ConfigurationError(f"`{owner}.stop` must hold no empty string, got {stop}.")
+
+
+def describe_change(split: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Describe how the rows of a split have changed; return an empty string where they have not."""
+    if before == now:
+        return ""
+    if before["count"] != now["count"]:
+        return f"`{split}` had {_count(before)} and has {_count(now)}"
+    return f"`{split}` has {_count(now)} as before, but with other content"
+
+
+def _count(rows: Mapping[str, Any]) -> str:
+    return "a stream" if rows["count"] is None else f"{rows['count']} rows"

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
+from veto_pl.core.extras import require_extra
 from veto_pl.data.splits import check_sizes
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.judging.endpoint import Endpoint
 from veto_pl.judging.preferences import NO_REFERENCE, NoVerdictError
 from veto_pl.seams import Example, Judge
+from veto_pl.servers.endpoint import Endpoint, NoAnswerError
 
 SUMMARIES = """Two assistants have done the same task. Decide who has done it better: whose text is more faithful to \
 the task, complete in what matters, and concise. Do not let the order or the length of the texts decide.
@@ -80,6 +81,7 @@ class ChatJudge(Judge):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_extra("openai", extra="judge", needed_by="`ChatJudge`")
         check_sizes("ChatJudge", at_least=1, concurrency=self.concurrency, max_tokens=self.max_tokens)
         check_sizes("ChatJudge", retries=self.retries)
         for name in ("timeout", "temperature"):
@@ -91,7 +93,12 @@ class ChatJudge(Judge):
 
     def __call__(self, example: Example, first: str, second: str) -> float:
         """Return 1.0 if the first answer is better, 0.0 if the second is, 0.5 for a tie."""
-        return verdict_of(message_of(self._endpoint().complete(self.request(example, first, second))))
+        body = self.request(example, first, second)
+        try:
+            reply = self._endpoint().complete(body)
+        except NoAnswerError as error:
+            raise NoVerdictError(str(error)) from None
+        return verdict_of(message_of(reply))
 
     def request(self, example: Example, first: str, second: str) -> dict[str, Any]:
         """Return the body of the request; raise `NoVerdictError` if the template wants a reference but none exists."""

@@ -12,6 +12,8 @@ from veto_pl.seams import Ending, Sequences
 REPEATED = 4
 """Tokens of an n-gram whose repetition counts."""
 _FACTOR = 6364136223846793005  # odd and well mixed: sums of ids times its powers differ modulo 2^64
+_POWERS = [(pow(_FACTOR, n, 2**64) + 2**63) % 2**64 - 2**63 for n in range(REPEATED)]
+"""The powers of the factor as signed 64-bit numbers."""
 
 
 def rollout_numbers(rollouts: Iterable[Sequences], eos_ids: Iterable[int]) -> dict[str, Stat]:
@@ -25,8 +27,10 @@ def rollout_numbers(rollouts: Iterable[Sequences], eos_ids: Iterable[int]) -> di
         `repetition`: the mean over completions of the share of their n-grams that they had before. `unfinished`: the
         share of completions that ran into the limit; where a rollout does not say why they end, those that are as long
         as the longest and do not end with EOS. Where a rollout tells, `teacher_share`: the share of completion tokens
-        that the teacher put into the student's text, and `age`: optimizer steps since a row was written. What was
-        written is looked at, whether it counts or not.
+        that the teacher put into the student's text, `age`: optimizer steps since a row was written, `engine_gap`: the
+        mean size of the difference, in nats, between the log-probabilities of the engine that sampled a token and those
+        of the trainer, over the tokens that both could draw, and `unanswered`: the share of rows that no served teacher
+        has scored. What was written is looked at, whether it counts or not.
     """
     ends = tuple(eos_ids)
     written = list(rollouts)
@@ -35,6 +39,8 @@ def rollout_numbers(rollouts: Iterable[Sequences], eos_ids: Iterable[int]) -> di
         "unfinished": [_unfinished(rows, ends) for rows in written],
         "teacher_share": [_by_teacher(rows) for rows in written if rows.by_teacher is not None],
         "age": [_age(rows) for rows in written if rows.age is not None],
+        "engine_gap": [_engine_gap(rows) for rows in written if rows.engine_log_ratio is not None],
+        "unanswered": [_unanswered(rows) for rows in written if rows.unanswered is not None],
     }
     return {name: sum(stats[1:], stats[0]) for name, stats in numbers.items() if stats}
 
@@ -45,18 +51,13 @@ def _repetition(rows: Sequences) -> Stat:
     if written.shape[1] < REPEATED:
         return Stat(*rows.input_ids.new_zeros(2, dtype=torch.float32))
     counted = written.unfold(1, REPEATED, 1).all(-1)
-    powers = torch.tensor(_powers(), device=written.device)
-    grams = (rows.input_ids.unfold(1, REPEATED, 1) * powers).sum(-1)
+    places = rows.input_ids.unfold(1, REPEATED, 1).unbind(-1)
+    grams = torch.stack([ids * power for ids, power in zip(places, _POWERS, strict=True)]).sum(0)
     ordered = grams.masked_fill(~counted, torch.iinfo(torch.int64).max).sort(1).values
     number = counted.sum(1)
     inside = torch.arange(ordered.shape[1] - 1, device=written.device) < number[:, None] - 1
     repeats = ((ordered[:, 1:] == ordered[:, :-1]) & inside).sum(1)
     return Stat((repeats / number.clamp_min(1)).sum(), (number > 0).sum().float())
-
-
-def _powers() -> list[int]:
-    """Return the powers of the factor as signed 64-bit numbers."""
-    return [(pow(_FACTOR, n, 2**64) + 2**63) % 2**64 - 2**63 for n in range(REPEATED)]
 
 
 def _by_teacher(rows: Sequences) -> Stat:
@@ -67,7 +68,18 @@ def _by_teacher(rows: Sequences) -> Stat:
 
 def _age(rows: Sequences) -> Stat:
     assert rows.age is not None, "only rollouts that tell are asked"
-    return Stat(rows.age.sum().float(), rows.age.new_tensor(float(len(rows))))
+    return Stat(rows.age.sum().float(), torch.full_like(rows.age.sum(), len(rows)))
+
+
+def _engine_gap(rows: Sequences) -> Stat:
+    assert rows.engine_log_ratio is not None, "only rollouts that tell are asked"
+    counted = rows.completion_mask & rows.on_policy[:, None] & rows.engine_log_ratio.isfinite()
+    return Stat(rows.engine_log_ratio.abs().masked_fill(~counted, 0.0).sum(), counted.sum().float())
+
+
+def _unanswered(rows: Sequences) -> Stat:
+    assert rows.unanswered is not None, "only rollouts that tell are asked"
+    return Stat(rows.unanswered.sum().float(), torch.ones_like(rows.unanswered).sum().float())
 
 
 def _unfinished(rows: Sequences, ends: tuple[int, ...]) -> Stat:

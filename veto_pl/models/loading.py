@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
+Attention = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
 DROPOUTS = ("attention_dropout", "attn_pdrop", "embd_pdrop", "hidden_dropout", "resid_pdrop")
 
 
@@ -90,7 +90,8 @@ class Pretrained(ModelSource):
         from transformers import AutoModelForCausalLM
 
         model: PreTrainedModel
-        with source_errors(self.path):
+        # On the CPU, and moved later: transformers takes a default device as a `device_map`, which needs accelerate.
+        with source_errors(self.path), torch.device("cpu"):
             check_sums(Path(self.path))
             model, found = AutoModelForCausalLM.from_pretrained(
                 **self._location(),
@@ -233,7 +234,7 @@ def _save_converted(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    with source_errors(str(file), expected="a GGUF file of a known architecture"):
+    with source_errors(str(file), expected="a GGUF file of a known architecture"), torch.device("cpu"):
         model = AutoModelForCausalLM.from_pretrained(**source, dtype="float32")
     # The weights are dequantised; what is left of the quantiser would forbid saving them.
     model.hf_quantizer = None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.models.attention import is_flash
 from veto_pl.models.backbone import backbone
 from veto_pl.models.modes import sampling_mode
 from veto_pl.models.reading import prefixed_errors
@@ -120,12 +121,18 @@ def _hidden(model: LanguageModel, ids: Tensor, positions: Tensor) -> Tensor:
 
 
 def close(model: LanguageModel, tensor: Tensor, expected: Tensor) -> bool:
-    """Return whether two tensors of the model agree within the rounding of its dtype, which is coarse in half
-    precision.
-    """
-    tolerance = 1e-3 if model.model.dtype in (torch.float32, torch.float64) else 5e-2
+    """Return whether two tensors agree within the rounding of what the model computes in, coarse in half precision."""
+    tolerance = 1e-3 if examined_dtype(model) in (torch.float32, torch.float64) else 5e-2
     difference = (tensor - expected).nan_to_num(nan=0.0)  # an id that both exclude
     return bool(difference.abs().max() <= tolerance * expected.nan_to_num(neginf=0.0).abs().max())
+
+
+def examined_dtype(model: LanguageModel) -> torch.dtype:
+    """Return the dtype in which the model is examined: that of its weights as they are gathered, or autocast's."""
+    if _takes_half_only(model):
+        return torch.get_autocast_dtype(_device(model).type)
+    gathered = None if model.shards is None else model.shards.compute_dtype
+    return gathered or model.model.dtype
 
 
 def _device(model: LanguageModel) -> torch.device:
@@ -134,5 +141,10 @@ def _device(model: LanguageModel) -> torch.device:
 
 @contextmanager
 def _probing(model: LanguageModel) -> Iterator[None]:
-    with sampling_mode(model), torch.autocast(_device(model).type, enabled=False):
+    # Float32 shows more than the run's autocast, without which flash attention would refuse it.
+    with sampling_mode(model), torch.autocast(_device(model).type, enabled=_takes_half_only(model)):
         yield
+
+
+def _takes_half_only(model: LanguageModel) -> bool:
+    return is_flash(model) and torch.is_autocast_enabled(_device(model).type)

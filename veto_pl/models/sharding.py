@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, cast
 
+import torch
 from torch import Tensor
 
 from veto_pl.core.ranks import Sharding
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
 
 def shard(model: LanguageModel, sharding: Sharding) -> None:
     """Spread the weights over the ranks: one unit for each decoder layer, one for embeddings, last norm and head."""
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
+    # Autocast would cast gathered weights once more, and keep those copies of all layers until the backward pass.
+    policy = MixedPrecisionPolicy(sharding.compute_dtype, None if sharding.compute_dtype is None else torch.float32)
     for layer in decoder_layers(model.model)[1]:
-        fully_shard(layer, mesh=sharding.mesh)
-    fully_shard(model, mesh=sharding.mesh)
+        fully_shard(layer, mesh=sharding.mesh, mp_policy=policy)
+    fully_shard(model, mesh=sharding.mesh, mp_policy=policy)
     # FSDP2 gathers in `forward` only; these run layers too.
     for method in ("next_logits", "probe"):
         register_fsdp_forward_method(model, method)
@@ -100,6 +103,32 @@ def full_weights(model: LanguageModel) -> dict[str, Tensor]:
     return {name.removeprefix("model."): cast(Tensor, value) for name, value in state.items() if name not in tied}
 
 
+def whole_weights(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and value of each weight and stored buffer of `model.model`, gathered one at a time.
+
+    Collective: exhaust it on every rank. Tied weights have one name.
+    """
+    with resharded(model):
+        for name, weight in named_weights(model):
+            yield name, _whole(weight.detach())
+
+
+def named_weights(model: LanguageModel) -> list[tuple[str, Tensor]]:
+    """Return name and tensor, perhaps sharded, of each weight and stored buffer of `model.model`, tied ones once."""
+    stored = model.model.state_dict().keys()
+    buffers = [(name, buffer) for name, buffer in model.model.named_buffers() if name in stored]
+    return [*model.model.named_parameters(), *buffers]
+
+
+def weights_version(model: LanguageModel) -> int:
+    """Return a number that grows whenever a weight is written in place, by an optimizer or anybody else.
+
+    It is that of this rank's parts, and the same on all ranks as long as they write alike.
+    """
+    with resharded(model):
+        return sum(local_part(weight)._version for weight in model.parameters())
+
+
 def local_part(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that this rank holds; all of it without sharding."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
@@ -107,6 +136,10 @@ def local_part(tensor: Tensor) -> Tensor:
 
 def sum_shards(tensor: Tensor) -> Tensor:
     """Add up over the ranks a number that was computed on shards. Collective if the tensor is sharded."""
+    return _whole(tensor)
+
+
+def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 

@@ -17,6 +17,7 @@ from veto_pl.objectives.opd import *
 from veto_pl.objectives.phases import *
 from veto_pl.objectives.policy_gradient import *
 from veto_pl.objectives.reopold import *
+from veto_pl.objectives.res_opd import *
 from veto_pl.objectives.self_distillation import *
 from veto_pl.objectives.sft import *
 from veto_pl.objectives.supervised_kd import *

@@ -47,6 +47,7 @@ class Distill(TokenObjective):
             ratio is 1 and nothing is clipped; it is here for subclasses that look back.
         importance_cap: truncation of the weights student / sampler that correct for how tokens were sampled;
             None switches them off.
+        engine_cap: as `importance_cap`, but for another arithmetic of the engine alone; not used beside it.
         staleness_decay: in (0, 1]; the loss of a row that was written `age` optimizer steps ago is multiplied by
             `staleness_decay ** age`. Fresh rows, and rollouts that tell no ages, are left alone.
     """
@@ -85,6 +86,11 @@ class Distill(TokenObjective):
         own = type(self).over_sequences is Distill.over_sequences
         weighed = self.importance_cap is not None or self.staleness_decay < 1
         return not own or self.advantage is not None or weighed
+
+    @property
+    def weighs_samples(self) -> bool:
+        """Return whether the losses are weighted by student / sampler."""
+        return self.importance_cap is not None
 
     @property
     def sampled_tokens_only(self) -> bool:
@@ -152,12 +158,20 @@ class Distill(TokenObjective):
         return self.weighting(replace(rows, student_logp=rows.student_logp.detach())).detach()
 
     def _check_stored_teacher(self) -> None:
-        """Raise `ConfigurationError` for a composition that needs more outcomes than a stored teacher knows."""
+        """Raise `ConfigurationError` for a composition that needs more than a stored or served teacher has told."""
         name = type(self).__name__
-        if self.advantage is not None or not self.support.is_neutral:
+        needs_more = self.advantage is not None and self.advantage.needs_every_id
+        if needs_more or not self.support.is_neutral:
             raise ConfigurationError(
                 f"`{name}` has a rollout with a stored teacher, which knows its own likeliest ids and no others. "
-                "Leave out `advantage` and `support`, or use a live teacher."
+                f"Leave out `{'advantage' if needs_more else 'support'}`, or use a live teacher."
+            )
+        told = [writing.stored for writing in self.rollout.writings() if writing.stored is not None]
+        if self.advantage is not None and any(scores.sampled_logp is None for scores in told):
+            raise ConfigurationError(
+                f"`{name}.advantage` reads the teacher's log-probability of every token, but its rollout has a stored "
+                "teacher without them: the store is of an earlier version. Write it again with `veto-pl "
+                "cache-teacher`, or use a live teacher."
             )
         if not self.weighting.is_neutral:
             raise ConfigurationError(

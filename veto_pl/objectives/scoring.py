@@ -12,6 +12,7 @@ from torch import Tensor
 from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import RowStream
+from veto_pl.functional.policy import importance_weight
 from veto_pl.functional.reduction import sequence_mean_sum, token_sum
 from veto_pl.objectives.token_kernel import LogpKernel, TokenKernel, TokenLoss
 from veto_pl.seams import Faults, LossOutput, Sequences, Stat, Step
@@ -50,6 +51,7 @@ class Scoring:
         self.reference_logp = reference_logp
         self.token_ids, self.sequence_rows = sequences.tokens()
         self.stored = self._stored_scores()
+        self.engine_weights = self._engine_weights()
         self.ahead: dict[str, Tensor] = {}
 
     def run(self, stream: RowStream) -> tuple[Tensor, LossOutput]:
@@ -79,10 +81,12 @@ class Scoring:
         """Sum the scores [N] over the batch, in the graph that they have."""
         mask = self.sequences.predictions
         losses = self.objective.over_sequences(_on_grid(scores["loss"], mask), self._grid(scores))
+        if self.engine_weights is not None:
+            losses = losses * self.engine_weights
         reduce = token_sum if self.objective.aggregation == "token" else sequence_mean_sum
         count = mask.sum().float()
         metrics = {name: Stat(value.sum(), count) for name, value in _with_prefix("metric/", scores)}
-        rows = count.new_tensor(float(len(self.sequences)))
+        rows = torch.full_like(count, len(self.sequences))
         metrics["on_policy"] = Stat(self.sequences.on_policy.sum().float(), rows)
         broken = (~losses.detach().isfinite() & mask).any(1)
         faults = {self.objective.rollout: Faults(loss=broken, gradient=torch.zeros_like(broken))}
@@ -91,7 +95,7 @@ class Scoring:
     def look_ahead(self, scores: dict[str, Tensor]) -> None:
         """Ask the objective for numbers of whole completions, given `student_logp` and `teacher_logp` [N]."""
         numbers = self.objective.look_ahead(self._grid(scores))
-        self.ahead = {name: value[self.sequences.predictions] for name, value in numbers.items()}
+        self.ahead = {name: value.flatten()[self.sequences.prediction_index] for name, value in numbers.items()}
 
     def _grid(self, scores: dict[str, Tensor]) -> TokenGrid:
         mask = self.sequences.predictions
@@ -131,7 +135,7 @@ class Scoring:
 
     def _constant_derivatives(self) -> LossDerivatives:
         """Return the derivatives for losses that are merely added: they do not depend on the losses' values."""
-        if self.objective.aggregation == "token":
+        if self.objective.aggregation == "token" and self.engine_weights is None:
             return LossDerivatives(None, None)
         zeros = torch.zeros_like(self.token_ids, dtype=torch.float32)
         _, derivatives = self._differentiate(dict.fromkeys(("loss", "student_logp", "teacher_logp"), zeros))
@@ -146,6 +150,13 @@ class Scoring:
         derivatives = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
         return output, LossDerivatives(*derivatives)
 
+    def _engine_weights(self) -> Tensor | None:
+        """Return the weights [B, S] for another arithmetic of the engine; None where there are none."""
+        ratio, cap = self.sequences.engine_log_ratio, self.objective.engine_cap
+        if ratio is None or cap is None or self.objective.weighs_samples:
+            return None
+        return importance_weight(ratio[:, 1:], torch.zeros_like(ratio[:, 1:]), cap)
+
     def _stored_scores(self) -> TopKScores | None:
         """Return what a stored teacher says of the tokens, [N], or None where a live one is asked.
 
@@ -159,13 +170,9 @@ class Scoring:
                 f"`{type(self.objective.rollout).__name__}` has `stored_teacher`, but its sequences have no "
                 "`teacher_scores`. Fill them in, or leave `stored_teacher` out."
             )
-        if scores.temperature != self.objective.temperature:
-            raise ConfigurationError(
-                f"The stored teacher was computed at temperature {scores.temperature}, but "
-                f"`{type(self.objective).__name__}.temperature` is {self.objective.temperature}. Set the same there, "
-                "or store the teacher again."
-            )
-        return scores[:, 1:][self.sequences.predictions]
+        scores.check_temperature(type(self.objective).__name__, self.objective.temperature)
+        row, place = self.sequence_rows, self.sequences.prediction_index % self.sequences.predictions.shape[1]
+        return scores[row, place + 1]
 
 
 def _with_prefix(prefix: str, scores: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -42,6 +42,16 @@ class TokenLoss(Protocol):
         ...
 
     @property
+    def engine_cap(self) -> float | None:
+        """Return the truncation of the weights trainer / engine."""
+        ...
+
+    @property
+    def weighs_samples(self) -> bool:
+        """Return whether the objective has importance weights of its own."""
+        ...
+
+    @property
     def couples_tokens(self) -> bool:
         """Return whether the gradients of tokens wait until all are scored."""
         ...

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from veto_pl.core.bounds import Count, Positive
+from veto_pl.core.bounds import AboveZero, Count, Positive
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import RowStream
 from veto_pl.functional.compilation import Compile
@@ -55,6 +55,8 @@ class TokenObjective(Objective):
             easily on an accelerator.
         compile: whether what happens between the matrix products of the head is compiled; `auto` compiles it on CUDA
             devices. If the compiler fails, it runs as it is written, with one warning.
+        engine_cap: truncation of the weights trainer / engine that correct for an engine with another arithmetic, such
+            as vLLM; rows that the trainer's own arithmetic has sampled have the weight 1. None switches them off.
     """
 
     rollout: RolloutSource = FromDataset()
@@ -63,6 +65,7 @@ class TokenObjective(Objective):
     aggregation: Literal["token", "sequence"] = "token"
     chunk_rows: ChunkRows = "auto"
     compile: Compile = "auto"
+    engine_cap: AboveZero | None = 2.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,6 +77,8 @@ class TokenObjective(Objective):
                     f"`{type(self.context).__name__}`. Use a live teacher, or the context `SameText`."
                 )
             object.__setattr__(self, "needs_teacher", False)
+            for scores in filter(None, (writing.stored for writing in self.rollout.writings())):
+                scores.check_temperature(name, self.temperature)
         for need in ("needs_rewards", "compares_completions"):
             if getattr(self.context, need):
                 object.__setattr__(self, need, True)
@@ -98,6 +103,11 @@ class TokenObjective(Objective):
     def couples_tokens(self) -> bool:
         """Return whether `over_sequences` does something: then the tokens' gradients wait until all are scored."""
         return type(self).over_sequences is not TokenObjective.over_sequences
+
+    @property
+    def weighs_samples(self) -> bool:
+        """Return whether the objective has importance weights of its own, which correct for the engine too."""
+        return False
 
     @property
     def sampled_tokens_only(self) -> bool:

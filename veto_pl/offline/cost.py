@@ -35,7 +35,7 @@ class TruncationCost:
         kept_reverse_kl: over k + 1 outcomes.
     """
 
-    __pydantic_config__: ClassVar = NOTHING_ELSE
+    __pydantic_config__: ClassVar[ConfigDict] = NOTHING_ELSE
     tokens: int = 0
     tail_mass: float = 0.0
     largest_tail_mass: float = 0.0

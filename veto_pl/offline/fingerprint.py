@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Where a model lies and which version read it say nothing about what it computes.
 _ORIGIN_KEYS = ("_name_or_path", "name_or_path", "transformers_version", "architectures")
-_PROBES = ("The quick brown fox, 12 + 30 = 42.", "  two  spaces\n\tand a tab", "naïve café 漢字 🙂")
+PROBES = ("The quick brown fox, 12 + 30 = 42.", "  two  spaces\n\tand a tab", "naïve café 漢字 🙂")
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:
@@ -38,7 +38,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     The padding token is left out, because it only fills rows up. Serialised tokenizers are not compared: their text
     changes with the library's version and with the calls that were made.
     """
-    encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in _PROBES]
+    encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in PROBES]
     content = [sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id, encoded]
     return hashlib.blake2b(_json(content), digest_size=32).hexdigest()
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import StringConstraints, TypeAdapter, ValidationError
+from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from veto_pl.core.bounds import Count, CountFromZero, Positive
 from veto_pl.exceptions import ConfigurationError, DataError
@@ -27,13 +27,16 @@ class Identity:
         tokenizer: fingerprint of what the ids mean.
         k: ids kept per token.
         temperature: divided the teacher's logits.
+        sampled_logp: whether the log-probability of each token of the completions is kept, likely or not; stores of
+            earlier versions have none.
     """
 
-    __pydantic_config__: ClassVar = NOTHING_ELSE
+    __pydantic_config__: ClassVar[ConfigDict] = NOTHING_ELSE
     teacher: str
     tokenizer: str
     k: Count
     temperature: Positive
+    sampled_logp: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Shard:
         cost: what the truncation costs on its tokens.
     """
 
-    __pydantic_config__: ClassVar = NOTHING_ELSE
+    __pydantic_config__: ClassVar[ConfigDict] = NOTHING_ELSE
     file: Annotated[str, StringConstraints(pattern=r"^[^/\\]+\.safetensors$")]
     sha256: str
     rows: CountFromZero

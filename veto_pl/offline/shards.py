@@ -23,6 +23,8 @@ from veto_pl.storage.checksums import sha256_of
 
 KEY_BYTES = 16
 TYPES = {"keys": "U8", "offsets": "I64", "ids": "I32", "logp": "F32"}
+SAMPLED = {"sampled_logp": "F32"}
+"""What shards of earlier versions lack."""
 REBUILD = "Delete the file and run `veto-pl cache-teacher` with the same arguments again."
 
 
@@ -34,11 +36,13 @@ class ScoredRow:
         key: names the row, 16 bytes.
         ids: [n, k] integers, the likeliest ids first.
         logp: [n, k + 1] float32, the tail last.
+        sampled_logp: [n] float32, of the tokens of the completion.
     """
 
     key: bytes
     ids: Tensor
     logp: Tensor
+    sampled_logp: Tensor
 
 
 def write_shard(folder: Path, file: str, rows: Sequence[ScoredRow], cost: TruncationCost) -> Shard:
@@ -51,6 +55,7 @@ def write_shard(folder: Path, file: str, rows: Sequence[ScoredRow], cost: Trunca
             "offsets": lengths.cumsum(0),
             "ids": torch.cat([row.ids for row in rows]).to("cpu", torch.int32).contiguous(),
             "logp": torch.cat([row.logp for row in rows]).to("cpu", torch.float32).contiguous(),
+            "sampled_logp": torch.cat([row.sampled_logp for row in rows]).to("cpu", torch.float32).contiguous(),
         }
     )
     with replacing(folder / file) as temporary:
@@ -86,6 +91,7 @@ class ShardReader:
             self._file: Any = safe_open(str(path), framework="pt")
             offsets: Tensor = self._file.get_tensor("offsets")  # type: ignore[no-untyped-call]
             self._offsets: list[int] = offsets.tolist()
+            self._sampled = "sampled_logp" in set(self._file.keys())  # type: ignore[no-untyped-call]
             self._check(k)
         except (SafetensorError, OSError, TypeError, ValueError) as error:
             raise DataError(f"The shard `{path}` cannot be read: {error!s:.200}. {REBUILD}") from error
@@ -98,19 +104,29 @@ class ShardReader:
         """Return the scores of one row, ids [n, k] and log-probabilities [n, k + 1]; raise `DataError` if invalid."""
         tokens = slice(self._offsets[index], self._offsets[index + 1])
         ids, logp = (self._file.get_slice(name)[tokens] for name in ("ids", "logp"))
-        if len(ids) and not _is_valid(ids, logp):
+        sampled = self._file.get_slice("sampled_logp")[tokens] if self._sampled else None
+        if len(ids) and not (_is_valid(ids, logp) and (sampled is None or _are_logps(sampled))):
             raise DataError(f"The shard `{self._path}` holds impossible scores of row {index}. {REBUILD}")
-        return TopKScores(ids.long(), logp, temperature)
+        return TopKScores(ids.long(), logp, temperature, sampled)
 
     def _check(self, k: int) -> None:
         """Raise `ValueError` if the shapes and types of the tensors do not fit together."""
-        parts = {name: self._file.get_slice(name) for name in TYPES}
+        types = TYPES | (SAMPLED if self._sampled else {})
+        parts = {name: self._file.get_slice(name) for name in types}
         found = {name: (part.get_dtype(), *part.get_shape()) for name, part in parts.items()}
         rows, tokens = len(self._offsets) - 1, self._offsets[-1] if self._offsets else -1
-        shapes = {"keys": (rows, KEY_BYTES), "offsets": (rows + 1,), "ids": (tokens, k), "logp": (tokens, k + 1)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "keys": (rows, KEY_BYTES), "offsets": (rows + 1,), "ids": (tokens, k), "logp": (tokens, k + 1),
+            "sampled_logp": (tokens,),
+        }  # fmt: skip
         ascending = self._offsets[:1] == [0] and all(a <= b for a, b in pairwise(self._offsets))
-        if found != {name: (TYPES[name], *shape) for name, shape in shapes.items()} or not ascending:
+        if found != {name: (kind, *shapes[name]) for name, kind in types.items()} or not ascending:
             raise ValueError(f"tensors that do not fit together: {found}")
+
+
+def _are_logps(logp: Tensor) -> bool:
+    """Return whether numbers can be log-probabilities; -inf can, NaN cannot."""
+    return bool((logp < 1e-3).all())
 
 
 def _is_valid(ids: Tensor, logp: Tensor) -> bool:

@@ -54,6 +54,11 @@ class ScoreStore:
         """What the teacher's logits were divided by."""
         return self.manifest.identity.temperature
 
+    @property
+    def sampled_logp(self) -> bool:
+        """Whether the log-probability of each token is kept, likely or not."""
+        return self.manifest.identity.sampled_logp
+
     def find(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> TopKScores | None:
         """Return the scores of the n completion tokens, ids [n, k], or None if the row was never scored."""
         place = self._places.get(row_key(prompt_ids, completion_ids))

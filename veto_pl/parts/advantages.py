@@ -107,7 +107,8 @@ class WithReward(Advantage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "needs_reference", self.of.needs_reference)
+        for need in ("needs_reference", "needs_every_id"):
+            object.__setattr__(self, need, getattr(self.of, need))
 
     @classmethod
     def examples(cls) -> tuple["WithReward", ...]:
@@ -141,6 +142,8 @@ class CentredLogRatio(Advantage):
     """
 
     top_k: Count | None = None
+
+    needs_every_id = True
 
     @classmethod
     def examples(cls) -> tuple["CentredLogRatio", ...]:

@@ -35,7 +35,7 @@ class Reshaped(Advantage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for need in ("needs_reference", "needs_rewards", "compares_completions"):
+        for need in ("needs_reference", "needs_rewards", "compares_completions", "needs_every_id"):
             object.__setattr__(self, need, getattr(self, need) or getattr(self.of, need))
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from veto_pl.planning.placement import Placement
 from veto_pl.planning.shape_models import Weights
@@ -36,14 +36,18 @@ class Memory:
         return self.weights + self.state + self.gradients + self.gathered + self.rest
 
 
-def step_memory(simulated: Simulated, placement: Placement, writers: frozenset[str] = frozenset()) -> list[Memory]:
+def step_memory(
+    simulated: Simulated, placement: Placement, writers: frozenset[str] = frozenset(), gathered_in: int | None = None
+) -> list[Memory]:
     """Return the memory of each part of a step, in their order.
 
     Args:
         simulated: a step of one device, with gradients spread as `placement` does.
         placement: how the run is spread.
         writers: the models that sample in training, `student` and `teacher`.
+        gathered_in: bytes of a number of sharded weights that are whole; None for as many as their parts have.
     """
+    whole = _as_gathered(simulated, gathered_in)
     models = (simulated.student, simulated.teacher, simulated.reference)
     weights = sum(model.bytes for model in models if model is not None)
     copies = simulated.student.trained if placement.kind == "ddp" and placement.buckets else 0
@@ -53,15 +57,29 @@ def step_memory(simulated: Simulated, placement: Placement, writers: frozenset[s
             weights=weights // placement.shards,
             state=simulated.state // placement.shards,
             gradients=part.gradients + copies,
-            gathered=_gathered(name, simulated, placement, writers) if placement.shards > 1 else 0,
-            rest=part.rest,
+            gathered=_gathered(name, whole, placement, writers, gathered_in) if placement.shards > 1 else 0,
+            # An optimizer's temporaries are as large as the parts of the weights that it updates.
+            rest=part.rest // (placement.shards if name == "optimizer step" else 1),
         )
         for name in PHASES
         if (part := simulated.phases.get(name)) is not None
     ]
 
 
-def _gathered(phase: str, simulated: Simulated, placement: Placement, writers: frozenset[str]) -> int:
+def _as_gathered(simulated: Simulated, size: int | None) -> Simulated:
+    """Return the models as they are while they are whole."""
+
+    def cast(weights: Weights | None) -> Weights | None:
+        return weights if weights is None or size is None else weights.cast(size)
+
+    student = cast(simulated.student)
+    assert student is not None, "a run always has a student"
+    return replace(simulated, student=student, teacher=cast(simulated.teacher), reference=cast(simulated.reference))
+
+
+def _gathered(
+    phase: str, simulated: Simulated, placement: Placement, writers: frozenset[str], gathered_in: int | None
+) -> int:
     """Return the bytes of sharded weights and gradients that are whole at the peak of a phase.
 
     They are the outer weights, the layer at work and the next one; in a rollout, all weights of a model that
@@ -74,14 +92,14 @@ def _gathered(phase: str, simulated: Simulated, placement: Placement, writers: f
             return 0
         return weights.bytes if whole else _layer_by_layer(weights)
 
-    whole = placement.gather_student
+    whole, sums = placement.gather_student, 1 if gathered_in is None else 4 // gathered_in
     amounts: dict[str, Callable[[], int]] = {
         "rollout": lambda: sampling("student", student, whole) + sampling("teacher", teacher, placement.gather_teacher),
         "teacher's scoring": lambda: max(_layer_by_layer(teacher), _layer_by_layer(reference)),
         "student's forward": lambda: _layer_by_layer(student) + _outer(teacher),
         "loss head": lambda: _layer_by_layer(student) + _outer(teacher),
-        # A layer's gradients are whole, and once more in the buffer that is summed over the ranks.
-        "backward": lambda: student.outer + max(4 * student.layer, 2 * student.outer),
+        # A layer's gradients are whole, and once more in the buffer that is summed over the ranks, which is float32.
+        "backward": lambda: student.outer + max((3 + sums) * student.layer, (1 + sums) * student.outer),
         "validation": lambda: max(student.bytes if whole else _layer_by_layer(student), _layer_by_layer(teacher)),
     }
     return amounts[phase]() if phase in amounts else 0

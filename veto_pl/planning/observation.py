@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,16 +25,27 @@ class Phase:
         gradients: bytes of the trained parameters' gradients at that moment, on this device.
         rest: bytes of everything else that was alive then, except for weights and optimizer state.
         flops: floating-point operations, two for a multiplication with an addition.
+        kernels: operations that an accelerator starts a kernel for.
+        in_half: operations in half precision, of those that were seen; `flops` counts repetitions too.
+        seen: all operations that were seen.
     """
 
     gradients: int = 0
     rest: int = 0
     flops: float = 0.0
+    kernels: float = 0.0
+    in_half: float = 0.0
+    seen: float = 0.0
 
     @property
     def peak(self) -> int:
         """Gradients and all other things together."""
         return self.gradients + self.rest
+
+    @property
+    def half_share(self) -> float:
+        """The share of the arithmetic that is in half precision."""
+        return self.in_half / self.seen if self.seen else 0.0
 
 
 @dataclass(frozen=True)
@@ -53,11 +64,13 @@ class Observation(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Args:
         shards: over how many devices a gradient is spread as soon as it is complete.
+        gathered_cast: weights that are gathered in the dtype that they are computed with, so that a cast costs nothing.
     """
 
-    def __init__(self, shards: int = 1) -> None:
+    def __init__(self, shards: int = 1, gathered_cast: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.shards = shards
+        self._gathered_cast = {weight.untyped_storage()._cdata for weight in gathered_cast}
         self.phases: dict[str, Phase] = {}
         self._current = Phase()
         self._storages: dict[int, _Storage] = {}
@@ -106,13 +119,22 @@ class Observation(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = self._assumed_result(func, args)
         if result is None:
             result = func(*args, **kwargs)
-        count = _FLOPS.get(func._overloadpacket)
-        if count is not None:
-            self._current.flops += count(*args, **kwargs, out_val=result)
+        self._count_work(func, args, kwargs, result)
+        is_free = func is aten._to_copy.default and args[0].untyped_storage()._cdata in self._gathered_cast
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                self._track(leaf)
+                self._track(leaf, counted=not is_free)
         return result
+
+    def _count_work(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        computes = not func.is_view and func._overloadpacket not in _WITHOUT_KERNEL
+        self._current.kernels += computes and any(isinstance(leaf, Tensor) for leaf in tree_leaves(result))
+        if (count := _FLOPS.get(func._overloadpacket)) is not None:
+            flops = count(*args, **kwargs, out_val=result)
+            self._current.flops += flops
+            self._current.seen += flops
+            operand = next(leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
+            self._current.in_half += flops * (operand.dtype in (torch.bfloat16, torch.float16))
 
     def _track(self, tensor: Tensor, counted: bool = True) -> None:
         """Track a tensor's storage until it is freed; its bytes count unless it was first seen as an argument."""
@@ -144,15 +166,20 @@ class Observation(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is aten._local_scalar_dense.default and args[0].dtype.is_floating_point:
             return 1.0
         if func is aten.nonzero.default:
-            return args[0].new_empty((self._true(args[0]), args[0].dim()), dtype=torch.int64)
+            return args[0].new_empty((self._true_count(args[0]), args[0].dim()), dtype=torch.int64)
         if func is aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1]):
             values, (mask, *others) = args
             if mask is not None and not others:
-                return values.new_empty((self._true(mask), *values.shape[mask.dim() :]))
+                return values.new_empty((self._true_count(mask), *values.shape[mask.dim() :]))
         return None
 
-    def _true(self, mask: Tensor) -> int:
+    def _true_count(self, mask: Tensor) -> int:
         return self._true_counts.get(tuple(mask.shape), mask.numel())
+
+
+_WITHOUT_KERNEL = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided,
+                   aten.detach, aten._unsafe_view}  # fmt: skip
+"""Operations that only make room or change what is known of a tensor, beside views."""
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

@@ -68,6 +68,14 @@ def remedy_lines(found: Sequence[Remedy]) -> list[str]:
     return ["Enough by itself:", *(f"  {remedy.change}  (peak {size(remedy.plan.peak.total)})" for remedy in found)]
 
 
+def longest_row_line(plan: Plan, tokens: int | None) -> str:
+    """Return a line on the longest row that was found to fit."""
+    completion = plan.setting.lengths.longest or plan.setting.lengths.reference
+    if tokens is None:
+        return f"No prompt is short enough beside a completion of {completion} tokens."
+    return f"Longest row that fits: {tokens} tokens, {completion} of them the completion's."
+
+
 def as_json(plan: Plan, found: Sequence[Remedy]) -> dict[str, Any]:
     """Return the plan as values for JSON, in bytes, floating-point operations and seconds."""
     return {

@@ -60,8 +60,8 @@ def sequences(rows: int, prompt: int, new: int, writing: Writing) -> Sequences:
     mask = torch.ones(shape, dtype=torch.bool)
     stored = None
     if writing.stored is not None:
-        ids, logp = (values.new_zeros(*shape, values.shape[-1]) for values in (writing.stored.ids, writing.stored.logp))
-        stored = TopKScores(ids, logp, writing.stored.temperature)
+        told = writing.stored
+        stored = TopKScores.uniform(shape, told.ids.shape[-1], told.temperature, sampled=told.sampled_logp is not None)
     return Sequences(
         input_ids=torch.zeros(shape, dtype=torch.int64),
         attention_mask=mask,
@@ -95,11 +95,14 @@ def roll_out(writing: Writing, models: Models, prompts: int, lengths: Lengths, p
         loop = _Loop(writers, caches, _draw(writing, sampling), prompts * sampling.num_completions)
         loop.read(prompts, lengths.prompt)
         counts = [phase.flops]
+        kernels = phase.kernels
         for held in decode_moments(lengths.prompt, new):
+            before = phase.kernels
             loop.write(held)
             counts.append(phase.flops)
         if len(counts) > 1:
             phase.flops = counts[0] + (new - 1) * (counts[1] - counts[0] + counts[-1] - counts[-2]) / 2
+            phase.kernels = kernels + (new - 1) * (phase.kernels - before)
 
 
 def decode_moments(prompt: int, new: int) -> list[int]:

@@ -11,7 +11,7 @@ from veto_pl.planning.arithmetic import SHARE, Work, step_work
 from veto_pl.planning.device_memory import Memory, step_memory
 from veto_pl.planning.devices import Device
 from veto_pl.planning.placement import Placement
-from veto_pl.planning.simulation import Setting, Simulated, simulate
+from veto_pl.planning.simulation import Setting, Simulated, gathered_in, simulate
 from veto_pl.planning.stages import combine_peaks, stages
 
 FEW_ROWS = 64
@@ -74,7 +74,7 @@ def plan(
         placement,
         device,
         simulated,
-        tuple(step_memory(simulated, placement, writers)),
+        tuple(step_memory(simulated, placement, writers, gathered_in(setting))),
         tuple(step_work(simulated, setting, device, share)),
     )
 

@@ -56,6 +56,12 @@ class Weights:
             layer=max(layers, default=0),
         )
 
+    def cast(self, size: int) -> Weights:
+        """Return what the same weights take with `size` bytes for each number, where they have more."""
+        share = min(1.0, size * self.parameters / max(self.bytes, 1))
+        sizes = {name: int(share * getattr(self, name)) for name in ("bytes", "outer", "layer")}
+        return replace(self, **sizes)
+
 
 class ShapeOnlyLM(CausalLM):
     """Reads sequences of stated lengths without looking at them, and books its parts under phases of their own.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -17,19 +15,20 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.optim import Optimizer
 
+from veto_pl.core.memory import remembers
 from veto_pl.core.nested import changed, inside
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.functional import chunked
 from veto_pl.functional.chunk_size import fewest_rows
 from veto_pl.metrics import TokenMetric
 from veto_pl.metrics.generations import Generations
 from veto_pl.module import DistillationModule
 from veto_pl.parts.contexts import read_alike
+from veto_pl.planning.as_accelerator import as_on_an_accelerator
 from veto_pl.planning.observation import Observation, Phase
 from veto_pl.planning.rollout import Lengths, completed, roll_out
 from veto_pl.planning.shape_models import SAMPLE_ROWS, Weights, phases_of, skeletons, without_storage
 from veto_pl.rollouts import FromStudent
-from veto_pl.seams import Models, Objective, PromptBatch, Stat, Step
+from veto_pl.seams import Models, Objective, PromptBatch, RolloutSource, Stat, Step
 from veto_pl.training.evaluation import Evaluation
 from veto_pl.training.normalisation import GradientLedger
 
@@ -80,6 +79,11 @@ class Setting:
     accelerator: bool = False
 
 
+def gathered_in(setting: Setting) -> int | None:
+    """Return the bytes of a number of sharded weights while they are whole; None for as many as their parts have."""
+    return 2 if setting.precision in ("bf16-mixed", "bf16") else None
+
+
 @dataclass(frozen=True)
 class Simulated:
     """What a step needs.
@@ -89,8 +93,8 @@ class Simulated:
         teacher: the teacher's weights, or None.
         reference: the reference model's weights, or None.
         state: bytes of the optimizer's state, over all devices.
-        phases: the parts of one micro-batch, of the optimizer step and of a validation batch.
-        reads: bytes of weights that one device reads while it samples for a micro-batch.
+        phases: the rollouts of an optimizer step, the other parts of one micro-batch, the update, a validation batch.
+        reads: bytes of weights that one device reads while it samples for an optimizer step.
     """
 
     student: Weights
@@ -115,7 +119,7 @@ def simulate(module: DistillationModule, setting: Setting, objective: Objective)
     dtype, _ = PRECISIONS[setting.precision]
     models = skeletons(module, dtype, checkpointing=setting.checkpointing)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), _whole_chunks(setting.accelerator):
+        with FakeTensorMode(allow_non_fake_inputs=True), as_on_an_accelerator(setting.accelerator):
             return _Simulation(module, setting, models, objective).run()
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise ConfigurationError(
@@ -138,7 +142,7 @@ class _Simulation:
         self.models = Models(self.student, self.teacher, models.tokenizer, reference=self.reference)
         self.objective = _with_chunks(objective, setting.chunk_rows)
         self.trained = [p for p in self.student.parameters() if p.requires_grad]
-        self.observation = Observation(setting.shards)
+        self.observation = Observation(setting.shards, self._weights_without_casts())
         self.ledger = GradientLedger()
 
     def run(self) -> Simulated:
@@ -161,6 +165,13 @@ class _Simulation:
         teacher, reference = (None if m is None else Weights.of(m) for m in (self.teacher, self.reference))
         return Simulated(Weights.of(self.student), teacher, reference, state, self.observation.phases, self._reads())
 
+    def _weights_without_casts(self) -> list[nn.Parameter]:
+        """Return the weights that are gathered in the dtype that they are computed with."""
+        if self.setting.shards == 1 or gathered_in(self.setting) is None:
+            return []
+        models = filter(None, (self.student, self.teacher, self.reference))
+        return [weight for model in models for weight in model.parameters()]
+
     def _first_step(self) -> int:
         """Take a first step, so that the optimizer's state exists before the observed one. Return its bytes."""
         with Observation() as first:
@@ -180,27 +191,40 @@ class _Simulation:
 
     def _autocast(self) -> Any:
         _, dtype = PRECISIONS[self.setting.precision]
-        return nullcontext() if dtype is None else torch.autocast("cpu", dtype)
+        return nullcontext() if dtype is None else torch.autocast("cpu", dtype, cache_enabled=False)
 
     def _roll_out(self) -> None:
-        """Run the rollout of every source; where a source chooses between others, the largest choice counts."""
+        """Run the rollouts of an optimizer step; where a source chooses between others, the largest choice counts."""
         with self.observation.phase("rollout") as phase:
             for source in self.objective.sources:
-                before, costs = phase.flops, [0.0]
+                flops, kernels, times = phase.flops, phase.kernels, self._times(source)
+                prompts = self.setting.prompts * (self.setting.accumulate // times)
+                costs = [(0.0, 0.0)]
                 for writing in source.writings():
-                    roll_out(writing, self.models, self.setting.prompts, self.setting.lengths, phase)
-                    costs.append(phase.flops - before)
-                    phase.flops = before
-                phase.flops = before + max(costs)
+                    roll_out(writing, self.models, prompts, self.setting.lengths, phase)
+                    costs.append((times * (phase.flops - flops), times * (phase.kernels - kernels)))
+                    phase.flops, phase.kernels = flops, kernels
+                phase.flops, phase.kernels = flops + max(costs)[0], kernels + max(costs)[1]
+
+    def _times(self, source: RolloutSource) -> int:
+        """Return how often a source writes for an optimizer step: once, where it does for all micro-batches at once."""
+        at_once = self.module.rolls_out_window and not remembers(source)
+        return 1 if at_once else self.setting.accumulate
 
     def _reads(self) -> int:
-        """Return the bytes read by sampling: the weights of the sampling models, once for each token of a row."""
-        size = {"student": Weights.of(self.student).bytes}
-        if self.teacher is not None:
-            size["teacher"] = Weights.of(self.teacher).bytes
+        """Return the bytes read by sampling: the weights of the sampling models, once for each token of a row.
+
+        In mixed precision those are casts, which a rollout makes once.
+        """
+        _, computed = PRECISIONS[self.setting.precision]
+        models = {"student": self.student, "teacher": self.teacher}
+        weights = {role: Weights.of(model) for role, model in models.items() if model is not None}
+        size = {role: (one.cast(2) if computed else one).bytes for role, one in weights.items()}
         chosen = (
             max(
-                sum(size[role] for role in writing.writers) * self.setting.lengths.sampled(writing.sampling)
+                self._times(source)
+                * sum(size[role] for role in writing.writers)
+                * self.setting.lengths.sampled(writing.sampling)
                 if writing.sampling is not None
                 else 0
                 for writing in source.writings()
@@ -290,15 +314,3 @@ def _chunk_rows(objective: Objective) -> int:
     """Return the most rows that a term of the objective needs to hold at a time."""
     parts = inside(objective, Objective)  # type: ignore[type-abstract]
     return max((fewest_rows(getattr(part, "chunk_rows", 0)) for part in parts), default=0)
-
-
-@contextmanager
-def _whole_chunks(accelerator: bool) -> Iterator[None]:
-    """Let the loss head work on whole chunks, as on an accelerator, though the fake tensors are on the CPU."""
-    before = chunked.BLOCK_ELEMENTS
-    if accelerator:
-        chunked.BLOCK_ELEMENTS = sys.maxsize
-    try:
-        yield
-    finally:
-        chunked.BLOCK_ELEMENTS = before

@@ -17,6 +17,8 @@ from veto_pl.report.table import Cell, ResultTable
 PROMPTS = 24
 """The most prompts that are shown."""
 _SECONDS = "train/seconds"
+_TEST = "test"
+"""The group of what `veto-pl test` has logged: a number of one student, and no curve."""
 
 
 def write_report(
@@ -54,12 +56,13 @@ def write_report(
 
 
 def first_and_last(runs: Sequence[Run]) -> ResultTable:
-    """Return the first and last value of each validated quantity that any run has, and the training seconds."""
+    """Return the first and last value of each validated quantity that any run has, the tests, and the seconds."""
     curves = {run.name: run.curves() for run in runs}
     logged = [q for q in _quantities(runs) if any(columns.get(q.column) for columns in curves.values())]
-    wanted = [q for q in logged if q.group == "validation"] + [q for q in logged if q.column == _SECONDS]
+    wanted = [q for q in logged if q.group == "validation"] + [q for q in logged if q.group == _TEST]
+    wanted += [q for q in logged if q.column == _SECONDS]
     rows = {name: [_ends(columns.get(q.column), q) for q in wanted] for name, columns in curves.items()}
-    return ResultTable([quantity.label for quantity in wanted], rows)
+    return ResultTable([q.heading if q.group == _TEST else q.label for q in wanted], rows)
 
 
 def _quantities(runs: Iterable[Run]) -> list[Quantity]:
@@ -71,7 +74,7 @@ def _ends(curve: Curve | None, quantity: Quantity) -> Cell:
     if not curve:
         return None
     values = curve.scaled(quantity.factor).values
-    if len(values) == 1 or quantity.column == _SECONDS:
+    if len(values) == 1 or quantity.column == _SECONDS or quantity.group == _TEST:
         return number(values[-1])
     return f"{number(values[0])} → {number(values[-1])}"
 
@@ -79,7 +82,7 @@ def _ends(curve: Curve | None, quantity: Quantity) -> Cell:
 def _charts(runs: Sequence[Run]) -> list[str]:
     curves = {run.name: run.curves() for run in runs}
     charts = []
-    for quantity in _quantities(runs):
+    for quantity in (quantity for quantity in _quantities(runs) if quantity.group != _TEST):
         series = {name: [columns.get(quantity.column, Curve())] for name, columns in curves.items()}
         scaled = {name: [curve.scaled(quantity.factor) for curve in own] for name, own in series.items()}
         charts.append(curve_chart(scaled, quantity.title, quantity.label))

@@ -6,10 +6,12 @@ from veto_pl.rollouts.best_teacher import BestTeacher
 from veto_pl.rollouts.cached import FromCache
 from veto_pl.rollouts.engines import DecodeLoop, Transformers
 from veto_pl.rollouts.replay import Replay
+from veto_pl.rollouts.served_teacher import ServedTeacher
 from veto_pl.rollouts.sources import FromDataset, FromStudent, FromTeacher, Mixture, TeacherMixed
 from veto_pl.rollouts.stepwise import TeacherSteps
 from veto_pl.rollouts.two_writers import TeacherCorrected, TeacherSwitched
 from veto_pl.rollouts.vllm import Vllm
+from veto_pl.rollouts.vllm_server import VllmServer
 
 __all__ = [
     "AdaptiveReplay",
@@ -22,10 +24,12 @@ __all__ = [
     "Mixture",
     "Replay",
     "Sampling",
+    "ServedTeacher",
     "TeacherCorrected",
     "TeacherMixed",
     "TeacherSteps",
     "TeacherSwitched",
     "Transformers",
     "Vllm",
+    "VllmServer",
 ]

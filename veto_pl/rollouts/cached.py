@@ -3,8 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
 from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import DataError
 from veto_pl.offline.store import ScoreStore, complete_manifest, open_store
@@ -45,8 +43,7 @@ class FromCache(RolloutSource):
 
     def writings(self) -> tuple[Writing, ...]:
         store = complete_manifest(self.path).identity
-        scores = TopKScores(torch.zeros(0, store.k, dtype=torch.int64), torch.zeros(0, store.k + 1), store.temperature)
-        return (Writing(stored=scores),)
+        return (Writing(stored=TopKScores.uniform((0,), store.k, store.temperature, sampled=store.sampled_logp)),)
 
 
 def _aligned_scores(store: ScoreStore, sequences: Sequences, models: Models) -> TopKScores:
@@ -56,16 +53,14 @@ def _aligned_scores(store: ScoreStore, sequences: Sequences, models: Models) -> 
     """
     columns = (sequences.input_ids, sequences.attention_mask, sequences.completion_mask)
     ids, attended, written = (column.cpu() for column in columns)
-    kept = torch.arange(store.k).repeat(*ids.shape, 1)
-    logp = torch.zeros(*ids.shape, store.k + 1).log_softmax(-1)
+    told = TopKScores.uniform(tuple(ids.shape), store.k, store.temperature, sampled=store.sampled_logp)
     for row in written.any(1).nonzero()[:, 0].tolist():
         prompt, completion = ids[row, attended[row] & ~written[row]].tolist(), ids[row, written[row]].tolist()
         scores = store.find(prompt, completion)
         if scores is None:
             raise DataError(_never_scored(store, models.tokenizer.decode(prompt), len(prompt), len(completion)))
-        kept[row, written[row]], logp[row, written[row]] = scores.ids, scores.logp
-    device = sequences.input_ids.device
-    return TopKScores(kept.to(device), logp.to(device), store.temperature)
+        told[row, written[row]] = scores
+    return told.to(sequences.input_ids.device)
 
 
 def _never_scored(store: ScoreStore, text: str, prompt_tokens: int, completion_tokens: int) -> str:

@@ -149,7 +149,8 @@ class Mixture(RolloutSource):
         fraction = value_at(self.fraction, step.index, step.total)
         heads = self._toss(prompts, fraction, step)
         # Prompts of another rank may fall on a source that has none here, and sharded models need every rank.
-        all_ranks = models.sharded and self.coin == "sample" and 0 < fraction < 1
+        coupled = models.sharded or any(w.engine is not None and w.engine.couples_ranks for w in self.writings())
+        all_ranks = coupled and self.coin == "sample" and 0 < fraction < 1
         parts = []
         for source, chosen in ((self.first, heads), (self.second, ~heads)):
             rows = chosen.nonzero()[:, 0].to(prompts.input_ids.device)

@@ -111,7 +111,10 @@ class ModelSource(Part, ABC):
 
     @abstractmethod
     def load(self) -> PreTrainedModel:
-        """Return the model with its weights."""
+        """Return the model with its weights, on the CPU: whoever asks for it moves it.
+
+        It may be called where another device is the default one, as Lightning makes that of the strategy.
+        """
 
     def skeleton(self) -> PreTrainedModel:
         """Build the architecture with arbitrary weights; on the meta device it costs no memory."""

@@ -48,7 +48,15 @@ class LossOutput:
 
 
 class Objective(Part, ABC):
-    """Which tokens to train on, and the loss."""
+    """Which tokens to train on, and the loss.
+
+    Attributes:
+        needs_teacher: `model.teacher` has to be set.
+        needs_reference: `model.reference`, a further frozen model, has to be set.
+        needs_rewards: the task scores each rollout before `loss` is called.
+        compares_completions: a prompt with a single completion teaches nothing; a run without others is warned of.
+        laws: what the conformance suite holds the class to.
+    """
 
     needs_teacher: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = False

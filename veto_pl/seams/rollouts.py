@@ -17,8 +17,9 @@ from veto_pl.core.scores import TopKScores
 from veto_pl.core.special_ids import end_ids
 from veto_pl.core.step import Step
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.seams.batches import PromptBatch, Sequences
+from veto_pl.seams.batches import Sequences
 from veto_pl.seams.models import LanguageModel
+from veto_pl.seams.prompts import PromptBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,9 +103,11 @@ class Writing:
 
 
 class RolloutSource(Part, Remembers, ABC):
-    """Who writes the completions. With `stored_teacher` they bring the teacher's scores along, so none is loaded.
+    """Who writes the completions.
 
-    With `needs_rewards` a source asks for the task's rewards itself.
+    Attributes:
+        stored_teacher: the completions bring a teacher's scores along, so no teacher is loaded.
+        needs_rewards: the source asks for the task's rewards itself.
     """
 
     stored_teacher: ClassVar[bool] = False
@@ -164,7 +167,15 @@ Rollouts = Mapping[RolloutSource, Sequences]
 
 
 class Engine(Part, ABC):
-    """What runs a model to sample from it."""
+    """What runs a model to sample from it.
+
+    With `foreign` it computes otherwise than training does, so that its probabilities differ by more than rounding, and
+    what it samples is marked with how much (`Sequences.engine_log_ratio`). With `couples_ranks` every rank has to call
+    `generate` equally often, with or without prompts.
+    """
+
+    foreign: ClassVar[bool] = False
+    couples_ranks: ClassVar[bool] = False
 
     def new_cache(self, model: LanguageModel) -> Any:
         """Return an empty cache of the kind that it fills as it samples, for plans of the memory.
@@ -197,7 +208,10 @@ class Engine(Part, ABC):
 
 
 class TeacherContext(Part, ABC):
-    """What the teacher reads: the same text, or the same completion behind another prompt."""
+    """What the teacher reads: the same text, or the same completion behind another prompt.
+
+    What it `needs`, and whether it `compares_completions`, holds for the objective that has it (see `Objective`).
+    """
 
     needs_rewards: ClassVar[bool] = False
     compares_completions: ClassVar[bool] = False

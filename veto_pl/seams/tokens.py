@@ -5,11 +5,13 @@ Vocabulary-sized rows exist inside a chunk of tokens only; over the whole batch 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from veto_pl.core.laws import Law
@@ -99,7 +101,16 @@ class TokenRows:
         return self.student_logp.gather(1, self.token_ids[:, None])[:, 0]
 
     def required_teacher_logp(self) -> Tensor:
-        """Return the teacher's log-probabilities [n, V], for objectives that need a teacher."""
+        """Return the teacher's log-probabilities [n, V], for objectives that need a teacher.
+
+        Raises:
+            ConfigurationError: the teacher is a stored or served one, which has not told them.
+        """
+        if self.teacher_logp is None and self.stored is not None:
+            raise ConfigurationError(
+                "The objective reads the teacher's probability of every id, but its rollout has a stored or served "
+                "teacher, which tells its likeliest ids only. Use a live teacher."
+            )
         assert self.teacher_logp is not None, "an objective with `needs_teacher` always gets the teacher's rows"
         return self.teacher_logp
 
@@ -113,7 +124,12 @@ class TokenRows:
         return support(self.student_logp, self.required_teacher_logp())
 
     def teacher_token_logp(self) -> Tensor:
-        """Return the teacher's log-probability of the tokens, [n]; 0 without a teacher."""
+        """Return the teacher's log-probability of the tokens, [n]; 0 without a teacher, NaN where a stored one has not
+        told it.
+        """
+        if self.stored is not None:
+            told = self.stored.sampled_logp
+            return torch.full_like(self.student_logp[:, 0], math.nan) if told is None else told
         if self.teacher_logp is None:
             return self.student_logp.new_zeros(len(self.token_ids))
         return self.teacher_logp.gather(1, self.token_ids[:, None])[:, 0]
@@ -180,8 +196,14 @@ class TokenWeighting(Part, ABC):
 
 
 class Advantage(Part, ABC):
-    """The credit of each sampled token in a policy-gradient term."""
+    """The credit of each sampled token in a policy-gradient term.
 
+    What it `needs`, and whether it `compares_completions`, holds for the objective that has it (see `Objective`).
+
+    With `needs_every_id` it reads more of the teacher than its log-probability of the sampled token.
+    """
+
+    needs_every_id: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
     needs_rewards: ClassVar[bool] = False
     compares_completions: ClassVar[bool] = False

@@ -43,7 +43,10 @@ class RunConfig(SaveConfigCallback):
         with warn_if_unwritten(path, "keeps its configuration in its checkpoints"), replacing(path) as temporary:
             temporary.write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")
         if path.name != self.config_filename:
-            rank_zero_info(f"`{folder / self.config_filename}` stays as it was given; {path.name} is the whole of it.")
+            rank_zero_info(
+                f"`{folder / self.config_filename}` stays as it was given; the complete configuration is {path.name} "
+                "beside it."
+            )
 
 
 def _names(path: Path) -> Any:

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from veto_pl.core.memory import Memories
-from veto_pl.core.nested import inside
+from veto_pl.core.memory import Memories, remembers
 from veto_pl.metrics import default_metrics
 from veto_pl.seams import Example, Models, PromptBatch, RolloutSource, Sequences, Step, Task
 from veto_pl.testing.tiny import prompt_batch
@@ -22,7 +21,10 @@ PROMPTS = ("abc>", "d>", "efghij>", "ka>")
 COMPLETIONS = ("cba", "d", "jihgfe", "akak")
 NUMBERS = (7, 3, 12, 5)
 TOTAL = 10
-FIELDS = ("input_ids", "loss_mask", "on_policy", "sampler_logp", "rewards", "by_teacher", "age", "ending", "unjudged")
+FIELDS = (
+    "input_ids", "loss_mask", "on_policy", "sampler_logp", "rewards", "by_teacher", "age", "ending", "unjudged",
+    "engine_log_ratio", "unanswered",
+)  # fmt: skip
 METRICS = tuple(f"validation/{metric.name}" for metric in default_metrics(1))
 
 
@@ -43,12 +45,6 @@ def tiny_prompts(models: Models, turn: int = 0) -> PromptBatch:
         prompt_batch(models, PROMPTS, COMPLETIONS), task=_EverySecondLength(), numbers=torch.tensor(NUMBERS)
     )
     return batch.rows((torch.arange(len(PROMPTS)) + turn) % len(PROMPTS))
-
-
-def remembers(source: RolloutSource) -> bool:
-    """Return whether the source, or one inside of it, has a memory."""
-    parts = inside(source, RolloutSource)  # type: ignore[type-abstract]
-    return any(part.new_memory() is not None for part in parts)
 
 
 def beginning(source: RolloutSource, models: Models) -> Models:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from veto_pl.core.memory import State
+from veto_pl.core.memory import State, remembers
 from veto_pl.plugins import load_plugins
 from veto_pl.seams import Models, RolloutSource, Sequences, Step
 from veto_pl.testing.examples import installed
-from veto_pl.testing.rows import TOTAL, beginning, difference, remembers, run, tiny_prompts
+from veto_pl.testing.rows import TOTAL, beginning, difference, run, tiny_prompts
 from veto_pl.testing.test_rollouts import check_fields, name
 from veto_pl.testing.tiny import tiny_models
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from veto_pl.core.memory import remembers
 from veto_pl.plugins import load_plugins
 from veto_pl.seams import Ending, Models, RolloutSource, Sequences, Step
 from veto_pl.testing.examples import installed
@@ -20,7 +21,6 @@ from veto_pl.testing.rows import (
     difference,
     global_numbers,
     global_seed,
-    remembers,
     run,
     tiny_prompts,
     unpadded,
@@ -34,9 +34,12 @@ STEP = Step(3, TOTAL)
 SOURCES = installed(RolloutSource)
 SPLITS = [[[0], [1], [2], [3]], [[3, 1, 0], [2]]]
 GRIDS = {"attention_mask": torch.bool, "loss_mask": torch.bool, "input_ids": torch.int64}
-GRIDS_PERHAPS = {"sampler_logp": torch.float32, "by_teacher": torch.bool}
+GRIDS_PERHAPS = {"sampler_logp": torch.float32, "by_teacher": torch.bool, "engine_log_ratio": torch.float32}
 COLUMNS = {"prompt_rows": torch.int64, "on_policy": torch.bool}
-COLUMNS_PERHAPS = {"rewards": torch.float32, "age": torch.float32, "ending": torch.int64, "unjudged": torch.int64}
+COLUMNS_PERHAPS = {
+    "rewards": torch.float32, "age": torch.float32, "ending": torch.int64, "unjudged": torch.int64,
+    "unanswered": torch.bool,
+}  # fmt: skip
 
 
 def name(instance: object) -> str:

@@ -19,7 +19,8 @@ from veto_pl.metrics.generations import Generations
 from veto_pl.models.readout import read_hidden
 from veto_pl.models.sharding import gathered
 from veto_pl.rollouts import FromStudent, Sampling
-from veto_pl.seams import Models, PromptBatch, Sequences, Step
+from veto_pl.rollouts.engines import DecodeLoop
+from veto_pl.seams import Engine, Models, PromptBatch, Sequences, Step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,15 +68,25 @@ class Evaluation:
     divergences: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def sample(cls, batch: PromptBatch, models: Models, sampling: Sampling, step: Step) -> Evaluation:
-        """Let the student answer every prompt of the batch, and score the answers."""
-        sequences = FromStudent(sampling)(batch, models, step)
+    def sample(
+        cls, batch: PromptBatch, models: Models, sampling: Sampling, step: Step, engine: Engine | None = None
+    ) -> Evaluation:
+        """Let the student answer every prompt of the batch, and score the answers.
+
+        Args:
+            batch: the prompts.
+            models: with the student.
+            sampling: how it answers.
+            step: names the random numbers.
+            engine: what runs it; None for the decode loop of the package.
+        """
+        sequences = FromStudent(sampling, engine or DecodeLoop())(batch, models, step)
         texts = sequences.texts(models.tokenizer)
         rewards = batch.score(texts, sequences.prompt_rows.tolist())
         shape = (len(batch), sampling.num_completions)
         generations = Generations(
             texts=texts,
-            tokens=[ids.tolist() for ids in sequences.completions()],
+            tokens=sequences.completion_ids(),
             rewards=torch.tensor(rewards).reshape(shape),
             finished=sequences.finished(models.eos_ids).cpu().reshape(shape),
             examples=batch.examples,

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor
 from torch.optim import Optimizer
@@ -21,7 +22,8 @@ class FullyShard(ModelParallelStrategy):
     """FSDP2: every rank keeps a part of each weight, gradient and optimizer state, and of the teacher.
 
     Named `fsdp2` in `trainer.strategy`. Runs on GPUs over NCCL, and on CPUs over gloo. A checkpoint is a folder that
-    any number of ranks can go on from; one that a single process or DDP wrote is read too.
+    any number of ranks can go on from; one that a single process or DDP wrote is read too. In `bf16-mixed` each rank's
+    parts are float32, weights are gathered in bfloat16, and gradients are summed over the ranks in float32.
 
     Args:
         gather_student: hold the whole student while it samples; it is let go for the update. Needs the memory, and is
@@ -43,7 +45,10 @@ class FullyShard(ModelParallelStrategy):
 
     def sharding(self, role: str) -> Sharding:
         """Return how the ranks share the `student`, the `teacher` or the `reference`."""
-        return Sharding(self.device_mesh["data_parallel"], self.root_device, self.gather[role])
+        mixed = self.precision_plugin.precision == "bf16-mixed"
+        return Sharding(
+            self.device_mesh["data_parallel"], self.root_device, self.gather[role], torch.bfloat16 if mixed else None
+        )
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Write a folder whole or not at all; where that fails, `AtomicCheckpointIO.on_failed_save` decides.

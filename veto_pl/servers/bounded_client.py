@@ -12,9 +12,6 @@ from typing import Any
 import httpx2
 import openai
 
-MAX_REPLY_BYTES = 2**22
-"""Bytes of a reply that are read."""
-
 
 class NotJsonError(httpx2.DecodingError):
     """A reply that claims success and is no JSON; the client tries again, as after a broken connection."""
@@ -26,12 +23,13 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
     Args:
         key: sent as the bearer's, whatever keys the environment holds for other servers; None sends none.
         seconds: from the search for the host to the last byte of the reply.
+        largest_reply: bytes of a reply that are read.
     """
 
-    def __init__(self, key: str | None, seconds: float) -> None:
+    def __init__(self, key: str | None, seconds: float, largest_reply: int) -> None:
         super().__init__(follow_redirects=False, timeout=None)
         self._authorization = {} if key is None else {"Authorization": f"Bearer {key}"}
-        self._seconds = seconds
+        self._seconds, self._largest = seconds, largest_reply
 
     async def send(self, request: httpx2.Request, **settings: Any) -> httpx2.Response:
         """Return the reply with its body; raise the client's own errors if it comes too late or is no JSON."""
@@ -45,11 +43,11 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
 
     async def _read(self, request: httpx2.Request, settings: dict[str, Any]) -> httpx2.Response:
         reply = await super().send(request, **settings)
-        body = b""
+        body = bytearray()
         try:
             async for piece in reply.aiter_bytes():
                 body += piece
-                if len(body) > MAX_REPLY_BYTES:
+                if len(body) > self._largest:
                     break
         finally:
             await reply.aclose()
@@ -60,4 +58,4 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
                 raise NotJsonError("no JSON", request=request) from error
         headers = [(name, text) for name, text in reply.headers.items() if name in ("retry-after", "retry-after-ms")]
         headers.append(("content-type", "application/json"))
-        return httpx2.Response(reply.status_code, headers=headers, content=body, request=request)
+        return httpx2.Response(reply.status_code, headers=headers, content=bytes(body), request=request)

@@ -1,0 +1,31 @@
+"""Fake tensors are on the CPU; here their computation takes the ways that an accelerator's takes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.nn import functional
+
+from veto_pl.functional import chunked
+
+
+@contextmanager
+def as_on_an_accelerator(accelerator: bool) -> Iterator[None]:
+    """Let the loss head work on whole chunks, and attention with dropout keep no [W, W] tensor.
+
+    An accelerator's kernels of attention have dropout, and a CPU's do not.
+    """
+    blocks, attend = chunked.BLOCK_ELEMENTS, functional.scaled_dot_product_attention
+
+    def without_dropout(*tensors: Any, dropout_p: float = 0.0, **settings: Any) -> Any:
+        return attend(*tensors, **settings)
+
+    if accelerator:
+        chunked.BLOCK_ELEMENTS, functional.scaled_dot_product_attention = sys.maxsize, without_dropout
+    try:
+        yield
+    finally:
+        chunked.BLOCK_ELEMENTS, functional.scaled_dot_product_attention = blocks, attend

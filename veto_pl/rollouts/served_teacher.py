@@ -1,0 +1,134 @@
+"""Completions with what a teacher behind a server says about them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from veto_pl.core.bounds import Count, CountFromZero, Positive
+from veto_pl.core.extras import require_extra
+from veto_pl.core.scores import TopKScores
+from veto_pl.exceptions import ConfigurationError, DataError
+from veto_pl.rollouts.prompt_scores import check_server, request_for, scores_of
+from veto_pl.rollouts.sources import FromStudent
+from veto_pl.seams import Mistake, Models, PromptBatch, RolloutSource, Sequences, Setup, Step, Writing
+from veto_pl.servers.endpoint import Endpoint, NoAnswerError
+from veto_pl.servers.pool import ask_somewhere
+
+LARGEST_REPLY = 2**28
+"""Bytes of an answer: about 80 for each id of each token, of the prompt too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedTeacher(RolloutSource):
+    """What another source writes, scored by a teacher behind a server: no teacher is loaded.
+
+    The server is vLLM, or another that answers `/completions` with `prompt_logprobs`. Of each token come the teacher's
+    k likeliest ids, all others together, and the token that was written, so divergences over k + 1 outcomes, policy
+    gradients and `ResOPD` can be trained. The teacher reads the plain text at temperature 1, and has to have the run's
+    tokenizer. Both sides are compared before the first answer is used.
+
+    A row that no server answers leaves the step, and `train/unanswered` counts it; a batch without any answer ends the
+    run.
+
+    Args:
+        servers: addresses that stand before `/completions`, such as `http://localhost:8000/v1`; they share the rows,
+            and a row that one does not answer goes to the next.
+        model: the name that the servers know the teacher by.
+        source: writes the completions.
+        k: likeliest ids; at most the server's `--max-logprobs`.
+        api_key_variable: the environment variable that holds the key, or None for no key.
+        timeout: seconds of one attempt.
+        retries: further attempts at each server.
+        concurrency: rows that each server is asked for at a time.
+
+    Raises:
+        ConfigurationError: the server refuses the request, or its ids are not those of the run.
+        DataError: no server answers any row.
+    """
+
+    servers: tuple[str, ...]
+    model: str
+    source: RolloutSource = FromStudent()
+    k: Count = 16
+    api_key_variable: str | None = None
+    timeout: Positive = 120.0
+    retries: CountFromZero = 2
+    concurrency: Count = 32
+    stored_teacher: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_extra("openai", extra="served", needed_by="`ServedTeacher`")
+        if not self.servers:
+            raise ConfigurationError("`ServedTeacher.servers` must name a server, got none.")
+        if self.source.stored_teacher:
+            raise ConfigurationError(
+                f"`ServedTeacher.source` cannot be `{type(self.source).__name__}`, which brings scores along itself."
+            )
+        self._endpoints()  # refuses an address that is none
+
+    @classmethod
+    def examples(cls) -> tuple["ServedTeacher", ...]:
+        return ()
+
+    def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
+        written = models.rolled_out(self.source, prompts, step)
+        answers = self._ask(written, models)
+        told = TopKScores.uniform(tuple(written.input_ids.shape), self.k, sampled=True)
+        unanswered, behind = torch.zeros(len(written), dtype=torch.bool), written.completion_mask.cpu()
+        for row, answer in answers.items():
+            unanswered[row] = answer is None
+            if answer is not None:
+                told[row, behind[row]] = answer
+        if answers and all(answer is None for answer in answers.values()):
+            raise DataError(
+                f"None of {len(answers)} rows was scored by the teacher `{self.model}` at {', '.join(self.servers)}. "
+                "See whether the servers run, raise `ServedTeacher.timeout` or `retries`, and go on from a checkpoint."
+            )
+        unanswered = unanswered.to(written.input_ids.device)
+        counted = written.loss_mask & ~unanswered[:, None]
+        scores = told.to(written.input_ids.device)
+        return replace(written, teacher_scores=scores, unanswered=unanswered, loss_mask=counted)
+
+    def writings(self) -> tuple[Writing, ...]:
+        told = TopKScores.uniform((0,), self.k, sampled=True)
+        return tuple(replace(writing, stored=told) for writing in self.source.writings())
+
+    def requirements(self, setup: Setup, path: str) -> Iterator[Mistake]:
+        """Yield a k that leaves nothing for the ids together."""
+        if setup.vocab_size is not None and self.k >= setup.vocab_size:
+            yield Mistake(f"{path}.init_args.k", f"{self.k}", f"fewer than the {setup.vocab_size} ids", "Lower it.")
+
+    def _ask(self, written: Sequences, models: Models) -> dict[int, TopKScores | None]:
+        """Return what the teacher says of each row that counts, or None where no server has answered."""
+        rows = written.loss_mask.any(1).nonzero()[:, 0].tolist()
+        texts = {row: written.input_ids[row, written.attention_mask[row]].tolist() for row in rows}
+        if rows:
+            self._check(models, list(texts.values()))
+        bodies = [request_for(self.model, ids, self.k) for ids in texts.values()]
+        replies = ask_somewhere(self._endpoints(), "/completions", bodies, self.concurrency)
+        lengths = written.completion_mask.sum(1).tolist()
+        vocabulary = models.student.vocab_size
+        answers: dict[int, TopKScores | None] = {}
+        for (row, ids), reply in zip(texts.items(), replies, strict=True):
+            completion = ids[-lengths[row] :]
+            answers[row] = (
+                None if isinstance(reply, NoAnswerError) else scores_of(reply, completion, self.k, vocabulary)
+            )
+        return answers
+
+    def _check(self, models: Models, rows: Sequence[Sequence[int]]) -> None:
+        """Compare the tokenizers of both sides, once per process and server."""
+        for endpoint in self._endpoints():
+            known = (endpoint, self.model, self.k)
+            if known not in _checked and check_server(*known, models.tokenizer, rows[0]):
+                _checked.add(known)
+
+    def _endpoints(self) -> tuple[Endpoint, ...]:
+        how = (self.api_key_variable, self.timeout, self.retries, "teacher", LARGEST_REPLY)
+        return tuple(Endpoint(address, *how) for address in self.servers)
+
+
+_checked: set[tuple[Endpoint, str, int]] = set()
