@@ -1,13 +1,16 @@
 """The tests of this folder run in a process that has the pretended GPU; their arguments travel there by pickling."""
 
+from pathlib import Path
+
 import pytest
 from device_process import call, device_process
 
 
 def pytest_collection_modifyitems(items):
-    """Keeps the tests on one worker, which then has one such process."""
+    """Keeps the tests of this folder on one worker, which then has one such process; pytest hands over all there are."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("devices"))
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("devices"))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -107,7 +107,7 @@ def _refused_value(reason: str) -> str:
 def _in_words(expected: re.Match[str]) -> str:
     """Return what one line of the parser expects, such as `a whole number`."""
     if expected["choice"]:
-        return f"one of {expected['choice']}"
+        return f"one of {expected['choice']}" if "," in expected["choice"] else expected["choice"]
     kind = expected["kind"] or expected["number"] or expected["path"]
     return _KINDS.get(kind, kind)
 
