@@ -39,7 +39,7 @@ from veto_pl.training.fsdp import FullyShard
 from veto_pl.training.hosted import HostedModule
 from veto_pl.training.nonfinite import NonFiniteSteps
 from veto_pl.training.optimizers import OptimizedModule, default_optimizer
-from veto_pl.training.window import Window
+from veto_pl.training.window import ClosedWindow, Window
 from veto_pl.training.window_rollouts import WindowRollouts
 
 
@@ -110,6 +110,7 @@ class DistillationModule(HostedModule, OptimizedModule):
         self._non_finite = NonFiniteSteps(skip_limit)
         self._window: Window | None = None
         self._loaded_step: int | None = None
+        self.rolls_out_window = roll_out_window
         self._rollouts = WindowRollouts(roll_out_window)
 
     @property
@@ -163,10 +164,18 @@ class DistillationModule(HostedModule, OptimizedModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Divide the gradients by the global weights, before they are clipped, and log the step."""
         self._rollouts.clear()
-        means, norm, tokens = self.window.close()
-        skipped = float(self._non_finite.skip_if_not_finite(optimizer, means, norm))
-        rate = float(optimizer.param_groups[0]["lr"])
-        self._log_step(rate, means, grad_norm=norm, skipped=skipped, tokens=tokens)
+        closed = self.window.close()
+        skipped = float(self._non_finite.skip_if_not_finite(optimizer, closed.means, closed.norm))
+        self._log_step(float(optimizer.param_groups[0]["lr"]), closed, skipped=skipped)
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip as Lightning does, but by the norm that the window has computed already, where no model is sharded."""
+        if not gradient_clip_val or gradient_clip_algorithm not in (None, "norm") or self._models.sharded:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            torch.nn.utils.clip_grads_with_norm_(self.window.trained, gradient_clip_val, self.window.norm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then update a teacher that follows the student, and the memories."""
@@ -263,23 +272,26 @@ class DistillationModule(HostedModule, OptimizedModule):
                 for source, rows in rollouts.items()
             }
         for rows in rollouts.values():
-            self.clock.count(rows.predictions.sum())
+            _ = rows.host_masks  # while the host waits for a rollout anyway; from here on it runs ahead of the device
         return rollouts
 
-    def _log_step(self, learning_rate: float, means: dict[str, Tensor], **others: Tensor | float) -> None:
-        step = self._step(0)
-        values: dict[str, Tensor | float] = {
+    def _log_step(self, learning_rate: float, closed: ClosedWindow, **others: float) -> None:
+        step, means = self._step(0), closed.means
+        values = {
             **dict(scheduled_values(self.objective, step.index, step.total)),
             **means,
+            "grad_norm": closed.norm,
             **others,
+            "tokens": closed.tokens,
             "learning_rate": learning_rate,
             **self._models.memories.numbers(),
-            **self.clock.read(),
+            **self.clock.read(closed.own_tokens),
         }
         if "loss" not in values:
-            values["loss"] = torch.stack([means[name] for name in means if name.endswith("/loss")]).sum()
+            values["loss"] = sum(value for name, value in means.items() if name.endswith("/loss"))
         self.logged = {f"train/{name}": float(value) for name, value in values.items()}
-        self.log_dict(self.logged)
+        # Tensors of the host: of numbers Lightning makes tensors of the device, to fetch them again one by one.
+        self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in self.logged.items()})
 
     def _answers(self, batch: PromptBatch, batch_idx: int) -> Evaluation:
         """Let the student answer, by the engine that was named or else by that of its rollouts."""

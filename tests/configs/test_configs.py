@@ -1,40 +1,25 @@
 """Every YAML under configs/ parses and builds; the debug runs reproduce their golden losses."""
 
-import csv
 import json
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from transformers import PreTrainedTokenizerFast, Qwen2Config
 
+from tests.debug_runs import CONFIGS, DEBUG, FILES, GOLDEN, SHARED, debug_run, golden_losses, losses, stopped_at
 from veto_pl.checks import Setup, check
 from veto_pl.cli.build import VetoCLI
-from veto_pl.commands.main import main
 from veto_pl.compare.execution import prepare
 from veto_pl.compare.jobs import JobFactory
 from veto_pl.compare.study_file import load_study
-from veto_pl.module import DistillationModule
 from veto_pl.objectives import SFT, Veto
 from veto_pl.parts.schedules import Linear, WarmUp
 from veto_pl.plugins import load_plugins
 from veto_pl.rollouts import Sampling
-from veto_pl.testing.examples import arguments_of, first_examples
 from veto_pl.training.fsdp import FullyShard
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "configs"
-GOLDEN = Path(__file__).parent / "golden"
-SHARED = ("base", "reference")
-FILES = sorted(p.stem for p in (CONFIGS / "debug").glob("*.yaml") if p.stem not in SHARED)
-SHOWN = {
-    yaml.safe_load((CONFIGS / f"debug/{name}.yaml").read_text())["model"]["objective"]["class_path"] for name in FILES
-}
-EXAMPLES = {name: example for name, example in first_examples(longest=8).items() if name not in SHOWN}
-DEBUG = [*FILES, *EXAMPLES]
-"""A debug run for each file, and for the first example of each objective that no file shows."""
 QUICKSTART = sorted(p.stem for p in (CONFIGS / "quickstart").glob("*.yaml") if p.stem != "base")
 COMPARED = sorted((CONFIGS / "compare").glob("*/*.yaml"))
 STUDIES = sorted((CONFIGS / "compare").glob("*.yaml"))
@@ -238,20 +223,6 @@ def test_the_smollm2_recipe_parses():
     assert cli.model.student_source.drop_layers == (24, 25, 26)
 
 
-def debug_run(name, folder, *options):
-    """The command of a debug config or of an example; what each step logged, without times."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    example = EXAMPLES.get(name)
-    told = ("base", name) if example is None else ("base", *(["reference"] if example.needs_reference else []))
-    files = [f"--config={CONFIGS / 'debug' / f'{file}.yaml'}" for file in told]
-    main(["fit", *files, *(arguments_of(example) if example else []), f"--run_dir={folder}", *options])
-    with (folder / "metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
-    return [
-        {key: cell for key, cell in row.items() if not any(part in key for part in ("second", "time"))} for row in rows
-    ]
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     """The folder and the log of a debug run that nothing stops, run when it is first asked for."""
@@ -266,10 +237,6 @@ def straight(tmp_path_factory):
     return run
 
 
-class StoppedError(Exception):
-    """What stops a run."""
-
-
 ONE_BY_ONE = [pytest.param(name, marks=pytest.mark.xdist_group(f"debug {name}")) for name in DEBUG]
 
 
@@ -277,15 +244,14 @@ ONE_BY_ONE = [pytest.param(name, marks=pytest.mark.xdist_group(f"debug {name}"))
 def test_debug_runs_reproduce_their_golden_losses(name, straight, request):
     """A change of a loss must be meant: run this file with `--update-golden`, and say why it moved."""
     folder, log = straight(name)
-    losses = [float(row["train/loss"]) for row in log]
-    path = GOLDEN / f"{name}.json"
+    found = losses(log)
     if request.config.getoption("--update-golden"):
-        path.write_text(json.dumps(losses, indent=1) + "\n")
+        (GOLDEN / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
     # Sampled tokens may differ between machines in the last bit of a probability, and then a loss does; 1e-4 forgives
     # rounding and nothing else.
-    assert losses == pytest.approx(json.loads(path.read_text()), rel=1e-4)
+    assert found == pytest.approx(golden_losses(name), rel=1e-4)
     if name in ("sft", "seq_kd", "supervised_kd"):
-        assert losses[-1] < losses[0], "the others change their target or their data as they go"
+        assert found[-1] < found[0], "the others change their target or their data as they go"
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert saved["trainer"]["max_steps"] == 6
 
@@ -294,24 +260,14 @@ EACH_STEP = ("--ckpt_path=last", "--trainer.val_check_interval=1", "--checkpoint
 
 
 @pytest.mark.xdist_group("debug distillm")
-def test_memories_see_a_validation_that_was_cut_short(tmp_path, monkeypatch):
+def test_memories_see_a_validation_that_was_cut_short(tmp_path):
     """It is made up for before the first rollout of the process that goes on."""
     replay = "--model.objective.init_args.rollout.init_args"
     options = (*EACH_STEP, f"{replay}.start=0.1", f"{replay}.increment=0.3")
     expected = debug_run("distillm", tmp_path / "straight", *options)
     assert len({row["train/phi"] for row in expected}) > 2
-    validate, calls = DistillationModule.validation_step, []
-
-    def stopping(*arguments):
-        calls.append(arguments)
-        if len(calls) == 7:  # two batches each: before the first step, after it, after the second, and the third
-            raise StoppedError
-        return validate(*arguments)
-
-    monkeypatch.setattr(DistillationModule, "validation_step", stopping)
-    with pytest.raises(StoppedError):
+    with stopped_at(7, "validation_step"):  # two batches each: before the first step, after it, the second, the third
         debug_run("distillm", tmp_path / "stopped", *options)
-    monkeypatch.undo()
     assert debug_run("distillm", tmp_path / "stopped", *options) == expected
 
 
@@ -324,19 +280,8 @@ GOING_ON = [
 
 
 @pytest.mark.parametrize("name", GOING_ON)
-def test_debug_runs_that_were_stopped_go_on_exactly(name, straight, tmp_path, monkeypatch):
+def test_debug_runs_that_were_stopped_go_on_exactly(name, straight, tmp_path):
     """To the bit: rollouts, memories, moving teachers and schedules included."""
-    train, calls = DistillationModule.training_step, []
-
-    def stopping(*arguments):
-        calls.append(arguments)
-        if len(calls) == 4:
-            raise StoppedError
-        return train(*arguments)
-
-    monkeypatch.setattr(DistillationModule, "training_step", stopping)
-    with pytest.raises(StoppedError):
+    with stopped_at(4):
         debug_run(name, tmp_path, "--ckpt_path=last")
-    monkeypatch.undo()
-    assert len(calls) == 4
     assert debug_run(name, tmp_path, "--ckpt_path=last") == straight(name)[1]

@@ -7,10 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from tests.debug_runs import debug_run
 from veto_pl import DistillationModule
+from veto_pl.callbacks.signals import Signals
 
 from .conftest import assert_equal_runs, state
 from .faults import StopError, fault, fit, raising
@@ -131,6 +135,36 @@ def test_slurm_requeues_at_a_point_that_is_whole(config_file, reference, tmp_pat
         monkeypatch.setenv(name, value)
     fit(config_file, tmp_path / "run", "--ckpt_path=null")
     assert_equal_runs(tmp_path / "run", reference)
+
+
+@pytest.mark.parametrize("told", ["termination", "requeue", "late", None])
+def test_one_question_tells_every_rank_what_one_was_told(told):
+    """The other rank was told nothing; its votes come by the sum."""
+    asked = []
+
+    def reduced(votes, reduce_op):
+        asked.append(reduce_op)
+        return votes + torch.tensor([told == name for name in ("termination", "requeue", "late")])
+
+    connector, here = SimpleNamespace(received_sigterm=False), Signals()
+    strategy = SimpleNamespace(root_device=torch.device("cpu"), reduce=reduced)
+    trainer = SimpleNamespace(world_size=2, strategy=strategy, _signal_connector=connector)
+    here._requeue, acted = lambda *signals: acted.append(signals), []
+    assert here.agree(trainer) == (told == "late")
+    here.act_on_requeue(trainer)
+    assert asked == ["sum"]
+    assert connector.received_sigterm == (told == "termination")
+    assert len(acted) == (told == "requeue")
+    here.act_on_requeue(trainer)
+    assert len(acted) == (told == "requeue"), "once"
+
+
+def test_ranks_are_asked_once_in_each_window(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Signals, "agree", lambda self, trainer, *, late=False: asked.append(trainer.global_step))
+    options = ("--trainer.accumulate_grad_batches=3", "--trainer.max_steps=2", "--trainer.limit_val_batches=0")
+    debug_run("sft", tmp_path, *options, "--export.folder=null")
+    assert asked == [1, 2]
 
 
 TWO = ("--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=1", "--ckpt_path=last")

@@ -7,9 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import masking_utils
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.causal_lm import CausalLM
+from veto_pl.models.known_masks import known_rows
 from veto_pl.models.packing import Packing, pack, spread_evenly
 from veto_pl.models.probes import check_head, keeps_sequences_apart
 from veto_pl.seams import Sequences
@@ -58,6 +60,25 @@ def test_a_packing_holds_the_tokens_and_says_where_predictions_are(attention_cos
     assert torch.equal(packing.input_ids.flatten()[place], previous)
     assert torch.equal(packing.position_ids.flatten()[place], sequences.position_ids[:, :-1][sequences.predictions])
     assert len(packing.input_ids) == {0.0: 1, 0.01: 2, 0.1: 3, None: 5}[attention_cost]
+
+
+@given(
+    lengths=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=6),
+    attention_cost=st.sampled_from([0.0, 0.02, 0.2, None]),
+)
+def test_what_is_known_of_rows_is_what_transformers_would_find(lengths, attention_cost):
+    attended = torch.tensor([[0] * (6 - p) + [1] * (p + c) + [0] * (6 - c) for p, c in lengths]).bool()
+    rows = torch.arange(len(lengths))
+    counted = attended & (torch.arange(12) >= 6)
+    packing = Packing.of(Sequences(attended.long(), attended, counted, rows, rows < 0), attention_cost)
+    positions, mask = packing.position_ids, packing.attention_mask
+    with known_rows(packed=packing.packed, padded=packing.padded):  # the first of them replaces the functions
+        told = masking_utils.find_packed_sequence_indices(positions)
+        unpadded = masking_utils.fast_all(mask)
+    found = masking_utils.find_packed_sequence_indices(positions)
+    assert (told is None) == (found is None)
+    assert told is None or torch.equal(told, found)
+    assert bool(unpadded) == bool(masking_utils.fast_all(mask)) == bool(mask.all())
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from tests.planning.conftest import VOCABULARY, llama, module, on_policy, planne
 from veto_pl.objectives import Veto
 from veto_pl.planning.arithmetic import step_work
 from veto_pl.planning.devices import DEVICES
+from veto_pl.rollouts import FromStudent, Replay, Sampling
 
 WIDTH, LAYERS, HEADS, KV_HEADS, INNER = 32, 2, 4, 2, 80
 
@@ -67,6 +68,23 @@ def test_work_counts_all_micro_batches_and_no_validation():
     one, three = (planned(module(), accumulate=n).work for n in (1, 3))
     assert "validation" not in {part.phase for part in one}
     assert [part.flops * 3 for part in one if part.flops] == [part.flops for part in three if part.flops]
+
+
+def test_a_window_is_rolled_out_at_once_unless_a_source_remembers_or_it_is_switched_off():
+    sampled = FromStudent(Sampling(max_new_tokens=12))
+    teacher = llama(width=64, seed=1)
+    window, batches, remembering = (
+        planned(module(teacher=teacher, objective=Veto(rollout=source), **settings), prompts=2, accumulate=3)
+        for source, settings in ((sampled, {}), (sampled, {"roll_out_window": False}), (Replay(sampled), {}))
+    )
+    together = planned(on_policy(new=12), prompts=6)
+    assert window.simulated.phases["rollout"] == together.simulated.phases["rollout"]
+    assert window.simulated.reads == together.simulated.reads
+    for repeated in (batches, remembering):
+        assert repeated.simulated.reads == 3 * window.simulated.reads
+        assert repeated.simulated.phases["rollout"].kernels > 2.5 * window.simulated.phases["rollout"].kernels
+        assert repeated.simulated.phases["rollout"].flops == pytest.approx(window.simulated.phases["rollout"].flops)
+        assert repeated.simulated.phases["rollout"].rest < window.simulated.phases["rollout"].rest
 
 
 def test_a_known_device_takes_as_long_as_its_peak_allows():

@@ -173,3 +173,25 @@ def test_draws_are_a_function_of_where_training_stands(change):
     assert draw(step) != draw(moved)
     assert draw(step) != draw(step, "mixture")
     assert (draw(step, shared=True) == draw(moved, shared=True)) == (change.keys() <= {"rank", "micro"})
+
+
+def known(sequences):
+    return torch.equal(sequences.host_masks, torch.stack([sequences.attention_mask, sequences.loss_mask]))
+
+
+@given(rows=dialogues)
+def test_what_the_host_knows_of_masks_follows_them(rows):
+    batch = batch_of(rows)
+    given_masks = {"host_mask": batch.completion_mask}
+    sequences = Sequences.join(batch, batch.completion_ids, batch.completion_mask, **given_masks)
+    assert known(sequences)
+    none = torch.zeros_like(sequences.loss_mask)
+    assert sequences.with_fields(rewards=torch.ones(len(rows))).host_masks is sequences.host_masks
+    for changed in (
+        sequences.with_fields(loss_mask=none),
+        dataclasses.replace(sequences, loss_mask=none),
+        sequences.rows(torch.tensor([0, 0])),
+    ):
+        assert known(changed)
+    places = sequences.predictions.flatten().nonzero()[:, 0]
+    assert torch.equal(sequences.prediction_index, places)

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from veto_pl.models.modes import sampling_mode
-from veto_pl.rollouts import FromStudent, Sampling
+from veto_pl.rollouts import FromStudent, FromTeacher, Sampling
 from veto_pl.rollouts.engines import Transformers
 from veto_pl.seams import Step
 from veto_pl.testing.tiny import prompt_batch, tiny_models
@@ -30,8 +30,9 @@ class Casts(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def roll_out(models, source):
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), Casts(models.student.model) as casts:
+def roll_out(models, source, writer=None):
+    writer = writer or models.student
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), Casts(writer.model) as casts:
         rows = source(prompt_batch(models, ["abc>", "ba>"]), models, Step(0, 1))
     return rows, casts.number
 
@@ -44,6 +45,15 @@ def test_each_weight_is_cast_once(model_type, engine):
         roll_out(models, source)  # what is found out about a model once, is found out
         linear = sum(weight.dim() == 2 for weight in models.student.model.parameters())
         assert 0 < roll_out(models, source)[1] <= linear
+
+
+def test_a_frozen_writer_casts_once_and_stays_frozen():
+    models = tiny_models()
+    source = FromTeacher(LONGER)
+    roll_out(models, source)
+    linear = sum(weight.dim() == 2 for weight in models.teacher.model.parameters())
+    assert 0 < roll_out(models, source, models.teacher)[1] <= linear
+    assert not any(weight.requires_grad for weight in models.teacher.parameters())
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])

@@ -88,6 +88,7 @@ class Checkpoints(ModelCheckpoint):
         self._saved_step: int | None = None
         self._saved_at = time.monotonic()
         self._batch_has_ended = False
+        self._late = False
         self._extra_step = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -161,7 +162,9 @@ class Checkpoints(ModelCheckpoint):
     ) -> None:
         """Record that a batch has ended; it is saved by a later hook, once Lightning has logged its metrics."""
         self._batch_has_ended = True
-        self._signals.act_on_termination(trainer)
+        if self._updates:  # between two windows, the only place where the ranks can end
+            late = time.monotonic() - self._saved_at >= 60 * self.minutes
+            self._late = self._signals.agree(trainer, late=late)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save `last.ckpt` if it is due, since a validation may take long or fail."""
@@ -174,7 +177,7 @@ class Checkpoints(ModelCheckpoint):
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """Act on pending signals. Collective: call it on every rank."""
         if self._is_fitting(trainer):
-            self._signals.act_on_termination(trainer)
+            self._signals.agree(trainer)
             self._signals.act_on_requeue(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -256,7 +259,8 @@ class Checkpoints(ModelCheckpoint):
         has_updated = self._advance(trainer, validation_due=validation_due)
         self._signals.act_on_requeue(trainer)
         if has_updated:
-            self._save_last(trainer, due=self._is_time(trainer))
+            every = self._every_n_train_steps
+            self._save_last(trainer, due=trainer.global_step % every == 0 if every else self._late)
             super().on_train_batch_end(trainer, pl_module, None, None, 0)  # the best ones
 
     def _advance(self, trainer: L.Trainer, *, validation_due: bool) -> bool:
@@ -265,12 +269,6 @@ class Checkpoints(ModelCheckpoint):
         if has_updated and self._point is not None:
             self._point = self._point.advanced(trainer, positions(trainer), validation_due=validation_due)
         return has_updated
-
-    def _is_time(self, trainer: L.Trainer) -> bool:
-        if self._every_n_train_steps:
-            return trainer.global_step % self._every_n_train_steps == 0
-        late = time.monotonic() - self._saved_at >= 60 * self.minutes
-        return bool(trainer.strategy.broadcast(late)) if trainer.world_size > 1 else late
 
     def _save_last(self, trainer: L.Trainer, *, due: bool = True) -> None:
         if not (due and self.keep_last and self._point is not None and self._is_fitting(trainer)):

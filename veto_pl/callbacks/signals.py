@@ -9,7 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+from veto_pl.core.transfer import sent
 
 _HANG_UP = getattr(signal, "SIGHUP", None)
 """Not every system has it."""
@@ -26,6 +29,7 @@ class Signals:
     def __init__(self) -> None:
         self._requeue: Callable[[Any, Any], None] | None = None
         self._asked = {"requeue": 0, "termination": 0}
+        self._requeue_agreed = False
         self._hung_up: int | None = None
         self._process = os.getpid()
 
@@ -50,6 +54,8 @@ class Signals:
                 self._asked["termination"] = signum
 
             connector._sigterm_notifier_fn = record  # type: ignore[method-assign]
+            # Lightning's own question before every batch makes the host wait, and has no news after `agree`.
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _say_nothing  # type: ignore[method-assign]
 
     def remove(self, trainer: L.Trainer) -> None:
         """Restore the default handler of SIGHUP; Lightning restores those of all other signals."""
@@ -73,20 +79,38 @@ class Signals:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(self._process, signum)
 
-    def act_on_termination(self, trainer: L.Trainer) -> None:
-        """End the run on all ranks after this batch if any rank received SIGTERM. Collective: call it on every rank."""
-        if trainer.world_size > 1 and self._on_any_rank(trainer, "termination"):
+    def agree(self, trainer: L.Trainer, *, late: bool = False) -> bool:
+        """Ask all ranks at once what any of them was told, and end the run after this batch if that is to end.
+
+        Collective: call it on every rank. The host waits for the device once.
+
+        Args:
+            trainer: runs the fit.
+            late: anything else that one rank may decide for all.
+
+        Returns:
+            Whether `late` is true on any rank.
+        """
+        if trainer.world_size == 1:  # Lightning's handler has ended the run already
+            return late
+        told = [bool(self._asked["termination"]), bool(self._asked["requeue"]), late]
+        votes = sent(torch.tensor(told, dtype=torch.float32), trainer.strategy.root_device)
+        ends, requeues, late = (count > 0 for count in trainer.strategy.reduce(votes, reduce_op="sum").tolist())
+        if ends:
             trainer._signal_connector.received_sigterm = True  # Lightning's loops raise when they see it
+        self._requeue_agreed |= requeues
+        return late
 
     def act_on_requeue(self, trainer: L.Trainer) -> None:
-        """Save and requeue the job if SLURM has asked any rank for it. Collective: call it on every rank."""
-        if self._requeue is not None and self._on_any_rank(trainer, "requeue"):
-            self._asked["requeue"] = 0
+        """Save and requeue the job if SLURM has asked for it: any rank, as far as `agree` knows."""
+        wanted = self._asked["requeue"] if trainer.world_size == 1 else self._requeue_agreed
+        if self._requeue is not None and wanted:
+            self._asked["requeue"], self._requeue_agreed = 0, False
             self._requeue(signal.SIGUSR1, None)
 
     def _record_requeue(self, signum: int, _: Any) -> None:
         self._asked["requeue"] = signum
 
-    def _on_any_rank(self, trainer: L.Trainer, what: str) -> bool:
-        asked = bool(self._asked[what])
-        return trainer.strategy.reduce_boolean_decision(asked, all=False) if trainer.world_size > 1 else asked
+
+def _say_nothing() -> None:
+    """Stand in for a question that is answered already."""

@@ -27,7 +27,7 @@ class TopKScores:
     temperature: float = 1.0
     sampled_logp: Tensor | None = None
 
-    def __getitem__(self, index: Tensor | slice | tuple[slice, ...]) -> TopKScores:
+    def __getitem__(self, index: Tensor | slice | tuple[slice | Tensor, ...]) -> TopKScores:
         sampled = None if self.sampled_logp is None else self.sampled_logp[index]
         return TopKScores(self.ids[index], self.logp[index], self.temperature, sampled)
 

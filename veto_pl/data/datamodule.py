@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
+from veto_pl.core.transfer import UNPINNED
 from veto_pl.data.collate import Collator
 from veto_pl.data.control_words import ControlWords
 from veto_pl.data.encoding import Batches, EncodedRows, encode_rows
@@ -296,6 +297,7 @@ class PromptDataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             # Without one, every epoch would draw its worker seed from the global generator.
             generator=torch.Generator().manual_seed(self.seed),
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type not in UNPINNED,
         )
 
 

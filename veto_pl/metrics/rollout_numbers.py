@@ -12,6 +12,8 @@ from veto_pl.seams import Ending, Sequences
 REPEATED = 4
 """Tokens of an n-gram whose repetition counts."""
 _FACTOR = 6364136223846793005  # odd and well mixed: sums of ids times its powers differ modulo 2^64
+_POWERS = [(pow(_FACTOR, n, 2**64) + 2**63) % 2**64 - 2**63 for n in range(REPEATED)]
+"""The powers of the factor as signed 64-bit numbers."""
 
 
 def rollout_numbers(rollouts: Iterable[Sequences], eos_ids: Iterable[int]) -> dict[str, Stat]:
@@ -49,18 +51,13 @@ def _repetition(rows: Sequences) -> Stat:
     if written.shape[1] < REPEATED:
         return Stat(*rows.input_ids.new_zeros(2, dtype=torch.float32))
     counted = written.unfold(1, REPEATED, 1).all(-1)
-    powers = torch.tensor(_powers(), device=written.device)
-    grams = (rows.input_ids.unfold(1, REPEATED, 1) * powers).sum(-1)
+    places = rows.input_ids.unfold(1, REPEATED, 1).unbind(-1)
+    grams = torch.stack([ids * power for ids, power in zip(places, _POWERS, strict=True)]).sum(0)
     ordered = grams.masked_fill(~counted, torch.iinfo(torch.int64).max).sort(1).values
     number = counted.sum(1)
     inside = torch.arange(ordered.shape[1] - 1, device=written.device) < number[:, None] - 1
     repeats = ((ordered[:, 1:] == ordered[:, :-1]) & inside).sum(1)
     return Stat((repeats / number.clamp_min(1)).sum(), (number > 0).sum().float())
-
-
-def _powers() -> list[int]:
-    """Return the powers of the factor as signed 64-bit numbers."""
-    return [(pow(_FACTOR, n, 2**64) + 2**63) % 2**64 - 2**63 for n in range(REPEATED)]
 
 
 def _by_teacher(rows: Sequences) -> Stat:
@@ -71,7 +68,7 @@ def _by_teacher(rows: Sequences) -> Stat:
 
 def _age(rows: Sequences) -> Stat:
     assert rows.age is not None, "only rollouts that tell are asked"
-    return Stat(rows.age.sum().float(), rows.age.new_tensor(float(len(rows))))
+    return Stat(rows.age.sum().float(), torch.full_like(rows.age.sum(), len(rows)))
 
 
 def _engine_gap(rows: Sequences) -> Stat:

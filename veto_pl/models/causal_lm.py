@@ -11,6 +11,7 @@ from veto_pl.functional.alignment import restrict
 from veto_pl.functional.heads import FunctionHead, Head, LinearHead, ScaleAndCap
 from veto_pl.models.attention import flash_bounds, is_flash
 from veto_pl.models.backbone import backbone
+from veto_pl.models.known_masks import known_rows
 from veto_pl.models.modes import sampling_mode as sampling_mode  # plug-ins were told to import it from here
 from veto_pl.models.packing import Packing
 from veto_pl.models.probes import architecture_errors, cache_keyword, check_causal, check_head, keeps_sequences_apart
@@ -106,13 +107,15 @@ class CausalLM(LanguageModel):
         begins.
         """
         mask = None if self.supports_packing else packing.attention_mask.long()
-        output = backbone(self.model)(
-            input_ids=packing.input_ids,
-            attention_mask=mask,
-            position_ids=packing.position_ids,
-            use_cache=False,
-            **(flash_bounds(self, packing) if mask is None else {}),
-        )
+        flash = flash_bounds(self, packing) if mask is None else {}
+        with known_rows(packed=packing.packed, padded=packing.padded):
+            output = backbone(self.model)(
+                input_ids=packing.input_ids,
+                attention_mask=mask,
+                position_ids=packing.position_ids,
+                use_cache=False,
+                **flash,
+            )
         hidden: Tensor = output.last_hidden_state
         return hidden
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from veto_pl.core.transfer import sent
 from veto_pl.seams import Sequences
 
 
@@ -22,6 +23,8 @@ class Packing:
         position_ids: [R, W] int64, from 0 for each sequence. Spare places have position 0, so each stands alone.
         attention_mask: [R, W] bool, False on spare places.
         index: [N] int64, where the N predictions of the sequences stand in the flattened rows, sequence by sequence.
+        padded: whether there are spare places.
+        packed: whether a row holds more than one sequence, spare places counted.
         lengths: tokens of each sequence.
     """
 
@@ -29,18 +32,20 @@ class Packing:
     position_ids: Tensor
     attention_mask: Tensor
     index: Tensor
+    padded: bool
+    packed: bool
     lengths: Sequence[int]
 
     @classmethod
     def of(cls, sequences: Sequences, attention_cost: float | None, max_row_tokens: int | None = None) -> Packing:
-        """Pack sequences into rows.
+        """Pack sequences into rows. What goes where is found out on the host, which does not wait for the device.
 
         Args:
             sequences: in any padding layout.
             attention_cost: as `pack` takes it; None gives each sequence a row of its own.
             max_row_tokens: as `pack` takes it.
         """
-        mask = sequences.attention_mask
+        mask, counted = sequences.host_masks
         lengths: list[int] = mask.sum(1).tolist()
         rows = (
             [[i] for i in range(len(lengths))]
@@ -48,20 +53,23 @@ class Packing:
             else pack(lengths, attention_cost, max_row_tokens)
         )
         width = max([1, *(sum(lengths[i] for i in row) for row in rows)])
-        starts = torch.tensor(_starts(rows, lengths, width), device=mask.device, dtype=torch.int64)
-        places = starts[:, None] + sequences.position_ids
         shape = (max(len(rows), 1), width)
-        here = places[mask]
-
-        def placed(values: Tensor) -> Tensor:
-            return values.new_zeros(shape).flatten().scatter(0, here, values[mask]).view(shape)
-
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        places = torch.tensor(_starts(rows, lengths, width), dtype=torch.int64)[:, None] + positions
+        to, origin = places[mask], mask.flatten().nonzero()[:, 0]
+        spread = positions.new_zeros(shape).flatten().scatter(0, to, positions[mask])
+        parts = (spread, to, origin, places[:, :-1][counted[:, 1:]])
+        ids = sequences.input_ids.flatten()
+        sizes = [len(part) for part in parts]
+        position_ids, to, origin, index = torch.split(sent(torch.cat(parts), ids.device), sizes)
         return cls(
-            placed(sequences.input_ids),
-            placed(sequences.position_ids),
-            placed(mask),
-            places[:, :-1][sequences.predictions],
-            lengths,
+            input_ids=ids.new_zeros(len(spread)).scatter(0, to, ids[origin]).view(shape),
+            position_ids=position_ids.view(shape),
+            attention_mask=torch.zeros_like(position_ids, dtype=torch.bool).index_fill(0, to, True).view(shape),
+            index=index,
+            padded=len(origin) < len(spread),
+            packed=_holds_several(rows, lengths, width),
+            lengths=lengths,
         )
 
 
@@ -112,6 +120,12 @@ def spread_evenly(lengths: Sequence[int], count: int) -> list[list[int]]:
         rows[row].append(i)
         heapq.heapreplace(heap, (used + lengths[i], row))
     return rows
+
+
+def _holds_several(rows: list[list[int]], lengths: list[int], width: int) -> bool:
+    """Return whether any row has several sequences; each spare place is one."""
+    pieces = [[lengths[i] for i in row if lengths[i]] for row in rows]
+    return any(len(row) + width - sum(row) > 1 for row in pieces or [[]])
 
 
 def _starts(rows: list[list[int]], lengths: list[int], width: int) -> list[int]:

@@ -11,6 +11,10 @@ SHARE = 0.4
 """The part of a device's peak that training usually reaches."""
 
 
+PER_STEP = ("rollout", "optimizer step")
+"""Parts that are simulated for a whole optimizer step; the others repeat in every micro-batch."""
+
+
 @dataclass(frozen=True)
 class Work:
     """One part of an optimizer step, over all its micro-batches.
@@ -38,11 +42,11 @@ def step_work(simulated: Simulated, setting: Setting, device: Device, share: flo
         part = simulated.phases.get(name)
         if part is None or name == "validation":
             continue
-        flops = part.flops * (1 if name == "optimizer step" else setting.accumulate)
+        flops = part.flops * (1 if name in PER_STEP else setting.accumulate)
         seconds = _seconds(flops, part.half_share, device, share)
         if seconds is not None and name == "rollout":
             read = simulated.reads / (device.bandwidth * share) if device.bandwidth else 0.0
-            seconds = max(seconds, setting.accumulate * max(read, part.kernels * (device.launch or 0.0)))
+            seconds = max(seconds, read, part.kernels * (device.launch or 0.0))
         parts.append(Work(name, flops, seconds))
     return parts
 

@@ -15,8 +15,10 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.optim import Optimizer
 
+from veto_pl.core.memory import remembers
 from veto_pl.core.nested import changed, inside
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.chunk_size import fewest_rows
 from veto_pl.metrics import TokenMetric
 from veto_pl.metrics.generations import Generations
 from veto_pl.module import DistillationModule
@@ -26,7 +28,7 @@ from veto_pl.planning.observation import Observation, Phase
 from veto_pl.planning.rollout import Lengths, completed, roll_out
 from veto_pl.planning.shape_models import SAMPLE_ROWS, Weights, phases_of, skeletons, without_storage
 from veto_pl.rollouts import FromStudent
-from veto_pl.seams import Models, Objective, PromptBatch, Stat, Step
+from veto_pl.seams import Models, Objective, PromptBatch, RolloutSource, Stat, Step
 from veto_pl.training.evaluation import Evaluation
 from veto_pl.training.normalisation import GradientLedger
 
@@ -91,8 +93,8 @@ class Simulated:
         teacher: the teacher's weights, or None.
         reference: the reference model's weights, or None.
         state: bytes of the optimizer's state, over all devices.
-        phases: the parts of one micro-batch, of the optimizer step and of a validation batch.
-        reads: bytes of weights that one device reads while it samples for a micro-batch.
+        phases: the rollouts of an optimizer step, the other parts of one micro-batch, the update, a validation batch.
+        reads: bytes of weights that one device reads while it samples for an optimizer step.
     """
 
     student: Weights
@@ -192,16 +194,22 @@ class _Simulation:
         return nullcontext() if dtype is None else torch.autocast("cpu", dtype, cache_enabled=False)
 
     def _roll_out(self) -> None:
-        """Run the rollout of every source; where a source chooses between others, the largest choice counts."""
+        """Run the rollouts of an optimizer step; where a source chooses between others, the largest choice counts."""
         with self.observation.phase("rollout") as phase:
             for source in self.objective.sources:
-                flops, kernels = phase.flops, phase.kernels
+                flops, kernels, times = phase.flops, phase.kernels, self._times(source)
+                prompts = self.setting.prompts * (self.setting.accumulate // times)
                 costs = [(0.0, 0.0)]
                 for writing in source.writings():
-                    roll_out(writing, self.models, self.setting.prompts, self.setting.lengths, phase)
-                    costs.append((phase.flops - flops, phase.kernels - kernels))
+                    roll_out(writing, self.models, prompts, self.setting.lengths, phase)
+                    costs.append((times * (phase.flops - flops), times * (phase.kernels - kernels)))
                     phase.flops, phase.kernels = flops, kernels
                 phase.flops, phase.kernels = flops + max(costs)[0], kernels + max(costs)[1]
+
+    def _times(self, source: RolloutSource) -> int:
+        """Return how often a source writes for an optimizer step: once, where it does for all micro-batches at once."""
+        at_once = self.module.rolls_out_window and not remembers(source)
+        return 1 if at_once else self.setting.accumulate
 
     def _reads(self) -> int:
         """Return the bytes read by sampling: the weights of the sampling models, once for each token of a row.
@@ -214,7 +222,9 @@ class _Simulation:
         size = {role: (one.cast(2) if computed else one).bytes for role, one in weights.items()}
         chosen = (
             max(
-                sum(size[role] for role in writing.writers) * self.setting.lengths.sampled(writing.sampling)
+                self._times(source)
+                * sum(size[role] for role in writing.writers)
+                * self.setting.lengths.sampled(writing.sampling)
                 if writing.sampling is not None
                 else 0
                 for writing in source.writings()
@@ -290,18 +300,17 @@ def _optimizer(module: DistillationModule, trained: list[nn.Parameter], accelera
 def _with_chunks(objective: Objective, chunk_rows: int | None) -> Objective:
     """Return the objective and its terms with other chunks, and a teacher that reads what the student reads.
 
-    Another context reads the examples of the batch, and a plan has none.
+    Another context reads the examples of the batch, and a plan has none. Nor does it compile anything.
     """
 
     def chunked(part: Objective) -> Objective:
-        if chunk_rows is None or not hasattr(part, "chunk_rows"):
-            return part
-        return replace(part, chunk_rows=chunk_rows)  # type: ignore[type-var]
+        wanted = {"compile": False} | ({} if chunk_rows is None else {"chunk_rows": chunk_rows})
+        return replace(part, **{name: value for name, value in wanted.items() if hasattr(part, name)})  # type: ignore
 
     return changed(read_alike(objective), Objective, chunked)  # type: ignore[type-abstract]
 
 
 def _chunk_rows(objective: Objective) -> int:
-    """Return the most rows that a term of the objective holds at a time."""
+    """Return the most rows that a term of the objective needs to hold at a time."""
     parts = inside(objective, Objective)  # type: ignore[type-abstract]
-    return max((getattr(part, "chunk_rows", 0) for part in parts), default=0)
+    return max((fewest_rows(getattr(part, "chunk_rows", 0)) for part in parts), default=0)

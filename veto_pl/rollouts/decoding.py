@@ -12,6 +12,8 @@ from torch import Tensor
 
 from veto_pl.core.ranks import Sharding
 from veto_pl.core.sampling import Sampling, uniform_type
+from veto_pl.core.transfer import sent
+from veto_pl.models.known_masks import known_rows
 from veto_pl.models.modes import sampling_mode
 from veto_pl.models.sharding import gathered_to_sample
 from veto_pl.rollouts.endings import Endings
@@ -112,8 +114,9 @@ class _LiveRows:
         """Let the writers read one more token of every row."""
         self.width += 1
         mask = self.mask[:, : self.width] if self.padded else None
-        for i, (model, cache) in enumerate(zip(self.writers, self.caches, strict=True)):
-            self.logits[i] = model.next_logits(drawn[:, None], mask, cache, self.position)
+        with known_rows(packed=False, padded=self.padded):
+            for i, (model, cache) in enumerate(zip(self.writers, self.caches, strict=True)):
+                self.logits[i] = model.next_logits(drawn[:, None], mask, cache, self.position)
         self.position = self.position + 1
 
     def keep(self, survivors: Tensor) -> None:
@@ -127,6 +130,10 @@ class _LiveRows:
         self.padded = self.padded and not bool(self.mask.all())
         for cache in self.caches:
             keep(cache, survivors, first)
+
+
+_PromptGroup = tuple[Tensor, Tensor, int, bool]
+"""Ids and mask of prompts that are read together, the columns that are padding in all, and whether any other is."""
 
 
 def _padding(mask: Tensor) -> Tensor:
@@ -146,17 +153,21 @@ def _prefill(
     """Read every prompt once, whatever the number of its completions; where `grouped`, next to similar prompts."""
     from veto_pl.rollouts.kv_cache import can_drop_columns, new_cache
 
-    mask = prompts.attention_mask.long()
-    lengths, order = mask.sum(1).sort(stable=True)
+    host_mask, device = prompts.on_host.attention_mask, prompts.input_ids.device
+    lengths, order = host_mask.sum(1).sort(stable=True)
     sizes = [len(lengths)]
     if grouped and all(can_drop_columns(new_cache(model)) for model in writers):
         sizes = prompt_group_sizes(lengths.tolist())
     if len(sizes) == 1:
-        order = torch.arange(len(lengths), device=mask.device)
+        order = torch.arange(len(lengths))
     width = int(lengths[-1])
-    mask = mask[order, mask.shape[1] - width :]
+    host_mask, order = host_mask[order, host_mask.shape[1] - width :], sent(order, device)
+    mask = prompts.attention_mask[order, prompts.input_ids.shape[1] - width :].long()
     ids = prompts.input_ids[order, prompts.input_ids.shape[1] - width :]
-    logits, caches = zip(*(_prefill_groups(model, ids, mask, sizes) for model in writers), strict=True)
+    used = [int(_padding(part)) for part in torch.split(host_mask.long(), sizes)]
+    padded = [not bool(part[:, first:].all()) for part, first in zip(torch.split(host_mask, sizes), used, strict=True)]
+    groups = list(zip(torch.split(ids, sizes), torch.split(mask, sizes), used, padded, strict=True))
+    logits, caches = zip(*(_prefill_groups(model, groups) for model in writers), strict=True)
     if copies > 1:
         for cache in caches:
             cache.batch_repeat_interleave(copies)
@@ -171,7 +182,7 @@ def _prefill(
         position=mask.sum(1, keepdim=True),
         alive=torch.ones_like(rows, dtype=torch.bool),
         width=width,
-        padded=not bool(mask.all()),
+        padded=not bool(host_mask.all()),
     )
 
 
@@ -193,7 +204,7 @@ def prompt_group_sizes(lengths: Sequence[int]) -> list[int]:
     return [*prompt_group_sizes(lengths[:size]), *prompt_group_sizes(lengths[size:])]
 
 
-def _prefill_groups(model: LanguageModel, ids: Tensor, mask: Tensor, sizes: list[int]) -> tuple[Tensor, Any]:
+def _prefill_groups(model: LanguageModel, groups: Sequence[_PromptGroup]) -> tuple[Tensor, Any]:
     """Return the logits after each prompt, [B, V], and a cache of all prompts.
 
     Each group is read without the padding that all of it has.
@@ -201,21 +212,20 @@ def _prefill_groups(model: LanguageModel, ids: Tensor, mask: Tensor, sizes: list
     from veto_pl.rollouts.kv_cache import merge_caches, new_cache
 
     logits, caches = [], []
-    for group_ids, group_mask in zip(torch.split(ids, sizes), torch.split(mask, sizes), strict=True):
-        used = slice(int(_padding(group_mask)), None)
-        group_mask = group_mask[:, used]
+    for ids, mask, first, padded in groups:
+        mask = mask[:, first:]
         caches.append(new_cache(model))
-        position = (group_mask.cumsum(1) - 1).clamp_min(0)
-        seen = None if bool(group_mask.all()) else group_mask
-        logits.append(model.next_logits(group_ids[:, used], seen, caches[-1], position))
+        position = (mask.cumsum(1) - 1).clamp_min(0)
+        with known_rows(packed=False, padded=padded):
+            logits.append(model.next_logits(ids[:, first:], mask if padded else None, caches[-1], position))
     return torch.cat(logits), merge_caches(caches)
 
 
 def _uniform(prompts: PromptBatch, sampling: Sampling, step: Step) -> Tensor:
     """Return [C, R] uniform random numbers in [0, 1): one for each token of each completion."""
     device = prompts.input_ids.device
-    drawn = step.uniform("rollout", prompts.numbers, sampling.num_completions, sampling.max_new_tokens)
-    return drawn.flatten(0, 1).T.contiguous().to(device, uniform_type(device))
+    drawn = step.uniform("rollout", prompts.on_host.numbers, sampling.num_completions, sampling.max_new_tokens)
+    return sent(drawn.flatten(0, 1).T.contiguous().to(uniform_type(device)), device)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from veto_pl.core.sampling import Sampling
+from veto_pl.core.transfer import sent
 from veto_pl.seams import Ending, LanguageModel, Models, PromptBatch, Sequences
 
 
@@ -25,7 +25,7 @@ class Endings:
     def __init__(
         self, models: Models, sampling: Sampling, device: torch.device, writers: Sequence[LanguageModel]
     ) -> None:
-        self.ends = torch.tensor(models.ends_of(*writers), dtype=torch.int64, device=device)
+        self.ends = sent(torch.tensor(models.ends_of(*writers), dtype=torch.int64), device)
         self.stop = sampling.stop
         self.tokenizer = models.tokenizer
         # A token adds at least one byte, so only a short tail has to be decoded.
@@ -45,7 +45,7 @@ class Endings:
         """
         ended = (drawn[:, None] == self.ends).any(-1)
         if self.stop:
-            ended = ended | torch.tensor(self._stopped(rows, drawn, alive), device=drawn.device)
+            ended = ended | sent(torch.tensor(self._stopped(rows, drawn, alive)), drawn.device)
         return ended
 
     def found(self, ids: Tensor, lived: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,13 +62,20 @@ class Endings:
         last = ids.gather(1, (lengths - 1).clamp_min(0)[:, None]) if ids.shape[1] else lengths[:, None]
         with_eos = (last == self.ends).any(1) & (lengths > 0)
         ending = torch.where(with_eos, int(Ending.EOS), int(Ending.LIMIT))
-        unjudged = torch.zeros_like(ending)
-        others = (~with_eos).nonzero()[:, 0].tolist() if self.stop else []
-        for row in others:
-            written = ids[row, lived[row]].tolist()
-            if self._holds_stop(self.tokenizer.decode(written[-self.tail :])):
-                ending[row], unjudged[row] = Ending.STOP, self.unjudged(written)
-        return ending, unjudged
+        if not self.stop:
+            return ending, torch.zeros_like(ending)
+        told = self._behind_stops(torch.cat([lengths.masked_fill(with_eos, 0)[:, None], ids], 1).tolist())
+        stopped, unjudged = sent(torch.tensor(told, dtype=torch.int64).view(-1, 2), ids.device).unbind(1)
+        return torch.where(stopped > 0, int(Ending.STOP), ending), unjudged
+
+    def _behind_stops(self, rows: list[list[int]]) -> list[tuple[int, int]]:
+        """Return whether a stop string ends each text, and the characters from it on; a row is a length and ids."""
+        told = []
+        for length, *ids in rows:
+            written = ids[:length]
+            stopped = self._holds_stop(self.tokenizer.decode(written[-self.tail :]))
+            told.append((int(stopped), self.unjudged(written) if stopped else 0))
+        return told
 
     def unjudged(self, ids: list[int]) -> int:
         """Count the characters, in the text without special tokens, from the beginning of the first stop string on.
@@ -92,17 +99,18 @@ class Endings:
         return any(stop in text for stop in self.stop)
 
     def _stopped(self, rows: Tensor, drawn: Tensor, alive: Tensor) -> list[bool]:
-        live = alive.tolist()
+        numbers, tokens, live = torch.stack([rows, drawn, alive.long()]).tolist()  # the host waits once
         tails = []
-        for row, token, lives in zip(rows.tolist(), drawn.tolist(), live, strict=True):
+        for row, token, lives in zip(numbers, tokens, live, strict=True):
             if lives:
                 tails.append([*self.written.get(row, []), token][-self.tail :])
                 self.written[row] = tails[-1]
         found = iter([self._holds_stop(text) for text in self.tokenizer.batch_decode(tails)])
-        return [lives and next(found) for lives in live]
+        return [bool(lives) and next(found) for lives in live]
 
 
 def reference_completions(prompts: PromptBatch, models: Models) -> Sequences:
     """Put the reference completions behind their prompts; one that does not end with EOS counts as cut."""
-    rows = Sequences.join(prompts, prompts.completion_ids, prompts.completion_mask)
-    return replace(rows, ending=torch.where(rows.finished(models.eos_ids), int(Ending.EOS), int(Ending.LIMIT)))
+    known = prompts.on_host.completion_mask
+    rows = Sequences.join(prompts, prompts.completion_ids, prompts.completion_mask, host_mask=known)
+    return rows.with_fields(ending=torch.where(rows.finished(models.eos_ids), int(Ending.EOS), int(Ending.LIMIT)))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from veto_pl.core.transfer import sent
 from veto_pl.exceptions import DataError
 from veto_pl.seams import PromptBatch, Sequences
 
@@ -87,21 +88,26 @@ def assemble(
     Raises:
         DataError: a log-probability is NaN.
     """
-    width = int(lived.sum(1).max()) if len(lived) else 0
+    broken = (logp.isnan() & lived).any()
+    known = torch.cat([lived.flatten(), broken[None]]).cpu()  # the host waits once
+    host_lived = known[:-1].view(lived.shape)
+    width = int(host_lived.sum(1).max()) if len(lived) else 0
     ids, lived, logp = ids[:, :width], lived[:, :width], logp[:, :width].float()
     ids, logp = ids.masked_fill(~lived, 0), logp.masked_fill(~lived, 0.0)
-    if bool(logp.isnan().any()):
+    if known[-1]:
         raise DataError(
             "A model gave NaN instead of probabilities while it was sampled from. Check its weights for overflow: "
             "a lower learning rate, gradient clipping or bfloat16 instead of float16 may help."
         )
-    rows = torch.arange(len(prompts), device=ids.device).repeat_interleave(copies)
+    rows = torch.arange(len(prompts)).repeat_interleave(copies)
     repeated = prompts if copies == 1 else prompts.rows(rows)
+    rows = sent(rows, ids.device)
     before = torch.zeros_like(repeated.attention_mask)
     return Sequences.join(
         repeated,
         ids,
         lived,
+        host_mask=host_lived[:, :width],
         prompts=prompts,
         prompt_rows=rows,
         on_policy=torch.full_like(rows, on_policy, dtype=torch.bool),

@@ -14,10 +14,12 @@ from veto_pl.core.padding import pad_left, pad_right
 from veto_pl.core.part import Part, Setup
 from veto_pl.core.step import Step
 from veto_pl.functional.stat import Stat
-from veto_pl.seams.batches import Ending, PromptBatch, Sequences
+from veto_pl.seams.batches import Sequences
 from veto_pl.seams.data import Example, Judge, Reward, Task, Template
+from veto_pl.seams.ending import Ending
 from veto_pl.seams.models import LanguageModel, ModelSource, TokenizerSource
 from veto_pl.seams.objective import Faults, LossOutput, Objective
+from veto_pl.seams.prompts import PromptBatch
 from veto_pl.seams.rollouts import Engine, Models, Rollouts, RolloutSource, TeacherContext, Writing
 from veto_pl.seams.tokens import (
     Advantage,

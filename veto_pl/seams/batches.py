@@ -1,4 +1,4 @@
-"""Prompts, and prompts with completions: what a rollout reads and what it gives, each field with its shape.
+"""Prompts with completions: what a rollout gives, each field with its shape.
 
 Legend: `B` rows, `P` prompt tokens, `C` completion tokens, `T` tokens of a whole row, `S = T - 1` predictions of a row,
 `N` completion tokens of a batch, `V` vocabulary, `D` width. Position `t` of a row predicts token `t + 1`.
@@ -8,110 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
-from typing import TYPE_CHECKING, Any, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from veto_pl.core.scores import TopKScores
-from veto_pl.seams.data import Example, Task, Template
+from veto_pl.core.transfer import sent
+from veto_pl.seams.ending import Ending
+from veto_pl.seams.prompts import PromptBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-class Ending(IntEnum):
-    """Why a completion ends."""
-
-    UNKNOWN = -1
-    """Nobody has said; its last token may tell."""
-    LIMIT = 0
-    """There was no more room, so its end is missing."""
-    EOS = 1
-    """With EOS, its last token."""
-    STOP = 2
-    """With the token that completes a stop string."""
-
-
-@dataclass(frozen=True)
-class PromptBatch:
-    """Templated and tokenised prompts, left-padded, with the reference completions, right-padded.
-
-    Args:
-        input_ids: [B, P] int64.
-        attention_mask: [B, P] bool.
-        completion_ids: [B, C] int64, EOS included; C may be 0.
-        completion_mask: [B, C] bool.
-        examples: B rows as the task gave them.
-        task: scores completions of these rows; None where nothing can be scored.
-        template: made the prompts' texts; None where nobody can make others.
-        numbers: [B] int64, the place of each row in its split, which its random numbers depend on; None counts the rows
-            of the batch.
-        following: the batches that are still to come in the accumulation window, on the CPU.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    completion_ids: Tensor
-    completion_mask: Tensor
-    examples: tuple[Example, ...] = ()
-    task: Task | None = None
-    numbers: Tensor = None  # type: ignore[assignment]  # filled in below
-    template: Template | None = None
-    following: tuple[PromptBatch, ...] = ()
-
-    def __post_init__(self) -> None:
-        if cast("Tensor | None", self.numbers) is None:
-            object.__setattr__(self, "numbers", torch.arange(len(self), device=self.input_ids.device))
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> PromptBatch:
-        """Return the same batch with its tensors on `device`; `non_blocking` is that of `Tensor.to`."""
-        moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in _PROMPT_TENSORS}
-        return replace(self, **moved)
-
-    def rows(self, index: Tensor) -> PromptBatch:
-        """Return the rows that `index` ([K] int64) names, in that order, repeats allowed."""
-        taken = {name: getattr(self, name)[index] for name in _PROMPT_TENSORS}
-        examples = tuple(self.examples[i] for i in index.tolist()) if self.examples else ()
-        return replace(self, examples=examples, **taken)
-
-    @staticmethod
-    def concatenate(parts: Sequence[PromptBatch]) -> PromptBatch:
-        """Stack the rows of batches of one task, padded to the widest, prompts on the left and references behind."""
-        columns: dict[str, Any] = {}
-        for name in _PROMPT_TENSORS:
-            values = [getattr(part, name) for part in parts]
-            room = [max(value.shape[-1] for value in values) - value.shape[-1] for value in values]
-            if values[0].dim() == 2:
-                behind = name.startswith("completion")
-                values = [pad(v, (0, n) if behind else (n, 0)) for v, n in zip(values, room, strict=True)]
-            columns[name] = torch.cat(values)
-        examples = tuple(example for part in parts for example in part.examples)
-        return replace(parts[0], examples=examples, following=(), **columns)
-
-    @property
-    def stop(self) -> tuple[str, ...]:
-        """Return the strings that end a completion of the task; none without a task."""
-        return () if self.task is None else self.task.stop
-
-    def score(self, completions: Sequence[str], rows: Sequence[int]) -> list[float]:
-        """Return the task's reward of each completion, 0 without a task; `rows` names the prompt of each completion."""
-        if self.task is None:
-            return [0.0] * len(completions)
-        return self.task.rewards([self.examples[i] for i in rows], completions)
-
-    def rewarded(self, sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> Sequences:
-        """Return the same sequences with the task's reward of each in `rewards`, [B] float32."""
-        scores = self.score(sequences.texts(tokenizer), sequences.prompt_rows.tolist())
-        return replace(sequences, rewards=torch.tensor(scores, dtype=torch.float32, device=sequences.input_ids.device))
-
-
-_PROMPT_TENSORS = ("input_ids", "attention_mask", "completion_ids", "completion_mask", "numbers")
 
 
 @dataclass(frozen=True)
@@ -177,13 +87,30 @@ class Sequences:
         """Return [B, T] int64 positions that ignore padding on either side."""
         return (self.attention_mask.cumsum(1) - 1).clamp_min(0)
 
+    @cached_property
+    def host_masks(self) -> Tensor:
+        """[2, B, T] bool on the host: `attention_mask` and `loss_mask`; fetched once, together, where unknown there."""
+        return torch.stack([self.attention_mask, self.loss_mask]).cpu()
+
+    @cached_property
+    def prediction_index(self) -> Tensor:
+        """[N] int64 where `predictions` is True in the flattened [B, S], row by row."""
+        return sent(self.host_masks[1, :, 1:].flatten().nonzero()[:, 0], self.input_ids.device)
+
+    def with_fields(self, **fields: Any) -> Sequences:
+        """Return the same rows with other `fields`; what the host knows of masks that stay, it still knows."""
+        changed = replace(self, **fields)
+        if "host_masks" in vars(self) and not {"attention_mask", "loss_mask"} & fields.keys():
+            vars(changed)["host_masks"] = self.host_masks
+        return changed
+
     def token_ids(self) -> Tensor:
         """Return [N] int64: the tokens that count, row by row."""
-        return self.input_ids[:, 1:][self.predictions]
+        return self.input_ids[:, 1:].flatten()[self.prediction_index]
 
     def tokens(self) -> tuple[Tensor, Tensor]:
         """Return [N] and [N] int64: the tokens that count, and the row of each."""
-        return self.token_ids(), self.predictions.nonzero()[:, 0]
+        return self.token_ids(), self.prediction_index // max(self.predictions.shape[1], 1)
 
     def sampled_logp(self) -> Tensor | None:
         """Return `sampler_logp` at the S = T - 1 predicting positions, [B, S]; None where nobody sampled."""
@@ -203,6 +130,11 @@ class Sequences:
         """Return the ids of each row's completion, [C_i] int64 without padding, whether they count or not."""
         return [ids[mask] for ids, mask in zip(self.input_ids, self.completion_mask, strict=True)]
 
+    def completion_ids(self) -> list[list[int]]:
+        """Return the same as numbers of the host, which fetches all rows at once."""
+        ids, written = torch.stack([self.input_ids, self.completion_mask.long()]).cpu()
+        return [row[mask].tolist() for row, mask in zip(ids, written.bool(), strict=True)]
+
     def finished(self, eos_ids: Iterable[int]) -> Tensor:
         """Return [B] bool: the completions that ended by themselves, with EOS or a stop string.
 
@@ -213,13 +145,13 @@ class Sequences:
         places = torch.arange(written.shape[1], device=written.device)
         last = places.masked_fill(~written, -1).amax(1) if written.shape[1] else places.new_full((len(self),), -1)
         token = self.input_ids.gather(1, last.clamp_min(0)[:, None]) if written.shape[1] else last[:, None]
-        ends = torch.tensor(tuple(eos_ids), dtype=torch.int64, device=token.device)
-        read = (token == ends).any(1) & (last >= 0)
+        ends = [token[:, 0] == end for end in eos_ids]
+        read = torch.stack(ends).any(0) & (last >= 0) if ends else torch.zeros_like(last, dtype=torch.bool)
         return read if self.ending is None else torch.where(self.ending == Ending.UNKNOWN, read, self.ending > 0)
 
     def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """Return what is judged and shown of each completion: no special tokens, nothing from a stop string on."""
-        completions = self.completions()
+        completions = self.completion_ids()
         if not completions:  # decoding no rows at all gives one empty text
             return []
         if self.ending is not None:  # an EOS need not be a special token
@@ -230,8 +162,23 @@ class Sequences:
         return [text[: max(len(text) - extra, 0)] for text, extra in zip(texts, behind, strict=True)]
 
     @staticmethod
-    def join(repeated: PromptBatch, completion_ids: Tensor, completion_mask: Tensor, **fields: Any) -> Sequences:
-        """Put completions ([B, C], right-padded) behind prompts, one each; `fields` replaces the other defaults."""
+    def join(
+        repeated: PromptBatch,
+        completion_ids: Tensor,
+        completion_mask: Tensor,
+        *,
+        host_mask: Tensor | None = None,
+        **fields: Any,
+    ) -> Sequences:
+        """Put completions behind prompts, one each.
+
+        Args:
+            repeated: B prompts.
+            completion_ids: [B, C] int64, right-padded.
+            completion_mask: [B, C] bool.
+            host_mask: the same as `completion_mask` on the host; None where that is not known there.
+            fields: replace the other defaults.
+        """
         rows = torch.arange(len(repeated), device=repeated.input_ids.device)
         joined = Sequences(
             input_ids=torch.cat([repeated.input_ids, completion_ids], 1),
@@ -241,7 +188,11 @@ class Sequences:
             on_policy=torch.zeros_like(rows, dtype=torch.bool),
             prompts=repeated,
         )
-        return replace(joined, **fields)
+        if host_mask is not None:
+            before = repeated.on_host.attention_mask
+            whole = [torch.cat(pair, 1) for pair in ((before, host_mask), (torch.zeros_like(before), host_mask))]
+            vars(joined)["host_masks"] = torch.stack(whole)
+        return joined.with_fields(**fields)
 
     @staticmethod
     def concatenate(parts: Sequence[Sequences]) -> Sequences:
@@ -277,13 +228,18 @@ class Sequences:
 
         Columns that are padding in all of them are left out.
         """
-        place = self.prompt_rows - start
-        rows = replace(self, prompt_rows=place, prompts=prompts).rows((place >= 0) & (place < len(prompts)))
-        used = rows.attention_mask.any(0).nonzero()[:, 0].tolist()
+        place = self.prompt_rows.cpu() - start
+        index = ((place >= 0) & (place < len(prompts))).nonzero()[:, 0]
+        masks = self.host_masks[:, index]
+        used = masks[0].any(0).nonzero()[:, 0].tolist()
         columns = slice(used[0], used[-1] + 1) if used else slice(0, prompts.input_ids.shape[1])
+        rows = replace(self, prompt_rows=self.prompt_rows - start, prompts=prompts)
+        rows = rows.rows(sent(index, self.input_ids.device))
         values = {name: getattr(rows, name) for name in _SEQUENCE_TENSORS}
         grids = {n: v[:, columns] for n, v in values.items() if v is not None and n not in _COLUMNS}
-        return replace(rows, **grids)
+        part = replace(rows, **grids)
+        vars(part)["host_masks"] = masks[:, :, columns]
+        return part
 
     def in_prompt_order(self) -> Sequences:
         """Return the rows in the order of the prompt batch; the completions of one prompt keep theirs."""

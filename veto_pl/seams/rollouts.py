@@ -17,8 +17,9 @@ from veto_pl.core.scores import TopKScores
 from veto_pl.core.special_ids import end_ids
 from veto_pl.core.step import Step
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.seams.batches import PromptBatch, Sequences
+from veto_pl.seams.batches import Sequences
 from veto_pl.seams.models import LanguageModel
+from veto_pl.seams.prompts import PromptBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,11 +6,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import Tensor
-
 
 class PhaseClock:
-    """Seconds per phase and completion tokens since the last reading.
+    """Seconds per phase since the last reading.
 
     On an accelerator the phases are those of the host: kernels still running are counted where the host waits for them.
     """
@@ -19,7 +17,6 @@ class PhaseClock:
         self.phase = "starting"
         self._since = time.perf_counter()
         self._seconds: dict[str, float] = {}
-        self._tokens: Tensor | float = 0.0
 
     def enter(self, phase: str) -> None:
         """End the present phase and begin another."""
@@ -35,15 +32,15 @@ class PhaseClock:
         yield
         self.enter(before)
 
-    def count(self, tokens: Tensor) -> None:
-        """Add completion tokens, a scalar that stays on its device until the clock is read."""
-        self._tokens = self._tokens + tokens
+    def read(self, tokens: float) -> dict[str, float]:
+        """Return the seconds of each phase since the last reading, which are reset, and the tokens per second.
 
-    def read(self) -> dict[str, float]:
-        """Return the seconds of each phase and the tokens per second since the last reading, and reset both."""
+        Args:
+            tokens: written since the last reading.
+        """
         self.enter(self.phase)
         total = sum(self._seconds.values())
         reading = {f"seconds/{name}": seconds for name, seconds in self._seconds.items() if name != "starting"}
-        reading["tokens_per_second"] = float(self._tokens) / total if total else 0.0
-        self._seconds, self._tokens = {}, 0.0
+        reading["tokens_per_second"] = tokens / total if total else 0.0
+        self._seconds = {}
         return reading

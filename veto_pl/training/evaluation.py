@@ -86,7 +86,7 @@ class Evaluation:
         shape = (len(batch), sampling.num_completions)
         generations = Generations(
             texts=texts,
-            tokens=[ids.tolist() for ids in sequences.completions()],
+            tokens=sequences.completion_ids(),
             rewards=torch.tensor(rewards).reshape(shape),
             finished=sequences.finished(models.eos_ids).cpu().reshape(shape),
             examples=batch.examples,

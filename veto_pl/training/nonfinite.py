@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from veto_pl.exceptions import ConfigurationError, NonFiniteError
@@ -71,7 +71,7 @@ class NonFiniteSteps:
             prompts = batch if rows.prompts is None else rows.prompts
             self._kept_rows.append((prompts, kept, output.faults.get(source), type(source).__name__))
 
-    def skip_if_not_finite(self, optimizer: Optimizer, means: Mapping[str, Tensor], norm: Tensor) -> bool:
+    def skip_if_not_finite(self, optimizer: Optimizer, means: Mapping[str, float], norm: float) -> bool:
         """Return whether the step is skipped; if so, drop its gradients and report its rows.
 
         Args:
@@ -84,7 +84,7 @@ class NonFiniteSteps:
         """
         kept_rows, self._kept_rows = self._kept_rows, []
         losses = {name: value for name, value in means.items() if name.rpartition("/")[2] == "loss"}
-        broken = [name for name, value in {**losses, "gradient": norm}.items() if not math.isfinite(float(value))]
+        broken = [name for name, value in {**losses, "gradient": norm}.items() if not math.isfinite(value)]
         if self._lines is not None:
             self._lines.flush()
         if not broken:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from veto_pl.models.sharding import local_part
 from veto_pl.seams import Stat
 
 AllReduce = Callable[[Tensor], Tensor]
@@ -75,15 +76,17 @@ class GradientLedger:
         """
         weights = self.global_weights(all_reduce)
         inverse = {name: torch.where(weight > 0, 1 / weight, 0.0) for name, weight in weights.items()}
+        if not self._gradients:
+            (factor,) = inverse.values()
+            gradients = [local_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
+            if gradients:
+                torch._foreach_mul_(gradients, factor * scale)
+            return
         # `over_ranks` is a collective for each parameter: all ranks have the same parameters and terms, in one order.
         for parameter in parameters:
-            if self._gradients:
-                parts = [g[parameter] * inverse[name] for name, g in self._gradients.items() if parameter in g]
-                whole = sum(parts[1:], parts[0]) if parts else None
-                parameter.grad = whole if whole is None or over_ranks is None else over_ranks(whole)
-            elif parameter.grad is not None:
-                (factor,) = inverse.values()
-                parameter.grad.mul_(factor * scale)
+            parts = [g[parameter] * inverse[name] for name, g in self._gradients.items() if parameter in g]
+            whole = sum(parts[1:], parts[0]) if parts else None
+            parameter.grad = whole if whole is None or over_ranks is None else over_ranks(whole)
 
     def global_weights(self, all_reduce: AllReduce) -> dict[str, Tensor]:
         """Sum the weight of every term over the window and all ranks, in one communication.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +22,23 @@ LOGGED_WHEN_EMPTY = ("loss", "completion_length")
 """Logged as 0 where no row of a step counts; other means over nothing are left out."""
 
 
+@dataclass(frozen=True)
+class ClosedWindow:
+    """What a window has come to, as numbers of the host.
+
+    Args:
+        means: of what was logged, over all ranks.
+        norm: 2-norm of the normalised gradient, over all ranks.
+        tokens: completion tokens, over all ranks.
+        own_tokens: completion tokens of this rank.
+    """
+
+    means: dict[str, float]
+    norm: float
+    tokens: float
+    own_tokens: float
+
+
 class Window:
     """Collects loss terms and what is logged, and divides both by global weights in the end.
 
@@ -28,13 +46,17 @@ class Window:
 
     Args:
         trainer: of the run.
+
+    Attributes:
+        norm: 2-norm of the normalised gradient of the last window, on the device.
     """
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self._ledger = GradientLedger()
         self._terms: dict[str, Stat] = {}
-        self._logged: dict[str, Stat] = {}
+        self._logged: dict[tuple[str, ...], Tensor] = {}
+        self.norm = torch.zeros(())
 
     def begin_micro_batch(self) -> None:
         """Begin a micro-batch, and set whether DDP averages the gradients of its backward pass.
@@ -63,47 +85,47 @@ class Window:
             )
         self._terms = terms
         self._ledger.record(terms)
-        written = [rows.completion_mask for rows in rollouts.values()]
-        lengths = [Stat(mask.sum().float(), mask.any(1).sum().float()) for mask in written]
-        counted = torch.stack([rows.predictions.sum() for rows in rollouts.values()]).sum().float()
-        logged = {**output.terms, **output.metrics, "completion_length": sum(lengths[1:], lengths[0])}
-        logged["tokens"] = Stat(counted, counted)
-        for name, stat in logged.items():
-            seen = self._logged.get(name)
-            self._logged[name] = stat.detach() if seen is None else seen + stat.detach()
+        self._log({**output.terms, **output.metrics, **_rollout_stats(rollouts)})
         return torch.stack([stat.total for stat in terms.values()]).sum()
+
+    def _log(self, stats: Mapping[str, Stat]) -> None:
+        """Add what a micro-batch logs; all of it is one tensor [K, 2] on the device."""
+        parts = [part.detach() for stat in stats.values() for part in (stat.total, stat.weight)]
+        names, values = tuple(stats), torch.stack(parts).view(-1, 2)
+        seen = self._logged.get(names)
+        self._logged[names] = values if seen is None else seen + values
 
     def backward(self, of_sum: Callable[[], None]) -> None:
         """Run one backward pass, or one per term where the window divides them by different weights."""
-        if len(self._terms) == 1:
+        terms, self._terms = self._terms, {}  # no graph outlives its backward pass
+        if len(terms) == 1:
             of_sum()
         else:
-            self._ledger.backward(self._terms, self.trained)
+            self._ledger.backward(terms, self.trained)
 
-    def close(self) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def close(self) -> ClosedWindow:
         """Divide the gradients by the global weights, before they are clipped, and begin a new window.
 
-        Collective: it sums over the ranks, so every rank calls it.
-
-        Returns:
-            The means of what was logged, the norm of the gradient, and the number of completion tokens, all over all
-            ranks.
+        Collective: it sums over the ranks, so every rank calls it. The host waits for the device once, in the end.
         """
         scale = self.trainer.world_size * self.trainer.accumulate_grad_batches
         # Lightning divides the loss by the micro-batches, DDP and FSDP2 average over the ranks: `scale` undoes both.
         self._ledger.normalise(self.trained, self.all_reduce, scale, self._over_ranks)
         self._ledger.reset()
         self._synchronise(True)
-        sums = self.all_reduce(torch.stack([torch.stack([s.total, s.weight]) for s in self._logged.values()]).double())
-        observed = (sums[:, 1] > 0).tolist()
+        own, self._logged = _by_name(self._logged), {}
+        sums = self.all_reduce(torch.stack(list(own.values())).double())
+        self.norm = sum_shards(nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None]))
+        others = [self.norm.to(sums), own["tokens"][0].to(sums)]
+        *flat, norm, own_tokens = torch.cat([sums.flatten(), torch.stack(others)]).tolist()
+        pairs = dict(zip(own, zip(flat[::2], flat[1::2], strict=True), strict=True))
+        tokens, _ = pairs.pop("tokens")
         means = {
-            name: Stat(*pair).mean()
-            for name, pair, seen in zip(self._logged, sums, observed, strict=True)
-            if name != "tokens" and (seen or name.rpartition("/")[2] in LOGGED_WHEN_EMPTY)
+            name: total / (weight or 1.0)
+            for name, (total, weight) in pairs.items()
+            if weight > 0 or name.rpartition("/")[2] in LOGGED_WHEN_EMPTY
         }
-        tokens = sums[list(self._logged).index("tokens"), 0]
-        self._logged = {}
-        return means, sum_shards(nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])), tokens
+        return ClosedWindow(means, norm, tokens, own_tokens)
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -125,3 +147,20 @@ class Window:
         if isinstance(self.trainer.strategy.model, DistributedDataParallel):
             return self.all_reduce(gradient)
         return gradient * self.trainer.world_size
+
+
+def _rollout_stats(rollouts: Rollouts) -> dict[str, Stat]:
+    """Return the lengths of the completions of a micro-batch, and how many of their tokens count."""
+    written = [rows.completion_mask for rows in rollouts.values()]
+    lengths = [Stat(mask.sum().float(), mask.any(1).sum().float()) for mask in written]
+    counted = torch.stack([rows.predictions.sum() for rows in rollouts.values()]).sum().float()
+    return {"completion_length": sum(lengths[1:], lengths[0]), "tokens": Stat(counted, counted)}
+
+
+def _by_name(groups: Mapping[tuple[str, ...], Tensor]) -> dict[str, Tensor]:
+    """Return the sum [2] of each name; micro-batches that log the same names are one group [K, 2]."""
+    sums: dict[str, Tensor] = {}
+    for names, values in groups.items():
+        for name, pair in zip(names, values, strict=True):
+            sums[name] = sums[name] + pair if name in sums else pair
+    return sums

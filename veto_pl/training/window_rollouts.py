@@ -41,7 +41,7 @@ class WindowRollouts:
         rollouts: dict[RolloutSource, Sequences] = {}
         for source in sources:
             if source in written:
-                rollouts[source] = replace(written[source], prompts=batch)
+                rollouts[source] = written[source].with_fields(prompts=batch)
             else:
                 rollouts[source] = source(batch, replace(models, rollouts=rollouts), step)
         return rollouts

@@ -1,0 +1,153 @@
+"""Prompts: what a rollout reads, each field with its shape.
+
+Legend: `B` rows, `P` prompt tokens, `C` completion tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from veto_pl.core.transfer import sent
+from veto_pl.seams.data import Example, Task, Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Completed(Protocol):
+    """What is asked of rows that are judged; `Sequences` says what it means."""
+
+    @property
+    def input_ids(self) -> Tensor:
+        """Return [B, T] int64."""
+        ...
+
+    @property
+    def prompt_rows(self) -> Tensor:
+        """Return [B] int64."""
+        ...
+
+    def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """Return what is judged of each completion."""
+        ...
+
+    def with_fields(self, **fields: Any) -> Any:
+        """Return the same rows with other fields."""
+        ...
+
+
+Rows = TypeVar("Rows", bound=Completed)
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Templated and tokenised prompts, left-padded, with the reference completions, right-padded.
+
+    Args:
+        input_ids: [B, P] int64.
+        attention_mask: [B, P] bool.
+        completion_ids: [B, C] int64, EOS included; C may be 0.
+        completion_mask: [B, C] bool.
+        examples: B rows as the task gave them.
+        task: scores completions of these rows; None where nothing can be scored.
+        template: made the prompts' texts; None where nobody can make others.
+        numbers: [B] int64, the place of each row in its split, which its random numbers depend on; None counts the rows
+            of the batch.
+        following: the batches that are still to come in the accumulation window, on the CPU.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    completion_ids: Tensor
+    completion_mask: Tensor
+    examples: tuple[Example, ...] = ()
+    task: Task | None = None
+    numbers: Tensor = None  # type: ignore[assignment]  # filled in below
+    template: Template | None = None
+    following: tuple[PromptBatch, ...] = ()
+
+    def __post_init__(self) -> None:
+        if cast("Tensor | None", self.numbers) is None:
+            object.__setattr__(self, "numbers", torch.arange(len(self), device=self.input_ids.device))
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PromptBatch:
+        """Return the same batch with its tensors on `device`; `non_blocking` is that of `Tensor.to`, and meant for
+        pinned memory anyway.
+        """
+        tensors = {name: getattr(self, name) for name in _PROMPT_TENSORS}
+        moved = {name: t.to(device, non_blocking=non_blocking or t.is_pinned()) for name, t in tensors.items()}
+        there = replace(self, **moved)
+        if _is_on_host(self):
+            vars(there)["on_host"] = self  # as if it had been asked for
+        return there
+
+    def pin_memory(self) -> PromptBatch:
+        """Return the same batch in pinned memory; loaders of runs on a GPU ask for it."""
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in _PROMPT_TENSORS})
+
+    @cached_property
+    def on_host(self) -> PromptBatch:
+        """The same batch on the host. A batch that came from there has it still, and no device is asked."""
+        return self if _is_on_host(self) else self.to("cpu")
+
+    def rows(self, index: Tensor) -> PromptBatch:
+        """Return the rows that `index` ([K] int64, on the host or the device) names, in that order, repeats allowed."""
+        numbers, there = index.cpu(), sent(index, self.input_ids.device)
+        examples = tuple(self.examples[i] for i in numbers.tolist()) if self.examples else ()
+        taken: dict[str, Any] = {name: getattr(self, name)[there] for name in _PROMPT_TENSORS}
+        part = replace(self, examples=examples, **taken)
+        if "on_host" in vars(self) and not _is_on_host(self):
+            vars(part)["on_host"] = self.on_host.rows(numbers)
+        return part
+
+    @staticmethod
+    def concatenate(parts: Sequence[PromptBatch]) -> PromptBatch:
+        """Stack the rows of batches of one task, padded to the widest, prompts on the left and references behind."""
+        columns: dict[str, Any] = {}
+        for name in _PROMPT_TENSORS:
+            values = [getattr(part, name) for part in parts]
+            room = [max(value.shape[-1] for value in values) - value.shape[-1] for value in values]
+            if values[0].dim() == 2:
+                behind = name.startswith("completion")
+                values = [pad(v, (0, n) if behind else (n, 0)) for v, n in zip(values, room, strict=True)]
+            columns[name] = torch.cat(values)
+        examples = tuple(example for part in parts for example in part.examples)
+        whole = replace(parts[0], examples=examples, following=(), **columns)
+        if not _is_on_host(whole) and all("on_host" in vars(part) for part in parts):
+            vars(whole)["on_host"] = PromptBatch.concatenate([part.on_host for part in parts])
+        return whole
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Return the strings that end a completion of the task; none without a task."""
+        return () if self.task is None else self.task.stop
+
+    def score(self, completions: Sequence[str], rows: Sequence[int]) -> list[float]:
+        """Return the task's reward of each completion, 0 without a task; `rows` names the prompt of each completion."""
+        if self.task is None:
+            return [0.0] * len(completions)
+        return self.task.rewards([self.examples[i] for i in rows], completions)
+
+    def rewarded(self, sequences: Rows, tokenizer: PreTrainedTokenizerBase) -> Rows:
+        """Return the same sequences with the task's reward of each in `rewards`, [B] float32."""
+        scores = self.score(sequences.texts(tokenizer), sequences.prompt_rows.tolist())
+        rewards = sent(torch.tensor(scores, dtype=torch.float32), sequences.input_ids.device)
+        rewarded: Rows = sequences.with_fields(rewards=rewards)
+        return rewarded
+
+
+def _is_on_host(batch: PromptBatch) -> bool:
+    return batch.input_ids.device.type == "cpu"
+
+
+_PROMPT_TENSORS = ("input_ids", "attention_mask", "completion_ids", "completion_mask", "numbers")
