@@ -147,7 +147,7 @@ def test_every_source_carries_why_its_completions_end(source, models):
 
 
 def test_vllm_says_why_its_completions_end(models):
-    from veto_pl.rollouts.vllm import _ended
+    from veto_pl.rollouts.vllm_answers import endings_of
 
     def said(text, finish, stop):
         ids = models.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -157,7 +157,7 @@ def test_vllm_says_why_its_completions_end(models):
         said("cdb", "stop", "b"), said("cj<eos>", "stop", 1), said("cdefghijk", "length", None),
         said("cd<pad>", "stop", "<pad>"), said("a", "abort", None), said("cd<eos>", "stop", None),
     ]  # fmt: skip
-    ending, unjudged = _ended(written, Endings(models, SAMPLING, CPU, (models.student,)))
+    ending, unjudged = endings_of(written, Endings(models, SAMPLING, CPU, (models.student,)))
     assert ending.tolist() == [2, 1, 0, 2, 0, 1]
     assert unjudged.tolist() == [1, 0, 0, 0, 0, 0]
 

@@ -80,7 +80,8 @@ class ResOPD(Distill):
     def per_token(self, rows: TokenRows) -> Tensor:
         """Compute the reverse KL over k + 1 outcomes, plus what a sampled id of the tail adds, [n]."""
         student, teacher = rows.outcomes(self.support)
-        ids = rows.required_teacher_logp().topk(self.k, -1).indices if rows.stored is None else rows.stored.ids
+        kept = student.shape[-1] - 1
+        ids = rows.required_teacher_logp().topk(kept, -1).indices if rows.stored is None else rows.stored.ids
         in_tail = ~members(rows.token_ids[:, None], ids)[:, 0]
         fine = _fixed_ratio(rows.token_logp(), rows.teacher_token_logp(), in_tail)
         return super().per_token(rows) + fine - _fixed_ratio(student[:, -1], teacher[:, -1], in_tail)

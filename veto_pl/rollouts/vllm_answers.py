@@ -66,11 +66,11 @@ def as_sequences(
     if greedy:
         logp = torch.zeros_like(logp)  # vLLM reports the model's own distribution, and greedy decoding has no choice
     moved = (tensor.to(device) for tensor in (ids, lived, logp))
-    ended = _ended(written, endings)
+    ended = endings_of(written, endings)
     return assemble(prompts, sampling.num_completions, *moved, ended=ended, on_policy=on_policy)
 
 
-def _ended(written: Sequence[Any], endings: Endings) -> tuple[Tensor, Tensor]:
+def endings_of(written: Sequence[Any], endings: Endings) -> tuple[Tensor, Tensor]:
     """Return why each completion ends, as vLLM says it, [R], and the characters that are not judged for that, [R]."""
     why = [_ending_of(one) for one in written]
     behind = [
