@@ -218,7 +218,10 @@ def test_print_config_shows_the_whole_algorithm(distilling, write, capsys):
         (["--model.objective.rollout.sampling.top_p", "0"], "top_p`: given `0`, expected a number greater than 0."),
         (["--model.objective.beta", "x"], "beta`: given `x`, expected a number or the name of a class."),
         (["--model.objective.chunk_rows", "1.5"], "chunk_rows`: given `1.5`, expected a whole number or 'auto'."),
-        (["--model.objective.chunk_rows.start", "1"], "chunk_rows`: given `start: 1`, expected a whole number or 'auto'."),
+        (
+            ["--model.objective.chunk_rows.start", "1"],
+            "chunk_rows`: given `start: 1`, expected a whole number or 'auto'.",
+        ),
         (["--model.objective.aggregation", "row"], "`: given `row`, expected one of 'token', 'sequence'."),
         (["--budget.steps", "x"], "`budget.steps`: given `x`, expected a whole number or null."),
         (["--validate_first", "perhaps"], "`validate_first`: given `perhaps`, expected true or false."),

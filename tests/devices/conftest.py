@@ -7,7 +7,7 @@ from device_process import call, device_process
 
 
 def pytest_collection_modifyitems(items):
-    """Keeps the tests of this folder on one worker, which then has one such process; pytest hands over all there are."""
+    """Keeps the tests of this folder, of all that pytest hands over, on one worker, which then has one such process."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.xdist_group("devices"))
