@@ -83,8 +83,8 @@ def named(function: Callable[..., Any]) -> str:
     """Return what a function is called, or what the function inside of a partial one, or its class.
 
     Example:
-        >>> named(partial(torch.softmax, dim=-1)), named(torch.nn.ReLU())
-        ('softmax', 'ReLU')
+        >>> named(partial(evaluate, into=None)), named(torch.nn.ReLU())
+        ('evaluate', 'ReLU')
     """
     inner = function.func if isinstance(function, partial) else function
     return getattr(inner, "__qualname__", type(inner).__name__)
