@@ -154,6 +154,18 @@ def test_a_schedule_is_compiled_twice_at_most(traced):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
 
 
+@pytest.mark.slow
+def test_a_number_that_the_compiler_takes_for_a_constant_is_not_compiled_forever(traced):
+    def sweep():
+        for place in range(12):
+            divergence = partial(divergences.generalized_jsd, beta=0.05 + 0.05 * place)
+            assert_equal_to_dense(inputs(10), divergence, options={"compiled": True})
+
+    with pytest.warns(UserWarning, match="`generalized_jsd` cannot be compiled .* too many different numbers") as told:
+        sweep()
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta", "xpu", "mps"])
 def test_only_cuda_compiles_by_itself(device):
     assert compilation.evaluator("auto", torch.device("cuda")) is compilation.evaluate_compiled

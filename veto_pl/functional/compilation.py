@@ -67,8 +67,11 @@ def evaluate_compiled(
             maybe_mark_dynamic(tensor, 0)
     try:
         return _compiled(kind)(kernel, raw, rows, given, into)
-    except (TorchDynamoException, FailOnRecompileLimitHit) as error:  # nothing has run yet: the block is as it was
+    except FailOnRecompileLimitHit:
+        reason = "it was compiled for too many different numbers, of those that the compiler takes for constants"
+    except TorchDynamoException as error:
         reason = _reason(error)
+    # Nothing of the compiled kernel has run yet, so the block is as it was.
     scores = evaluate(kernel, raw, rows, given, into)  # an error of the kernel itself is raised here
     _uncompiled.add(kind)
     warnings.warn(
@@ -83,8 +86,8 @@ def named(function: Callable[..., Any]) -> str:
     """Return what a function is called, or what the function inside of a partial one, or its class.
 
     Example:
-        >>> named(partial(torch.softmax, dim=-1)), named(torch.nn.ReLU())
-        ('softmax', 'ReLU')
+        >>> named(partial(evaluate, into=None)), named(torch.nn.ReLU())
+        ('evaluate', 'ReLU')
     """
     inner = function.func if isinstance(function, partial) else function
     return getattr(inner, "__qualname__", type(inner).__name__)
