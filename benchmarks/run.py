@@ -39,6 +39,7 @@ class Benchmark:
 
 BENCHMARKS = (
     Benchmark("Loss head", "loss_head.py"),
+    Benchmark("Compiled loss head", "head_compiled.py", ("--rounds", "3")),
     Benchmark("Rollouts", "rollout.py", ("--rounds", "2")),
     Benchmark("Packing", "packing.py"),
     Benchmark("Whole step", "step.py", ("--steps", "2")),

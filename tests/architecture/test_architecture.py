@@ -43,7 +43,8 @@ def body_lines(function):
 @pytest.mark.parametrize("path", sorted((PACKAGE / "functional").glob("*.py")), ids=lambda p: p.name)
 def test_the_functional_layer_imports_torch_and_the_standard_library_only(path):
     allowed = (
-        "torch", "math", "collections", "__future__", "abc", "dataclasses", "functools", "typing", "veto_pl.functional",
+        "torch", "math", "collections", "__future__", "abc", "dataclasses", "functools", "types", "typing", "warnings",
+            "veto_pl.functional",
     )  # fmt: skip
     assert [name for name in imported(parse(path)) if not name.startswith(allowed)] == []
 

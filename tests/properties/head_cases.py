@@ -20,10 +20,10 @@ def dense(given, divergence, **options):
     return total.detach(), *torch.autograd.grad(total, (hidden, head))
 
 
-def assert_equal_to_dense(given, divergence, tolerance=1e-12, chunk_rows=3, **options):
-    stat = linear_divergence(*given, divergence, chunk_rows=chunk_rows, **options)
+def assert_equal_to_dense(given, divergence, tolerance=1e-12, chunk_rows=3, options=(), **formula):
+    stat = linear_divergence(*given, divergence, chunk_rows=chunk_rows, **formula, **dict(options))
     stat.total.backward()
-    expected = dense(given, divergence, **options)
+    expected = dense(given, divergence, **formula)
     for mine, theirs in zip((stat.total.detach(), given[0].grad, given[1].grad), expected, strict=True):
         assert (mine.double() - theirs).norm() <= tolerance * theirs.norm() + 1e-14
     given[0].grad = given[1].grad = None

@@ -13,6 +13,7 @@ from veto_pl.commands.teacher_scores import Scorer, write_store
 from veto_pl.core.nested import given
 from veto_pl.data.splits import check_sizes
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.chunk_size import fewest_rows
 from veto_pl.offline.cost import cost_table
 from veto_pl.offline.manifest import NAME
 from veto_pl.seams import Objective, TeacherContext
@@ -83,7 +84,7 @@ def _scorer(cli: VetoCLI, k: int, temperature: float) -> Scorer:
         k=k,
         temperature=temperature,
         batch_size=data.batch_size,
-        chunk_rows=getattr(module.objective, "chunk_rows", 2048),
+        chunk_rows=fewest_rows(getattr(module.objective, "chunk_rows", 2048)),
         device=strategy.root_device,
         precision=cli.trainer.precision_plugin.forward_context,
     )

@@ -11,41 +11,26 @@ part of a loss cheap. Gradients are exact: nothing is sampled, truncated or reco
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from veto_pl.functional.blocks import Block, Kernel, Raw, evaluate
+from veto_pl.functional.chunk_size import ChunkRows, chunk_size
+from veto_pl.functional.compilation import Compile, evaluator, named
 from veto_pl.functional.differentiation import closed_form
 from veto_pl.functional.gradients import Gradients
 from veto_pl.functional.heads import Head, LinearHead, full_precision
+from veto_pl.functional.sides import Side
 from veto_pl.functional.stat import Stat
+
+__all__ = ["Block", "Kernel", "RowStream", "linear_divergence"]
 
 BLOCK_ELEMENTS = 2**18
 """Logits that are worked on at a time on a CPU: a megabyte of float32, about one core's second-level cache."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """A few rows of logits, scaled and soft-capped as the head does it.
-
-    Args:
-        student: [n, V] logits of the student, float32 at least; not to be changed.
-        teacher: [n, V] logits of the teacher, or None.
-        padding: [n, R - V] logits of the student's head rows that belong to no token.
-        rows: where these rows stand among the N.
-    """
-
-    student: Tensor
-    teacher: Tensor | None
-    padding: Tensor
-    rows: slice
-
-
-Kernel = Callable[[Block], tuple[dict[str, Tensor], Tensor | None]]
-"""Maps a block to named scores, each [n], and the [n, V] gradient of the loss with respect to the student's logits."""
 
 
 class RowStream:
@@ -56,7 +41,10 @@ class RowStream:
         head: the student's head.
         teacher_hidden: [N, Dt] hidden states of the teacher, or None.
         teacher_head: the teacher's head.
-        chunk_rows: rows whose logits are held at a time; at least 1.
+        chunk_rows: rows whose logits are held at a time; at least 1. `auto` takes 256 on a CPU and what fits on an
+            accelerator.
+        compiled: whether kernels are; `auto` compiles them on CUDA devices. A compiled kernel has no side
+            effects, and finds what it reads beside the logits in `block.given`.
 
     Raises:
         ValueError: `chunk_rows` is below 1, N differs, or the vocabularies differ.
@@ -84,50 +72,63 @@ class RowStream:
         teacher_hidden: Tensor | None = None,
         teacher_head: Head | None = None,
         *,
-        chunk_rows: int = 256,
+        chunk_rows: ChunkRows = "auto",
+        compiled: Compile = False,
     ) -> None:
-        if chunk_rows < 1:
-            raise ValueError(f"`chunk_rows` must be at least 1, got {chunk_rows}.")
-        self.hidden, self.head, self.chunk_rows = hidden, head, chunk_rows
-        self._sides = [_Side(hidden, head, chunk_rows, trained=True)]
+        self.hidden, self.head = hidden, head
+        self._evaluate = evaluator(compiled, hidden.device)
+        self._sides = [Side(hidden, head, trained=True)]
         if teacher_hidden is not None and teacher_head is not None:
             if len(teacher_hidden) != len(hidden) or teacher_head.vocab_size != head.vocab_size:
                 raise ValueError(
                     f"Student and teacher must have the same rows and vocabulary, got {len(hidden)} and "
                     f"{len(teacher_hidden)} rows, {head.vocab_size} and {teacher_head.vocab_size} ids."
                 )
-            self._sides.append(_Side(teacher_hidden, teacher_head, chunk_rows, trained=False))
+            self._sides.append(Side(teacher_hidden, teacher_head, trained=False))
+        self._scales = tuple(side.head.scale_and_cap for side in self._sides)
+        self.chunk_rows = chunk_size(chunk_rows, hidden.device, head.vocab_size, self._dtypes())
 
-    def scores(self, kernel: Kernel) -> dict[str, Tensor]:
+    def scores(self, kernel: Kernel, given: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
         """Return the kernel's scores, [N] each, without gradients.
+
+        What is `given` by name, [N, ...] each, the kernel finds in `block.given`, cut to the block's rows.
 
         The chunk's graph is kept where gradients are enabled, so that `gradients` may follow on the same stream.
         """
         differentiable = torch.is_grad_enabled()
         with torch.no_grad():
-            return self._run(kernel, None, differentiable=differentiable)
+            return self._run(kernel, given or {}, None, differentiable=differentiable)
 
     @torch.no_grad()
-    def gradients(self, kernel: Kernel, *, with_teacher: bool = True) -> tuple[dict[str, Tensor], Gradients]:
+    def gradients(
+        self, kernel: Kernel, given: Mapping[str, Any] | None = None, *, with_teacher: bool = True
+    ) -> tuple[dict[str, Tensor], Gradients]:
         """Return the kernel's scores, and its loss's gradients with respect to hidden states and head."""
         gradients = Gradients.empty(self.hidden, self.head)
-        return self._run(kernel, gradients, with_teacher=with_teacher, differentiable=True), gradients
+        return self._run(kernel, given or {}, gradients, with_teacher=with_teacher, differentiable=True), gradients
 
     def _run(
-        self, kernel: Kernel, gradients: Gradients | None, *, differentiable: bool, with_teacher: bool = True
+        self,
+        kernel: Kernel,
+        given: Mapping[str, Any],
+        gradients: Gradients | None,
+        *,
+        differentiable: bool,
+        with_teacher: bool = True,
     ) -> dict[str, Tensor]:
         sides = self._sides if with_teacher else self._sides[:1]
         scores: dict[str, Tensor] = {}
         # With N = 0 the kernel still sees one empty block, so that its scores have names.
         for start in range(0, max(len(self.hidden), 1), self.chunk_rows):
-            raw = [side.logits(start, differentiable and side is sides[0]) for side in sides]
+            chunk = slice(start, start + self.chunk_rows)
+            raw = [side.logits(chunk, differentiable and side is sides[0]) for side in sides]
+            into = None if gradients is None else sides[0].room_for_gradient(raw[0])
             block = self._block_rows(raw[0])
             for first in range(0, max(len(raw[0]), 1), block):
                 rows = slice(first, first + block)
-                self._store(scores, self._block(kernel, raw, start, rows, gradients is not None), start + first)
-            if gradients is not None and len(raw[0]):
-                sides[0].buffered = None  # the logits in the buffer have become their gradient
-                gradients.add(sides[0].head, raw[0][:, : self.head.vocab_size], sides[0].rows(start), start)
+                self._store(scores, self._block(kernel, given, raw, start, rows, into), start + first)
+            if gradients is not None and into is not None and len(into):
+                gradients.add(sides[0].head, into[:, : self.head.vocab_size], sides[0].hidden[chunk], start)
         return scores
 
     def _store(self, scores: dict[str, Tensor], part: dict[str, Tensor], place: int) -> None:
@@ -143,59 +144,67 @@ class RowStream:
             whole[place : place + len(value)] = value
 
     def _block(
-        self, kernel: Kernel, raw: Sequence[Tensor], start: int, rows: slice, differentiate: bool
+        self,
+        kernel: Kernel,
+        given: Mapping[str, Any],
+        raw: Sequence[Tensor],
+        start: int,
+        rows: slice,
+        into: Tensor | None,
     ) -> dict[str, Tensor]:
-        vocab_size = self.head.vocab_size
-        logits = [side.head.scale_and_cap(logits[rows]) for side, logits in zip(self._sides, raw, strict=False)]
-        student = logits[0][:, :vocab_size]
-        teacher = logits[1][:, :vocab_size] if len(logits) > 1 else None
+        tokens = (rows, slice(self.head.vocab_size))
+        student = raw[0][tokens]
+        teacher = raw[1][tokens] if len(raw) > 1 else None
+        padding = raw[0][rows, self.head.vocab_size :]
+        target = student if into is raw[0] else None if into is None else into[tokens]
         place = slice(start + rows.start, start + rows.start + len(student))
+        here = {name: values[place] for name, values in given.items()}
         with full_precision(student.device):
-            scores, gradient = kernel(Block(student, teacher, logits[0][:, vocab_size:], place))
-        if differentiate:
-            target = raw[0][rows, :vocab_size]
-            target.zero_() if gradient is None else target.copy_(self.head.scale_and_cap.backward(gradient, student))
-        return scores
+            return self._evaluate(kernel, Raw(student, teacher, padding, self._scales), place, here, target)
 
     def _block_rows(self, logits: Tensor) -> int:
         """Return the rows per block. An accelerator has no cache to fit: there a block is the chunk."""
         if logits.device.type != "cpu":
             return max(len(logits), 1)
-        return max(1, BLOCK_ELEMENTS // logits.shape[1])
+        fewest = 1 if self._evaluate is evaluate else 2  # a single row would not be compiled
+        return max(fewest, BLOCK_ELEMENTS // logits.shape[1])
+
+    def _dtypes(self) -> list[torch.dtype]:
+        """Return the dtypes of what is held of a chunk: logits, and their gradient where it has a place of its own."""
+        raw = [side.head.logits_dtype(side.hidden) for side in self._sides]
+        of_gradient = self._sides[0].head.gradient_dtype(raw[0])
+        return raw if of_gradient == raw[0] else [*raw, of_gradient]
 
 
-class _Side:
-    """One model's hidden states and head, and the logits of one chunk of them."""
+@dataclass(frozen=True)
+class DivergenceKernel:
+    """The kernel of a divergence to a target; a block may be given `weights`, [n].
 
-    def __init__(self, hidden: Tensor, head: Head, chunk_rows: int, *, trained: bool) -> None:
-        dtype = _compute_dtype(hidden)
-        if dtype == torch.float16 and trained and isinstance(head, LinearHead):
-            # Most of a gradient over a vocabulary would underflow before any loss scale could reach it.
-            dtype = torch.float32
-        self.hidden = hidden.detach().to(dtype)
-        self.head = head.cast(self.hidden.dtype)
-        self.chunk_rows = chunk_rows
-        self.buffered: int | None = None  # the first row of the chunk whose logits `_logits` holds
-        self._logits: Tensor | None = None
+    Args:
+        divergence: maps (student_logp, target_logp) to [n].
+        target: maps (teacher_logp, student_logp, *extra) to [n, V]; None for the teacher itself.
+        extra: what else the target is called with.
+    """
 
-    def rows(self, start: int) -> Tensor:
-        return self.hidden[start : start + self.chunk_rows]
+    divergence: Callable[[Tensor, Tensor], Tensor]
+    target: Callable[..., Tensor] | None = None
+    extra: tuple[Any, ...] = ()
 
-    def logits(self, start: int, differentiable: bool) -> Tensor:
-        """Return the [n, R] logits of the chunk that begins at row `start`.
+    def __call__(self, block: Block) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the `value` [n], and the gradient [n, V]."""
+        assert block.teacher is not None, "this stream has a teacher"
+        student, teacher = torch.log_softmax(block.student, -1), torch.log_softmax(block.teacher, -1)
+        goal = teacher if self.target is None else self.target(teacher, student, *self.extra)
+        value, gradient = closed_form(self.divergence)(student, goal)
+        if "weights" in block.given:
+            weight = block.given["weights"].to(value.dtype)
+            value, gradient = value * weight, gradient.mul_(weight[:, None])
+        return {"value": value}, gradient
 
-        A chunk whose logits are still in the buffer, because it is the only one, is not formed again.
-        """
-        if self.buffered != start or self._logits is None:
-            rows = self.rows(start)
-            out = None if self._logits is None else self._logits[: len(rows)]
-            with torch.set_grad_enabled(differentiable):
-                logits = self.head.forward(rows, out)
-            if logits is not out:
-                self._logits = logits
-            self.buffered = start
-            return logits
-        return self._logits[: len(self.rows(start))]
+    @property
+    def name(self) -> str:
+        """What a warning calls it."""
+        return " to ".join(named(part) for part in (self.divergence, self.target) if part is not None)
 
 
 def linear_divergence(
@@ -207,7 +216,8 @@ def linear_divergence(
     *,
     target: Callable[..., Tensor] | None = None,
     weights: Tensor | None = None,
-    chunk_rows: int = 256,
+    chunk_rows: ChunkRows = "auto",
+    compiled: Compile = "auto",
     step: Any = None,
 ) -> Stat:
     r"""Compute the divergence between two models' next-token distributions straight from their hidden states.
@@ -224,7 +234,9 @@ def linear_divergence(
         target: maps (teacher_logp, student_logp) to [n, V] log-probabilities, for instance a `functools.partial` of
             `geometric_bridge`, or a `Target`; the teacher itself by default. It is held fixed.
         weights: [N], how much each row counts; 1 by default. Held fixed.
-        chunk_rows: rows whose logits are held at a time.
+        chunk_rows: rows whose logits are held at a time; `auto` takes 256 on a CPU and what fits on an accelerator.
+        compiled: whether divergence and target are; `auto` compiles them on CUDA devices. If the compiler fails, they
+            run as they are written, with one warning.
         step: passed on to `target` as its third argument where given; a `Target` with a schedule needs it.
 
     Returns:
@@ -237,7 +249,8 @@ def linear_divergence(
     Numerics: log-softmax and everything after it in float32 at least, also under autocast; the student's float16
     products are formed in float32. Gradients agree with the dense formula in float64 to about 1e-6 relative.
 
-    Memory above the inputs: the two gradients and 2 x `chunk_rows` x V logits.
+    Memory above the inputs: the two gradients and 2 x `chunk_rows` x V logits; in bfloat16 on CUDA, where logits are
+    float32, half as much again as one of these for their gradient.
 
     Example:
         >>> from veto_pl.functional.divergences import reverse_kl
@@ -253,33 +266,16 @@ def linear_divergence(
     if weights is not None and weights.shape != student_hidden.shape[:1]:
         raise ValueError(f"`weights` must be [{len(student_hidden)}], one for each row, got {list(weights.shape)}.")
     head, other = _as_head(student_head), _as_head(teacher_head)
-    value_and_gradient = closed_form(divergence)
-    extra = () if step is None else (step,)
-
-    def kernel(block: Block) -> tuple[dict[str, Tensor], Tensor]:
-        assert block.teacher is not None, "this stream has a teacher"
-        student_logp, teacher_logp = torch.log_softmax(block.student, -1), torch.log_softmax(block.teacher, -1)
-        goal = teacher_logp if target is None else target(teacher_logp, student_logp, *extra)
-        value, gradient = value_and_gradient(student_logp, goal)
-        if weights is not None:
-            weight = weights[block.rows].to(value.dtype)
-            value, gradient = value * weight, gradient.mul_(weight[:, None])
-        return {"value": value}, gradient
-
-    stream = RowStream(student_hidden, head, teacher_hidden, other, chunk_rows=chunk_rows)
+    kernel = DivergenceKernel(divergence, target, () if step is None else (step,))
+    given = {} if weights is None else {"weights": weights}
+    stream = RowStream(student_hidden, head, teacher_hidden, other, chunk_rows=chunk_rows, compiled=compiled)
     if not torch.is_grad_enabled():
-        total = stream.scores(kernel)["value"].sum()
+        total = stream.scores(kernel, given)["value"].sum()
     else:
-        scores, gradients = stream.gradients(kernel)
+        scores, gradients = stream.gradients(kernel, given)
         total = gradients.attach(scores["value"].sum(), student_hidden, head)
     return Stat(total, total.new_tensor(float(len(student_hidden))) if weights is None else weights.detach().sum())
 
 
 def _as_head(head: Tensor | Head) -> Head:
     return LinearHead(head) if isinstance(head, Tensor) else head
-
-
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    """Return the dtype that products are formed in: autocast's where it is on, else the tensor's own."""
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype

@@ -28,35 +28,45 @@ def by_autograd(divergence: Callable[[Tensor, Tensor], Tensor]) -> ValueAndGradi
     """
 
     def value_and_gradient(student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            leaf = student_logp.detach().requires_grad_()
-            value = divergence(leaf, target_logp)
-        return value.detach(), gradient_of(value, leaf)
+        return differentiated(lambda logp: divergence(logp, target_logp), student_logp)
 
     return value_and_gradient
 
 
-def gradient_of(value: Tensor, logp: Tensor) -> Tensor:
-    r"""Compute the gradient with respect to logits of a value that is a function of their log-softmax.
+def differentiated(function: Callable[[Tensor], Tensor], logp: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Compute a value of log-probabilities, and its gradient in the logits that they are the log-softmax of.
 
     .. math:: \frac{\partial L}{\partial z} = g - p \sum_v g_v, \qquad g = \frac{\partial L}{\partial \log p}
 
     Args:
-        value: [...], with a graph down to `logp`, row by row; without one the gradient is 0.
-        logp: [..., V] the leaf.
+        function: maps [..., V] to [...], row by row; what does not depend on its argument has the gradient 0.
+        logp: [..., V].
 
     Returns:
-        [..., V].
+        [...] and [..., V], without graph.
 
     Example:
-        >>> logp = torch.tensor([0.25, 0.75]).log().requires_grad_()
-        >>> gradient_of(-logp[1], logp)
+        >>> differentiated(lambda logp: -logp[..., 1], torch.tensor([0.25, 0.75]).log())[1]
         tensor([ 0.2500, -0.2500])
     """
+    if torch.compiler.is_compiling():  # the compiler follows functions, and no graphs
+        value, pull = torch.func.vjp(function, logp)  # type: ignore[misc]
+        (gradient,) = pull(torch.ones_like(value))
+    else:
+        with torch.enable_grad():
+            leaf = logp.detach().requires_grad_()
+            value = function(leaf)
+        gradient = _pulled_back(value, leaf)
+    return value.detach(), torch.addcmul(gradient, logp.detach().exp(), gradient.sum(-1, keepdim=True), value=-1)
+
+
+def _pulled_back(value: Tensor, leaf: Tensor) -> Tensor:
+    """Return the gradient [..., V] of the sum of `value` [...]; zeros where it has no graph."""
     if not value.requires_grad:
-        return torch.zeros_like(logp)
-    (gradient,) = torch.autograd.grad(value, logp, torch.ones_like(value), allow_unused=True, materialize_grads=True)
-    return torch.addcmul(gradient, logp.detach().exp(), gradient.sum(-1, keepdim=True), value=-1)
+        return torch.zeros_like(leaf)
+    ones = torch.ones_like(value)
+    (gradient,) = torch.autograd.grad(value, leaf, ones, allow_unused=True, materialize_grads=True)
+    return gradient
 
 
 def closed_form(divergence: Callable[..., Any]) -> ValueAndGradient:
@@ -110,8 +120,9 @@ def belongs(instance: object, gradient: str, function: str) -> bool:
         return next((i for i, cls in enumerate(type(instance).__mro__) if name in vars(cls)), None)
 
     first, second = owner(gradient), owner(function)
-    own = getattr(instance, "__dict__", {})
-    return first is not None and second is not None and first <= second and function not in own
+    if first is None or second is None or first > second:
+        return False
+    return function not in getattr(instance, "__dict__", {})
 
 
 _CLOSED_FORMS: tuple[tuple[Callable[..., Any], Callable[..., tuple[Tensor, Tensor]]], ...] = (

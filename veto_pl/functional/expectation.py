@@ -21,9 +21,10 @@ def expectation(probability: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         >>> expectation(torch.tensor([1.0, 0.0]), torch.tensor([2.0, -torch.inf]))
         (tensor(2.), tensor([2., 0.]))
     """
-    total: Tensor = torch.linalg.vecdot(probability, values)
-    # 0 x inf shows in the sum. Looking costs a CPU nothing; an accelerator would have to wait, so it always masks.
-    if total.device.type == "cpu" and bool(total.isfinite().all()):
-        return total, values
+    # 0 x inf shows in the sum. Looking costs a CPU nothing; others would have to wait for it, so they always mask.
+    if values.device.type == "cpu" and not torch.compiler.is_compiling():
+        total: Tensor = torch.linalg.vecdot(probability, values)
+        if total.isfinite().all():
+            return total, values
     values = values.masked_fill(probability == 0, 0.0)
     return torch.linalg.vecdot(probability, values), values

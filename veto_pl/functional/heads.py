@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -62,6 +63,14 @@ class Head(ABC):
     def forward(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """Map hidden states [n, D] to the head's raw output [n, R], written into `out` where that is possible."""
 
+    def logits_dtype(self, hidden: Tensor) -> torch.dtype:
+        """Return the dtype that `forward` gives for these hidden states, as far as it is known before."""
+        return hidden.dtype
+
+    def gradient_dtype(self, logits: torch.dtype) -> torch.dtype:
+        """Return the dtype that `backward` wants of the gradient of logits of a dtype."""
+        return logits
+
     @abstractmethod
     def backward(
         self, gradient: Tensor, hidden: Tensor, sums: Sequence[Tensor | None], *, first: bool, for_hidden: bool = True
@@ -86,7 +95,8 @@ class LinearHead(Head):
         vocab_size: the first rows, those with a token; all R by default. The others never get probability.
 
     Numerics: hidden states and weight meet in the autocast dtype where autocast is on, else in their own; sums over
-    chunks are kept in float32 at least.
+    chunks are kept in float32 at least. Where the device can (CUDA), products of bfloat16 are float32: the logits, and
+    what is added to the sums, are then rounded nowhere.
 
     Example:
         >>> head = LinearHead(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), scale_and_cap=ScaleAndCap(0.5))
@@ -117,9 +127,20 @@ class LinearHead(Head):
     def forward(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """Map [n, D] to [n, R]."""
         with full_precision(hidden.device):  # `cast` has chosen the dtype already
+            if widens(hidden.device, hidden.dtype):
+                logits = torch.mm(hidden, self.weight.T, out_dtype=torch.float32, out=out)
+                return logits if self.bias is None else logits.add_(self.bias)
             if self.bias is None:
                 return torch.mm(hidden, self.weight.T, out=out)
             return torch.addmm(self.bias, hidden, self.weight.T, out=out)
+
+    def logits_dtype(self, hidden: Tensor) -> torch.dtype:
+        """Return float32 where the device forms it from shorter numbers, else the hidden states' dtype."""
+        return torch.float32 if widens(hidden.device, hidden.dtype) else hidden.dtype
+
+    def gradient_dtype(self, logits: torch.dtype) -> torch.dtype:
+        """Return the weight's dtype, which the gradient is multiplied by."""
+        return self.weight.dtype
 
     def backward(
         self, gradient: Tensor, hidden: Tensor, sums: Sequence[Tensor | None], *, first: bool, for_hidden: bool = True
@@ -136,6 +157,9 @@ class LinearHead(Head):
                 padding.zero_()
             if kept.dtype == gradient.dtype:
                 kept.addmm_(gradient.T, hidden, beta=0 if first else 1)
+            elif widens(gradient.device, gradient.dtype):
+                beta = 0 if first else 1
+                torch.addmm(kept, gradient.T, hidden, out_dtype=kept.dtype, beta=beta, out=kept)
             else:
                 product = gradient.T @ hidden
                 kept.copy_(product) if first else kept.add_(product)
@@ -212,6 +236,24 @@ class FunctionHead(Head):
             if part is not None:
                 total.add_(part)
         return of_hidden
+
+
+@cache
+def widens(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether a device forms float32 products of matrices of a shorter dtype: CUDA does. It is tried once.
+
+    Example:
+        >>> widens(torch.device("cpu"), torch.bfloat16)
+        False
+    """
+    if device.type == "cpu" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    some, total = torch.ones(8, 8, dtype=dtype, device=device), torch.zeros(8, 8, dtype=torch.float32, device=device)
+    try:
+        torch.addmm(total, some, torch.mm(some, some, out_dtype=torch.float32).to(dtype), out_dtype=torch.float32)
+    except RuntimeError:
+        return False
+    return True
 
 
 def full_precision(device: torch.device) -> torch.autocast:

@@ -38,7 +38,7 @@ def geometric_bridge(teacher_logp: Tensor, student_logp: Tensor, beta: float) ->
         "Stable On-Policy Distillation through Adaptive Target Reformulation", arXiv 2601.07155;
         the authors' code is jjun-0824/Veto at 0ff04a0 (`blend_teacher_logps`).
     """
-    if not (beta >= 0 and math.isfinite(beta)):
+    if not (0 <= beta < math.inf):
         raise ValueError(f"`beta` of the geometric bridge must be a finite number >= 0, got {beta}.")
     if beta == 0:
         return teacher_logp

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from veto_pl.functional.chunk_size import ChunkRows
 from veto_pl.functional.chunked import Block, RowStream
 from veto_pl.models.modes import sampling_mode
 from veto_pl.models.sharding import gathered
@@ -19,7 +20,7 @@ def read_hidden(model: LanguageModel, sequences: Sequences) -> Tensor:
 
 
 def token_logp(
-    model: LanguageModel, sequences: Sequences, *, temperature: float = 1.0, chunk_rows: int = 256
+    model: LanguageModel, sequences: Sequences, *, temperature: float = 1.0, chunk_rows: ChunkRows = "auto"
 ) -> Tensor:
     """Return the log-probabilities of the completion tokens, [N] float32, without a graph.
 
@@ -27,7 +28,7 @@ def token_logp(
         model: any model with the vocabulary of the ids.
         sequences: N completion tokens.
         temperature: divides the logits.
-        chunk_rows: tokens whose logits are held at a time.
+        chunk_rows: tokens whose logits are held at a time, or `auto`.
     """
     ids = sequences.token_ids()
 

@@ -8,6 +8,7 @@ from veto_pl.core.bounds import Count, NonNegative
 from veto_pl.core.sampling import SEVERAL
 from veto_pl.objectives.combine import Sum
 from veto_pl.objectives.distill import Distill
+from veto_pl.objectives.token_objective import ChunkRows, Compile
 from veto_pl.parts.divergences import ForwardKL, ReverseKL
 from veto_pl.parts.supports import TopK, below_vocabulary
 from veto_pl.rollouts import BestTeacher, FromStudent, Sampling
@@ -50,7 +51,8 @@ class BRTS(Objective):
         hint: the teacher's prompt for the second try, as in `BestTeacher`.
         template: makes the text of the hinted prompt; None takes the template of the data.
         fallback: what is done where no completion is correct, as in `BestTeacher`.
-        chunk_rows: tokens whose vocabulary-sized rows are held at a time.
+        chunk_rows: tokens whose vocabulary-sized rows are held at a time, or `auto`.
+        compile: whether what happens between the matrix products of the head is compiled, or `auto`.
 
     References:
         arXiv 2605.09725
@@ -63,7 +65,8 @@ class BRTS(Objective):
     hint: str = BestTeacher.hint
     template: Template | None = None
     fallback: Literal["overlap", "skip"] = "overlap"
-    chunk_rows: Count = 256
+    chunk_rows: ChunkRows = "auto"
+    compile: Compile = "auto"
     composition: Sum = field(init=False)
 
     def __post_init__(self) -> None:
@@ -74,13 +77,14 @@ class BRTS(Objective):
             support=TopK(self.top_k, of="student"),
             divergence=ReverseKL(),
             chunk_rows=self.chunk_rows,
+            compile=self.compile,
         )
         terms: dict[str, Objective] = {"student": own}
         weights: dict[str, float | Schedule] = {}
         if self.teacher_weight:
             terms["teacher"] = Distill(
                 rollout=best, support=TopK(self.top_k, of="teacher"), chunk_rows=self.chunk_rows,
-                divergence=ForwardKL(),
+                compile=self.compile, divergence=ForwardKL(),
             )  # fmt: skip
             weights["teacher"] = self.teacher_weight
         object.__setattr__(self, "composition", Sum(terms=terms, weights=weights))

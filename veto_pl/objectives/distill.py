@@ -36,7 +36,8 @@ class Distill(TokenObjective):
         context: what the teacher reads.
         temperature: divides the logits of student and teacher in the loss; it never shapes the rollout.
         aggregation: `token` weighs every token alike, `sequence` every completion.
-        chunk_rows: tokens whose vocabulary-sized rows are held at a time.
+        chunk_rows: tokens whose vocabulary-sized rows are held at a time, or `auto`.
+        compile: whether what happens between the matrix products of the head is compiled, or `auto`.
         support: the outcomes that are compared.
         target: the distribution that the student is drawn to.
         divergence: the dissimilarity to the target; None leaves the policy-gradient term alone.

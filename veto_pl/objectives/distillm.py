@@ -14,7 +14,7 @@ from veto_pl.functional.advantages import row_mean
 from veto_pl.functional.divergences import forward_kl, log_mixture, reverse_kl
 from veto_pl.objectives.combine import Sum
 from veto_pl.objectives.distill import Distill
-from veto_pl.objectives.token_objective import TokenObjective
+from veto_pl.objectives.token_objective import ChunkRows, Compile, TokenObjective
 from veto_pl.parts.divergences import SkewKL
 from veto_pl.parts.schedules import AtMost, Linear, value_at
 from veto_pl.rollouts import AdaptiveReplay, FromStudent, FromTeacher, Sampling
@@ -121,7 +121,8 @@ class DistiLLM2(Objective):
         alpha: the largest skew.
         smallest: the smallest.
         aggregation: `sequence` weighs every completion alike, as the published code does; `token` every token.
-        chunk_rows: tokens whose vocabulary-sized rows are held at a time.
+        chunk_rows: tokens whose vocabulary-sized rows are held at a time, or `auto`.
+        compile: whether what happens between the matrix products of the head is compiled, or `auto`.
 
     References:
         arXiv 2503.07067
@@ -133,7 +134,8 @@ class DistiLLM2(Objective):
     alpha: float = 0.1
     smallest: float = 0.01
     aggregation: Literal["token", "sequence"] = "sequence"
-    chunk_rows: int = 256
+    chunk_rows: ChunkRows = "auto"
+    compile: Compile = "auto"
     composition: Sum = field(init=False)
 
     laws = frozenset[Law]()
@@ -173,6 +175,7 @@ class DistiLLM2(Objective):
             smallest=self.smallest,
             aggregation=self.aggregation,
             chunk_rows=self.chunk_rows,
+            compile=self.compile,
         )
 
 

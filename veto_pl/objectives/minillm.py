@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from veto_pl.core.bounds import AboveZero, Count, NonNegative, UnitInterval
+from veto_pl.core.bounds import AboveZero, NonNegative, UnitInterval
 from veto_pl.objectives.combine import Sum
 from veto_pl.objectives.distill import Distill
 from veto_pl.objectives.supervised_kd import SupervisedKD
+from veto_pl.objectives.token_objective import ChunkRows, Compile
 from veto_pl.parts.advantages import FutureLogRatio
 from veto_pl.parts.divergences import ReverseKL
 from veto_pl.rollouts import Sampling, TeacherMixed
@@ -36,7 +37,8 @@ class MiniLLM(Objective):
         importance_cap: truncation of the weights; alpha bounds them by 1 / (1 - alpha) anyway.
         pretraining_weight: c; 0 removes the term.
         pretraining_gold: the share of the likelihood in the pre-training term, the rest being distillation.
-        chunk_rows: tokens whose vocabulary-sized rows are held at a time.
+        chunk_rows: tokens whose vocabulary-sized rows are held at a time, or `auto`.
+        compile: whether what happens between the matrix products of the head is compiled, or `auto`.
 
     References:
         arXiv 2306.08543
@@ -49,7 +51,8 @@ class MiniLLM(Objective):
     importance_cap: AboveZero = 10.0
     pretraining_weight: NonNegative = 1.0
     pretraining_gold: UnitInterval = 0.5
-    chunk_rows: Count = 256
+    chunk_rows: ChunkRows = "auto"
+    compile: Compile = "auto"
     composition: Sum = field(init=False)
 
     laws = frozenset[Law]()
@@ -63,8 +66,9 @@ class MiniLLM(Objective):
             clip=self.clip,
             importance_cap=self.importance_cap,
             chunk_rows=self.chunk_rows,
+            compile=self.compile,
         )
-        pretraining = SupervisedKD(gold_weight=self.pretraining_gold, chunk_rows=self.chunk_rows)
+        pretraining = SupervisedKD(gold_weight=self.pretraining_gold, chunk_rows=self.chunk_rows, compile=self.compile)
         terms: dict[str, Objective] = {"on_policy": on_policy}
         if self.pretraining_weight:
             terms["pretraining"] = pretraining

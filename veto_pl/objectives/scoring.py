@@ -2,95 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.functional.chunked import Block, Kernel, RowStream
-from veto_pl.functional.differentiation import belongs
+from veto_pl.functional.chunked import RowStream
 from veto_pl.functional.policy import importance_weight
 from veto_pl.functional.reduction import sequence_mean_sum, token_sum
-from veto_pl.seams import Faults, LossOutput, RolloutSource, Sequences, Stat, Step
-from veto_pl.seams.tokens import TokenGrid, TokenRows
-
-
-class TokenLoss(Protocol):
-    """What scoring asks of an objective; `TokenObjective` says what each of them means."""
-
-    needs_teacher: ClassVar[bool]
-
-    @property
-    def rollout(self) -> RolloutSource:
-        """Return who writes the completions."""
-        ...
-
-    @property
-    def temperature(self) -> float:
-        """Return what divides the logits."""
-        ...
-
-    @property
-    def aggregation(self) -> Literal["token", "sequence"]:
-        """Return whether tokens or completions weigh alike."""
-        ...
-
-    @property
-    def engine_cap(self) -> float | None:
-        """Return the truncation of the weights trainer / engine."""
-        ...
-
-    @property
-    def weighs_samples(self) -> bool:
-        """Return whether the objective has importance weights of its own."""
-        ...
-
-    @property
-    def couples_tokens(self) -> bool:
-        """Return whether the gradients of tokens wait until all are scored."""
-        ...
-
-    @property
-    def sampled_tokens_only(self) -> bool:
-        """Return whether `per_token` is constantly 0."""
-        ...
-
-    @property
-    def looks_ahead(self) -> bool:
-        """Return whether tokens are read once before their losses are."""
-        ...
-
-    def per_token(self, rows: TokenRows) -> Tensor:
-        """Return [n] losses."""
-        ...
-
-    def with_gradient(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
-        """Return [n] losses and their [n, V] gradients in the logits."""
-        ...
-
-    def by_autograd(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
-        """Return the same by autograd."""
-        ...
-
-    def scores(self, rows: TokenRows) -> Mapping[str, Tensor]:
-        """Return [n] numbers for the grid, by name."""
-        ...
-
-    def look_ahead(self, grid: TokenGrid) -> Mapping[str, Tensor]:
-        """Return [B, S] numbers for the rows, by name."""
-        ...
-
-    def over_sequences(self, losses: Tensor, grid: TokenGrid) -> Tensor:
-        """Return [B, S] losses of the whole micro-batch."""
-        ...
-
-    def token_metrics(self, rows: TokenRows) -> dict[str, Tensor]:
-        """Return [n] values to log, by name."""
-        ...
+from veto_pl.objectives.token_kernel import LogpKernel, TokenKernel, TokenLoss
+from veto_pl.seams import Faults, LossOutput, Sequences, Stat, Step
+from veto_pl.seams.tokens import TokenGrid
 
 
 @dataclass(frozen=True)
@@ -136,16 +62,17 @@ class Scoring:
         scalars, and a second pass forms the gradients. Rows that fit into one chunk are not projected again.
         """
         if self.objective.looks_ahead:
-            self.look_ahead(stream.scores(self._token_logps))
+            self.look_ahead(stream.scores(LogpKernel(self.objective, self.step), self._given()))
         if not torch.is_grad_enabled():
-            output = self.reduce(stream.scores(self._kernel(None)))
+            output = self.reduce(stream.scores(self._kernel(), self._given()))
             return output.terms["loss"].total, output
         if self.objective.couples_tokens:
-            output, derivatives = self._differentiate(stream.scores(self._kernel(None)))
-            alone = self.objective.sampled_tokens_only
-            _, gradients = stream.gradients(self._kernel(derivatives, metrics=False), with_teacher=not alone)
+            output, derivatives = self._differentiate(stream.scores(self._kernel(), self._given()))
+            kernel, alone = self._kernel(differentiate=True, metrics=False), self.objective.sampled_tokens_only
+            _, gradients = stream.gradients(kernel, self._given(derivatives), with_teacher=not alone)
         else:
-            scores, gradients = stream.gradients(self._kernel(self._constant_derivatives()))
+            given = self._given(self._constant_derivatives())
+            scores, gradients = stream.gradients(self._kernel(differentiate=True), given)
             output = self.reduce(scores)
         output = self._with_gradient_faults(output, gradients.hidden)
         return gradients.attach(output.terms["loss"].total, stream.hidden, stream.head), output
@@ -193,74 +120,18 @@ class Scoring:
         faults = {source: replace(known, gradient=broken) for source, known in output.faults.items()}
         return replace(output, faults=faults)
 
-    def _kernel(self, derivatives: LossDerivatives | None, *, metrics: bool = True) -> Kernel:
-        """Return the kernel that scores a block of rows; without `derivatives` it forms no gradient.
+    def _kernel(self, *, differentiate: bool = False, metrics: bool = True) -> TokenKernel:
+        return TokenKernel(self.objective, self.step, differentiate=differentiate, metrics=metrics)
 
-        Everything vocabulary-sized happens in the kernel; only [n] scalars and the block's gradient leave it.
-        """
-
-        def kernel(block: Block) -> tuple[dict[str, Tensor], Tensor | None]:
-            rows = self._rows(block)
-            if derivatives is None:
-                losses, gradient = self.objective.per_token(rows), None
-            else:
-                losses, gradient = self._gradient(rows, derivatives, block.rows)
-            scores = {"loss": losses, "student_logp": rows.token_logp(), "teacher_logp": rows.teacher_token_logp()}
-            if metrics:
-                scores |= {f"metric/{name}": value for name, value in self.objective.token_metrics(rows).items()}
-                scores["metric/discarded_mass"] = self._discarded(block, rows)
-                scores |= {f"score/{name}": value for name, value in self.objective.scores(rows).items()}
-            return scores, gradient
-
-        return kernel
-
-    def _token_logps(self, block: Block) -> tuple[dict[str, Tensor], None]:
-        """Return the log-probabilities of a block's tokens, [n] each; a kernel that looks at nothing else."""
-        rows = self._rows(block)
-        return {"student_logp": rows.token_logp(), "teacher_logp": rows.teacher_token_logp()}, None
-
-    def _rows(self, block: Block) -> TokenRows:
-        temperature = self.objective.temperature
-        student, teacher = (
-            None if logits is None else torch.log_softmax(logits if temperature == 1 else logits / temperature, -1)
-            for logits in (block.student, block.teacher)
-        )
-        assert student is not None, "every block has the student's logits"
-        stored = None if self.stored is None else self.stored[block.rows]
-        ahead = {name: value[block.rows] for name, value in self.ahead.items()}
-        return TokenRows(
-            student, teacher, self.token_ids[block.rows], self.sequence_rows[block.rows], self.step, stored, ahead
-        )
-
-    def _gradient(self, rows: TokenRows, derivatives: LossDerivatives, place: slice) -> tuple[Tensor, Tensor]:
-        """Compute the token losses [n], and the gradient [n, V] of the batch's loss in the student's logits."""
-        if self.objective.sampled_tokens_only:
-            losses, gradient = torch.zeros_like(rows.token_logp()), torch.zeros_like(rows.student_logp)
-        else:
-            losses, gradient = self._losses_and_gradient(rows)
-        temperature = self.objective.temperature
-        if derivatives.loss is not None:
-            gradient = gradient.mul_(derivatives.loss[place, None])
-        if derivatives.logp is not None:
-            credit = derivatives.logp[place, None]
-            gradient = gradient.addcmul_(rows.student_logp.exp(), credit, value=-1)
-            gradient = gradient.scatter_add_(1, rows.token_ids[:, None], credit)
-        return losses, gradient if temperature == 1 else gradient.div_(temperature)
-
-    def _losses_and_gradient(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
-        """Compute losses [n] and gradient [n, V] in closed form if that belongs to `per_token`, else by autograd."""
-        objective = self.objective
-        if belongs(objective, "with_gradient", "per_token"):
-            return objective.with_gradient(rows)
-        return objective.by_autograd(rows)
-
-    def _discarded(self, block: Block, rows: TokenRows) -> Tensor:
-        """Compute the probability of the head's rows without a token, had they been allowed any, [n]."""
-        if not block.padding.shape[1]:
-            return block.student.new_zeros(len(block.student))
-        temperature = self.objective.temperature
-        kept = block.student[:, 0] / temperature - rows.student_logp[:, 0]
-        return torch.sigmoid((block.padding / temperature).logsumexp(-1) - kept)
+    def _given(self, derivatives: LossDerivatives | None = None) -> dict[str, Any]:
+        """Return what the kernels read beside the logits, [N] each, by the names that `TokenKernel` knows."""
+        given: dict[str, Any] = {"token_ids": self.token_ids, "sequence_rows": self.sequence_rows}
+        if self.stored is not None:
+            given["stored"] = self.stored
+        if derivatives is not None:
+            known = {"by_loss": derivatives.loss, "by_logp": derivatives.logp}
+            given |= {name: value for name, value in known.items() if value is not None}
+        return given | {f"ahead/{name}": value for name, value in self.ahead.items()}
 
     def _constant_derivatives(self) -> LossDerivatives:
         """Return the derivatives for losses that are merely added: they do not depend on the losses' values."""

@@ -23,7 +23,8 @@ class SFT(TokenObjective):
         context: unused without a teacher.
         temperature: divides the student's logits in the loss.
         aggregation: `token` weighs every token alike, `sequence` every completion.
-        chunk_rows: tokens whose vocabulary-sized rows are held at a time.
+        chunk_rows: tokens whose vocabulary-sized rows are held at a time, or `auto`.
+        compile: whether what happens between the matrix products of the head is compiled, or `auto`.
     """
 
     needs_teacher = False
@@ -48,7 +49,8 @@ class SeqKD(SFT):
         context: what the teacher reads.
         temperature: divides the student's logits in the loss.
         aggregation: `token` weighs every token alike, `sequence` every completion.
-        chunk_rows: tokens whose vocabulary-sized rows are held at a time.
+        chunk_rows: tokens whose vocabulary-sized rows are held at a time, or `auto`.
+        compile: whether what happens between the matrix products of the head is compiled, or `auto`.
 
     References:
         arXiv 1606.07947
@@ -77,7 +79,8 @@ class StepwiseSFT(SeqKD):
         context: what the teacher reads.
         temperature: divides the student's logits in the loss.
         aggregation: `sequence` weighs every step alike, as in the paper, `token` every token.
-        chunk_rows: tokens whose vocabulary-sized rows are held at a time.
+        chunk_rows: tokens whose vocabulary-sized rows are held at a time, or `auto`.
+        compile: whether what happens between the matrix products of the head is compiled, or `auto`.
 
     References:
         arXiv 2608.16333

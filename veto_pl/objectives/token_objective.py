@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from veto_pl.core.bounds import AboveZero, Count, Positive
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import RowStream
+from veto_pl.functional.compilation import Compile
 from veto_pl.functional.diagnostics import comparison, entropy
-from veto_pl.functional.differentiation import gradient_of
+from veto_pl.functional.differentiation import differentiated
 from veto_pl.functional.divergences import reverse_kl
 from veto_pl.models.readout import read_hidden, token_logp
 from veto_pl.models.sharding import gathered
@@ -35,7 +35,10 @@ from veto_pl.seams import (
 )
 from veto_pl.seams.tokens import TokenGrid, TokenRows
 
-__all__ = ["TokenObjective"]
+__all__ = ["ChunkRows", "Compile", "TokenObjective"]
+
+ChunkRows = Count | Literal["auto"]
+"""Rows of a chunk of logits, or as many as the device has room for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,10 @@ class TokenObjective(Objective):
         temperature: divides the logits of student and teacher in the loss; it never shapes the rollout. The loss is not
             multiplied by its square.
         aggregation: `token` weighs every token alike, `sequence` every completion.
-        chunk_rows: tokens whose vocabulary-sized rows are held at a time.
+        chunk_rows: tokens whose vocabulary-sized rows are held at a time; `auto` takes 256 on a CPU, and what fits
+            easily on an accelerator.
+        compile: whether what happens between the matrix products of the head is compiled; `auto` compiles it on CUDA
+            devices. If the compiler fails, it runs as it is written, with one warning.
         engine_cap: truncation of the weights trainer / engine that correct for an engine with another arithmetic, such
             as vLLM; rows that the trainer's own arithmetic has sampled have the weight 1. None switches them off.
     """
@@ -57,7 +63,8 @@ class TokenObjective(Objective):
     context: TeacherContext = SameText()
     temperature: Positive = 1.0
     aggregation: Literal["token", "sequence"] = "token"
-    chunk_rows: Count = 256
+    chunk_rows: ChunkRows = "auto"
+    compile: Compile = "auto"
     engine_cap: AboveZero | None = 2.0
 
     def __post_init__(self) -> None:
@@ -90,10 +97,7 @@ class TokenObjective(Objective):
 
     def by_autograd(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
         """Compute `per_token` and its gradient in the student's logits, with a graph of these few rows alone."""
-        with torch.enable_grad():
-            leaf = rows.student_logp.detach().requires_grad_()
-            losses = self.per_token(replace(rows, student_logp=leaf))
-        return losses.detach(), gradient_of(losses, leaf)
+        return differentiated(lambda logp: self.per_token(replace(rows, student_logp=logp)), rows.student_logp)
 
     @property
     def couples_tokens(self) -> bool:
@@ -174,7 +178,9 @@ class TokenObjective(Objective):
 
         def readout(hidden: Tensor, student: LanguageModel) -> Tensor:
             head = None if teacher is None else teacher.head()
-            stream = RowStream(hidden, student.head(), teacher_hidden, head, chunk_rows=self.chunk_rows)
+            stream = RowStream(
+                hidden, student.head(), teacher_hidden, head, chunk_rows=self.chunk_rows, compiled=self.compile
+            )
             total, output = scoring.run(stream)
             outputs.append(output)
             return total

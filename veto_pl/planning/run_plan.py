@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from veto_pl.functional.chunk_size import fewest_rows
 from veto_pl.module import DistillationModule
 from veto_pl.planning.arithmetic import SHARE, Work, step_work
 from veto_pl.planning.device_memory import Memory, step_memory
@@ -136,7 +137,7 @@ def _changes(module: DistillationModule, given: Plan) -> Iterator[tuple[str, Set
     setting, placement = given.setting, given.placement
     if not setting.checkpointing and getattr(module.student_source, "gradient_checkpointing", None) is False:
         yield "--model.student.gradient_checkpointing true", replace(setting, checkpointing=True), placement
-    if getattr(module.objective, "chunk_rows", 0) > FEW_ROWS:
+    if fewest_rows(getattr(module.objective, "chunk_rows", 0)) > FEW_ROWS:
         yield f"--model.objective.chunk_rows {FEW_ROWS}", replace(setting, chunk_rows=FEW_ROWS), placement
     if placement.kind == "fsdp2":
         return

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from veto_pl.core.memory import remembers
 from veto_pl.core.nested import changed, inside
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.chunk_size import fewest_rows
 from veto_pl.metrics import TokenMetric
 from veto_pl.metrics.generations import Generations
 from veto_pl.module import DistillationModule
@@ -299,18 +300,17 @@ def _optimizer(module: DistillationModule, trained: list[nn.Parameter], accelera
 def _with_chunks(objective: Objective, chunk_rows: int | None) -> Objective:
     """Return the objective and its terms with other chunks, and a teacher that reads what the student reads.
 
-    Another context reads the examples of the batch, and a plan has none.
+    Another context reads the examples of the batch, and a plan has none. Nor does it compile anything.
     """
 
     def chunked(part: Objective) -> Objective:
-        if chunk_rows is None or not hasattr(part, "chunk_rows"):
-            return part
-        return replace(part, chunk_rows=chunk_rows)  # type: ignore[type-var]
+        wanted = {"compile": False} | ({} if chunk_rows is None else {"chunk_rows": chunk_rows})
+        return replace(part, **{name: value for name, value in wanted.items() if hasattr(part, name)})  # type: ignore
 
     return changed(read_alike(objective), Objective, chunked)  # type: ignore[type-abstract]
 
 
 def _chunk_rows(objective: Objective) -> int:
-    """Return the most rows that a term of the objective holds at a time."""
+    """Return the most rows that a term of the objective needs to hold at a time."""
     parts = inside(objective, Objective)  # type: ignore[type-abstract]
-    return max((getattr(part, "chunk_rows", 0) for part in parts), default=0)
+    return max((fewest_rows(getattr(part, "chunk_rows", 0)) for part in parts), default=0)
