@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from veto_pl.core.transfer import sent
 from veto_pl.models.backbone import backbone
 from veto_pl.models.packing import Packing
 from veto_pl.seams import LanguageModel
@@ -30,6 +31,6 @@ def flash_bounds(model: LanguageModel, packing: Packing) -> dict[str, Any]:
         return {}
     width = packing.input_ids.shape[1]
     bounds = list(accumulate(packing.lengths, initial=0))
-    begins = torch.tensor([*bounds, width], dtype=torch.int32).to(packing.input_ids.device, non_blocking=True)
+    begins = sent(torch.tensor([*bounds, width], dtype=torch.int32), packing.input_ids.device)
     longest = max([width - bounds[-1], *packing.lengths])
     return {"cu_seq_lens_q": begins, "cu_seq_lens_k": begins, "max_length_q": longest, "max_length_k": longest}
