@@ -30,11 +30,7 @@ def test_debug_runs_reproduce_the_golden_losses_of_the_cpu(name, tmp_path):
     assert (tmp_path / "export" / "model.safetensors").is_file()
 
 
-REFUSED = ("minillm", "AKL", "IWOPD")
-"""They add floating-point numbers by `cumsum` in the loss, which CUDA refuses where it has to be deterministic."""
-
-
-@pytest.mark.parametrize("name", fast([name for name in DEBUG if name not in REFUSED], "veto"))
+@pytest.mark.parametrize("name", fast(DEBUG, "veto"))
 def test_runs_are_deterministic_where_they_have_to_be(name, tmp_path):
     """No kernel that adds in any order; draws in whole numbers give the ids of the CPU."""
     try:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from veto_pl.core.bounds import Count, CountFromZero, FromZero, PositiveShare, check_bounds, declares_bounds
-from veto_pl.core.cumulative import cumulative_sum
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.cumulative import cumulative_sum
 
 BLOCK = 256
 """Ids whose probabilities are summed before any of them is looked at."""

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, softplus
 
+from veto_pl.functional.cumulative import cumulative_sum
+
 FDivergence = Literal["forward_kl", "reverse_kl", "jsd"]
 LARGEST_RATIO = 1e6
 """Ratios of probabilities are cut here, as float32 has no digits left beyond. By Markov's inequality a student samples
@@ -29,7 +31,7 @@ def reverse_cumsum(values: Tensor, mask: Tensor) -> Tensor:
         tensor([[3., 2., 0.]])
     """
     values = values.masked_fill(~mask, 0.0)
-    return values.flip(1).cumsum(1).flip(1).masked_fill(~mask, 0.0)
+    return cumulative_sum(values.flip(1)).flip(1).masked_fill(~mask, 0.0)
 
 
 def future_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -215,7 +217,7 @@ def share_before(values: Tensor, mask: Tensor) -> Tensor:
     """
     values = values.masked_fill(~mask, 0.0)
     total = values.sum(1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
-    return ((values.cumsum(1) - values) / total).clamp(0, 1).masked_fill(~mask, 0.0)
+    return ((cumulative_sum(values) - values) / total).clamp(0, 1).masked_fill(~mask, 0.0)
 
 
 def softsign(values: Tensor, mask: Tensor) -> Tensor:

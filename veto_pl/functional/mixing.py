@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from veto_pl.functional.cumulative import cumulative_sum
+
 
 def mixed_kl(student_logp: Tensor, target_logp: Tensor, share: Tensor) -> Tensor:
     r"""Add forward and reverse KL, mixed id by id.
@@ -56,7 +58,7 @@ def head_share(student_logp: Tensor, target_logp: Tensor, head: float = 0.5) -> 
     ordered, ids = target_logp.sort(-1)
     target = ordered.exp()
     gap = (target - student_logp.gather(-1, ids).exp()).abs()
-    in_tail = target.cumsum(-1) < 1 - head
+    in_tail = cumulative_sum(target) < 1 - head
     total = gap.sum(-1, keepdim=True)
     of_head = gap.masked_fill(in_tail, 0.0).sum(-1, keepdim=True)
     return torch.where(total > 0, of_head / total, 0.5)

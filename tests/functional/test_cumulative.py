@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from veto_pl.core import cumulative
-from veto_pl.core.cumulative import cumulative_sum, sum_in_whole_numbers
 from veto_pl.core.sampling import Sampling, draw_id
+from veto_pl.functional import cumulative
+from veto_pl.functional.cumulative import cumulative_sum, sum_in_whole_numbers
 
 NUMBERS = st.lists(st.one_of(st.just(0.0), st.floats(-1e6, 1e6, width=32)), min_size=1, max_size=50)
 
