@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -390,6 +391,7 @@ class Trained:
     """What a data module asks a trainer."""
 
     global_rank, world_size = 0, 1
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
     limit_train_batches, limit_val_batches, check_val_every_n_epoch = 1.0, 1.0, 1
 
     def __init__(self, tokenizer):

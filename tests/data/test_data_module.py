@@ -32,6 +32,7 @@ def connected(tokenizer, stage="fit", task=None, world=None, **options):
     if world is not None:
         rank, size = world
         settings = {"limit_train_batches": 1.0, "limit_val_batches": 1.0, "check_val_every_n_epoch": 1}
+        settings["strategy"] = SimpleNamespace(root_device=torch.device("cpu"))
         data.trainer = SimpleNamespace(global_rank=rank, world_size=size, lightning_module=None, **settings)
     data.connect(tokenizer)
     data.setup(stage)

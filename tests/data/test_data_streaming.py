@@ -35,7 +35,10 @@ class Given(Task):
 def trainer(rank=0, size=1, **settings):
     known = {"max_steps": 9, "limit_train_batches": 1.0, "val_check_interval": 2, "overfit_batches": 0.0}
     known |= {"limit_val_batches": 1.0, "check_val_every_n_epoch": None}
-    return SimpleNamespace(global_rank=rank, world_size=size, lightning_module=None, **known | settings)
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    return SimpleNamespace(
+        global_rank=rank, world_size=size, lightning_module=None, strategy=strategy, **known | settings
+    )
 
 
 def connected(tokenizer, task, world=(0, 1), stage="fit", **options):
