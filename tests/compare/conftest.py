@@ -1,3 +1,5 @@
+import signal
+
 import pytest
 
 from compare.comparisons import Maker
@@ -17,5 +19,7 @@ def local_ray():
 
     from veto_pl.compare.cluster import connected
 
+    before = signal.getsignal(signal.SIGTERM)
     with connected(None):
+        signal.signal(signal.SIGTERM, before)  # other tests of this process expect it so
         yield ray

@@ -168,9 +168,9 @@ def test_a_packed_row_is_the_whole_row(full, data):
 def test_stored_scores_belong_to_the_whole_row(full, models, data):
     def find(prompt, completion):
         ids = torch.tensor([[token, len(prompt)] for token in completion])
-        return SimpleNamespace(ids=ids, logp=torch.full((len(completion), 3), -1.0986))
+        return SimpleNamespace(ids=ids, logp=torch.full((len(completion), 3), -1.0986), sampled_logp=None)
 
-    store = SimpleNamespace(k=2, temperature=1.0, find=find)
+    store = SimpleNamespace(k=2, temperature=1.0, sampled_logp=False, find=find)
     expected, found = (_aligned_scores(store, r, models) for r in (full, masked(full, data)))
     assert torch.equal(found.ids, expected.ids)
 
