@@ -36,7 +36,8 @@ class Verdict:
         """PASS where the ratio keeps its bounds, which a smoke run does not apply."""
         bounds = [f"{sign} {bound:g}" for sign, bound in ((">=", least), ("<=", most)) if bound is not None]
         kept = (least is None or ratio >= least) and (most is None or ratio <= most)
-        return cls(name, "PASS" if kept or smoke else "FAIL", ratio, " and ".join(bounds), numbers)
+        told = " and ".join(bounds) + (" on a GPU" if smoke else "")
+        return cls(name, "PASS" if kept or smoke else "FAIL", ratio, told, numbers)
 
     @classmethod
     def ran(cls, name: str, **numbers: object) -> "Verdict":
