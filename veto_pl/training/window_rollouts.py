@@ -51,11 +51,13 @@ def _write_ahead(
     sources: Iterable[RolloutSource], batch: PromptBatch, models: Models, step: Step
 ) -> Iterable[Rollouts]:
     """Return, for a micro-batch and each that follows it, what those sources write that can write ahead."""
+    able = [one for one in sources if not remembers(one) and any(writing.writers for writing in one.writings())]
+    if not able:  # then nothing has to be sent to the device before its turn
+        return ()
     parts = (batch, *(later.to(batch.input_ids.device) for later in batch.following))
     whole, written = PromptBatch.concatenate(parts), dict[RolloutSource, Sequences]()
-    for source in sources:
-        if not remembers(source) and any(writing.writers for writing in source.writings()):
-            written[source] = source(whole, replace(models, rollouts=written), step)
+    for source in able:
+        written[source] = source(whole, replace(models, rollouts=written), step)
     starts = accumulate((len(part) for part in parts), initial=0)
     return [
         {source: rows.of_part(start, part) for source, rows in written.items()}
