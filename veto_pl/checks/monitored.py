@@ -14,7 +14,7 @@ TRAINING = ("train/loss", "train/grad_norm", "train/learning_rate", "train/token
 
 def names(setup: Setup) -> Iterator[Mistake]:
     """Check that the metrics that callbacks follow are measured, else they fail at the first validation."""
-    measured = [f"validation/{name}" for name in setup.module.validation_metrics]
+    measured = setup.metrics
     known = [*measured, *TRAINING]
     never = setup.trainer.get("limit_val_batches") == 0
     for path, name in monitored(setup.callbacks.items()):

@@ -14,7 +14,7 @@ from veto_pl.data import PromptDataModule
 from veto_pl.exceptions import VetoError
 from veto_pl.module import DistillationModule
 from veto_pl.rollouts import Sampling
-from veto_pl.seams import ModelSource, Objective, RolloutSource, Task
+from veto_pl.seams import ModelSource, Objective, Reward, RolloutSource, Task, Template
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,11 @@ class Setup:
             yield from _settings(source, path)
         yield from _settings(module.tokenizer_source, "model.tokenizer")
         yield from _settings(module.evaluation_engine, "model.evaluation_engine")
-        yield from _settings(data.task, "data.task")
+        judged = data.reward is not None  # by which the task's own rewards are not asked
+        for path, part in _settings(data.task, "data.task"):
+            if not (judged and isinstance(part, Reward)):
+                yield path, part
+        yield from _settings(data.reward, "data.reward")
         yield from _settings(data.template, "data.template")
         yield from (("model.metrics", metric) for metric in module.validation_metrics.values())
 
@@ -73,6 +77,11 @@ class Setup:
         return self.data.task
 
     @property
+    def template(self) -> Template:
+        """The template of the rows."""
+        return self.data.row_template
+
+    @property
     def evaluation(self) -> Sampling:
         """How the student answers in a validation."""
         return self.module.evaluation
@@ -80,7 +89,8 @@ class Setup:
     @property
     def metrics(self) -> list[str]:
         """What a validation measures."""
-        return [f"validation/{name}" for name in self.module.validation_metrics]
+        names = [f"validation/{name}" for name in self.module.validation_metrics]
+        return names + [f"{name}/{source}" for source in self.task.sources for name in names]
 
     @property
     def validates(self) -> bool:
@@ -100,6 +110,14 @@ class Setup:
             return ""
         unwritten = (one for one in self.sources() if any(not writing.writers for writing in one.writings()))
         return next((type(source).__name__ for source in unwritten), "")
+
+    @property
+    def rollouts_for(self) -> str:
+        """The class by which a model writes; empty where none does."""
+        if self.stage != "fit":
+            return ""
+        written = (one for one in self.sources() if any(writing.writers for writing in one.writings()))
+        return next((type(source).__name__ for source in written), "")
 
     @cached_property
     def models(self) -> dict[str, Any]:

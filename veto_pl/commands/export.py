@@ -60,7 +60,7 @@ def export_checkpoint(
 def _student_of_config(config: str) -> tuple[CausalLM, PreTrainedTokenizerBase]:
     module, data = built_from(config)
     student = load_student(module.student_source, module.tokenizer, empty=True)
-    return student, with_run_template(data.template, module.tokenizer)
+    return student, with_run_template(data.row_template, module.tokenizer)
 
 
 def _load_weights(student: CausalLM, weights: dict[str, Tensor], checkpoint: str | Path) -> None:

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from veto_pl.cli.parsing import strict_parsing
-from veto_pl.data.jsonl import check_fields, read_examples, shown
+from veto_pl.data.jsonl import check_fields, shown
+from veto_pl.data.row_file import read_examples
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.judging.rates import HeadToHead, win_rate
 from veto_pl.judging.reference import ReferenceJudge

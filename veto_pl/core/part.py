@@ -30,6 +30,10 @@ class Setup(Protocol):
         """The `Task`."""
 
     @property
+    def template(self) -> Any:
+        """The `Template` of the rows."""
+
+    @property
     def models(self) -> Mapping[str, Any]:
         """The configuration of each model by its path, such as `model.teacher`; an error where it cannot be read."""
 
@@ -56,6 +60,10 @@ class Setup(Protocol):
     @property
     def references_for(self) -> str:
         """The class that reads the task's reference completions; empty where none does."""
+
+    @property
+    def rollouts_for(self) -> str:
+        """The class by which a model writes completions to train on; empty where none does."""
 
 
 class Part(Bounded):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from string import Formatter
 from typing import Any
+
+from veto_pl.seams import Conversation
 
 
 def format_as_jinja(text: str) -> str | None:
@@ -39,7 +42,9 @@ def user_only_template(user: str, *, add_bos: bool) -> str:
     )
 
 
-def with_settings(template: str, user: str, system: str | None, arguments: Mapping[str, Any]) -> str:
+def with_settings(
+    template: str, user: str, system: str | None, arguments: Mapping[str, Any], *, merge_system: bool = False
+) -> str:
     """Return a chat template that reads conversations as the run's were read.
 
     Args:
@@ -47,6 +52,7 @@ def with_settings(template: str, user: str, system: str | None, arguments: Mappi
         user: the Jinja expression for the text of a user's `message`.
         system: put in front of a conversation that has no system message, or None.
         arguments: what the template's variables are where the caller does not set them.
+        merge_system: put the system message in front of the user's first one.
     """
     before = [f"{{% set {name} = {name} if {name} is defined else {value!r} %}}" for name, value in arguments.items()]
     if user != "message['content']":
@@ -60,5 +66,22 @@ def with_settings(template: str, user: str, system: str | None, arguments: Mappi
             "{% if not messages or messages[0]['role'] != 'system' %}{% set messages = "
             f"[{{'role': 'system', 'content': {system!r}}}] + messages %}}{{% endif %}}"
         )
+    if merge_system:
+        before.append(
+            "{% if messages|length > 1 and messages[0]['role'] == 'system' and messages[1]['role'] == 'user' %}"
+            "{% set messages = [{'role': 'user', 'content': messages[0]['content'] ~ '\\n\\n' ~ "
+            "messages[1]['content']}] + messages[2:] %}{% endif %}"
+        )
     # The environment takes the first newline behind a block away, so the template begins as it would alone.
     return "".join(before) + "\n" + template if before else template
+
+
+def merged_system(said: Conversation) -> Conversation:
+    """Return a conversation with its system message in front of the user's first one, where it has both."""
+    first, *others = said.messages or ({"role": ""},)
+    place = next((i for i, message in enumerate(others) if message["role"] == "user"), None)
+    if first["role"] != "system" or place is None:
+        return said
+    asked = others[place]
+    others[place] = {**asked, "content": f"{first['content']}\n\n{asked['content']}"}
+    return replace(said, messages=tuple(others), turns=tuple(turn - 1 for turn in said.turns))

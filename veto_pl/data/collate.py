@@ -12,6 +12,8 @@ from torch import Tensor
 from veto_pl.data.control_words import ControlWords
 from veto_pl.data.templates import PlainTemplate
 from veto_pl.data.tokenising import tokenise_continuations, tokenise_prompts
+from veto_pl.data.turns import judged_by, speak
+from veto_pl.data.unknown_text import UnknownText
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.seams import Example, ModelSource, PromptBatch, Task, Template, pad_left, pad_right
 
@@ -30,6 +32,9 @@ class Encoded:
         number: the row's place in its split.
         cut: tokens that were cut from the end of the reference, EOS among them.
         remarks: what a run has to be told of rows like this one, keys of `REMARKS`.
+        turns: for each id of the completion, k in the k-th turn that is trained on and 0 elsewhere; empty where all
+            counts.
+        unknown: tokens that stand for text that the tokenizer does not know.
     """
 
     example: Example
@@ -38,6 +43,8 @@ class Encoded:
     number: int = 0
     cut: int = 0
     remarks: tuple[str, ...] = ()
+    turns: list[int] = field(default_factory=list)
+    unknown: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +78,21 @@ class Collator:
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Tokenise each example. Prompt and completion are tokenised apart, as generation sees them.
 
-        A reference whose text already ends with an end token gets no second one, and is judged and shown without it.
-
-        A reference whose text has its end gets no other one behind it, and is judged and shown without.
+        A reference whose text has its end gets no other one behind it, and is judged and shown without. A conversation
+        with references is tokenised as a whole, and gets the ends that its template writes.
         """
+        spoken = [bool(example.conversation and example.conversation.turns) for example in examples]
+        texts = iter(self._from_texts([example for example, one in zip(examples, spoken, strict=True) if not one]))
+        turns = iter(self._from_turns([example for example, one in zip(examples, spoken, strict=True) if one]))
+        unknown = UnknownText(self.tokenizer)
+        rows = [next(turns) if one else next(texts) for one in spoken]
+        return [replace(row, number=i, unknown=unknown.count(row)) for i, row in enumerate(rows)]
+
+    def _from_texts(self, examples: Sequence[Example]) -> list[Encoded]:
+        """Encode single prompts, and conversations without a reference."""
+        talks = [example for example in examples if example.conversation is not None]
+        if talks and not self.template.renders_conversations:
+            self.template.rendered(talks[0], self.tokenizer)  # which says so
         words = ControlWords(self.tokenizer)
         ends = self._ends(examples, words)
         stripped = [_without_ends(example, ends) for example in examples]
@@ -90,9 +108,26 @@ class Collator:
         rows = zip(stripped, prompts, completions, remarks, strict=True)
         limit = self.max_completion_tokens
         return [
-            Encoded(example, prompt, whole[:limit], i, len(whole) - len(whole[:limit]), said)
-            for i, (example, (prompt, _), whole, said) in enumerate(rows)
+            Encoded(example, prompt, whole[:limit], cut=len(whole) - len(whole[:limit]), remarks=said)
+            for example, (prompt, _), whole, said in rows
         ]
+
+    def _from_turns(self, examples: Sequence[Example]) -> list[Encoded]:
+        """Encode conversations with references."""
+        if not examples:
+            return []
+        named = () if self.student is None else self.student.end_ids()
+        ends = {i for i in (self.tokenizer.eos_token_id, *named) if i is not None}
+        limit, rows = self.max_completion_tokens, []
+        for example in examples:
+            said = speak(example, self.template, self.tokenizer, ends)
+            if not said.prompt_ids:
+                raise DataError(f"Nothing stands in front of the answer in {example.prompt[:60]!r}. Add a message.")
+            ids = said.completion_ids[:limit]
+            cut, remarks = len(said.completion_ids) - len(ids), (said.remark,) if said.remark else ()
+            judged = judged_by(example, said.answer)
+            rows.append(Encoded(judged, said.prompt_ids, ids, cut=cut, remarks=remarks, turns=said.turns[: len(ids)]))
+        return rows
 
     def pad(self, rows: Sequence[Encoded]) -> PromptBatch:
         """Stack encoded rows; the masks come from their lengths."""
@@ -102,8 +137,11 @@ class Collator:
         completions, completion_mask = pad_right([_tensor(row.completion_ids) for row in rows], value)
         examples = tuple(row.example for row in rows)
         numbers = _tensor([row.number for row in rows])
+        turns = None
+        if any(row.turns for row in rows):
+            turns, _ = pad_right([_tensor(row.turns or [1] * len(row.completion_ids)) for row in rows])
         return PromptBatch(
-            prompts, prompt_mask, completions, completion_mask, examples, self.task, numbers, self.template
+            prompts, prompt_mask, completions, completion_mask, examples, self.task, numbers, self.template, turns
         )
 
     def _ends(self, examples: Sequence[Example], words: ControlWords) -> dict[str, int]:

@@ -24,6 +24,11 @@ def remove_marks(text: str) -> str:
     return text.replace(MARK, "")
 
 
+def unmarked(value: Any) -> Any:
+    """Return a message, or what one holds, with all its texts without marks."""
+    return _inside(value, remove_marks)
+
+
 def remove_json_marks(told: str) -> str:
     """Return a JSON text as if nothing had been marked in it."""
     return told.replace("\\ufdd0", "")
@@ -64,7 +69,9 @@ class ControlWords:
 
     def first(self, example: Example) -> str:
         """Return the first control word of an example's own text; empty where it holds none."""
-        return next(filter(None, map(self.within, _texts([example.prompt, example.row]))), "")
+        said = example.conversation
+        told = [] if said is None else [*said.messages, *said.tools]
+        return next(filter(None, map(self.within, _texts([example.prompt, example.row, told]))), "")
 
     def mark_words(self, example: Example) -> Example:
         """Return the example with a mark in each control word, so that none is one any more."""
@@ -110,12 +117,16 @@ def _texts(value: Any) -> list[str]:
     return [text for entry in entries for text in _texts(entry)]
 
 
-def _changed(example: Example, change: Callable[[str], str]) -> Example:
-    def inside(value: Any) -> Any:
-        if isinstance(value, str):
-            return change(value)
-        if isinstance(value, Mapping):
-            return {key: inside(entry) for key, entry in value.items()}
-        return type(value)(map(inside, value)) if isinstance(value, list | tuple) else value
+def _inside(value: Any, change: Callable[[str], str]) -> Any:
+    """Change all texts inside of lists and mappings."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _inside(entry, change) for key, entry in value.items()}
+    return type(value)(_inside(entry, change) for entry in value) if isinstance(value, list | tuple) else value
 
-    return replace(example, prompt=change(example.prompt), row=inside(example.row))
+
+def _changed(example: Example, change: Callable[[str], str]) -> Example:
+    inside = partial(_inside, change=change)
+    said = None if example.conversation is None else example.conversation.with_texts(inside)
+    return replace(example, prompt=change(example.prompt), row=inside(example.row), conversation=said)

@@ -16,19 +16,20 @@ from torch.utils.data import DataLoader, Dataset
 
 from veto_pl.core.transfer import UNPINNED
 from veto_pl.data.collate import Collator
-from veto_pl.data.control_words import ControlWords
-from veto_pl.data.encoding import Batches, EncodedRows, encode_rows
+from veto_pl.data.encoding import Batches, EncodedRows
 from veto_pl.data.epoch import check_epoch
 from veto_pl.data.fingerprints import fingerprint
-from veto_pl.data.overlong import Overlong, OverlongCompletions, fit_completions, fit_prompts, report_remarks
+from veto_pl.data.functions import as_reward, as_template
+from veto_pl.data.judged import Judged
+from veto_pl.data.overlong import Overlong, OverlongCompletions
 from veto_pl.data.sampler import RankSampler, even_batches
+from veto_pl.data.split_rows import RowPolicy, report_no_rows
 from veto_pl.data.splits import check_sizes, describe_change
-from veto_pl.data.stream_policies import completions_fit, prompts_fit, with_remarks
 from veto_pl.data.streaming import EncodedStream, StreamOrder
 from veto_pl.data.templates import PlainTemplate
 from veto_pl.data.window_loader import WindowLoader
-from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.seams import Example, Task, Template
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.seams import Example, Reward, Task, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,7 +48,8 @@ class PromptDataModule(LightningDataModule):
 
     Args:
         task: the rows and how their completions are judged.
-        template: how a row becomes the prompt's text.
+        template: how a row becomes the prompt's text: a template, or a function of yours as `module.function`, which is
+            given the prompt and the row.
         batch_size: prompts of a training batch, on each rank.
         validation_batch_size: prompts of an evaluation batch, on each rank; None for `batch_size`.
         max_prompt_tokens: tokens that a prompt may have.
@@ -62,6 +64,10 @@ class PromptDataModule(LightningDataModule):
         seed: the order's seed.
         num_workers: loader processes, and processes that tokenise rows that are not in the cache.
         shuffle_buffer: rows of a stream among which the next one is drawn where it is shuffled.
+        reward: judges completions in place of the task: a reward, or a function of yours as `module.function`, which is
+            given the completion, the reference and the row.
+        unknown: the share of a split's tokens that may stand for text that the tokenizer does not know; more is an
+            error. Tokenizers that fall back on bytes know all.
 
     Raises:
         ConfigurationError: for sizes out of range.
@@ -70,7 +76,7 @@ class PromptDataModule(LightningDataModule):
     def __init__(
         self,
         task: Task,
-        template: Template = PlainTemplate(),
+        template: Template | str = PlainTemplate(),
         batch_size: int = 8,
         validation_batch_size: int | None = None,
         max_prompt_tokens: int = 512,
@@ -84,6 +90,8 @@ class PromptDataModule(LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
         shuffle_buffer: int = 10_000,
+        reward: Reward | str | None = None,
+        unknown: float = 0.0,
     ) -> None:
         super().__init__()
         check_sizes(
@@ -97,8 +105,12 @@ class PromptDataModule(LightningDataModule):
             shuffle_buffer=shuffle_buffer,
         )
         check_sizes("PromptDataModule", validation_limit=validation_limit, num_workers=num_workers)
+        if not 0 <= unknown <= 1:
+            raise ConfigurationError(f"`PromptDataModule.unknown` must lie in [0, 1], got {unknown}.")
         self.task = task
-        self.template = template
+        self.template = as_template(template)
+        self.reward = as_reward(reward)
+        self.unknown = unknown
         self.batch_size = batch_size
         self.validation_batch_size = validation_batch_size or batch_size
         self.max_prompt_tokens = max_prompt_tokens
@@ -125,6 +137,11 @@ class PromptDataModule(LightningDataModule):
         self._built_from.clear()
 
     @property
+    def row_template(self) -> Template:
+        """The template of the rows, which those of a mixture may bring with them."""
+        return self.task.shown_by(self.template)
+
+    @property
     def collator(self) -> Collator:
         """The collator that makes this module's batches; `ConfigurationError` is raised while no tokenizer is known."""
         module = self.trainer.lightning_module if self.trainer is not None else None
@@ -135,8 +152,8 @@ class PromptDataModule(LightningDataModule):
             )
         return Collator(
             tokenizer=tokenizer,
-            template=self.template,
-            task=self.task,
+            template=self.row_template,
+            task=self.task if self.reward is None else Judged(task=self.task, verifier=self.reward),
             max_completion_tokens=self.max_completion_tokens,
             completion_prefix=self.completion_prefix,
             student=getattr(module, "student_source", None),
@@ -149,12 +166,11 @@ class PromptDataModule(LightningDataModule):
 
         Raises:
             ConfigurationError: without a tokenizer.
-            DataError: where training, test or prediction has no rows, or a prompt is refused.
+            DataError: where training, test or prediction has no rows, or a row is refused.
         """
         name = self._collator_name()
-        policy = (self.max_prompt_tokens, self.overlong, self.overlong_completions, self.shuffle_buffer)
         for split in _SPLITS[stage]:
-            made_of = (self.task, name, policy, self.limits.get(split))
+            made_of = (self.task, name, self._policy, self.limits.get(split))
             if name is None or self._built_from.get(split) != made_of:
                 self._rows[split] = self._encode(split, name)
                 self._built_from[split] = made_of
@@ -240,25 +256,23 @@ class PromptDataModule(LightningDataModule):
             split, examples = "validation", self._load("validation")
             self.test_split = split
         if not isinstance(examples, Sized):
-            return self._stream(split, examples)
+            stream = self._policy.streamed(examples, self.collator)
+            return stream if split == "train" else stream.listed(split)
         examples = cast(Sequence[Example], examples)
         if not examples and self.limits.get(split) != 0:
-            _report_no_rows(wanted, examples)
-        rows = encode_rows(examples, self.collator, name=name, processes=self.num_workers)
-        # Here the functions act that judge the rows of a split as a whole.
-        report_remarks(rows, ControlWords(self.collator.tokenizer), split)
-        if split == "train":  # those of other splits are judged by, not trained on
-            limit, policy = self.max_completion_tokens, self.overlong_completions
-            rows = fit_completions(rows, max_completion_tokens=limit, overlong=policy, split=split)
-        return fit_prompts(rows, max_prompt_tokens=self.max_prompt_tokens, overlong=self.overlong, split=split)
+            report_no_rows(wanted, examples)
+        return self._policy.encoded(examples, self.collator, split, name=name, processes=self.num_workers)
 
-    def _stream(self, split: str, examples: Iterable[Example]) -> EncodedStream:
-        prompts = partial(prompts_fit, max_prompt_tokens=self.max_prompt_tokens, overlong=self.overlong)
-        limit, policy = self.max_completion_tokens, self.overlong_completions
-        completions = partial(completions_fit, max_completion_tokens=limit, overlong=policy)
-        remarked = partial(with_remarks, words=ControlWords(self.collator.tokenizer))
-        stream = EncodedStream(examples, self.collator, (remarked, completions, prompts), self.shuffle_buffer)
-        return stream if split == "train" else stream.listed(split)
+    @property
+    def _policy(self) -> RowPolicy:
+        return RowPolicy(
+            max_prompt_tokens=self.max_prompt_tokens,
+            max_completion_tokens=self.max_completion_tokens,
+            overlong=self.overlong,
+            overlong_completions=self.overlong_completions,
+            unknown=self.unknown,
+            shuffle_buffer=self.shuffle_buffer,
+        )
 
     def _load(self, split: str) -> Iterable[Example]:
         examples, limit = self.task.load(split), self.limits.get(split)
@@ -299,15 +313,3 @@ class PromptDataModule(LightningDataModule):
             generator=torch.Generator().manual_seed(self.seed),
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type not in UNPINNED,
         )
-
-
-def _report_no_rows(split: str, examples: Sequence[Example]) -> None:
-    """Raise `DataError` for a split without rows; only warn where the task has a file but no validation rows."""
-    origin = getattr(examples, "origin", None)
-    what = f"{origin}: no" if origin else "The task has no"
-    why = getattr(examples, "remark", "") or "It is empty or blank, or a limit leaves nothing."
-    message = f"{what} rows for the split `{split}`, expected at least one. {why if origin else 'Check its files.'}"
-    if split != "validation":
-        raise DataError(message)
-    if origin:
-        rank_zero_warn(message)

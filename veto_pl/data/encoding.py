@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from torch.utils.data import Dataset
 
 from veto_pl.data.collate import Collator, Encoded
-from veto_pl.data.example_rows import batches, rows_at
+from veto_pl.data.example_rows import batches, rows_at, told_beside
 from veto_pl.data.fingerprints import digest
 from veto_pl.data.row_store import Notes, cached_table
 from veto_pl.data.sampler import RankSampler
@@ -35,6 +35,8 @@ _SCHEMA = pa.schema(
         "cut": pa.int32(),
         "remarks": pa.string(),  # joined by spaces
         "references": pa.large_string(),  # as JSON, where the encoding has changed those of the example
+        "turns": pa.list_(pa.int32()),
+        "unknown": pa.int32(),
     }
 )
 _Batch = tuple[pa.RecordBatch, str]
@@ -81,8 +83,10 @@ class EncodedRows(Sequence[Encoded]):
         first = None if self.longest is None else -self.longest
         parts = zip(rows_at(self.examples, numbers), numbers, *columns.values(), strict=True)
         return [
-            Encoded(_with(example, references), prompt[first:], completion, number, cut, tuple(remarks.split()))
-            for example, number, prompt, completion, cut, remarks, references in parts
+            Encoded(
+                _with(example, references), prompt[first:], completion, number, cut, tuple(said.split()), turns, unknown
+            )
+            for example, number, prompt, completion, cut, said, references, turns, unknown in parts
         ]
 
     def __iter__(self) -> Iterator[Encoded]:
@@ -110,6 +114,17 @@ class EncodedRows(Sequence[Encoded]):
         """Tokens that were cut from the end of each reference, [N] int64."""
         return self._left(self.tokens.data.column("cut"))
 
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of all prompts and references."""
+        lengths = self._left(pc.list_value_length(self.tokens.data.column("completion_ids")))
+        return int(self.prompt_lengths.sum() + lengths.sum())
+
+    @property
+    def unknown_tokens(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Tokens of each row that stand for text that the tokenizer does not know, [N] int64."""
+        return self._left(self.tokens.data.column("unknown"))
+
     def remarked(self, remark: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Return which rows have a remark, [N] bool."""
         return self._left(pc.match_substring(self.tokens.data.column("remarks"), remark)).astype(bool)
@@ -129,7 +144,11 @@ class EncodedRows(Sequence[Encoded]):
             raise DataError(
                 f"{len(self)} training rows, expected at least one for each of {world_size} ranks. Use fewer."
             )
-        return RankSampler(len(self), rank, world_size, seed, shuffle, even=True)
+        mixed: Callable[..., RankSampler] | None = getattr(self.examples, "order", None)
+        if mixed is None:
+            return RankSampler(len(self), rank, world_size, seed, shuffle, even=True)
+        places = np.arange(len(self)) if self.places is None else self.places
+        return mixed(places, rank, world_size, seed=seed, shuffle=shuffle)
 
     def listed(self, split: str) -> EncodedRows:
         """Return the rows as a sequence, which they are."""
@@ -200,10 +219,12 @@ class _Encoder:
             [row.cut for row in rows],
             [" ".join(row.remarks) for row in rows],
             [_changed(example, row.example) for example, row in zip(examples, rows, strict=True)],
+            [row.turns for row in rows],
+            [row.unknown for row in rows],
         ]
         arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
         batch = pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA)
-        plain = [[e.prompt, e.completion, e.alternatives, dict(e.row)] for e in examples]
+        plain = [[e.prompt, e.completion, e.alternatives, dict(e.row), *told_beside(e)] for e in examples]
         told = json.dumps([plain, columns], skipkeys=True, default=lambda value: type(value).__name__)
         return batch, hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 

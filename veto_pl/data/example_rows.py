@@ -14,13 +14,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from veto_pl.data.fingerprints import digest
 from veto_pl.data.row_store import Notes, cached_table
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.seams import Example
+from veto_pl.seams import Conversation, Example
 
 Say = Callable[[str], None]
 _TEXT = pa.large_string()
 _SCHEMA = pa.schema(
-    {"prompt": _TEXT, "completion": _TEXT, "alternatives": pa.list_(_TEXT), "row": _TEXT}  # the row as JSON
+    {"prompt": _TEXT, "completion": _TEXT, "alternatives": pa.list_(_TEXT), "row": _TEXT, "beside": _TEXT}
 )
+"""The last two are JSON: the row, and what `told_beside` tells."""
 BATCH = 1000
 """Rows that are written, read or tokenised together."""
 _BATCH_CHARACTERS = 2**24
@@ -109,17 +110,18 @@ def stored(
 
     def fill(notes: Notes) -> Iterator[pa.RecordBatch]:
         said: list[str] = notes.setdefault("said", [])
-        columns: tuple[list[Any], ...] = ([], [], [], [])
+        columns: tuple[list[Any], ...] = ([], [], [], [], [])
         characters = 0
         for example in read(said.append):
             row = json.dumps(dict(example.row), default=str)
-            values = (example.prompt, example.completion, list(example.alternatives), row)
+            beside = json.dumps(told) if any(told := told_beside(example)) else None
+            values = (example.prompt, example.completion, list(example.alternatives), row, beside)
             for column, value in zip(columns, values, strict=True):
                 column.append(value)
-            characters += len(example.prompt) + len(row)
+            characters += len(example.prompt) + len(row) + len(beside or "")
             if len(columns[0]) == BATCH or characters > _BATCH_CHARACTERS:
                 yield _batch(columns)
-                columns, characters = ([], [], [], []), 0
+                columns, characters = ([], [], [], [], []), 0
         if columns[0]:
             yield _batch(columns)
         if key() != name:
@@ -160,5 +162,16 @@ def _batch(columns: tuple[list[Any], ...]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA)
 
 
-def _example(prompt: str, completion: str | None, alternatives: list[str], row: str) -> Example:
-    return Example(prompt, completion, json.loads(row), tuple(alternatives))
+def _example(prompt: str, completion: str | None, alternatives: list[str], row: str, beside: str | None) -> Example:
+    example = Example(prompt, completion, json.loads(row), tuple(alternatives))
+    if beside is None:
+        return example
+    said, source, teacher = json.loads(beside)
+    conversation = None if said is None else Conversation.from_plain(said)
+    return replace(example, conversation=conversation, source=source, teacher=teacher)
+
+
+def told_beside(example: Example) -> list[Any]:
+    """Return what few examples have, as plain values: a conversation, the names of a data set and of a teacher."""
+    said = example.conversation
+    return [None if said is None else said.plain(), example.source, example.teacher]

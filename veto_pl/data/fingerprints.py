@@ -12,6 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from veto_pl.data.row_formats import files_of
+from veto_pl.exceptions import DataError
 from veto_pl.storage.paths import local_path
 
 if TYPE_CHECKING:
@@ -50,13 +52,14 @@ def file_digest(path: Path) -> str:
 
 
 def source_key(path: str, *settings: Any) -> str | None:
-    """Return a name for what this code makes of a file with settings; None where the file is small or not readable."""
+    """Return a name for what this code makes of a file or folder with settings; None if it is small or unreadable."""
     try:
-        file = local_path(path)
-        if not file.is_file() or file.stat().st_size < SMALL:
+        files = [local_path(file) for file in files_of(path)]
+        if not all(file.is_file() for file in files) or sum(file.stat().st_size for file in files) < SMALL:
             return None
-        return settings_key(file_digest(file), *settings)
-    except (OSError, ValueError, RuntimeError):  # reading will say what is wrong
+        told = [f"{file.suffix} {file_digest(file)}" for file in files]
+        return settings_key(digest(*told), *settings)
+    except (OSError, ValueError, RuntimeError, DataError):  # reading will say what is wrong
         return None
 
 
@@ -66,7 +69,18 @@ def settings_key(source: str, *settings: Any) -> str:
 
 
 def brief_digest(path: str) -> str:
-    """Return a hash of a file's size, beginning and end, for files too large to be read twice; "" if unreadable."""
+    """Return a hash of size, beginning and end of a file, or of those of a folder; "" if one is unreadable.
+
+    It is for files too large to be read twice.
+    """
+    try:
+        digests = [_brief_digest(file) for file in files_of(path)]
+    except (OSError, DataError):
+        return ""
+    return "" if "" in digests else digests[0] if len(digests) == 1 else digest(*digests)
+
+
+def _brief_digest(path: str) -> str:
     try:
         whole = local_path(path)
         if not whole.is_file():  # a pipe would wait for ever

@@ -24,7 +24,9 @@ def hub_key(dataset: Any, *settings: Any) -> str | None:
     return None if known is None or len(dataset) < _FEW else settings_key(known, *settings)
 
 
-def hub_dataset(name: str, split: str, *, owner: str, config: str | None = None, field: str | None = None) -> Any:
+def hub_dataset(
+    name: str, split: str, *, owner: str, config: str | None = None, field: str | None = None, streaming: bool = False
+) -> Any:
     """Load a split of a data set on the hub, or in its cache; its rows are read as they are asked for.
 
     Args:
@@ -33,6 +35,7 @@ def hub_dataset(name: str, split: str, *, owner: str, config: str | None = None,
         owner: the task that asks, for errors; it has a field `hub`.
         config: the data set's configuration, where it has several.
         field: the task's field for a file, for errors; None for `{split}_path`.
+        streaming: give its rows as they arrive, and keep none.
 
     Raises:
         DataError: it cannot be loaded.
@@ -40,9 +43,9 @@ def hub_dataset(name: str, split: str, *, owner: str, config: str | None = None,
     from datasets import load_dataset
 
     try:
-        return load_dataset(name, config, split=split)
+        return load_dataset(name, config, split=split, **({"streaming": True} if streaming else {}))
     except (OSError, ValueError) as error:
         raise DataError(
             f"`{owner}.hub` expected a data set that can be loaded, got {name!r}: {error}. Check the name and "
-            f"the connection, or set `{owner}.{field or f'{split}_path'}` to a JSON Lines file."
+            f"the connection, or set `{owner}.{field or f'{split}_path'}` to a file of rows."
         ) from error

@@ -1,4 +1,4 @@
-"""Rows from JSON Lines files, plain or gzipped, checked one by one."""
+"""Lines of JSON Lines files, plain or gzipped, and checks of rows, whatever file they come from."""
 
 from __future__ import annotations
 
@@ -6,98 +6,19 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import islice
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from lightning.pytorch.utilities import rank_zero_warn
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 
-from veto_pl.exceptions import ConfigurationError, DataError
+from veto_pl.exceptions import DataError
 from veto_pl.seams import Example
 from veto_pl.storage.paths import local_path
 
-OnBadRow = Literal["error", "skip"]
-_OTHER_FORMATS = {
-    ".parquet": "from_parquet",
-    ".csv": "from_csv",
-    ".tsv": "from_csv",
-    ".arrow": "from_file",
-    ".txt": "from_text",
-}
-"""How the library `datasets` reads files of other formats."""
 LONGEST_LINE = 2**26
 """Bytes of a row; more is no row but a file that is not JSON Lines, and would be read into memory as a whole."""
-
-
-@dataclass(frozen=True)
-class JsonLinesFile:
-    """The examples of a `.jsonl` or `.jsonl.gz` file (UTF-8), one per non-blank line, read anew by every iteration.
-
-    Args:
-        path: the file; `~` stands for the home directory.
-        prompt: the field that holds the prompt, a string that is not blank.
-        completion: the field that holds the reference, a string that may be empty, or None for no references.
-        on_bad_row: `error` stops at the first bad row, `skip` leaves bad rows out and tells their number at the end.
-        limit: stop after so many good rows.
-        say: told how many rows were left out.
-
-    Raises:
-        DataError: while it is read, for an unreadable file, or `file:line: field ... expected ..., got ...` for a bad
-            row.
-    """
-
-    path: str
-    prompt: str
-    completion: str | None
-    on_bad_row: OnBadRow = "error"
-    limit: int | None = None
-    say: Callable[[str], None] = rank_zero_warn
-
-    def __iter__(self) -> Iterator[Example]:
-        good = bad = 0
-        first: DataError | None = None
-        for number, line in enumerate(_lines(self.path), 1):
-            if good == self.limit:
-                break
-            if not line.strip():
-                continue
-            try:
-                where = f"{self.path}:{number}"
-                row = _parse(line, where)
-                example = to_example(row, prompt=self.prompt, completion=self.completion, where=where)
-            except DataError as fault:
-                if self.on_bad_row == "error":
-                    raise
-                first, bad = first or fault, bad + 1
-                continue
-            good += 1
-            yield example
-        if bad:
-            self.say(f"{self.path}: skipped {bad} of {bad + good} rows. The first: {first}")
-
-
-def read_examples(
-    path: str, *, prompt: str, completion: str | None, on_bad_row: OnBadRow = "error", limit: int | None = None
-) -> list[Example]:
-    """Read the examples of a `JsonLinesFile` into a list, at once."""
-    return list(JsonLinesFile(path, prompt, completion, on_bad_row, limit))
-
-
-def check_format(setting: str, path: str | None) -> None:
-    """Refuse, by its name, a file of another format, with the way to turn it into JSON Lines.
-
-    Raises:
-        ConfigurationError: the name ends like that of a table, of columns or of plain text.
-    """
-    kind = _OTHER_FORMATS.get(local_path(path or "").suffix.lower())
-    if kind is not None:
-        raise ConfigurationError(
-            f"`{setting}` expected a file of JSON Lines (`.jsonl`, `.jsonl.gz`), got {path}. Convert it once: "
-            f"`datasets.Dataset.{kind}({path!r}).to_json('rows.jsonl')` in Python."
-        )
 
 
 def to_example(row: Any, *, prompt: str, completion: str | None, where: str) -> Example:
@@ -138,7 +59,14 @@ def _check_field(row: dict[str, Any], name: str, kind: Any, where: str) -> None:
         place = name + "".join(f"[{part}]" for part in fault["loc"] if isinstance(part, int))
         expected = re.sub("^Input should be |^Value error, ", "", fault["msg"]).replace("a valid ", "a ")
         given = f"a row without it; it has {listed(row)}" if name not in row else shown(fault["input"])
-        raise DataError(f"{where}: field `{place}` expected {expected}, got {given}.") from None
+        way = _way_out(kind, row[name]) if name in row else ""
+        raise DataError(f"{where}: field `{place}` expected {expected}, got {given}.{way}") from None
+
+
+def _way_out(kind: Any, given: Any) -> str:
+    """Return what to do where a text was expected and messages were given."""
+    messages = isinstance(given, list) and bool(given) and all(isinstance(entry, dict) for entry in given)
+    return " Messages are read by `data.task: Chat`, with `data.template: ChatTemplate`." if messages else ""
 
 
 def _unicode(text: str) -> str:
@@ -159,7 +87,7 @@ def _of_type(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _lines(path: str) -> Iterator[bytes]:
+def lines(path: str) -> Iterator[bytes]:
     """Yield the lines as bytes, because text mode would also split at other line ends and lose the line of an error."""
     number = 0
     try:
@@ -178,11 +106,12 @@ def _lines(path: str) -> Iterator[bytes]:
         where = f" behind line {number}" if number else ""
         reason = getattr(error, "strerror", None) or error
         raise DataError(
-            f"{_short(path)}: expected a readable JSON Lines file, got{where}: {reason}. Check the path and the file."
+            f"{short(path)}: expected a readable JSON Lines file, got{where}: {reason}. Check the path and the file."
         ) from error
 
 
-def _parse(line: bytes, where: str) -> Any:
+def parse(line: bytes, where: str) -> Any:
+    """Return the object of a line; `where` opens the message of a `DataError`."""
     try:
         return json.loads(line.decode("utf-8-sig"), object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
@@ -222,6 +151,7 @@ def listed(names: Iterable[str]) -> str:
     return text or "no fields"
 
 
-def _short(path: str) -> str:
+def short(path: str) -> str:
+    """Return a path for messages; of a long one the end."""
     printable = path.encode(errors="backslashreplace").decode()
     return printable if len(printable) <= 300 else f"...{printable[-297:]}"

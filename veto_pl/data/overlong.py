@@ -1,15 +1,19 @@
-"""Policies for prompts and references that are longer than a run allows, and warnings about rows."""
+"""Policies for rows that are longer than a run allows or hold unknown text, and warnings about rows."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.data.control_words import ControlWords
 from veto_pl.data.encoding import EncodedRows
+from veto_pl.data.unknown_text import unknown_message
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.seams import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Overlong = Literal["drop", "truncate_left", "error"]
 OverlongCompletions = Literal["cut", "drop", "error"]
@@ -88,6 +92,27 @@ def fit_completions(
         "set `data.overlong_completions: drop`."
     )
     return rows
+
+
+def check_known(rows: EncodedRows, tokenizer: PreTrainedTokenizerBase, *, allowed: float, split: str) -> None:
+    """Refuse rows of which too much is unknown to the tokenizer.
+
+    Args:
+        rows: encoded rows.
+        tokenizer: that encoded them.
+        allowed: the share of their tokens that may stand for unknown text.
+        split: what the rows are called in messages.
+
+    Raises:
+        DataError: it is more.
+    """
+    counts = rows.unknown_tokens
+    share = counts.sum() / max(rows.total_tokens, 1)
+    if share > allowed:
+        touched = counts > 0
+        told = f"{counts.sum()} tokens ({share:.2%}) of {touched.sum()} of {len(rows)} rows ({split})"
+        place = int(touched.argmax())
+        raise DataError(unknown_message(told, rows[place].example, place, tokenizer))
 
 
 def report_remarks(rows: EncodedRows, words: ControlWords, split: str) -> None:

@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any, TypeVar, cast
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler, SequentialSampler
 
 from veto_pl.exceptions import ConfigurationError
@@ -67,11 +68,18 @@ class RankSampler(DistributedSampler[Any], SequentialSampler):
     def __iter__(self) -> Iterator[int]:
         epoch, row = self._start
         positions = self._positions(row if epoch == self.epoch else 0)
-        if not self.shuffle:
+        order = self.order()
+        if order is None:
             return iter(positions)
-        generator = Step(index=self.epoch, total=0, seed=self.seed).generator("data order", shared=True)
-        own = torch.randperm(self.length, generator=generator)[positions.start : positions.stop : positions.step]
+        own = order[positions.start : positions.stop : positions.step]
         return chain.from_iterable(part.tolist() for part in torch.split(own, 4096))
+
+    def order(self) -> Tensor | None:
+        """Return the global order of the epoch, [length] int64; None for the rows' own."""
+        if not self.shuffle:
+            return None
+        generator = Step(index=self.epoch, total=0, seed=self.seed).generator("data order", shared=True)
+        return torch.randperm(self.length, generator=generator)
 
     def __len__(self) -> int:
         """Return the rows of a whole epoch, wherever this one begins."""

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.data.collate import Encoded
 from veto_pl.data.control_words import ControlWords
 from veto_pl.data.overlong import Overlong, OverlongCompletions, check_policy, remark_text
+from veto_pl.data.unknown_text import unknown_message
 from veto_pl.exceptions import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ENOUGH = 1000
+"""Tokens of a stream of which a share says something."""
 
 
 def prompts_fit(rows: Iterable[Encoded], *, max_prompt_tokens: int, overlong: Overlong) -> Iterator[Encoded]:
@@ -68,4 +76,19 @@ def with_remarks(rows: Iterable[Encoded], *, words: ControlWords) -> Iterator[En
         for remark in set(row.remarks) - told:
             rank_zero_warn(f"Row {row.number + 1} and perhaps more {remark_text(remark, row.example, words, 'train')}.")
         told |= {*row.remarks}
+        yield row
+
+
+def known_text(rows: Iterable[Encoded], *, tokenizer: PreTrainedTokenizerBase, allowed: float) -> Iterator[Encoded]:
+    """Yield the rows of a stream, up to where more of them is unknown than may be; a share is known after 1,000 tokens.
+
+    Raises:
+        DataError: it is more.
+    """
+    found = total = 0
+    for row in rows:
+        found += row.unknown
+        total += len(row.prompt_ids) + len(row.completion_ids)
+        if found > allowed * max(total, _ENOUGH if allowed else 0):
+            raise DataError(unknown_message(f"{found} of {total} tokens", row.example, row.number, tokenizer))
         yield row

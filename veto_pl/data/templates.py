@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from string import Formatter
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from jinja2 import TemplateError
-
 from veto_pl.core.bounds import UnitInterval
-from veto_pl.data.chat_templates import format_as_jinja, user_only_template, with_settings
-from veto_pl.data.control_words import Reading, remove_json_marks, remove_marks
-from veto_pl.data.jsonl import listed, shown
-from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.seams import Example, Template
+from veto_pl.data.chat_templates import format_as_jinja, merged_system, user_only_template, with_settings
+from veto_pl.data.control_words import Reading, remove_json_marks, remove_marks, unmarked
+from veto_pl.data.format_strings import check_format, fill
+from veto_pl.data.renderings import Renderer
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.seams import Conversation, Example, Rendering, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,11 +71,16 @@ class PlainTemplate(Template):
 
 @dataclass(frozen=True, kw_only=True)
 class ChatTemplate(Template):
-    """A conversation of one user message, rendered by the chat template and left open for the assistant.
+    """Renders conversations by the chat template, left open for the assistant.
+
+    A row that is no conversation becomes one of a single message of the user.
 
     Args:
-        system: the system message, taken literally, or None for none.
-        user: a format string for the user message, as in `PlainTemplate.format`.
+        system: the system message of rows that bring none, taken literally, or None for none.
+        system_field: a field of the row with its system message; rows where it is missing or empty get `system`.
+        merge_system: put the system message in front of the user's first one, for chat templates that know no such
+            role.
+        user: a format string for the user's last message, as in `PlainTemplate.format`.
         template: a Jinja chat template to use instead of the tokenizer's.
         arguments: further arguments of the chat template, such as `enable_thinking: false`.
         control_words: what control words in the row's own text become: `text`, since the chat template writes those
@@ -85,10 +88,12 @@ class ChatTemplate(Template):
 
     Raises:
         ConfigurationError: for a malformed `user`, a field that the row lacks, a tokenizer without a chat template, or
-            a template that refuses the conversation.
+            a template that refuses the conversation or leaves out a part of it.
     """
 
     system: str | None = None
+    system_field: str | None = None
+    merge_system: bool = False
     user: str = "{prompt}"
     template: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict, hash=False)
@@ -102,28 +107,17 @@ class ChatTemplate(Template):
 
     @classmethod
     def examples(cls) -> tuple[ChatTemplate, ...]:
-        return cls(), cls(system="Be brief.", control_words="tokens")
+        return cls(), cls(system="Be brief.", control_words="tokens"), cls(system="Be brief.", merge_system=True)
 
     def __call__(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
-        """Return the rendered conversation."""
-        if self.template is None and tokenizer.chat_template is None:
-            raise ConfigurationError(
-                "`ChatTemplate` expected a tokenizer with a chat template, got one without. Use `PlainTemplate`, or "
-                "set `ChatTemplate.template`."
-            )
-        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
-        user = fill("ChatTemplate.user", self.user, example)
-        messages.append({"role": "user", "content": user if self.control_words == "text" else remove_marks(user)})
-        options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, **self.arguments}
-        if self.template is not None:
-            options["chat_template"] = self.template
-        try:
-            return str(tokenizer.apply_chat_template(messages, **options))
-        except MemoryError:
-            raise
-        except Exception as error:  # a template is a program, and may raise anything
-            reason = str(error)[:300] if isinstance(error, (TemplateError, ValueError)) else repr(error)[:300]
-            raise ConfigurationError(f"The chat template refused the conversation: {reason}. Change it.") from error
+        """Return the rendered conversation up to where the assistant is to write."""
+        said = self._conversation(example)
+        renderer = Renderer(tokenizer, self.template, self.arguments)
+        return renderer.text(said.opening, tools=said.tools, add_generation_prompt=True)
+
+    def rendered(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> Rendering:
+        """Return the rendered conversation with its references."""
+        return Renderer(tokenizer, self.template, self.arguments).rendering(self._conversation(example))
 
     def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
         """Return the chat template in use, with `system`, `user` and `arguments` set in front; None where `user` names
@@ -133,7 +127,21 @@ class ChatTemplate(Template):
         if around is None or (self.template is None and tokenizer.chat_template is None):
             return None
         used = tokenizer.get_chat_template() if self.template is None else self.template
-        return with_settings(used, around, self.system, self.arguments)
+        return with_settings(used, around, self.system, self.arguments, merge_system=self.merge_system)
+
+    def _conversation(self, example: Example) -> Conversation:
+        """Return what is rendered: the row's conversation, or one of its prompt, with the system message."""
+        user = fill("ChatTemplate.user", self.user, example)
+        said = example.conversation or Conversation(({"role": "user", "content": ""},))
+        said = said.asking(user)
+        said = self._with_system(example, said.with_texts(unmarked) if self.control_words == "tokens" else said)
+        return merged_system(said) if self.merge_system else said
+
+    def _with_system(self, example: Example, said: Conversation) -> Conversation:
+        own = example.row.get(self.system_field) if self.system_field is not None else None
+        text = own if isinstance(own, str) and own else self.system
+        has_one = bool(said.messages) and said.messages[0]["role"] in ("system", "developer")
+        return said if text is None or has_one else said.behind({"role": "system", "content": text})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +169,16 @@ class TemplateMixture(Template):
 
     def __call__(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
         """Return the text of the template that this row falls to."""
-        return (self.first if _unit_hash(example) < self.fraction else self.second)(example, tokenizer)
+        return self._of(example)(example, tokenizer)
+
+    def rendered(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> Rendering:
+        """Return what the template makes of a conversation that this row falls to."""
+        return self._of(example).rendered(example, tokenizer)
+
+    @property
+    def renders_conversations(self) -> bool:
+        """Return whether both do."""
+        return self.first.renders_conversations and self.second.renders_conversations
 
     def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
         """Return that of the template that shows more rows, or else that of the other: the student reads both."""
@@ -169,95 +186,50 @@ class TemplateMixture(Template):
         told = [part.chat_template(tokenizer) for share, _, part in reversed(shares) if share > 0]
         return next((text for text in told if text is not None), None)
 
+    def _of(self, example: Example) -> Template:
+        return self.first if _unit_hash(example) < self.fraction else self.second
+
+
+@dataclass(frozen=True, kw_only=True)
+class BySource(Template):
+    """Shows the rows of each data set of a mixture by a template of its own.
+
+    Args:
+        default: shows the rows of all other sets.
+        templates: by the name of the set.
+    """
+
+    default: Template = PlainTemplate()
+    templates: dict[str, Template] = field(default_factory=dict, hash=False)
+
+    @classmethod
+    def examples(cls) -> tuple[BySource, ...]:
+        return (cls(templates={"chat": ChatTemplate()}),)
+
+    def __call__(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Return the text of the template of the row's set."""
+        return self._of(example, tokenizer)(example, tokenizer)
+
+    def rendered(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> Rendering:
+        """Return what the template of the row's set makes of a conversation."""
+        return self._of(example, tokenizer).rendered(example, tokenizer)
+
+    def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        """Return that of the first set that has one, the default's before all others."""
+        told = (part.chat_template(tokenizer) for part in (self.default, *self.templates.values()))
+        return next((text for text in told if text is not None), None)
+
+    def _of(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> Template:
+        own = self.templates.get(example.source, self.default)
+        if example.conversation is not None and not own.renders_conversations:
+            own.rendered(example, tokenizer)  # which says so
+        return own
+
 
 def _unit_hash(example: Example) -> float:
     """Return a number in [0, 1) that depends on the row alone: a hint may have changed its prompt."""
-    row = example.row or {"prompt": example.prompt}
+    row: Any = example.row or {"prompt": example.prompt}
+    if example.conversation is not None:  # without what a hint changes
+        row = [row, [m for i, m in enumerate(example.conversation.messages) if i != example.conversation.question]]
     told = remove_json_marks(json.dumps(row, skipkeys=True, default=lambda value: type(value).__name__))
     return crc32(told.encode()) / 2**32
-
-
-class _Joining(Formatter):
-    """A formatter with one more conversion than `str.format`: `!j` joins the entries of a list."""
-
-    def convert_field(self, value: Any, conversion: Any) -> Any:
-        if conversion != "j":
-            return super().convert_field(value, conversion)
-        return "".join(map(str, value))
-
-
-_FORMATTER = _Joining()
-
-
-def _names(text: str) -> list[str]:
-    return [name for _, name, _, _ in Formatter().parse(text) if name is not None]
-
-
-def check_format(setting: str, text: str) -> None:
-    """Refuse a format string that no row could fill.
-
-    Args:
-        setting: the name of the format, for messages.
-        text: the format string.
-
-    Raises:
-        ConfigurationError: it is malformed, or has fields without a name.
-    """
-    try:
-        names = _names(text)
-    except ValueError as error:
-        raise ConfigurationError(f"`{setting}` is malformed: {error}, in {text!r}. Double literal braces.") from error
-    if any(not name or name[0].isdigit() for name in names):
-        raise ConfigurationError(f"`{setting}` expected named fields such as {{prompt}}, got {text!r}. Name them.")
-
-
-def fill(setting: str, text: str, example: Example, **more: Any) -> str:
-    """Fill the format string `text` with the fields of the row, `{prompt}` and `more`.
-
-    Args:
-        setting: the name of the format, for messages.
-        text: the format string.
-        example: the row.
-        more: further fields, which win over those of the row.
-
-    Raises:
-        ConfigurationError: a field is named that there is not.
-        DataError: the row's text is no valid Unicode.
-    """
-    # The prompt wins over a field of that name: the task has said which field the prompt is.
-    fields = {**example.row, **more, "prompt": example.prompt}
-    try:
-        filled = _FORMATTER.vformat(text, (), fields)
-    except (LookupError, AttributeError, TypeError, ValueError, MemoryError, OverflowError) as error:
-        raise ConfigurationError(
-            f"`{setting}` names the field `{_unfillable(text, fields)}`, which the row cannot fill "
-            f"({type(error).__name__}: {str(error)[:100]}). Available: {listed(fields)}."
-        ) from error
-    try:
-        filled.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"`{setting}` got text that is no valid Unicode from the row {shown(example.prompt)}."
-        ) from error
-    return filled
-
-
-def can_fill(text: str, example: Example) -> bool:
-    """Return whether the row has every field that the format string names, and something in each."""
-    fields = {**example.row, "prompt": example.prompt}
-    if not all(_found(name, fields) for name in _names(text)):
-        return False
-    return all(Formatter().get_field(name, (), fields)[0] not in (None, "") for name in _names(text))
-
-
-def _unfillable(text: str, fields: dict[str, Any]) -> str:
-    """Return the first field that cannot be looked up; failing that, the whole format is to blame."""
-    return next((name for name in _names(text) if not _found(name, fields)), text)
-
-
-def _found(name: str, fields: dict[str, Any]) -> bool:
-    try:
-        Formatter().get_field(name, (), fields)
-    except (LookupError, AttributeError, TypeError, ValueError):
-        return False
-    return True

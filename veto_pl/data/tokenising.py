@@ -73,8 +73,14 @@ def tokenise_prompts(
     """
     words = ControlWords(tokenizer)
     rendered = [_rendered(example, template, tokenizer, words) for example in examples]
-    plain = iter(tokenise([text for text, _ in rendered if MARK not in text], tokenizer))
-    return [(_in_parts(text, tokenizer, words) if MARK in text else next(plain), said) for text, said in rendered]
+    ids = read_all([text for text, _ in rendered], tokenizer, words)
+    return [(row, said) for row, (_, said) in zip(ids, rendered, strict=True)]
+
+
+def read_all(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, words: ControlWords) -> list[list[int]]:
+    """Tokenise rendered texts, such that their marked control words are text and all others tokens."""
+    plain = iter(tokenise([text for text in texts if MARK not in text], tokenizer))
+    return [_in_parts(text, tokenizer, words) if MARK in text else next(plain) for text in texts]
 
 
 def _rendered(

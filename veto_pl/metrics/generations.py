@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -35,3 +35,20 @@ class Generations:
         """Return the texts prompt by prompt."""
         size = self.rewards.shape[1]
         return [self.texts[i : i + size] for i in range(0, len(self.texts), size)]
+
+    def of(self, source: str) -> Generations:
+        """Return those of the rows of one data set of a mixture; all for an empty name."""
+        if not source:
+            return self
+        rows = [i for i, example in enumerate(self.examples) if example.source == source]
+        size = self.rewards.shape[1]
+        places = [row * size + k for row in rows for k in range(size)]
+        return replace(
+            self,
+            texts=[self.texts[i] for i in places],
+            tokens=[self.tokens[i] for i in places],
+            rewards=self.rewards[rows],
+            finished=self.finished[rows],
+            examples=tuple(self.examples[row] for row in rows),
+            logp=None if self.logp is None else self.logp[rows],
+        )

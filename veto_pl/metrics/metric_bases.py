@@ -21,12 +21,15 @@ class _Mean(Part, Metric, ABC):
 
     Charts and tables show it as its class says: `title` in place of its name, with `unit`, in which `%` is for a share
     that is shown times 100, and as `higher_is_better` says, which is None where neither is better.
+
+    With a `source` it measures the rows of that data set of a mixture alone.
     """
 
     full_state_update = False
     name: str
     title: str = ""
     unit: str = ""
+    source: str = ""
     total: Tensor
     weight: Tensor
 

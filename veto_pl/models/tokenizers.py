@@ -74,11 +74,17 @@ class PretrainedTokenizer(TokenizerSource):
         path: hub id or folder.
         revision: branch, tag or commit on the hub.
         trust_remote_code: whether code from the hub may run.
+        eos: the token that ends a text, such as `<|im_end|>` where a chat template ends its turns with it; None takes
+            the tokenizer's own.
+
+    Raises:
+        ConfigurationError: the tokenizer has no such token.
     """
 
     path: str
     revision: str | None = None
     trust_remote_code: bool = False
+    eos: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,13 +92,21 @@ class PretrainedTokenizer(TokenizerSource):
 
     def load(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer."""
-        return read_tokenizer(
+        tokenizer = read_tokenizer(
             {
                 "pretrained_model_name_or_path": self.path,
                 "revision": self.revision,
                 "trust_remote_code": self.trust_remote_code,
             }
         )
+        if self.eos is not None:
+            if self.eos not in tokenizer.get_vocab():
+                raise ConfigurationError(
+                    f"`PretrainedTokenizer.eos` expected a token of `{self.path}`, got `{self.eos}`, which it does not "
+                    "have. Name one that it has."
+                )
+            tokenizer.eos_token = self.eos
+        return tokenizer
 
 
 def with_chat_template(

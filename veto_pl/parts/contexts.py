@@ -9,7 +9,7 @@ from torch import Tensor
 
 from veto_pl.core.bounds import Finite
 from veto_pl.core.nested import changed
-from veto_pl.data.templates import can_fill, check_format, fill
+from veto_pl.data.format_strings import can_fill, check_format, fill
 from veto_pl.data.tokenising import tokenise_prompts
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.differentiation import belongs

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from veto_pl.core.bounds import Count
 from veto_pl.core.sampling import SEVERAL, Sampling
-from veto_pl.data.templates import check_format, fill
+from veto_pl.data.format_strings import check_format, fill
 from veto_pl.functional.chunked import Block, RowStream
 from veto_pl.models.modes import sampling_mode
 from veto_pl.models.readout import read_hidden

@@ -113,4 +113,19 @@ def reference_completions(prompts: PromptBatch, models: Models) -> Sequences:
     """Put the reference completions behind their prompts; one that does not end with EOS counts as cut."""
     known = prompts.on_host.completion_mask
     rows = Sequences.join(prompts, prompts.completion_ids, prompts.completion_mask, host_mask=known)
-    return rows.with_fields(ending=torch.where(rows.finished(models.eos_ids), int(Ending.EOS), int(Ending.LIMIT)))
+    rows = rows.with_fields(ending=torch.where(rows.finished(models.eos_ids), int(Ending.EOS), int(Ending.LIMIT)))
+    return rows if prompts.completion_turns is None else _only_turns(rows, prompts)
+
+
+def _only_turns(rows: Sequences, prompts: PromptBatch) -> Sequences:
+    """Let only the turns of each reference count, and none of what stands between them."""
+
+    def counted(batch: PromptBatch) -> Tensor:
+        turns = batch.completion_turns
+        assert turns is not None, "the caller has asked for it"
+        return torch.cat([torch.zeros_like(batch.attention_mask), turns > 0], 1)
+
+    known = torch.stack([rows.host_masks[0], counted(prompts.on_host)])
+    fewer = rows.with_fields(loss_mask=counted(prompts))
+    vars(fewer)["host_masks"] = known
+    return fewer

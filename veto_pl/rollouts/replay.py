@@ -15,6 +15,7 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.parts.schedules import value_at
 from veto_pl.rollouts.sources import FromDataset, FromStudent
 from veto_pl.seams import (
+    Conversation,
     Ending,
     Example,
     Models,
@@ -98,6 +99,9 @@ class StoredRow:
         ending: why the completion ends, an `Ending`.
         unjudged: characters at the end of its text that belong to a stop string or follow it.
         alternatives: the example's other references.
+        conversation: the example's, as plain values, where it is one.
+        source: the data set that it comes from.
+        teacher: the name of the teacher that it asks for.
     """
 
     prompt_ids: Tensor
@@ -113,11 +117,16 @@ class StoredRow:
     ending: int = Ending.UNKNOWN
     unjudged: int = 0
     alternatives: Sequence[str] = ()
+    conversation: Mapping[str, Any] | None = None
+    source: str = ""
+    teacher: str = ""
 
     @property
     def example(self) -> Example:
         """Return the example as the task gave it."""
-        return Example(self.prompt, self.completion, self.row, tuple(self.alternatives))
+        said = None if self.conversation is None else Conversation.from_plain(self.conversation)
+        alternatives = tuple(self.alternatives)
+        return Example(self.prompt, self.completion, self.row, alternatives, said, self.source, self.teacher)
 
     @property
     def counts(self) -> Tensor:
@@ -233,6 +242,9 @@ def _example_fields(example: Example) -> dict[str, Any]:
         "completion": example.completion,
         "row": _plain_value(dict(example.row)),
         "alternatives": list(example.alternatives),
+        "conversation": None if example.conversation is None else _plain_value(example.conversation.plain()),
+        "source": example.source,
+        "teacher": example.teacher,
     }
 
 

@@ -15,6 +15,7 @@ from veto_pl.core.part import Part, Setup
 from veto_pl.core.step import Step
 from veto_pl.functional.stat import Stat
 from veto_pl.seams.batches import Sequences
+from veto_pl.seams.conversation import Conversation, Message, Rendering, Turn
 from veto_pl.seams.data import Example, Judge, Reward, Task, Template
 from veto_pl.seams.ending import Ending
 from veto_pl.seams.models import LanguageModel, ModelSource, TokenizerSource
@@ -34,6 +35,7 @@ from veto_pl.seams.tokens import (
 
 __all__ = [
     "Advantage",
+    "Conversation",
     "Divergence",
     "Ending",
     "Engine",
@@ -43,12 +45,14 @@ __all__ = [
     "LanguageModel",
     "Law",
     "LossOutput",
+    "Message",
     "Mistake",
     "ModelSource",
     "Models",
     "Objective",
     "Part",
     "PromptBatch",
+    "Rendering",
     "Reward",
     "RolloutSource",
     "Rollouts",
@@ -66,6 +70,7 @@ __all__ = [
     "TokenRows",
     "TokenWeighting",
     "TokenizerSource",
+    "Turn",
     "Writing",
     "pad_left",
     "pad_right",

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from veto_pl.core.part import Part
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.seams.conversation import Conversation, Rendering
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,12 +24,18 @@ class Example:
         completion: the reference that is trained on.
         row: the row as the task read it.
         alternatives: references that are as good as `completion`, for judging.
+        conversation: where the row is one; `prompt` is then the user's last message in front of the reference.
+        source: the data set that the row comes from, where several are mixed.
+        teacher: the name of the teacher that the row asks for; empty where it names none.
     """
 
     prompt: str
     completion: str | None = None
     row: Mapping[str, Any] = field(default_factory=dict)
     alternatives: tuple[str, ...] = ()
+    conversation: Conversation | None = None
+    source: str = ""
+    teacher: str = ""
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -53,6 +61,24 @@ class Template(Part, ABC):
     @abstractmethod
     def __call__(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
         """Return the prompt's text, ready to be tokenised without special tokens being added."""
+
+    def rendered(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> Rendering:
+        """Return the text of a conversation that has references; the tokens of a row are those of this text.
+
+        A template of single prompts does not override it.
+
+        Raises:
+            ConfigurationError: it shows single prompts.
+        """
+        raise ConfigurationError(
+            f"`{type(self).__name__}` shows single prompts, but the rows are conversations. Set `data.template` to "
+            "`ChatTemplate`."
+        )
+
+    @property
+    def renders_conversations(self) -> bool:
+        """Whether it shows conversations of several turns."""
+        return type(self).rendered is not Template.rendered
 
     def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
         """Return the Jinja chat template that makes this text of a user's message, for exports; None for none."""
@@ -81,6 +107,15 @@ class Task(Part, ABC):
     def stop(self) -> tuple[str, ...]:
         """Return the strings that end a completion of this task, beside those of `Sampling.stop`."""
         return ()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Return the names of its data sets (`Example.source`), which are then also measured one by one."""
+        return ()
+
+    def shown_by(self, template: Template) -> Template:
+        """Return the template of its rows, given that of the run."""
+        return template
 
 
 class Judge(Part, ABC):

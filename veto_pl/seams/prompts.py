@@ -60,6 +60,8 @@ class PromptBatch:
         template: made the prompts' texts; None where nobody can make others.
         numbers: [B] int64, the place of each row in its split, which its random numbers depend on; None counts the rows
             of the batch.
+        completion_turns: [B, C] int64, for references of which not all counts: k on the tokens of the k-th turn that is
+            trained on, 0 on all others; None where the whole of each reference counts.
         following: the batches that are still to come in the accumulation window, on the CPU.
     """
 
@@ -71,6 +73,7 @@ class PromptBatch:
     task: Task | None = None
     numbers: Tensor = None  # type: ignore[assignment]  # filled in below
     template: Template | None = None
+    completion_turns: Tensor | None = None
     following: tuple[PromptBatch, ...] = ()
 
     def __post_init__(self) -> None:
@@ -84,16 +87,17 @@ class PromptBatch:
         """Return the same batch with its tensors on `device`; `non_blocking` is that of `Tensor.to`, and meant for
         pinned memory anyway.
         """
-        tensors = {name: getattr(self, name) for name in _PROMPT_TENSORS}
+        tensors = self._tensors()
         moved = {name: t.to(device, non_blocking=non_blocking or t.is_pinned()) for name, t in tensors.items()}
-        there = replace(self, **moved)
+        there = replace(self, **cast("dict[str, Any]", moved))
         if _is_on_host(self):
             vars(there)["on_host"] = self  # as if it had been asked for
         return there
 
     def pin_memory(self) -> PromptBatch:
         """Return the same batch in pinned memory; loaders of runs on a GPU ask for it."""
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in _PROMPT_TENSORS})
+        pinned: dict[str, Any] = {name: tensor.pin_memory() for name, tensor in self._tensors().items()}
+        return replace(self, **pinned)
 
     @cached_property
     def on_host(self) -> PromptBatch:
@@ -104,7 +108,7 @@ class PromptBatch:
         """Return the rows that `index` ([K] int64, on the host or the device) names, in that order, repeats allowed."""
         numbers, there = index.cpu(), sent(index, self.input_ids.device)
         examples = tuple(self.examples[i] for i in numbers.tolist()) if self.examples else ()
-        taken: dict[str, Any] = {name: getattr(self, name)[there] for name in _PROMPT_TENSORS}
+        taken: dict[str, Any] = {name: tensor[there] for name, tensor in self._tensors().items()}
         part = replace(self, examples=examples, **taken)
         if "on_host" in vars(self) and not _is_on_host(self):
             vars(part)["on_host"] = self.on_host.rows(numbers)
@@ -114,8 +118,9 @@ class PromptBatch:
     def concatenate(parts: Sequence[PromptBatch]) -> PromptBatch:
         """Stack the rows of batches of one task, padded to the widest, prompts on the left and references behind."""
         columns: dict[str, Any] = {}
-        for name in _PROMPT_TENSORS:
-            values = [getattr(part, name) for part in parts]
+        turns = any(part.completion_turns is not None for part in parts)
+        for name in (*_PROMPT_TENSORS, *(["completion_turns"] if turns else [])):
+            values = [part._tensors(turns=turns)[name] for part in parts]
             room = [max(value.shape[-1] for value in values) - value.shape[-1] for value in values]
             if values[0].dim() == 2:
                 behind = name.startswith("completion")
@@ -126,6 +131,15 @@ class PromptBatch:
         if not _is_on_host(whole) and all("on_host" in vars(part) for part in parts):
             vars(whole)["on_host"] = PromptBatch.concatenate([part.on_host for part in parts])
         return whole
+
+    def _tensors(self, *, turns: bool = False) -> dict[str, Tensor]:
+        """Return the tensors by name, with `turns` those of `completion_turns` in any case."""
+        tensors: dict[str, Tensor] = {name: getattr(self, name) for name in _PROMPT_TENSORS}
+        if self.completion_turns is not None:
+            tensors["completion_turns"] = self.completion_turns
+        elif turns:
+            tensors["completion_turns"] = self.completion_mask.long()
+        return tensors
 
     @property
     def stop(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -41,6 +42,16 @@ def validation_metrics(
         raise ConfigurationError(f"The name of a metric cannot hold a dot, got `{dotted[0]}`. Use another character.")
     usable = [m for m in chosen if with_teacher or not getattr(m, "needs_teacher", False)]
     return nn.ModuleDict({metric.name: metric for metric in usable})
+
+
+def add_sources(metrics: nn.ModuleDict, sources: Sequence[str]) -> None:
+    """Add a copy of each metric for each data set of a mixture, as `accuracy/maths`, where there is none yet."""
+    for name, metric in [*metrics.items()]:
+        for source in sources:
+            if not getattr(metric, "source", "") and f"{name}/{source}" not in metrics:
+                own: Any = copy.deepcopy(metric)
+                own.source, own.name, own.title = source, f"{name}/{source}", f"{own.title or name} ({source})"
+                metrics[own.name] = own
 
 
 def compute_all(metrics: nn.ModuleDict, prefix: str) -> dict[str, float]:
@@ -116,8 +127,8 @@ class Evaluation:
         if with_logp:
             generations = replace(generations, logp=self._of_completions(values.pop("logp")))
         for metric in listed:
-            if isinstance(metric, CompletionMetric):
-                metric.update(generations)
+            if isinstance(metric, CompletionMetric) and (of_source := generations.of(metric.source)).texts:
+                metric.update(of_source)
         return replace(self, generations=generations, divergences=values)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -131,6 +142,7 @@ class Evaluation:
         return [
             {"prompt": prompts[row], "completion": text, "reference": example.completion, "reward": reward}
             | ({"references": list(example.references)} if example.alternatives else {})
+            | ({"source": example.source} if example.source else {})
             for row, text, example, reward in zip(
                 self.sequences.prompt_rows.tolist(),
                 self.generations.texts,
@@ -153,12 +165,16 @@ class Evaluation:
     def _read(self, metrics: Sequence[TokenMetric], *, with_logp: bool, divergent: bool) -> dict[str, Tensor]:
         """Run both models over the completions, update the metrics, and return the values asked for, [N] each."""
         ids = self.sequences.token_ids()
+        measured = {source: self._tokens_of(source) for source in {metric.source for metric in metrics}}
 
         def look(block: Block) -> tuple[dict[str, Tensor], None]:
             student_logp = torch.log_softmax(block.student, -1)
             teacher_logp = None if block.teacher is None else torch.log_softmax(block.teacher, -1)
             for metric in metrics:
-                metric.update(student_logp, teacher_logp)
+                if (of_source := measured[metric.source]) is None:
+                    metric.update(student_logp, teacher_logp)
+                elif (kept := of_source[block.rows]).any():
+                    metric.update(student_logp[kept], None if teacher_logp is None else teacher_logp[kept])
             kept: dict[str, Tensor] = {}
             if divergent and teacher_logp is not None:
                 kept |= {name: of(student_logp, teacher_logp) for name, of in _DIVERGENCES.items()}
@@ -175,6 +191,14 @@ class Evaluation:
             teacher_head = None if teacher is None else teacher.head()
             stream = RowStream(hidden, student.head(), teacher_hidden, teacher_head, chunk_rows=CHUNK_ROWS)
             return stream.scores(look)
+
+    def _tokens_of(self, source: str) -> Tensor | None:
+        """Return [N] bool: the tokens that count in the rows of a data set; None for all."""
+        if not source:
+            return None
+        rows = self.sequences.prompt_rows.tolist()
+        here = torch.tensor([self.batch.examples[row].source == source for row in rows], dtype=torch.bool)
+        return here.to(self.sequences.input_ids.device)[self.sequences.tokens()[1]]
 
     def _of_completions(self, per_token: Tensor) -> Tensor:
         """Sum [N] values over each completion's tokens, to [G, K]."""

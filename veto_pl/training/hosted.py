@@ -32,7 +32,14 @@ class HostedModule(OwnErrors, L.LightningModule):
     @property
     def template(self) -> Any:
         """The template that makes the prompts of the run; None where the data module has none."""
-        return getattr(self.trainer.datamodule, "template", None)  # type: ignore[attr-defined]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return getattr(data, "row_template", getattr(data, "template", None))
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of the data sets that are mixed; none where there is one."""
+        task = getattr(self.trainer.datamodule, "task", None)  # type: ignore[attr-defined]
+        return tuple(getattr(task, "sources", ()))
 
     def on_fit_end(self) -> None:
         """Say where the weights are after a fit in processes that end with it, as in a notebook on several devices."""

@@ -12,7 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 from veto_pl.data.hub import hub_rows
-from veto_pl.data.jsonl import check_fields, read_examples, shown, to_example
+from veto_pl.data.jsonl import check_fields, shown, to_example
+from veto_pl.data.row_file import read_examples
 from veto_pl.data.splits import check_sizes, check_stop, pick
 from veto_pl.exceptions import ConfigurationError, DataError, VetoError
 from veto_pl.sandbox import Limits, SandboxError, Tests, completed, extract_program, judge, protection

@@ -12,8 +12,9 @@ from typing import Any
 from veto_pl.data.example_rows import Say, stored
 from veto_pl.data.fingerprints import source_key
 from veto_pl.data.hub import hub_dataset, hub_key
-from veto_pl.data.jsonl import JsonLinesFile, to_example
+from veto_pl.data.jsonl import to_example
 from veto_pl.data.rewards import RougeL
+from veto_pl.data.row_file import RowFile, texts_of
 from veto_pl.data.splits import check_paths, check_sizes, check_stop, pick
 from veto_pl.seams import Example, Task
 
@@ -29,9 +30,9 @@ class DialogSum(Task):
     With any path set, only files are read and a split without a file is empty; with none, the rows come from the hub.
 
     Args:
-        train_path: JSON Lines file of the training rows.
-        validation_path: JSON Lines file of the validation rows.
-        test_path: JSON Lines file of the test rows.
+        train_path: file of the training rows.
+        validation_path: file of the validation rows.
+        test_path: file of the test rows.
         hub: the data set's name on the Hugging Face hub.
         max_dialogue_chars: leave out rows with a longer dialogue; None for no limit.
         stop: strings that end a completion, beside those of `Sampling.stop`.
@@ -82,7 +83,7 @@ class DialogSum(Task):
 
 
 def _file(path: str, say: Say) -> Iterator[dict[str, Any]]:
-    return (dict(example.row) for example in JsonLinesFile(path, "dialogue", None, say=say))
+    return (dict(example.row) for example in RowFile(path, texts_of("dialogue", None), say=say))
 
 
 def summarised(row: dict[str, Any], where: str) -> Example:

@@ -10,8 +10,9 @@ from typing import Any
 from veto_pl.data.example_rows import stored
 from veto_pl.data.fingerprints import source_key
 from veto_pl.data.hub import hub_dataset, hub_key
-from veto_pl.data.jsonl import JsonLinesFile, to_example
+from veto_pl.data.jsonl import to_example
 from veto_pl.data.mathematics import MathAnswer
+from veto_pl.data.row_file import RowFile, texts_of
 from veto_pl.data.splits import check_paths, check_sizes, check_stop, partitioned, pick
 from veto_pl.seams import Example, Task
 
@@ -26,9 +27,9 @@ class GSM8K(Task):
     which has `train` and `test`. Without `validation_path`, validation is held out from the training rows.
 
     Args:
-        train_path: JSON Lines file of the training rows.
-        validation_path: JSON Lines file of the validation rows.
-        test_path: JSON Lines file of the test rows.
+        train_path: file of the training rows.
+        validation_path: file of the validation rows.
+        test_path: file of the test rows.
         hub: the data set's name on the Hugging Face hub.
         validation_size: the first distinct training rows, held out for validation where `validation_path` is not set.
         max_question_chars: leave out rows with a longer question; None for no limit.
@@ -77,7 +78,9 @@ class GSM8K(Task):
         settings = ("GSM8K", split, self.validation_size, self.validation_path, self.max_question_chars)
         if path is not None:
             file, key = path, partial(source_key, path, *settings)
-            return stored(lambda say: choose(JsonLinesFile(file, "question", "answer", say=say)), origin=path, key=key)
+            return stored(
+                lambda say: choose(RowFile(file, texts_of("question", "answer"), say=say)), origin=path, key=key
+            )
         if any(self._paths.values()):
             return list(choose(()))
         origin = f"{self.hub}/{source}"

@@ -1,0 +1,145 @@
+"""Functions in place of a class, for a reward or a template of one line: named by module and function."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from veto_pl.exceptions import ConfigurationError, DataError
+from veto_pl.seams import Example, Reward, Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionReward(Reward):
+    """The number that a function of yours gives for `(completion, reference, row)`; 1.0 and only 1.0 is correct.
+
+    The reference is None for rows without one; the row is a mapping of its fields.
+
+    Args:
+        path: the function as `module.function`. Modules of the current folder are found as well.
+
+    Raises:
+        ConfigurationError: there is no such function, or it takes other arguments.
+        DataError: while it judges, it raises or gives no number.
+
+    Example:
+        >>> FunctionReward(path="veto_pl.testing.one_liners.share_of_words")(Example("Who?", "Ann Bee"), "It was Ann.")
+        0.5
+    """
+
+    path: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        function_of("data.reward", self.path, ("completion", "reference", "row"))
+
+    @classmethod
+    def examples(cls) -> tuple[FunctionReward, ...]:
+        return (cls(path="veto_pl.testing.one_liners.share_of_words"),)
+
+    def __call__(self, example: Example, completion: str) -> float:
+        """Return the function's number."""
+        function = function_of("data.reward", self.path, ("completion", "reference", "row"))
+        said = _called(self.path, function, example, completion, example.completion, example.row)
+        if not isinstance(said, int | float) or not math.isfinite(said):
+            raise DataError(f"`{self.path}` expected to return a number, got {said!r:.40} for {example.prompt!r:.40}.")
+        return float(said)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionTemplate(Template):
+    r"""The text that a function of yours gives for `(prompt, row)`.
+
+    Args:
+        path: the function as `module.function`. Modules of the current folder are found as well.
+
+    Raises:
+        ConfigurationError: there is no such function, or it takes other arguments.
+        DataError: it raises or gives no text.
+
+    Example:
+        >>> FunctionTemplate(path="veto_pl.testing.one_liners.asked")(Example("How far?"), tokenizer=None)
+        'Q: How far?\nA: '
+    """
+
+    path: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        function_of("data.template", self.path, ("prompt", "row"))
+
+    @classmethod
+    def examples(cls) -> tuple[FunctionTemplate, ...]:
+        return (cls(path="veto_pl.testing.one_liners.asked"),)
+
+    def __call__(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Return the function's text."""
+        function = function_of("data.template", self.path, ("prompt", "row"))
+        said = _called(self.path, function, example, example.prompt, example.row)
+        if not isinstance(said, str):
+            raise DataError(f"`{self.path}` expected to return a text, got {said!r:.40} for {example.prompt!r:.40}.")
+        return said
+
+
+def as_reward(given: Reward | str | None) -> Reward | None:
+    """Return a reward that may be given as the path of a function."""
+    return FunctionReward(path=given) if isinstance(given, str) else given
+
+
+def as_template(given: Template | str) -> Template:
+    """Return a template that may be given as the path of a function."""
+    return FunctionTemplate(path=given) if isinstance(given, str) else given
+
+
+def function_of(setting: str, path: str, arguments: tuple[str, ...]) -> Callable[..., Any]:
+    """Return the function at a path.
+
+    Args:
+        setting: where it is named, for messages.
+        path: the module and the function, with a dot between them.
+        arguments: what it is called with.
+
+    Raises:
+        ConfigurationError: there is none that takes these arguments. Functions of the standard library are none: a
+            configuration is no way to run them.
+    """
+    module, _, name = path.rpartition(".")
+    told = f"{', '.join(arguments)}"
+    if not module or module.partition(".")[0] in sys.stdlib_module_names:
+        raise ConfigurationError(
+            f"`{setting}`: given `{path}`, expected the name of a class, or a function of yours as `module.function` "
+            f"of the arguments ({told}). Correct the name; `veto-pl list` shows all classes."
+        )
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # a module is a program, and may raise anything
+        raise ConfigurationError(
+            f"`{setting}`: `{path}` cannot be imported: {type(error).__name__}: {str(error)[:200]}. Correct the path."
+        ) from error
+    try:
+        inspect.signature(found).bind(*arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"`{setting}`: `{path}` expected a function of the arguments ({told}): {error}. Correct it."
+        ) from error
+    function: Callable[..., Any] = found
+    return function
+
+
+def _called(path: str, function: Callable[..., Any], example: Example, *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # which is the user's own
+        raise DataError(
+            f"`{path}` raised {type(error).__name__}: {str(error)[:200]}, for the row {example.prompt[:60]!r}. Mend it."
+        ) from error

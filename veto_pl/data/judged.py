@@ -1,0 +1,47 @@
+"""A task whose completions are judged by another reward than its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from veto_pl.seams import Example, Reward, Task, Template
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged(Task):
+    """The rows of a task, judged by a reward that the run names.
+
+    Args:
+        task: the rows.
+        verifier: scores completions.
+    """
+
+    task: Task
+    verifier: Reward
+
+    def load(self, split: str) -> Iterable[Example]:
+        """Return the rows of the task."""
+        return self.task.load(split)
+
+    def reward(self, example: Example, completion: str) -> float:
+        """Return the verifier's score."""
+        return self.verifier(example, completion)
+
+    def rewards(self, examples: Sequence[Example], completions: Sequence[str]) -> list[float]:
+        """Return the verifier's score of each pair."""
+        return self.verifier.batch(examples, completions)
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Return the strings that end a completion of the task."""
+        return self.task.stop
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Return the names of the task's data sets."""
+        return self.task.sources
+
+    def shown_by(self, template: Template) -> Template:
+        """Return the template of the task's rows."""
+        return self.task.shown_by(template)

@@ -1,0 +1,165 @@
+"""Renders conversations by a chat template, and refuses templates by which an answer would be trained on that no
+generation could give.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+
+from veto_pl.data.jsonl import shown
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.seams import Conversation, Message, Rendering, Turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' ~ message['role'] ~ '\\n' ~ message['content'] ~ '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """A chat template with its arguments.
+
+    Args:
+        tokenizer: whose chat template it is, and whose special tokens it names.
+        template: a Jinja chat template in place of the tokenizer's.
+        arguments: further variables of the template.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: str | None
+    arguments: dict[str, Any]
+
+    def text(
+        self, messages: Sequence[Message], *, tools: Sequence[Any] = (), add_generation_prompt: bool = False
+    ) -> str:
+        """Return the text of some messages.
+
+        Raises:
+            ConfigurationError: there is no template, or it refuses the messages.
+        """
+        if self.template is None and self.tokenizer.chat_template is None:
+            raise ConfigurationError(
+                "`ChatTemplate` expected a tokenizer with a chat template, got one without. Use `PlainTemplate`, or "
+                f"set `ChatTemplate.template`, for instance to ChatML: {CHATML!r}."
+            )
+        options: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, **self.arguments}
+        options |= {"tools": list(tools)} if tools else {}
+        options |= {} if self.template is None else {"chat_template": self.template}
+        conversation = [dict(message) for message in messages]
+        return str(self._run(lambda: self.tokenizer.apply_chat_template(conversation, tokenize=False, **options)))
+
+    def rendering(self, conversation: Conversation) -> Rendering:
+        """Return the text of a conversation with its references.
+
+        Raises:
+            ConfigurationError: the template leaves out a message or the tools, or has no generation prompt, or one that
+                no answer follows.
+        """
+        last = conversation.turns[-1]
+        shown_messages, tools = conversation.messages[: last + 1], conversation.tools
+        text = self.text(shown_messages, tools=tools)
+        self._check_nothing_is_left_out(shown_messages, tools, text)
+        turns = tuple(self._turn(conversation, place) for place in conversation.turns)
+        return Rendering(text, turns)
+
+    def _turn(self, conversation: Conversation, place: int) -> Turn:
+        messages, tools = conversation.messages, conversation.tools
+        before = self.text(messages[:place], tools=tools, add_generation_prompt=True)
+        through = self.text(messages[: place + 1], tools=tools)
+        if not through.startswith(before):
+            common = next((i for i, (a, b) in enumerate(zip(before, through, strict=False)) if a != b), len(through))
+            raise ConfigurationError(
+                f"The chat template asks for an answer by {shown(before[common:])}, but shows the answer behind "
+                f"{shown(through[common:])}: a student could not write what it is trained on. Set "
+                "`ChatTemplate.arguments`, such as `enable_thinking`, or another `ChatTemplate.template`."
+            )
+        self._check_generation_prompt(conversation, place, before, through)
+        return Turn(before, through, self._marked_start(messages[: place + 1], tools))
+
+    def _check_generation_prompt(self, conversation: Conversation, place: int, before: str, through: str) -> None:
+        """Refuse a template without a generation prompt that puts something in front of an answer all the same."""
+        said = conversation.messages[place].get("content")
+        found = through.find(said.strip(), len(before)) if isinstance(said, str) and said.strip() else -1
+        header = through[len(before) : found] if found >= 0 else ""
+        if header.strip() and before == self.text(conversation.messages[:place], tools=conversation.tools):
+            raise ConfigurationError(
+                f"The chat template puts {shown(header)} in front of an answer, but not where it asks for one: it has "
+                "no generation prompt, so the student would have to write it. Set `ChatTemplate.template` to one that "
+                "writes it under `{% if add_generation_prompt %}`."
+            )
+
+    def _marked_start(self, messages: Sequence[Message], tools: Sequence[Any]) -> int | None:
+        """Return where the last message begins that `{% generation %}` marks; None for a template without that."""
+        source = self.template or self.tokenizer.get_chat_template(tools=list(tools) or None)
+        if _MARKED.search(source) is None:
+            return None
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        options = {**self.tokenizer.special_tokens_map, **self.arguments}
+        _, places = self._run(
+            lambda: render_jinja_template(
+                conversations=[[dict(message) for message in messages]],
+                tools=list(tools) or None,
+                chat_template=source,
+                return_assistant_tokens_mask=True,
+                **options,
+            )
+        )
+        answers = sum(message["role"] == "assistant" for message in messages)
+        if len(places[0]) != answers:
+            raise ConfigurationError(
+                f"The chat template marks {len(places[0])} texts by `{{% generation %}}` in a conversation with "
+                f"{answers} answers. Mark each answer once, or none."
+            )
+        start: int = places[0][-1][0]
+        return start
+
+    def _check_nothing_is_left_out(self, messages: Sequence[Message], tools: Sequence[Any], text: str) -> None:
+        """Refuse a template that ignores a message, as many do with those of tools, or the tools."""
+        for place, message in enumerate(messages):
+            said = message.get("content")
+            if message["role"] == "assistant" or not isinstance(said, str) or said.strip() in text:
+                continue
+            if self._is_same([*messages[:place], *messages[place + 1 :]], tools, text):
+                raise ConfigurationError(
+                    f"The chat template leaves out messages of the role `{message['role']}`, such as {shown(said)}. "
+                    f"Set `ChatTemplate.template` to one that shows them{_system_remedy(message['role'])}."
+                )
+        if tools and self._is_same(messages, (), text):
+            raise ConfigurationError(
+                "The chat template does not show the row's tools. Set `ChatTemplate.template` to one that has `tools`, "
+                "or `data.task.tools: null`."
+            )
+
+    def _is_same(self, messages: Sequence[Message], tools: Sequence[Any], text: str) -> bool:
+        try:
+            return self.text(messages, tools=tools) == text
+        except ConfigurationError:  # so it reads what is missing
+            return False
+
+    def _run(self, render: Callable[[], Any]) -> Any:
+        try:
+            return render()
+        except MemoryError:
+            raise
+        except Exception as error:  # a template is a program, and may raise anything
+            reason = str(error)[:300] if isinstance(error, (TemplateError, ValueError)) else repr(error)[:300]
+            remedy = "Change it"
+            if "system" in reason.lower():
+                remedy = f"Change it{_system_remedy('system')}"
+            raise ConfigurationError(f"The chat template refused the conversation: {reason}. {remedy}.") from error
+
+
+def _system_remedy(role: str) -> str:
+    told = ", or set `ChatTemplate.merge_system: true`, which puts the system text in front of the user's first message"
+    return told if role == "system" else ""

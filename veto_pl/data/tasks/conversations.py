@@ -1,0 +1,89 @@
+"""Conversations of several turns, from any data set of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from veto_pl.data.jsonl import check_fields
+from veto_pl.data.messages import answers, read_answer, read_messages, read_tools
+from veto_pl.data.tasks.rows import RowTask
+from veto_pl.exceptions import DataError
+from veto_pl.seams import Conversation, Example, Message, Mistake, Setup
+
+Turns = Literal["each", "last", "together"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat(RowTask):
+    """Conversations, rendered by a `ChatTemplate`; read from the same files as `Rows` are.
+
+    A message has `role` and `content`, or `from` and `value` as in ShareGPT, and perhaps `tool_calls`. An answer of the
+    assistant whose `weight` is 0 is read and not trained on. A conversation that ends with another's message has one
+    more example, without a reference, for the student to answer; rows to validate and test on are never `together`.
+
+    Args:
+        messages: the field that holds the messages.
+        completion: a field that holds what follows on the messages, as more messages or the text of one answer; only
+            answers in it are then references. None where `messages` holds everything.
+        tools: the field with the JSON schemas of the tools, for rows that have some, or None.
+        turns: `each` makes an example of every answer: all before it is the prompt. `last` makes one of the last.
+            `together` makes one of the whole conversation, in which all answers are trained on, and none is asked for
+            anew: for references only.
+
+    Raises:
+        ConfigurationError: a number is negative, or a path or stop string empty.
+        DataError: for a file that cannot be read, or a bad row, named as `file:row: field`.
+    """
+
+    messages: str = "messages"
+    completion: str | None = None
+    tools: str | None = "tools"
+    turns: Turns = "each"
+
+    def requirements(self, setup: Setup, path: str) -> Iterator[Mistake]:
+        """Yield that the template shows no conversations, or that a student would answer only the first turn."""
+        if not setup.template.renders_conversations:
+            name = type(setup.template).__name__
+            yield Mistake("data.template", f"`{name}`, which shows single prompts", "one that renders conversations",
+                          "Set it to `ChatTemplate`.")  # fmt: skip
+        if self.turns == "together" and setup.rollouts_for:
+            yield Mistake(f"{path}.init_args.turns", f"`together` with a rollout `{setup.rollouts_for}`, which would "
+                          "write the first answer only", "`each`", "Set it: every answer is then a row.")  # fmt: skip
+
+    def examples_of(self, row: Any, where: str, *, split: str) -> Iterator[Example]:
+        """Yield the examples of a conversation."""
+        check_fields(row, where)
+        messages = read_messages(row, self.messages, where)
+        first = 0
+        if self.completion is not None:
+            first = len(messages)
+            messages += read_answer(row, self.completion, where)
+        places = list(answers(messages, first))
+        if places and places[0] == 0:
+            raise DataError(f"{where}: field `{self.messages}` begins with an answer, expected a message before it.")
+        yield from self._examples(row, messages, places, where, together=self.turns == "together" and split == "train")
+
+    def _examples(
+        self, row: dict[str, Any], messages: list[Message], places: list[int], where: str, *, together: bool
+    ) -> Iterator[Example]:
+        fields = {name: value for name, value in row.items() if name not in (self.messages, self.completion)}
+        tools = () if self.tools is None else read_tools(row, self.tools, where)
+        ends_open = messages[-1]["role"] != "assistant"
+        if together and places:
+            parts = [tuple(places)]
+        elif self.turns == "last":
+            parts = [() if ends_open else tuple(places[-1:])]
+        else:
+            parts = [(place,) for place in places] + ([()] if ends_open else [])
+        for turns in parts:
+            heard = messages[: turns[-1] + 1] if turns else messages
+            yield _example(Conversation(tuple(heard), turns, tools), fields)
+
+
+def _example(said: Conversation, fields: dict[str, Any]) -> Example:
+    question = said.question
+    prompt = said.opening[-1 if question is None else question]["content"]
+    completion = said.messages[said.turns[-1]]["content"] if said.turns else None
+    return Example(prompt, completion, fields, conversation=said)
