@@ -1,6 +1,7 @@
 """Byte-level tokenizers with the chat templates of well-known families, written for these tests."""
 
 import copy
+from functools import cache
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -100,8 +101,9 @@ _MADE = PreTrainedTokenizerFast(
 )  # fmt: skip
 
 
+@cache
 def chat_tokenizer(name):
-    """The tokenizer with the template of a family, whose end of a turn is its EOS."""
+    """The tokenizer with the template of a family, whose end of a turn is its EOS; not to be changed."""
     tokenizer = copy.deepcopy(_MADE)
     tokenizer.chat_template, tokenizer.eos_token = TEMPLATES[name]
     return tokenizer

@@ -58,6 +58,17 @@ class Renderer:
         conversation = [dict(message) for message in messages]
         return str(self._run(lambda: self.tokenizer.apply_chat_template(conversation, tokenize=False, **options)))
 
+    def asking(self, conversation: Conversation) -> str:
+        """Return the text of a conversation up to where the assistant is to write.
+
+        Raises:
+            ConfigurationError: the template leaves out a message or the tools.
+        """
+        messages, tools = conversation.opening, conversation.tools
+        text = self.text(messages, tools=tools, add_generation_prompt=True)
+        self._check_nothing_is_left_out(messages, tools, text, asks=True)
+        return text
+
     def rendering(self, conversation: Conversation) -> Rendering:
         """Return the text of a conversation with its references.
 
@@ -68,7 +79,7 @@ class Renderer:
         last = conversation.turns[-1]
         shown_messages, tools = conversation.messages[: last + 1], conversation.tools
         text = self.text(shown_messages, tools=tools)
-        self._check_nothing_is_left_out(shown_messages, tools, text)
+        self._check_nothing_is_left_out(shown_messages, tools, text, asks=False)
         turns = tuple(self._turn(conversation, place) for place in conversation.turns)
         return Rendering(text, turns)
 
@@ -124,26 +135,28 @@ class Renderer:
         start: int = places[0][-1][0]
         return start
 
-    def _check_nothing_is_left_out(self, messages: Sequence[Message], tools: Sequence[Any], text: str) -> None:
+    def _check_nothing_is_left_out(
+        self, messages: Sequence[Message], tools: Sequence[Any], text: str, *, asks: bool
+    ) -> None:
         """Refuse a template that ignores a message, as many do with those of tools, or the tools."""
         for place, message in enumerate(messages):
             said = message.get("content")
             if message["role"] == "assistant" or not isinstance(said, str) or said.strip() in text:
                 continue
-            if self._is_same([*messages[:place], *messages[place + 1 :]], tools, text):
+            if self._is_same([*messages[:place], *messages[place + 1 :]], tools, text, asks=asks):
                 raise ConfigurationError(
                     f"The chat template leaves out messages of the role `{message['role']}`, such as {shown(said)}. "
                     f"Set `ChatTemplate.template` to one that shows them{_system_remedy(message['role'])}."
                 )
-        if tools and self._is_same(messages, (), text):
+        if tools and self._is_same(messages, (), text, asks=asks):
             raise ConfigurationError(
                 "The chat template does not show the row's tools. Set `ChatTemplate.template` to one that has `tools`, "
                 "or `data.task.tools: null`."
             )
 
-    def _is_same(self, messages: Sequence[Message], tools: Sequence[Any], text: str) -> bool:
+    def _is_same(self, messages: Sequence[Message], tools: Sequence[Any], text: str, *, asks: bool) -> bool:
         try:
-            return self.text(messages, tools=tools) == text
+            return self.text(messages, tools=tools, add_generation_prompt=asks) == text
         except ConfigurationError:  # so it reads what is missing
             return False
 

@@ -111,9 +111,7 @@ class ChatTemplate(Template):
 
     def __call__(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
         """Return the rendered conversation up to where the assistant is to write."""
-        said = self._conversation(example)
-        renderer = Renderer(tokenizer, self.template, self.arguments)
-        return renderer.text(said.opening, tools=said.tools, add_generation_prompt=True)
+        return Renderer(tokenizer, self.template, self.arguments).asking(self._conversation(example))
 
     def rendered(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> Rendering:
         """Return the rendered conversation with its references."""

@@ -129,8 +129,9 @@ def _report_change(
         raise DataError(f"The tokenizer reads the conversation {shown(example.prompt)} in two ways. Leave it out.")
     raise ConfigurationError(
         "`data.task.turns: together` expected a chat template that shows an answer always alike, got one that changes "
-        f"earlier answers when the conversation goes on, as those do that take out thoughts: in "
-        f"{shown(example.prompt)} there is {shown(tokenizer.decode(instead[:8]))} in its place. Set `data.task.turns: each`."
+        "earlier answers when the conversation goes on, as those do that take out thoughts: in "
+        f"{shown(example.prompt)} there is {shown(tokenizer.decode(instead[:8]))} in its place. "
+        "Set `data.task.turns: each`."
     )
 
 

@@ -12,8 +12,8 @@ from veto_pl.seams import Example
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_STRANGE = "\U0010fffd"
-"""A character of private use, which no vocabulary has: only a tokenizer that falls back on bytes can write it."""
+_STRANGE = "\U00013171"
+"""A hieroglyph, which no vocabulary has: only a tokenizer that falls back on bytes can write it."""
 
 
 class _Kind(NamedTuple):
