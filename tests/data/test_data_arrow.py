@@ -81,14 +81,14 @@ def spoiled(monkeypatch):
     """Says after which point no row may be read or tokenised any more."""
 
     def spoil():
-        monkeypatch.setattr("veto_pl.data.jsonl._parse", lambda *_: pytest.fail("read again"))
+        monkeypatch.setattr("veto_pl.data.row_formats.parse", lambda *_: pytest.fail("read again"))
         monkeypatch.setattr(Collator, "encode", lambda *_: pytest.fail("tokenised again"))
 
     return spoil
 
 
 def connected(task, tokenizer, **options):
-    data = PromptDataModule(task, **{"batch_size": 3, "max_completion_tokens": 7} | options)
+    data = PromptDataModule(task, **{"batch_size": 3, "max_completion_tokens": 7, "unknown": 1.0} | options)
     data.connect(tokenizer)
     data.setup("fit")
     return data

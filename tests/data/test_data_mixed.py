@@ -155,6 +155,7 @@ def test_each_set_has_its_own_template_reward_and_teacher(files):
 def test_validation_reads_every_row_of_every_set_once(files):
     data = connected(mixed(files, sums=0.0))
     assert Counter(e.source for e in examples(data.val_dataloader())) == {"sums": 9, "chat": 3}
+    assert Counter(e.source for e in next(iter(data.val_dataloader())).examples) == {"sums": 3, "chat": 1}
     assert Counter(e.source for e in examples(data.train_dataloader())) == {"chat": 3}
 
 

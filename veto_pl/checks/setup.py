@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from veto_pl.core.nested import setting, walk
+from veto_pl.core.nested import Path, setting, walk
 from veto_pl.data import PromptDataModule
 from veto_pl.exceptions import VetoError
 from veto_pl.module import DistillationModule
@@ -53,10 +53,9 @@ class Setup:
             yield from _settings(source, path)
         yield from _settings(module.tokenizer_source, "model.tokenizer")
         yield from _settings(module.evaluation_engine, "model.evaluation_engine")
-        judged = data.reward is not None  # by which the task's own rewards are not asked
-        for path, part in _settings(data.task, "data.task"):
-            if not (judged and isinstance(part, Reward)):
-                yield path, part
+        for places, part in walk(data.task):
+            if not isinstance(part, Reward) or not (data.reward is not None or _judged_by_others(places)):
+                yield setting(places, "data.task"), part
         yield from _settings(data.reward, "data.reward")
         yield from _settings(data.template, "data.template")
         yield from (("model.metrics", metric) for metric in module.validation_metrics.values())
@@ -142,6 +141,11 @@ def _architecture(source: ModelSource) -> Any:
         return source.config()
     except VetoError as error:
         return error
+
+
+def _judged_by_others(path: Path) -> bool:
+    """Return whether what a task is set in has a reward of its own, so that the task's is not asked."""
+    return any(place.field == "task" and getattr(place.around, "reward", None) is not None for place in path)
 
 
 def _settings(part: Any, root: str) -> Iterator[tuple[str, Any]]:

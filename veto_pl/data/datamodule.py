@@ -285,7 +285,7 @@ class PromptDataModule(LightningDataModule):
     def _evaluation(self, split: str) -> DataLoader[Any]:
         # Whole batches are dealt here: a sampler of rows cannot give uneven ranks equally many batches.
         rows = self._rows[split].listed(split)
-        batches = Batches(rows, even_batches(range(len(rows)), *self._place, self.validation_batch_size))
+        batches = Batches(rows, even_batches(rows.in_turn(), *self._place, self.validation_batch_size))
         return self._loader(batches, RankSampler(len(batches), shuffle=False), batch_size=None)
 
     def _left_in_window(self, read: int) -> int:

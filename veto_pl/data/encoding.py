@@ -131,8 +131,7 @@ class EncodedRows(Sequence[Encoded]):
 
     def only(self, wanted: np.ndarray[Any, np.dtype[np.bool_]]) -> EncodedRows:
         """Return the rows for which `wanted` ([N] bool) holds."""
-        places = np.arange(len(self)) if self.places is None else self.places
-        return replace(self, places=places[wanted])
+        return replace(self, places=self._places[wanted])
 
     def cut(self, longest: int) -> EncodedRows:
         """Return the same rows with prompts of their last `longest` tokens."""
@@ -147,8 +146,12 @@ class EncodedRows(Sequence[Encoded]):
         mixed: Callable[..., RankSampler] | None = getattr(self.examples, "order", None)
         if mixed is None:
             return RankSampler(len(self), rank, world_size, seed, shuffle, even=True)
-        places = np.arange(len(self)) if self.places is None else self.places
-        return mixed(places, rank, world_size, seed=seed, shuffle=shuffle)
+        return mixed(self._places, rank, world_size, seed=seed, shuffle=shuffle)
+
+    def in_turn(self) -> Sequence[int]:
+        """Return the order in which rows are evaluated: their own, or that of a mixture, whose sets take turns."""
+        mixed: Callable[..., Sequence[int]] | None = getattr(self.examples, "in_turn", None)
+        return range(len(self)) if mixed is None else mixed(self._places)
 
     def listed(self, split: str) -> EncodedRows:
         """Return the rows as a sequence, which they are."""
@@ -156,6 +159,10 @@ class EncodedRows(Sequence[Encoded]):
 
     def check_trainer(self, trainer: Trainer) -> None:
         """Accept every setting of a trainer, since the number of rows is known; `EncodedStream` refuses some."""
+
+    @property
+    def _places(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return np.arange(len(self)) if self.places is None else self.places
 
     def _left(self, column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Return the numbers of a column at the rows that are left."""

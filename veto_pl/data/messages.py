@@ -91,9 +91,10 @@ def _text(content: Any, where: str) -> str | None:
         if other:
             raise DataError(f"{where} expected text, got {shown(other[0])}. Images and sound cannot be read.")
         content = "".join(part["text"] for part in content)
-    if content is not None:
-        check_fields({"content": content}, where, content=TEXT)
-    return content
+    if content is None:
+        return None
+    check_fields({"content": content}, where, content=TEXT)
+    return str(content)
 
 
 def _call(given: Any, where: str) -> dict[str, Any]:

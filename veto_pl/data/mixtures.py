@@ -112,6 +112,13 @@ class MixedExamples(Sequence[Example]):
         kept = {name: torch.from_numpy(groups[name]) for name, _ in mixed}
         return MixedOrder(kept, [weight for _, weight in mixed], rank, world_size, seed=seed, shuffle=shuffle)
 
+    def in_turn(self, places: Places) -> list[int]:
+        """Return the numbers of the rows at some places such that the sets take turns: what is shown first has all."""
+        sets = np.searchsorted(self.ends, places, side="right")
+        rows = [(sets == i).nonzero()[0].tolist() for i in range(len(self.parts))]
+        waiting = [iter(numbers) for numbers in rows]
+        return [next(waiting[chosen]) for chosen in in_turns([len(numbers) for numbers in rows], len(places))]
+
     def _first(self, number: int) -> MixedExamples:
         """Return so many rows, the first ones of each set, by the weights as far as the sets have rows."""
         left = [len(part.examples) for part in self.parts]

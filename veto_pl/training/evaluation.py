@@ -173,8 +173,8 @@ class Evaluation:
             for metric in metrics:
                 if (of_source := measured[metric.source]) is None:
                     metric.update(student_logp, teacher_logp)
-                elif (kept := of_source[block.rows]).any():
-                    metric.update(student_logp[kept], None if teacher_logp is None else teacher_logp[kept])
+                elif (here := of_source[block.rows]).any():
+                    metric.update(student_logp[here], None if teacher_logp is None else teacher_logp[here])
             kept: dict[str, Tensor] = {}
             if divergent and teacher_logp is not None:
                 kept |= {name: of(student_logp, teacher_logp) for name, of in _DIVERGENCES.items()}
