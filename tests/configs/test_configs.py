@@ -25,6 +25,7 @@ COMPARED = sorted((CONFIGS / "compare").glob("*/*.yaml"))
 STUDIES = sorted((CONFIGS / "compare").glob("*.yaml"))
 STRATEGIES = {"fsdp2": 1, "fsdp2_nodes": 2}
 METHODS = sorted(p.stem for p in (CONFIGS / "recipes/methods").glob("*.yaml"))
+SMOLLM2 = ("chat", "gsm8k")
 TASKS = {"gsm8k": 0.8, "code": 1.0, "summarisation": 0.3}
 
 
@@ -46,7 +47,9 @@ def parsed_parameters(module):
 def test_every_config_is_covered():
     covered = {f"debug/{n}.yaml" for n in [*FILES, *SHARED]} | {f"quickstart/{n}.yaml" for n in [*QUICKSTART, "base"]}
     covered |= {f"recipes/paper/{n}.yaml" for n in [*TASKS, "base", "bfloat16_weights", "humaneval", "teacher"]}
-    covered |= {"recipes/smollm2_gsm8k.yaml"} | {f"recipes/methods/{name}.yaml" for name in METHODS}
+    covered |= {f"recipes/smollm2_{name}.yaml" for name in SMOLLM2} | {
+        f"recipes/methods/{name}.yaml" for name in METHODS
+    }
     covered |= {f"strategy/{name}.yaml" for name in STRATEGIES}
     covered |= {str(p.relative_to(CONFIGS)) for p in [*COMPARED, *STUDIES]}
     assert {str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml")} == covered
@@ -217,8 +220,9 @@ def test_quickstart_configs_build(name, tmp_path):
     assert cli.datamodule.limits["train"] == (None if name == "teacher" else 1000)
 
 
-def test_the_smollm2_recipe_parses():
-    cli = build("recipes/smollm2_gsm8k.yaml")
+@pytest.mark.parametrize("name", SMOLLM2)
+def test_the_smollm2_recipes_parse(name):
+    cli = build(f"recipes/smollm2_{name}.yaml")
     assert cli.model.student_source.source == cli.model.teacher_source
     assert cli.model.student_source.drop_layers == (24, 25, 26)
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.data.chat_tokenizers import chat_tokenizer
 from veto_pl.cli.build import VetoCLI
 from veto_pl.data import ExampleStream, FunctionReward, FunctionTemplate, JsonLines, PromptDataModule
+from veto_pl.data.fingerprints import fingerprint
 from veto_pl.data.unknown_text import UnknownText
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.plugins import load_plugins
@@ -107,6 +108,16 @@ def test_functions_take_the_place_of_classes(make_tokenizer):
     data.connect(make_tokenizer())
     judge = data.collator.task
     assert judge.rewards([example, example], ["d", "e"]) == [0.5, 0.0]
+
+
+def test_rows_are_tokenised_anew_when_the_function_has_changed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = []
+    for text in ("a", "b"):
+        (tmp_path / "shown_by_me.py").write_text(f"def asked(prompt, row):\n    return '{text}'\n")
+        names.append(fingerprint(FunctionTemplate(path="shown_by_me.asked")))
+    assert None not in names
+    assert names[0] != names[1]
 
 
 @pytest.mark.parametrize(

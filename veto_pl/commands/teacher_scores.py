@@ -85,7 +85,8 @@ class Scorer:
 
         That is [N, k] int32 ids, [N, k + 1] float32 log-probabilities of these and the tail, and [N] of the tokens.
         """
-        prompts = self.collator.pad(batch).to(self.device)
+        # A stored row has scores of all that stands behind the prompt, whether it is trained on or not.
+        prompts = self.collator.pad([replace(row, turns=[]) for row in batch]).to(self.device)
         sequences = FromDataset()(prompts, self.models, Step(0, 1))
         teacher, student = self.models.required_teacher(), self.models.student
         ids, logp, sampled, cost = [], [], [], TruncationCost()

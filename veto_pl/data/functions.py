@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from veto_pl.data.fingerprints import file_digest
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.seams import Example, Reward, Template
 
@@ -71,10 +74,13 @@ class FunctionTemplate(Template):
     """
 
     path: str
+    code: str = field(init=False, repr=False, default="")
+    """A hash of the function's module, so that rows are tokenised anew when it has changed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        function_of("data.template", self.path, ("prompt", "row"))
+        function = function_of("data.template", self.path, ("prompt", "row"))
+        object.__setattr__(self, "code", _code_of(function))
 
     @classmethod
     def examples(cls) -> tuple[FunctionTemplate, ...]:
@@ -132,6 +138,14 @@ def function_of(setting: str, path: str, arguments: tuple[str, ...]) -> Callable
         ) from error
     function: Callable[..., Any] = found
     return function
+
+
+def _code_of(function: Callable[..., Any]) -> str:
+    """Return a hash of the file that defines a function; of one that nobody can read, a name of its own."""
+    try:
+        return file_digest(Path(inspect.getfile(inspect.unwrap(function))))
+    except (TypeError, OSError):
+        return os.urandom(16).hex()
 
 
 def _called(path: str, function: Callable[..., Any], example: Example, *arguments: Any) -> Any:
