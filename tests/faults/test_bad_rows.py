@@ -148,20 +148,28 @@ WHOLE += [
     Case("a pickle as rows", lambda f: (f / "rows.jsonl").write_bytes(pickle.dumps(Bomb(f))), train(), (":1: ",)),
     Case("a missing file", nothing, train(), ("{folder}/rows.jsonl", "No such file")),
     Case("a missing folder", nothing, train("no/rows.jsonl"), ("No such file",)),
-    Case("a folder", nothing, train(""), ("it is a folder, a pipe or a device",)),
+    Case("a folder", nothing, train(""), ("a folder with none", "`.parquet`")),
     Case("a pipe", lambda folder: os.mkfifo(folder / "rows.jsonl"), train(), ("a pipe or a device",)),
     Case("a pipe of gzip", lambda folder: os.mkfifo(folder / "rows.jsonl.gz"), train("rows.jsonl.gz"), ("a pipe",)),
     Case("a device without an end", nothing, at("/dev/zero"), ("/dev/zero", "a device")),
     Case("a device without a beginning", nothing, at("/dev/null"), ("/dev/null", "a device")),
     Case("a link to itself", loop, train("loop.jsonl"), ("loop.jsonl",)),
     Case("below a file", content("rows", b""), train("rows/rows.jsonl"), ("Not a directory",)),
-    Case("an empty path", nothing, at(""), ("JSON Lines",)),
+    Case("an empty path", nothing, at(""), ("a file of rows",)),
     Case("a path with NUL", nothing, at("a\0b"), ("null",)),
     Case("a path of 5000 characters", nothing, at("a" * 5000), ("too long",)),
     Case("the home of nobody", nothing, at("~nobody_of_this_name/rows.jsonl"), ("No such file",)),
     Case("a path with a surrogate", nothing, at("\ud800"), ("surrogates",)),
     Case("an address", nothing, at("https://example.org/rows.jsonl"), ("No such file",)),
 ]
+TABLES = {"parquet": "a Parquet file", "arrow": "an Arrow file", "feather": "an Arrow file", "csv": "a table"}
+for _kind, _told in TABLES.items():
+    _name = f"rows.{_kind}"
+    WHOLE += [
+        Case(f"a pipe of {_kind}", lambda f, n=_name: os.mkfifo(f / n), train(_name), ("a pipe", _told)),
+        Case(f"noise as {_kind}", content(_name, bytes(range(255, 0, -1))), train(_name), (_name, _told)),
+        Case(f"no {_kind}", nothing, train(_name), (_name, "No such file")),
+    ]
 ROW_CASES = [*ROWS, *FIELDS, *WHOLE]
 
 

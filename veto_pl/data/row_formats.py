@@ -29,8 +29,11 @@ def files_of(path: str) -> list[str]:
     Raises:
         DataError: a folder holds no rows.
     """
-    folder = local_path(path)
-    if not folder.is_dir():
+    try:
+        folder = local_path(path)
+        if not folder.is_dir():
+            return [path]
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have: reading will say so
         return [path]
     found = sorted(file for file in folder.rglob("*") if file.is_file() and not _is_hidden(file, folder))
     kinds = [(file, _kind(file)) for file in found]
@@ -81,9 +84,9 @@ def _parquet(path: str) -> Iterator[Placed]:
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(local_path(path)) as file:
+        with parquet.ParquetFile(_regular(path)) as file:
             yield from _numbered(path, file.iter_batches(_BATCH))
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
         raise _unreadable(path, "a Parquet file", error) from error
 
 
@@ -91,7 +94,7 @@ def _arrow(path: str) -> Iterator[Placed]:
     import pyarrow as pa
 
     try:
-        with pa.memory_map(str(local_path(path))) as source:
+        with pa.memory_map(str(_regular(path))) as source:
             try:
                 file = pa.ipc.open_file(source)
                 batches: Iterator[Any] = (file.get_batch(i) for i in range(file.num_record_batches))
@@ -99,7 +102,7 @@ def _arrow(path: str) -> Iterator[Placed]:
                 source.seek(0)
                 batches = iter(pa.ipc.open_stream(source))
             yield from _numbered(path, batches)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
         raise _unreadable(path, "an Arrow file", error) from error
 
 
@@ -140,12 +143,18 @@ def _given(row: Any) -> Any:
 
 
 def _opened(path: str) -> io.TextIOWrapper:
-    file = local_path(path)
-    if file.exists() and not file.is_file():  # a pipe would wait for ever, a device would never end
-        raise OSError("it is a pipe or a device")
+    file = _regular(path)
     how: dict[str, Any] = {"encoding": "utf-8-sig", "newline": ""}
     raw: Any = gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb")  # noqa: SIM115, the caller closes it
     return io.TextIOWrapper(raw, **how)
+
+
+def _regular(path: str) -> Path:
+    """Return the path of a file; raise `OSError` for a pipe, which would wait for ever, or a device."""
+    file = local_path(path)
+    if file.exists() and not file.is_file():
+        raise OSError("it is a pipe or a device")
+    return file
 
 
 def _unreadable(path: str, expected: str, error: Exception) -> DataError:

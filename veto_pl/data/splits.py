@@ -83,7 +83,7 @@ def check_paths(owner: str, **paths: str | None) -> None:
     """Raise `ConfigurationError` for a path without a name; None stands for no file."""
     for name, path in paths.items():
         if path is not None and not path.strip():
-            raise ConfigurationError(f"`{owner}.{name}` expected the path of a JSON Lines file, got {path!r}. Name it.")
+            raise ConfigurationError(f"`{owner}.{name}` expected the path of a file of rows, got {path!r}. Name it.")
 
 
 def check_stop(owner: str, stop: tuple[str, ...]) -> None:
