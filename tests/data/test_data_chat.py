@@ -72,7 +72,7 @@ def counted(row):
 
 
 @each
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(messages=dialogues())
 def test_a_row_is_the_whole_rendering_up_to_the_end_of_the_answer(name, messages):
     row = encoded(name, spoken(messages, len(messages) - 1), template=ChatTemplate(control_words="tokens"))
@@ -86,7 +86,7 @@ def test_a_row_is_the_whole_rendering_up_to_the_end_of_the_answer(name, messages
 
 
 @each
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(asked=TEXT, answered=st.text("abP .é2", min_size=1))
 def test_generation_is_asked_for_as_training_has_it(name, asked, answered):
     """The prompt is that of a generation, unless the tokenizer merges its last token with the answer."""
@@ -97,7 +97,7 @@ def test_generation_is_asked_for_as_training_has_it(name, asked, answered):
 
 
 @pytest.mark.parametrize("name", KEEPS)
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(messages=dialogues(least=2))
 def test_one_row_trains_on_what_the_rows_of_each_turn_train_on(name, messages):
     turns = tuple(range(1, len(messages), 2))
@@ -111,7 +111,7 @@ def test_one_row_trains_on_what_the_rows_of_each_turn_train_on(name, messages):
 
 
 @pytest.mark.parametrize("name", KEEPS)
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(messages=dialogues())
 def test_what_counts_is_the_answers_with_their_ends(name, messages):
     """Character by character: the texts that count are those that were given, whatever they are."""
@@ -211,6 +211,16 @@ def test_a_second_end_behind_the_first_is_never_reached():
     assert counted(both)[0] == row.completion_ids
 
 
+def test_a_template_that_writes_the_date_is_warned_of():
+    dated = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    template = ChatTemplate(template=dated + "{{ date_string }}" + CHATML)
+    with pytest.warns(UserWarning, match="writes today's date"):
+        encoded("chatml", spoken([user(), assistant()], 1), template=template)
+    told = ChatTemplate(template=template.template, arguments={"date_string": "1 Jan 2026"})
+    row = encoded("chatml", spoken([user(), assistant()], 1), template=told)
+    assert chat_tokenizer("chatml").decode(row.prompt_ids).startswith("1 Jan 2026<|im_start|>")
+
+
 @pytest.mark.parametrize("merge", [False, True])
 def test_a_system_message_that_a_template_refuses_can_be_merged(merge):
     messages = [{"role": "system", "content": "Be brief."}, user(), assistant()]
@@ -222,6 +232,19 @@ def test_a_system_message_that_a_template_refuses_can_be_merged(merge):
     row = encoded("gemma", spoken(messages, 2), template=template)
     assert "Be brief.\n\nWhere is Paris?" in chat_tokenizer("gemma").decode(row.prompt_ids)
     assert chat_tokenizer("gemma").decode(row.completion_ids) == "In France.<end_of_turn>"
+
+
+def test_a_system_message_that_moves_with_the_conversation_can_be_merged():
+    """As Mistral's template has it, which shows it with a last question alone, and so with no answer."""
+    moving = TEMPLATES["mistral"][0].replace(
+        "'[INST] ' +",
+        "'[INST] ' + (messages[0]['content'] + '\n\n' if loop.last and messages[0]['role'] == 'system' else '') +",
+    )
+    messages = [{"role": "system", "content": "Be brief."}, user(), assistant()]
+    with pytest.raises(ConfigurationError, match=r"`ChatTemplate.merge_system: true`"):
+        encoded("mistral", spoken(messages, 2), template=ChatTemplate(template=moving))
+    row = encoded("mistral", spoken(messages, 2), template=ChatTemplate(template=moving, merge_system=True))
+    assert chat_tokenizer("mistral").decode(row.prompt_ids) == "<s>[INST] Be brief.\n\nWhere is Paris? [/INST]"
 
 
 @pytest.mark.parametrize("role", ["system", "tool"])

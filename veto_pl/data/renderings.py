@@ -7,9 +7,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
+from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.data.jsonl import shown
 from veto_pl.exceptions import ConfigurationError
@@ -56,6 +58,8 @@ class Renderer:
         options |= {"tools": list(tools)} if tools else {}
         options |= {} if self.template is None else {"chat_template": self.template}
         conversation = [dict(message) for message in messages]
+        if not any("date" in name for name in self.arguments):
+            _warn_of_dates(self.template or str(self.tokenizer.chat_template))
         return str(self._run(lambda: self.tokenizer.apply_chat_template(conversation, tokenize=False, **options)))
 
     def asking(self, conversation: Conversation) -> str:
@@ -88,11 +92,13 @@ class Renderer:
         before = self.text(messages[:place], tools=tools, add_generation_prompt=True)
         through = self.text(messages[: place + 1], tools=tools)
         if not through.startswith(before):
+            has_system = any(message["role"] == "system" for message in messages[:place])
             common = next((i for i, (a, b) in enumerate(zip(before, through, strict=False)) if a != b), len(through))
             raise ConfigurationError(
                 f"The chat template asks for an answer by {shown(before[common:])}, but shows the answer behind "
                 f"{shown(through[common:])}: a student could not write what it is trained on. Set "
-                "`ChatTemplate.arguments`, such as `enable_thinking`, or another `ChatTemplate.template`."
+                "`ChatTemplate.arguments`, such as `enable_thinking`, or another `ChatTemplate.template`"
+                f"{_system_remedy('system') if has_system else ''}."
             )
         self._check_generation_prompt(conversation, place, before, through)
         return Turn(before, through, self._marked_start(messages[: place + 1], tools))
@@ -171,6 +177,16 @@ class Renderer:
             if "system" in reason.lower():
                 remedy = f"Change it{_system_remedy('system')}"
             raise ConfigurationError(f"The chat template refused the conversation: {reason}. {remedy}.") from error
+
+
+@lru_cache(maxsize=64)
+def _warn_of_dates(source: str) -> None:
+    """Warn once of a template that writes the day on which it is asked."""
+    if "strftime_now" in source:
+        rank_zero_warn(
+            "The chat template writes today's date into the prompts, so a run that goes on tomorrow reads other rows. "
+            "Set it in `ChatTemplate.arguments`, as `date_string: 26 Jul 2024` if the template knows that."
+        )
 
 
 def _system_remedy(role: str) -> str:
