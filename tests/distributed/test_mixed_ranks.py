@@ -80,10 +80,10 @@ def one(tmp_path_factory):
 
 def test_each_set_is_measured_by_itself(one):
     metrics = one[1]["metrics"]
-    assert {"validation/accuracy", "validation/accuracy/words", "validation/accuracy/talk"} <= metrics.keys()
-    assert metrics["validation/reverse_kl/words"] != metrics["validation/reverse_kl/talk"]
+    assert {"validation/accuracy", "validation/words/accuracy", "validation/talk/accuracy"} <= metrics.keys()
+    assert metrics["validation/words/reverse_kl"] != metrics["validation/talk/reverse_kl"]
     for name in ("mean_reward", "eos_rate"):  # means over completions, of which both sets have twelve
-        whole, *parts = (metrics[f"validation/{name}{source}"] for source in ("", "/words", "/talk"))
+        whole, *parts = (metrics[f"validation/{source}{name}"] for source in ("", "words/", "talk/"))
         assert whole == pytest.approx(sum(parts) / 2)
 
 

@@ -88,8 +88,8 @@ class Setup:
     @property
     def metrics(self) -> list[str]:
         """What a validation measures."""
-        names = [f"validation/{name}" for name in self.module.validation_metrics]
-        return names + [f"{name}/{source}" for source in self.task.sources for name in names]
+        folders = ["validation", *(f"validation/{source}" for source in self.task.sources)]
+        return [f"{folder}/{name}" for folder in folders for name in self.module.validation_metrics]
 
     @property
     def validates(self) -> bool:

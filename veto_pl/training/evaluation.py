@@ -45,12 +45,12 @@ def validation_metrics(
 
 
 def add_sources(metrics: nn.ModuleDict, sources: Sequence[str]) -> None:
-    """Add a copy of each metric for each data set of a mixture, as `accuracy/maths`, where there is none yet."""
+    """Add a copy of each metric for each data set of a mixture, as `maths/accuracy`, where there is none yet."""
     for name, metric in [*metrics.items()]:
         for source in sources:
-            if not getattr(metric, "source", "") and f"{name}/{source}" not in metrics:
+            if not getattr(metric, "source", "") and f"{source}/{name}" not in metrics:
                 own: Any = copy.deepcopy(metric)
-                own.source, own.name, own.title = source, f"{name}/{source}", f"{own.title or name} ({source})"
+                own.source, own.name = source, f"{source}/{name}"
                 metrics[own.name] = own
 
 

@@ -54,7 +54,7 @@ class Mixed(Task):
     """Several data sets, whose training rows are mixed by weights; each is also validated by itself.
 
     An epoch reads every row of every set once at least, and sets that are too small for their weight again. Rows of a
-    set are judged by it alone, and metrics of a set have its name behind theirs, as `validation/accuracy/maths`.
+    set are judged by it alone, and metrics of a set have its name in front of theirs, as `validation/maths/accuracy`.
 
     Args:
         sets: the data sets by their names.
