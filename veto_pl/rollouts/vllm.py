@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from veto_pl.core.bounds import AboveZero, Count, PositiveShare
@@ -47,8 +47,8 @@ class Vllm(Engine):
     tensor_parallel: Count = 1
     largest_gap: AboveZero = 0.2
 
-    foreign: ClassVar[bool] = True
-    couples_ranks: ClassVar[bool] = True  # its start is a collective, and so is a rollout that is shared
+    foreign = True
+    couples_ranks = True  # its start is a collective, and so is a rollout that is shared
 
     def requirements(self, setup: Setup, path: str) -> Iterable[Mistake]:
         """Check that no rollout by this engine is hotter than vLLM can sample."""

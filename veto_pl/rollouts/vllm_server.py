@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
@@ -67,8 +67,8 @@ class VllmServer(Engine):
     concurrency: Count = 256
     largest_gap: AboveZero = 0.2
 
-    foreign: ClassVar[bool] = True
-    couples_ranks: ClassVar[bool] = True
+    foreign = True
+    couples_ranks = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
