@@ -73,6 +73,14 @@ UNREADABLE = {
     "an unknown key of the trainer": ({"trainer.max_stepss": 3}, ["`trainer.max_stepss`", "`max_steps`"]),
     "an unknown key of a callback": ({"samples.shwo": True}, ["`samples.shwo`", "`show`"]),
     "an unknown key of the task": ({"data.task.init_args.tran": "x"}, ["`data.task.init_args.tran`", "`train`"]),
+    "an unknown key of a template": (
+        {"data.template": {"class_path": "ChatTemplate", "init_args": {"sistem": "x"}}},
+        ["`data.template.init_args.sistem`", "`system`"],
+    ),
+    "an unknown key of what may be null": (
+        {"model.teacher": {"class_path": "Pretrained", "init_args": {"pth": "x"}}},
+        ["`model.teacher.init_args.pth`", "`path`"],
+    ),
     "an unknown key of an objective": ({f"{OBJECTIVE}.divergense": "x"}, [f"`{OBJECTIVE}.divergense`", "`divergence`"]),
     "an unknown key far down": ({f"{SAMPLING}.temprature": 1}, [f"`{SAMPLING}.temprature`", "`temperature`"]),
     "an unknown key of the optimizer": (

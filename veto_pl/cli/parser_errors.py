@@ -26,6 +26,12 @@ _PATH_PART = re.compile(
     r"""\s*(?:Parser key ["'](?P<key>[^"']*)["']:?|Problem with given class_path '[^']*':?"""
     r"""|Type .*? expects a function or a callable class:)\s*"""
 )
+_IN_A_UNION = re.compile(
+    r"\s*Does not validate against any of the Union subtypes.*?^(?P<indent> *)- "
+    r"(?P<class>Problem with given class_path .*?)(?=^(?P=indent)- |^ *Given value type|\Z)",
+    re.MULTILINE | re.DOTALL,
+)
+"""A class that was named where something else fits as well, as null or a text: what is wrong with the class matters."""
 _CLASS = re.compile(
     r"Expected a dot import path string: (\S+)|Import path (\S+) does not correspond to a subclass of \w+"
     r"|Expected '([\w.]+)' to be a function that returns|(?:No module named|has no attribute) '([^']+)'"
@@ -71,7 +77,10 @@ def explained(message: str) -> ConfigurationError:
     """Return the error with the path of the mistake that a user sees instead of the parser's usage."""
     path: list[str] = []
     rest = message
-    while match := _PATH_PART.match(rest):
+    while match := _PATH_PART.match(rest) or _IN_A_UNION.match(rest):
+        if match.re is _IN_A_UNION:
+            rest = match["class"]
+            continue
         if match["key"] != "config":
             path.append(match["key"] or "init_args")
         rest = rest[match.end() :]
