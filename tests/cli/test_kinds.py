@@ -103,7 +103,7 @@ def test_a_function_of_a_callback_is_made_by_a_class_of_callables(config, write,
     for number, value in enumerate(attacking):
         callback = {"class_path": "lightning.pytorch.callbacks.LambdaCallback", "init_args": {"on_fit_start": value}}
         file = write(changed(config, {"trainer.callbacks": [callback]}), f"{number}.yaml")
-        with pytest.raises(ConfigurationError, match=r"`trainer\.callbacks`"):
+        with pytest.raises(ConfigurationError, match=r"`trainer\.callbacks\.init_args\.on_fit_start`"):
             VetoCLI(["--config", file], run=False)
     assert not marker.exists()
 
