@@ -54,6 +54,12 @@ class Vllm(VllmEngine):
         with self._running_engine(model, models).awake(model, step) as engine:
             return engine.complete(asked, [parameters_of(how) for how in settings])
 
+    def set_aside(self, memory: int, weights: int) -> tuple[int, int]:
+        """Return vLLM's share of the memory, or weights and cache where the cache has a size of its own."""
+        share = int(self.gpu_memory_utilization * memory)
+        taken = share if self.cache_bytes is None else weights // self.tensor_parallel + self.cache_bytes
+        return taken, 0 if self.sleep else taken
+
     def _running_engine(self, model: LanguageModel, models: Models) -> RunningEngine:
         engines = _running.setdefault(model, {})
         if self not in engines:

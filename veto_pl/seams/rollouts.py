@@ -190,6 +190,20 @@ class Engine(Part, ABC):
 
         return DynamicCache(config=model.model.config)
 
+    def set_aside(self, memory: int, weights: int) -> tuple[int, int]:
+        """Return what it takes of a training device for weights and caches of its own, for plans of the memory.
+
+        By default nothing: it samples with the run's own weights, and `new_cache` comes and goes.
+
+        Args:
+            memory: bytes of the device.
+            weights: bytes of the model that it runs, in the dtype that is computed in.
+
+        Returns:
+            The bytes while it samples, and those that it keeps in between.
+        """
+        return 0, 0
+
     @abstractmethod
     def generate(
         self,
