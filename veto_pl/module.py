@@ -125,6 +125,8 @@ class DistillationModule(HostedModule, OptimizedModule):
         check_not_compiled(self)
         strategy = None if self._trainer is None else self.trainer.strategy
         if self.models is None:
+            if strategy is not None and self.trainer.state.fn == TrainerFn.FITTING:
+                self.objective.before_loading(self.tokenizer)
             self.models = load_models(
                 self.student_source,
                 self.teacher_source,

@@ -117,6 +117,13 @@ class RolloutSource(Part, Remembers, ABC):
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         """Complete the prompts. Collective where a writer is sharded: call it on every rank."""
 
+    def before_loading(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Look at what the source needs outside of this process; every rank does so once, before models are loaded.
+
+        Raises:
+            ConfigurationError: it is not there, or does not suit the run.
+        """
+
     def delegates(self) -> tuple[RolloutSource, ...]:
         """Return the sources that write in its place, one or another of them; by default all that it was given."""
         return tuple(given(self, RolloutSource))  # type: ignore[type-abstract]
