@@ -268,7 +268,7 @@ class Sequences:
 
 
 @cache
-def layout(kind: type[Sequences]) -> dict[str, Mapping[str, Any]]:
+def layout(kind: type[Any]) -> dict[str, Mapping[str, Any]]:
     """Return the metadata of the fields that are sliced with the rows, by name; a class of `Sequences` may have more.
 
     Raises:

@@ -17,6 +17,7 @@ from veto_pl.core.scores import TopKScores
 from veto_pl.core.special_ids import end_ids
 from veto_pl.core.step import Step
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.compiled_numbers import Number
 from veto_pl.seams.batches import Sequences
 from veto_pl.seams.models import LanguageModel
 from veto_pl.seams.prompts import PromptBatch
@@ -116,6 +117,10 @@ class RolloutSource(Part, Remembers, ABC):
     @abstractmethod
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         """Complete the prompts. Collective where a writer is sharded: call it on every rank."""
+
+    def with_tensors(self, number: Number, step: Step) -> RolloutSource:
+        """Return the source itself: kernels read no source."""
+        return self
 
     def before_loading(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Look at what the source needs outside of this process; every rank does so once, before models are loaded.

@@ -19,6 +19,7 @@ from veto_pl.core.part import Part
 from veto_pl.core.scores import TopKScores
 from veto_pl.core.step import Step
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.compiled_numbers import Number
 from veto_pl.functional.differentiation import by_autograd
 from veto_pl.functional.supports import top_k_with_tail
 
@@ -29,6 +30,20 @@ class Schedule(Part, ABC):
     @abstractmethod
     def __call__(self, step: int, total: int) -> float:
         """Return the value after `step` of `total` optimizer steps."""
+
+    def with_tensors(self, number: Number, step: Step) -> Schedule:
+        """Return its present value, as a schedule that never changes."""
+        return _Present(number(self(step.index, step.total)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Present(Schedule):
+    """The value of a schedule at one step, as a tensor, of which a compiled kernel knows no more than its shape."""
+
+    value: Tensor
+
+    def __call__(self, step: int, total: int) -> float:
+        return self.value  # type: ignore[return-value]  # formulas take either
 
 
 class Support(Part, ABC):
