@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
-from functools import cache, cached_property
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -267,8 +267,7 @@ class Sequences:
         return self.rows(self.prompt_rows.argsort(stable=True))
 
 
-@cache
-def layout(kind: type[Any]) -> dict[str, Mapping[str, Any]]:
+def layout(kind: type[Sequences]) -> dict[str, Mapping[str, Any]]:
     """Return the metadata of the fields that are sliced with the rows, by name; a class of `Sequences` may have more.
 
     Raises:
