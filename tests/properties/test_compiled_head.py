@@ -164,7 +164,7 @@ WEIGHTED = {
     "bridge": lambda value: (divergences.forward_kl, partial(geometric_bridge, beta=value)),
     "schedule": lambda value: (ReverseKL(), GeometricBridge(Constant(value))),
 }
-SOON = ("jsd", "alpha", "schedule")
+SOON = ("jsd",)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in SOON else pytest.mark.slow) for n in WEIGHTED])
@@ -203,8 +203,8 @@ class Deciding(Target):
 
 
 def test_a_part_that_looks_at_its_number_is_compiled_for_the_number(traced):
-    for index in range(4):
-        options = {"step": Step(index, 4), "target": Deciding(Linear(0.9, 0.1))}
+    for index in range(2):
+        options = {"step": Step(index, 2), "target": Deciding(Linear(0.9, 0.1))}
         mine = linear_divergence(*inputs(10), ReverseKL(), **options, compiled=True).total
         torch.testing.assert_close(mine, linear_divergence(*inputs(10), ReverseKL(), **options).total)
     assert graphs() > 0
