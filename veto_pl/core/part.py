@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from veto_pl.core.bounds import Bounded
 from veto_pl.core.mistakes import Mistake
@@ -62,6 +62,10 @@ class Setup(Protocol):
         """The class that reads the task's reference completions; empty where none does."""
 
 
+NONE: tuple[str, ...] = ()
+"""No settings."""
+
+
 class Part(Bounded):
     """What algorithms, models and data are composed of: the base of all seams.
 
@@ -70,7 +74,7 @@ class Part(Bounded):
             serves all of their values, where it would be compiled anew for each.
     """
 
-    tensor_numbers: ClassVar[tuple[str, ...]] = ()
+    tensor_numbers = NONE
 
     def with_tensors(self, number: Number, step: Step) -> Any:
         """Return the same part for a compiled kernel: `tensor_numbers` and present values of schedules are tensors.

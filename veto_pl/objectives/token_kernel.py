@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -25,7 +25,10 @@ from veto_pl.seams.tokens import TokenGrid, TokenRows
 class TokenLoss(Protocol):
     """What scoring asks of an objective; `TokenObjective` says what each of them means."""
 
-    needs_teacher: ClassVar[bool]
+    @property
+    def needs_teacher(self) -> bool:
+        """Return whether a teacher is read."""
+        ...
 
     @property
     def rollout(self) -> RolloutSource:

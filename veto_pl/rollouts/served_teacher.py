@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -63,7 +63,7 @@ class ServedTeacher(RolloutSource):
     timeout: Positive = 120.0
     retries: CountFromZero = 2
     concurrency: Count = 32
-    stored_teacher: ClassVar[bool] = True
+    stored_teacher = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

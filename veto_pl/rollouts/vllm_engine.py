@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from veto_pl.core.bounds import AboveZero
 from veto_pl.core.sampling import Sampling
@@ -29,8 +29,8 @@ class VllmEngine(Engine, ABC):
 
     largest_gap: AboveZero = 0.2
 
-    foreign: ClassVar[bool] = True
-    couples_ranks: ClassVar[bool] = True  # its start and the push of weights are collective
+    foreign = True
+    couples_ranks = True  # its start and the push of weights are collective
 
     @abstractmethod
     def answers(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -62,11 +62,11 @@ class Objective(Part, ABC):
         laws: what the conformance suite holds the class to.
     """
 
-    needs_teacher: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = False
-    needs_rewards: ClassVar[bool] = False
-    compares_completions: ClassVar[bool] = False
-    laws: frozenset[Law] = frozenset({Law.SPLIT_INVARIANT})
+    needs_teacher = True
+    needs_reference = False
+    needs_rewards = False
+    compares_completions = False
+    laws = frozenset({Law.SPLIT_INVARIANT})
 
     @property
     @abstractmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -111,8 +111,8 @@ class RolloutSource(Part, Remembers, ABC):
         needs_rewards: the source asks for the task's rewards itself.
     """
 
-    stored_teacher: ClassVar[bool] = False
-    needs_rewards: ClassVar[bool] = False
+    stored_teacher = False
+    needs_rewards = False
 
     @abstractmethod
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
@@ -186,8 +186,8 @@ class Engine(Part, ABC):
     `generate` equally often, with or without prompts.
     """
 
-    foreign: ClassVar[bool] = False
-    couples_ranks: ClassVar[bool] = False
+    foreign = False
+    couples_ranks = False
 
     def new_cache(self, model: LanguageModel) -> Any:
         """Return an empty cache of the kind that it fills as it samples, for plans of the memory.
@@ -239,8 +239,8 @@ class TeacherContext(Part, ABC):
     What it `needs`, and whether it `compares_completions`, holds for the objective that has it (see `Objective`).
     """
 
-    needs_rewards: ClassVar[bool] = False
-    compares_completions: ClassVar[bool] = False
+    needs_rewards = False
+    compares_completions = False
 
     @abstractmethod
     def __call__(self, sequences: Sequences, models: Models, step: Step) -> Sequences:

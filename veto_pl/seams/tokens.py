@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -67,7 +67,7 @@ class Support(Part, ABC):
 class Target(Part, ABC):
     """The distribution that the student is drawn to."""
 
-    laws: ClassVar[frozenset[Law]] = frozenset({Law.NORMALISED, Law.PERMUTATION_INVARIANT})
+    laws = frozenset({Law.NORMALISED, Law.PERMUTATION_INVARIANT})
 
     @abstractmethod
     def __call__(self, teacher_logp: Tensor, student_logp: Tensor, step: Step) -> Tensor:
@@ -77,7 +77,7 @@ class Target(Part, ABC):
 class Divergence(Part, ABC):
     """A dissimilarity of two distributions."""
 
-    laws: ClassVar[frozenset[Law]] = frozenset({Law.ZERO_AT_EQUALITY, Law.NON_NEGATIVE, Law.PERMUTATION_INVARIANT})
+    laws = frozenset({Law.ZERO_AT_EQUALITY, Law.NON_NEGATIVE, Law.PERMUTATION_INVARIANT})
 
     @abstractmethod
     def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:
@@ -231,10 +231,10 @@ class Advantage(Part, ABC):
     With `needs_every_id` it reads more of the teacher than its log-probability of the sampled token.
     """
 
-    needs_every_id: ClassVar[bool] = False
-    needs_reference: ClassVar[bool] = False
-    needs_rewards: ClassVar[bool] = False
-    compares_completions: ClassVar[bool] = False
+    needs_every_id = False
+    needs_reference = False
+    needs_rewards = False
+    compares_completions = False
 
     @property
     def laws(self) -> frozenset[Law]:
