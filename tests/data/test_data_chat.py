@@ -1,6 +1,7 @@
 """Conversations become rows whose ids are those of the whole rendered text, and whose answers alone count."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from veto_pl.module import DistillationModule
 from veto_pl.objectives import OPD, SFT
 from veto_pl.parts.contexts import Privileged
 from veto_pl.rollouts.endings import reference_completions
+from veto_pl.rollouts.replay import as_sequences, group_by_prompt
 from veto_pl.seams import Conversation, Example, PromptBatch
 from veto_pl.testing.tiny import tiny_source
 
@@ -336,6 +338,19 @@ def test_only_the_turns_count_in_a_batch():
         "input_ids", "attention_mask", "completion_ids", "completion_mask", "examples")])])  # fmt: skip
     assert joined.completion_turns[0].sum() == 0
     assert torch.equal(joined.completion_turns[2] > 0, joined.completion_mask[2])
+
+
+def test_a_replayed_conversation_is_the_same():
+    messages = [user(), assistant(), user("Sure?"), CALL]
+    collator = Collator(tokenizer=chat_tokenizer("llama3"), template=ChatTemplate())
+    example = replace(spoken(messages, 1, 3, tools=TOOLS), source="talk", teacher="expert")
+    batch = collator([example, spoken([user(), assistant()], 1)])
+    rows = reference_completions(batch, SimpleNamespace(eos_ids=(chat_tokenizer("llama3").eos_token_id,)))
+    groups = group_by_prompt(rows, 0)
+    assert [group[0].example for group in groups] == list(batch.examples)
+    again = as_sequences(groups, batch)
+    assert again.loss_mask.sum(1).tolist() == rows.loss_mask.sum(1).tolist()
+    assert [ids.tolist() for ids in again.completions()] == [ids.tolist() for ids in rows.completions()]
 
 
 def test_batches_of_single_answers_have_no_turns():
