@@ -34,7 +34,7 @@ from veto_pl.seams import (
     TokenizerSource,
 )
 from veto_pl.training.clock import PhaseClock
-from veto_pl.training.evaluation import Evaluation, add_sources, compute_all, validation_metrics
+from veto_pl.training.evaluation import Evaluation, compute_all, validation_metrics
 from veto_pl.training.fsdp import FullyShard
 from veto_pl.training.hosted import HostedModule
 from veto_pl.training.nonfinite import NonFiniteSteps
@@ -119,10 +119,6 @@ class DistillationModule(HostedModule, OptimizedModule):
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.student_source, self.tokenizer_source)
         return self._tokenizer
-
-    def setup(self, stage: str) -> None:
-        """Measure each data set of a mixture by itself, too."""
-        add_sources(self.validation_metrics, self.sources)
 
     def configure_model(self) -> None:
         """Load the models, once, and move frozen ones to the student's device; on the meta device make shapes only."""

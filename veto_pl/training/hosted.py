@@ -7,13 +7,19 @@ from typing import Any, NoReturn
 import lightning as L
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
 from veto_pl.core.own_errors import OwnErrors
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.training.evaluation import add_sources
 
 
 class HostedModule(OwnErrors, L.LightningModule):
-    """Refuses to be made from a checkpoint alone, and says where weights are that were trained in other processes."""
+    """Refuses to be made from a checkpoint alone, measures each data set of a mixture, and says where weights are that
+    were trained in other processes.
+    """
+
+    validation_metrics: nn.ModuleDict
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> NoReturn:
@@ -35,11 +41,10 @@ class HostedModule(OwnErrors, L.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         return getattr(data, "row_template", getattr(data, "template", None))
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """The names of the data sets that are mixed; none where there is one."""
+    def setup(self, stage: str) -> None:
+        """Measure each data set of a mixture by itself, too."""
         task = getattr(self.trainer.datamodule, "task", None)  # type: ignore[attr-defined]
-        return tuple(getattr(task, "sources", ()))
+        add_sources(self.validation_metrics, getattr(task, "sources", ()))
 
     def on_fit_end(self) -> None:
         """Say where the weights are after a fit in processes that end with it, as in a notebook on several devices."""
