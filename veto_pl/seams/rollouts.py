@@ -190,6 +190,13 @@ class Engine(Part, ABC):
 
         return DynamicCache(config=model.model.config)
 
+    def fixes_cache(self, model: LanguageModel) -> bool:
+        """Return whether, on a GPU, the cache has room for whole completions from the first token on, for plans.
+
+        By default it grows with what is written.
+        """
+        return False
+
     @abstractmethod
     def generate(
         self,
