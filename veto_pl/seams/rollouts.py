@@ -17,6 +17,7 @@ from veto_pl.core.scores import TopKScores
 from veto_pl.core.special_ids import end_ids
 from veto_pl.core.step import Step
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.compiled_numbers import Number
 from veto_pl.seams.batches import Sequences
 from veto_pl.seams.models import LanguageModel
 from veto_pl.seams.prompts import PromptBatch
@@ -117,6 +118,17 @@ class RolloutSource(Part, Remembers, ABC):
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         """Complete the prompts. Collective where a writer is sharded: call it on every rank."""
 
+    def with_tensors(self, number: Number, step: Step) -> RolloutSource:
+        """Return the source itself: kernels read no source."""
+        return self
+
+    def before_loading(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Look at what the source needs outside of this process; every rank does so once, before models are loaded.
+
+        Raises:
+            ConfigurationError: it is not there, or does not suit the run.
+        """
+
     def delegates(self) -> tuple[RolloutSource, ...]:
         """Return the sources that write in its place, one or another of them; by default all that it was given."""
         return tuple(given(self, RolloutSource))  # type: ignore[type-abstract]
@@ -196,6 +208,20 @@ class Engine(Part, ABC):
         By default it grows with what is written.
         """
         return False
+
+    def set_aside(self, memory: int, weights: int) -> tuple[int, int]:
+        """Return what it takes of a training device for weights and caches of its own, for plans of the memory.
+
+        By default nothing: it samples with the run's own weights, and `new_cache` comes and goes.
+
+        Args:
+            memory: bytes of the device.
+            weights: bytes of the model that it runs, in the dtype that is computed in.
+
+        Returns:
+            The bytes while it samples, and those that it keeps in between.
+        """
+        return 0, 0
 
     @abstractmethod
     def generate(
