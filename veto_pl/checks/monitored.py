@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from veto_pl.callbacks.monitors import may_log_more, monitored
-from veto_pl.checks.setup import Setup
+from veto_pl.checks.setup import RunSetup
 from veto_pl.core.mistakes import Mistake, did_you_mean
 
 TRAINING = ("train/loss", "train/grad_norm", "train/learning_rate", "train/tokens", "train/completion_length")
 """What every run logs; what else stands under `train/` is known after the first step."""
 
 
-def names(setup: Setup) -> Iterator[Mistake]:
+def names(setup: RunSetup) -> Iterator[Mistake]:
     """Check that the metrics that callbacks follow are measured, else they fail at the first validation."""
     measured = [f"validation/{name}" for name in setup.module.validation_metrics]
     known = [*measured, *TRAINING]

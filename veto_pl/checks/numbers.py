@@ -10,7 +10,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Timer
 
-from veto_pl.checks.setup import Setup
+from veto_pl.checks.setup import RunSetup
 from veto_pl.core.mistakes import Mistake
 
 PROCESSES = 2**16
@@ -94,7 +94,7 @@ CALLBACKS = {"patience": Allowed(0), "min_delta": Allowed(0, whole=False, remedy
 _WORK_OF = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}
 
 
-def of_the_trainer(setup: Setup) -> Iterator[Mistake]:
+def of_the_trainer(setup: RunSetup) -> Iterator[Mistake]:
     """Check the ranges of the trainer's numbers, and that they leave a command something to do."""
     for name, allowed in TRAINER.items():
         if allowed.stage in (None, setup.stage):
@@ -106,13 +106,13 @@ def of_the_trainer(setup: Setup) -> Iterator[Mistake]:
         yield from _time_mistakes(setup.trainer)
 
 
-def of_the_data(setup: Setup) -> Iterator[Mistake]:
+def of_the_data(setup: RunSetup) -> Iterator[Mistake]:
     """Check the ranges of the data module's sizes."""
     for name, allowed in DATA.items():
         yield from _range_mistakes(getattr(setup.data, name), allowed, f"data.{name}")
 
 
-def of_the_callbacks(setup: Setup) -> Iterator[Mistake]:
+def of_the_callbacks(setup: RunSetup) -> Iterator[Mistake]:
     """Check the ranges of the callbacks' numbers."""
     for path, callback in setup.callbacks.items():
         for name, allowed in CALLBACKS.items():

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from veto_pl.checks.setup import Setup
+from veto_pl.checks.setup import RunSetup
 from veto_pl.core.mistakes import Mistake, shorten
 from veto_pl.core.nested import inside
 from veto_pl.core.part import Part
@@ -23,21 +23,21 @@ UNBOUNDED = ("clip", "importance_cap", "tau")
 """Settings whose infinity means that they are off."""
 
 
-def requirements(setup: Setup) -> Iterator[Mistake]:
+def requirements(setup: RunSetup) -> Iterator[Mistake]:
     """Check what each part requires of the run that it is in."""
     for path, part in setup.everything():
         if isinstance(part, Part):
             yield from part.requirements(setup, path)
 
 
-def finite_numbers(setup: Setup) -> Iterator[Mistake]:
+def finite_numbers(setup: RunSetup) -> Iterator[Mistake]:
     """Check that the objective's numbers are finite, except where infinity switches a setting off."""
     for path, value in setup.settings():
         if isinstance(value, float) and not math.isfinite(value) and not _is_off(path, value):
             yield Mistake(path, f"{value}", "a finite number", "Correct it.")
 
 
-def schedule_values(setup: Setup) -> Iterator[Mistake]:
+def schedule_values(setup: RunSetup) -> Iterator[Mistake]:
     """Check that every value of a schedule would be allowed as a number in its place."""
     for path, part in setup.parts():
         scheduled = [f.name for f in fields(part) if f.init] if is_dataclass(part) else []
@@ -49,7 +49,7 @@ def schedule_values(setup: Setup) -> Iterator[Mistake]:
                               "stays among the allowed values", fault[1])  # fmt: skip
 
 
-def several_completions(setup: Setup) -> Iterator[Mistake]:
+def several_completions(setup: RunSetup) -> Iterator[Mistake]:
     """Check that an objective that compares completions of a prompt gets several of them."""
     for path, part in setup.parts():
         if not isinstance(part, Objective) or not part.compares_completions:
@@ -62,7 +62,7 @@ def several_completions(setup: Setup) -> Iterator[Mistake]:
                           fatal=False)  # fmt: skip
 
 
-def optimizer(setup: Setup) -> Iterator[Mistake]:
+def optimizer(setup: RunSetup) -> Iterator[Mistake]:
     """Check that the optimizer accepts its settings, and that they are finite."""
     try:
         made = setup.module.optimizer([torch.nn.Parameter(torch.zeros(2, 2))])
@@ -78,7 +78,7 @@ def optimizer(setup: Setup) -> Iterator[Mistake]:
     yield from _steps_that_round_away(setup, made.param_groups[0])
 
 
-def greedy_rollouts(setup: Setup) -> Iterator[Mistake]:
+def greedy_rollouts(setup: RunSetup) -> Iterator[Mistake]:
     """Check that on-policy rollouts are sampled and not decoded greedily."""
     found = [(path, part) for path, part in setup.parts() if isinstance(part, RolloutSource)]
     given = [source for _, source in found]
@@ -90,7 +90,7 @@ def greedy_rollouts(setup: Setup) -> Iterator[Mistake]:
                           "raise `temperature`.", fatal=False)  # fmt: skip
 
 
-def use_of_the_models(setup: Setup) -> Iterator[Mistake]:
+def use_of_the_models(setup: RunSetup) -> Iterator[Mistake]:
     """Check that teacher and reference are used, and that the teacher is not the student."""
     module = setup.module
     measured = any(getattr(metric, "needs_teacher", False) for metric in module.validation_metrics.values())
@@ -114,7 +114,7 @@ def _greedy_student(writing: Writing) -> bool:
     return "student" in writing.writers and writing.sampling is not None and writing.sampling.is_greedy
 
 
-def _steps_that_round_away(setup: Setup, group: Mapping[str, Any]) -> Iterator[Mistake]:
+def _steps_that_round_away(setup: RunSetup, group: Mapping[str, Any]) -> Iterator[Mistake]:
     """Check that a student in bfloat16 has a rate at which its weights move; Adam's kind is known by its `betas`."""
     dtype, rate = getattr(setup.models["model.student"], "dtype", None), float(group.get("lr", 0))
     if "betas" in group and dtype == torch.bfloat16 and 0 < rate < SMALL_RATE:
