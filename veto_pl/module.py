@@ -291,7 +291,9 @@ class DistillationModule(HostedModule, OptimizedModule):
             values["loss"] = sum(value for name, value in means.items() if name.endswith("/loss"))
         self.logged = {f"train/{name}": float(value) for name, value in values.items()}
         # Tensors of the host: of numbers Lightning makes tensors of the device, to fetch them again one by one.
-        self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in self.logged.items()})
+        counters = {"step": float(step.index + 1), "epoch": float(self.current_epoch)}
+        numbers = self.logged | counters  # Lightning logs them under the number `step`; its own would be one less
+        self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in numbers.items()})
 
     def _answers(self, batch: PromptBatch, batch_idx: int) -> Evaluation:
         """Let the student answer, by the engine that was named or else by that of its rollouts."""
@@ -308,6 +310,6 @@ class DistillationModule(HostedModule, OptimizedModule):
         shared: dict[str, Any] = {"on_epoch": True, "batch_size": len(batch)}
         for name, metric in self.validation_metrics.items():
             self.log(f"{prefix}/{name}", cast(Metric, metric), prog_bar=name == "accuracy", **shared)
-        if self.steps_done != self.global_step:  # by this name, Lightning logs the metrics under that step
-            self.log("step", float(self.steps_done), reduce_fx="max", sync_dist=True, **shared)
+        counters = {"step": float(self.steps_done), "epoch": float(self.current_epoch)}
+        self.log_dict(counters, reduce_fx="max", sync_dist=True, **shared)
         return {"evaluation": evaluation}

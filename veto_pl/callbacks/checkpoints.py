@@ -51,7 +51,8 @@ class Checkpoints(ModelCheckpoint):
         save_last: keep `last.ckpt`.
         on_failed_save: what follows where it cannot be written, on a full disk for instance: `warn` and go on with the
             old one in place, or `stop`.
-        best: settings of Lightning's `ModelCheckpoint`, for the best ones.
+        best: settings of Lightning's `ModelCheckpoint`, for the best ones. Without a `filename` theirs have epoch, step
+            and the value of the monitor, as in `epoch=2-step=60-accuracy=0.9531.ckpt`.
 
     Raises:
         ConfigurationError: a number out of range, or best checkpoints without a `monitor`.
@@ -73,6 +74,8 @@ class Checkpoints(ModelCheckpoint):
         check_number("Checkpoints.save_top_k", kept, -1)
         if kept > 0 and monitor is None:
             raise ConfigurationError(f"`Checkpoints.save_top_k` needs a `monitor` that tells the best, got {kept}.")
+        if monitor is not None and not {"filename", "auto_insert_metric_name"} & best.keys():
+            best |= {"filename": _name_with(monitor), "auto_insert_metric_name": False}
         super().__init__(
             monitor=monitor, save_top_k=kept, save_last=False, every_n_train_steps=every_n_train_steps, **best
         )
@@ -315,3 +318,9 @@ class Checkpoints(ModelCheckpoint):
         recover(self._last)
         requeued = trainer._checkpoint_connector._hpc_resume_path if SLURMEnvironment.detect() else None
         return super()._find_last_checkpoints(trainer) | ({requeued} if requeued else set())
+
+
+def _name_with(monitor: str) -> str:
+    """Return a name of checkpoint files with the value of a metric, whose own name may have slashes."""
+    short = monitor.rpartition("/")[2]
+    return f"epoch={{epoch}}-step={{step}}-{short}={{{monitor}:.4f}}"

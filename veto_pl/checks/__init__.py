@@ -47,6 +47,7 @@ FITTING: tuple[Check, ...] = (
     objective.greedy_rollouts,
     objective.use_of_the_models,
     monitors.names,
+    monitors.best_export,
 )
 
 

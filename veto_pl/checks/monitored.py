@@ -26,6 +26,18 @@ def names(setup: RunSetup) -> Iterator[Mistake]:
                           fatal=not may_log_more(setup.callbacks.values()))  # fmt: skip
 
 
+def best_export(setup: RunSetup) -> Iterator[Mistake]:
+    """Check that a checkpoint is kept as the best one where the best one is to be exported."""
+    kept = any(
+        getattr(callback, "monitor", None) is not None and getattr(callback, "save_top_k", 0) != 0
+        for callback in setup.callbacks.values()
+    )
+    for path, callback in setup.callbacks.items():
+        if getattr(callback, "needs_best", False) and not kept:
+            yield Mistake(f"{path}.which", "`best`, and no `checkpoint.monitor`", "the metric that tells the best",
+                          "Set it, with `checkpoint.mode: max` where more is better.")  # fmt: skip
+
+
 def _suggestion(name: str, known: list[str]) -> str:
     """Return a suggestion by the whole name, else by its part behind the last slash or the prefix `val_`."""
     by_end = {full.rpartition("/")[2]: full for full in reversed(known)}

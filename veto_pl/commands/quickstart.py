@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _row(run: Run, is_student: bool, seconds: float) -> list[float | None]:
     """Return held-out accuracy before and after (%), final KL (nats/token), steps and seconds of a run."""
     curves = run.curves()
-    accuracy, steps = curves["validation/accuracy"].values, curves["train/loss"].steps[-1] + 1
+    accuracy, steps = curves["validation/accuracy"].values, curves["train/loss"].steps[-1]
     divergence = curves["validation/reverse_kl"].values[-1] if is_student else None
     return [100 * accuracy[0] if is_student else None, 100 * accuracy[-1], divergence, int(steps), round(seconds)]
 

@@ -106,4 +106,7 @@ def _check_names(names: Sequence[str]) -> None:
     if not names:
         raise ConfigurationError("`write_report` needs at least one run, got none.")
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigurationError(f"Runs of a report must differ in name, got {twice} twice; pass `name` to `Run.read`.")
+        raise ConfigurationError(
+            f"The runs of a report must differ in name, got {', '.join(f'`{name}`' for name in twice)} more than once. "
+            "Name each folder once, or give them names: `--names` of `veto-pl report`, `name` of `Run.read`."
+        )
