@@ -53,7 +53,8 @@ class DistillationModule(HostedModule, OptimizedModule):
         reference: another frozen model, for objectives that extrapolate from one: the student's start, or what the
             teacher was before its own training.
         tokenizer: the tokenizer; the student's own by default.
-        optimizer: the optimizer of the student's parameters.
+        optimizer: makes the optimizer of the student's weights; it gets their names too if its first parameter is
+            called `named_parameters`.
         lr_schedule: multiplies the optimizer's learning rate at every step.
         evaluation: how completions are sampled in validation, test and prediction. Greedy by default.
         evaluation_engine: what runs the student there; None takes the engine that the objective's rollouts give it.

@@ -5,10 +5,10 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from faults.conftest import config_file
 from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers import AutoModelForCausalLM
 
-from tests.faults.conftest import config_file
 from veto_pl.callbacks import Checkpoints
 from veto_pl.commands.main import main
 from veto_pl.module import DistillationModule

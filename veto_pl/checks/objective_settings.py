@@ -8,6 +8,8 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.optim import Optimizer
 
 from veto_pl.checks.setup import RunSetup
 from veto_pl.core.mistakes import Mistake, shorten
@@ -15,10 +17,13 @@ from veto_pl.core.nested import inside
 from veto_pl.core.part import Part
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams import ModelSource, Objective, RolloutSource, Schedule, TeacherContext, Writing
+from veto_pl.training.optimizer_groups import trial_optimizers
 
 STEPS = 100
 SMALL_RATE = 1e-4
 """Below it, steps of AdamW are smaller than half of the last bit of most weights in bfloat16."""
+UNSHARDED = ("bitsandbytes",)
+"""Packages whose optimizers read the memory of whole weights."""
 UNBOUNDED = ("clip", "importance_cap", "tau")
 """Settings whose infinity means that they are off."""
 
@@ -63,19 +68,38 @@ def several_completions(setup: RunSetup) -> Iterator[Mistake]:
 
 
 def optimizer(setup: RunSetup) -> Iterator[Mistake]:
-    """Check that the optimizer accepts its settings, and that they are finite."""
-    try:
-        made = setup.module.optimizer([torch.nn.Parameter(torch.zeros(2, 2))])
-    except (TypeError, ValueError, RuntimeError) as error:
-        yield Mistake("model.optimizer", shorten(error), "settings that the optimizer takes", "Correct them.")
-        return
+    """Check that the optimizer, or each of several, accepts its settings, and that they are finite."""
+    for place, make in trial_optimizers(setup.module.optimizer):
+        try:
+            made = make()
+        except (TypeError, ValueError, RuntimeError) as error:
+            yield Mistake(place, shorten(error, 300), "settings that the optimizer takes", "Correct them.")
+            continue
+        yield from _numbers_of(made, place)
+        yield from _where_it_runs(setup, made, place)
+        yield from _steps_that_round_away(setup, made.param_groups[0])
+
+
+def _numbers_of(made: Optimizer, place: str) -> Iterator[Mistake]:
     for name, value in made.param_groups[0].items():
         if isinstance(value, float) and not math.isfinite(value):
-            yield Mistake(f"model.optimizer.init_args.{name}", f"{value}", "a finite number", "Correct it.")
+            yield Mistake(f"{place}.init_args.{name}", f"{value}", "a finite number", "Correct it.")
     if made.param_groups[0].get("lr") == 0:
-        yield Mistake("model.optimizer.init_args.lr", "0", "more than 0", "With it the weights stay as they are.",
+        yield Mistake(f"{place}.init_args.lr", "0", "more than 0", "With it the weights stay as they are.",
                       fatal=False)  # fmt: skip
-    yield from _steps_that_round_away(setup, made.param_groups[0])
+
+
+def _where_it_runs(setup: RunSetup, made: Optimizer, place: str) -> Iterator[Mistake]:
+    """Check that an optimizer whose kernels read memory themselves is not given parts of weights (FSDP2)."""
+    name, package = type(made).__name__, type(made).__module__.partition(".")[0]
+    chosen = setup.trainer.get("strategy")
+    sharded = chosen == "fsdp2" or isinstance(chosen, ModelParallelStrategy)
+    if package in UNSHARDED and sharded:
+        yield Mistake(place, f"`{name}` of {package} with `fsdp2`", "an optimizer that takes parts of weights",
+                      "Its kernels take whole ones. Use `ddp`, or another optimizer, such as torchao's.")  # fmt: skip
+    if package in UNSHARDED and name.startswith("Paged") and setup.trainer.get("accelerator") == "cpu":
+        yield Mistake(place, f"`{name}` on a CPU", "a GPU, from whose memory it moves its state",
+                      f"Use `{name.removeprefix('Paged')}`.")  # fmt: skip
 
 
 def greedy_rollouts(setup: RunSetup) -> Iterator[Mistake]:
