@@ -56,6 +56,20 @@ def _export(arguments: Sequence[str]) -> None:
         print(export_checkpoint(given.checkpoint, given.folder, config, trust_remote_code=given.trust_remote_code))
 
 
+def _push(arguments: Sequence[str]) -> None:
+    """Put an export onto the Hugging Face hub, private unless told otherwise."""
+    parser = _parser(_push)
+    parser.add_argument("export", type=local_path, help="the folder of an export, such as runs/mine/export")
+    parser.add_argument("repo", help="OWNER/NAME; made if there is none")
+    parser.add_argument("--public", action="store_true", help="let everybody read it")
+    parser.add_argument("--license", dest="licence", help="identifier of the hub for the card, such as apache-2.0")
+    parser.add_argument("--run", type=local_path, help="folder of the run, for the metrics (default: that of EXPORT)")
+    given = parser.parse_args(arguments)
+    from veto_pl.commands.push import push_export
+
+    print(push_export(given.export, given.repo, public=given.public, licence=given.licence, run=given.run))
+
+
 def _report(arguments: Sequence[str]) -> None:
     """Write an HTML report of one or several runs."""
     parser = _parser(_report)
@@ -162,6 +176,7 @@ Command = Callable[[Sequence[str]], Any]
 OWN: dict[str, Command] = {
     "list": _list,
     "export": _export,
+    "push": _push,
     "report": _report,
     "cache-teacher": _cache_teacher,
     "plan": _plan,
