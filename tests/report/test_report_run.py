@@ -134,7 +134,7 @@ def folders_of_one_name(root):
     folders = [root / method / "version_1" for method in ("SFT", "KD")]
     for folder in folders:
         folder.mkdir(parents=True)
-        (folder / "metrics.csv").write_text("step,train/loss\n0,1\n")
+        (folder / "metrics.csv").write_text("step,validation/kl\n0,1\n")
     return [str(folder) for folder in folders]
 
 

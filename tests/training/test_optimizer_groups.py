@@ -3,6 +3,7 @@
 import sys
 from copy import deepcopy
 from functools import partial
+from types import ModuleType
 from unittest.mock import patch
 
 import pytest
@@ -132,7 +133,7 @@ def test_other_groups_than_saved_are_refused():
     [
         ({"names": "layer_norm"}, r"groups\.0`: no weight that is trained belongs to it.*names `layer_norm`"),
         ({"dimensions": 3}, r"dimensions 3\. There are 5, such as `model\.embed_tokens\.weight` \(2 dimensions\)"),
-        ({"settings": {"weigth_decay": 0.0}}, r"`AdamW` has no setting `weigth_decay`\. Did you mean `weight_decay`\?"),
+        ({"settings": {"weigth_decay": 0.0}}, r"`AdamW` has no setting `weigth_decay`\. Did you mean `weight_decay`"),
         ({"names": "("}, r"`ParameterGroup\.names`: given `\(`, expected a regular expression"),
     ],
 )
@@ -243,9 +244,11 @@ class PagedAdamW8bit(AdamW):
     ],
 )
 def test_an_optimizer_that_cannot_work_where_it_is_to_run_is_refused_by_name(options, said, config, write, monkeypatch):
-    monkeypatch.setattr(PagedAdamW8bit, "__module__", "bitsandbytes.optim.adamw")
-    monkeypatch.setitem(sys.modules, "bitsandbytes.optim.adamw", sys.modules[__name__])
-    config["model"]["optimizer"] = {"class_path": "bitsandbytes.optim.adamw.PagedAdamW8bit", "init_args": {"lr": 0.1}}
+    monkeypatch.setattr(PagedAdamW8bit, "__module__", "bitsandbytes")
+    package = ModuleType("bitsandbytes")
+    package.PagedAdamW8bit = PagedAdamW8bit
+    monkeypatch.setitem(sys.modules, "bitsandbytes", package)
+    config["model"]["optimizer"] = {"class_path": "bitsandbytes.PagedAdamW8bit", "init_args": {"lr": 0.1}}
     loading = patch.object(DistillationModule, "configure_model", side_effect=AssertionError("models are loaded"))
     with loading, pytest.raises(SystemExit) as ended:
         main(["fit", "--config", write(config), *options])

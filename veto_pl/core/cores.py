@@ -14,7 +14,7 @@ PROC, CGROUP = Path("/proc/stat"), Path("/sys/fs/cgroup")
 def allowed_cores() -> int:
     """Return the number of cores that this process may use: by its affinity, and by the quota of its container."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(usable, math.ceil(_quota())))
+    return max(1, math.ceil(min(usable, _quota())))
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
     >>> distinct_names([Path("/out/SFT/version_1"), Path("/out/KD/version_1"), Path("/out/plain")])
     ['SFT/version_1', 'KD/version_1', 'plain']
     """
-    places = [folder.resolve().parts for folder in folders]
+    places = [folder.resolve().parts[1:] for folder in folders]
     lengths = [1] * len(places)
     while True:
         names = ["/".join(place[-length:]) for place, length in zip(places, lengths, strict=True)]

@@ -167,8 +167,8 @@ def trial_optimizers(optimizer: OptimizerCallable) -> Iterator[tuple[str, Callab
 
 def _class_of(optimizer: Callable[..., Any]) -> Callable[..., Any]:
     """Return the class that jsonargparse has put behind a function of its own, if it is one."""
-    behind = optimizer.args[:1] if isinstance(optimizer, partial) else ()
-    return behind[0] if behind and inspect.isclass(behind[0]) else optimizer
+    given = optimizer.args if isinstance(optimizer, partial) else ()
+    return next((one for one in given if inspect.isclass(one)), optimizer)
 
 
 def _check_pattern(setting: str, pattern: str) -> None:
