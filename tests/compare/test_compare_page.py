@@ -1,4 +1,6 @@
+import base64
 import dataclasses
+import hashlib
 import math
 import re
 from xml.etree import ElementTree
@@ -43,7 +45,7 @@ def rows(table):
 def test_the_sections_come_in_the_agreed_order_and_the_contents_lead_to_them(make, tmp_path):
     page = page_of(make(searches=SEARCHES, failures={"GKD, seed 9": "why"}), tmp_path)
     expected = ["What was compared", "Results", "Cost", "Seeds and differences", "Curves", "Gradient norms"]
-    expected += ["Reward and diversity", "Completions", "Failures"]
+    expected += ["Reward and diversity", "Completions", "Settings searched", "Failures"]
     assert re.findall(r"<h2>(.*?)</h2>", page) == expected
     targets = re.findall(r'<a href="#([\w-]+)">', page.partition("</nav>")[0])
     assert targets == re.findall(r'<section id="([\w-]+)">', page)
@@ -51,10 +53,14 @@ def test_the_sections_come_in_the_agreed_order_and_the_contents_lead_to_them(mak
     assert len(ids) == len(set(ids))
 
 
-def test_the_page_needs_nothing_else_and_runs_no_script(make, tmp_path):
+def test_the_page_needs_nothing_else_and_runs_its_own_script_alone(make, tmp_path):
     page = page_of(make(searches=SEARCHES), tmp_path)
     checker = Checker(page)
-    assert not {"script", "img", "link", "iframe"} & set(checker.tags)
+    assert not {"img", "link", "iframe"} & set(checker.tags)
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page, "the browser runs this text, and no other"
+    assert checker.tags.count("script") == 2, "it begins and ends"
     assert set(re.findall(r"https?://[^\"' ]+", page)) == {"http://www.w3.org/2000/svg"}
     assert "default-src 'none'" in page
     assert "url(" not in page
@@ -72,7 +78,7 @@ def test_nothing_from_the_data_becomes_markup(make, tmp_path):
         answer=lambda *_, **__: answer,
     )  # fmt: skip
     checker = Checker(page_of(comparison, tmp_path))
-    assert not {"script", "img"} & set(checker.tags)
+    assert (checker.tags.count("script"), checker.tags.count("img")) == (2, 0)
     assert not [name for name, _ in checker.attributes if name.startswith("on") or name == "src"]
     assert checker.text.count(EVIL) > 30
 
@@ -339,3 +345,27 @@ def test_numbers_of_another_length_than_the_tokens_are_left_out(make, tmp_path):
         page_of(quickly(make, ("A",), (0,), prompts=1, answer=lambda *_, **__: answer), tmp_path), "Completions"
     )
     assert " title=" not in card
+
+
+def test_times_and_what_stays_as_it_is_are_folded_and_nothing_empty_is_drawn(make, tmp_path):
+    """The stand-in logs losses, times and a norm; here also a constant, and a quantity of which no run has a value."""
+    made = make(("A", "B"), (0,), steps=6, quantities=("greedy/accuracy", "greedy/nowhere"))
+    for trial in made.trials:
+        path = trial.run.folder / "metrics.csv"
+        header, *lines = path.read_text().splitlines()
+        more = [f"{line},0.5,nan,{i}" for i, line in enumerate(lines)]
+        path.write_text("\n".join([f"{header},train/still,train/never,train/seconds/rollout", *more]) + "\n")
+    page = page_of(made, tmp_path)
+    curves = section(page, "Curves")
+    folded = dict(re.findall(r"<summary>(.*?) \(\d+\)</summary>(.*?)</details>", curves, re.DOTALL))
+    assert "Training: still" in folded["What stayed as it was"]
+    assert "Time for rollout" in folded["Times"]
+    assert "still" not in folded["Curves of the training"]
+    assert "never" not in page
+    assert "nowhere" not in section(page, "Seeds and differences").lower()
+
+
+def test_a_doubtful_search_is_told_before_the_results(make, tmp_path):
+    page = page_of(quickly(make, searches=SEARCHES), tmp_path)
+    assert '<a href="#settings-searched">' in section(page, "What was compared")
+    assert "Settings searched" not in section(page_of(quickly(make), tmp_path), "What was compared")

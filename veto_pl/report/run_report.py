@@ -48,7 +48,7 @@ def write_report(
         runs=runs,
         table=first_and_last(runs) if table is None else table,
         note=table is None,
-        charts=_charts(runs),
+        **_charts(runs),
         cards=_cards(runs),
         limit=PROMPTS,
     )
@@ -79,13 +79,18 @@ def _ends(curve: Curve | None, quantity: Quantity) -> Cell:
     return f"{number(values[0])} → {number(values[-1])}"
 
 
-def _charts(runs: Sequence[Run]) -> list[str]:
+def _charts(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Return the pictures, of what changed, of times, and of what stayed as it was; none that would be empty."""
     curves = {run.name: run.curves() for run in runs}
-    charts = []
+    charts: dict[str, list[str]] = {"charts": [], "times": [], "constants": []}
     for quantity in (quantity for quantity in _quantities(runs) if quantity.group != _TEST):
         series = {name: [columns.get(quantity.column, Curve())] for name, columns in curves.items()}
         scaled = {name: [curve.scaled(quantity.factor) for curve in own] for name, own in series.items()}
-        charts.append(curve_chart(scaled, quantity.title, quantity.label))
+        drawn = [curve for own in scaled.values() for curve in own if not curve.is_empty]
+        constant = all(curve.is_constant for curve in drawn)
+        kind = "times" if quantity.is_time else "constants" if constant else "charts"
+        if drawn:
+            charts[kind].append(curve_chart(scaled, quantity.title, quantity.label))
     return charts
 
 
