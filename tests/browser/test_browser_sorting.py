@@ -1,4 +1,4 @@
-"""A table is sorted by pressing a heading, with the mouse or the keyboard, and stands as it was after the third time."""
+"""A table is sorted by pressing a heading, by mouse or keyboard, and stands as it was after the third time."""
 
 import pytest
 from selenium.webdriver.common.keys import Keys

@@ -60,7 +60,7 @@ def test_the_name_of_the_best_checkpoint_tells_the_value(run):
 
 def test_a_file_name_that_was_chosen_stays():
     assert Checkpoints(monitor="validation/kl", filename="{step}").filename == "{step}"
-    assert Checkpoints(monitor="validation/kl", auto_insert_metric_name=True).filename is None
+    assert Checkpoints(monitor="validation/kl", auto_insert_metric_name=False).filename is None
     assert Checkpoints().filename is None
 
 
@@ -102,8 +102,8 @@ def test_a_run_that_stops_early_says_so(config_file, tmp_path, caplog):
     command = ["fit", "--config", config_file, f"--run_dir={tmp_path}"]
     main([*command, stopping(patience=1, min_delta=1e9)])
     summary = json.loads((tmp_path / "summary.json").read_text())
-    said = "step 2: Monitored metric validation/forward_kl did not improve in the last 1 records."
-    assert summary["steps"] == 2
+    said = "step 4: Monitored metric validation/forward_kl did not improve in the last 1 records."
+    assert summary["steps"] == 4
     assert summary["stopped"].startswith(said)
     assert summary["stopped_by_choice"] is True
     assert f"Stopped early, at {said}" in caplog.text

@@ -1,6 +1,7 @@
 """Loggers beside `metrics.csv`: they get configuration and samples, and go on with their run at a service."""
 
 import csv
+import itertools
 import json
 import os
 import shutil
@@ -13,12 +14,13 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 
 from veto_pl import DistillationModule
 from veto_pl.storage.journals import ContinuedCSV, MetricsFile
-from veto_pl.storage.run_folder import METRICS
+from veto_pl.storage.run_folder import METRICS, SAMPLES
 from veto_pl.storage.run_loggers import IDS, RunLoggers
 
 from .faults import StopError, fault, fit, raising
 from .test_run_folder import FILES, named
 
+NUMBERS = itertools.count(1)
 SERVED = []
 """What the stand-in was told, run by run."""
 
@@ -34,7 +36,7 @@ class Service(Logger):
 
     @property
     def experiment(self):
-        self._id = self._id or f"id-{len(SERVED)}"
+        self._id = self._id or f"id-{next(NUMBERS)}"
         return self
 
     @property
@@ -73,7 +75,7 @@ class ClientService(Service):
 
     @property
     def experiment(self):
-        self._id = self._id or f"id-{len(SERVED)}"
+        self._id = self._id or f"id-{next(NUMBERS)}"
         return self.client
 
     def log_hyperparams(self, params, *args, **kwargs):
@@ -94,7 +96,8 @@ def served(config_file, tmp_path_factory):
     with fault(DistillationModule, "training_step", 8, raising), pytest.raises(StopError):
         fit(config_file, folder / "run", service)
     fit(config_file, folder / "run", service)
-    shutil.copy(folder / "run" / METRICS, folder)
+    for name in (METRICS, SAMPLES, IDS):
+        shutil.copy(folder / "run" / name, folder)
     short = ("--trainer.max_steps=1", "--trainer.limit_val_batches=0")
     fit(config_file, folder / "run", service, "--ckpt_path=null", *short)
     fit(config_file, folder / "run", named(f"{__name__}.Service", id="mine"), *short)
@@ -102,7 +105,8 @@ def served(config_file, tmp_path_factory):
 
 
 def test_a_resumed_run_continues_that_of_the_service_and_an_explicit_id_wins(served):
-    assert [told["id"] for told in SERVED[:4]] == [None, "id-1", None, "mine"]
+    first = json.loads(served.with_name(IDS).read_text())[f"{__name__}.Service"]
+    assert [told["id"] for told in SERVED[:4]] == [None, first, None, "mine"]
     assert {told["save_dir"] for told in SERVED[:4]} == {str(served)}
     assert list(json.loads((served / IDS).read_text()).values()) == ["mine"]
 
@@ -126,13 +130,16 @@ def test_a_logger_gets_the_samples_of_each_validation_as_a_table(served):
 def test_a_validation_has_the_same_step_in_every_record(served):
     first = [step for step, metrics in SERVED[0]["metrics"] if any("validation/" in name for name in metrics)]
     assert first == [0, 2]
-    assert [step for step, metrics in SERVED[0]["metrics"] if "train/loss" in metrics] == [1, 2, 3]
+    assert [step for step, metrics in SERVED[0]["metrics"] if "train/loss" in metrics] == [1, 2, 3, 4]
+    logged = [int(row["step"]) for row in rows(served.with_name(METRICS)) if row["validation/accuracy"]]
+    lines = map(json.loads, served.with_name(SAMPLES).read_text().splitlines())
+    assert logged == list(dict.fromkeys(line["step"] for line in lines))
 
 
 def test_metrics_csv_is_whole_beside_a_service(served):
     logged = rows(served.with_name(METRICS))
     assert [int(row["step"]) for row in logged if row["train/loss"]] == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert [int(row["step"]) for row in logged if row["validation/accuracy"]] == [0, 2, 4, 6]
+    assert [int(row["step"]) for row in logged if row["validation/accuracy"]] == [0, 2, 4, 7]
 
 
 def test_a_service_that_takes_neither_configuration_nor_table_ends_no_run(config_file, tmp_path):

@@ -74,7 +74,7 @@ class Checkpoints(ModelCheckpoint):
         check_number("Checkpoints.save_top_k", kept, -1)
         if kept > 0 and monitor is None:
             raise ConfigurationError(f"`Checkpoints.save_top_k` needs a `monitor` that tells the best, got {kept}.")
-        if monitor is not None and not {"filename", "auto_insert_metric_name"} & best.keys():
+        if monitor is not None and best.get("filename") is None and best.get("auto_insert_metric_name", True):
             best |= {"filename": _name_with(monitor), "auto_insert_metric_name": False}
         super().__init__(
             monitor=monitor, save_top_k=kept, save_last=False, every_n_train_steps=every_n_train_steps, **best

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Timer
 
 from veto_pl.checks.setup import RunSetup
@@ -116,7 +117,14 @@ def of_the_callbacks(setup: RunSetup) -> Iterator[Mistake]:
     """Check the ranges of the callbacks' numbers."""
     for path, callback in setup.callbacks.items():
         for name, allowed in CALLBACKS.items():
-            yield from _range_mistakes(getattr(callback, name, None), allowed, f"{path}.{name}")
+            yield from _range_mistakes(_as_given(callback, name), allowed, f"{path}.{name}")
+
+
+def _as_given(callback: Callback, name: str) -> Any:
+    """Return a number of a callback as it was given; `EarlyStopping` turns `min_delta` round where less is better."""
+    value = getattr(callback, name, None)
+    turned = name == "min_delta" and getattr(callback, "mode", "max") == "min" and isinstance(value, int | float)
+    return -value if turned else value
 
 
 def _range_mistakes(value: Any, allowed: Allowed, path: str) -> Iterator[Mistake]:

@@ -146,6 +146,8 @@ class VetoCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except REFUSALS as error:
+            if self._loggers.refusal is not None:
+                raise self._loggers.refusal from error
             config = self.config.get(str(self.subcommand), self.config).as_dict()
             if (refusal := explain_refusal(error, config, ROOTS)) is None:
                 raise

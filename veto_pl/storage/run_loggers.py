@@ -34,6 +34,8 @@ class RunLoggers:
     by a setting of `ID_SETTINGS`, is given the id that it had before, where the run goes on and the configuration
     names none.
 
+    `refusal` is why one of them could not be made: the parser, which tries several readings, keeps it to itself.
+
     Args:
         folder: of the run.
         continued: whether the run goes on from a checkpoint.
@@ -43,6 +45,7 @@ class RunLoggers:
         self._folder = folder
         self._ids = _read_ids(folder / IDS) if continued else {}
         self._made: Counter[str] = Counter()
+        self.refusal: ConfigurationError | None = None
 
     def make(self, kind: type[Any], *arguments: Any, **settings: Any) -> Any:
         """Return a logger of a kind; jsonargparse calls it in place of the class.
@@ -64,9 +67,10 @@ class RunLoggers:
         try:
             return kind(*arguments, **settings)
         except Exception as error:  # of whatever service
-            raise ConfigurationError(
+            self.refusal = ConfigurationError(
                 f"`trainer.logger`: `{kind.__name__}` refuses its settings. It says: {shorten(error, 600)}"
-            ) from error
+            )
+            raise self.refusal from error
 
     def with_metrics(self, loggers: Iterable[Logger]) -> list[Logger]:
         """Return the loggers, and one that writes `metrics.csv` into the run's folder if none of them does."""
