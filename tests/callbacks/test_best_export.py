@@ -1,6 +1,7 @@
 """The best checkpoint is exported where that is wanted, and a run that stops early says so."""
 
 import json
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -9,7 +10,7 @@ from faults.conftest import config_file
 from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers import AutoModelForCausalLM
 
-from veto_pl.callbacks import Checkpoints
+from veto_pl.callbacks import Checkpoints, Diagnostics
 from veto_pl.commands.main import main
 from veto_pl.module import DistillationModule
 
@@ -107,6 +108,20 @@ def test_a_run_that_stops_early_says_so(config_file, tmp_path, caplog):
     assert summary["stopped"].startswith(said)
     assert summary["stopped_by_choice"] is True
     assert f"Stopped early, at {said}" in caplog.text
-    # A longer patience goes on to the end, and the reason of before is not told again.
-    main([*command, "--ckpt_path=last", stopping(patience=100, min_delta=1e9)])
-    assert "stopped" not in json.loads((tmp_path / "summary.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("earlier", "told"), [(None, "step 5: it is enough."), ("it is enough. Signaling Trainer to stop.", None)]
+)
+def test_the_reason_of_an_earlier_part_is_not_told_again(earlier, told, caplog):
+    """A callback restores it with its state."""
+    caplog.set_level("INFO")
+    stopper = SimpleNamespace(stopping_reason_message=earlier)
+    trainer = SimpleNamespace(callbacks=[stopper], global_step=5, should_stop=True)
+    diagnostics = Diagnostics()
+    diagnostics.on_fit_start(trainer, None)
+    stopper.stopping_reason_message = "it is enough. Signaling Trainer to stop."
+    with patch.object(diagnostics, "_write") as written:
+        diagnostics.on_fit_end(trainer, None)
+    written.assert_called_once_with(trainer, told)
+    assert ("Stopped early" in caplog.text) == (told is not None)

@@ -81,6 +81,10 @@ class ContinuedCSV(CSVLogger, Journal):
                 json.dumps(describe_metrics(getattr(model, "validation_metrics", {})), indent=2) + "\n"
             )
 
+    @rank_zero_only
+    def log_hyperparams(self, params: Any = None) -> None:
+        """Do nothing: config.yaml of the run has the settings, where Lightning would write a second file."""
+
     def position(self) -> int:
         return cast(_Rows, self.experiment).rows if is_first_rank() else 0
 

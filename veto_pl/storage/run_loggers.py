@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -75,9 +76,9 @@ class RunLoggers:
     def with_metrics(self, loggers: Iterable[Logger]) -> list[Logger]:
         """Return the loggers, and one that writes `metrics.csv` into the run's folder if none of them does."""
         given = list(loggers)
-        own = self._folder.resolve()
+        own = os.path.abspath(self._folder)  # `resolve` would look at a folder that may have an impossible name
         files = [one for one in given if isinstance(one, ContinuedCSV)]
-        elsewhere = [one for one in files if Path(one.log_dir).resolve() != own]
+        elsewhere = [one for one in files if os.path.abspath(one.log_dir) != own]
         for one in elsewhere:
             one.journal = f"{METRICS} in {one.log_dir}"
         return given if len(files) > len(elsewhere) else [*given, MetricsFile(str(self._folder))]
@@ -115,9 +116,9 @@ def _key(kind: type[Any], seen: Counter[str]) -> str:
 
 
 def _read_ids(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        return {}
     try:
+        if not path.is_file():
+            return {}
         found = json.loads(path.read_text(encoding="utf-8"))
         return {str(name): str(value) for name, value in found.items()}
     except (ValueError, AttributeError, OSError) as error:
