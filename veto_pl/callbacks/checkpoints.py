@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from veto_pl.callbacks.before_others import BeforeOthers
+from veto_pl.callbacks.monitors import name_with
 from veto_pl.callbacks.signals import Signals
 from veto_pl.core.mistakes import check_number
 from veto_pl.data import PromptDataModule
@@ -75,7 +76,7 @@ class Checkpoints(ModelCheckpoint):
         if kept > 0 and monitor is None:
             raise ConfigurationError(f"`Checkpoints.save_top_k` needs a `monitor` that tells the best, got {kept}.")
         if monitor is not None and best.get("filename") is None and best.get("auto_insert_metric_name", True):
-            best |= {"filename": _name_with(monitor), "auto_insert_metric_name": False}
+            best |= {"filename": name_with(monitor), "auto_insert_metric_name": False}
         super().__init__(
             monitor=monitor, save_top_k=kept, save_last=False, every_n_train_steps=every_n_train_steps, **best
         )
@@ -318,9 +319,3 @@ class Checkpoints(ModelCheckpoint):
         recover(self._last)
         requeued = trainer._checkpoint_connector._hpc_resume_path if SLURMEnvironment.detect() else None
         return super()._find_last_checkpoints(trainer) | ({requeued} if requeued else set())
-
-
-def _name_with(monitor: str) -> str:
-    """Return a name of checkpoint files with the value of a metric, whose own name may have slashes."""
-    short = monitor.rpartition("/")[2]
-    return f"epoch={{epoch}}-step={{step}}-{short}={{{monitor}:.4f}}"

@@ -122,7 +122,7 @@ def of_the_callbacks(setup: RunSetup) -> Iterator[Mistake]:
 
 def _as_given(callback: Callback, name: str) -> Any:
     """Return a number of a callback as it was given; `EarlyStopping` turns `min_delta` round where less is better."""
-    value = getattr(callback, name, None)
+    value: Any = getattr(callback, name, None)
     turned = name == "min_delta" and getattr(callback, "mode", "max") == "min" and isinstance(value, int | float)
     return -value if turned else value
 

@@ -116,7 +116,8 @@ def _base_names(node: ast.ClassDef) -> Iterator[str]:
 
 def _members(node: ast.ClassDef) -> tuple[frozenset[str], frozenset[str]]:
     """Return what a class defines, and its abstract methods."""
-    defined, abstract = set(), set()
+    defined: set[str] = set()
+    abstract: set[str] = set()
     for part in node.body:
         if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef):
             decorators = {ast.unparse(one).rpartition(".")[2] for one in part.decorator_list}
