@@ -52,8 +52,7 @@ class Checkpoints(ModelCheckpoint):
         save_last: keep `last.ckpt`.
         on_failed_save: what follows where it cannot be written, on a full disk for instance: `warn` and go on with the
             old one in place, or `stop`.
-        best: settings of Lightning's `ModelCheckpoint`, for the best ones. Without a `filename` theirs have epoch, step
-            and the value of the monitor, as in `epoch=2-step=60-accuracy=0.9531.ckpt`.
+        best: settings of Lightning's `ModelCheckpoint`, for the best ones; by default their name tells the monitor.
 
     Raises:
         ConfigurationError: a number out of range, or best checkpoints without a `monitor`.
