@@ -65,7 +65,7 @@ def test_the_rows_that_caused_it_are_named(case, tmp_path):
     assert {row["step"] for row in rows} == {2}
     assert all(row["not_finite"] == BLAME[case] for row in rows)
     (said,) = run["said"]
-    assert said.startswith("Step 1 was left out")
+    assert said.startswith("Step 2 was left out")
     assert str(tmp_path / FAULTS) in said
     if case == "backbone":
         assert [row["row"] for row in rows] == [4, 5, 6, 7], "no row is to blame, so all are listed"
