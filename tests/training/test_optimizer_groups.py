@@ -260,3 +260,23 @@ def test_the_bare_name_is_known(config, write):
     load_plugins()
     cli = VetoCLI(["--config", write({key: config[key] for key in ("model", "data")})], run=False)
     assert cli.config["model"]["optimizer"]["class_path"] == "veto_pl.training.optimizer_groups.OptimizerGroups"
+
+
+@pytest.mark.slow
+def test_bitsandbytes_itself_keeps_its_bytes_in_a_group():
+    """Where it is installed: a state in 8 bits beside one of AdamW's, saved and read."""
+    optim = pytest.importorskip("bitsandbytes").optim
+    bytewise = ParameterGroup(names="mlp.*weight", optimizer=partial(optim.AdamW8bit, lr=0.01, min_8bit_size=16))
+    named = weights()
+    optimizer = grouped(named, [bytewise])
+    give_gradients(named, 0)
+    optimizer.step()
+    again = {name: nn.Parameter(weight.detach().clone()) for name, weight in named.items()}
+    other = grouped(again, [bytewise])
+    other.load_state_dict(deepcopy(optimizer.state_dict()))
+    for of in (named, again):
+        give_gradients(of, 1)
+    optimizer.step()
+    other.step()
+    assert other.state[again["model.layers.0.mlp.up_proj.weight"]]["state1"].dtype == torch.uint8
+    assert all(torch.equal(weight, again[name]) for name, weight in named.items())

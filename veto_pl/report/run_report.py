@@ -80,10 +80,11 @@ def _ends(curve: Curve | None, quantity: Quantity) -> Cell:
 
 
 def _charts(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Return the pictures, of what changed, of times, and of what stayed as it was; none that would be empty."""
+    """Return the pictures, of what changed (validations first), of times, and of what did not change; no empty one."""
     curves = {run.name: run.curves() for run in runs}
     charts: dict[str, list[str]] = {"charts": [], "times": [], "constants": []}
-    for quantity in (quantity for quantity in _quantities(runs) if quantity.group != _TEST):
+    logged = [quantity for quantity in _quantities(runs) if quantity.group != _TEST]
+    for quantity in sorted(logged, key=lambda quantity: quantity.group != "validation"):
         series = {name: [columns.get(quantity.column, Curve())] for name, columns in curves.items()}
         scaled = {name: [curve.scaled(quantity.factor) for curve in own] for name, own in series.items()}
         drawn = [curve for own in scaled.values() for curve in own if not curve.is_empty]
