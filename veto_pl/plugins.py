@@ -94,7 +94,12 @@ def first_line(docstring: str) -> str:
     return re.sub(r":math:`(.*?)`", r"\1", docstring.partition("\n")[0]).replace("`", "")
 
 
-def paper(docstring: str | None) -> str:
+def paper(cls: type) -> str:
+    """Return the arXiv identifier that a class's docstring refers to, or an empty string."""
+    return paper_in(cls.__doc__)
+
+
+def paper_in(docstring: str | None) -> str:
     """Return the arXiv identifier that a docstring refers to, or an empty string."""
     _, _, references = (docstring or "").partition("References:")
     match = re.search(r"arXiv (\d{4}\.\d{4,5})", references)

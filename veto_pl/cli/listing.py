@@ -10,7 +10,7 @@ from rich.table import Table
 
 from veto_pl.cli.class_index import PACKAGE, SEAM_NAMES, ClassIndex
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.plugins import GROUP, announced, first_line, load_plugins, paper, summary
+from veto_pl.plugins import GROUP, announced, first_line, load_plugins, paper, paper_in, summary
 
 Row = tuple[str, str, str, str]
 """Name, paper, summary and module of a class."""
@@ -39,7 +39,7 @@ def source_rows(index: ClassIndex) -> Callable[[str], list[Row]]:
 
     def rows(name: str) -> list[Row]:
         found = [one for base in SEAM_NAMES[name] for one in index.of_seam(base)]
-        return [(one.name, paper(one.own_doc), first_line(index.doc(one)), one.module) for one in found]
+        return [(one.name, paper_in(one.own_doc), first_line(index.doc(one)), one.module) for one in found]
 
     return rows
 
@@ -51,7 +51,7 @@ def imported_rows(name: str) -> list[Row]:
 
     load_plugins()
     found: Iterable[type[Any]] = [cls for seam in SEAMS[name] for cls in available(seam)]
-    return [(cls.__name__, paper(cls.__doc__), summary(cls), cls.__module__) for cls in found]
+    return [(cls.__name__, paper(cls), summary(cls), cls.__module__) for cls in found]
 
 
 def _table(name: str, rows: Iterable[Row]) -> Table:
