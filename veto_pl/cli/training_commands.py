@@ -6,3 +6,5 @@ SUMMARIES = {
     "test": "Measure a student on the test rows, and write its answers.",
     "predict": "Write what a student answers to the test rows.",
 }
+TRAINING = tuple(SUMMARIES)
+"""Their names."""

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from veto_pl.cli.streams import hide_noise, lasting_output
-from veto_pl.cli.training_commands import SUMMARIES
+from veto_pl.cli.training_commands import TRAINING
 from veto_pl.commands.parsers import OWN, commands, print_help
 from veto_pl.core.mistakes import did_you_mean, shorten
 from veto_pl.exceptions import ConfigurationError, VetoError
@@ -18,7 +18,7 @@ INTERRUPTED = 128 + 2
 
 def _refusal(given: Sequence[str]) -> ConfigurationError:
     """Return the error for a command that is missing or unknown."""
-    known = (*commands(), *SUMMARIES)
+    known = (*commands(), *TRAINING)
     shown_name = f"`{shorten(given[0])}`" if given else "no command"
     remedy = (did_you_mean(given[0], known) if given else "") or "`veto-pl --help` explains them."
     return ConfigurationError(f"given {shown_name}, expected one of {', '.join(sorted(known))}. {remedy}")
@@ -53,7 +53,7 @@ def _call(given: list[str]) -> None:
     name = given[0] if given else ""
     if name in ("-h", "--help"):
         print_help()
-    elif name in SUMMARIES or name.startswith("-"):
+    elif name in TRAINING or name.startswith("-"):
         from veto_pl.cli.build import VetoCLI
 
         load_plugins()
