@@ -31,6 +31,7 @@ from veto_pl.rollouts import DecodeLoop, FromStudent
 from veto_pl.seams import Models, Objective, PromptBatch, RolloutSource, Stat, Step, Writing
 from veto_pl.training.evaluation import Evaluation
 from veto_pl.training.normalisation import GradientLedger
+from veto_pl.training.optimizer_groups import make_optimizer
 
 SCORING = ("teacher's scoring", "teacher's scoring")
 UPDATE = ("student's forward", "loss head")
@@ -175,7 +176,7 @@ class _Simulation:
     def _first_step(self) -> int:
         """Take a first step, so that the optimizer's state exists before the observed one. Return its bytes."""
         with Observation() as first:
-            self.optimizer = _optimizer(self.module, self.trained, self.setting.accelerator)
+            self.optimizer = _optimizer(self.module, self.student, self.trained, self.setting.accelerator)
             for parameter in self.trained:
                 parameter.grad = torch.empty_like(parameter)
                 first.mark_gradient(parameter)
@@ -292,9 +293,12 @@ class _Simulation:
         Evaluation(cast(PromptBatch, None), written, cast(Generations, None), self.models).update(metrics)
 
 
-def _optimizer(module: DistillationModule, trained: list[nn.Parameter], accelerator: bool) -> Optimizer:
+def _optimizer(
+    module: DistillationModule, student: nn.Module, trained: list[nn.Parameter], accelerator: bool
+) -> Optimizer:
     """Return the run's optimizer; on an accelerator it updates all weights at once (`foreach`) by default."""
-    optimizer = module.optimizer(trained)
+    names = {id(weight): f"student.{name}" for name, weight in student.named_parameters()}
+    optimizer = make_optimizer(module.optimizer, [(names[id(weight)], weight) for weight in trained])
     for group in optimizer.param_groups:
         if accelerator and "foreach" in group and group["foreach"] is None and not group.get("fused"):
             group["foreach"] = True
