@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.chat_tokenizers import CHATML, TEMPLATES, chat_tokenizer
-from veto_pl.checks import Setup, check
+from veto_pl.checks import RunSetup, check
 from veto_pl.data import Chat, ChatTemplate, Collator, PlainTemplate, PromptDataModule, TemplateMixture
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.module import DistillationModule
@@ -467,7 +467,7 @@ def module_of(objective):
 )
 def test_what_cannot_work_is_said_before_anything_is_loaded(rows, task, template, objective, message):
     data = PromptDataModule(Chat(train=rows, **task), template)
-    setup = Setup(module_of(objective), data, {"max_steps": 1})
+    setup = RunSetup(module_of(objective), data, {"max_steps": 1})
     mistakes = [str(mistake) for mistake in data.task.requirements(setup, "data.task")]
     assert bool(mistakes) == (message is not None)
     if message is not None:
