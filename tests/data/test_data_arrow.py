@@ -445,7 +445,7 @@ def test_a_validation_file_without_rows_is_named(tmp_path, tokenizer, write_rows
 @pytest.mark.parametrize("name", ["train", "validation", "test"])
 @pytest.mark.parametrize("path", ["", " "])
 def test_a_path_without_a_name_is_refused(name, path):
-    with pytest.raises(ConfigurationError, match=rf"`JsonLines\.{name}` expected the path of a JSON Lines file, got"):
+    with pytest.raises(ConfigurationError, match=rf"`JsonLines\.{name}` expected the path of a file of rows, got"):
         JsonLines(**{"train": "rows.jsonl", name: path})
 
 
