@@ -21,7 +21,7 @@ from veto_pl.core.part import Part
 from veto_pl.data.collate import Encoded
 from veto_pl.data.splits import check_sizes
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.training.headroom import WRITERS, Headroom, HeadroomProbe
+from veto_pl.training.headroom_probe import WRITERS, Headroom, HeadroomProbe
 
 STUDENT, TEACHER, BEHIND = WRITERS
 MEANINGS = {
