@@ -13,7 +13,6 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
-from torch.optim import Optimizer
 
 from veto_pl.core.memory import remembers
 from veto_pl.core.nested import changed, inside
@@ -23,7 +22,7 @@ from veto_pl.metrics import TokenMetric
 from veto_pl.metrics.generations import Generations
 from veto_pl.module import DistillationModule
 from veto_pl.parts.contexts import read_alike
-from veto_pl.planning.as_accelerator import as_on_an_accelerator
+from veto_pl.planning.as_accelerator import as_on_an_accelerator, optimizer_of
 from veto_pl.planning.observation import Observation, Phase
 from veto_pl.planning.rollout import Lengths, completed, roll_out
 from veto_pl.planning.shape_models import SAMPLE_ROWS, Weights, phases_of, skeletons, without_storage
@@ -31,7 +30,6 @@ from veto_pl.rollouts import DecodeLoop, FromStudent
 from veto_pl.seams import Models, Objective, PromptBatch, RolloutSource, Stat, Step, Writing
 from veto_pl.training.evaluation import Evaluation
 from veto_pl.training.normalisation import GradientLedger
-from veto_pl.training.optimizer_groups import make_optimizer
 
 SCORING = ("teacher's scoring", "teacher's scoring")
 UPDATE = ("student's forward", "loss head")
@@ -176,7 +174,7 @@ class _Simulation:
     def _first_step(self) -> int:
         """Take a first step, so that the optimizer's state exists before the observed one. Return its bytes."""
         with Observation() as first:
-            self.optimizer = _optimizer(self.module, self.student, self.trained, self.setting.accelerator)
+            self.optimizer = optimizer_of(self.module, self.student, self.setting.accelerator)
             for parameter in self.trained:
                 parameter.grad = torch.empty_like(parameter)
                 first.mark_gradient(parameter)
@@ -291,18 +289,6 @@ class _Simulation:
         written = completed(source, prompts, lengths)
         self.observation.expect(written.input_ids.shape, lengths.prompt)
         Evaluation(cast(PromptBatch, None), written, cast(Generations, None), self.models).update(metrics)
-
-
-def _optimizer(
-    module: DistillationModule, student: nn.Module, trained: list[nn.Parameter], accelerator: bool
-) -> Optimizer:
-    """Return the run's optimizer; on an accelerator it updates all weights at once (`foreach`) by default."""
-    names = {id(weight): f"student.{name}" for name, weight in student.named_parameters()}
-    optimizer = make_optimizer(module.optimizer, [(names[id(weight)], weight) for weight in trained])
-    for group in optimizer.param_groups:
-        if accelerator and "foreach" in group and group["foreach"] is None and not group.get("fused"):
-            group["foreach"] = True
-    return optimizer
 
 
 def _with_chunks(objective: Objective, chunk_rows: int | None) -> Objective:
