@@ -18,6 +18,7 @@ from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric
 from veto_pl.metrics.rollout_numbers import rollout_numbers
 from veto_pl.models.assemble import load_models, load_tokenizer
 from veto_pl.models.blueprint import BLUEPRINT, student_files
+from veto_pl.models.given import as_source, as_tokenizer
 from veto_pl.models.randomness import global_draws
 from veto_pl.models.trainable import check_not_compiled
 from veto_pl.parts.schedules import Constant, scheduled_values
@@ -33,6 +34,7 @@ from veto_pl.seams import (
     Step,
     TokenizerSource,
 )
+from veto_pl.training.adapter_checkpoints import ADAPTER, adapter_entry, check_base, leave_out_bases
 from veto_pl.training.clock import PhaseClock
 from veto_pl.training.evaluation import Evaluation, compute_all, validation_metrics
 from veto_pl.training.fsdp import FullyShard
@@ -45,6 +47,9 @@ from veto_pl.training.window_rollouts import WindowRollouts
 
 class DistillationModule(HostedModule, OptimizedModule):
     """Trains a student by an objective, and validates by letting it answer.
+
+    A model may be a `ModelSource`, a path or hub id, or a model of transformers in memory (`InMemory`); a tokenizer
+    likewise.
 
     Args:
         objective: which tokens to train on, and the loss.
@@ -85,6 +90,12 @@ class DistillationModule(HostedModule, OptimizedModule):
         roll_out_window: bool = True,
     ) -> None:
         super().__init__(optimizer, lr_schedule)
+        student = as_source(student, "model.student")
+        teacher, reference = (
+            None if source is None else as_source(source, f"model.{role}").resolved(student)
+            for role, source in (("teacher", teacher), ("reference", reference))
+        )
+        tokenizer = None if tokenizer is None else as_tokenizer(tokenizer, "model.tokenizer")
         for role, needed, source in (
             ("teacher", objective.needs_teacher, teacher),
             ("reference", objective.needs_reference, reference),
@@ -138,6 +149,7 @@ class DistillationModule(HostedModule, OptimizedModule):
             self.student = self.models.student.train()
             if self.teacher_source is not None and self.teacher_source.moves:
                 self.teacher = self.models.teacher
+            leave_out_bases(self)
         for model in (self.models.teacher, self.models.reference):
             if model is not None and model.shards is None and strategy is not None:
                 model.to(strategy.root_device)
@@ -226,12 +238,14 @@ class DistillationModule(HostedModule, OptimizedModule):
         steps.
         """
         checkpoint[BLUEPRINT] = student_files(self.student.model, self.tokenizer, self.template)
+        checkpoint[ADAPTER] = adapter_entry(self.student, self.student_source)
         checkpoint["veto_pl_config"] = self.run_config
         checkpoint["veto_pl_memories"] = self._models.memories.states()
         checkpoint["veto_pl_skipped_in_a_row"] = self._non_finite.in_a_row
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the memories, go on counting the steps that are skipped in a row, and note the checkpoint's step."""
+        check_base(self.student, checkpoint.get(ADAPTER))
         self._loaded_step = checkpoint.get("global_step")
         self._models.memories.restore(checkpoint.get("veto_pl_memories", []))
         self._non_finite.in_a_row = checkpoint.get("veto_pl_skipped_in_a_row", 0)

@@ -42,6 +42,8 @@ def _export(arguments: Sequence[str]) -> None:
         "--config", type=local_path, help="of the run, for a checkpoint that does not describe its student"
     )
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that belongs to the model")
+    parser.add_argument("--adapter", choices=("merged", "separate"), default="merged",
+                        help="how a student with an adapter is written (default: merged)")  # fmt: skip
     given = parser.parse_args(arguments)
     load_plugins()  # they may have registered architectures
     from veto_pl.commands.export import export_checkpoint
@@ -51,7 +53,10 @@ def _export(arguments: Sequence[str]) -> None:
     check_files(arguments)
     config = None if given.config is None else given.config.read_text(encoding="utf-8")
     with data_error_if_unwritten(f"The export `{given.folder}`"):
-        print(export_checkpoint(given.checkpoint, given.folder, config, trust_remote_code=given.trust_remote_code))
+        done = export_checkpoint(
+            given.checkpoint, given.folder, config, trust_remote_code=given.trust_remote_code, adapter=given.adapter
+        )
+        print(done)
 
 
 def _report(arguments: Sequence[str]) -> None:
