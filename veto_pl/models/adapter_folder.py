@@ -35,11 +35,13 @@ class AdapterFiles:
         adapter: the adapter's weights by their names in the model.
         place: keyword arguments of `from_pretrained` for a base on the hub; None where it is written beside.
         base: the weights of a base that is written beside.
+        unquantised: the source of a base that is written beside as it was before it was quantised.
     """
 
     adapter: Mapping[str, Tensor]
     place: Mapping[str, Any] | None
     base: Mapping[str, Tensor]
+    unquantised: ModelSource | None = None
 
 
 def collect(student: LanguageModel, source: ModelSource | None) -> AdapterFiles:
@@ -50,21 +52,24 @@ def collect(student: LanguageModel, source: ModelSource | None) -> AdapterFiles:
         source: of the student, which knows whether its base is on the hub.
 
     Raises:
-        ConfigurationError: the base is quantised and not on the hub.
+        ConfigurationError: the base is quantised, and nobody knows what it was before.
     """
     base = None if source is None else source.frozen_base
     place = None if base is None else base.published()
-    if place is None and quantisation(student.model.config) is not None:
+    packed = quantisation(student.model.config) is not None
+    before = base.unquantised() if packed and base is not None else None
+    if packed and before is None and place is None:
         raise ConfigurationError(
-            "The base is quantised and no model of the hub, so its weights as they were before are not known to the "
-            "export, and an adapter alone would be of use nowhere. Export it merged (`export.adapter: merged`)."
+            "The base was quantised before it was stored, and is no model of the hub, so the export cannot write it "
+            "beside the adapter. Export it merged (`export.adapter: merged`)."
         )
     names = adapter_names(student.model)
     with resharded(student):
         state = student.model.state_dict()
         adapter = {name: whole(state[name].detach()).cpu() for name in state if name in names}
-    weights = {} if place is not None else {n: w.cpu() for n, w in whole_weights(without_adapter(student))}
-    return AdapterFiles(adapter, place, weights)
+    beside = place is None and not packed
+    weights = {name: w.cpu() for name, w in whole_weights(without_adapter(student))} if beside else {}
+    return AdapterFiles(adapter, place, weights, None if place is not None else before)
 
 
 def write_adapter(student: LanguageModel, files: AdapterFiles, folder: Path) -> None:
@@ -83,7 +88,9 @@ def write_adapter(student: LanguageModel, files: AdapterFiles, folder: Path) -> 
     named = get_peft_model_state_dict(network, dict(files.adapter), _name_of(network), save_embedding_layers=False)
     whole_names = {f"base_model.model.{name}": weight.contiguous() for name, weight in named.items()}
     save_file(whole_names, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    if files.place is None:
+    if files.unquantised is not None:
+        files.unquantised.load().save_pretrained(folder / BASE)
+    elif files.place is None:
         twin = without_adapter(student).model
         twin.save_pretrained(folder / BASE, state_dict=dict(files.base))
 

@@ -21,6 +21,7 @@ from veto_pl.models.model_card import LoadedAdapter, model_card
 from veto_pl.models.probes import probe_logits
 from veto_pl.models.read_back import check_read_back
 from veto_pl.models.sharding import full_weights
+from veto_pl.models.trainable import quantisation
 from veto_pl.seams import LanguageModel
 from veto_pl.storage.atomic import replacing
 from veto_pl.storage.checksums import SUMS, read_sums, sha256_of, write_sums
@@ -94,10 +95,24 @@ def export_student(
             loading = None if files is None else LoadedAdapter.of(student.model, files.place)
             card = model_card(tokenizer, config, Path(folder).resolve().name, loading)
             (new / "README.md").write_text(card, encoding="utf-8")
-            check_read_back(student, expected, new, files and (lambda: read_adapter(new, files, student)))
+            read = files and (lambda: read_adapter(new, files, student))
+            check_read_back(student, expected, new, read, _remedy(student, separate=separate))
             paths = [path for path in new.rglob("*") if path.is_file()]
             write_sums(new, {path.relative_to(new).as_posix(): sha256_of(path) for path in paths})
     return Path(folder)
+
+
+def _remedy(student: LanguageModel, *, separate: bool) -> str:
+    if not is_adapted(student.model):
+        return "Its class writes other weights than it computes with."
+    if separate:
+        return "Export it merged (`export.adapter: merged`)."
+    if quantisation(student.model.config) is not None:
+        return (
+            "Its quantised layers compute otherwise than the numbers that their weights stand for, as those of 8 bits "
+            "do. Export the adapter apart (`export.adapter: separate`)."
+        )
+    return "Its layers are merged otherwise than they compute. Export the adapter apart (`export.adapter: separate`)."
 
 
 def _plain_weights(student: LanguageModel) -> dict[str, Tensor]:

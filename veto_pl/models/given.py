@@ -148,7 +148,7 @@ def named_place(kind: object, given: object) -> Mapping[str, Any] | None:
     owner = {ModelSource: Pretrained, TokenizerSource: PretrainedTokenizer}.get(kind)  # type: ignore[call-overload]
     if owner is None or not isinstance(given, str) or not _is_place(given):
         return None
-    return {"class_path": f"{owner.__module__}.{owner.__qualname__}", "init_args": {"path": given}}
+    return {"class_path": f"veto_pl.models.{owner.__name__}", "init_args": {"path": given}}
 
 
 def _is_place(text: str) -> bool:

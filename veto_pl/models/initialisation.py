@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -113,6 +113,10 @@ class Pruned(ModelSource):
     @property
     def own_tokenizer(self) -> PreTrainedTokenizerBase | None:
         return self.source.own_tokenizer
+
+    def unquantised(self) -> ModelSource | None:
+        source = self.source.unquantised()
+        return None if source is None else replace(self, source=source)
 
     def config(self) -> PretrainedConfig:
         config = self.source.config()

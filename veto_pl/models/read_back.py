@@ -25,10 +25,16 @@ if TYPE_CHECKING:
 HALF = (torch.bfloat16, torch.float16)
 FINE, COARSE = 1e-3, 5e-2
 """Allowed differences of logits, as shares of the largest: in float32, and where half precision takes part."""
+COARSE_KL = 5e-3
+"""Or, where half precision takes part, this KL in nats per token."""
 
 
 def check_read_back(
-    student: LanguageModel, expected: Tensor, folder: Path, read: Callable[[], PreTrainedModel] | None = None
+    student: LanguageModel,
+    expected: Tensor,
+    folder: Path,
+    read: Callable[[], PreTrainedModel] | None = None,
+    remedy: str = "Its class writes other weights than it computes with.",
 ) -> None:
     """Read an export and compare its logits with the student's.
 
@@ -40,6 +46,7 @@ def check_read_back(
         expected: its logits, by `probe_logits`.
         folder: of the export.
         read: reads it; by default as any model folder is read.
+        remedy: what to do where it is another model.
 
     Raises:
         ConfigurationError: it cannot be read, or is another model.
@@ -58,19 +65,19 @@ def check_read_back(
         except VetoError as error:
             raise ConfigurationError(f"{told} {error}") from error
         logits = probe_logits(found)
-    _compare(logits, expected, COARSE if _is_coarse(student) or found.model.dtype in HALF else FINE)
+    _compare(logits, expected, remedy, coarse=_is_coarse(student) or found.model.dtype in HALF)
 
 
-def _compare(logits: Tensor, expected: Tensor, tolerance: float) -> None:
+def _compare(logits: Tensor, expected: Tensor, remedy: str, *, coarse: bool) -> None:
     difference = float((logits - expected).nan_to_num(nan=0.0).abs().max())
     size = float(expected.nan_to_num(neginf=0.0).abs().max())
-    if difference > tolerance * size:
-        logp, other = expected.log_softmax(-1), logits.log_softmax(-1)
-        gap = float((logp.exp() * (logp - other)).sum(-1).mean())
+    logp, other = expected.log_softmax(-1), logits.log_softmax(-1)
+    gap = float((logp.exp() * (logp - other).nan_to_num(nan=0.0)).sum(-1).mean())
+    near = difference <= (COARSE if coarse else FINE) * size or (coarse and abs(gap) <= COARSE_KL)
+    if not near:
         raise ConfigurationError(
             f"The export is another model than the trained student: read again, its logits differ by up to "
-            f"{difference:.2g} (KL {gap:.2g} nats per token), so it was not kept. Export it with `export.adapter: "
-            "merged` if it has an adapter; else its class writes other weights than it computes with."
+            f"{difference:.2g} (KL {gap:.2g} nats per token), so it was not kept. {remedy}"
         )
 
 

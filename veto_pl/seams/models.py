@@ -144,6 +144,10 @@ class ModelSource(Part, ABC):
         """
         return None
 
+    def unquantised(self) -> ModelSource | None:
+        """Return the source of the same model before it was quantised; None where this source quantises nothing."""
+        return None
+
     def resolved(self, student: ModelSource) -> ModelSource:
         """Return this source in a run with a student of another source; by default, as it is."""
         return self
