@@ -15,7 +15,7 @@ from veto_pl import DistillationModule, PromptDataModule
 from veto_pl.callbacks import ExtrapolationMonitor
 from veto_pl.data import ExactMatch, JsonLines
 from veto_pl.data.sampler import RankSampler
-from veto_pl.models import CharacterTokenizer, Pretrained
+from veto_pl.models import CharacterTokenizer, Lora, MovingAverage, Pretrained, StudentBase
 from veto_pl.models.sharding import full_weights
 from veto_pl.objectives import (
     OPD,
@@ -68,6 +68,13 @@ OBJECTIVES = FAMILY | {
     "Veto, no token": Veto(rollout=EvenOnly(SAMPLED)),
     "Veto, no row": Veto(rollout=EvenOnly(SAMPLED, drop=True)),
 }
+LORA = Lora(tiny_source(), rank=2, dora=True, seed=3)
+ADAPTED = {
+    "adapter": (LORA, tiny_source(seed=1)),
+    "adapter and its base": (LORA, StudentBase()),
+    "adapter and its average": (LORA, MovingAverage(LORA, decay=0.5)),
+}
+"""Students with an adapter, and their teachers."""
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
@@ -170,6 +177,8 @@ def train_all(folder: str, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _sources(folder: str, source: str | dict[str, Any]) -> tuple[Any, Any]:
     if source == "untied":
         return tiny_source(tie_word_embeddings=False), tiny_source(seed=1, tie_word_embeddings=False)
+    if isinstance(source, str) and source in ADAPTED:
+        return ADAPTED[source]
     if isinstance(source, str):
         return tiny_source(source), tiny_source(seed=1)
     return tuple(Pretrained(str(Path(folder, role)), **source) for role in ("student", "teacher"))

@@ -68,8 +68,8 @@ def _copied(module: nn.Module, of: Put, *, own: bool) -> nn.Module:
     """Return the copy of a module; one that was made anew for its place, and a bare layer, is taken as it is."""
     if not own or (not module._modules and (module._parameters or module._buffers)):
         return module
-    twin = copy.copy(module)
-    twin.__class__ = module.__class__  # FSDP2 makes the plain class of its own
+    twin: nn.Module = object.__new__(type(module))  # not `copy.copy`, by which FSDP2 makes the plain class of its own
+    twin.__dict__.update(vars(module))
     twin.__dict__["_modules"] = {name: None if one is None else of(one) for name, one in module._modules.items()}
     for name, value in vars(module).items():
         if isinstance(value, MethodType) and value.__self__ is module:
