@@ -117,7 +117,7 @@ class Lora(ModelSource):
         from peft import LoraConfig, inject_adapter_in_model
         from peft.tuners.tuners_utils import cast_adapter_dtype
 
-        self._check_names(model)
+        self._check_targets(model)
         settings = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
@@ -125,7 +125,7 @@ class Lora(ModelSource):
             use_dora=self.dora,
             use_rslora=self.rank_stabilised,
             target_modules=self.targets if isinstance(self.targets, str) else [*self.targets],
-            modules_to_save=[*self.modules_to_save] or None,
+            modules_to_save=_full_names("modules_to_save", self.modules_to_save, model) or None,
             fan_in_fan_out=_has_transposed(model),
             task_type="CAUSAL_LM",
         )
@@ -134,23 +134,32 @@ class Lora(ModelSource):
             cast_adapter_dtype(model, "default")
         return model
 
-    def _check_names(self, model: nn.Module) -> None:
+    def _check_targets(self, model: nn.Module) -> None:
         """Raise `ConfigurationError` for a name that no module has; peft leaves such a one out without a word."""
-        names = [name for name, _ in model.named_modules() if name]
-        if isinstance(self.targets, str):
-            pattern = _compiled(self.targets)
-            if self.targets != ALL and not any(pattern.fullmatch(name) for name in names):
-                raise ConfigurationError(
-                    f"`Lora.targets` is the expression `{self.targets}`, which matches the whole name of no layer. The "
-                    f"names are like `{_linear_names(model)[0]}`; a list of names is written in brackets."
-                )
-        given = {"targets": () if isinstance(self.targets, str) else self.targets, "modules_to_save": self.modules_to_save}
-        for setting, wanted in given.items():
-            for name in wanted:
-                if not any(known == name or known.endswith(f".{name}") for known in names):
-                    ends = sorted({known.rpartition(".")[2] for known in (_linear_names(model) or names)})
-                    hint = did_you_mean(name, ends) or f"There are: {', '.join(ends)}."
-                    raise ConfigurationError(f"`Lora.{setting}` names `{name}`, which no module has. {hint}")
+        if not isinstance(self.targets, str):
+            _full_names("targets", self.targets, model)
+            return
+        pattern = _compiled(self.targets)
+        if self.targets != ALL and not any(pattern.fullmatch(name) for name, _ in model.named_modules()):
+            raise ConfigurationError(
+                f"`Lora.targets` is the expression `{self.targets}`, which matches the whole name of no layer. The "
+                f"names are like `{_linear_names(model)[0]}`; a list of names is written in brackets."
+            )
+
+
+def _full_names(setting: str, wanted: Iterable[str], model: nn.Module) -> list[str]:
+    """Return the names of the modules whose names end so; raise `ConfigurationError` where none does.
+
+    peft would also take `input_layernorm` for one that ends with `norm`.
+    """
+    known = [name for name, _ in model.named_modules() if name]
+    found = {end: [name for name in known if name == end or name.endswith(f".{end}")] for end in wanted}
+    for end, names in found.items():
+        if not names:
+            ends = sorted({name.rpartition(".")[2] for name in (_linear_names(model) or known)})
+            hint = did_you_mean(end, ends) or f"There are: {', '.join(ends)}."
+            raise ConfigurationError(f"`Lora.{setting}` names `{end}`, which no module has. {hint}")
+    return [name for names in found.values() for name in names]
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
