@@ -21,7 +21,8 @@ Put = Callable[[nn.Module], nn.Module]
 def without_adapter(model: LanguageModel) -> LanguageModel:
     """Return the model as it is without its adapter, from the same weights; it takes no memory for them."""
     twin = _twin(model, base_layer)
-    vars(twin.model).pop("peft_config", None)
+    for mark in ("peft_config", "_hf_peft_config_loaded"):  # what peft and transformers know an adapter by
+        vars(twin.model).pop(mark, None)
     return _apart(twin)
 
 
