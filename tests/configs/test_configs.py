@@ -46,7 +46,9 @@ def parsed_parameters(module):
 def test_every_config_is_covered():
     covered = {f"debug/{n}.yaml" for n in [*FILES, *SHARED]} | {f"quickstart/{n}.yaml" for n in [*QUICKSTART, "base"]}
     covered |= {f"recipes/paper/{n}.yaml" for n in [*TASKS, "base", "bfloat16_weights", "humaneval", "teacher"]}
-    covered |= {"recipes/smollm2_gsm8k.yaml"} | {f"recipes/methods/{name}.yaml" for name in METHODS}
+    covered |= {"recipes/smollm2_gsm8k.yaml", "recipes/smollm2_lora.yaml"} | {
+        f"recipes/methods/{name}.yaml" for name in METHODS
+    }
     covered |= {f"strategy/{name}.yaml" for name in STRATEGIES}
     covered |= {str(p.relative_to(CONFIGS)) for p in [*COMPARED, *STUDIES]}
     assert {str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml")} == covered
@@ -223,6 +225,13 @@ def test_the_smollm2_recipe_parses():
     assert cli.model.student_source.drop_layers == (24, 25, 26)
 
 
+def test_the_smollm2_recipe_with_an_adapter_parses():
+    cli = build("recipes/smollm2_gsm8k.yaml", "recipes/smollm2_lora.yaml")
+    student = cli.model.student_source
+    assert student.source.source == cli.model.teacher_source
+    assert (student.rank, student.targets) == (16, "all-linear")
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     """The folder and the log of a debug run that nothing stops, run when it is first asked for."""
@@ -271,8 +280,9 @@ def test_memories_see_a_validation_that_was_cut_short(tmp_path):
     assert debug_run("distillm", tmp_path / "stopped", *options) == expected
 
 
-REMEMBERING = ("distillm", "minillm", "replay", "sdft", "sum", "veto")
-"""Memories of two kinds, a mixture, a teacher that follows, several terms, a schedule; the others go on as these do."""
+REMEMBERING = ("distillm", "lora", "minillm", "replay", "sdft", "sum", "veto")
+"""Memories of two kinds, an adapter, a mixture, a teacher that follows, several terms, a schedule; the others go on as
+these do."""
 GOING_ON = [
     pytest.param(name, marks=[group, *([] if name in REMEMBERING else [pytest.mark.slow])])
     for name, group in ((name, pytest.mark.xdist_group(f"debug {name}")) for name in DEBUG)

@@ -71,9 +71,7 @@ def test_a_separate_adapter_names_no_place_of_this_machine(tmp_path):
     export_student(student, TOKENIZER, None, tmp_path / "out", adapter="separate", source=Lora(tiny_source()))
     settings = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == "./base"
-    assert str(tmp_path) not in "".join(
-        path.read_text(errors="replace") for path in (tmp_path / "out").rglob("*.json")
-    )
+    assert str(tmp_path) not in "".join(path.read_text(errors="replace") for path in (tmp_path / "out").rglob("*.json"))
     with pytest.raises(OSError, match=r"\./base"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
@@ -83,19 +81,27 @@ def test_a_base_on_the_hub_is_named_and_not_copied(tmp_path):
     tiny_source().load().save_pretrained(tmp_path / "cache")
     real = Pretrained._location
     at_hub = {"pretrained_model_name_or_path": str(tmp_path / "cache"), "revision": None}
-    cached = lambda source: at_hub if source.path == "someone/model" else real(source)
+
+    def cached(source):
+        return at_hub if source.path == "someone/model" else real(source)
+
     source = Lora(Pretrained("someone/model", revision="abc"))
     assert source.source.published() == {"pretrained_model_name_or_path": "someone/model", "revision": "abc"}
     assert Pruned(source.source, drop_layers=(0,)).published() is None
-    with patch.object(Pretrained, "_location", cached), patch.object(
-        Pretrained, "published", lambda self: {"pretrained_model_name_or_path": "someone/model", "revision": "abc"}
+    with (
+        patch.object(Pretrained, "_location", cached),
+        patch.object(
+            Pretrained, "published", lambda self: {"pretrained_model_name_or_path": "someone/model", "revision": "abc"}
+        ),
     ):
         student = adapted(source=source.source)
         export_student(student, TOKENIZER, None, tmp_path / "out", adapter="separate", source=source)
     assert not (tmp_path / "out" / BASE).exists()
     settings = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (settings["base_model_name_or_path"], settings["revision"]) == ("someone/model", "abc")
-    assert 'from_pretrained("someone/model", revision="abc", dtype="float32")' in (tmp_path / "out/README.md").read_text()
+    assert (
+        'from_pretrained("someone/model", revision="abc", dtype="float32")' in (tmp_path / "out/README.md").read_text()
+    )
 
 
 @pytest.mark.parametrize("form", ["merged", "separate"])
@@ -106,14 +112,17 @@ def test_what_is_not_the_student_is_not_kept(form, tmp_path):
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
 
     def without_adapter(model, rounding=None):
-        for name, weight in whole_weights(load_student(tiny_source(seed=0), TOKENIZER)):
-            yield name, weight
+        return whole_weights(load_student(tiny_source(), TOKENIZER))
+
+    def of_another(model, rounding=None):
+        return whole_weights(load_student(tiny_source(seed=9), TOKENIZER))
 
     place = "export_folder" if form == "merged" else "adapter_folder"
-    other = lambda model, rounding=None: whole_weights(load_student(tiny_source(seed=9), TOKENIZER))
     with (
-        patch(f"veto_pl.models.{place}.whole_weights", without_adapter if form == "merged" else other),
-        pytest.raises(ConfigurationError, match=r"another model than the trained student.* \(KL .* nats.*`export.adapter:"),
+        patch(f"veto_pl.models.{place}.whole_weights", without_adapter if form == "merged" else of_another),
+        pytest.raises(
+            ConfigurationError, match=r"another model than the trained student.* \(KL .* nats.*`export.adapter:"
+        ),
     ):
         export_student(student, TOKENIZER, None, tmp_path / "out", adapter=form, source=source)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from veto_pl.cli.build import built_from
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.models.assemble import load_student
 from veto_pl.models.adapters import adapter_names, is_adapted
+from veto_pl.models.assemble import load_student
 from veto_pl.models.blueprint import BLUEPRINT, rebuild_student, rebuild_tokenizer, with_run_template
 from veto_pl.models.described import rebuilt
 from veto_pl.models.export_folder import STUDENT_PREFIX, AdapterForm, check_folder, export_student

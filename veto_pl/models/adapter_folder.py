@@ -116,7 +116,7 @@ def read_adapter(folder: Path, files: AdapterFiles, student: LanguageModel) -> P
 def as_settings(quantization_config: Any) -> dict[str, Any]:
     """Return the settings of a quantisation as plain values."""
     plain = quantization_config if isinstance(quantization_config, Mapping) else quantization_config.to_dict()
-    return {name: value for name, value in plain.items() if not name.startswith("_")}
+    return {name: getattr(value, "value", value) for name, value in plain.items() if not name.startswith("_")}
 
 
 def _name_of(network: Any) -> str:

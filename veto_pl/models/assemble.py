@@ -99,10 +99,9 @@ def load_models(
     check_full_precision(student)
     trained = load("student", student).train()
     check_numbers(trained)
-    frozen = {
-        role: (source.beside(trained) or load(role, source)).requires_grad_(False).eval() for role, source in given.items()
-    }
-    _check_apart(trained, frozen)
+    loaded = {role: source.beside(trained) or load(role, source) for role, source in given.items()}
+    _check_apart(trained, loaded)
+    frozen = {role: model.requires_grad_(False).eval() for role, model in loaded.items()}
     if teacher is not None:
         # Its tokenizer is not kept, but what ends its texts is.
         model, its_own = frozen["teacher"].model, own.get("teacher", tokenizer)

@@ -25,7 +25,7 @@ def described(source: ModelSource) -> dict[str, Any] | None:
     if type(source) is not KNOWN.get(type(source).__name__):
         return None
     settings: dict[str, Any] = {}
-    for field in fields(source):
+    for field in fields(KNOWN[type(source).__name__]):
         value = getattr(source, field.name)
         if isinstance(value, ModelSource):
             value = described(value)

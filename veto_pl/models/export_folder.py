@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -95,7 +96,7 @@ def export_student(
             loading = None if files is None else LoadedAdapter.of(student.model, files.place)
             card = model_card(tokenizer, config, Path(folder).resolve().name, loading)
             (new / "README.md").write_text(card, encoding="utf-8")
-            read = files and (lambda: read_adapter(new, files, student))
+            read = None if files is None else partial(read_adapter, new, files, student)
             check_read_back(student, expected, new, read, _remedy(student, separate=separate))
             paths = [path for path in new.rglob("*") if path.is_file()]
             write_sums(new, {path.relative_to(new).as_posix(): sha256_of(path) for path in paths})

@@ -58,7 +58,7 @@ class InMemory(ModelSource):
 
     @property
     def own_tokenizer(self) -> PreTrainedTokenizerBase | None:
-        return None if self.tokenizer is None else as_tokenizer(self.tokenizer, "InMemory.tokenizer").load()  # type: ignore[union-attr]
+        return None if self.tokenizer is None else as_tokenizer(self.tokenizer, "InMemory.tokenizer").load()
 
     def config(self) -> PretrainedConfig:
         return copy.deepcopy(self.model.config)
@@ -75,10 +75,10 @@ class InMemory(ModelSource):
                 stacklevel=2,
             )
         _given_at[self.model] = version
-        return self.model  # type: ignore[no-any-return]
+        return self.model
 
     def skeleton(self) -> PreTrainedModel:
-        return type(self.model)(self.config())  # type: ignore[no-any-return]
+        return type(self.model)(self.config())
 
     def end_ids(self) -> tuple[int, ...]:
         settings = self.model.generation_config if self.model.can_generate() else self.model.config
@@ -96,7 +96,7 @@ class InMemoryTokenizer(TokenizerSource):
     tokenizer: Any
 
     def load(self) -> PreTrainedTokenizerBase:
-        return copy.deepcopy(self.tokenizer)  # type: ignore[no-any-return]
+        return copy.deepcopy(self.tokenizer)
 
 
 def as_source(given: Any, setting: str, *, copied: bool = False) -> ModelSource:
@@ -145,7 +145,8 @@ def named_place(kind: object, given: object) -> Mapping[str, Any] | None:
         kind: the annotation of the setting.
         given: its value.
     """
-    owner = {ModelSource: Pretrained, TokenizerSource: PretrainedTokenizer}.get(kind)  # type: ignore[call-overload]
+    places: dict[Any, type] = {ModelSource: Pretrained, TokenizerSource: PretrainedTokenizer}
+    owner = places.get(kind)
     if owner is None or not isinstance(given, str) or not _is_place(given):
         return None
     return {"class_path": f"veto_pl.models.{owner.__name__}", "init_args": {"path": given}}
@@ -163,4 +164,8 @@ def _refused(given: Any, setting: str, expected: str) -> ConfigurationError:
 
 
 def _shown(given: Any) -> str:
-    return f"the class `{given.__name__}`" if isinstance(given, type) else f"`{shorten(given, 60)}` ({type(given).__name__})"
+    return (
+        f"the class `{given.__name__}`"
+        if isinstance(given, type)
+        else f"`{shorten(given, 60)}` ({type(given).__name__})"
+    )

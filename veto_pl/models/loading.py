@@ -71,8 +71,9 @@ class Pretrained(ModelSource):
         object.__setattr__(self, "path", expand_home(self.path))
         if "://" in self.path:
             raise ConfigurationError(
-                f"`Pretrained.path` must be a folder or a hub id, got the address `{self.path[:100]}`. A teacher behind a "
-                "server scores rollouts: wrap the objective's rollout in `ServedTeacher`, and set no `model.teacher`."
+                f"`Pretrained.path` must be a folder or a hub id, got the address `{self.path[:100]}`. A teacher "
+                "behind a server scores rollouts: wrap the objective's rollout in `ServedTeacher`, and set no "
+                "`model.teacher`."
             )
 
     def requirements(self, setup: Setup, path: str) -> Iterable[Mistake]:

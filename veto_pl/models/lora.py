@@ -15,7 +15,7 @@ from veto_pl.core.extras import require_extra
 from veto_pl.core.mistakes import Mistake, did_you_mean
 from veto_pl.core.part import Setup
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.models.adapters import is_adapted
+from veto_pl.models.adapters import adapter_config, is_adapted
 from veto_pl.models.given import as_source
 from veto_pl.models.reading import prefixed_errors, source_errors
 from veto_pl.seams import ModelSource
@@ -40,8 +40,8 @@ class Lora(ModelSource):
 
     Args:
         source: the model; it may be quantised (QLoRA).
-        targets: the layers that get an adapter: `all-linear` (all but the head), a list of the ends of their names, such
-            as `[q_proj, v_proj]`, or a regular expression that matches whole names, such as `.*layers\.[0-9]\..*_proj`.
+        targets: the layers that get an adapter: `all-linear` (all but the head), a list of the ends of their names,
+            such as `[q_proj, v_proj]`, or a regular expression of whole names, such as `.*layers\.1\..*_proj`.
         rank: r.
         alpha: as in the formula.
         dropout: of what an adapter reads, in training.
@@ -197,14 +197,21 @@ def _read_adapter(model: PreTrainedModel, place: str) -> None:
     with source_errors(place, "adapter", "a folder, or a hub id that can be reached, with an adapter of peft"):
         stored = LoraConfig.from_pretrained(place)
         weights = load_peft_weights(place, device="cpu")
-    own: Any = model.peft_config["default"]  # type: ignore[attr-defined]
-    differing = [name for name in ("r", "lora_alpha", "use_dora", "use_rslora") if getattr(stored, name) != getattr(own, name)]
+    own = adapter_config(model)
+    differing = [
+        name for name in ("r", "lora_alpha", "use_dora", "use_rslora") if getattr(stored, name) != getattr(own, name)
+    ]
     if differing:
         said = ", ".join(f"{name} {getattr(stored, name)} instead of {getattr(own, name)}" for name in differing)
-        raise ConfigurationError(f"The adapter in `{place}` has other settings than `Lora`: {said}. Give `Lora` the same.")
+        raise ConfigurationError(
+            f"The adapter in `{place}` has other settings than `Lora`: {said}. Give `Lora` the same."
+        )
     plain = {name.removeprefix("base_model.model."): value for name, value in weights.items()}
     found = set_peft_model_state_dict(model, plain)
-    wrong = [*found.unexpected_keys, *(name for name in found.missing_keys if "lora_" in name or "modules_to_save" in name)]
+    wrong = [
+        *found.unexpected_keys,
+        *(name for name in found.missing_keys if "lora_" in name or "modules_to_save" in name),
+    ]
     if wrong:
         raise ConfigurationError(
             f"The adapter in `{place}` has not the layers that `Lora` names: {len(wrong)} weights differ, for instance "

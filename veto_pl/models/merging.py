@@ -89,9 +89,7 @@ def _stored(network: nn.Module) -> list[tuple[str, Tensor]]:
     return [*network.named_parameters(), *buffers]
 
 
-def _weights_of(
-    module: nn.Module, dtype: torch.dtype, rounding: Rounding | None
-) -> Iterator[tuple[str, Any, Tensor]]:
+def _weights_of(module: nn.Module, dtype: torch.dtype, rounding: Rounding | None) -> Iterator[tuple[str, Any, Tensor]]:
     """Yield the local name of each weight of one plain module, what it is known by, and its value."""
     if (trained := trained_copy(module)) is not None:
         for name, weight in _stored(trained):
@@ -124,8 +122,13 @@ def is_quantised(module: nn.Module) -> bool:
 def _dequantised(module: nn.Module) -> Tensor:
     from peft.utils.integrations import dequantize_module_weight
 
-    weight: Tensor = dequantize_module_weight(module)
-    return weight.detach()
+    weight, state = module._parameters["weight"], getattr(module, "state", None)
+    scale = getattr(state, "SCB", None)
+    scale = getattr(weight, "SCB", None) if scale is None else scale
+    if scale is not None and weight is not None:  # 8 bits: peft would leave the layer unable to run on a CPU
+        return weight.data.float() * scale.view(-1, 1) / 127
+    number: Tensor = dequantize_module_weight(module)
+    return number.detach()
 
 
 def _merged(layer: nn.Module, dtype: torch.dtype, rounding: Rounding | None) -> dict[str, Tensor]:
@@ -140,7 +143,7 @@ def _merged(layer: nn.Module, dtype: torch.dtype, rounding: Rounding | None) -> 
         layer._modules["base_layer"] = stand_in
         try:
             # Layers around quantised weights would quantise the sum again.
-            (Linear.merge if packed else type(layer).merge)(layer)
+            (Linear if packed else cast(Any, type(layer))).merge(layer)
         finally:
             layer._modules["base_layer"] = base
             cast(Any, layer).merged_adapters.clear()

@@ -75,7 +75,9 @@ class LoadedAdapter:
         names, place = ["AutoModelForCausalLM", "AutoTokenizer", "pipeline"], f'"{title}/base"'
         if self.place is not None:
             revision = self.place.get("revision")
-            place = f'"{self.place["pretrained_model_name_or_path"]}"' + (f', revision="{revision}"' if revision else "")
+            place = f'"{self.place["pretrained_model_name_or_path"]}"' + (
+                f', revision="{revision}"' if revision else ""
+            )
         place += f', dtype="{self.dtype.removeprefix("torch.")}"'
         if self.quantization is not None:
             names.append(self.quantization[0])

@@ -31,10 +31,14 @@ def quantization(settings: Mapping[str, Any]) -> Any:
         name = "bitsandbytes_8bit" if given.get("load_in_8bit") else "bitsandbytes_4bit"
     cls = AUTO_QUANTIZATION_CONFIG_MAPPING.get(name)
     if cls is None:
-        known = sorted(set(AUTO_QUANTIZATION_CONFIG_MAPPING) - {"bitsandbytes_4bit", "bitsandbytes_8bit"} | {"bitsandbytes"})
+        known = sorted(
+            set(AUTO_QUANTIZATION_CONFIG_MAPPING) - {"bitsandbytes_4bit", "bitsandbytes_8bit"} | {"bitsandbytes"}
+        )
         hint = did_you_mean(method, known) or f"There are: {', '.join(known)}."
-        raise ConfigurationError(f"`Pretrained.quantization_config` has the `quant_method` `{method}`, which transformers "
-                                 f"does not have. {hint}")  # fmt: skip
+        raise ConfigurationError(
+            f"`Pretrained.quantization_config` has the `quant_method` `{method}`, which transformers does not have. "
+            f"{hint}"
+        )
     taken = [p for p in inspect.signature(cls.__init__).parameters if p not in ("self", "kwargs")]
     for setting in given:  # a name that it does not know it would leave out without a word
         if setting not in taken:

@@ -172,7 +172,9 @@ def _without_padding(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
     """Yield name and value of each weight, embeddings and head without their padding rows. Collective."""
     network = model.model
     ends = (network.get_input_embeddings(), network.get_output_embeddings())
-    cut = {f"{name}.{weight}" for name, part in network.named_modules() if part in ends for weight in ("weight", "bias")}
+    cut = {
+        f"{name}.{weight}" for name, part in network.named_modules() if part in ends for weight in ("weight", "bias")
+    }
     for name, value in whole_weights(model):
         yield name, value[: model.vocab_size] if name in cut else value
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.models.adapters import adapter_names, is_adapted, plain_modules
+from veto_pl.models.adapters import adapter_names, is_adapted
 from veto_pl.models.described import described
 from veto_pl.models.sharding import local_part, resharded
 
@@ -23,12 +24,17 @@ ADAPTER = "veto_pl_adapter"
 """The key under which a checkpoint says what its adapter belongs to; None for a student that is trained whole."""
 
 
+_sums: WeakKeyDictionary[nn.Module, dict[str, int]] = WeakKeyDictionary()
+"""By student: the sums over its base, which stays as it is."""
+
+
 def leave_out_bases(module: LightningModule) -> None:
     """Leave the bases of models with adapters out of the module's state, and do not miss them when one is read."""
+    networks = {role: getattr(model, "model", None) for role, model in module.named_children()}
     kept = {
-        role: {f"{role}.model.{name}" for name in adapter_names(model.model)}
-        for role, model in module.named_children()
-        if is_adapted(getattr(model, "model", model))
+        role: {f"{role}.model.{name}" for name in adapter_names(network)}
+        for role, network in networks.items()
+        if isinstance(network, nn.Module) and is_adapted(network)
     }
 
     def is_left_out(name: str, prefix: str = "") -> bool:
@@ -44,8 +50,8 @@ def leave_out_bases(module: LightningModule) -> None:
         problems.missing_keys[:] = [name for name in problems.missing_keys if not is_left_out(name)]
 
     if kept:
-        module.register_state_dict_post_hook(drop)
-        module.register_load_state_dict_post_hook(forgive)
+        module.register_state_dict_post_hook(drop)  # type: ignore[no-untyped-call]
+        module.register_load_state_dict_post_hook(forgive)  # type: ignore[no-untyped-call]
 
 
 def adapter_entry(student: LanguageModel, source: ModelSource) -> dict[str, Any] | None:
@@ -81,8 +87,8 @@ def check_base(student: LanguageModel, entry: Any) -> None:
     differing = [name for name in sorted(stored.keys() | own.keys()) if stored.get(name) != own.get(name)]
     if differing:
         raise ConfigurationError(
-            f"The adapter of the checkpoint was trained beside other weights: {len(differing)} of {len(own)} weights of "
-            f"the base differ, for instance `{differing[0]}`. Name the base of its run, in the same `dtype`."
+            f"The adapter of the checkpoint was trained beside other weights: {len(differing)} of {len(own)} weights "
+            f"of the base differ, for instance `{differing[0]}`. Name the base of its run, in the same `dtype`."
         )
 
 
@@ -91,6 +97,12 @@ def _base_sums(student: LanguageModel) -> dict[str, int]:
 
     Quantised weights are left out: how they are packed depends on the device.
     """
+    if student not in _sums:
+        _sums[student] = _find_sums(student)
+    return _sums[student]
+
+
+def _find_sums(student: LanguageModel) -> dict[str, int]:
     kept = adapter_names(student.model)
     with resharded(student), torch.no_grad():
         frozen = [(name, weight) for name, weight in student.model.named_parameters() if name not in kept]
