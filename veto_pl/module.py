@@ -13,12 +13,11 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 from transformers import PreTrainedTokenizerBase
 
-from veto_pl.exceptions import ConfigurationError
 from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric
 from veto_pl.metrics.rollout_numbers import rollout_numbers
 from veto_pl.models.assemble import load_models, load_tokenizer
 from veto_pl.models.blueprint import BLUEPRINT, student_files
-from veto_pl.models.given import as_source, as_tokenizer
+from veto_pl.models.given import as_tokenizer, sources_of
 from veto_pl.models.randomness import global_draws
 from veto_pl.models.trainable import check_not_compiled
 from veto_pl.parts.schedules import Constant, scheduled_values
@@ -38,7 +37,7 @@ from veto_pl.training.adapter_checkpoints import ADAPTER, adapter_entry, check_b
 from veto_pl.training.clock import PhaseClock
 from veto_pl.training.evaluation import Evaluation, compute_all, validation_metrics
 from veto_pl.training.fsdp import FullyShard
-from veto_pl.training.hosted import HostedModule
+from veto_pl.training.hosted import HostedModule, check_models
 from veto_pl.training.nonfinite import NonFiniteSteps
 from veto_pl.training.optimizers import OptimizedModule, default_optimizer
 from veto_pl.training.window import ClosedWindow, Window
@@ -90,25 +89,13 @@ class DistillationModule(HostedModule, OptimizedModule):
         roll_out_window: bool = True,
     ) -> None:
         super().__init__(optimizer, lr_schedule)
-        student = as_source(student, "model.student")
-        teacher, reference = (
-            None if source is None else as_source(source, f"model.{role}").resolved(student)
-            for role, source in (("teacher", teacher), ("reference", reference))
-        )
-        tokenizer = None if tokenizer is None else as_tokenizer(tokenizer, "model.tokenizer")
-        for role, needed, source in (
-            ("teacher", objective.needs_teacher, teacher),
-            ("reference", objective.needs_reference, reference),
-        ):
-            if needed and source is None:
-                raise ConfigurationError(
-                    f"`{type(objective).__name__}` needs a {role}, but `model.{role}` is not set. Name one there."
-                )
+        student, teacher, reference = sources_of(student, teacher, reference)
+        check_models(objective, teacher=teacher, reference=reference)
         self.objective = objective
         self.student_source = student
         self.teacher_source = teacher
         self.reference_source = reference
-        self.tokenizer_source = tokenizer
+        self.tokenizer_source = None if tokenizer is None else as_tokenizer(tokenizer, "model.tokenizer")
         self.evaluation = evaluation
         self.evaluation_engine = evaluation_engine
         self.seed = seed

@@ -119,6 +119,16 @@ def as_source(given: Any, setting: str, *, copied: bool = False) -> ModelSource:
     raise _refused(given, setting, "a `ModelSource`, a path, a hub id, or a model of transformers")
 
 
+def sources_of(
+    student: Any, teacher: Any, reference: Any
+) -> tuple[ModelSource, ModelSource | None, ModelSource | None]:
+    """Return the sources of the models of a run, each given in any way; teacher and reference know the student's."""
+    trained = as_source(student, "model.student")
+    roles = {"model.teacher": teacher, "model.reference": reference}
+    given = [None if one is None else as_source(one, path).resolved(trained) for path, one in roles.items()]
+    return trained, given[0], given[1]
+
+
 def as_tokenizer(given: Any, setting: str) -> TokenizerSource:
     """Return the source of a tokenizer that may be given as one, as a path or hub id, or as an object of transformers.
 
