@@ -76,7 +76,12 @@ def test_a_run_that_has_spent_its_budget_does_no_further_step(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "budget", [["--budget.steps=4"], ["--budget.steps=4", "--trainer.max_steps=4"], ["--budget.tokens=200"]]
+    "budget",
+    [
+        ["--budget.tokens=200"],
+        pytest.param(["--budget.steps=4"], marks=pytest.mark.slow),
+        pytest.param(["--budget.steps=4", "--trainer.max_steps=4"], marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_that_was_stopped_in_its_last_validation_makes_up_for_it(tmp_path, monkeypatch, budget):
     options = [*budget, "--trainer.val_check_interval=2"]

@@ -120,7 +120,7 @@ def _optional(path):
 
 
 @given(st.sampled_from(SETTINGS), st.sampled_from(HOSTILE))
-@settings(max_examples=24, **RUNS)
+@settings(max_examples=10, **RUNS)
 def test_a_number_is_refused_by_path_and_value_or_meant(outcome, path, value):
     judge(path, value, outcome(path, value))
 

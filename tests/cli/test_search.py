@@ -14,6 +14,7 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.models import CharacterTokenizer
 from veto_pl.objectives import SFT
 from veto_pl.parts.schedules import Linear
+from veto_pl.rollouts import Sampling
 from veto_pl.testing.tiny import tiny_source
 
 from .conftest import TINY_MODEL, WORDS
@@ -29,7 +30,13 @@ def parts(tmp_path):
     rows.write_text("".join(json.dumps({"prompt": f"{word}>", "completion": word[::-1]}) + "\n" for word in WORDS))
     task = JsonLines(train=str(rows), validation=str(rows))
     student = RandomWeights(**TINY_MODEL["init_args"])
-    module = DistillationModule(SFT(), student, tokenizer=CharacterTokenizer(">abc"), lr_schedule=Linear(1.0, 0.5))
+    module = DistillationModule(
+        SFT(),
+        student,
+        tokenizer=CharacterTokenizer(">abc"),
+        lr_schedule=Linear(1.0, 0.5),
+        evaluation=Sampling(max_new_tokens=4),
+    )
     return module, PromptDataModule(task, batch_size=2, max_prompt_tokens=8, max_completion_tokens=8)
 
 

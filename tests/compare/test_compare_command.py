@@ -17,7 +17,7 @@ from veto_pl.compare.execution import perform, prepare
 from veto_pl.compare.jobs import Job
 from veto_pl.exceptions import ConfigurationError, VetoError
 
-pytestmark = pytest.mark.xdist_group("compare")  # the fixture is dear
+pytestmark = pytest.mark.xdist_group("compare")  # the fixtures are dear
 
 ROOT = Path(__file__).parents[2]
 STUDY = f"""
@@ -43,6 +43,7 @@ evaluations:
 quantities: [greedy/forward_kl, sampled/pass@2]
 answers: 2
 """
+SHORT = STUDY.replace("seeds: [1, 2]", "seeds: [1]").replace("  Veto:\n", "  Veto:\n    search: false\n")
 COMMAND = [str(Path(sys.executable).with_name("veto-pl")), "compare", "study.yaml", "--out=out/a", "--workers=2"]
 
 
@@ -56,9 +57,9 @@ def done(folder, part=""):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def stopped(tmp_path_factory):
     """A study that was stopped in the middle by a signal, and gone on with."""
-    folder = tmp_path_factory.mktemp("study")
+    folder = tmp_path_factory.mktemp("stopped")
     (folder / "study.yaml").write_text(STUDY)
     stopped = start(folder)
     deadline = time.monotonic() + 900
@@ -77,30 +78,43 @@ def finished(tmp_path_factory):
     }
 
 
-def test_a_signal_stops_it_in_good_order(finished):
-    code, error = finished["stopped"]
+@pytest.mark.slow
+def test_a_signal_stops_it_in_good_order(stopped):
+    code, error = stopped["stopped"]
     assert code == 130
     assert error.strip().endswith("stopped. The same command goes on from here.")
     assert "Traceback" not in error
-    assert 5 <= len(finished["before"]) < 11  # three starts, four of the search, four trials
+    assert 5 <= len(stopped["before"]) < 11  # three starts, four of the search, four trials
 
 
-def test_the_same_command_goes_on_and_repeats_nothing(finished):
-    code, output, errors = finished["second"]
+@pytest.mark.slow
+def test_the_same_command_goes_on_and_repeats_nothing(stopped):
+    code, output, errors = stopped["second"]
     assert code == 0, errors
-    after = done(finished["folder"])
+    after = done(stopped["folder"])
     assert len(after) == 3 + 4 + 4
-    assert {path: after[path] for path in finished["before"]} == finished["before"]
+    assert {path: after[path] for path in stopped["before"]} == stopped["before"]
     assert "comparison.html" in output
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, local_ray):
+    """A study with a single run of each kind."""
+    folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("study.yaml").write_text(SHORT)
+        main(["compare", "study.yaml", "--out=out/a"])
+    return folder
+
+
 def test_the_results_hold_every_trial(finished):
-    folder = finished["folder"] / "out/a"
+    folder = finished / "out/a"
     page, table = (folder / "comparison.html").read_text(), (folder / "comparison.md").read_text()
     assert "fine-tuning" in table
-    assert "2 of 2" in table
+    assert "1 of 1" in table
     assert "a study" in page
-    values = json.loads((folder / "trials/Veto/seed-2/sampled/test.json").read_text())["metrics"]
+    values = json.loads((folder / "trials/Veto/seed-1/sampled/test.json").read_text())["metrics"]
     assert 0 <= values["pass@2"] <= 1
     assert not list(folder.glob("**/last*.ckpt"))
     assert not list(folder.glob("search/**/test.json"))  # the search never sees the test split
@@ -108,23 +122,23 @@ def test_the_results_hold_every_trial(finished):
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_repeated_trial_is_equal_to_the_bit_and_another_setting_is_run_anew(finished, monkeypatch, capsys):
-    monkeypatch.chdir(finished["folder"])
+    monkeypatch.chdir(finished)
     trial = Path("out/a/trials/Veto/seed-1")
     first = (trial / "greedy/answers.jsonl").read_bytes(), (trial / "greedy/test.json").read_bytes()
     (trial / "done.json").unlink()
     shutil.rmtree(trial / "greedy")
-    Path("study.yaml").write_text(STUDY.replace("answers: 2", "answers: 2\nconfidence: 0.9"))
+    Path("study.yaml").write_text(SHORT.replace("answers: 2", "answers: 2\nconfidence: 0.9"))
     main(["compare", "study.yaml", "--out=out/a"])
     assert "trials: 1 run, " in capsys.readouterr().out
     assert ((trial / "greedy/answers.jsonl").read_bytes(), (trial / "greedy/test.json").read_bytes()) == first
     main(["compare", "study.yaml", "--out=out/a", "--only_report", "--budget.steps=4"])
-    assert "0 of 2" in Path("out/a/comparison.md").read_text()
+    assert "0 of 1" in Path("out/a/comparison.md").read_text()
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_method_that_fails_is_reported_and_the_others_finish(finished, monkeypatch):
-    monkeypatch.chdir(finished["folder"])
-    broken = STUDY.replace(
+    monkeypatch.chdir(finished)
+    broken = SHORT.replace(
         "methods:", "methods:\n  broken: {settings: {data: {batch_size: -3}, model: {objective: {class_path: SFT}}}}"
     )
     Path("broken.yaml").write_text(broken)
@@ -133,10 +147,9 @@ def test_a_method_that_fails_is_reported_and_the_others_finish(finished, monkeyp
     failed = "3 failures in the comparison; broken, lr 0.001, seed 0: `data.batch_size`"
     assert failed in str(error.value)
     table = Path("out/a/comparison.md").read_text()
-    assert table.count("2 of 2") == 2
+    assert table.count("1 of 1") == 2
     assert "must be 1 or more, got -3" in table
-    for seed in (1, 2):
-        assert not Path(f"out/a/trials/broken/seed-{seed}").exists()
+    assert not Path("out/a/trials/broken/seed-1").exists()
     with pytest.raises(SystemExit, match=failed):
         main(["compare", "broken.yaml", "--out=out/a", "--only_report"])
     assert Path("out/a/comparison.md").read_text().count("must be 1 or more, got -3") == 2
@@ -144,33 +157,33 @@ def test_a_method_that_fails_is_reported_and_the_others_finish(finished, monkeyp
 
 @pytest.mark.usefixtures("local_ray")
 def test_what_no_run_has_and_a_search_without_values_are_named(finished, monkeypatch, capsys):
-    monkeypatch.chdir(finished["folder"])
-    Path("study.yaml").write_text(STUDY)
+    monkeypatch.chdir(finished)
+    Path("study.yaml").write_text(SHORT)
     main(["compare", "study.yaml", "--out=out/a", "--quantities=[greedy/acuracy]"])
     assert "no run has 'greedy/acuracy'" in capsys.readouterr().out
-    Path("study.yaml").write_text(STUDY.replace("metric: validation/forward_kl", "metric: validation/fkl"))
-    nothing = r"2 failures in .*; the search of fine-tuning: .* no run ended with a finite `validation/fkl`"
+    Path("study.yaml").write_text(SHORT.replace("metric: validation/forward_kl", "metric: validation/fkl"))
+    nothing = r"1 failure in .*; the search of fine-tuning: .* no run ended with a finite `validation/fkl`"
     with pytest.raises(SystemExit, match=nothing):
         main(["compare", "study.yaml", "--out=out/a"])
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_point_that_fails_is_reported_and_the_others_are_chosen_from(finished, monkeypatch, capsys):
-    monkeypatch.chdir(finished["folder"])
-    Path("points.yaml").write_text(STUDY.replace("[0.001, 0.01]", "[-1.0, 0.001, 0.01]"))
-    failed = r"2 failures in the comparison; fine-tuning, lr -1, seed 0: .*learning rate"
+    monkeypatch.chdir(finished)
+    Path("points.yaml").write_text(SHORT.replace("[0.001, 0.01]", "[-1.0, 0.001, 0.01]"))
+    failed = r"1 failure in the comparison; fine-tuning, lr -1, seed 0: .*learning rate"
     for more in ([], ["--only_report"]):
         with pytest.raises(SystemExit, match=failed):
             main(["compare", "points.yaml", "--out=out/a", *more])
         table = Path("out/a/comparison.md").read_text()
-        assert table.count("chosen of 2 (of 3, 1 has no score)") == 2
-        assert "Veto, lr -1, seed 0, failed: " in table
-        assert table.count("2 of 2") == 2
-    assert "search: 2 runs, 1 at a time" in capsys.readouterr().out.replace("2 at a time", "1 at a time")
+        assert table.count("chosen of 2 (of 3, 1 has no score)") == 1
+        assert "fine-tuning, lr -1, seed 0, failed: " in table
+        assert table.count("1 of 1") == 2
+    assert "search: 1 run, 1 at a time" in capsys.readouterr().out
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(finished, monkeypatch, capfd):
-    monkeypatch.chdir(finished["folder"])
+    monkeypatch.chdir(finished)
     Path("occupied").write_text("")
     with pytest.raises(SystemExit, match="`--out` expected a folder to write in, got `occupied/b`: Not a directory"):
         main(["compare", "study.yaml", "--out=occupied/b"])

@@ -246,10 +246,17 @@ def straight(tmp_path_factory):
     return run
 
 
-ONE_BY_ONE = [pytest.param(name, marks=pytest.mark.xdist_group(f"debug {name}")) for name in DEBUG]
+def one_by_one(*kept):
+    """The debug runs, all but those that are kept slow; the tests of one share a worker, which runs it once."""
+    return [
+        pytest.param(
+            name, marks=[pytest.mark.xdist_group(f"debug {name}"), *([] if name in kept else [pytest.mark.slow])]
+        )
+        for name in DEBUG
+    ]
 
 
-@pytest.mark.parametrize("name", ONE_BY_ONE)
+@pytest.mark.parametrize("name", one_by_one(*FILES))
 def test_debug_runs_reproduce_their_golden_losses(name, straight, request):
     """A change of a loss must be meant: run this file with `--update-golden`, and say why it moved."""
     folder, log = straight(name)
@@ -268,6 +275,7 @@ def test_debug_runs_reproduce_their_golden_losses(name, straight, request):
 EACH_STEP = ("--ckpt_path=last", "--trainer.val_check_interval=1", "--checkpoint.every_n_train_steps=1")
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("debug distillm")
 def test_memories_see_a_validation_that_was_cut_short(tmp_path):
     """It is made up for before the first rollout of the process that goes on."""
@@ -280,16 +288,7 @@ def test_memories_see_a_validation_that_was_cut_short(tmp_path):
     assert debug_run("distillm", tmp_path / "stopped", *options) == expected
 
 
-REMEMBERING = ("distillm", "lora", "minillm", "replay", "sdft", "sum", "veto")
-"""Memories of two kinds, an adapter, a mixture, a teacher that follows, several terms, a schedule; the others go on as
-these do."""
-GOING_ON = [
-    pytest.param(name, marks=[group, *([] if name in REMEMBERING else [pytest.mark.slow])])
-    for name, group in ((name, pytest.mark.xdist_group(f"debug {name}")) for name in DEBUG)
-]
-
-
-@pytest.mark.parametrize("name", GOING_ON)
+@pytest.mark.parametrize("name", one_by_one("distillm", "lora", "veto"))
 def test_debug_runs_that_were_stopped_go_on_exactly(name, straight, tmp_path):
     """To the bit: rollouts, memories, moving teachers and schedules included."""
     with stopped_at(4):

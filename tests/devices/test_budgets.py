@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.debug_runs import debug_run
+from tests.marks import fast
 from veto_pl.core.sampling import Sampling
 from veto_pl.models import CharacterTokenizer
 from veto_pl.models.assemble import load_models
@@ -121,9 +122,7 @@ def fitted(tmp_path, objective, accumulated, steps):
     return work
 
 
-@pytest.mark.parametrize(
-    "objective", ["veto", *(pytest.param(name, marks=pytest.mark.slow) for name in ("supervised_kd", "minillm"))]
-)
+@pytest.mark.parametrize("objective", fast(("veto", "supervised_kd", "minillm"), "veto"))
 def test_a_micro_batch_and_an_optimizer_step(objective, tmp_path):
     """Of a whole run with its callbacks; losses of the data set with all that comes before, added and coupled ones."""
     short, wide, long = (fitted(tmp_path, objective, *size) for size in ((2, 2), (3, 2), (2, 4)))

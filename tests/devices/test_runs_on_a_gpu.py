@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.debug_runs import DEBUG, arguments, debug_run, golden_losses, losses, stopped_at
+from tests.marks import fast
 from veto_pl.commands.main import main
 from veto_pl.seams import Step
 from veto_pl.testing.examples import first_examples
@@ -14,11 +15,6 @@ from veto_pl.testing.rows import beginning, tiny_prompts
 from veto_pl.testing.tiny import tiny_models
 
 ON_GPU = (f"--trainer.accelerator={PRETENDED}", f"--trainer.strategy={PRETENDED}")
-
-
-def fast(names, *kept):
-    """The names as parameters of a test; all but those that are kept are slow."""
-    return [pytest.param(name, marks=[] if name in kept else [pytest.mark.slow]) for name in names]
 
 
 @pytest.mark.parametrize("name", fast(DEBUG, "sum"))
@@ -30,7 +26,7 @@ def test_debug_runs_reproduce_the_golden_losses_of_the_cpu(name, tmp_path):
     assert (tmp_path / "export" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("name", fast(DEBUG, "veto"))
+@pytest.mark.parametrize("name", fast(DEBUG))
 def test_runs_are_deterministic_where_they_have_to_be(name, tmp_path):
     """No kernel that adds in any order; draws in whole numbers give the ids of the CPU."""
     try:
@@ -77,9 +73,10 @@ def test_every_objective_has_the_cpus_gradient(name):
 
 @pytest.mark.parametrize(
     ("first", "then"),
-    [pytest.param(ON_GPU, (), marks=pytest.mark.slow), pytest.param((), ON_GPU, marks=pytest.mark.slow), (ON_GPU,) * 2],
+    [(ON_GPU, ()), ((), ON_GPU), (ON_GPU, ON_GPU)],
     ids=["to the cpu", "from the cpu", "on a gpu"],
 )
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_on_either_device(first, then, tmp_path):
     """Memories of replay, optimizer and schedules travel by way of the checkpoint."""
     with stopped_at(4):
@@ -88,6 +85,7 @@ def test_a_run_that_was_stopped_goes_on_on_either_device(first, then, tmp_path):
     assert losses(log) == pytest.approx(golden_losses("distillm"), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_test_and_predict_answer_as_on_the_cpu(tmp_path):
     debug_run("veto", tmp_path / "fit", *ON_GPU)
     told = [*arguments("veto"), f"--ckpt_path={tmp_path}/fit/checkpoints/last.ckpt", "--model.metrics=null"]
@@ -111,6 +109,7 @@ def without_numbers(text):
     ]
 
 
+@pytest.mark.slow
 def test_training_from_a_stored_teacher_is_training_with_the_teacher(tmp_path):
     told = arguments("supervised_kd")
     main(["cache-teacher", *told, *ON_GPU, f"--out={tmp_path}/scores", "--k=55"])
@@ -144,9 +143,7 @@ OTHERWISE = {
 SHORT = ("--trainer.max_steps=3", "--trainer.limit_val_batches=0", "--export.folder=null")
 
 
-@pytest.mark.parametrize(
-    "name", fast(OTHERWISE, "transformers' generate", "accumulation of several terms", "stop strings")
-)
+@pytest.mark.parametrize("name", fast(OTHERWISE, "accumulation of several terms"))
 def test_other_settings_give_the_cpus_losses(name, tmp_path):
     run, *options = OTHERWISE[name]
     options += SHORT
@@ -154,6 +151,7 @@ def test_other_settings_give_the_cpus_losses(name, tmp_path):
     assert losses(debug_run(run, tmp_path / "gpu", *options, *ON_GPU)) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_an_export_is_loaded_there_and_recomputes_its_activations(tmp_path):
     debug_run("sft", tmp_path / "first", *ON_GPU)
     loaded = {"path": f"{tmp_path}/first/export", "gradient_checkpointing": True}
