@@ -1,14 +1,19 @@
 """Models quantised by the real bitsandbytes, on the CPU: teachers, and bases of adapters (QLoRA)."""
 
+import json
+import re
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from test_adapter_exports import divergence
 from test_adapters import TOKENIZER, adapted
 from transformers import AutoModelForCausalLM
 
 from veto_pl.checks.setup import Setup
+from veto_pl.commands.main import main
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models import Lora, Pretrained, Pruned, StudentBase
 from veto_pl.models.assemble import load_models, load_student
@@ -124,3 +129,27 @@ def test_a_quantised_student_says_how_it_can_be_trained(folder):
         load_student(source, TOKENIZER)
     assert source.unquantised() == Pretrained(folder)
     assert Pruned(source, keep_layers=(0,)).unquantised() == Pruned(Pretrained(folder), keep_layers=(0,))
+
+
+@pytest.mark.slow
+def test_the_command_tells_what_quantising_costs(folder, tmp_path, capsys):
+    texts = {"abc>": "cba", "de>": "ed"}
+    rows, config = tmp_path / "rows.jsonl", tmp_path / "config.yaml"
+    rows.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in texts.items()))
+    task = {"class_path": "JsonLines", "init_args": {"train": str(rows), "validation": str(rows)}}
+    teacher = {"class_path": "Pretrained", "init_args": {"path": folder, "quantization_config": NF4}}
+    model = {"objective": {"class_path": "SFT"}, "student": folder, "teacher": teacher}
+    data, trainer = {"task": task, "batch_size": 2}, {"accelerator": "cpu", "max_steps": 1}
+    config.write_text(yaml.safe_dump({"model": model, "data": data, "trainer": trainer}))
+    main(["quantised", "--config", str(config)])
+    said = re.search(r"teacher: KL\(full \|\| quantised\) (\S+) nats per token over 7 tokens", capsys.readouterr().out)
+    source, terms = Pretrained(folder), []
+    both = [one.load().eval() for one in (source, replace(source, quantization_config=NF4))]
+    for prompt, answer in texts.items():
+        ids = torch.tensor([[*TOKENIZER(prompt + answer)["input_ids"], TOKENIZER.eos_token_id]])
+        with torch.no_grad():
+            logp, other = (m(ids).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1) for m in both)
+        terms += (logp.exp() * (logp - other)).sum(-1).tolist()
+    assert float(said[1]) == pytest.approx(sum(terms) / len(terms), rel=1e-3)
+    with pytest.raises(SystemExit, match="quantises no model"):
+        main(["quantised", "--config", str(config), "--model.teacher=null"])

@@ -110,6 +110,20 @@ def _plan(arguments: Sequence[str]) -> None:
     print_plan(config, **vars(given))
 
 
+def _quantised(arguments: Sequence[str]) -> None:
+    """Measure how far the models that a configuration quantises are from what they were before.
+
+    Other options are those of `veto-pl fit`.
+    """
+    parser = _parser(_quantised)
+    parser.add_argument("--rows", type=int, default=16, help="validation rows that are read (default: 16)")
+    given, config = parser.parse_known_args(arguments)
+    load_plugins()
+    from veto_pl.commands.quantised import print_gaps
+
+    print_gaps(config, rows=given.rows)
+
+
 def _compare(arguments: Sequence[str]) -> None:
     """Run methods at equal budget over seeds, or go on with that, and write a page and a table.
 
@@ -166,6 +180,7 @@ OWN: dict[str, Command] = {
     "report": _report,
     "cache-teacher": _cache_teacher,
     "plan": _plan,
+    "quantised": _quantised,
     "compare": _compare,
     "judge": _judge,
     "explain": _explain,

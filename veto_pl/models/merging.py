@@ -126,8 +126,9 @@ def _dequantised(module: nn.Module) -> Tensor:
     scale = getattr(state, "SCB", None)
     scale = getattr(weight, "SCB", None) if scale is None else scale
     if scale is not None and weight is not None:  # 8 bits: peft would leave the layer unable to run on a CPU
-        return weight.data.float() * scale.view(-1, 1) / 127
-    number: Tensor = dequantize_module_weight(module)
+        number: Tensor = weight.data.float() * scale.view(-1, 1) / 127
+    else:
+        number = dequantize_module_weight(module)
     return number.detach()
 
 

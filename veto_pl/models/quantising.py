@@ -59,3 +59,17 @@ def check_quantization(settings: Mapping[str, Any]) -> None:
     if missing:
         extra = "pip install 'veto_pl[quantised]'" if method == "bitsandbytes" else f"pip install {' '.join(missing)}"
         raise ConfigurationError(f"A model quantised by {method} needs {' and '.join(missing)}: {extra}.")
+
+
+def packed_size(config: Any) -> float | None:
+    """Return the bytes that a number of a layer takes which bitsandbytes has quantised; None where it does not.
+
+    Four bits have a float32 for each 64 numbers, or with double quantisation a byte, and a float32 for 256 of these.
+    """
+    settings = getattr(config, "quantization_config", None) or {}
+    given = settings if isinstance(settings, Mapping) else settings.to_dict()
+    if given.get("load_in_8bit"):
+        return 1.0
+    if given.get("load_in_4bit"):
+        return 0.5 + ((1 + 4 / 256) / 64 if given.get("bnb_4bit_use_double_quant") else 4 / 64)
+    return None
