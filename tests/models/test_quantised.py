@@ -139,7 +139,9 @@ def test_the_command_tells_what_quantising_costs(folder, tmp_path, capsys):
     task = {"class_path": "JsonLines", "init_args": {"train": str(rows), "validation": str(rows)}}
     teacher = {"class_path": "Pretrained", "init_args": {"path": folder, "quantization_config": NF4}}
     model = {"objective": {"class_path": "SFT"}, "student": folder, "teacher": teacher}
-    data, trainer = {"task": task, "batch_size": 2}, {"accelerator": "cpu", "max_steps": 1}
+    model["evaluation"] = {"max_new_tokens": 8}
+    lengths = {"max_prompt_tokens": 8, "max_completion_tokens": 8}
+    data, trainer = {"task": task, "batch_size": 2, **lengths}, {"accelerator": "cpu", "max_steps": 1}
     config.write_text(yaml.safe_dump({"model": model, "data": data, "trainer": trainer}))
     main(["quantised", "--config", str(config)])
     said = re.search(r"teacher: KL\(full \|\| quantised\) (\S+) nats per token over 7 tokens", capsys.readouterr().out)

@@ -39,7 +39,6 @@ def test_only_the_adapter_has_gradients_and_state(lora):
     assert max(phase.gradients for phase in plan.phases.values()) == trained
     whole = planned(tiny_source(), tiny_source(seed=1))
     assert whole.student.trained == whole.student.bytes - 32, "all but the rotary frequencies"
-    assert plan.phases["loss head"].peak < whole.phases["loss head"].peak + trained
 
 
 def test_the_students_own_base_takes_no_memory():
