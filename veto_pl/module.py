@@ -123,6 +123,8 @@ class DistillationModule(HostedModule, OptimizedModule):
         check_not_compiled(self)
         strategy = None if self._trainer is None else self.trainer.strategy
         if self.models is None:
+            if strategy is not None and self.trainer.state.fn == TrainerFn.FITTING:
+                self.objective.before_loading(self.tokenizer)
             self.models = load_models(
                 self.student_source,
                 self.teacher_source,
@@ -238,6 +240,13 @@ class DistillationModule(HostedModule, OptimizedModule):
         self._non_finite.in_a_row = checkpoint.get("veto_pl_skipped_in_a_row", 0)
 
     @property
+    def answering_engine(self) -> Engine | None:
+        """What runs the student in evaluations: the engine that was named, or that of its rollouts, or None."""
+        writings = (writing for source in self.objective.sources for writing in source.writings())
+        of_rollout = (one.engine for one in writings if one.writers == ("student",) and one.engine is not None)
+        return self.evaluation_engine or next(of_rollout, None)
+
+    @property
     def steps_done(self) -> int:
         """The optimizer steps that made the student: the trainer's, or those of the checkpoint that is evaluated."""
         fitting = self.trainer.state.fn == TrainerFn.FITTING
@@ -295,10 +304,8 @@ class DistillationModule(HostedModule, OptimizedModule):
         self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in self.logged.items()})
 
     def _answers(self, batch: PromptBatch, batch_idx: int) -> Evaluation:
-        """Let the student answer, by the engine that was named or else by that of its rollouts."""
-        writings = (writing for source in self.objective.sources for writing in source.writings())
-        of_rollout = (one.engine for one in writings if one.writers == ("student",) and one.engine is not None)
-        engine = self.evaluation_engine or next(of_rollout, None)
+        """Let the student answer."""
+        engine = self.answering_engine
         return Evaluation.sample(batch, self._models, self.evaluation, self._step(batch_idx), engine)
 
     def _evaluate(self, batch: PromptBatch, batch_idx: int, prefix: str) -> dict[str, Evaluation]:

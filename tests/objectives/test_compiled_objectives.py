@@ -43,18 +43,18 @@ def test_every_objective_is_followed_by_the_compiler(objective):
 
 
 @pytest.mark.parametrize("schedule", [SCHEDULES[0], *(pytest.param(s, marks=pytest.mark.slow) for s in SCHEDULES[1:])])
-def test_a_run_compiles_a_scheduled_target_a_few_times_and_no_more(schedule):
+def test_a_run_compiles_a_scheduled_target_once(schedule):
     torch._dynamo.utils.counters.clear()
     models, objective = models_of("llama"), Veto(beta=schedule, chunk_rows=3, compile=True)
     rollouts = {objective.rollout: written(models, 0)}
-    for index in range(12):
-        step = Step(index, 12)
+    for index in range(20):
+        step = Step(index, 20)
         losses = [
             part.loss(rollouts, models, step).terms["loss"].total
             for part in (objective, replace(objective, compile=False))
         ]
         torch.testing.assert_close(*losses)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 def test_chunk_rows_and_compile_reach_the_terms_of_a_composed_objective():

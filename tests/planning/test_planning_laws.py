@@ -10,13 +10,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.planning.conftest import VOCABULARY, llama, module, on_policy, part, planned
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.objectives import GKD, SFT, VOPD, DistiLLM2, MiniLLM, Phases, SeqKD, Sum, SupervisedKD, UniOPD
+from veto_pl.objectives import GKD, SFT, VOPD, DistiLLM2, MiniLLM, Phases, SeqKD, Sum, SupervisedKD, UniOPD, Veto
 from veto_pl.parts.schedules import Linear
 from veto_pl.planning.observation import Observation
 from veto_pl.planning.placement import Placement
 from veto_pl.planning.rollout import decode_moments
 from veto_pl.planning.stages import stages
-from veto_pl.rollouts import FromStudent, Sampling
+from veto_pl.rollouts import DecodeLoop, FromStudent, Sampling, Vllm
 from veto_pl.seams import TeacherContext
 
 
@@ -224,6 +224,61 @@ def test_a_cache_grows_with_rows_and_tokens():
     assert longer - small >= 2 * layers * kv_width * 4 * 8 * (300 - 32 - 64)
     assert more > 3 * small
     assert width > kv_width  # grouped heads: the cache is smaller than the hidden states
+
+
+@dataclass(frozen=True)
+class Apart(DecodeLoop):
+    """An engine with a tenth of the device's memory, and half of that while nobody samples."""
+
+    def new_cache(self, model):
+        return None
+
+    def set_aside(self, memory, weights):
+        return memory // 10, memory // 20
+
+
+def engines_of(built, **settings):
+    return {part.phase: part.engines for part in planned(built, validated=4, **settings).memory}
+
+
+def test_a_validation_is_planned_with_the_engine_that_will_run_it():
+    own, apart = on_policy(new=32), on_policy(new=32, evaluation_engine=Apart())
+    decoded, given = (planned(one, validated=4).simulated.phases["validation"].flops for one in (own, apart))
+    assert 0 < given < 0.9 * decoded  # the completions are read by metrics, and no token is decoded
+    assert part(planned(apart), "rollout") == part(planned(own), "rollout")
+
+
+def test_an_engine_of_rollouts_runs_validations_too():
+    source = FromStudent(Sampling(max_new_tokens=32), Apart())
+    shared = replace(on_policy().objective, rollout=source)
+    built = module(teacher=llama(width=64, seed=1), objective=shared)
+    named = module(teacher=llama(width=64, seed=1), objective=shared, evaluation_engine=Apart())
+    assert built.answering_engine == Apart()
+    assert planned(built, validated=4).memory == planned(named, validated=4).memory
+
+
+def test_what_engines_set_aside_counts_in_every_part_of_a_step():
+    memory = planned(on_policy(new=4)).device.memory
+    tenth, half = memory // 10, memory // 20
+    assert set(engines_of(on_policy(new=4)).values()) == {0}
+    validated = engines_of(on_policy(new=4, evaluation_engine=Apart()))
+    assert validated == {name: tenth if name == "validation" else half for name in validated}
+    source = FromStudent(Sampling(max_new_tokens=4), Apart())
+    both = engines_of(module(teacher=llama(width=64, seed=1), objective=Veto(rollout=source)))
+    assert both == {name: tenth if name in ("rollout", "validation") else half for name in both}
+
+
+@pytest.mark.parametrize(
+    ("engine", "awake", "asleep"),
+    [
+        (Vllm(0.25), 250, 250),
+        (Vllm(0.25, sleep=True), 250, 0),
+        (Vllm(0.25, cache_bytes=30, tensor_parallel=2), 50, 50),
+        (DecodeLoop(), 0, 0),
+    ],
+)
+def test_vllm_takes_its_share_or_its_weights_and_the_cache_that_was_given(engine, awake, asleep):
+    assert engine.set_aside(1000, 40) == (awake, asleep)
 
 
 def test_the_moments_of_a_rollout_follow_the_growth_of_the_cache():

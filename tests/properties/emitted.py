@@ -22,7 +22,7 @@ from torch._inductor.graph import GraphLowering
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from veto_pl.functional.blocks import Raw, evaluate
-from veto_pl.functional.compilation import OPTIONS
+from veto_pl.functional.compilation import OPTIONS, as_compiled
 from veto_pl.functional.heads import ScaleAndCap
 
 H200 = SimpleNamespace(
@@ -58,11 +58,12 @@ class Emission:
 def emitted(kernel, *, rows=1024, vocab=151646, columns=151936, dtype=torch.float32, given=None, differentiate=True):
     """Return the `Emission` of a kernel at the size of a chunk of Qwen2, whose head has rows for no token.
 
-    `dtype` is that of the gradient; the logits are float32.
+    `dtype` is that of the gradient; the logits are float32. Numbers that change over a run are inputs, as on a device.
     """
     written = []
     wide = [torch.empty(rows, columns) for _ in range(2)]
     student, teacher = (logits[:, :vocab] for logits in wide)
+    kernel = as_compiled(kernel, student)
     raw = Raw(student, teacher, wide[0][:, vocab:].clone(), (ScaleAndCap(), ScaleAndCap()))
     into = student if dtype == torch.float32 else torch.empty(rows, columns, dtype=dtype)[:, :vocab]
     given = {name: torch.zeros(rows, dtype=kind) for name, kind in (given or {}).items()}

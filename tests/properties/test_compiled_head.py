@@ -1,5 +1,7 @@
 """The compiled loss head: the same numbers as the dense formula, and what the compiler emits for a GPU."""
 
+import math
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
@@ -13,15 +15,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional import chunk_size, compilation, divergences, heads
+from veto_pl.functional.alpha import renyi
 from veto_pl.functional.chunked import DivergenceKernel, linear_divergence
 from veto_pl.functional.expectation import expectation
 from veto_pl.functional.heads import FunctionHead, LinearHead, ScaleAndCap
+from veto_pl.functional.targets import geometric_bridge
 from veto_pl.objectives import Veto
 from veto_pl.objectives.token_kernel import TokenKernel
-from veto_pl.parts.divergences import ReverseKL
-from veto_pl.parts.schedules import Linear
+from veto_pl.parts.divergences import AlphaDivergence, GeneralizedJSD, ReverseKL, SkewReverseKL
+from veto_pl.parts.schedules import Constant, Linear, value_at
 from veto_pl.parts.targets import GeometricBridge
-from veto_pl.seams import Step
+from veto_pl.seams import Schedule, Step, Target
 from veto_pl.testing.dense import dense_divergence
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
@@ -145,23 +149,79 @@ def test_an_error_of_a_kernel_is_raised_as_it_is(traced):
         linear_divergence(*inputs(10), refusing, compiled=True)
 
 
-def test_a_schedule_is_compiled_twice_at_most(traced):
+def graphs():
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+VALUES = [0.02 + 0.05 * place for place in range(20)]
+WEIGHTED = {
+    "jsd": lambda value: (partial(divergences.generalized_jsd, beta=value), None),
+    "skew": lambda value: (partial(divergences.skew_kl, alpha=value), None),
+    "skew reverse": lambda value: (SkewReverseKL(value), None),
+    "alpha": lambda value: (AlphaDivergence(value), None),
+    "renyi": lambda value: (partial(renyi, alpha=value), None),
+    "a part": lambda value: (GeneralizedJSD(value), None),
+    "bridge": lambda value: (divergences.forward_kl, partial(geometric_bridge, beta=value)),
+    "schedule": lambda value: (ReverseKL(), GeometricBridge(Constant(value))),
+}
+SOON = ("jsd",)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in SOON else pytest.mark.slow) for n in WEIGHTED])
+def test_one_compilation_serves_all_values_of_a_number(name, traced):
     torch._dynamo.utils.counters.clear()
-    for index in range(6):
-        options = {"step": Step(index, 10), "target": GeometricBridge(Linear(0.8, 0.2))}
+    for index, value in enumerate(VALUES):
+        divergence, target = WEIGHTED[name](value)
+        options = {"target": target} | ({"step": Step(index, 20)} if name == "schedule" else {})
+        given, results = inputs(10, seed=index), []
+        for compiled in (True, False):
+            stat = linear_divergence(*given, divergence, chunk_rows=4, compiled=compiled, **options)
+            results.append((stat.total, *torch.autograd.grad(stat.total, given[:2])))
+        torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+    assert graphs() == 1
+
+
+def test_a_schedule_that_ends_at_0_is_compiled_once_and_ends_at_the_teacher(traced):
+    torch._dynamo.utils.counters.clear()
+    for index in range(20):
+        options = {"step": Step(index, 19), "target": GeometricBridge(Linear(0.8, 0.0))}
         mine = linear_divergence(*inputs(10), ReverseKL(), **options, compiled=True).total
         torch.testing.assert_close(mine, linear_divergence(*inputs(10), ReverseKL(), **options).total)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+    torch.testing.assert_close(mine, linear_divergence(*inputs(10), ReverseKL(), compiled=False).total)
+    assert graphs() == 1
+
+
+@dataclass(frozen=True)
+class Deciding(Target):
+    """A target of another package that looks at its number."""
+
+    share: float | Schedule = 0.5
+
+    def __call__(self, teacher_logp, student_logp, step):
+        share = value_at(self.share, step.index, step.total)
+        return teacher_logp if share < 0.5 else divergences.log_mixture(teacher_logp, student_logp, share)
+
+
+def test_a_part_that_looks_at_its_number_is_compiled_for_the_number(traced):
+    for index in range(2):
+        options = {"step": Step(index, 2), "target": Deciding(Linear(0.9, 0.1))}
+        mine = linear_divergence(*inputs(10), ReverseKL(), **options, compiled=True).total
+        torch.testing.assert_close(mine, linear_divergence(*inputs(10), ReverseKL(), **options).total)
+    assert graphs() > 0
+
+
+def powered(student_logp, target_logp, power):
+    """A function of another package, whose number the compiler takes for a constant."""
+    return math.log(power) * divergences.forward_kl(student_logp, target_logp)
 
 
 @pytest.mark.slow
 def test_a_number_that_the_compiler_takes_for_a_constant_is_not_compiled_forever(traced):
     def sweep():
         for place in range(12):
-            divergence = partial(divergences.generalized_jsd, beta=0.05 + 0.05 * place)
-            assert_equal_to_dense(inputs(10), divergence, options={"compiled": True})
+            assert_equal_to_dense(inputs(10), partial(powered, power=1.5 + place), options={"compiled": True})
 
-    with pytest.warns(UserWarning, match="`generalized_jsd` cannot be compiled .* too many different numbers") as told:
+    with pytest.warns(UserWarning, match="`powered` cannot be compiled .* too many different numbers") as told:
         sweep()
     assert len(told) == 1
 
@@ -202,11 +262,22 @@ def test_a_target_costs_one_pass_more(name):
     assert emission.bytes_per_id <= budget
 
 
-def test_the_metrics_of_an_objective_cost_one_pass_more():
+OBJECTIVES = {
+    "forward": (Veto(), torch.bfloat16, 26),
+    "forward, float32": (Veto(), torch.float32, 28),
+    "reverse": (Veto(divergence=ReverseKL()), torch.bfloat16, 34),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n == "forward" else pytest.mark.slow) for n in OBJECTIVES]
+)
+def test_the_metrics_of_an_objective_cost_no_pass_of_their_own(name):
+    objective, dtype, budget = OBJECTIVES[name]
     given = {"token_ids": torch.int64, "sequence_rows": torch.int64}
-    emission = emitted(TokenKernel(Veto(), Step(3, 10), differentiate=True), dtype=torch.bfloat16, given=given)
-    assert emission.kernels <= 15
-    assert emission.bytes_per_id <= 34
+    emission = emitted(TokenKernel(objective, Step(3, 10), differentiate=True), dtype=dtype, given=given)
+    assert emission.kernels <= 3  # one reads the columns of the written tokens, one those of no token
+    assert emission.bytes_per_id <= budget
 
 
 # What is left as it is written.

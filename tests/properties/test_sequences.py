@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from veto_pl.seams import Example, PromptBatch, Sequences, Step, pad_right
+from veto_pl.seams.batches import PER_ROW, PER_TOKEN
 
 PAD, EOS = 0, 1
 ids = st.integers(0, 5)  # PAD and EOS included: text may hold either
@@ -121,6 +122,38 @@ def test_a_field_that_one_part_lacks_is_dropped():
     assert joined.sampler_logp is None
     assert joined.rewards is None
     assert joined.sampled_logp() is None
+
+
+@dataclasses.dataclass(frozen=True)
+class Graded(Sequences):
+    """Rows of another package, with a field of each kind."""
+
+    grade: torch.Tensor | None = dataclasses.field(default=None, metadata=PER_ROW)
+    pull: torch.Tensor | None = dataclasses.field(default=None, metadata=PER_TOKEN)
+
+
+def test_a_field_of_another_package_goes_wherever_its_rows_go():
+    plain = sequences_of([([2], [3, 4, 5]), ([2, 3], [4])])
+    width = plain.input_ids.shape[1]
+    grade, pull = torch.tensor([7, 8]), torch.arange(2 * width).view(2, width)
+    rows = Graded(**vars(plain), grade=grade, pull=pull)
+    order = torch.tensor([1, 0])
+    assert rows.rows(order).grade.tolist() == [8, 7]
+    torch.testing.assert_close(rows.rows(order).pull, pull[order])
+    wide = Sequences.concatenate([rows.rows(order), Graded(**vars(sequences_of([([2], [3] * 6)])), grade=grade[:1])])
+    assert (wide.grade.tolist(), wide.pull) == ([8, 7, 7], None)
+    part = rows.of_part(1, rows.prompts.rows(torch.tensor([1])))
+    assert part.grade.tolist() == [8]
+    torch.testing.assert_close(part.pull, pull[1:, plain.attention_mask[1]])
+
+
+def test_a_field_that_does_not_say_what_it_has_values_for_is_refused():
+    @dataclasses.dataclass(frozen=True)
+    class Silent(Sequences):
+        grade: torch.Tensor | None = None
+
+    with pytest.raises(TypeError, match=r"`Silent\.grade` must say what it has a value for.*metadata=PER_ROW"):
+        Silent(**vars(sequences_of([([2], [3])]))).rows(torch.tensor([0]))
 
 
 @given(rows=dialogues, data=st.data())

@@ -1,6 +1,6 @@
 """How old replayed rows are, and what their age does."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.metrics.rollout_numbers import rollout_numbers
 from veto_pl.objectives import Distill
 from veto_pl.rollouts import FromDataset, FromStudent, Mixture, Replay, Sampling
-from veto_pl.seams import Sequences, Step
+from veto_pl.seams import RolloutSource, Sequences, Step
 from veto_pl.testing.tiny import ALPHABET, prompt_batch, tiny_models
 
 LETTERS = ALPHABET[1:]
@@ -113,6 +113,55 @@ def test_a_rank_without_rows_replays_none(models):
     own.memories.end_step()
     again = source(batch_of(models, 1), own, Step(1, 9))
     assert (len(again), len(again.age)) == (0, 0)
+
+
+@dataclass(frozen=True)
+class Foreign(RolloutSource):
+    """The student's completions, by an engine that gives each token another probability."""
+
+    sampling: Sampling = Sampling(max_new_tokens=6)
+
+    def __call__(self, prompts, models, step):
+        rows = FromStudent(self.sampling)(prompts, models, step)
+        return replace(rows, engine_log_ratio=rows.input_ids.float().sin() * rows.completion_mask)
+
+
+def replayed(source, models, path):
+    """A rollout, and what is drawn of it in the next step, from a checkpoint that was written in between."""
+    first, second = (replace(models, memories=Memories()) for _ in range(2))
+    fresh = source(batch_of(models, 1), first, Step(0, 9))
+    first.memories.end_step()
+    torch.save(first.memories.states(), path)
+    second.memories.claim([source])
+    second.memories.restore(torch.load(path, weights_only=True))
+    return fresh, source(batch_of(models, 2), second, Step(1, 9))
+
+
+def test_a_replayed_row_is_corrected_for_the_engine_that_has_written_it(models, tmp_path):
+    source = Replay(Foreign(), 1.0)
+    fresh, again = replayed(source, models, tmp_path / "saved")
+    for rows in (fresh, again):
+        ratio = rows.input_ids.float().sin() * rows.completion_mask
+        torch.testing.assert_close(rows.engine_log_ratio, ratio, rtol=0, atol=0)
+    objective = Distill(rollout=source)
+    losses = [
+        objective.loss({source: replace(rows, age=None)}, models, Step(1, 9)).terms["loss"].total
+        for rows in (fresh, again, replace(again, engine_log_ratio=None))
+    ]
+    torch.testing.assert_close(losses[1], losses[0])
+    assert abs(losses[2] - losses[0]) > 0.01 * abs(losses[0])
+
+
+def test_the_gap_that_is_logged_is_that_of_fresh_rows(models, tmp_path):
+    fresh, again = replayed(Replay(Foreign(), 1.0), models, tmp_path / "saved")
+    gaps = [rollout_numbers([rows], models.eos_ids)["engine_gap"] for rows in (fresh, again)]
+    assert gaps[0].weight > 0
+    assert gaps[1].weight == 0
+
+
+def test_rows_of_the_trainers_own_arithmetic_are_replayed_without_a_correction(models, tmp_path):
+    _, again = replayed(Replay(FromStudent(Sampling(max_new_tokens=6)), 1.0), models, tmp_path / "saved")
+    assert again.engine_log_ratio is None
 
 
 def test_the_mean_age_is_logged(models):

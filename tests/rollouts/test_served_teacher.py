@@ -2,7 +2,7 @@
 
 import json
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import anyio
 import lightning as L
@@ -17,10 +17,10 @@ from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.functional.supports import top_k_with_tail
 from veto_pl.metrics.rollout_numbers import rollout_numbers
 from veto_pl.models import CharacterTokenizer
-from veto_pl.objectives import OPD, VOPD, Distill, ResOPD, Veto
+from veto_pl.objectives import OPD, VOPD, Distill, ResOPD, Sum, Veto
 from veto_pl.parts.supports import TopK
 from veto_pl.rollouts import FromDataset, FromStudent, Mixture, Sampling, ServedTeacher, served_teacher
-from veto_pl.seams import PromptBatch, Step
+from veto_pl.seams import ModelSource, PromptBatch, Step
 from veto_pl.testing.rows import difference
 from veto_pl.testing.tiny import ALPHABET, prompt_batch, tiny_models, tiny_source
 
@@ -235,20 +235,62 @@ def test_what_cannot_work_is_refused_when_the_configuration_is_read():
             make()
 
 
+@dataclass(frozen=True)
+class Unloadable(ModelSource):
+    """Weights that nobody must ask for."""
+
+    def config(self):
+        return tiny_source().config()
+
+    def load(self):
+        raise AssertionError("the teacher was to be asked first")
+
+
+def fitted(source, student, folder, objective=OPD):
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": text, "completion": text[::-1]}) + "\n" for text in PROMPTS))
+    module = DistillationModule(objective(rollout=source), student, tokenizer=CharacterTokenizer(ALPHABET))
+    data = PromptDataModule(JsonLines(train=str(rows), verifier=ExactMatch()), batch_size=4)
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=2, limit_val_batches=0, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        default_root_dir=str(folder),
+    )  # fmt: skip
+    trainer.fit(module, data)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [
+        (lambda *_: (503, "{}", {}), r"The teacher `the-teacher` cannot be reached at http://\S+ \(status 503\)"),
+        (changed(other_ids), "reads other ids than this run"),
+        (changed(logits), "probabilities that sum to"),
+    ],
+    ids=["silent", "another tokenizer", "no probabilities"],
+)
+def test_a_teacher_that_will_not_do_is_refused_before_any_weights_are_loaded(models, reply, told, tmp_path):
+    with teachers(models, reply, retries=0) as (source, _), pytest.raises(ConfigurationError, match=told):
+        fitted(source, Unloadable(), tmp_path)
+
+
+def test_more_ids_than_the_server_gives_are_refused_before_any_weights_are_loaded(models, tmp_path):
+    refused = pytest.raises(ConfigurationError, match=r"The teacher at .* greater than max allowed: 20")
+    with teachers(models) as (source, _), refused:
+        fitted(replace(source, k=21), Unloadable(), tmp_path)
+
+
+def test_one_server_of_several_may_be_silent_when_the_run_begins(models):
+    with teachers(models, retries=0) as (source, _), serving(lambda *_: (503, "{}", {})) as (dead, _):
+        objective = Sum(terms={"one": OPD(rollout=replace(source, servers=(dead, *source.servers)))})
+        with pytest.warns(UserWarning, match=rf"cannot be reached at {dead} \(status 503\); others do its part"):
+            objective.before_loading(models.tokenizer)
+
+
 @pytest.mark.parametrize("objective", [OPD, ResOPD], ids=lambda cls: cls.__name__)
 def test_a_run_without_a_teacher_learns_from_a_served_one(models, objective, tmp_path):
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"prompt": text, "completion": text[::-1]}) + "\n" for text in PROMPTS))
     with teachers(models, source=SAMPLED) as (source, _):
-        module = DistillationModule(objective(rollout=source), tiny_source(), tokenizer=CharacterTokenizer(ALPHABET))
-        data = PromptDataModule(JsonLines(train=str(rows), verifier=ExactMatch()), batch_size=4)
-        trainer = L.Trainer(
-            accelerator="cpu", max_steps=2, limit_val_batches=0, logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-            default_root_dir=str(tmp_path),
-        )  # fmt: skip
-        trainer.fit(module, data)
-    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        logged = fitted(source, tiny_source(), tmp_path, objective)
     assert logged["train/unanswered"] == 0
     assert logged["train/kl"] > 0
     assert logged["train/grad_norm"] > 0

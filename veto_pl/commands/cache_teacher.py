@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from veto_pl.cli.build import VetoCLI
+from veto_pl.commands.prepared import Prepared
 from veto_pl.commands.teacher_scores import Scorer, write_store
 from veto_pl.core.nested import given
 from veto_pl.data.splits import check_sizes
@@ -17,13 +17,6 @@ from veto_pl.functional.chunk_size import fewest_rows
 from veto_pl.offline.cost import cost_table
 from veto_pl.offline.manifest import NAME
 from veto_pl.seams import Objective, TeacherContext
-
-
-class Prepared(VetoCLI):
-    """Reads and builds exactly what `fit` does, and stops there."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Do nothing: nothing is trained, and no run folder is made."""
 
 
 def cache_teacher(config: Sequence[str], *, out: Path, k: int, split: str, rows_per_shard: int) -> None:
@@ -68,25 +61,18 @@ def usage(out: Path) -> str:
     return text
 
 
-def _scorer(cli: VetoCLI, k: int, temperature: float) -> Scorer:
+def _scorer(cli: Prepared, k: int, temperature: float) -> Scorer:
     """Return a scorer with the models of the run, on its device and in its precision."""
-    module, data, strategy = cli.model, cli.datamodule, cli.trainer.strategy
-    data.connect(module.tokenizer)
-    with cli.trainer.init_module():
-        module.configure_model()
-    models = module.models
-    assert models is not None, "`configure_model` has just loaded them"
-    for model in (models.student, models.required_teacher()):
-        model.to(strategy.root_device)
+    data, trainer = cli.datamodule, cli.trainer
     return Scorer(
-        models=models,
+        models=cli.loaded(),
         collator=data.collator,
         k=k,
         temperature=temperature,
         batch_size=data.batch_size,
-        chunk_rows=fewest_rows(getattr(module.objective, "chunk_rows", 2048)),
-        device=strategy.root_device,
-        precision=cli.trainer.precision_plugin.forward_context,
+        chunk_rows=fewest_rows(getattr(cli.model.objective, "chunk_rows", 2048)),
+        device=trainer.strategy.root_device,
+        precision=trainer.precision_plugin.forward_context,
     )
 
 

@@ -90,6 +90,25 @@ def _cache_teacher(arguments: Sequence[str]) -> None:
     cache_teacher(config, **vars(given))
 
 
+def _headroom(arguments: Sequence[str]) -> None:
+    """Ask whether the teacher has something to teach.
+
+    Other options are those of `veto-pl fit`.
+    """
+    parser = _parser(_headroom)
+    parser.add_argument("--prompts", type=int, default=128, help="prompts that both answer (default: 128)")
+    parser.add_argument("--split", default="validation", help="train, validation (default) or test")
+    parser.add_argument(
+        "--share", type=float, default=0.5, help="of the student's completion that the teacher goes on from (0.5)"
+    )
+    parser.add_argument("--json", action="store_true", dest="as_script", help="print JSON")
+    given, config = parser.parse_known_args(arguments)
+    load_plugins()
+    from veto_pl.commands.headroom import headroom
+
+    headroom(config, **vars(given))
+
+
 def _plan(arguments: Sequence[str]) -> None:
     """Say what a run needs, before it runs.
 
@@ -179,6 +198,7 @@ OWN: dict[str, Command] = {
     "export": _export,
     "report": _report,
     "cache-teacher": _cache_teacher,
+    "headroom": _headroom,
     "plan": _plan,
     "quantised": _quantised,
     "compare": _compare,

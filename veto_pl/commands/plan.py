@@ -11,7 +11,7 @@ from typing import Any, cast
 from lightning.pytorch import Trainer
 from rich.console import Console
 
-from veto_pl.commands.cache_teacher import Prepared
+from veto_pl.commands.prepared import Prepared
 from veto_pl.data.splits import check_sizes
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.planning.devices import device as find_device

@@ -73,12 +73,7 @@ def changed(whole: Whole, kind: type[P], change: Callable[[P], P]) -> Whole:
     """
 
     def of(value: Any) -> Any:
-        new = [changed(entry, kind, change) for _, entry in _entries(value)]
-        if all(one is old for one, (_, old) in zip(new, _entries(value), strict=True)):
-            return value
-        if isinstance(value, Mapping):
-            return dict(zip(value, new, strict=True))
-        return type(value)(new) if isinstance(value, list | tuple) else new[0]
+        return _with_entries(value, [changed(entry, kind, change) for _, entry in _entries(value)])
 
     given = {name: of(getattr(whole, name)) for name in _fields(whole, derived=False)}
     altered = {name: new for name, new in given.items() if new is not getattr(whole, name)}
@@ -89,6 +84,30 @@ def changed(whole: Whole, kind: type[P], change: Callable[[P], P]) -> Whole:
         for name, new in derived.items():
             object.__setattr__(made, name, new)
     return cast(Whole, change(made) if isinstance(made, kind) else made)
+
+
+def exchanged(whole: Whole, change: Callable[[Any], Any]) -> Whole:
+    """Return a part whose own parts, derived ones too, have been put through `change`; itself where none has changed.
+
+    Unlike `changed`, which makes parts anew, it copies them: nothing is checked or derived again.
+    """
+    made = whole
+    for name in _fields(whole, derived=True):
+        value = getattr(whole, name)
+        new = _with_entries(value, [change(entry) for _, entry in _entries(value)])
+        if new is not value:
+            made = copy(whole) if made is whole else made
+            object.__setattr__(made, name, new)
+    return made
+
+
+def _with_entries(value: Any, new: list[Any]) -> Any:
+    """Return the same kind of value with other entries, or itself where they are the same."""
+    if all(one is old for one, (_, old) in zip(new, _entries(value), strict=True)):
+        return value
+    if isinstance(value, Mapping):
+        return dict(zip(value, new, strict=True))
+    return type(value)(new) if isinstance(value, list | tuple) else new[0]
 
 
 def _fields(whole: object, derived: bool) -> list[str]:

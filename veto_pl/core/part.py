@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from typing import Any, Protocol
 
 from veto_pl.core.bounds import Bounded
 from veto_pl.core.mistakes import Mistake
+from veto_pl.core.nested import exchanged
 from veto_pl.core.sampling import Sampling
+from veto_pl.core.step import Step
+from veto_pl.functional.compiled_numbers import Number, as_tensor
 
 
 class Setup(Protocol):
@@ -58,8 +62,34 @@ class Setup(Protocol):
         """The class that reads the task's reference completions; empty where none does."""
 
 
+NONE: tuple[str, ...] = ()
+"""No settings."""
+
+
 class Part(Bounded):
-    """What algorithms, models and data are composed of: the base of all seams."""
+    """What algorithms, models and data are composed of: the base of all seams.
+
+    Attributes:
+        tensor_numbers: settings that may also be 0-dim tensors, whose values nobody looks at. A compiled kernel then
+            serves all of their values, where it would be compiled anew for each.
+    """
+
+    tensor_numbers = NONE
+
+    def with_tensors(self, number: Number, step: Step) -> Any:
+        """Return the same part for a compiled kernel: `tensor_numbers` and present values of schedules are tensors.
+
+        Args:
+            number: makes a tensor.
+            step: where training stands.
+        """
+        made = exchanged(self, lambda part: part.with_tensors(number, step) if isinstance(part, Part) else part)
+        for name in self.tensor_numbers:
+            value = getattr(made, name)
+            if (new := as_tensor(value, number)) is not value:
+                made = copy(made) if made is self else made
+                object.__setattr__(made, name, new)
+        return made
 
     def requirements(self, setup: Setup, path: str) -> Iterable[Mistake]:
         """Yield what is wrong with a run that uses this part; it is asked before any model is loaded.

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from veto_pl.functional.divergences import forward_kl, reverse_kl
+from veto_pl.functional.scalars import Scalar, check_weight, is_one_of
 
 
-def alpha_divergence(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.5) -> Tensor:
+def alpha_divergence(student_logp: Tensor, target_logp: Tensor, alpha: Scalar = 0.5) -> Tensor:
     r"""Compute Amari's alpha divergence, which lies between the reverse KL (0) and the forward KL (1).
 
     .. math:: \frac{1 - \sum_v q_v^\alpha p_v^{1-\alpha}}{\alpha (1 - \alpha)}
@@ -38,14 +39,13 @@ def alpha_divergence(student_logp: Tensor, target_logp: Tensor, alpha: float = 0
     References:
         Amari 1985, "Differential-Geometrical Methods in Statistics"; Cichocki and Amari 2010, doi:10.3390/e12061532
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"`alpha` of an alpha divergence must lie in [0, 1], got {alpha}.")
-    if alpha in (0, 1):
+    check_weight("`alpha` of an alpha divergence", alpha)
+    if is_one_of(alpha, 0, 1):
         return (forward_kl if alpha == 1 else reverse_kl)(student_logp, target_logp)
     return -power_gap(student_logp, target_logp, alpha).sum(-1) / (alpha * (1 - alpha))
 
 
-def renyi(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.5) -> Tensor:
+def renyi(student_logp: Tensor, target_logp: Tensor, alpha: Scalar = 0.5) -> Tensor:
     r"""Compute the Renyi divergence of the target from the student; at order 1 it is the forward KL.
 
     .. math:: \frac{1}{\alpha - 1} \log \sum_v q_v^\alpha p_v^{1-\alpha}
@@ -71,9 +71,9 @@ def renyi(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.5) -> Tens
     References:
         van Erven and Harremoes 2014, arXiv 1206.2459, equation 1
     """
-    if not 0 < alpha <= 1:
+    if not isinstance(alpha, Tensor) and not 0 < alpha <= 1:
         raise ValueError(f"`alpha` of a Renyi divergence must lie in (0, 1], got {alpha}.")
-    if alpha == 1:
+    if is_one_of(alpha, 1):
         return forward_kl(student_logp, target_logp)
     gap = power_gap(student_logp, target_logp, alpha).sum(-1)
     near = torch.log1p(gap.clamp_min(-0.5))
@@ -81,7 +81,7 @@ def renyi(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.5) -> Tens
     return torch.where(gap > -0.5, near, far) / (alpha - 1)
 
 
-def power_gap(student_logp: Tensor, target_logp: Tensor, alpha: float) -> Tensor:
+def power_gap(student_logp: Tensor, target_logp: Tensor, alpha: Scalar) -> Tensor:
     r"""Subtract the nearer of the two distributions, :math:`b`, from their weighted geometric mean, id by id.
 
     .. math:: q_v^\alpha p_v^{1-\alpha} - b_v, \qquad b = q \text{ for } \alpha \ge 1/2, \text{ else } p
@@ -104,14 +104,19 @@ def power_gap(student_logp: Tensor, target_logp: Tensor, alpha: float) -> Tensor
     """
     excluded = (student_logp == -math.inf) & (target_logp == -math.inf)
     student, target = (logp.masked_fill(excluded, 0.0) for logp in (student_logp, target_logp))
-    base, other, power = (target, student, 1 - alpha) if alpha >= 0.5 else (student, target, alpha)
+    if isinstance(alpha, Tensor):
+        near_target = alpha >= 0.5
+        base, other = torch.where(near_target, target, student), torch.where(near_target, student, target)
+        power: Scalar = torch.minimum(alpha, 1 - alpha)
+    else:
+        base, other, power = (target, student, 1 - alpha) if alpha >= 0.5 else (student, target, alpha)
     shift = power * (other - base)
     near = base.exp() * torch.expm1(shift.clamp_max(1.0))
     far = ((1 - power) * base + power * other).exp() - base.exp()
     return torch.where(shift < 1, near, far).masked_fill(excluded, 0.0)
 
 
-def log_power_mean(student_logp: Tensor, target_logp: Tensor, alpha: float) -> Tensor:
+def log_power_mean(student_logp: Tensor, target_logp: Tensor, alpha: Scalar) -> Tensor:
     r"""Compute the logarithm of the weighted geometric mean, :math:`\alpha \log q + (1 - \alpha) \log p`.
 
     Args:

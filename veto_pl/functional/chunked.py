@@ -21,6 +21,7 @@ from torch import Tensor
 from veto_pl.functional.blocks import Block, Kernel, Raw, evaluate
 from veto_pl.functional.chunk_size import ChunkRows, chunk_size
 from veto_pl.functional.compilation import Compile, evaluator, named
+from veto_pl.functional.compiled_numbers import Number, with_tensors
 from veto_pl.functional.differentiation import closed_form
 from veto_pl.functional.gradients import Gradients
 from veto_pl.functional.heads import Head, LinearHead, full_precision
@@ -200,6 +201,14 @@ class DivergenceKernel:
             weight = block.given["weights"].to(value.dtype)
             value, gradient = value * weight, gradient.mul_(weight[:, None])
         return {"value": value}, gradient
+
+    def with_tensors(self, number: Number) -> DivergenceKernel:
+        """Return the same kernel, which takes numbers for tensors."""
+        step = self.extra[0] if self.extra else None
+        divergence, target = (with_tensors(part, number, step) for part in (self.divergence, self.target))
+        if divergence is self.divergence and target is self.target:
+            return self
+        return DivergenceKernel(divergence, target, self.extra)
 
     @property
     def name(self) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from veto_pl.functional.alpha import log_power_mean, power_gap
 from veto_pl.functional.alpha import renyi as renyi_value
 from veto_pl.functional.expectation import expectation
+from veto_pl.functional.scalars import Scalar, check_weight, is_one_of
 
 
 def forward_kl(student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,7 +67,7 @@ def reverse_kl(student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tenso
     return value, student.mul_(ratio.sub_(value.unsqueeze(-1)))
 
 
-def generalized_jsd(student_logp: Tensor, target_logp: Tensor, beta: float = 0.5) -> tuple[Tensor, Tensor]:
+def generalized_jsd(student_logp: Tensor, target_logp: Tensor, beta: Scalar = 0.5) -> tuple[Tensor, Tensor]:
     r"""Return the generalised JSD and its gradient :math:`(1-\beta)\, p\,(\log p - \log m - \mathrm{KL}(p \Vert m))`.
 
     Args:
@@ -88,7 +89,7 @@ def generalized_jsd(student_logp: Tensor, target_logp: Tensor, beta: float = 0.5
         >>> generalized_jsd(student, target)[1]
         tensor([ 0.0639, -0.0639])
     """
-    _check_weight("`beta` of the generalised JSD", beta)
+    check_weight("`beta` of the generalised JSD", beta)
     student, target = student_logp.exp(), target_logp.exp()
     # Buffers are reused from here on: a block of a vocabulary's size is what the loss head's speed depends on.
     mixture = _log(torch.lerp(student, target, beta))
@@ -99,7 +100,7 @@ def generalized_jsd(student_logp: Tensor, target_logp: Tensor, beta: float = 0.5
     return beta * of_target + (1 - beta) * of_student, gradient
 
 
-def skew_kl(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.1) -> tuple[Tensor, Tensor]:
+def skew_kl(student_logp: Tensor, target_logp: Tensor, alpha: Scalar = 0.1) -> tuple[Tensor, Tensor]:
     r"""Return the skew forward KL, KL(q
 
     m), and its gradient, with :math:`A = -(1-\alpha)\, q / m`.
@@ -123,8 +124,8 @@ def skew_kl(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.1) -> tu
         >>> bool(torch.equal(skew_kl(student, target, 0.0)[1], forward_kl(student, target)[1]))
         True
     """
-    _check_weight("`alpha` of a skew KL", alpha)
-    if alpha == 0:
+    check_weight("`alpha` of a skew KL", alpha)
+    if is_one_of(alpha, 0):
         return forward_kl(student_logp, target_logp)
     student, target = student_logp.exp(), target_logp.exp()
     ratio = target_logp - _log(torch.lerp(student, target, alpha))
@@ -133,7 +134,7 @@ def skew_kl(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.1) -> tu
     return value, _through_softmax(student, ratio.exp_().mul_(alpha - 1).masked_fill_(target == 0, 0.0))
 
 
-def skew_reverse_kl(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.1) -> tuple[Tensor, Tensor]:
+def skew_reverse_kl(student_logp: Tensor, target_logp: Tensor, alpha: Scalar = 0.1) -> tuple[Tensor, Tensor]:
     r"""Return the skew reverse KL, KL(p
 
     m), and its gradient, with :math:`A = \log (p / m) - \alpha\, p / m`.
@@ -156,12 +157,14 @@ def skew_reverse_kl(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.
         >>> bool(torch.equal(skew_reverse_kl(student, target, 0.0)[1], reverse_kl(student, target)[1]))
         True
     """
-    _check_weight("`alpha` of a skew KL", alpha)
-    if alpha == 0:
+    check_weight("`alpha` of a skew KL", alpha)
+    if is_one_of(alpha, 0):
         return reverse_kl(student_logp, target_logp)
     student = student_logp.exp()
     ratio = student_logp - _log(torch.lerp(target_logp.exp(), student, alpha))
     value, ratio = expectation(student, ratio)
+    if isinstance(alpha, Tensor):
+        return value, _through_softmax(student, ratio.sub_(ratio.exp().mul_(alpha)))
     return value, _through_softmax(student, ratio.sub_(ratio.exp(), alpha=alpha))
 
 
@@ -187,7 +190,7 @@ def total_variation(student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, 
     return 0.5 * difference.abs().sum(-1), _through_softmax(student, difference.sign_().mul_(0.5))
 
 
-def alpha_divergence(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.5) -> tuple[Tensor, Tensor]:
+def alpha_divergence(student_logp: Tensor, target_logp: Tensor, alpha: Scalar = 0.5) -> tuple[Tensor, Tensor]:
     r"""Return Amari's alpha divergence and its gradient :math:`(p \sum_u s_u - s) / \alpha`.
 
     Args:
@@ -209,18 +212,20 @@ def alpha_divergence(student_logp: Tensor, target_logp: Tensor, alpha: float = 0
         >>> alpha_divergence(student, target)[1]
         tensor([ 0.2588, -0.2588])
     """
-    _check_weight("`alpha` of an alpha divergence", alpha)
-    if alpha in (0, 1):
+    check_weight("`alpha` of an alpha divergence", alpha)
+    if is_one_of(alpha, 0, 1):
         return (forward_kl if alpha == 1 else reverse_kl)(student_logp, target_logp)
     gap = power_gap(student_logp, target_logp, alpha)
     student, total = student_logp.exp(), gap.sum(-1)
     gradient = torch.addcmul(-gap, student, total.unsqueeze(-1))
-    if alpha >= 0.5:
+    if isinstance(alpha, Tensor):
+        gradient += torch.where(alpha >= 0.5, student - target_logp.exp(), 0.0)
+    elif alpha >= 0.5:
         gradient.add_(student).sub_(target_logp.exp())
     return total / (alpha * (alpha - 1)), gradient.div_(alpha)
 
 
-def renyi(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.5) -> tuple[Tensor, Tensor]:
+def renyi(student_logp: Tensor, target_logp: Tensor, alpha: Scalar = 0.5) -> tuple[Tensor, Tensor]:
     r"""Return the Renyi divergence and its gradient :math:`p - r`, :math:`r \propto q^\alpha p^{1-\alpha}`.
 
     Args:
@@ -241,7 +246,7 @@ def renyi(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.5) -> tupl
         >>> renyi(student, target)[1]
         tensor([ 0.1340, -0.1340])
     """
-    if alpha == 1:
+    if is_one_of(alpha, 1):
         return forward_kl(student_logp, target_logp)
     value = renyi_value(student_logp, target_logp, alpha)
     bridge = torch.softmax(log_power_mean(student_logp, target_logp, alpha), -1)
@@ -291,11 +296,6 @@ def negative_log_likelihood(student_logp: Tensor, token_ids: Tensor) -> tuple[Te
     gradient = student_logp.exp()
     gradient.scatter_add_(-1, index, gradient.new_full(index.shape, -1.0))
     return -student_logp.gather(-1, index).squeeze(-1), gradient
-
-
-def _check_weight(name: str, weight: float) -> None:
-    if not 0 <= weight <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], got {weight}.")
 
 
 def _log(probability: Tensor) -> Tensor:

@@ -52,11 +52,12 @@ def evaluate_compiled(
     """Do as `evaluate` does, compiled, for any number of rows; uncompiled with one warning where that is impossible.
 
     The first call of a kernel takes the seconds of its compilation. A single row is not worth any. A kernel may have a
-    `name`, which is warned of, and a `kind`: kernels of one kind differ in numbers only, such as a temperature.
+    `name`, which is warned of; a `kind`: kernels of one kind differ in numbers only, such as a temperature; and a
+    method `with_tensors`, which makes of it one whose numbers are tensors. Where that fails, it itself may be compiled.
     """
     name = getattr(kernel, "name", None) or named(kernel)
     kind = getattr(kernel, "kind", name)
-    if len(raw.student) < 2 or kind in _uncompiled:
+    if len(raw.student) < 2 or (kind, False) in _uncompiled:
         return evaluate(kernel, raw, rows, given, into)
     from torch._dynamo import maybe_mark_dynamic
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
@@ -65,21 +66,36 @@ def evaluate_compiled(
     for tensor in (raw.student, raw.teacher, raw.padding, *given.values(), into):
         if isinstance(tensor, Tensor):
             maybe_mark_dynamic(tensor, 0)
-    try:
-        return _compiled(kind)(kernel, raw, rows, given, into)
-    except FailOnRecompileLimitHit:
-        reason = "it was compiled for too many different numbers, of those that the compiler takes for constants"
-    except TorchDynamoException as error:
-        reason = _reason(error)
-    # Nothing of the compiled kernel has run yet, so the block is as it was.
+    reason, refused = "", []
+    for form, tensors in ((as_compiled(kernel, raw.student), True), (kernel, False)):
+        if (form is kernel and tensors) or (kind, tensors) in _uncompiled:
+            continue
+        try:
+            return _compiled((kind, tensors))(form, raw, rows, given, into)
+        except FailOnRecompileLimitHit:
+            reason = "it was compiled for too many different numbers, of those that the compiler takes for constants"
+        except TorchDynamoException as error:
+            reason = _reason(error)
+        # Nothing of the compiled kernel has run yet, so the block is as it was.
+        refused.append((kind, tensors))
     scores = evaluate(kernel, raw, rows, given, into)  # an error of the kernel itself is raised here
-    _uncompiled.add(kind)
+    _uncompiled.update(refused)
     warnings.warn(
         f"The loss kernel `{name}` cannot be compiled and runs as it is written, which is several times slower on a "
         f"GPU: {reason}. Set `compile: false` if that is all right.",
         stacklevel=2,
     )
     return scores
+
+
+def as_compiled(kernel: Kernel, logits: Tensor) -> Kernel:
+    """Return a kernel as it is compiled first: with tensors in the place of numbers, where it can say which."""
+    if not hasattr(kernel, "with_tensors"):
+        return kernel
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    # Not `torch.tensor`: the host would wait for the copy.
+    made: Kernel = kernel.with_tensors(lambda value: torch.full((), value, dtype=dtype, device=logits.device))
+    return made
 
 
 def named(function: Callable[..., Any]) -> str:

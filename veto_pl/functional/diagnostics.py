@@ -200,7 +200,8 @@ def hidden_kl(first_logp: Tensor, second_logp: Tensor, ids: Tensor) -> Tensor:
 def _agree(first_logp: Tensor, second_logp: Tensor) -> Tensor:
     """Return 1 where an id is likeliest for both, else 0.
 
-    Distances to the maxima are far cheaper to compute than the places of the maxima.
+    The sum is at most that of the maxima, and reaches it at such an id alone. The three maxima need one pass, where
+    places of maxima, or distances to them, need another; ids that differ by less than rounding count as one.
     """
-    distances = (logp - logp.amax(-1, keepdim=True) for logp in (first_logp, second_logp))
-    return (torch.minimum(*distances).amax(-1) == 0).to(first_logp.dtype)
+    likeliest = first_logp.amax(-1) + second_logp.amax(-1)
+    return ((first_logp + second_logp).amax(-1) == likeliest).to(first_logp.dtype)

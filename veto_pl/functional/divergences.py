@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from veto_pl.functional.scalars import Scalar, check_weight
+
 
 def forward_kl(student_logp: Tensor, target_logp: Tensor) -> Tensor:
     r"""Compute the forward Kullback-Leibler divergence, which makes the student cover the target's mass.
@@ -65,7 +67,7 @@ def reverse_kl(student_logp: Tensor, target_logp: Tensor) -> Tensor:
     return forward_kl(target_logp, student_logp)
 
 
-def generalized_jsd(student_logp: Tensor, target_logp: Tensor, beta: float = 0.5) -> Tensor:
+def generalized_jsd(student_logp: Tensor, target_logp: Tensor, beta: Scalar = 0.5) -> Tensor:
     r"""Compute the generalised Jensen-Shannon divergence.
 
     .. math:: \beta\,\mathrm{KL}(q \Vert m) + (1-\beta)\,\mathrm{KL}(p \Vert m), \qquad m = \beta q + (1-\beta) p
@@ -92,13 +94,12 @@ def generalized_jsd(student_logp: Tensor, target_logp: Tensor, beta: float = 0.5
     References:
         Agarwal et al. 2023 (GKD), arXiv 2306.13649, equation 1.
     """
-    if not 0 <= beta <= 1:
-        raise ValueError(f"`beta` of the generalised JSD must lie in [0, 1], got {beta}.")
+    check_weight("`beta` of the generalised JSD", beta)
     mixture = log_mixture(target_logp, student_logp, beta)
     return beta * forward_kl(mixture, target_logp) + (1 - beta) * forward_kl(mixture, student_logp)
 
 
-def skew_kl(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.1) -> Tensor:
+def skew_kl(student_logp: Tensor, target_logp: Tensor, alpha: Scalar = 0.1) -> Tensor:
     r"""Compute the skew forward KL: the student is smoothed by the target, so the value stays finite.
 
     .. math:: \mathrm{KL}(q \Vert \alpha q + (1-\alpha) p)
@@ -127,7 +128,7 @@ def skew_kl(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.1) -> Te
     return forward_kl(log_mixture(target_logp, student_logp, alpha), target_logp)
 
 
-def skew_reverse_kl(student_logp: Tensor, target_logp: Tensor, alpha: float = 0.1) -> Tensor:
+def skew_reverse_kl(student_logp: Tensor, target_logp: Tensor, alpha: Scalar = 0.1) -> Tensor:
     r"""Compute the skew reverse KL: the target is smoothed by the student, so the value stays finite.
 
     .. math:: \mathrm{KL}(p \Vert (1-\alpha) q + \alpha p)
@@ -181,13 +182,13 @@ def total_variation(student_logp: Tensor, target_logp: Tensor) -> Tensor:
     return 0.5 * (student_logp.exp() - target_logp.exp()).abs().sum(-1)
 
 
-def log_mixture(first_logp: Tensor, second_logp: Tensor, weight: float | Tensor) -> Tensor:
+def log_mixture(first_logp: Tensor, second_logp: Tensor, weight: Scalar) -> Tensor:
     r"""Compute the logarithm of a mixture, :math:`\log(w\,a + (1-w)\,b)`.
 
     Args:
         first_logp: [..., V] log-probabilities :math:`a`.
         second_logp: [..., V] log-probabilities :math:`b`.
-        weight: :math:`w`, in [0, 1]; a tensor [..., 1] of numbers strictly between is not checked.
+        weight: :math:`w`, in [0, 1]; a tensor, 0-dim or [..., 1], of numbers strictly between is not checked.
 
     Returns:
         [..., V] log-probabilities.
@@ -204,14 +205,13 @@ def log_mixture(first_logp: Tensor, second_logp: Tensor, weight: float | Tensor)
     """
     if isinstance(weight, Tensor):
         return _log_sum(first_logp, second_logp, weight.log(), torch.log1p(-weight))
-    if not 0 <= weight <= 1:
-        raise ValueError(f"The weight of a mixture must lie in [0, 1], got {weight}.")
+    check_weight("The weight of a mixture", weight)
     if weight in (0, 1):
         return first_logp if weight == 1 else second_logp
     return _log_sum(first_logp, second_logp, math.log(weight), math.log1p(-weight))
 
 
-def _log_sum(first_logp: Tensor, second_logp: Tensor, one: float | Tensor, other: float | Tensor) -> Tensor:
+def _log_sum(first_logp: Tensor, second_logp: Tensor, one: Scalar, other: Scalar) -> Tensor:
     """Compute log(e^one a + e^other b)."""
     excluded = (first_logp == -math.inf) & (second_logp == -math.inf)
     first = first_logp.masked_fill(excluded, 0.0) + one

@@ -5,8 +5,10 @@ import math
 import torch
 from torch import Tensor
 
+from veto_pl.functional.scalars import Scalar
 
-def geometric_bridge(teacher_logp: Tensor, student_logp: Tensor, beta: float) -> Tensor:
+
+def geometric_bridge(teacher_logp: Tensor, student_logp: Tensor, beta: Scalar) -> Tensor:
     r"""Compute Veto's target, a geometric bridge between teacher and student.
 
     .. math:: Q_\beta = \frac{P_T\, P_S^{\beta}}{\sum_v P_T(v)\, P_S(v)^{\beta}}
@@ -18,7 +20,8 @@ def geometric_bridge(teacher_logp: Tensor, student_logp: Tensor, beta: float) ->
     Args:
         teacher_logp: [..., V] log-probabilities of the teacher.
         student_logp: [..., V] log-probabilities of the student. Detach it for Veto; this function does not.
-        beta: strength of the veto, at least 0; 0 gives the teacher, bit by bit.
+        beta: strength of the veto, at least 0; 0 gives the teacher, bit by bit. A 0-dim
+            tensor is not checked.
 
     Returns:
         [..., V] normalised log-probabilities.
@@ -38,6 +41,8 @@ def geometric_bridge(teacher_logp: Tensor, student_logp: Tensor, beta: float) ->
         "Stable On-Policy Distillation through Adaptive Target Reformulation", arXiv 2601.07155;
         the authors' code is jjun-0824/Veto at 0ff04a0 (`blend_teacher_logps`).
     """
+    if isinstance(beta, Tensor):
+        return torch.log_softmax(teacher_logp + torch.where(beta == 0, 0.0, beta * student_logp), -1)
     if not (0 <= beta < math.inf):
         raise ValueError(f"`beta` of the geometric bridge must be a finite number >= 0, got {beta}.")
     if beta == 0:

@@ -151,8 +151,11 @@ class Distill(TokenObjective):
         return metrics
 
     def _student_and_target(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
-        student, teacher = rows.outcomes(self.support)
-        return student, self.target(teacher, student.detach(), rows.step).detach()
+        def compare() -> tuple[Tensor, Tensor]:
+            student, teacher = rows.outcomes(self.support)
+            return student, self.target(teacher, student.detach(), rows.step).detach()
+
+        return rows.once("student and target", compare)
 
     def _weight(self, rows: TokenRows) -> Tensor:
         return self.weighting(replace(rows, student_logp=rows.student_logp.detach())).detach()

@@ -7,15 +7,16 @@ tensors, so that the compiler fuses them once for all batches: what belongs to t
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from veto_pl.core.nested import walk
 from veto_pl.functional.chunked import Block
+from veto_pl.functional.compiled_numbers import Number
 from veto_pl.functional.differentiation import belongs
 from veto_pl.seams import RolloutSource, Step
 from veto_pl.seams.tokens import TokenGrid, TokenRows
@@ -24,7 +25,10 @@ from veto_pl.seams.tokens import TokenGrid, TokenRows
 class TokenLoss(Protocol):
     """What scoring asks of an objective; `TokenObjective` says what each of them means."""
 
-    needs_teacher: ClassVar[bool]
+    @property
+    def needs_teacher(self) -> bool:
+        """Return whether a teacher is read."""
+        ...
 
     @property
     def rollout(self) -> RolloutSource:
@@ -94,6 +98,10 @@ class TokenLoss(Protocol):
         """Return [n] values to log, by name."""
         ...
 
+    def with_tensors(self, number: Number, step: Step) -> Any:
+        """Return the same objective with tensors for numbers."""
+        ...
+
 
 @dataclass(frozen=True)
 class LogpKernel:
@@ -120,6 +128,11 @@ class LogpKernel:
         """What the compiler tells apart: the classes that the objective is composed of, and what is computed."""
         flags = tuple(value for value in vars(self).values() if isinstance(value, bool))
         return (type(self), *flags, *(type(part) for _, part in walk(self.objective)))
+
+    def with_tensors(self, number: Number) -> LogpKernel:
+        """Return the same kernel, which takes the numbers that change over a run for tensors."""
+        objective = self.objective.with_tensors(number, self.step)
+        return self if objective is self.objective else replace(self, objective=objective)
 
     def __call__(self, block: Block) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return `student_logp` and `teacher_logp`, [n] each."""

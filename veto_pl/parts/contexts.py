@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -117,7 +117,7 @@ class Peer(TeacherContext):
     threshold: Finite = 0.5
     template: Template | None = None
 
-    needs_rewards: ClassVar[bool] = True
+    needs_rewards = True
 
     @property
     def compares_completions(self) -> bool:  # type: ignore[override]

@@ -54,6 +54,7 @@ class GeneralizedJSD(Divergence):
     """
 
     beta: float = 0.5
+    tensor_numbers = ("beta",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,6 +83,7 @@ class SkewKL(Divergence):
     """
 
     alpha: BelowOne = 0.1
+    tensor_numbers = ("alpha",)
 
     @classmethod
     def examples(cls) -> tuple["SkewKL", ...]:
@@ -106,6 +108,7 @@ class SkewReverseKL(Divergence):
     """
 
     alpha: BelowOne = 0.1
+    tensor_numbers = ("alpha",)
 
     @classmethod
     def examples(cls) -> tuple["SkewReverseKL", ...]:
@@ -146,6 +149,7 @@ class AlphaDivergence(Divergence):
     """
 
     alpha: UnitInterval = 0.5
+    tensor_numbers = ("alpha",)
 
     @classmethod
     def examples(cls) -> tuple["AlphaDivergence", ...]:
@@ -170,6 +174,7 @@ class Renyi(Divergence):
     """
 
     alpha: PositiveShare = 0.5
+    tensor_numbers = ("alpha",)
 
     @classmethod
     def examples(cls) -> tuple["Renyi", ...]:

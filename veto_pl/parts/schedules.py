@@ -151,8 +151,8 @@ class AtMost(Schedule):
 
 
 def value_at(knob: float | Schedule, step: int, total: int) -> float:
-    """Return the number that a knob stands for at a step, be it a number or a schedule."""
-    return knob(step, total) if isinstance(knob, Schedule) else float(knob)
+    """Return the number that a knob stands for at a step, a number or a schedule; a tensor in compiled kernels."""
+    return knob(step, total) if isinstance(knob, Schedule) else 0.0 + knob  # a tensor stays one
 
 
 def scheduled_values(configured: object, step: int, total: int) -> Iterator[tuple[str, float]]:

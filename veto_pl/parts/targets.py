@@ -47,6 +47,7 @@ class GeometricBridge(Target):
     """
 
     beta: BridgeWeight | Schedule = 0.8
+    tensor_numbers = ("beta",)
 
     @classmethod
     def examples(cls) -> tuple["GeometricBridge", ...]:

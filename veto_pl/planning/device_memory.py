@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from veto_pl.planning.placement import Placement
@@ -21,6 +21,7 @@ class Memory:
         gradients: of the trained parameters, and DDP's copy of them.
         gathered: weights and gradients of sharded models that are whole for a moment.
         rest: activations, caches, logits, and what operations need for themselves.
+        engines: what engines with weights and caches of their own have set aside.
     """
 
     phase: str
@@ -29,15 +30,20 @@ class Memory:
     gradients: int
     gathered: int
     rest: int
+    engines: int = 0
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.weights + self.state + self.gradients + self.gathered + self.rest
+        return self.weights + self.state + self.gradients + self.gathered + self.rest + self.engines
 
 
 def step_memory(
-    simulated: Simulated, placement: Placement, writers: frozenset[str] = frozenset(), gathered_in: int | None = None
+    simulated: Simulated,
+    placement: Placement,
+    writers: frozenset[str] = frozenset(),
+    gathered_in: int | None = None,
+    engines: Mapping[str, int] | None = None,
 ) -> list[Memory]:
     """Return the memory of each part of a step, in their order.
 
@@ -46,6 +52,7 @@ def step_memory(
         placement: how the run is spread.
         writers: the models that sample in training, `student` and `teacher`.
         gathered_in: bytes of a number of sharded weights that are whole; None for as many as their parts have.
+        engines: what engines have set aside, by the part of the step.
     """
     whole = _as_gathered(simulated, gathered_in)
     models = (simulated.student, simulated.teacher, simulated.reference)
@@ -60,6 +67,7 @@ def step_memory(
             gathered=_gathered(name, whole, placement, writers, gathered_in) if placement.shards > 1 else 0,
             # An optimizer's temporaries are as large as the parts of the weights that it updates.
             rest=part.rest // (placement.shards if name == "optimizer step" else 1),
+            engines=(engines or {}).get(name, 0),
         )
         for name in PHASES
         if (part := simulated.phases.get(name)) is not None

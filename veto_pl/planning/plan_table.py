@@ -14,7 +14,10 @@ from veto_pl.planning.devices import GIB
 from veto_pl.planning.run_plan import Plan, Remedy
 from veto_pl.planning.shape_models import Weights
 
-PARTS = {"weights": "weights", "state": "optimizer", "gradients": "gradients", "gathered": "gathered", "rest": "rest"}
+PARTS = {
+    "weights": "weights", "state": "optimizer", "gradients": "gradients", "gathered": "gathered", "rest": "rest",
+    "engines": "engines",
+}  # fmt: skip
 MEMORY_UNITS = (("GiB", GIB), ("MiB", 2**20))
 WORK_UNITS = (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9))
 
@@ -22,7 +25,8 @@ WORK_UNITS = (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9))
 def memory_table(plan: Plan) -> Table:
     """Return a table of the memory of each part of a step; the largest is marked."""
     unit, scale = _unit(plan.peak.total, MEMORY_UNITS)
-    shown = [name for name in PARTS if name != "gathered" or plan.placement.shards > 1]
+    told = {"gathered": plan.placement.shards > 1, "engines": any(part.engines for part in plan.memory)}
+    shown = [name for name in PARTS if told.get(name, True)]
     table = _table(f"memory per device, {unit}", *(PARTS[name] for name in shown), "total")
     for part in plan.memory:
         amounts = [*(getattr(part, name) for name in shown), part.total]

@@ -10,6 +10,7 @@ from veto_pl.module import DistillationModule
 from veto_pl.planning.arithmetic import SHARE, Work, step_work
 from veto_pl.planning.device_memory import Memory, step_memory
 from veto_pl.planning.devices import Device
+from veto_pl.planning.engine_memory import engine_memory
 from veto_pl.planning.placement import Placement
 from veto_pl.planning.simulation import Setting, Simulated, gathered_in, simulate
 from veto_pl.planning.stages import combine_peaks, stages
@@ -69,12 +70,13 @@ def plan(
     writers = frozenset(
         role for source in module.objective.sources for writing in source.writings() for role in writing.writers
     )
+    engines = engine_memory(module, setting, simulated, device.memory)
     return Plan(
         setting,
         placement,
         device,
         simulated,
-        tuple(step_memory(simulated, placement, writers, gathered_in(setting))),
+        tuple(step_memory(simulated, placement, writers, gathered_in(setting), engines)),
         tuple(step_work(simulated, setting, device, share)),
     )
 

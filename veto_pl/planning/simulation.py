@@ -27,7 +27,7 @@ from veto_pl.planning.as_accelerator import as_on_an_accelerator
 from veto_pl.planning.observation import Observation, Phase
 from veto_pl.planning.rollout import Lengths, completed, roll_out
 from veto_pl.planning.shape_models import SAMPLE_ROWS, Weights, phases_of, skeletons, without_storage
-from veto_pl.rollouts import FromStudent
+from veto_pl.rollouts import DecodeLoop, FromStudent
 from veto_pl.seams import Models, Objective, PromptBatch, RolloutSource, Stat, Step
 from veto_pl.training.evaluation import Evaluation
 from veto_pl.training.normalisation import GradientLedger
@@ -280,7 +280,7 @@ class _Simulation:
             total.backward()  # type: ignore[no-untyped-call]
 
     def _validate(self, phase: Phase) -> None:
-        source = FromStudent(self.module.evaluation)
+        source = FromStudent(self.module.evaluation, self.module.answering_engine or DecodeLoop())
         lengths, prompts = self.setting.lengths, self.setting.validation_prompts
         for writing in source.writings():
             roll_out(writing, self.models, prompts, lengths, phase)

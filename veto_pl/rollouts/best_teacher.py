@@ -1,7 +1,7 @@
 """Of several answers of the teacher, the one that is right and closest to what the student would say."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ class BestTeacher(RolloutSource):
     fallback: Literal["overlap", "skip"] = "overlap"
     engine: Engine = DecodeLoop()
 
-    needs_rewards: ClassVar[bool] = True
+    needs_rewards = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,6 @@
 """The task's completions, with what a stored teacher says about them."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import DataError
@@ -24,7 +23,7 @@ class FromCache(RolloutSource):
     """
 
     path: str
-    stored_teacher: ClassVar[bool] = True
+    stored_teacher = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -72,7 +72,7 @@ def scores_of(reply: Reply, ids: Sequence[int], k: int, vocabulary: int) -> TopK
 
 def check_server(
     endpoint: Endpoint, model: str, k: int, tokenizer: PreTrainedTokenizerBase, row: Sequence[int]
-) -> bool:
+) -> NoAnswerError | None:
     """Compare both sides before anything is learned: how texts become ids, and what k is allowed.
 
     Args:
@@ -80,10 +80,10 @@ def check_server(
         model: the name of the teacher there.
         k: likeliest ids.
         tokenizer: of the run.
-        row: ids of a text of the run.
+        row: ids of a further text, such as one of the run.
 
     Returns:
-        Whether the server has answered.
+        Why the server has not answered; None where it has.
 
     Raises:
         ConfigurationError: the server reads other ids, has no such log-probabilities, or refuses k.
@@ -93,7 +93,7 @@ def check_server(
     replies = endpoint.ask_all("/completions", [request_for(model, text, k) for text in ours], len(ours))
     for (text, ids), reply in zip(ours.items(), replies, strict=True):
         if isinstance(reply, NoAnswerError):
-            return False
+            return reply
         theirs = _choice(reply).get("prompt_token_ids")
         if theirs is None or list(theirs) != list(ids):
             raise ConfigurationError(
@@ -102,7 +102,7 @@ def check_server(
                 "serve it with its own tokenizer (vLLM 0.32 or later)."
             )
         _check_probabilities(endpoint, _told(reply))
-    return True
+    return None
 
 
 def _check_probabilities(endpoint: Endpoint, told: Sequence[Any]) -> None:

@@ -32,6 +32,8 @@ from veto_pl.seams import (
 class Replay(RolloutSource):
     """Generation is dear, so some steps train on rollouts of earlier steps. Their sampler's log-probabilities are kept.
 
+    So is the gap of a foreign engine to the trainer's arithmetic, as it was measured when the row was written.
+
     A replayed step has as many prompts as a fresh one, each with all completions that were written with it. These rows
     are not `on_policy`: an older student wrote them. Every row knows its `age` in optimizer steps, which
     `Distill.staleness_decay` turns into weights. The buffer is in checkpoints.
@@ -98,6 +100,8 @@ class StoredRow:
         ending: why the completion ends, an `Ending`.
         unjudged: characters at the end of its text that belong to a stop string or follow it.
         alternatives: the example's other references.
+        engine_log_ratio: [C] float32, by how much the trainer's arithmetic and the engine's differed at the time, as
+            in `Sequences`; None where the trainer's own has sampled, and in checkpoints of older versions.
     """
 
     prompt_ids: Tensor
@@ -113,6 +117,7 @@ class StoredRow:
     ending: int = Ending.UNKNOWN
     unjudged: int = 0
     alternatives: Sequence[str] = ()
+    engine_log_ratio: Tensor | None = None
 
     @property
     def example(self) -> Example:
@@ -128,6 +133,11 @@ class StoredRow:
     def taught(self) -> Tensor:
         """Return [C] bool: the tokens that the teacher wrote into the student's text."""
         return torch.zeros_like(self.counts) if self.by_teacher is None else self.by_teacher
+
+    @property
+    def gap(self) -> Tensor:
+        """Return [C] float32: the trainer's log-probability of each token minus the engine's, when it was written."""
+        return torch.zeros_like(self.sampler_logp) if self.engine_log_ratio is None else self.engine_log_ratio
 
 
 Group = tuple[StoredRow, ...]
@@ -211,8 +221,7 @@ def group_by_prompt(sequences: Sequences, written: int) -> list[Group]:
     grids = {"completion_ids": ids, "counted": sequences.loss_mask.cpu(), "sampler_logp": torch.zeros(ids.shape)}
     if sequences.sampler_logp is not None:
         grids["sampler_logp"] = sequences.sampler_logp.cpu().float()
-    if sequences.by_teacher is not None:
-        grids["by_teacher"] = sequences.by_teacher.cpu()
+    grids |= {name: grid.cpu() for name in PERHAPS if (grid := getattr(sequences, name)) is not None}
     columns = {"ending": sequences.ending, "unjudged": sequences.unjudged}
     told = {name: column.tolist() for name, column in columns.items() if column is not None}
     groups: dict[int, Group] = {}
@@ -224,6 +233,10 @@ def group_by_prompt(sequences: Sequences, written: int) -> list[Group]:
         row = StoredRow(prompt_ids=prompt_ids, number=numbers[prompt], written=written, **fields)
         groups[prompt] = (*groups.get(prompt, ()), row)
     return list(groups.values())
+
+
+PERHAPS = ("by_teacher", "engine_log_ratio")
+"""What not all rollouts have of each token."""
 
 
 def _example_fields(example: Example) -> dict[str, Any]:
@@ -248,7 +261,7 @@ def as_sequences(groups: Sequence[Group], batch: PromptBatch) -> Sequences:
     rows = [row for group in groups for row in group]
     place_of = torch.tensor([i for i, group in enumerate(groups) for _ in group], dtype=torch.int64, device=device)
     ids, mask = (part.to(device) for part in pad_right([row.completion_ids for row in rows]))
-    taught = any(row.by_teacher is not None for row in rows)
+    has = {name: any(getattr(row, name) is not None for row in rows) for name in PERHAPS}
 
     def behind(values: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         grid = pad_right(values)[0].to(device, dtype)  # no rows at all have no type of their own
@@ -258,7 +271,8 @@ def as_sequences(groups: Sequence[Group], batch: PromptBatch) -> Sequences:
         prompts.rows(place_of), ids, mask, prompts=prompts, prompt_rows=place_of,
         loss_mask=behind([row.counts for row in rows], torch.bool),
         sampler_logp=behind([row.sampler_logp for row in rows], torch.float32),
-        by_teacher=behind([row.taught for row in rows], torch.bool) if taught else None,
+        by_teacher=behind([row.taught for row in rows], torch.bool) if has["by_teacher"] else None,
+        engine_log_ratio=behind([row.gap for row in rows], torch.float32) if has["engine_log_ratio"] else None,
         ending=torch.tensor([row.ending for row in rows], dtype=torch.int64, device=device),
         unjudged=torch.tensor([row.unjudged for row in rows], dtype=torch.int64, device=device),
     )  # fmt: skip

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.core.bounds import Count, CountFromZero, Positive
 from veto_pl.core.extras import require_extra
@@ -16,8 +17,13 @@ from veto_pl.seams import Mistake, Models, PromptBatch, RolloutSource, Sequences
 from veto_pl.servers.endpoint import Endpoint, NoAnswerError
 from veto_pl.servers.pool import ask_somewhere
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 LARGEST_REPLY = 2**28
 """Bytes of an answer: about 80 for each id of each token, of the prompt too."""
+FEW_IDS = 8
+"""Of the vocabulary, that both sides are compared on before there is a text of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +33,7 @@ class ServedTeacher(RolloutSource):
     The server is vLLM, or another that answers `/completions` with `prompt_logprobs`. Of each token come the teacher's
     k likeliest ids, all others together, and the token that was written, so divergences over k + 1 outcomes, policy
     gradients and `ResOPD` can be trained. The teacher reads the plain text at temperature 1, and has to have the run's
-    tokenizer. Both sides are compared before the first answer is used.
+    tokenizer. Both sides are compared before the models of the run are loaded, and once more on its first text.
 
     A row that no server answers leaves the step, and `train/unanswered` counts it; a batch without any answer ends the
     run.
@@ -44,7 +50,8 @@ class ServedTeacher(RolloutSource):
         concurrency: rows that each server is asked for at a time.
 
     Raises:
-        ConfigurationError: the server refuses the request, or its ids are not those of the run.
+        ConfigurationError: no server can be reached when the run begins, one refuses the request, or its ids are not
+            those of the run.
         DataError: no server answers any row.
     """
 
@@ -56,7 +63,7 @@ class ServedTeacher(RolloutSource):
     timeout: Positive = 120.0
     retries: CountFromZero = 2
     concurrency: Count = 32
-    stored_teacher: ClassVar[bool] = True
+    stored_teacher = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,6 +99,20 @@ class ServedTeacher(RolloutSource):
         scores = told.to(written.input_ids.device)
         return replace(written, teacher_scores=scores, unanswered=unanswered, loss_mask=counted)
 
+    def before_loading(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Ask each server for a few texts; warn of one that is silent, and refuse to begin where all are."""
+        special = set(tokenizer.all_special_ids)
+        few = [i for i in range(min(len(tokenizer), FEW_IDS + len(special))) if i not in special]
+        answers = {end.base_url: check_server(end, self.model, self.k, tokenizer, few) for end in self._endpoints()}
+        silent = [f"{address} ({reason})" for address, reason in answers.items() if reason is not None]
+        if len(silent) == len(answers):
+            raise ConfigurationError(
+                f"The teacher `{self.model}` cannot be reached at {', '.join(silent)}. Start its servers before the "
+                "run, or correct `ServedTeacher.servers`."
+            )
+        if silent:
+            rank_zero_warn(f"The teacher `{self.model}` cannot be reached at {', '.join(silent)}; others do its part.")
+
     def writings(self) -> tuple[Writing, ...]:
         told = TopKScores.uniform((0,), self.k, sampled=True)
         return tuple(replace(writing, stored=told) for writing in self.source.writings())
@@ -123,7 +144,7 @@ class ServedTeacher(RolloutSource):
         """Compare the tokenizers of both sides, once per process and server."""
         for endpoint in self._endpoints():
             known = (endpoint, self.model, self.k)
-            if known not in _checked and check_server(*known, models.tokenizer, rows[0]):
+            if known not in _checked and check_server(*known, models.tokenizer, rows[0]) is None:
                 _checked.add(known)
 
     def _endpoints(self) -> tuple[Endpoint, ...]:

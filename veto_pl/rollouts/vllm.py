@@ -1,23 +1,18 @@
 """vLLM as the engine of a rollout."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
-from veto_pl.core.bounds import AboveZero, Count, PositiveShare
-from veto_pl.core.mistakes import Mistake
-from veto_pl.core.part import Setup
-from veto_pl.core.sampling import Sampling
-from veto_pl.rollouts.endings import Endings
-from veto_pl.rollouts.engine_gap import compared
-from veto_pl.rollouts.vllm_answers import as_sequences, parameters_of, too_hot
-from veto_pl.rollouts.vllm_process import RunningEngine, start
-from veto_pl.seams import Engine, LanguageModel, Models, PromptBatch, Sequences, Step
+from veto_pl.core.bounds import Count, PositiveShare
+from veto_pl.rollouts.vllm_engine import VllmEngine
+from veto_pl.rollouts.vllm_process import RunningEngine, parameters_of, start
+from veto_pl.seams import LanguageModel, Models, Step
 
 
 @dataclass(frozen=True)
-class Vllm(Engine):
+class Vllm(VllmEngine):
     """vLLM in this process: its own copy of the weights, which are pushed when the model has changed.
 
     The engine starts at its first use, from the model's configuration with random weights, and gets the weights before
@@ -45,37 +40,25 @@ class Vllm(Engine):
     sleep: bool = False
     enforce_eager: bool = False
     tensor_parallel: Count = 1
-    largest_gap: AboveZero = 0.2
 
-    foreign: ClassVar[bool] = True
-    couples_ranks: ClassVar[bool] = True  # its start is a collective, and so is a rollout that is shared
-
-    def requirements(self, setup: Setup, path: str) -> Iterable[Mistake]:
-        """Check that no rollout by this engine is hotter than vLLM can sample."""
-        yield from too_hot(self, setup, path)
-
-    def generate(
+    def answers(
         self,
-        prompts: PromptBatch,
+        texts: Sequence[list[int]],
+        settings: Sequence[dict[str, Any]],
         model: LanguageModel,
-        sampling: Sampling,
         models: Models,
         step: Step,
-        *,
-        on_policy: bool,
-    ) -> Sequences:
-        rows = zip(prompts.input_ids.cpu(), prompts.attention_mask.cpu(), strict=True)
-        asked = [{"prompt_token_ids": ids[mask].tolist()} for ids, mask in rows]
-        ends = models.ends_of(model)
-        seeds = [seed >> 32 for seed in step.seeds("rollout", prompts.numbers)]
+    ) -> list[Any]:
+        """Push the weights where they have changed, and let vLLM complete the texts."""
+        asked = [{"prompt_token_ids": ids} for ids in texts]
         with self._running_engine(model, models).awake(model, step) as engine:
-            answers = engine.complete(asked, [parameters_of(sampling, ends, seed) for seed in seeds])
-        endings = Endings(models, sampling, prompts.input_ids.device, (model,))
-        written = as_sequences(prompts, sampling, endings, answers, on_policy=on_policy)
-        return compared(written, model, sampling, self, self.largest_gap)
+            return engine.complete(asked, [parameters_of(how) for how in settings])
 
-    def new_cache(self, model: LanguageModel) -> None:
-        """Return None: weights and caches are in the share of the memory that vLLM takes."""
+    def set_aside(self, memory: int, weights: int) -> tuple[int, int]:
+        """Return vLLM's share of the memory, or weights and cache where the cache has a size of its own."""
+        share = int(self.gpu_memory_utilization * memory)
+        taken = share if self.cache_bytes is None else weights // self.tensor_parallel + self.cache_bytes
+        return taken, 0 if self.sleep else taken
 
     def _running_engine(self, model: LanguageModel, models: Models) -> RunningEngine:
         engines = _running.setdefault(model, {})

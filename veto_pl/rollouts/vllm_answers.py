@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,20 +11,7 @@ from torch import Tensor
 from veto_pl.core.sampling import Sampling
 from veto_pl.rollouts.endings import Endings
 from veto_pl.rollouts.token_buffer import assemble
-from veto_pl.seams import Ending, Engine, Mistake, PromptBatch, Sequences, Setup, pad_right
-
-HOTTEST = 2.0
-"""The highest temperature that vLLM samples at."""
-
-
-def too_hot(engine: Engine, setup: Setup, path: str) -> Iterator[Mistake]:
-    """Yield a rollout by the engine that is hotter than vLLM can sample."""
-    samplings = [w.sampling for source in setup.objective.sources for w in source.writings() if w.engine == engine]
-    samplings += [setup.evaluation]
-    hottest = max((one.temperature for one in samplings if one is not None), default=0.0)
-    if hottest > HOTTEST:
-        yield Mistake(path, f"`{type(engine).__name__}` with `temperature: {hottest:g}`", f"at most {HOTTEST:g}",
-                      "vLLM refuses higher ones: lower it, or use the engine `DecodeLoop`.")  # fmt: skip
+from veto_pl.seams import Ending, PromptBatch, Sequences, pad_right
 
 
 def settings_of(sampling: Sampling, ends: Sequence[int], seed: int) -> dict[str, Any]:
@@ -43,12 +29,6 @@ def settings_of(sampling: Sampling, ends: Sequence[int], seed: int) -> dict[str,
         "logprobs": 0,  # of the drawn token alone
         "skip_special_tokens": not sampling.stop,  # vLLM looks for stop strings in this text, and one may be special
     }
-
-
-def parameters_of(sampling: Sampling, ends: Sequence[int], seed: int) -> Any:
-    """Return the settings of one request as vLLM's class for them."""
-    how = settings_of(sampling, ends, seed)
-    return importlib.import_module("vllm").SamplingParams(detokenize=bool(sampling.stop), **how)
 
 
 def as_sequences(

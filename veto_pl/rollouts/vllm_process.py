@@ -7,7 +7,7 @@ import os
 import socket
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +127,11 @@ def start(model: LanguageModel, tokenizer: PreTrainedTokenizerBase, settings: di
             **settings,
         )
     return RunningEngine(engine, group, sleeps=bool(settings["enable_sleep_mode"]))
+
+
+def parameters_of(settings: Mapping[str, Any]) -> Any:
+    """Return the settings of one request (`vllm_answers.settings_of`) as vLLM's class for them."""
+    return importlib.import_module("vllm").SamplingParams(detokenize=bool(settings["stop"]), **settings)
 
 
 def import_vllm() -> Any:

@@ -1,26 +1,21 @@
 """vLLM on other devices as the engine of a rollout, behind its server."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
 
-from veto_pl.core.bounds import AboveZero, Count, CountFromZero, Positive
+from veto_pl.core.bounds import Count, CountFromZero, Positive
 from veto_pl.core.extras import require_extra
-from veto_pl.core.mistakes import Mistake
-from veto_pl.core.part import Setup
 from veto_pl.core.ranks import rank_and_size
-from veto_pl.core.sampling import Sampling
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.rollouts.endings import Endings
-from veto_pl.rollouts.engine_gap import compared
-from veto_pl.rollouts.vllm_answers import as_sequences, settings_of, too_hot
+from veto_pl.rollouts.vllm_engine import VllmEngine
 from veto_pl.rollouts.vllm_process import state_of
 from veto_pl.rollouts.vllm_transfer import Link, by_folder, by_nccl
-from veto_pl.seams import Engine, LanguageModel, Models, PromptBatch, Sequences, Step
+from veto_pl.seams import LanguageModel, Models, Step
 from veto_pl.servers.endpoint import Endpoint, NoAnswerError
 
 LARGEST_REPLY = 2**28
@@ -32,7 +27,7 @@ NEVER = -100.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class VllmServer(Engine):
+class VllmServer(VllmEngine):
     """vLLM behind its own server, on devices that training does not use.
 
     Each rank sends its own prompts. Before a rollout, weights that have changed go to the server while it pauses: by
@@ -65,10 +60,6 @@ class VllmServer(Engine):
     timeout: Positive = 600.0
     retries: CountFromZero = 2
     concurrency: Count = 256
-    largest_gap: AboveZero = 0.2
-
-    foreign: ClassVar[bool] = True
-    couples_ranks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,42 +68,25 @@ class VllmServer(Engine):
         if self.transfer == "folder" and self.folder is None:
             raise ConfigurationError("`VllmServer.transfer: folder` needs a `folder` that training and server see.")
 
-    def requirements(self, setup: Setup, path: str) -> Iterable[Mistake]:
-        """Check that no rollout by this engine is hotter than vLLM can sample."""
-        yield from too_hot(self, setup, path)
-
-    def generate(
+    def answers(
         self,
-        prompts: PromptBatch,
+        texts: Sequence[list[int]],
+        settings: Sequence[dict[str, Any]],
         model: LanguageModel,
-        sampling: Sampling,
         models: Models,
         step: Step,
-        *,
-        on_policy: bool,
-    ) -> Sequences:
+    ) -> list[Any]:
+        """Give the server the weights where they have changed, and let it complete the texts."""
         self._push(model, step)
-        ends, banned = models.ends_of(model), _banned(model)
-        seeds = [seed >> 32 for seed in step.seeds("rollout", prompts.numbers)]
-        rows = zip(prompts.input_ids.cpu(), prompts.attention_mask.cpu(), seeds, strict=True)
-        bodies = [
-            {"model": self.model, "prompt": ids[mask].tolist(), "return_token_ids": True, "logit_bias": banned}
-            | settings_of(sampling, ends, seed)
-            for ids, mask, seed in rows
-        ]
+        shared = {"model": self.model, "return_token_ids": True, "logit_bias": _banned(model)}
+        bodies = [shared | {"prompt": ids} | how for ids, how in zip(texts, settings, strict=True)]
         replies = self._endpoint().ask_all("/completions", bodies, self.concurrency)
         if lost := [reply for reply in replies if isinstance(reply, NoAnswerError)]:
             raise DataError(
                 f"The server of `VllmServer` at {self.server} left {len(lost)} of {len(replies)} prompts unanswered "
                 f"({lost[0]}). See whether it runs, raise `timeout` or `retries`, and go on from a checkpoint."
             )
-        answers = [_answer(reply) for reply in replies if isinstance(reply, Mapping)]
-        endings = Endings(models, sampling, prompts.input_ids.device, (model,))
-        written = as_sequences(prompts, sampling, endings, answers, on_policy=on_policy)
-        return compared(written, model, sampling, self, self.largest_gap)
-
-    def new_cache(self, model: LanguageModel) -> None:
-        """Return None: weights and caches are on the server's devices."""
+        return [_answer(reply) for reply in replies if isinstance(reply, Mapping)]
 
     def _push(self, model: LanguageModel, step: Step) -> None:
         """Give the server the weights if they may have changed. Collective."""

@@ -6,8 +6,8 @@ Legend: `B` rows, `P` prompt tokens, `C` completion tokens, `T` tokens of a whol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,12 @@ from veto_pl.seams.prompts import PromptBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+WHOLE, PER_ROW, PER_TOKEN = ({"axes": axes} for axes in range(3))
+"""Metadata of a field of `Sequences`: not sliced with the rows, one value for each of them, or for each token.
+
+With `absent`, a function of the rows, it has a meaning where rows do not have it, and is kept beside rows that do."""
 
 
 @dataclass(frozen=True)
@@ -55,21 +61,35 @@ class Sequences:
             where all are answered.
     """
 
-    input_ids: Tensor
-    attention_mask: Tensor
-    loss_mask: Tensor
-    prompt_rows: Tensor
-    on_policy: Tensor
-    sampler_logp: Tensor | None = None
-    rewards: Tensor | None = None
-    prompts: PromptBatch | None = None
-    by_teacher: Tensor | None = None
-    age: Tensor | None = None
-    teacher_scores: TopKScores | None = None
-    ending: Tensor | None = None
-    unjudged: Tensor | None = None
-    engine_log_ratio: Tensor | None = None
-    unanswered: Tensor | None = None
+    input_ids: Tensor = field(metadata=PER_TOKEN)
+    attention_mask: Tensor = field(metadata=PER_TOKEN)
+    loss_mask: Tensor = field(metadata=PER_TOKEN)
+    prompt_rows: Tensor = field(metadata=PER_ROW)
+    on_policy: Tensor = field(metadata=PER_ROW)
+    sampler_logp: Tensor | None = field(default=None, metadata=PER_TOKEN)
+    rewards: Tensor | None = field(default=None, metadata=PER_ROW)
+    prompts: PromptBatch | None = field(default=None, metadata=WHOLE)
+    by_teacher: Tensor | None = field(
+        default=None, metadata={**PER_TOKEN, "absent": lambda part: torch.zeros_like(part.loss_mask)}
+    )
+    age: Tensor | None = field(
+        default=None,
+        metadata={**PER_ROW, "absent": lambda part: torch.zeros_like(part.prompt_rows, dtype=torch.float32)},
+    )
+    teacher_scores: TopKScores | None = field(default=None, metadata=PER_TOKEN)
+    ending: Tensor | None = field(
+        default=None, metadata={**PER_ROW, "absent": lambda part: torch.full_like(part.prompt_rows, Ending.UNKNOWN)}
+    )
+    unjudged: Tensor | None = field(
+        default=None, metadata={**PER_ROW, "absent": lambda part: torch.zeros_like(part.prompt_rows)}
+    )
+    engine_log_ratio: Tensor | None = field(
+        default=None,
+        metadata={**PER_TOKEN, "absent": lambda part: torch.zeros_like(part.loss_mask, dtype=torch.float32)},
+    )
+    unanswered: Tensor | None = field(
+        default=None, metadata={**PER_ROW, "absent": lambda part: torch.zeros_like(part.on_policy)}
+    )
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -199,20 +219,21 @@ class Sequences:
         """Stack the rows of all parts of one prompt batch, right-padded; drop a field that one part cannot have."""
         width = max(part.input_ids.shape[1] for part in parts)
 
-        def stack(name: str) -> Tensor | None:
+        def stack(name: str, how: Mapping[str, Any]) -> Tensor | None:
             values = [getattr(part, name) for part in parts]
-            if name in _ABSENT and any(value is not None for value in values):
-                values = [_ABSENT[name](p) if v is None else v for p, v in zip(parts, values, strict=True)]
-            if any(value is None for value in values):
+            if "absent" in how and any(value is not None for value in values):
+                values = [how["absent"](p) if v is None else v for p, v in zip(parts, values, strict=True)]
+            if not all(isinstance(value, Tensor) for value in values):
                 return None
-            return torch.cat([pad(v, (0, width - v.shape[1])) if v.dim() == 2 else v for v in values])
+            grid = how["axes"] == PER_TOKEN["axes"]
+            return torch.cat([pad(v, (0, width - v.shape[1])) if grid else v for v in values])
 
-        columns: dict[str, Any] = {name: stack(name) for name in _SEQUENCE_TENSORS if name != "teacher_scores"}
-        return replace(parts[0], **columns, teacher_scores=None)
+        columns: dict[str, Any] = {name: stack(name, how) for name, how in layout(type(parts[0])).items()}
+        return replace(parts[0], **columns)
 
     def rows(self, index: Tensor) -> Sequences:
         """Return the rows that `index` ([K] int64, or [B] bool) selects."""
-        values = {name: getattr(self, name) for name in _SEQUENCE_TENSORS}
+        values = {name: getattr(self, name) for name in layout(type(self))}
         taken: dict[str, Any] = {name: None if value is None else value[index] for name, value in values.items()}
         return replace(self, **taken)
 
@@ -235,9 +256,9 @@ class Sequences:
         columns = slice(used[0], used[-1] + 1) if used else slice(0, prompts.input_ids.shape[1])
         rows = replace(self, prompt_rows=self.prompt_rows - start, prompts=prompts)
         rows = rows.rows(sent(index, self.input_ids.device))
-        values = {name: getattr(rows, name) for name in _SEQUENCE_TENSORS}
-        grids = {n: v[:, columns] for n, v in values.items() if v is not None and n not in _COLUMNS}
-        part = replace(rows, **grids)
+        grids = {n: getattr(rows, n) for n, how in layout(type(self)).items() if how["axes"] == PER_TOKEN["axes"]}
+        cut: dict[str, Any] = {name: grid[:, columns] for name, grid in grids.items() if grid is not None}
+        part = replace(rows, **cut)
         vars(part)["host_masks"] = masks[:, :, columns]
         return part
 
@@ -246,16 +267,16 @@ class Sequences:
         return self.rows(self.prompt_rows.argsort(stable=True))
 
 
-_ABSENT: Mapping[str, Callable[[Sequences], Tensor]] = {
-    "age": lambda part: torch.zeros(len(part), device=part.input_ids.device),
-    "by_teacher": lambda part: torch.zeros_like(part.loss_mask),
-    "ending": lambda part: torch.full_like(part.prompt_rows, Ending.UNKNOWN),
-    "unjudged": lambda part: torch.zeros_like(part.prompt_rows),
-    "engine_log_ratio": lambda part: torch.zeros_like(part.loss_mask, dtype=torch.float32),
-    "unanswered": lambda part: torch.zeros_like(part.on_policy),
-}
-"""What a field means that rows do not have: they are fresh, nobody took turns, said why they end, sampled in another
-arithmetic or failed to answer."""
-_SEQUENCE_TENSORS = tuple(name for name in Sequences.__dataclass_fields__ if name != "prompts")
-_COLUMNS = ("prompt_rows", "on_policy", "rewards", "age", "ending", "unjudged", "unanswered")
-"""Fields with one value for each row."""
+def layout(kind: type[Sequences]) -> dict[str, Mapping[str, Any]]:
+    """Return the metadata of the fields that are sliced with the rows, by name; a class of `Sequences` may have more.
+
+    Raises:
+        TypeError: a field does not say what it has a value for.
+    """
+    declared: dict[str, Field[Any]] = {one.name: one for one in fields(kind)}
+    if silent := [name for name, one in declared.items() if "axes" not in one.metadata]:
+        raise TypeError(
+            f"`{kind.__name__}.{silent[0]}` must say what it has a value for: declare it by "
+            "`field(metadata=PER_ROW)`, or with `PER_TOKEN` or `WHOLE` (`veto_pl.seams.batches`)."
+        )
+    return {name: one.metadata for name, one in declared.items() if one.metadata["axes"]}

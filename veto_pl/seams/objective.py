@@ -5,15 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from veto_pl.core.laws import Law
+from veto_pl.core.nested import walk
 from veto_pl.core.part import Part
 from veto_pl.core.step import Step
 from veto_pl.functional.stat import Stat
 from veto_pl.seams.rollouts import Models, Rollouts, RolloutSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,11 @@ class Objective(Part, ABC):
         laws: what the conformance suite holds the class to.
     """
 
-    needs_teacher: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = False
-    needs_rewards: ClassVar[bool] = False
-    compares_completions: ClassVar[bool] = False
-    laws: frozenset[Law] = frozenset({Law.SPLIT_INVARIANT})
+    needs_teacher = True
+    needs_reference = False
+    needs_rewards = False
+    compares_completions = False
+    laws = frozenset({Law.SPLIT_INVARIANT})
 
     @property
     @abstractmethod
@@ -71,6 +75,12 @@ class Objective(Part, ABC):
 
         Equal sources are rolled out once and shared, in this order.
         """
+
+    def before_loading(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Let every source, at any depth, look at what it needs outside of this process."""
+        parts = (part for _, part in walk(self, derived=True))
+        for source in dict.fromkeys(part for part in parts if isinstance(part, RolloutSource)):
+            source.before_loading(tokenizer)
 
     def active(self, step: Step) -> Objective:
         """Return the objective that is trained on at this step: itself, unless it has phases."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from veto_pl.core.scores import TopKScores
 from veto_pl.core.special_ids import end_ids
 from veto_pl.core.step import Step
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.compiled_numbers import Number
 from veto_pl.seams.batches import Sequences
 from veto_pl.seams.models import LanguageModel
 from veto_pl.seams.prompts import PromptBatch
@@ -110,12 +111,23 @@ class RolloutSource(Part, Remembers, ABC):
         needs_rewards: the source asks for the task's rewards itself.
     """
 
-    stored_teacher: ClassVar[bool] = False
-    needs_rewards: ClassVar[bool] = False
+    stored_teacher = False
+    needs_rewards = False
 
     @abstractmethod
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         """Complete the prompts. Collective where a writer is sharded: call it on every rank."""
+
+    def with_tensors(self, number: Number, step: Step) -> RolloutSource:
+        """Return the source itself: kernels read no source."""
+        return self
+
+    def before_loading(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Look at what the source needs outside of this process; every rank does so once, before models are loaded.
+
+        Raises:
+            ConfigurationError: it is not there, or does not suit the run.
+        """
 
     def delegates(self) -> tuple[RolloutSource, ...]:
         """Return the sources that write in its place, one or another of them; by default all that it was given."""
@@ -174,8 +186,8 @@ class Engine(Part, ABC):
     `generate` equally often, with or without prompts.
     """
 
-    foreign: ClassVar[bool] = False
-    couples_ranks: ClassVar[bool] = False
+    foreign = False
+    couples_ranks = False
 
     def new_cache(self, model: LanguageModel) -> Any:
         """Return an empty cache of the kind that it fills as it samples, for plans of the memory.
@@ -189,6 +201,20 @@ class Engine(Part, ABC):
         from transformers import DynamicCache
 
         return DynamicCache(config=model.model.config)
+
+    def set_aside(self, memory: int, weights: int) -> tuple[int, int]:
+        """Return what it takes of a training device for weights and caches of its own, for plans of the memory.
+
+        By default nothing: it samples with the run's own weights, and `new_cache` comes and goes.
+
+        Args:
+            memory: bytes of the device.
+            weights: bytes of the model that it runs, in the dtype that is computed in.
+
+        Returns:
+            The bytes while it samples, and those that it keeps in between.
+        """
+        return 0, 0
 
     @abstractmethod
     def generate(
@@ -213,8 +239,8 @@ class TeacherContext(Part, ABC):
     What it `needs`, and whether it `compares_completions`, holds for the objective that has it (see `Objective`).
     """
 
-    needs_rewards: ClassVar[bool] = False
-    compares_completions: ClassVar[bool] = False
+    needs_rewards = False
+    compares_completions = False
 
     @abstractmethod
     def __call__(self, sequences: Sequences, models: Models, step: Step) -> Sequences:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,8 +19,11 @@ from veto_pl.core.part import Part
 from veto_pl.core.scores import TopKScores
 from veto_pl.core.step import Step
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.compiled_numbers import Number
 from veto_pl.functional.differentiation import by_autograd
 from veto_pl.functional.supports import top_k_with_tail
+
+T = TypeVar("T")
 
 
 class Schedule(Part, ABC):
@@ -29,6 +32,20 @@ class Schedule(Part, ABC):
     @abstractmethod
     def __call__(self, step: int, total: int) -> float:
         """Return the value after `step` of `total` optimizer steps."""
+
+    def with_tensors(self, number: Number, step: Step) -> Schedule:
+        """Return its present value, as a schedule that never changes."""
+        return _Present(number(self(step.index, step.total)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Present(Schedule):
+    """The value of a schedule at one step, as a tensor, of which a compiled kernel knows no more than its shape."""
+
+    value: Tensor
+
+    def __call__(self, step: int, total: int) -> float:
+        return self.value  # type: ignore[return-value]  # formulas take either
 
 
 class Support(Part, ABC):
@@ -50,7 +67,7 @@ class Support(Part, ABC):
 class Target(Part, ABC):
     """The distribution that the student is drawn to."""
 
-    laws: ClassVar[frozenset[Law]] = frozenset({Law.NORMALISED, Law.PERMUTATION_INVARIANT})
+    laws = frozenset({Law.NORMALISED, Law.PERMUTATION_INVARIANT})
 
     @abstractmethod
     def __call__(self, teacher_logp: Tensor, student_logp: Tensor, step: Step) -> Tensor:
@@ -60,7 +77,7 @@ class Target(Part, ABC):
 class Divergence(Part, ABC):
     """A dissimilarity of two distributions."""
 
-    laws: ClassVar[frozenset[Law]] = frozenset({Law.ZERO_AT_EQUALITY, Law.NON_NEGATIVE, Law.PERMUTATION_INVARIANT})
+    laws = frozenset({Law.ZERO_AT_EQUALITY, Law.NON_NEGATIVE, Law.PERMUTATION_INVARIANT})
 
     @abstractmethod
     def __call__(self, student_logp: Tensor, target_logp: Tensor) -> Tensor:
@@ -95,6 +112,17 @@ class TokenRows:
     step: Step
     stored: TopKScores | None = None
     ahead: Mapping[str, Tensor] = field(default_factory=dict)
+    _known: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, name: str, compute: Callable[[], T]) -> T:
+        """Return what `compute` does, which is done once for these rows, such as for the loss and for its metrics.
+
+        It is done anew for rows that were made of these, as where the student's have a graph.
+        """
+        if name not in self._known:
+            self._known[name] = compute()
+        found: T = self._known[name]
+        return found
 
     def token_logp(self) -> Tensor:
         """Return the student's log-probability of the tokens, [n], in the graph of `student_logp`."""
@@ -203,10 +231,10 @@ class Advantage(Part, ABC):
     With `needs_every_id` it reads more of the teacher than its log-probability of the sampled token.
     """
 
-    needs_every_id: ClassVar[bool] = False
-    needs_reference: ClassVar[bool] = False
-    needs_rewards: ClassVar[bool] = False
-    compares_completions: ClassVar[bool] = False
+    needs_every_id = False
+    needs_reference = False
+    needs_rewards = False
+    compares_completions = False
 
     @property
     def laws(self) -> frozenset[Law]:

@@ -15,16 +15,14 @@ from torch import Tensor
 from veto_pl.core.memory import Memories, remembers
 from veto_pl.metrics import default_metrics
 from veto_pl.seams import Example, Models, PromptBatch, RolloutSource, Sequences, Step, Task
+from veto_pl.seams.batches import layout
 from veto_pl.testing.tiny import prompt_batch
 
 PROMPTS = ("abc>", "d>", "efghij>", "ka>")
 COMPLETIONS = ("cba", "d", "jihgfe", "akak")
 NUMBERS = (7, 3, 12, 5)
 TOTAL = 10
-FIELDS = (
-    "input_ids", "loss_mask", "on_policy", "sampler_logp", "rewards", "by_teacher", "age", "ending", "unjudged",
-    "engine_log_ratio", "unanswered",
-)  # fmt: skip
+FIELDS = tuple(name for name in layout(Sequences) if name not in ("attention_mask", "prompt_rows", "teacher_scores"))
 METRICS = tuple(f"validation/{metric.name}" for metric in default_metrics(1))
 
 

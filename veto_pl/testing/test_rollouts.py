@@ -13,6 +13,7 @@ from torch import Tensor
 from veto_pl.core.memory import remembers
 from veto_pl.plugins import load_plugins
 from veto_pl.seams import Ending, Models, RolloutSource, Sequences, Step
+from veto_pl.seams.batches import layout
 from veto_pl.testing.examples import installed
 from veto_pl.testing.rows import (
     TOTAL,
@@ -33,13 +34,13 @@ load_plugins()
 STEP = Step(3, TOTAL)
 SOURCES = installed(RolloutSource)
 SPLITS = [[[0], [1], [2], [3]], [[3, 1, 0], [2]]]
-GRIDS = {"attention_mask": torch.bool, "loss_mask": torch.bool, "input_ids": torch.int64}
-GRIDS_PERHAPS = {"sampler_logp": torch.float32, "by_teacher": torch.bool, "engine_log_ratio": torch.float32}
-COLUMNS = {"prompt_rows": torch.int64, "on_policy": torch.bool}
-COLUMNS_PERHAPS = {
-    "rewards": torch.float32, "age": torch.float32, "ending": torch.int64, "unjudged": torch.int64,
+TYPES = {
+    "input_ids": torch.int64, "attention_mask": torch.bool, "loss_mask": torch.bool, "prompt_rows": torch.int64,
+    "on_policy": torch.bool, "sampler_logp": torch.float32, "rewards": torch.float32, "by_teacher": torch.bool,
+    "age": torch.float32, "ending": torch.int64, "unjudged": torch.int64, "engine_log_ratio": torch.float32,
     "unanswered": torch.bool,
 }  # fmt: skip
+REQUIRED = tuple(TYPES)[:5]
 
 
 def name(instance: object) -> str:
@@ -69,15 +70,14 @@ def test_fields_have_their_shapes_and_types(source: RolloutSource, models: Model
 
 def check_fields(rows: Sequences) -> None:
     """Assert the type and shape of every tensor."""
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys((*GRIDS, *GRIDS_PERHAPS), tuple(rows.input_ids.shape))
-    shapes |= dict.fromkeys((*COLUMNS, *COLUMNS_PERHAPS), (len(rows),))
-    for field, dtype in {**GRIDS, **GRIDS_PERHAPS, **COLUMNS, **COLUMNS_PERHAPS}.items():
+    for field, how in layout(Sequences).items():
         value = getattr(rows, field)
-        if value is None and field in (*GRIDS_PERHAPS, *COLUMNS_PERHAPS):
+        if field == "teacher_scores" or (value is None and field not in REQUIRED):
             continue
         assert isinstance(value, Tensor), f"`{field}` must be a tensor, got {value!r}."
-        assert (value.dtype, tuple(value.shape)) == (dtype, shapes[field]), (
-            f"`{field}` must be {dtype} of shape {shapes[field]}, got {value.dtype} of shape {tuple(value.shape)}."
+        dtype, shape = TYPES[field], tuple(rows.input_ids.shape)[: how["axes"]]
+        assert (value.dtype, tuple(value.shape)) == (dtype, shape), (
+            f"`{field}` must be {dtype} of shape {shape}, got {value.dtype} of shape {tuple(value.shape)}."
         )
         assert not value.requires_grad, f"`{field}` must not have a gradient."
 

@@ -1,0 +1,25 @@
+"""What `fit` would build from a configuration, for commands that do something else with it."""
+
+from __future__ import annotations
+
+from veto_pl.cli.build import VetoCLI
+from veto_pl.seams import Models
+
+
+class Prepared(VetoCLI):
+    """Reads and builds exactly what `fit` does, and stops there."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Do nothing: nothing is trained, and no run folder is made."""
+
+    def loaded(self) -> Models:
+        """Load the models of the run, on the device of its trainer."""
+        module = self.model
+        self.datamodule.connect(module.tokenizer)
+        with self.trainer.init_module():
+            module.configure_model()
+        models = module.models
+        assert models is not None, "`configure_model` has just loaded them"
+        for model in (models.student, models.required_teacher()):
+            model.to(self.trainer.strategy.root_device)
+        return models
