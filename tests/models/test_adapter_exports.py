@@ -49,8 +49,12 @@ def by_the_card(folder):
 @pytest.mark.parametrize("form", ["merged", "separate"])
 @pytest.mark.parametrize(
     "lora",
-    [{"dora": True}, {"targets": ("q_proj",), "modules_to_save": ("lm_head",)}, {"targets": ("embed_tokens",)}],
-    ids=["dora", "head", "embedding"],
+    [
+        {"dora": True, "targets": ("q_proj", "down_proj"), "modules_to_save": ("lm_head",)},
+        pytest.param({"dora": True}, marks=pytest.mark.slow),
+        pytest.param({"targets": ("embed_tokens",)}, marks=pytest.mark.slow),
+    ],
+    ids=["head", "dora", "embedding"],
 )
 def test_the_models_card_loads_the_student(form, lora, tmp_path):
     """The base is a pruned model with a tied head, which no hub and no other folder has."""

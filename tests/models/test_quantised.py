@@ -45,7 +45,7 @@ def test_a_quantised_teacher_is_small_near_and_frozen(folder):
     assert not any(weight.requires_grad for weight in models.teacher.parameters())
 
 
-@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("dora", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_an_adapter_beside_four_bits_is_exported_as_it_was_trained(folder, dora, tmp_path):
     """Merged into the numbers that the bits stand for, or apart, beside the base as it was before."""
     source = Pretrained(folder, quantization_config=NF4)
@@ -74,6 +74,7 @@ def test_the_base_of_four_bits_teaches_beside_its_adapter(folder):
     }
 
 
+@pytest.mark.slow
 def test_bits_that_compute_with_other_numbers_are_not_merged(folder, tmp_path):
     """Layers of 8 bits round what they read as well, which no merged weights do."""
     source = Pretrained(folder, quantization_config={"load_in_8bit": True})

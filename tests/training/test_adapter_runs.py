@@ -58,6 +58,7 @@ def test_the_command_exports_what_the_run_did(run, tmp_path):
     assert "lora_A" not in "".join(load_file(run / "export" / "model.safetensors"))
 
 
+@pytest.mark.slow
 def test_the_command_needs_nothing_of_the_folder_that_the_run_was_started_in(run, tmp_path, monkeypatch):
     """A base that was named by a relative path is found from anywhere."""
     tiny = tiny_source(vocab_size=56, max_position_embeddings=1024)
@@ -114,7 +115,7 @@ def fit(folder, student, teacher, objective=None, **trainer):
     return module, runner
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", [pytest.param("32-true", marks=pytest.mark.slow), "bf16-mixed"])
 @pytest.mark.parametrize(
     "teacher", [StudentBase(), MovingAverage(LORA), tiny_source(seed=1)], ids=["base", "average", "other"]
 )

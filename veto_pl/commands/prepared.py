@@ -18,7 +18,7 @@ class Prepared(VetoCLI):
         self.datamodule.connect(module.tokenizer)
         with self.trainer.init_module():
             module.configure_model()
-        models = module.models
+        models: Models | None = module.models
         assert models is not None, "`configure_model` has just loaded them"
         for model in (models.student, models.required_teacher()):
             model.to(self.trainer.strategy.root_device)

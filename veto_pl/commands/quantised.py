@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from veto_pl.commands.cache_teacher import Prepared
+from veto_pl.commands.prepared import Prepared
 from veto_pl.data.splits import check_sizes
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.divergences import forward_kl

@@ -35,6 +35,7 @@ class Weights:
         trained: bytes of the parameters that have a gradient.
         outer: bytes outside the decoder layers: embeddings, last norm, head.
         layer: bytes of the largest decoder layer.
+        alone: bytes of a copy in memory of its own, whose weights are numbers.
     """
 
     parameters: int
@@ -42,6 +43,7 @@ class Weights:
     trained: int
     outer: int
     layer: int
+    alone: int
 
     @classmethod
     def of(cls, model: CausalLM, beside: CausalLM | None = None) -> Weights:
@@ -58,12 +60,13 @@ class Weights:
             trained=_size([p for p in parameters if p.requires_grad]),
             outer=_size(parameters) - sum(_size([*layer.parameters()]) for layer in _layers(model)),
             layer=max(layers, default=0),
+            alone=_size([*parameters, *model.buffers()]),
         )
 
     def cast(self, size: int) -> Weights:
         """Return what the same weights take with `size` bytes for each number, where they have more."""
-        share = min(1.0, size * self.parameters / max(self.bytes, 1))
-        sizes = {name: int(share * getattr(self, name)) for name in ("bytes", "outer", "layer")}
+        share = min(1.0, size * self.parameters / max(self.alone, 1))
+        sizes = {name: int(share * getattr(self, name)) for name in ("bytes", "outer", "layer", "alone")}
         return replace(self, **sizes)
 
 
