@@ -47,8 +47,7 @@ from veto_pl.training.window_rollouts import WindowRollouts
 class DistillationModule(HostedModule, OptimizedModule):
     """Trains a student by an objective, and validates by letting it answer.
 
-    A model may be a `ModelSource`, a path or hub id, or a model of transformers in memory (`InMemory`); a tokenizer
-    likewise.
+    A model may be a `ModelSource`, a path or hub id, or a model of transformers in memory; a tokenizer likewise.
 
     Args:
         objective: which tokens to train on, and the loss.
@@ -89,12 +88,9 @@ class DistillationModule(HostedModule, OptimizedModule):
         roll_out_window: bool = True,
     ) -> None:
         super().__init__(optimizer, lr_schedule)
-        student, teacher, reference = sources_of(student, teacher, reference)
+        self.student_source, self.teacher_source, self.reference_source = sources_of(student, teacher, reference)
         check_models(objective, teacher=teacher, reference=reference)
         self.objective = objective
-        self.student_source = student
-        self.teacher_source = teacher
-        self.reference_source = reference
         self.tokenizer_source = None if tokenizer is None else as_tokenizer(tokenizer, "model.tokenizer")
         self.evaluation = evaluation
         self.evaluation_engine = evaluation_engine
