@@ -21,7 +21,7 @@ os.environ.update({"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import torch
-from gpu_checks import attention, commands, environment, learning, loss_head, rollout, step
+from gpu_checks import attention, commands, environment, learning, loss_head, recorded, rollout, step
 from gpu_checks.place import Place
 from gpu_checks.verdict import Verdict
 
@@ -31,6 +31,7 @@ CHECKS = {
     "bfloat16_updates": learning.compare_updates,
     "loss_head": loss_head.measure,
     "rollout": rollout.measure,
+    "recorded": recorded.measure,
     "attention": attention.measure,
     "step": step.measure,
     "trl_step": step.measure_trl,

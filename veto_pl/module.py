@@ -56,7 +56,8 @@ class DistillationModule(HostedModule, OptimizedModule):
         reference: another frozen model, for objectives that extrapolate from one: the student's start, or what the
             teacher was before its own training.
         tokenizer: the tokenizer; the student's own by default.
-        optimizer: the optimizer of the student's parameters.
+        optimizer: makes the optimizer of the student's weights; it gets their names too if its first parameter is
+            called `named_parameters`.
         lr_schedule: multiplies the optimizer's learning rate at every step.
         evaluation: how completions are sampled in validation, test and prediction. Greedy by default.
         evaluation_engine: what runs the student there; None takes the engine that the objective's rollouts give it.
@@ -297,7 +298,9 @@ class DistillationModule(HostedModule, OptimizedModule):
             values["loss"] = sum(value for name, value in means.items() if name.endswith("/loss"))
         self.logged = {f"train/{name}": float(value) for name, value in values.items()}
         # Tensors of the host: of numbers Lightning makes tensors of the device, to fetch them again one by one.
-        self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in self.logged.items()})
+        counters = {"step": float(step.index + 1), "epoch": float(self.current_epoch)}
+        numbers = self.logged | counters  # Lightning logs them under the number `step`; its own would be one less
+        self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in numbers.items()})
 
     def _answers(self, batch: PromptBatch, batch_idx: int) -> Evaluation:
         """Let the student answer."""
@@ -312,6 +315,6 @@ class DistillationModule(HostedModule, OptimizedModule):
         shared: dict[str, Any] = {"on_epoch": True, "batch_size": len(batch)}
         for name, metric in self.validation_metrics.items():
             self.log(f"{prefix}/{name}", cast(Metric, metric), prog_bar=name == "accuracy", **shared)
-        if self.steps_done != self.global_step:  # by this name, Lightning logs the metrics under that step
-            self.log("step", float(self.steps_done), reduce_fx="max", sync_dist=True, **shared)
+        counters = {"step": float(self.steps_done), "epoch": float(self.current_epoch)}
+        self.log_dict(counters, reduce_fx="max", sync_dist=True, **shared)
         return {"evaluation": evaluation}

@@ -86,13 +86,22 @@ def available(seam: type[Seam]) -> list[type[Seam]]:
 
 def summary(documented: object) -> str:
     """Return the first line of a docstring, without mark-up."""
-    line = (inspect.getdoc(documented) or "").partition("\n")[0]
-    return re.sub(r":math:`(.*?)`", r"\1", line).replace("`", "")
+    return first_line(inspect.getdoc(documented) or "")
+
+
+def first_line(docstring: str) -> str:
+    """Return the first line of a docstring's text, without mark-up."""
+    return re.sub(r":math:`(.*?)`", r"\1", docstring.partition("\n")[0]).replace("`", "")
 
 
 def paper(cls: type) -> str:
     """Return the arXiv identifier that a class's docstring refers to, or an empty string."""
-    _, _, references = (cls.__doc__ or "").partition("References:")
+    return paper_in(cls.__doc__)
+
+
+def paper_in(docstring: str | None) -> str:
+    """Return the arXiv identifier that a docstring refers to, or an empty string."""
+    _, _, references = (docstring or "").partition("References:")
     match = re.search(r"arXiv (\d{4}\.\d{4,5})", references)
     return match.group(1) if match else ""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from veto_pl.cli.listing import SEAMS
+from veto_pl.cli.seam_classes import SEAMS
 
 PARTS = tuple(seam for seams_ in SEAMS.values() for seam in seams_)
 ROOT = Path(__file__).resolve().parents[2]

@@ -492,7 +492,7 @@ def test_every_configuration_of_the_checks_names_a_path_that_exists(built):
     """The walk along the objective gives the YAML's own paths."""
     module, data = built()
     assert isinstance(module.objective, Veto)
-    paths = {path for path, _ in checks.Setup(module, data, {}).parts()}
+    paths = {path for path, _ in checks.RunSetup(module, data, {}).parts()}
     assert {f"{OBJECTIVE}.rollout", SAMPLING, f"{OBJECTIVE}.beta", f"{OBJECTIVE}.divergence"} <= paths
     assert FromStudent(Sampling(temperature=0.5, top_p=0.5, max_new_tokens=4)) == module.objective.rollout
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from veto_pl.cli.build import VetoCLI
 from veto_pl.cli.compact_parser import ROOTS
-from veto_pl.cli.listing import SEAMS
+from veto_pl.cli.seam_classes import SEAMS
 from veto_pl.commands.main import main
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.plugins import available, load_plugins

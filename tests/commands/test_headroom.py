@@ -16,7 +16,7 @@ from veto_pl.data.collate import Collator
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import Example, Step
 from veto_pl.testing.tiny import tiny_models
-from veto_pl.training.headroom import Headroom, HeadroomProbe, token_distances
+from veto_pl.training.headroom_probe import Headroom, HeadroomProbe, token_distances
 
 DEBUG = Path(__file__).resolve().parents[2] / "configs" / "debug"
 RUN = ["headroom", f"--config={DEBUG / 'base.yaml'}", f"--config={DEBUG / 'veto.yaml'}"]

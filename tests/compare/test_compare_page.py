@@ -1,4 +1,6 @@
+import base64
 import dataclasses
+import hashlib
 import math
 import re
 from xml.etree import ElementTree
@@ -43,7 +45,7 @@ def rows(table):
 def test_the_sections_come_in_the_agreed_order_and_the_contents_lead_to_them(make, tmp_path):
     page = page_of(make(searches=SEARCHES, failures={"GKD, seed 9": "why"}), tmp_path)
     expected = ["What was compared", "Results", "Cost", "Seeds and differences", "Curves", "Gradient norms"]
-    expected += ["Reward and diversity", "Completions", "Failures"]
+    expected += ["Reward and diversity", "Completions", "Settings searched", "Failures"]
     assert re.findall(r"<h2>(.*?)</h2>", page) == expected
     targets = re.findall(r'<a href="#([\w-]+)">', page.partition("</nav>")[0])
     assert targets == re.findall(r'<section id="([\w-]+)">', page)
@@ -51,10 +53,14 @@ def test_the_sections_come_in_the_agreed_order_and_the_contents_lead_to_them(mak
     assert len(ids) == len(set(ids))
 
 
-def test_the_page_needs_nothing_else_and_runs_no_script(make, tmp_path):
+def test_the_page_needs_nothing_else_and_runs_its_own_script_alone(make, tmp_path):
     page = page_of(make(searches=SEARCHES), tmp_path)
     checker = Checker(page)
-    assert not {"script", "img", "link", "iframe"} & set(checker.tags)
+    assert not {"img", "link", "iframe"} & set(checker.tags)
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page, "the browser runs this text, and no other"
+    assert checker.tags.count("script") == 1
     assert set(re.findall(r"https?://[^\"' ]+", page)) == {"http://www.w3.org/2000/svg"}
     assert "default-src 'none'" in page
     assert "url(" not in page
@@ -72,7 +78,7 @@ def test_nothing_from_the_data_becomes_markup(make, tmp_path):
         answer=lambda *_, **__: answer,
     )  # fmt: skip
     checker = Checker(page_of(comparison, tmp_path))
-    assert not {"script", "img"} & set(checker.tags)
+    assert (checker.tags.count("script"), checker.tags.count("img")) == (1, 0)
     assert not [name for name, _ in checker.attributes if name.startswith("on") or name == "src"]
     assert checker.text.count(EVIL) > 30
 
@@ -161,7 +167,7 @@ def test_an_unfinished_study_says_so_at_its_top_and_why(make, tmp_path):
 
 
 def test_searches_show_all_settings_and_remark_on_the_edge(make, tmp_path):
-    parts = section(page_of(quickly(make, searches=SEARCHES), tmp_path), "What was compared").split("<details>")
+    parts = section(page_of(quickly(make, searches=SEARCHES), tmp_path), "Settings searched").split("<details>")
     (inside,), (edge,) = ([part for part in parts if part.startswith(f"<summary><bdi>{m}")] for m in ("GKD", "Veto"))
     assert "edge of its grid" not in inside
     assert edge.partition("</summary>")[0].count("edge of its grid") == 1
@@ -183,7 +189,9 @@ def test_failures_of_a_search_and_updates_that_were_left_out_are_said_at_the_top
     top = Checker(section(page, "What was compared")).text
     assert "1 failure: the reasons are under Failures." in top
     assert "Updates left out because the loss or its gradient was not finite: SFT: 3 of 4." in top
-    assert "lr 0.2, best of 2 (of 3, 1 has no score) by validation/accuracy ⚠ 2 settings tied ⚠ at the edge" in top
+    assert "The settings of 1 of 1 method may be doubted: see Settings searched." in top
+    searched = Checker(section(page, "Settings searched")).text
+    assert "lr 0.2, best of 2 (of 3, 1 has no score) by validation/accuracy ⚠ 2 settings tied ⚠ at the edge" in searched
     assert '<th scope="row">lr 0.1</th><td>—</td><td></td>' in page
     assert "no memory" in Checker(section(page, "Failures")).text
 
@@ -339,3 +347,30 @@ def test_numbers_of_another_length_than_the_tokens_are_left_out(make, tmp_path):
         page_of(quickly(make, ("A",), (0,), prompts=1, answer=lambda *_, **__: answer), tmp_path), "Completions"
     )
     assert " title=" not in card
+
+
+def test_times_and_what_stays_as_it_is_are_folded_and_nothing_empty_is_drawn(make, tmp_path):
+    """The stand-in logs losses, times and a norm; here also a constant, and a quantity of which no run has a value."""
+    made = make(("A", "B"), (0,), steps=6, quantities=("greedy/accuracy", "greedy/nowhere"))
+    known = [{"greedy/accuracy": trial.values["greedy/accuracy"]} for trial in made.trials]
+    trials = [dataclasses.replace(trial, values=values) for trial, values in zip(made.trials, known, strict=True)]
+    made = dataclasses.replace(made, trials=tuple(trials))
+    for trial in made.trials:
+        path = trial.run.folder / "metrics.csv"
+        header, *lines = path.read_text().splitlines()
+        more = [f"{line},0.5,nan,{i}" for i, line in enumerate(lines)]
+        path.write_text("\n".join([f"{header},train/still,train/never,train/seconds/rollout", *more]) + "\n")
+    page = page_of(made, tmp_path)
+    curves = section(page, "Curves")
+    folded = dict(re.findall(r"<summary>(.*?) \(\d+\)</summary>(.*?)</details>", curves, re.DOTALL))
+    assert "Training: still" in folded["What stayed as it was"]
+    assert "Time for rollout" in folded["Times"]
+    assert "still" not in folded["Curves of the training"]
+    assert "never" not in page
+    assert "nowhere" not in section(page, "Seeds and differences").lower()
+
+
+def test_a_doubtful_search_is_told_before_the_results(make, tmp_path):
+    page = page_of(quickly(make, searches=SEARCHES), tmp_path)
+    assert '<a href="#settings-searched">' in section(page, "What was compared")
+    assert "Settings searched" not in section(page_of(quickly(make), tmp_path), "What was compared")

@@ -9,7 +9,7 @@ import yaml
 from transformers import PreTrainedTokenizerFast, Qwen2Config
 
 from tests.debug_runs import CONFIGS, DEBUG, FILES, GOLDEN, SHARED, debug_run, golden_losses, losses, stopped_at
-from veto_pl.checks import Setup, check
+from veto_pl.checks import RunSetup, check
 from veto_pl.cli.build import VetoCLI
 from veto_pl.compare.execution import prepare
 from veto_pl.compare.jobs import JobFactory
@@ -177,7 +177,7 @@ def test_the_recipes_of_the_methods_build_behind_the_papers(method, qwen2):
     assert (models.teacher is not None) >= needs.needs_teacher
     assert models.student.model.config.attention_dropout == 0.0, "Veto's dropout is not that of other papers"
     assert cli.datamodule.batch_size * cli.trainer.accumulate_grad_batches == 8
-    lengths = [p.max_new_tokens for _, p in Setup(cli.model, cli.datamodule, {}).parts() if isinstance(p, Sampling)]
+    lengths = [p.max_new_tokens for _, p in RunSetup(cli.model, cli.datamodule, {}).parts() if isinstance(p, Sampling)]
     assert all(length >= cli.model.evaluation.max_new_tokens for length in lengths)
 
 

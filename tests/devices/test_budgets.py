@@ -17,7 +17,7 @@ from veto_pl.models import CharacterTokenizer
 from veto_pl.models.assemble import load_models
 from veto_pl.module import DistillationModule
 from veto_pl.objectives import Veto
-from veto_pl.rollouts import FromDataset, FromStudent
+from veto_pl.rollouts import DecodeLoop, FromDataset, FromStudent, TeacherSwitched
 from veto_pl.seams import Step
 from veto_pl.testing.pretended_gpu import PRETENDED, counted
 from veto_pl.testing.tiny import prompt_batch, tiny_models, tiny_source
@@ -41,33 +41,42 @@ def within_budget(name, measured, work):
 
 
 PROMPTS = {"equal": ("abc>", "bcd>", "cde>"), "ragged": ("abcdefgh>", "bcd>", "c>")}
+RECORDED, USUAL = DecodeLoop(capture=True), DecodeLoop(capture=False)
+STOP = Sampling(stop=("never",))
 DECODED = {
-    "a decoded token": ("equal", Sampling()),
-    "a decoded token, ragged prompts": ("ragged", Sampling()),
-    "a decoded token, greedy": ("equal", Sampling(temperature=0.0)),
-    "a decoded token, of a nucleus": ("equal", Sampling(temperature=0.5, top_p=0.5)),
-    "a decoded token, with a stop string": ("equal", Sampling(stop=("never",))),
+    "a decoded token": ("equal", FromStudent(engine=RECORDED)),
+    "a decoded token, with a stop string": ("equal", FromStudent(STOP, RECORDED)),
+    "a decoded token of two writers that take turns": ("equal", TeacherSwitched()),
+    "a decoded token, kernel by kernel": ("equal", FromStudent(engine=USUAL)),
+    "a decoded token, kernel by kernel, ragged prompts": ("ragged", FromStudent(engine=USUAL)),
+    "a decoded token, kernel by kernel, greedy": ("equal", FromStudent(Sampling(temperature=0.0), USUAL)),
+    "a decoded token, kernel by kernel, of a nucleus": (
+        "equal",
+        FromStudent(Sampling(temperature=0.5, top_p=0.5), USUAL),
+    ),
+    "a decoded token, kernel by kernel, with a stop string": ("equal", FromStudent(STOP, USUAL)),
 }
 
 
 @pytest.mark.parametrize("name", DECODED)
 def test_a_decoded_token(name):
     """Two layers of Qwen2. The host looks every few columns who has ended; no row ends here."""
-    prompts, sampling = DECODED[name]
+    prompts, chosen = DECODED[name]
     models = tiny_models("qwen2")
-    models.student.to("gpu:0")
+    for model in (models.student, models.teacher):
+        model.to("gpu:0")
     batch = prompt_batch(models, PROMPTS[prompts]).to("gpu:0")
 
     def written(tokens):
-        source = FromStudent(replace(sampling, max_new_tokens=tokens))
+        source = replace(chosen, sampling=replace(chosen.sampling, max_new_tokens=tokens))
         with pytest.MonkeyPatch.context() as patch, counted() as work:
             patch.setattr(type(models), "ends_of", lambda *_: (-1,))
             rows = source(batch, models, Step(0, 1))
         assert rows.loss_mask.sum(1).tolist() == [tokens] * 3
         return work
 
-    written(2)  # facts about the architecture are found out once
-    tokens = written(24).without(written(8))
+    written(24)  # facts about the architecture are found out once
+    tokens = written(40).without(written(24))
     within_budget(name, cost(tokens, 16), tokens)
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from veto_pl.seams import RolloutSource
 from veto_pl.testing.examples import first_examples
 from veto_pl.testing.tiny import ALPHABET, tiny_source
 from veto_pl.training.fsdp import FullyShard
+from veto_pl.training.optimizer_groups import OptimizerGroups, ParameterGroup
 
 WORDS = ["a", "bcdefgh", "ab", "ponm", "abcdefghij", "ccc", "de", "fghijkl", "ko", "p", "mnop", "ghi"] * 4
 SAMPLING = Sampling(max_new_tokens=6)
@@ -75,6 +77,12 @@ ADAPTED = {
     "adapter and its average": (LORA, MovingAverage(LORA, decay=0.5)),
 }
 """Students with an adapter, and their teachers."""
+MATRICES = ParameterGroup(dimensions=2, excluding="embed|lm_head", optimizer=partial(torch.optim.Muon, lr=0.02))
+OPTIMIZERS = {
+    "SGD": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+    "Muon and AdamW": partial(OptimizerGroups, main=partial(torch.optim.AdamW, lr=0.01), groups=[MATRICES]),
+    "fused AdamW": partial(torch.optim.AdamW, lr=0.01, fused=True),
+}
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
@@ -129,6 +137,7 @@ def train(
     rows: int | None = None,
     validated: int = 24,
     workers: int = 0,
+    optimizer: str = "SGD",
     **trainer: Any,
 ) -> dict[str, Any]:
     """Four steps, with a validation after two; what they logged and the weights in the end."""
@@ -149,7 +158,7 @@ def train(
         OBJECTIVES[objective],
         *_sources(folder, source),
         tokenizer=CharacterTokenizer(ALPHABET),
-        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+        optimizer=OPTIMIZERS[optimizer],
         evaluation=Sampling(temperature=0.0, max_new_tokens=4),
         reference=tiny_source(seed=2) if OBJECTIVES[objective].needs_reference else None,
     )

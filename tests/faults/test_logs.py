@@ -90,16 +90,17 @@ def test_no_rows_means_no_file(tmp_path):
 
 
 def test_tensorboard_hides_the_steps_that_are_done_again(tmp_path):
-    for first, last in ((0, 6), (3, 5)):
+    """The first step is 1; the second run goes on behind the third."""
+    for first, last in ((1, 7), (4, 6)):
         logger = Events(str(tmp_path))
-        if first:
-            logger.cut(None, 0, first)
+        if first > 1:
+            logger.cut(None, 0, first - 1)
         log(logger, [{"a": float(first + step)} for step in range(first, last)], first)
         logger.bring_to_disk()
         logger.finalize("success")
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("a")] == [(0, 0), (1, 1), (2, 2), (3, 6), (4, 7)]
+    assert [(event.step, event.value) for event in events.Scalars("a")] == [(1, 2), (2, 3), (3, 4), (4, 8), (5, 9)]
 
 
 def test_samples_are_cut_by_rows(tmp_path):

@@ -62,10 +62,10 @@ def test_a_run_goes_on_as_if_the_step_had_not_been(case, tmp_path):
 def test_the_rows_that_caused_it_are_named(case, tmp_path):
     run = train(case, prepare(tmp_path), str(tmp_path), 3)
     rows = faults(tmp_path)
-    assert {row["step"] for row in rows} == {1}
+    assert {row["step"] for row in rows} == {2}
     assert all(row["not_finite"] == BLAME[case] for row in rows)
     (said,) = run["said"]
-    assert said.startswith("Step 1 was left out")
+    assert said.startswith("Step 2 was left out")
     assert str(tmp_path / FAULTS) in said
     if case == "backbone":
         assert [row["row"] for row in rows] == [4, 5, 6, 7], "no row is to blame, so all are listed"
@@ -148,7 +148,7 @@ def test_the_run_stops_after_so_many_in_a_row_and_keeps_its_weights(tmp_path):
     kept = torch.load(tmp_path / "kept" / "last.ckpt", weights_only=False)
     assert same(good, {name.removeprefix("student.model."): weight for name, weight in kept["state_dict"].items()})
     assert kept["global_step"] == 3
-    assert {row["step"] for row in faults(tmp_path)} == {1, 2, 3}
+    assert {row["step"] for row in faults(tmp_path)} == {2, 3, 4}
 
 
 def test_a_good_step_between_begins_the_count_anew(tmp_path):
@@ -211,7 +211,7 @@ def test_under_a_scaler_a_gradient_that_no_scale_helps_counts_in_the_end(tmp_pat
             plugins=[MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**8))],
             module={"skip_limit": 3},
         )  # fmt: skip
-    assert {row["step"] for row in faults(tmp_path)} == {8, 9, 10}
+    assert {row["step"] for row in faults(tmp_path)} == {9, 10, 11}
 
 
 @pytest.mark.parametrize("limit", [0, -3])

@@ -83,7 +83,7 @@ def test_a_checkpoint_brings_the_rows_that_wait_to_the_disk(tmp_path):
     with fault(Diagnostics, "bring_to_disk", 1, lambda: refused.__exit__(None, None, None)):
         train("loss", prepare(tmp_path), str(tmp_path), 2, enable_checkpointing=True,
               callbacks=[Diagnostics(), Checkpoints(dirpath=str(tmp_path / "kept"))])  # fmt: skip
-    assert [row["step"] for row in lines(tmp_path / FAULTS)] == [1]
+    assert [row["step"] for row in lines(tmp_path / FAULTS)] == [2]
 
 
 def test_a_second_run_of_the_same_parts_writes_into_its_own_folder(tmp_path):
@@ -97,7 +97,7 @@ def test_a_second_run_of_the_same_parts_writes_into_its_own_folder(tmp_path):
             warnings.simplefilter("ignore")
             trainer.fit(module, data)
         assert samples.position() == len(lines(folder / "samples.jsonl")) > 0
-        assert [row["step"] for row in lines(folder / FAULTS)] == [1]
+        assert [row["step"] for row in lines(folder / FAULTS)] == [2]
 
 
 def run_of(model, template):

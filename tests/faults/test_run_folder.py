@@ -19,12 +19,12 @@ from veto_pl import DistillationModule
 from veto_pl.callbacks import RunFolder
 from veto_pl.commands.main import main
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.storage.journals import logger_factory
-from veto_pl.storage.run_folder import LOCK, run_folder
+from veto_pl.storage.run_folder import LOCK, METRICS, QUANTITIES, run_folder
+from veto_pl.storage.run_loggers import RunLoggers
 
 from .faults import StopError, fault, fit, raising
 
-FILES = {"checkpoints", "config.yaml", "samples.jsonl", "summary.json", LOCK}
+FILES = {"checkpoints", "config.yaml", "samples.jsonl", "summary.json", METRICS, QUANTITIES, LOCK}
 
 
 class Elsewhere(Logger):
@@ -77,24 +77,6 @@ def test_whatever_the_logger_a_run_is_in_its_folder_and_goes_on_there(logger, co
     assert set(os.listdir("run")) - {"service"} == FILES | {"export"}
     assert set(os.listdir()) <= {"run", "other"}
     assert ("service" in os.listdir("run")) == (logger == "a service")
-
-
-@pytest.mark.slow
-def test_wandb_itself_keeps_everything_in_the_run_folder(config_file, tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    logger = named("lightning.pytorch.loggers.WandbLogger", project="mine", offline=True)
-    for steps in (2, 4):
-        with fault(DistillationModule, "training_step", 1, lambda: None) as calls:
-            fit(config_file, "run", logger, f"--trainer.max_steps={steps}")
-        import wandb
-
-        wandb.finish()
-    assert calls() < 7, "the run has begun anew"
-    assert set(os.listdir("run")) == FILES | {"wandb"}
-    assert os.listdir() == ["run"]
 
 
 def test_no_file_that_was_given_is_overwritten(config_file, tmp_path, monkeypatch):
@@ -265,9 +247,9 @@ def test_only_a_folder_that_nobody_chose_lies_in_the_run_folder(given, default):
     def logger(save_dir=default):
         return save_dir
 
-    made = logger_factory(Path("run"))(logger, save_dir=given)
-    assert made == (str(Path("run", given)) if given == default else given)
-    assert logger_factory(Path("run"))(lambda x: x, x=given) == given
+    loggers = RunLoggers(Path("run"), continued=False)
+    assert loggers.make(logger, save_dir=given) == (str(Path("run", given)) if given == default else given)
+    assert loggers.make(lambda x: x, x=given) == given
 
 
 def test_the_folder_for_which_other_peoples_callbacks_ask_is_the_run_folder(config_file, tmp_path):

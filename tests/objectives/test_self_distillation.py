@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veto_pl.checks.objective_settings import use_of_the_models
-from veto_pl.checks.setup import Setup
+from veto_pl.checks.setup import RunSetup
 from veto_pl.core.memory import Memories
 from veto_pl.data import Collator, JsonLines, PlainTemplate, PromptDataModule
 from veto_pl.exceptions import ConfigurationError
@@ -323,7 +323,7 @@ def test_a_plan_and_a_picture_let_the_teacher_read_what_the_student_reads():
 def complaints(objective, same):
     module = DistillationModule(objective, tiny_source(), tiny_source() if same else tiny_source(seed=1))
     data = PromptDataModule(JsonLines(train="rows.jsonl"))
-    return [mistake.path for mistake in use_of_the_models(Setup(module, data, {}))]
+    return [mistake.path for mistake in use_of_the_models(RunSetup(module, data, {}))]
 
 
 def test_a_teacher_that_equals_the_student_may_know_more():

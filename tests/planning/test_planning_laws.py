@@ -12,9 +12,12 @@ from tests.planning.conftest import VOCABULARY, llama, module, on_policy, part, 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.objectives import GKD, SFT, VOPD, DistiLLM2, MiniLLM, Phases, SeqKD, Sum, SupervisedKD, UniOPD, Veto
 from veto_pl.parts.schedules import Linear
+from veto_pl.planning.devices import device
 from veto_pl.planning.observation import Observation
 from veto_pl.planning.placement import Placement
-from veto_pl.planning.rollout import decode_moments
+from veto_pl.planning.rollout import Lengths, decode_moments
+from veto_pl.planning.run_plan import plan
+from veto_pl.planning.simulation import Setting
 from veto_pl.planning.stages import stages
 from veto_pl.rollouts import DecodeLoop, FromStudent, Sampling, Vllm
 from veto_pl.seams import TeacherContext
@@ -360,3 +363,26 @@ def test_a_plan_leaves_the_module_as_it_was():
     assert again.memory == first.memory
     assert again.work == first.work
     assert all(float(metric.weight) == 0 for metric in built.validation_metrics.values())
+
+
+def test_a_recorded_rollout_has_caches_of_their_final_size_on_an_accelerator():
+    """However little is written. Kernel by kernel a cache grows, and on a CPU nothing is recorded."""
+    sampling = Sampling(max_new_tokens=300, num_completions=2)
+    rest = {}
+    for name, engine in (("recorded", DecodeLoop()), ("usual", DecodeLoop(capture=False))):
+        built = module(teacher=llama(width=64, seed=1), objective=Veto(rollout=FromStudent(sampling, engine)))
+        for longest in (20, 200):
+            setting = Setting(Lengths(16, 16, longest), 4, 0)
+            for device_name in ("CPU", "H100-80GB"):
+                result = plan(built, setting, Placement(), device(device_name))
+                rest[name, longest, device_name] = part(result, "rollout").rest
+                if device_name != "CPU":
+                    launched = result.simulated.phases["rollout"].kernels
+                    rest[name, longest, "kernels"] = launched
+    layers, kv_width, columns = 2, 16, 320  # 316, in whole eights
+    cache = 2 * layers * kv_width * 4 * (4 * 2) * columns
+    short, long = (rest["recorded", longest, "H100-80GB"] for longest in (20, 200))
+    assert cache < short == long < 1.5 * cache
+    assert rest["usual", 20, "H100-80GB"] < short / 2
+    assert rest["recorded", 20, "CPU"] == rest["usual", 20, "CPU"]
+    assert rest["recorded", 200, "kernels"] < rest["usual", 200, "kernels"] / 2.5

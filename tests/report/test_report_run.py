@@ -1,13 +1,17 @@
 import json
 import math
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from lightning.pytorch.loggers import CSVLogger
 
 from veto_pl.charts import Curve
+from veto_pl.commands.main import main
 from veto_pl.exceptions import DataError
 from veto_pl.report import Run
-from veto_pl.report.run import Sample
+from veto_pl.report.run import Sample, distinct_names
 
 ROW = {"step": 3, "prompt": "1+1", "completion": "2\u2028", "reference": None, "reward": 1}
 
@@ -109,3 +113,49 @@ def test_bytes_that_are_no_text_are_named(tmp_path):
     (tmp_path / "config.yaml").write_bytes(b"a: 1\nb: \xff\n")
     with pytest.raises(DataError, match=r"config\.yaml:2: .*0xff"):
         Run.read(tmp_path)
+
+
+@given(
+    st.lists(st.lists(st.sampled_from("ab"), min_size=1, max_size=4).map("/".join), min_size=1, max_size=6, unique=True)
+)
+def test_every_folder_of_a_report_has_a_name_of_its_own(paths):
+    """The end of its path; no longer than it has to be."""
+    folders = [Path("/", path) for path in paths]
+    names = distinct_names(folders)
+    assert len(set(names)) == len(names)
+    for folder, name in zip(folders, names, strict=True):
+        assert f"/{folder}".endswith(f"/{name}")
+        shorter = name.partition("/")[2]
+        alike = [other for other in folders if f"/{other}".endswith(f"/{shorter}")]
+        assert not shorter or len(alike) > 1
+
+
+def folders_of_one_name(root):
+    folders = [root / method / "version_1" for method in ("SFT", "KD")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text("step,validation/kl\n0,1\n")
+    return [str(folder) for folder in folders]
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [((), ["SFT/version_1", "KD/version_1"]), (("--names", "one", "the other"), ["one", "the other"])],
+)
+def test_runs_of_folders_with_one_name_are_told_apart(options, shown, tmp_path):
+    main(["report", *folders_of_one_name(tmp_path), "--out", str(tmp_path / "page.html"), *options])
+    page = (tmp_path / "page.html").read_text()
+    assert all(f'<th scope="row">{name}</th>' in page for name in shown)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--names", "one"), "`--names`: given 1, expected 2"),
+        (("--names", "one", "one"), "got `one` more than once"),
+    ],
+)
+def test_names_that_tell_nothing_apart_are_refused(options, said, tmp_path):
+    with pytest.raises(SystemExit, match=said):
+        main(["report", *folders_of_one_name(tmp_path), "--out", str(tmp_path / "page.html"), *options])
+    assert not (tmp_path / "page.html").exists()

@@ -457,7 +457,7 @@ def test_an_engine_is_chosen_in_a_config(tmp_path):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({"model": {"objective": objective}}))
     result = python("-m", "veto_pl", "fit", "--config", "run.yaml", "--print_config", cwd=tmp_path)
     chosen = yaml.safe_load(result.stdout)["model"]["objective"]["init_args"]["rollout"]["init_args"]["engine"]
-    assert chosen == {"class_path": "veto_pl.rollouts.DecodeLoop", "init_args": {"drop_at": 0.5}}
+    assert chosen == {"class_path": "veto_pl.rollouts.DecodeLoop", "init_args": {"drop_at": 0.5, "capture": "auto"}}
 
 
 DECODER = {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32, "init_std": 0.4}

@@ -17,6 +17,7 @@ from veto_pl.data import ExactMatch, JsonLines
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models import CharacterTokenizer, InMemory, Lora, MovingAverage, StudentBase
 from veto_pl.models.described import described, rebuilt
+from veto_pl.models.export_folder import export_student
 from veto_pl.objectives import SFT, Veto
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.testing.tiny import ALPHABET, tiny_source
@@ -156,6 +157,17 @@ def test_a_base_in_memory_is_exported_at_the_end_and_told_afterwards(tmp_path):
     assert described(module.student_source) is None
     with pytest.raises(ConfigurationError, match="a source that is not of this package"):
         export_checkpoint(tmp_path / "last.ckpt", tmp_path / "again")
+
+
+def test_the_best_checkpoint_of_an_adapter_is_exported(tmp_path):
+    """In the place of the last one, which the module keeps."""
+    kept = Checkpoints(dirpath=str(tmp_path), monitor="train/loss", save_top_k=1, every_n_train_steps=1, mode="max")
+    module, _ = fit(tmp_path, LORA, tiny_source(seed=1), SFT(), callbacks=[kept, Export("out", "best")], max_steps=3)
+    assert "step=3" not in kept.best_model_path
+    export_checkpoint(kept.best_model_path, tmp_path / "again")
+    assert same_weights(tmp_path / "out", tmp_path / "again")
+    export_student(module.student, module.tokenizer, None, tmp_path / "last")
+    assert not same_weights(tmp_path / "out", tmp_path / "last")
 
 
 def test_what_a_checkpoint_says_of_a_source_is_made_again_and_nothing_else():

@@ -10,6 +10,7 @@ from veto_pl.callbacks.guards import Guard, Guards
 from veto_pl.callbacks.predictions import PredictionFile
 from veto_pl.callbacks.progress import DistillationProgress
 from veto_pl.callbacks.samples import SampleTable
+from veto_pl.callbacks.threads import Threads
 from veto_pl.storage.run_folder import RunFolder
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "PredictionFile",
     "RunFolder",
     "SampleTable",
+    "Threads",
 ]

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from veto_pl.callbacks.before_others import BeforeOthers
+from veto_pl.callbacks.monitors import name_with
 from veto_pl.callbacks.signals import Signals
 from veto_pl.core.mistakes import check_number
 from veto_pl.data import PromptDataModule
@@ -51,7 +52,7 @@ class Checkpoints(ModelCheckpoint):
         save_last: keep `last.ckpt`.
         on_failed_save: what follows where it cannot be written, on a full disk for instance: `warn` and go on with the
             old one in place, or `stop`.
-        best: settings of Lightning's `ModelCheckpoint`, for the best ones.
+        best: settings of Lightning's `ModelCheckpoint`, for the best ones; by default their name tells the monitor.
 
     Raises:
         ConfigurationError: a number out of range, or best checkpoints without a `monitor`.
@@ -73,6 +74,8 @@ class Checkpoints(ModelCheckpoint):
         check_number("Checkpoints.save_top_k", kept, -1)
         if kept > 0 and monitor is None:
             raise ConfigurationError(f"`Checkpoints.save_top_k` needs a `monitor` that tells the best, got {kept}.")
+        if monitor is not None and best.get("filename") is None and best.get("auto_insert_metric_name", True):
+            best |= {"filename": name_with(monitor), "auto_insert_metric_name": False}
         super().__init__(
             monitor=monitor, save_top_k=kept, save_last=False, every_n_train_steps=every_n_train_steps, **best
         )

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from veto_pl.callbacks.guards import Guards
 from veto_pl.core.mistakes import check_number
@@ -41,6 +41,8 @@ class Diagnostics(L.Callback, Journal):
         self._step = 0
         self._skipped = 0
         self._has_warned = False
+        self._by_choice = False
+        self._earlier: set[str] = set()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the file of faults. Collective: call it on every rank."""
@@ -50,6 +52,8 @@ class Diagnostics(L.Callback, Journal):
         """Record the time and the step at which the run starts."""
         self._started = time.perf_counter()
         self._step = trainer.global_step
+        self._by_choice = False
+        self._earlier = set(_reasons(trainer))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Count skipped steps, and warn once if padding rows hold more than `discarded_mass` of the probability."""
@@ -66,9 +70,14 @@ class Diagnostics(L.Callback, Journal):
             )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the summary."""
+        """Write the summary; what has ended the run early is logged too, where nobody has said so yet."""
         guards = (c.stopped for c in trainer.callbacks if isinstance(c, Guards))  # type: ignore[attr-defined]
-        self._write(trainer, next(filter(None, guards), None))
+        stopped = next(filter(None, guards), None)
+        new = [reason for reason in _reasons(trainer) if reason not in self._earlier]
+        if stopped is None and trainer.should_stop and new:
+            stopped, self._by_choice = f"step {trainer.global_step}: {new[0]}", True
+            rank_zero_info(f"Stopped early, at {stopped}")
+        self._write(trainer, stopped)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Write the summary of a run that ends with an exception."""
@@ -101,14 +110,23 @@ class Diagnostics(L.Callback, Journal):
     def _write(self, trainer: L.Trainer, stopped: str | None) -> None:
         if self._faults is None or self._started is None:
             return
-        values = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        values = {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if "/" in name}
         summary = {
             "steps": trainer.global_step,
             "seconds": round(time.perf_counter() - self._started, 1),
             "skipped_steps": self._skipped,
             **({} if stopped is None else {"stopped": stopped}),
-            **{name: round(value, 6) if math.isfinite(value) else None for name, value in values.items()},
+            **({"stopped_by_choice": True} if self._by_choice else {}),
+            **{
+                name: round(value, 6) if math.isfinite(value) else None for name, value in values.items() if "/" in name
+            },
         }
         path = self._faults.path.with_name("summary.json")
         with warn_if_unwritten(path, "has no summary"), replacing(path) as temporary:
             temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+def _reasons(trainer: L.Trainer) -> list[str]:
+    """Return why callbacks such as Lightning's `EarlyStopping` have ended a run: this one, or that before a resume."""
+    told = (getattr(callback, "stopping_reason_message", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    return [str(reason).removesuffix(" Signaling Trainer to stop.") for reason in told if reason]

@@ -24,6 +24,12 @@ def may_log_more(callbacks: Iterable[L.Callback]) -> bool:
     return any(type(callback).__module__.partition(".")[0] not in KNOWN_PACKAGES for callback in callbacks)
 
 
+def name_with(monitor: str) -> str:
+    """Return a name of checkpoint files with the value of a metric, whose own name may have slashes."""
+    short = monitor.rpartition("/")[2]
+    return f"epoch={{epoch}}-step={{step}}-{short}={{{monitor}:.4f}}"
+
+
 class Monitors(L.Callback):
     """Ends a run whose callbacks follow a metric that it does not measure: at its start, or after its first step.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import lightning as L
@@ -27,3 +28,8 @@ def resume_path(trainer: L.Trainer, given: str | None) -> str | None:
     if not found:
         rank_zero_info("`--ckpt_path last`: there is no checkpoint yet, so the run starts afresh.")
     return max(found, key=lambda path: Path(path).stat().st_mtime, default=None)
+
+
+def was_requeued() -> bool:
+    """Return whether SLURM has started this job before."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0 and SLURMEnvironment.detect()

@@ -9,15 +9,21 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
+from veto_pl.callbacks.logged_tables import log_table
 from veto_pl.core.mistakes import check_number
 from veto_pl.storage.journals import Journal
 from veto_pl.storage.run_folder import SAMPLES, run_folder
 from veto_pl.storage.waiting_lines import WaitingLines
 from veto_pl.training.evaluation import Evaluation
 
+COLUMNS = ("prompt", "completion", "reference", "reward")
+"""What a table has of a sample; the file has all of it."""
+
 
 class SampleTable(L.Callback, Journal):
     """Appends the first completions of each validation to `samples.jsonl` in the run folder, and prints them.
+
+    Loggers that show tables get them too.
 
     Args:
         number: completions kept per validation; 0 switches the callback off.
@@ -79,6 +85,8 @@ class SampleTable(L.Callback, Journal):
         if self._lines is not None:
             self._lines.add({"step": step, **row} for row in self._rows)
             self._written += len(self._rows)
+        shown = [{name: row[name] for name in COLUMNS} for row in self._rows]
+        log_table(trainer, "validation/samples", shown, step)
         if self.show:
             Console().print(self._table(step))
 
@@ -91,9 +99,9 @@ class SampleTable(L.Callback, Journal):
         return self._lines
 
     def _table(self, step: int) -> Table:
-        table = Table("prompt", "completion", "reference", "reward", title=f"samples at step {step}")
+        table = Table(*COLUMNS, title=f"samples at step {step}")
         for row in self._rows:
-            texts = (str(row[name] or "") for name in ("prompt", "completion", "reference"))
+            texts = (str(row[name] or "") for name in COLUMNS[:-1])
             table.add_row(*(_cell(text, self.width) for text in texts), f"{row['reward']:g}")
         return table
 

@@ -52,6 +52,17 @@ class Curve:
         """Return the same curve in another unit."""
         return self if factor == 1 else replace(self, values=tuple(v * factor for v in self.values))
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing of it can be drawn."""
+        return not any(drawable(value) for value in self.values)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all that can be drawn is one value, more than once: a single value may be a result."""
+        found = [value for value in self.values if drawable(value)]
+        return len(found) > 1 and len(set(found)) == 1
+
     def on(self, steps: Numbers) -> Numbers:
         """Return the values at other steps: straight lines between the neighbours, NaN outside and beside gaps."""
         values = np.array([v if drawable(v) else math.nan for v in self.values])

@@ -1,6 +1,6 @@
 """Combinations of settings that cannot work, found before any model is loaded.
 
-Each check reads a `Setup` and yields what is wrong. All of them run, so that one attempt shows every mistake.
+Each check reads a `RunSetup` and yields what is wrong. All of them run, so that one attempt shows every mistake.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from veto_pl.checks import monitored as monitors
 from veto_pl.checks import numbers
 from veto_pl.checks import objective_settings as objective
 from veto_pl.checks import trainer as the_trainer
-from veto_pl.checks.setup import Setup
+from veto_pl.checks.setup import RunSetup
 from veto_pl.core.mistakes import Mistake, report
 from veto_pl.data import PromptDataModule
 from veto_pl.module import DistillationModule
 
-__all__ = ["Setup", "check"]
+__all__ = ["RunSetup", "check"]
 
-Check = Callable[[Setup], Iterator[Mistake]]
+Check = Callable[[RunSetup], Iterator[Mistake]]
 ALWAYS: tuple[Check, ...] = (
     numbers.of_the_trainer,
     numbers.of_the_data,
@@ -47,6 +47,7 @@ FITTING: tuple[Check, ...] = (
     objective.greedy_rollouts,
     objective.use_of_the_models,
     monitors.names,
+    monitors.best_export,
 )
 
 
@@ -70,5 +71,5 @@ def check(
         ConfigurationError: something cannot work; the message names everything that was found.
     """
     settings = the_trainer.settings_of(trainer) if isinstance(trainer, Trainer) else trainer
-    setup = Setup(module, data, settings, stage, callbacks)
+    setup = RunSetup(module, data, settings, stage, callbacks)
     report(mistake for one in (*ALWAYS, *(FITTING if stage == "fit" else ())) for mistake in one(setup))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from veto_pl.checks.setup import Setup
+from veto_pl.checks.setup import RunSetup
 from veto_pl.core.mistakes import Mistake, shorten
 from veto_pl.exceptions import VetoError
 from veto_pl.models.trainable import quantisation
@@ -17,7 +17,7 @@ SIZES = (
 """Names that transformers gives to sizes of a model that cannot be 0."""
 
 
-def room_to_answer(setup: Setup) -> Iterator[Mistake]:
+def room_to_answer(setup: RunSetup) -> Iterator[Mistake]:
     """Check that prompt and answer together fit into the positions of each model."""
     known = {path: getattr(config, "max_position_embeddings", None) for path, config in setup.models.items()}
     positions, path = min(((n, path) for path, n in known.items() if isinstance(n, int) and n > 0), default=(None, ""))
@@ -32,14 +32,14 @@ def room_to_answer(setup: Setup) -> Iterator[Mistake]:
                       f"{remedy}, or take a model with more positions.")  # fmt: skip
 
 
-def readable_models(setup: Setup) -> Iterator[Mistake]:
+def readable_models(setup: RunSetup) -> Iterator[Mistake]:
     """Check that the architecture of each model can be read."""
     for path, config in setup.models.items():
         if isinstance(config, VetoError):
             yield Mistake(path, "a source that cannot be read", "a model", shorten(config, 500))
 
 
-def quantised_student(setup: Setup) -> Iterator[Mistake]:
+def quantised_student(setup: RunSetup) -> Iterator[Mistake]:
     """Check that the student's weights are not stored quantised, since those cannot be trained."""
     config = setup.models["model.student"]
     if setup.module.student_source.frozen_base is not None:
@@ -50,7 +50,7 @@ def quantised_student(setup: Setup) -> Iterator[Mistake]:
                       "a `Lora`. A teacher may be quantised.")  # fmt: skip
 
 
-def positive_sizes(setup: Setup) -> Iterator[Mistake]:
+def positive_sizes(setup: RunSetup) -> Iterator[Mistake]:
     """Check that the vocabulary, layers and widths of each model are not 0."""
     for path, config in setup.models.items():
         aliases = getattr(config, "attribute_map", {})
@@ -60,7 +60,7 @@ def positive_sizes(setup: Setup) -> Iterator[Mistake]:
                 yield Mistake(path, f"`{aliases.get(name, name)}: {value}`", "1 or more", "Correct it.")
 
 
-def completions_per_prompt(setup: Setup) -> Iterator[Mistake]:
+def completions_per_prompt(setup: RunSetup) -> Iterator[Mistake]:
     """Check that a metric of several completions per prompt has several, and that they are not greedy."""
     count = setup.module.evaluation.num_completions
     for metric in setup.module.validation_metrics.values():
@@ -73,7 +73,7 @@ def completions_per_prompt(setup: Setup) -> Iterator[Mistake]:
                       "Greedy completions of a prompt are all the same.", fatal=False)  # fmt: skip
 
 
-def _answers(setup: Setup) -> Iterator[tuple[str, int]]:
+def _answers(setup: RunSetup) -> Iterator[tuple[str, int]]:
     """Yield the settings that limit the length of an answer, each with its limit in tokens."""
     yield "model.evaluation.max_new_tokens", setup.module.evaluation.max_new_tokens
     if setup.stage != "fit":

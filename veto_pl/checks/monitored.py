@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from veto_pl.callbacks.monitors import may_log_more, monitored
-from veto_pl.checks.setup import Setup
+from veto_pl.checks.setup import RunSetup
 from veto_pl.core.mistakes import Mistake, did_you_mean
 
 TRAINING = ("train/loss", "train/grad_norm", "train/learning_rate", "train/tokens", "train/completion_length")
 """What every run logs; what else stands under `train/` is known after the first step."""
 
 
-def names(setup: Setup) -> Iterator[Mistake]:
+def names(setup: RunSetup) -> Iterator[Mistake]:
     """Check that the metrics that callbacks follow are measured, else they fail at the first validation."""
     measured = [f"validation/{name}" for name in setup.module.validation_metrics]
     known = [*measured, *TRAINING]
@@ -24,6 +24,18 @@ def names(setup: Setup) -> Iterator[Mistake]:
         elif name not in measured and not name.startswith(("train/", "lr-")):
             yield Mistake(path, f"`{name}`", f"what the run logs, such as {', '.join(known)}", _suggestion(name, known),
                           fatal=not may_log_more(setup.callbacks.values()))  # fmt: skip
+
+
+def best_export(setup: RunSetup) -> Iterator[Mistake]:
+    """Check that a checkpoint is kept as the best one where the best one is to be exported."""
+    kept = any(
+        getattr(callback, "monitor", None) is not None and getattr(callback, "save_top_k", 0) != 0
+        for callback in setup.callbacks.values()
+    )
+    for path, callback in setup.callbacks.items():
+        if getattr(callback, "needs_best", False) and not kept:
+            yield Mistake(f"{path}.which", "`best`, and no `checkpoint.monitor`", "the metric that tells the best",
+                          "Set it, with `checkpoint.mode: max` where more is better.")  # fmt: skip
 
 
 def _suggestion(name: str, known: list[str]) -> str:

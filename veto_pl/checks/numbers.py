@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Timer
 
-from veto_pl.checks.setup import Setup
+from veto_pl.checks.setup import RunSetup
 from veto_pl.core.mistakes import Mistake
 
 PROCESSES = 2**16
@@ -94,7 +95,7 @@ CALLBACKS = {"patience": Allowed(0), "min_delta": Allowed(0, whole=False, remedy
 _WORK_OF = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}
 
 
-def of_the_trainer(setup: Setup) -> Iterator[Mistake]:
+def of_the_trainer(setup: RunSetup) -> Iterator[Mistake]:
     """Check the ranges of the trainer's numbers, and that they leave a command something to do."""
     for name, allowed in TRAINER.items():
         if allowed.stage in (None, setup.stage):
@@ -106,17 +107,24 @@ def of_the_trainer(setup: Setup) -> Iterator[Mistake]:
         yield from _time_mistakes(setup.trainer)
 
 
-def of_the_data(setup: Setup) -> Iterator[Mistake]:
+def of_the_data(setup: RunSetup) -> Iterator[Mistake]:
     """Check the ranges of the data module's sizes."""
     for name, allowed in DATA.items():
         yield from _range_mistakes(getattr(setup.data, name), allowed, f"data.{name}")
 
 
-def of_the_callbacks(setup: Setup) -> Iterator[Mistake]:
+def of_the_callbacks(setup: RunSetup) -> Iterator[Mistake]:
     """Check the ranges of the callbacks' numbers."""
     for path, callback in setup.callbacks.items():
         for name, allowed in CALLBACKS.items():
-            yield from _range_mistakes(getattr(callback, name, None), allowed, f"{path}.{name}")
+            yield from _range_mistakes(_as_given(callback, name), allowed, f"{path}.{name}")
+
+
+def _as_given(callback: Callback, name: str) -> Any:
+    """Return a number of a callback as it was given; `EarlyStopping` turns `min_delta` round where less is better."""
+    value: Any = getattr(callback, name, None)
+    turned = name == "min_delta" and getattr(callback, "mode", "max") == "min" and isinstance(value, int | float)
+    return -value if turned else value
 
 
 def _range_mistakes(value: Any, allowed: Allowed, path: str) -> Iterator[Mistake]:

@@ -8,36 +8,41 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.optim import Optimizer
 
-from veto_pl.checks.setup import Setup
+from veto_pl.checks.setup import RunSetup
 from veto_pl.core.mistakes import Mistake, shorten
 from veto_pl.core.nested import inside
 from veto_pl.core.part import Part
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams import ModelSource, Objective, RolloutSource, Schedule, TeacherContext, Writing
+from veto_pl.training.optimizer_groups import trial_optimizers
 
 STEPS = 100
 SMALL_RATE = 1e-4
 """Below it, steps of AdamW are smaller than half of the last bit of most weights in bfloat16."""
+UNSHARDED = ("bitsandbytes",)
+"""Packages whose optimizers read the memory of whole weights."""
 UNBOUNDED = ("clip", "importance_cap", "tau")
 """Settings whose infinity means that they are off."""
 
 
-def requirements(setup: Setup) -> Iterator[Mistake]:
+def requirements(setup: RunSetup) -> Iterator[Mistake]:
     """Check what each part requires of the run that it is in."""
     for path, part in setup.everything():
         if isinstance(part, Part):
             yield from part.requirements(setup, path)
 
 
-def finite_numbers(setup: Setup) -> Iterator[Mistake]:
+def finite_numbers(setup: RunSetup) -> Iterator[Mistake]:
     """Check that the objective's numbers are finite, except where infinity switches a setting off."""
     for path, value in setup.settings():
         if isinstance(value, float) and not math.isfinite(value) and not _is_off(path, value):
             yield Mistake(path, f"{value}", "a finite number", "Correct it.")
 
 
-def schedule_values(setup: Setup) -> Iterator[Mistake]:
+def schedule_values(setup: RunSetup) -> Iterator[Mistake]:
     """Check that every value of a schedule would be allowed as a number in its place."""
     for path, part in setup.parts():
         scheduled = [f.name for f in fields(part) if f.init] if is_dataclass(part) else []
@@ -49,7 +54,7 @@ def schedule_values(setup: Setup) -> Iterator[Mistake]:
                               "stays among the allowed values", fault[1])  # fmt: skip
 
 
-def several_completions(setup: Setup) -> Iterator[Mistake]:
+def several_completions(setup: RunSetup) -> Iterator[Mistake]:
     """Check that an objective that compares completions of a prompt gets several of them."""
     for path, part in setup.parts():
         if not isinstance(part, Objective) or not part.compares_completions:
@@ -62,23 +67,42 @@ def several_completions(setup: Setup) -> Iterator[Mistake]:
                           fatal=False)  # fmt: skip
 
 
-def optimizer(setup: Setup) -> Iterator[Mistake]:
-    """Check that the optimizer accepts its settings, and that they are finite."""
-    try:
-        made = setup.module.optimizer([torch.nn.Parameter(torch.zeros(2, 2))])
-    except (TypeError, ValueError, RuntimeError) as error:
-        yield Mistake("model.optimizer", shorten(error), "settings that the optimizer takes", "Correct them.")
-        return
+def optimizer(setup: RunSetup) -> Iterator[Mistake]:
+    """Check that the optimizer, or each of several, accepts its settings, and that they are finite."""
+    for place, make in trial_optimizers(setup.module.optimizer):
+        try:
+            made = make()
+        except (TypeError, ValueError, RuntimeError) as error:
+            yield Mistake(place, shorten(error, 300), "settings that the optimizer takes", "Correct them.")
+            continue
+        yield from _numbers_of(made, place)
+        yield from _where_it_runs(setup, made, place)
+        yield from _steps_that_round_away(setup, made.param_groups[0])
+
+
+def _numbers_of(made: Optimizer, place: str) -> Iterator[Mistake]:
     for name, value in made.param_groups[0].items():
         if isinstance(value, float) and not math.isfinite(value):
-            yield Mistake(f"model.optimizer.init_args.{name}", f"{value}", "a finite number", "Correct it.")
+            yield Mistake(f"{place}.init_args.{name}", f"{value}", "a finite number", "Correct it.")
     if made.param_groups[0].get("lr") == 0:
-        yield Mistake("model.optimizer.init_args.lr", "0", "more than 0", "With it the weights stay as they are.",
+        yield Mistake(f"{place}.init_args.lr", "0", "more than 0", "With it the weights stay as they are.",
                       fatal=False)  # fmt: skip
-    yield from _steps_that_round_away(setup, made.param_groups[0])
 
 
-def greedy_rollouts(setup: Setup) -> Iterator[Mistake]:
+def _where_it_runs(setup: RunSetup, made: Optimizer, place: str) -> Iterator[Mistake]:
+    """Check that an optimizer whose kernels read memory themselves is not given parts of weights (FSDP2)."""
+    name, package = type(made).__name__, type(made).__module__.partition(".")[0]
+    chosen = setup.trainer.get("strategy")
+    sharded = chosen == "fsdp2" or isinstance(chosen, ModelParallelStrategy)
+    if package in UNSHARDED and sharded:
+        yield Mistake(place, f"`{name}` of {package} with `fsdp2`", "an optimizer that takes parts of weights",
+                      "Its kernels take whole ones. Use `ddp`, or another optimizer, such as torchao's.")  # fmt: skip
+    if package in UNSHARDED and name.startswith("Paged") and setup.trainer.get("accelerator") == "cpu":
+        yield Mistake(place, f"`{name}` on a CPU", "a GPU, from whose memory it moves its state",
+                      f"Use `{name.removeprefix('Paged')}`.")  # fmt: skip
+
+
+def greedy_rollouts(setup: RunSetup) -> Iterator[Mistake]:
     """Check that on-policy rollouts are sampled and not decoded greedily."""
     found = [(path, part) for path, part in setup.parts() if isinstance(part, RolloutSource)]
     given = [source for _, source in found]
@@ -90,7 +114,7 @@ def greedy_rollouts(setup: Setup) -> Iterator[Mistake]:
                           "raise `temperature`.", fatal=False)  # fmt: skip
 
 
-def use_of_the_models(setup: Setup) -> Iterator[Mistake]:
+def use_of_the_models(setup: RunSetup) -> Iterator[Mistake]:
     """Check that teacher and reference are used, and that the teacher is not the student."""
     module = setup.module
     measured = any(getattr(metric, "needs_teacher", False) for metric in module.validation_metrics.values())
@@ -114,7 +138,7 @@ def _greedy_student(writing: Writing) -> bool:
     return "student" in writing.writers and writing.sampling is not None and writing.sampling.is_greedy
 
 
-def _steps_that_round_away(setup: Setup, group: Mapping[str, Any]) -> Iterator[Mistake]:
+def _steps_that_round_away(setup: RunSetup, group: Mapping[str, Any]) -> Iterator[Mistake]:
     """Check that a student in bfloat16 has a rate at which its weights move; Adam's kind is known by its `betas`."""
     dtype, rate = getattr(setup.models["model.student"], "dtype", None), float(group.get("lr", 0))
     if "betas" in group and dtype == torch.bfloat16 and 0 < rate < SMALL_RATE:

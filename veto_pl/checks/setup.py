@@ -1,4 +1,4 @@
-"""What is about to run, as the checks read it."""
+"""What is about to run, as the checks and the parts that they ask read it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from veto_pl.seams import ModelSource, Objective, RolloutSource, Task
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What is about to run; nothing of it has been loaded.
+class RunSetup:
+    """A run as it is configured; nothing of it has been loaded. Parts see it as `veto_pl.seams.Setup`.
 
     Args:
         module: with the sources of the models.

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from veto_pl.checks.numbers import TRAINER
-from veto_pl.checks.setup import Setup
+from veto_pl.checks.setup import RunSetup
 from veto_pl.core.mistakes import Mistake
 from veto_pl.seams import Objective
 
@@ -32,7 +32,7 @@ def settings_of(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def supported_strategy(setup: Setup) -> Iterator[Mistake]:
+def supported_strategy(setup: RunSetup) -> Iterator[Mistake]:
     """Check that the strategy splits models in a way that the loss supports, in a supported precision."""
     chosen = setup.trainer.get("strategy")
     name = chosen if isinstance(chosen, str) else type(chosen).__name__
@@ -60,14 +60,14 @@ def supported_strategy(setup: Setup) -> Iterator[Mistake]:
                       "Use `bf16-mixed`.")  # fmt: skip
 
 
-def distributed_sampler(setup: Setup) -> Iterator[Mistake]:
+def distributed_sampler(setup: RunSetup) -> Iterator[Mistake]:
     """Check that Lightning's sampler is off, since the data module already gives each rank its rows."""
     if setup.trainer.get("use_distributed_sampler"):
         yield Mistake("trainer.use_distributed_sampler", "`true`", "`false`",
                       "The data module gives each rank its rows itself; set it to false.")  # fmt: skip
 
 
-def accumulation(setup: Setup) -> Iterator[Mistake]:
+def accumulation(setup: RunSetup) -> Iterator[Mistake]:
     """Check that gradients are not accumulated for several loss terms under a gradient scaler."""
     windows, terms = setup.trainer.get("accumulate_grad_batches", 1), _terms(setup.module.objective)
     if windows > 1 and terms > 1 and str(setup.trainer.get("precision")) in SCALED:
@@ -79,7 +79,7 @@ def accumulation(setup: Setup) -> Iterator[Mistake]:
         )
 
 
-def length_of_the_run(setup: Setup) -> Iterator[Mistake]:
+def length_of_the_run(setup: RunSetup) -> Iterator[Mistake]:
     """Check that the run has an end, which schedules need."""
     unlimited = [setup.trainer.get("max_steps", 0), setup.trainer.get("max_epochs", 0)]
     if unlimited == [-1, -1]:

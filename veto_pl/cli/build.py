@@ -9,22 +9,25 @@ from contextlib import contextmanager
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
 from veto_pl.callbacks import PredictionFile
 from veto_pl.callbacks.monitors import Monitors
-from veto_pl.callbacks.resuming import resume_path
+from veto_pl.callbacks.resuming import resume_path, was_requeued
+from veto_pl.callbacks.student_summary import StudentSummary
+from veto_pl.callbacks.threads import Threads
 from veto_pl.checks import check
 from veto_pl.cli.compact_parser import ROOTS, CompactParser
 from veto_pl.cli.parsing import plain, strict_parsing
 from veto_pl.cli.refusals import REFUSALS, explain_refusal
+from veto_pl.cli.training_commands import SUMMARIES
 from veto_pl.cli.values import check_values
 from veto_pl.core.mistakes import shorten
 from veto_pl.data import PromptDataModule
@@ -33,10 +36,11 @@ from veto_pl.module import DistillationModule
 from veto_pl.plugins import load_plugins
 from veto_pl.storage.checkpoint_place import check_checkpoint
 from veto_pl.storage.config_files import check_files, load
-from veto_pl.storage.journals import Events, MetricsFile, journals, logger_factory
+from veto_pl.storage.journals import Events, MetricsFile, journals
 from veto_pl.storage.paths import expand_home
 from veto_pl.storage.run_config import RunConfig
 from veto_pl.storage.run_folder import RunFolder, RunTrainer
+from veto_pl.storage.run_loggers import RunLoggers
 
 DESCRIPTION = "Distil language models. `veto-pl --help` names the commands beside those that train."
 TRAINER_DEFAULTS = {
@@ -50,13 +54,6 @@ TRAINER_DEFAULTS = {
 
 SWITCHES = {"enable_progress_bar": ProgressBar, "enable_checkpointing": Checkpoint}
 """Settings of the trainer that switch off a kind of callback."""
-SUMMARIES = {
-    "fit": "Train a student, validate it, and export it.",
-    "validate": "Measure a student on the validation rows.",
-    "test": "Measure a student on the test rows, and write its answers.",
-    "predict": "Write what a student answers to the test rows.",
-}
-"""What `--help` says of Lightning's commands."""
 SEEDED = ("model.seed", "data.seed")
 """What `seed_everything` sets."""
 
@@ -106,6 +103,12 @@ class VetoCLI(LightningCLI):
         parser.add_argument(
             "--validate_first", type=bool, default=True, help="Validate before the first step of a fit."
         )
+        parser.add_argument(
+            "--threads",
+            type=int | Literal["auto"],
+            default="auto",
+            help="Threads on a CPU; auto takes as many as cores are free, unless OMP_NUM_THREADS is set.",
+        )
         for name, owner in ROOTS.items():
             if owner is not None and issubclass(owner, Callback):
                 parser.add_lightning_class_args(owner, name)
@@ -132,15 +135,19 @@ class VetoCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Set the run folder, in which loggers then write by default."""
         config = self.config.get(str(self.subcommand), self.config)
-        self._folder = RunFolder(config.run_dir)
-        self.parser.add_instantiator(logger_factory(self._folder.path), Logger)
-        self.save_config_kwargs = {"given": [*(self.config.get("config") or ()), *(config.get("config") or ())]}
+        self._folder, self._threads = RunFolder(config.run_dir), Threads(config.threads)
+        self._loggers = RunLoggers(self._folder.path, continued=config.get("ckpt_path") is not None or was_requeued())
+        self.parser.add_instantiator(self._loggers.make, Logger)
+        given = [*(self.config.get("config") or ()), *(config.get("config") or ())]
+        self.save_config_kwargs = {"given": given, "loggers": self._loggers}
 
     def instantiate_classes(self) -> None:
         """Build what the configuration describes; an error of a class about its settings names their path."""
         try:
             super().instantiate_classes()
         except REFUSALS as error:
+            if self._loggers.refusal is not None:
+                raise self._loggers.refusal from error
             config = self.config.get(str(self.subcommand), self.config).as_dict()
             if (refusal := explain_refusal(error, config, ROOTS)) is None:
                 raise
@@ -159,6 +166,7 @@ class VetoCLI(LightningCLI):
             super()._run_subcommand(subcommand)
         finally:
             self._folder.release()
+            self._threads.release()
 
     def before_fit(self) -> None:
         """Find the checkpoint to resume from, or empty the run's files and validate the untrained student."""
@@ -172,16 +180,18 @@ class VetoCLI(LightningCLI):
             self.trainer.validate(self.model, self.datamodule, verbose=False)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Return a trainer that writes into the run folder; `trainer.logger: true` means CSV and TensorBoard."""
+        """Return a trainer that writes into the run folder, `metrics.csv` whatever its loggers are.
+
+        `trainer.logger: true` means TensorBoard beside it.
+        """
         run_dir = str(self._folder.path)
         trainer = self._get(self.config_init, "trainer")
         _refuse_other_folder(trainer.get("default_root_dir"), run_dir)
         kwargs["default_root_dir"] = run_dir
-        if trainer.get("logger") in (None, True):
-            kwargs.setdefault("logger", _default_loggers(run_dir))
+        kwargs["logger"] = self._loggers.with_metrics(_listed(trainer.get("logger"), run_dir))
         with _trainer_errors():
             built = super().instantiate_trainer(**kwargs)
-        built.callbacks.insert(0, self._folder)  # type: ignore[attr-defined]
+        built.callbacks[:0] = [self._folder, self._threads]  # type: ignore[attr-defined]
         return built
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -196,6 +206,8 @@ class VetoCLI(LightningCLI):
         unwanted = [kind for name, kind in SWITCHES.items() if config.get(name) is False]
         unwanted += [ProgressBar for callback in chosen if isinstance(callback, ProgressBar)]
         kept = [callback for callback in callbacks if not isinstance(callback, tuple(unwanted))]
+        if config.get("enable_model_summary") is not False and not any(isinstance(c, ModelSummary) for c in chosen):
+            kept.append(StudentSummary())
         return super()._instantiate_trainer(config, kept)
 
 
@@ -217,9 +229,13 @@ def _refuse_other_folder(given: str | None, run_dir: str) -> None:
         )
 
 
-def _default_loggers(run_dir: str) -> list[Logger]:
-    """Return a CSV logger, and TensorBoard's where its package is installed."""
-    return [MetricsFile(run_dir), *([Events(run_dir)] if find_spec("tensorboard") else [])]
+def _listed(given: Any, run_dir: str) -> list[Logger]:
+    """Return the loggers that `trainer.logger` stands for; one of TensorBoard by default, where that is installed."""
+    if given in (None, True):
+        return [MetricsFile(run_dir), *([Events(run_dir)] if find_spec("tensorboard") else [])]
+    if given is False:
+        return []
+    return list(given) if isinstance(given, list | tuple) else [given]
 
 
 def built_from(config: str) -> tuple[DistillationModule, PromptDataModule]:

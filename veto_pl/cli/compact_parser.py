@@ -40,7 +40,7 @@ ROOTS: dict[str, type | None] = {
     "answers": Answers,
     "budget": Budget,
     "progress": DistillationProgress,
-} | dict.fromkeys(("seed_everything", "run_dir", "validate_first", "ckpt_path", "weights_only"))
+} | dict.fromkeys(("seed_everything", "run_dir", "validate_first", "threads", "ckpt_path", "weights_only"))
 """What a configuration may hold, and the classes that stand behind it."""
 
 

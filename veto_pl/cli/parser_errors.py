@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch import Callback
 from torch.optim import Optimizer
 
-from veto_pl.cli.listing import SEAMS
+from veto_pl.cli.seam_classes import SEAMS
 from veto_pl.core.mistakes import did_you_mean, shorten
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.plugins import available

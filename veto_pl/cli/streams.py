@@ -67,10 +67,22 @@ def _redirect_to_null(stream: TextIO) -> None:
         os.close(nowhere)
 
 
+NOISE = (
+    "Tip: For seamless cloud", "TPU available: False", "HPU available: False", "already configured with model summary",
+)  # fmt: skip
+"""What Lightning says of products that nobody has asked for, and of what the package does itself."""
+
+
 def hide_noise() -> None:
-    """Hide warnings that a user cannot act on: deprecations between libraries, and Lightning's advertisements."""
+    """Hide what a user cannot act on: deprecations between libraries, and Lightning's advertisements."""
     warnings.filterwarnings("ignore", message=r"(?s).*deprecated in v4\.")  # jsonargparse
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(lambda record: "Tip: For seamless cloud" not in record.getMessage())
+        logging.getLogger(name).addFilter(_is_no_noise)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for every table
+
+
+def _is_no_noise(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return not any(noise in message for noise in NOISE)

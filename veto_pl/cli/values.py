@@ -14,7 +14,7 @@ from veto_pl.core.mistakes import Mistake, report, shorten
 
 SEEDS = 2**32
 """As many seeds NumPy knows."""
-NEEDED = ("run_dir", "validate_first")
+NEEDED = ("run_dir", "validate_first", "threads")
 """Settings at the top that have a value in every run."""
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from veto_pl.cli.build import built_from
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.models.adapters import adapter_names, is_adapted
 from veto_pl.models.assemble import load_student
 from veto_pl.models.blueprint import BLUEPRINT, rebuild_student, rebuild_tokenizer, with_run_template
+from veto_pl.models.checkpoint_weights import load_stored
 from veto_pl.models.described import rebuilt
 from veto_pl.models.export_folder import STUDENT_PREFIX, AdapterForm, check_folder, export_student
 from veto_pl.models.tying import differing_names, tied, untie
@@ -104,23 +104,12 @@ def _load_weights(student: CausalLM, weights: dict[str, Tensor], checkpoint: str
         untie(student.model, [name for names in tied(student.model) for name in differing_names(names, inside)])
         for name, weight in student.named_parameters():
             weight.data = weight.data.to(weights.get(name, weight).dtype)
-        _load_all(student, weights)
+        load_stored(student, weights)
     except (RuntimeError, AttributeError, TypeError) as error:
         raise ConfigurationError(
             f"The weights of `{checkpoint}` are not those of its student: {' '.join(str(error).split()):.300}. The "
             "checkpoint is damaged, or `--config` is that of another run."
         ) from error
-
-
-def _load_all(student: CausalLM, weights: dict[str, Tensor]) -> None:
-    """Load every weight of the student but its base; raise `RuntimeError` where one is missing or has no place."""
-    if not is_adapted(student.model):
-        student.load_state_dict(weights)
-        return
-    trained = {f"model.{name}" for name in adapter_names(student.model)}
-    if wrong := sorted(trained ^ weights.keys()):
-        raise RuntimeError(f"{len(wrong)} weights of the adapter are missing or have no place, such as {wrong[0]}")
-    student.load_state_dict(weights, strict=False)
 
 
 def _read(checkpoint: str | Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:

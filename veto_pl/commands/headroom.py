@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from veto_pl.checks import Setup
+from veto_pl.checks import RunSetup
 from veto_pl.commands.prepared import Prepared
 from veto_pl.compare.results import Estimate
 from veto_pl.compare.statistics import estimate
@@ -21,7 +21,7 @@ from veto_pl.core.part import Part
 from veto_pl.data.collate import Encoded
 from veto_pl.data.splits import check_sizes
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.training.headroom import WRITERS, Headroom, HeadroomProbe
+from veto_pl.training.headroom_probe import WRITERS, Headroom, HeadroomProbe
 
 STUDENT, TEACHER, BEHIND = WRITERS
 MEANINGS = {
@@ -103,7 +103,7 @@ def verdict(found: Headroom) -> str:
     )
 
 
-class _Rewarded(Setup):
+class _Rewarded(RunSetup):
     """The run, if it learned from rewards: so the task says whether anybody gives them."""
 
     @property

@@ -5,11 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-from veto_pl.cli.build import VetoCLI
 from veto_pl.cli.streams import hide_noise, lasting_output
-from veto_pl.commands.parsers import OWN, TRAINING, commands, description
+from veto_pl.cli.training_commands import TRAINING
+from veto_pl.commands.parsers import OWN, commands, print_help
 from veto_pl.core.mistakes import did_you_mean, shorten
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.plugins import find_classes_here, load_plugins
@@ -37,22 +35,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(given: list[str]) -> None:
     try:
-        name = given[0] if given else ""
-        if name in TRAINING:
-            load_plugins()
-            VetoCLI(given)
-        elif name.startswith("-"):
-            load_plugins()
-            VetoCLI(given, description=description())
-        elif (command := OWN.get(name) or commands().get(name)) is not None:
-            command(given[1:])
-        else:
-            raise _refusal(given)
+        _call(given)
     except VetoError as error:
         sys.exit(f"veto-pl: {error}")
-    except MisconfigurationException as error:  # by which Lightning refuses a setting, at whatever moment
-        sys.exit(f"veto-pl: the settings do not go together. Lightning says: {shorten(error, 500)}")
     except SystemExit as ended:
         if isinstance(ended.__context__, KeyboardInterrupt):  # which Lightning has turned into an exit with 1
             sys.exit(INTERRUPTED)
         raise
+    except Exception as error:
+        if not isinstance(error, _misconfiguration()):
+            raise
+        sys.exit(f"veto-pl: the settings do not go together. Lightning says: {shorten(error, 500)}")
+
+
+def _call(given: list[str]) -> None:
+    """Call the command; each imports what it needs, which takes seconds for those that train."""
+    name = given[0] if given else ""
+    if name in ("-h", "--help"):
+        print_help()
+    elif name in TRAINING or name.startswith("-"):
+        from veto_pl.cli.build import VetoCLI
+
+        load_plugins()
+        VetoCLI(given)
+    elif (command := OWN.get(name) or commands().get(name)) is not None:
+        command(given[1:])
+    else:
+        raise _refusal(given)
+
+
+def _misconfiguration() -> tuple[type[Exception], ...]:
+    """Return the error by which Lightning refuses a setting, at whatever moment; nothing if it was not imported."""
+    known = sys.modules.get("lightning.fabric.utilities.exceptions")
+    return () if known is None else (known.MisconfigurationException,)

@@ -14,10 +14,12 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from veto_pl.cli.training_commands import SUMMARIES
 from veto_pl.core.mistakes import shorten
 from veto_pl.exceptions import VetoError
 from veto_pl.plugins import announced, load, load_plugins, refused, summary
@@ -59,16 +61,32 @@ def _export(arguments: Sequence[str]) -> None:
         print(done)
 
 
+def _push(arguments: Sequence[str]) -> None:
+    """Put an export onto the Hugging Face hub, private unless told otherwise."""
+    parser = _parser(_push)
+    parser.add_argument("export", type=local_path, help="the folder of an export, such as runs/mine/export")
+    parser.add_argument("repo", help="OWNER/NAME; made if there is none")
+    parser.add_argument("--public", action="store_true", help="let everybody read it")
+    parser.add_argument("--license", dest="licence", help="identifier of the hub for the card, such as apache-2.0")
+    parser.add_argument("--run", type=local_path, help="folder of the run, for the metrics (default: that of EXPORT)")
+    given = parser.parse_args(arguments)
+    from veto_pl.commands.push import push_export
+
+    print(push_export(given.export, given.repo, public=given.public, licence=given.licence, run=given.run))
+
+
 def _report(arguments: Sequence[str]) -> None:
     """Write an HTML report of one or several runs."""
     parser = _parser(_report)
     parser.add_argument("runs", nargs="+", type=local_path, help="run folders")
     parser.add_argument("--out", type=local_path, default="report.html", help="the page to write")
+    parser.add_argument("--names", nargs="+", help="what to call the runs, in their order (default: their folders)")
     parser.add_argument("--title", default="Distillation report")
     given = parser.parse_args(arguments)
-    from veto_pl.report import Run, write_report
+    from veto_pl.report import write_report
+    from veto_pl.report.run import named_runs
 
-    print(write_report([Run.read(folder).check() for folder in given.runs], given.out, title=given.title))
+    print(write_report(named_runs(given.runs, given.names), given.out, title=given.title))
 
 
 def _cache_teacher(arguments: Sequence[str]) -> None:
@@ -196,6 +214,7 @@ Command = Callable[[Sequence[str]], Any]
 OWN: dict[str, Command] = {
     "list": _list,
     "export": _export,
+    "push": _push,
     "report": _report,
     "cache-teacher": _cache_teacher,
     "headroom": _headroom,
@@ -206,7 +225,6 @@ OWN: dict[str, Command] = {
     "explain": _explain,
 }
 GROUP = "veto_pl.commands"
-TRAINING = ("fit", "validate", "test", "predict")
 
 
 def commands() -> dict[str, Command]:
@@ -217,7 +235,7 @@ def commands() -> dict[str, Command]:
     """
     found = dict(OWN)
     for entry in announced(GROUP):
-        if entry.name in (*found, *TRAINING):
+        if entry.name in (*found, *SUMMARIES):
             raise refused(entry, "has the name of another command")
         command = load(entry)
         if not callable(command):
@@ -226,14 +244,17 @@ def commands() -> dict[str, Command]:
     return found
 
 
-def description() -> str:
-    """Return the first paragraph of `veto-pl --help`: what each of the commands does."""
-    others = [f"`veto-pl {name}` ({_lower_first(summary(command))})" for name, command in commands().items()]
-    return f"Distil language models. Beside the commands below there are {', '.join(others[:-1])} and {others[-1]}."
-
-
-def _lower_first(text: str) -> str:
-    return (text[:1].lower() + text[1:]).rstrip(".")
+def print_help() -> None:
+    """Print what every command does; nothing heavy is imported for it."""
+    others = {name: summary(command) for name, command in commands().items()}
+    print("usage: veto-pl COMMAND ...\n\nDistil language models.")
+    for title, told in (("To train and to measure a student", SUMMARIES), ("Beside that", others)):
+        width = max(map(len, told)) + 2
+        print(f"\n{title}:")
+        for name, text in told.items():
+            lines = textwrap.wrap(text, 76 - width) or [""]
+            print(f"  {name:<{width}}" + f"\n{' ' * (width + 2)}".join(lines))
+    print("\n`veto-pl COMMAND --help` explains the options of one.")
 
 
 def _parser(command: Command) -> argparse.ArgumentParser:

@@ -118,6 +118,12 @@ def doubts(search: Search) -> dict[str, str]:
     return found
 
 
+def doubted(comparison: Comparison) -> str:
+    """Return in how many searches the choice may be doubted; empty where it is none."""
+    count = sum(bool(doubts(search)) for search in comparison.searches.values())
+    return f"The settings of {count} of {counted(len(comparison.searches), 'method')} may be doubted" if count else ""
+
+
 def search_text(search: Search, metric: Quantity) -> str:
     """Return as text the chosen setting, the number it was chosen from, and the reasons to doubt the choice."""
     score = number(search.scores[search.chosen] * metric.factor)

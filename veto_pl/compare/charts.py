@@ -28,6 +28,9 @@ class Figures:
         """Two pictures per quantity: the values of all seeds, and their differences from the baseline."""
         comparison = self.comparison
         for quantity in map(comparison.quantity, comparison.quantities):
+            found = [value for method in comparison.methods for value in self._values(method, quantity).values()]
+            if not any(map(math.isfinite, found)):
+                continue
             values = [self._values_row(method, quantity) for method in comparison.methods]
             yield forest_plot(values, quantity.title, quantity.label)
             if any(column == quantity.column for _, column in comparison.contrasts):
@@ -38,12 +41,23 @@ class Figures:
     @property
     def validated(self) -> list[str]:
         """What was validated, over the steps."""
-        return [self._bands(q) for q in self._logged if q.group == "validation"]
+        return [self._bands(q) for q in self._drawn if q.group == "validation" and not self._is_constant(q)]
 
     @property
     def trained(self) -> list[str]:
         """What was logged in training, over the steps."""
-        return [self._bands(q) for q in self._logged if q.group != "validation" and q.column != _NORM]
+        of = [q for q in self._drawn if q.group != "validation" and not q.is_time and q.column != _NORM]
+        return [self._bands(q) for q in of if not self._is_constant(q)]
+
+    @property
+    def times(self) -> list[str]:
+        """How long everything took, over the steps."""
+        return [self._bands(q) for q in self._drawn if q.is_time]
+
+    @property
+    def constants(self) -> list[str]:
+        """What stayed as it was in each run."""
+        return [self._bands(q) for q in self._drawn if self._is_constant(q) and not q.is_time and q.column != _NORM]
 
     @property
     def norms(self) -> list[str]:
@@ -132,6 +146,16 @@ class Figures:
     def _logged(self) -> list[Quantity]:
         columns = (column for runs in self._curves.values() for own in runs for column in own)
         return in_order(columns, self.comparison.shown)
+
+    @cached_property
+    def _drawn(self) -> list[Quantity]:
+        """What was logged, but for that of which no run has a value that can be drawn."""
+        every = {q: [curve for own in self._series(q).values() for curve in own] for q in self._logged}
+        return [quantity for quantity, curves in every.items() if not all(curve.is_empty for curve in curves)]
+
+    def _is_constant(self, quantity: Quantity) -> bool:
+        curves = [curve for own in self._series(quantity).values() for curve in own if not curve.is_empty]
+        return all(curve.is_constant for curve in curves)
 
     def _series(self, quantity: Quantity) -> dict[str, list[Curve]]:
         column, factor = quantity.column, quantity.factor

@@ -155,7 +155,7 @@ def _test_options(job: Job, name: str) -> list[str]:
 def _refuse_cut_short(job: Job) -> None:
     """Raise `VetoError` for a fit that a guard ended, or that was stopped before its last validation."""
     summary = Summary.model_validate_json((job.folder / "summary.json").read_bytes())
-    if summary.stopped is not None:
+    if summary.stopped is not None and not summary.stopped_by_choice:
         _remove_checkpoints(job)  # or the next attempt would go on behind the stop
         raise VetoError(f"The run ended early: {summary.stopped}")
     curves = Run(job.name, job.folder).curves()

@@ -21,10 +21,14 @@ class EvaluationResult(BaseModel):
 
 
 class Summary(BaseModel):
-    """The file `summary.json` of a training; `stopped` says why it ended early, where it did."""
+    """The file `summary.json` of a training; `stopped` says why it ended early, where it did.
+
+    `stopped_by_choice` is true where the configuration asks for that end, as early stopping does.
+    """
 
     skipped_steps: int
     stopped: str | None = None
+    stopped_by_choice: bool = False
 
 
 @checked.dataclass(frozen=True)

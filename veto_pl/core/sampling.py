@@ -51,11 +51,12 @@ class Sampling:
         """Return the same settings with more stop strings."""
         return self if set(stop) <= set(self.stop) else replace(self, stop=(*self.stop, *stop))
 
-    def shape(self, logp: Tensor) -> Tensor:
+    def shape(self, logp: Tensor, *, unread: bool = False) -> Tensor:
         """Return the distribution that is sampled from: temperature first, then top-k, then top-p, renormalised.
 
         Args:
             logp: [..., V] log-probabilities of the model, or its logits.
+            unread: let the host look at no value: for top-p the whole vocabulary is sorted, not its likeliest ids.
 
         Returns:
             [..., V] log-probabilities, -inf on ids that are cut. The likeliest id always stays.
@@ -63,7 +64,7 @@ class Sampling:
         if self.temperature == 0:
             return torch.full_like(logp, -torch.inf).scatter(-1, logp.argmax(-1, keepdim=True), 0.0)
         scaled = self._scaled(logp)
-        sizes = self._sizes(logp.shape[-1])
+        sizes = self._sizes(logp.shape[-1], unread)
         if not sizes:
             return torch.log_softmax(scaled, -1)
         for size in sizes:
@@ -72,19 +73,20 @@ class Sampling:
                 break
         return torch.full_like(logp, -torch.inf).scatter(-1, ids, kept)
 
-    def draw(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    def draw(self, logits: Tensor, uniform: Tensor, *, unread: bool = False) -> tuple[Tensor, Tensor]:
         """Draw one id per row from the distribution `shape(logits)`, without writing that distribution down.
 
         Args:
             logits: [B, V] of the model, or its log-probabilities.
             uniform: [B] numbers in [0, 1).
+            unread: let the host look at no value, as in `shape`.
 
         Returns:
             [B] ids, and [B] the log-probability of each under `shape(logits)`.
         """
         if self.temperature == 0:
             return logits.argmax(-1), logits.new_zeros(len(logits))
-        scaled, sizes = self._scaled(logits), self._sizes(logits.shape[-1])
+        scaled, sizes = self._scaled(logits), self._sizes(logits.shape[-1], unread)
         if not sizes:
             return draw_id(torch.softmax(scaled, -1), uniform)
         return self._draw_likeliest(scaled, uniform, sizes)
@@ -92,13 +94,15 @@ class Sampling:
     def _scaled(self, logits: Tensor) -> Tensor:
         return logits if self.temperature == 1 else logits / self.temperature
 
-    def _sizes(self, vocab_size: int) -> tuple[int, ...]:
+    def _sizes(self, vocab_size: int, unread: bool) -> tuple[int, ...]:
         """Return how many likeliest ids to look at, and the numbers to go on with if those hold too little; () to look
         at all.
         """
         if 0 < self.top_k < vocab_size:
             return (self.top_k,)
-        return (*(size for size in PREFIXES if size < vocab_size), vocab_size) if self.top_p < 1 else ()
+        if self.top_p == 1:
+            return ()
+        return (vocab_size,) if unread else (*(size for size in PREFIXES if size < vocab_size), vocab_size)
 
     def _draw_likeliest(self, scaled: Tensor, uniform: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         kept, ids, enough = self._likeliest(scaled, sizes[0])

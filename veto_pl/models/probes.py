@@ -32,7 +32,7 @@ def cache_keyword(model: LanguageModel) -> str:
     for name in CACHE_KEYWORDS[:-1]:
         cache = DynamicCache(config=model.model.config)
         try:
-            with _probing(model):
+            with probing(model):
                 backbone(model.model)(input_ids=token, use_cache=True, **{name: cache})
         except TypeError:  # not a name of this forward's
             continue
@@ -47,7 +47,7 @@ def reads_with_cache(model: LanguageModel, new_cache: Callable[[], Any]) -> bool
     ids = (torch.arange(8) % model.vocab_size).view(2, 4).to(device)
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]], device=device)
     cache = new_cache()
-    with _probing(model):
+    with probing(model):
         model.next_logits(ids[:, :3], mask[:, :3], cache)
         stepped = model.next_logits(ids[:, 3:], mask, cache)
         alone = [
@@ -85,7 +85,7 @@ def architecture_errors(model: LanguageModel) -> AbstractContextManager[None]:
 def check_causal(model: LanguageModel) -> None:
     """Raise `ConfigurationError` where a token's hidden state depends on later tokens, and so on what it predicts."""
     ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=_device(model)) % model.vocab_size
-    with _probing(model):
+    with probing(model):
         one, other = (
             backbone(model.model)(input_ids=row[None], use_cache=False).last_hidden_state[:, :-1] for row in ids
         )
@@ -102,7 +102,7 @@ def check_head(model: LanguageModel) -> None:
     Some architectures scale or transform hidden states before the head, in ways of their own.
     """
     ids = torch.arange(4)[None] % model.vocab_size
-    with _probing(model):
+    with probing(model):
         expected = model.model(input_ids=ids.to(_device(model)), use_cache=False).logits[..., : model.vocab_size]
         hidden = backbone(model.model)(input_ids=ids.to(_device(model)), use_cache=False).last_hidden_state
         logits, _ = model.project(hidden)
@@ -119,14 +119,14 @@ def probe_logits(model: LanguageModel) -> Tensor:
     Collective where the model is sharded: call it on every rank.
     """
     ids = (torch.arange(16) * 7919 % model.vocab_size).view(2, 8).to(_device(model))
-    with gathered(model), _probing(model):
+    with gathered(model), probing(model):
         logits: Tensor = model.model(input_ids=ids, use_cache=False).logits
     return logits[..., : model.vocab_size].float().cpu()
 
 
 def _hidden(model: LanguageModel, ids: Tensor, positions: Tensor) -> Tensor:
     device = _device(model)
-    with _probing(model):
+    with probing(model):
         output = backbone(model.model)(input_ids=ids.to(device), position_ids=positions.to(device), use_cache=False)
     hidden: Tensor = output.last_hidden_state
     return hidden
@@ -152,7 +152,8 @@ def _device(model: LanguageModel) -> torch.device:
 
 
 @contextmanager
-def _probing(model: LanguageModel) -> Iterator[None]:
+def probing(model: LanguageModel) -> Iterator[None]:
+    """Run the block as facts about a model are found out: in sampling mode, and where it can without autocast."""
     # Float32 shows more than the run's autocast, without which flash attention would refuse it.
     with sampling_mode(model), torch.autocast(_device(model).type, enabled=_takes_half_only(model)):
         yield

@@ -17,10 +17,14 @@ from veto_pl.functional.divergences import log_mixture
 from veto_pl.models.modes import sampling_mode
 from veto_pl.planning.observation import Phase
 from veto_pl.rollouts import DecodeLoop, Sampling
-from veto_pl.rollouts.decoding import Draw
+from veto_pl.rollouts.capture import FEWEST_TOKENS
+from veto_pl.rollouts.fixed_cache import fix_cache, fixed_columns
 from veto_pl.rollouts.kv_cache import GrowingLayer, room_for
-from veto_pl.rollouts.token_buffer import Drawn
+from veto_pl.rollouts.token_buffer import Draw, Drawn
 from veto_pl.seams import Engine, LanguageModel, Models, RolloutSource, Sequences, Writing
+
+REPLAYED = 0.25
+"""What a kernel of a recorded sequence takes at least, of what PyTorch takes to start one: an estimate, 2 of 8 us."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +78,13 @@ def sequences(rows: int, prompt: int, new: int, writing: Writing) -> Sequences:
     )
 
 
-def roll_out(writing: Writing, models: Models, prompts: int, lengths: Lengths, phase: Phase) -> None:
+def roll_out(
+    writing: Writing, models: Models, prompts: int, lengths: Lengths, phase: Phase, *, accelerator: bool = False
+) -> None:
     """Run the prefill, and the steps of the first token, of the last growth of the caches and of the last token.
 
-    The arithmetic of the other steps is the average of the first and the last, since it grows linearly.
+    The arithmetic of the other steps is the average of the first and the last, since it grows linearly. On an
+    accelerator, an engine that records its steps has caches of a fixed size, which do not grow.
     """
     sampling = writing.sampling
     if sampling is None:
@@ -87,12 +94,14 @@ def roll_out(writing: Writing, models: Models, prompts: int, lengths: Lengths, p
     with ExitStack() as stack:
         for model in writers:
             stack.enter_context(sampling_mode(model))
-        before = phase.flops
-        caches = _caches(writing.engine or DecodeLoop(), writers)
+        before, engine = phase.flops, writing.engine or DecodeLoop()
+        caches = _caches(engine, writers)
+        recorded = accelerator and sampling.max_new_tokens >= FEWEST_TOKENS and all(map(engine.fixes_cache, writers))
         phase.flops = before  # whether an engine can run a model is tried out on one token, once in a run
         if caches is None:
             return
-        loop = _Loop(writers, caches, _draw(writing, sampling), prompts * sampling.num_completions)
+        columns = fixed_columns(lengths.prompt, sampling.max_new_tokens) if recorded else None
+        loop = _Loop(writers, caches, _draw(writing, sampling), prompts * sampling.num_completions, columns)
         loop.read(prompts, lengths.prompt)
         counts = [phase.flops]
         kernels = phase.kernels
@@ -102,7 +111,17 @@ def roll_out(writing: Writing, models: Models, prompts: int, lengths: Lengths, p
             counts.append(phase.flops)
         if len(counts) > 1:
             phase.flops = counts[0] + (new - 1) * (counts[1] - counts[0] + counts[-1] - counts[-2]) / 2
-            phase.kernels = kernels + (new - 1) * (phase.kernels - before)
+            phase.kernels = kernels + launches(new - 1, recorded) * (phase.kernels - before)
+
+
+def launches(tokens: int, recorded: bool) -> float:
+    """Return how many tokens cost as much to start kernel by kernel; recorded ones start at once after two.
+
+    Example:
+        >>> launches(102, False), launches(102, True)
+        (102, 27.0)
+    """
+    return min(tokens, 2) + max(tokens - 2, 0) * REPLAYED if recorded else tokens
 
 
 def decode_moments(prompt: int, new: int) -> list[int]:
@@ -128,10 +147,12 @@ def _caches(engine: Engine, writers: Sequence[LanguageModel]) -> list[Any] | Non
 
 
 class _Loop:
-    """The decode loop at chosen moments."""
+    """The decode loop at chosen moments; its caches have as many columns as are given, or grow."""
 
-    def __init__(self, writers: Sequence[LanguageModel], caches: list[Any], draw: Draw, rows: int) -> None:
-        self.writers, self.caches, self.draw, self.rows = writers, caches, draw, rows
+    def __init__(
+        self, writers: Sequence[LanguageModel], caches: list[Any], draw: Draw, rows: int, columns: int | None
+    ) -> None:
+        self.writers, self.caches, self.draw, self.rows, self.columns = writers, caches, draw, rows, columns
         self.logits: list[Tensor] = []
         self.prompt = 0
 
@@ -143,16 +164,20 @@ class _Loop:
             for held in self.caches:
                 held.batch_repeat_interleave(copies)
             self.logits = [values.repeat_interleave(copies, 0) for values in self.logits]
+        if self.columns is not None:
+            for held in self.caches:
+                fix_cache(held, self.columns, length, torch.full((1,), length))
 
     def write(self, held: int) -> None:
         """Draw a token, and read it with `held` tokens before it in the caches."""
         rows = torch.arange(self.rows)
         drawn = self.draw(self.logits, torch.zeros(self.rows, dtype=torch.float64), rows).ids
         position = torch.full((self.rows, 1), held)
+        mask = None if self.columns is None else torch.ones(self.rows, self.columns, dtype=torch.int64)
         for i, (model, held_cache) in enumerate(zip(self.writers, self.caches, strict=True)):
-            for layer in held_cache.layers:
+            for layer in held_cache.layers if self.columns is None else ():
                 _fill(layer, self.prompt, held)
-            self.logits[i] = model.next_logits(drawn[:, None], None, held_cache, position)
+            self.logits[i] = model.next_logits(drawn[:, None], mask, held_cache, position)
 
 
 def _draw(writing: Writing, sampling: Sampling) -> Draw:

@@ -28,9 +28,10 @@ from veto_pl.planning.observation import Observation, Phase
 from veto_pl.planning.rollout import Lengths, completed, roll_out
 from veto_pl.planning.shape_models import SAMPLE_ROWS, Weights, phases_of, skeletons, without_storage
 from veto_pl.rollouts import DecodeLoop, FromStudent
-from veto_pl.seams import Models, Objective, PromptBatch, RolloutSource, Stat, Step
+from veto_pl.seams import Models, Objective, PromptBatch, RolloutSource, Stat, Step, Writing
 from veto_pl.training.evaluation import Evaluation
 from veto_pl.training.normalisation import GradientLedger
+from veto_pl.training.optimizer_groups import make_optimizer
 
 SCORING = ("teacher's scoring", "teacher's scoring")
 UPDATE = ("student's forward", "loss head")
@@ -177,7 +178,7 @@ class _Simulation:
     def _first_step(self) -> int:
         """Take a first step, so that the optimizer's state exists before the observed one. Return its bytes."""
         with Observation() as first:
-            self.optimizer = _optimizer(self.module, self.trained, self.setting.accelerator)
+            self.optimizer = _optimizer(self.module, self.student, self.trained, self.setting.accelerator)
             for parameter in self.trained:
                 parameter.grad = torch.empty_like(parameter)
                 first.mark_gradient(parameter)
@@ -203,10 +204,14 @@ class _Simulation:
                 prompts = self.setting.prompts * (self.setting.accumulate // times)
                 costs = [(0.0, 0.0)]
                 for writing in source.writings():
-                    roll_out(writing, self.models, prompts, self.setting.lengths, phase)
+                    self._write(writing, prompts, phase)
                     costs.append((times * (phase.flops - flops), times * (phase.kernels - kernels)))
                     phase.flops, phase.kernels = flops, kernels
                 phase.flops, phase.kernels = flops + max(costs)[0], kernels + max(costs)[1]
+
+    def _write(self, writing: Writing, prompts: int, phase: Phase) -> None:
+        records = self.setting.accelerator and self.setting.shards == 1  # sharded weights cannot be recorded
+        roll_out(writing, self.models, prompts, self.setting.lengths, phase, accelerator=records)
 
     def _times(self, source: RolloutSource) -> int:
         """Return how often a source writes for an optimizer step: once, where it does for all micro-batches at once."""
@@ -283,16 +288,19 @@ class _Simulation:
         source = FromStudent(self.module.evaluation, self.module.answering_engine or DecodeLoop())
         lengths, prompts = self.setting.lengths, self.setting.validation_prompts
         for writing in source.writings():
-            roll_out(writing, self.models, prompts, lengths, phase)
+            self._write(writing, prompts, phase)
         metrics = [m for m in self.module.validation_metrics.values() if isinstance(m, TokenMetric)]
         written = completed(source, prompts, lengths)
         self.observation.expect(written.input_ids.shape, lengths.prompt)
         Evaluation(cast(PromptBatch, None), written, cast(Generations, None), self.models).update(metrics)
 
 
-def _optimizer(module: DistillationModule, trained: list[nn.Parameter], accelerator: bool) -> Optimizer:
+def _optimizer(
+    module: DistillationModule, student: nn.Module, trained: list[nn.Parameter], accelerator: bool
+) -> Optimizer:
     """Return the run's optimizer; on an accelerator it updates all weights at once (`foreach`) by default."""
-    optimizer = module.optimizer(trained)
+    names = {id(weight): f"student.{name}" for name, weight in student.named_parameters()}
+    optimizer = make_optimizer(module.optimizer, [(names[id(weight)], weight) for weight in trained])
     for group in optimizer.param_groups:
         if accelerator and "foreach" in group and group["foreach"] is None and not group.get("fused"):
             group["foreach"] = True

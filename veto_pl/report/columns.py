@@ -85,6 +85,11 @@ class Quantity:
         return self.column.rpartition("/")[0]
 
     @property
+    def is_time(self) -> bool:
+        """Whether it tells how long something took, or how fast it was."""
+        return self.column.startswith(("train/seconds", "train/tokens_per_second"))
+
+    @property
     def words(self) -> str:
         """What it is called, without the unit."""
         return self.label.partition(" (")[0]

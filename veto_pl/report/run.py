@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from veto_pl.charts.curve import Curve
-from veto_pl.exceptions import DataError
+from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.report.columns import Shown
 from veto_pl.storage.run_folder import CONFIG, METRICS, QUANTITIES, SAMPLES
 
@@ -126,6 +126,50 @@ class Run:
     def missing(self, file: str) -> bool:
         """Return whether the folder lacks a file."""
         return not (self.folder / file).is_file()
+
+
+def named_runs(folders: Sequence[Path], names: Sequence[str] | None = None) -> list[Run]:
+    """Read the runs in folders, and check that each folder holds one.
+
+    Args:
+        folders: of the runs.
+        names: one for each; by default the folders' names, with as much of their paths as tells them apart.
+
+    Raises:
+        ConfigurationError: not as many names as folders.
+        DataError: a folder holds no run, or a file of it cannot be read.
+    """
+    if names is not None and len(names) != len(folders):
+        raise ConfigurationError(
+            f"`--names`: given {len(names)}, expected {len(folders)}, one for each run. `--names` takes all words up "
+            "to the next option, so put it behind the runs."
+        )
+    found = [Run.read(folder, name) for folder, name in zip(folders, names or distinct_names(folders), strict=True)]
+    return [run.check() for run in found]
+
+
+def distinct_names(folders: Sequence[Path]) -> list[str]:
+    """Return a name for each folder: its own, with as many of the folders around it as tell it from the others.
+
+    Folders that are named twice have one name.
+
+    >>> distinct_names([Path("/out/SFT/version_1"), Path("/out/KD/version_1"), Path("/out/plain")])
+    ['SFT/version_1', 'KD/version_1', 'plain']
+    """
+    places = [folder.resolve().parts[1:] for folder in folders]
+    lengths = [1] * len(places)
+    while True:
+        names = ["/".join(place[-length:]) for place, length in zip(places, lengths, strict=True)]
+        by_name: dict[str, set[tuple[str, ...]]] = {}
+        for name, place in zip(names, places, strict=True):
+            by_name.setdefault(name, set()).add(place)
+        shared = [
+            len(by_name[name]) > 1 and length < len(place)
+            for name, place, length in zip(names, places, lengths, strict=True)
+        ]
+        if not any(shared):
+            return names
+        lengths = [length + more for length, more in zip(lengths, shared, strict=True)]
 
 
 def _text(path: Path) -> str:

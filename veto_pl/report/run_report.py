@@ -48,7 +48,7 @@ def write_report(
         runs=runs,
         table=first_and_last(runs) if table is None else table,
         note=table is None,
-        charts=_charts(runs),
+        **_charts(runs),
         cards=_cards(runs),
         limit=PROMPTS,
     )
@@ -79,13 +79,19 @@ def _ends(curve: Curve | None, quantity: Quantity) -> Cell:
     return f"{number(values[0])} → {number(values[-1])}"
 
 
-def _charts(runs: Sequence[Run]) -> list[str]:
+def _charts(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Return the pictures, of what changed (validations first), of times, and of what did not change; no empty one."""
     curves = {run.name: run.curves() for run in runs}
-    charts = []
-    for quantity in (quantity for quantity in _quantities(runs) if quantity.group != _TEST):
+    charts: dict[str, list[str]] = {"charts": [], "times": [], "constants": []}
+    logged = [quantity for quantity in _quantities(runs) if quantity.group != _TEST]
+    for quantity in sorted(logged, key=lambda quantity: quantity.group != "validation"):
         series = {name: [columns.get(quantity.column, Curve())] for name, columns in curves.items()}
         scaled = {name: [curve.scaled(quantity.factor) for curve in own] for name, own in series.items()}
-        charts.append(curve_chart(scaled, quantity.title, quantity.label))
+        drawn = [curve for own in scaled.values() for curve in own if not curve.is_empty]
+        constant = all(curve.is_constant for curve in drawn)
+        kind = "times" if quantity.is_time else "constants" if constant else "charts"
+        if drawn:
+            charts[kind].append(curve_chart(scaled, quantity.title, quantity.label))
     return charts
 
 
@@ -106,4 +112,7 @@ def _check_names(names: Sequence[str]) -> None:
     if not names:
         raise ConfigurationError("`write_report` needs at least one run, got none.")
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigurationError(f"Runs of a report must differ in name, got {twice} twice; pass `name` to `Run.read`.")
+        raise ConfigurationError(
+            f"The runs of a report must differ in name, got {', '.join(f'`{name}`' for name in twice)} more than once. "
+            "Name each folder once, or give them names: `--names` of `veto-pl report`, `name` of `Run.read`."
+        )

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from veto_pl.core.ranks import Sharding
 from veto_pl.core.sampling import Sampling, uniform_type
 from veto_pl.core.transfer import sent
 from veto_pl.models.known_masks import known_rows
 from veto_pl.models.modes import sampling_mode
 from veto_pl.models.sharding import gathered_to_sample
+from veto_pl.rollouts.capture import Capture, recorder_for, recording_failed
 from veto_pl.rollouts.endings import Endings
-from veto_pl.rollouts.token_buffer import Drawn, TokenBuffer, assemble
+from veto_pl.rollouts.fixed_rows import FixedRows, repeats, write_fixed
+from veto_pl.rollouts.live_rows import EndChecks, LiveRows, shared_padding
+from veto_pl.rollouts.token_buffer import Draw, TokenBuffer, assemble
 from veto_pl.seams import LanguageModel, Models, PromptBatch, Sequences, Step
 
 WORTH_A_PASS = 512
 """Tokens of padding that are worth another forward pass over the prompts."""
-
-
-Draw = Callable[[Sequence[Tensor], Tensor, Tensor], Drawn]
-"""Maps the logits of each writer, [L, V], random numbers [L] and the numbers [L] of the rows in the rollout to tokens.
-
-A row keeps its number, while rows that have ended leave: what a draw remembers of a row it remembers by that number.
-"""
 
 
 def decode(
@@ -41,6 +35,8 @@ def decode(
     *,
     on_policy: bool,
     drop_at: float = 0.25,
+    capture: Capture = "auto",
+    recordable: Draw | None = None,
 ) -> Sequences:
     """Sample `sampling.num_completions` completions of every prompt.
 
@@ -58,12 +54,16 @@ def decode(
         step: names the random numbers; the global generators are not touched.
         on_policy: how the rows are marked.
         drop_at: rows that have ended leave the batch and the caches when they are this share of it.
+        capture: whether steps are recorded and replayed, where the device can do that.
+        recordable: the draw in a form that looks at no value on the host and remembers nothing, so that it can be
+            recorded; None where there is none.
 
     Returns:
         B x num_completions rows, the completions of a prompt one after another, with the log-probabilities of the
         sampler. A completion ends with EOS, with the token that completes a stop string, or at `max_new_tokens`.
 
     Raises:
+        ConfigurationError: `capture` is True, and the device or a writer cannot do it.
         DataError: a model's logits hold NaN.
     """
     copies, device = sampling.num_completions, prompts.input_ids.device
@@ -73,72 +73,24 @@ def decode(
         for model in writers:
             stack.enter_context(sampling_mode(model))
         in_step = stack.enter_context(gathered_to_sample(*writers))
+        recorder = recorder_for(writers, device, capture, sampling.max_new_tokens)
         live = _prefill(read, writers, copies, sampling.max_new_tokens, grouped=in_step is None)
         live.alive &= len(prompts) > 0
         buffer = TokenBuffer.empty(len(live.rows), sampling.max_new_tokens, device)
-        checks = _EndChecks(device, in_step)
-        endings = Endings(models, sampling, device, writers)
-        _loop(live, buffer, draw, endings, _uniform(read, sampling, step), drop_at, checks)
+        checks, endings = EndChecks(device, in_step), Endings(models, sampling, device, writers)
+        uniform = _uniform(read, sampling, step)
+        if recorder is None:
+            _loop(live, buffer, draw, endings, uniform, drop_at, checks)
+        else:
+            repeated = repeats(recorder, recording_failed(writers, capture), with_draw=recordable is not None)
+            write_fixed(FixedRows.of(live, recordable or draw, endings, uniform), buffer, drop_at, checks, repeated)
     columns = (buffer.ids, buffer.lived, buffer.logp, *(() if buffer.by_teacher is None else (buffer.by_teacher,)))
     ids, lived, *others = (values[: len(prompts) * copies] for values in columns)
     return assemble(prompts, copies, ids, lived, *others, ended=endings.found(ids, lived), on_policy=on_policy)
 
 
-@dataclass
-class _LiveRows:
-    """The rows that are being written: L of them, `width` columns so far.
-
-    Args:
-        writers: the models.
-        caches: what each remembers of these rows.
-        logits: [L, V] of each.
-        rows: [L] int64, the number of each row in the rollout.
-        mask: [L, M] int64, 0 on padding; columns beyond `width` are ones already.
-        position: [L, 1] int64 of the next token.
-        alive: [L] bool.
-        width: columns in use.
-        padded: whether any of these rows has padding.
-    """
-
-    writers: Sequence[LanguageModel]
-    caches: list[Any]
-    logits: list[Tensor]
-    rows: Tensor
-    mask: Tensor
-    position: Tensor
-    alive: Tensor
-    width: int
-    padded: bool
-
-    def feed(self, drawn: Tensor) -> None:
-        """Let the writers read one more token of every row."""
-        self.width += 1
-        mask = self.mask[:, : self.width] if self.padded else None
-        with known_rows(packed=False, padded=self.padded):
-            for i, (model, cache) in enumerate(zip(self.writers, self.caches, strict=True)):
-                self.logits[i] = model.next_logits(drawn[:, None], mask, cache, self.position)
-        self.position = self.position + 1
-
-    def keep(self, survivors: Tensor) -> None:
-        """Forget all rows but these ([K] int64), and the columns that are padding in all of them."""
-        from veto_pl.rollouts.kv_cache import can_drop_columns, keep
-
-        self.rows, self.position = self.rows[survivors], self.position[survivors]
-        self.alive, self.mask = self.alive[survivors], self.mask[survivors]
-        first = int(_padding(self.mask)) if self.padded and all(map(can_drop_columns, self.caches)) else 0
-        self.mask, self.width = self.mask[:, first:], self.width - first
-        self.padded = self.padded and not bool(self.mask.all())
-        for cache in self.caches:
-            keep(cache, survivors, first)
-
-
 _PromptGroup = tuple[Tensor, Tensor, int, bool]
 """Ids and mask of prompts that are read together, the columns that are padding in all, and whether any other is."""
-
-
-def _padding(mask: Tensor) -> Tensor:
-    """Count the first columns that are 0 in every row."""
-    return (mask.amax(0).cumsum(0) == 0).sum()
 
 
 def placeholder_prompt(device: torch.device) -> PromptBatch:
@@ -149,7 +101,7 @@ def placeholder_prompt(device: torch.device) -> PromptBatch:
 
 def _prefill(
     prompts: PromptBatch, writers: Sequence[LanguageModel], copies: int, new_tokens: int, *, grouped: bool
-) -> _LiveRows:
+) -> LiveRows:
     """Read every prompt once, whatever the number of its completions; where `grouped`, next to similar prompts."""
     from veto_pl.rollouts.kv_cache import can_drop_columns, new_cache
 
@@ -164,7 +116,7 @@ def _prefill(
     host_mask, order = host_mask[order, host_mask.shape[1] - width :], sent(order, device)
     mask = prompts.attention_mask[order, prompts.input_ids.shape[1] - width :].long()
     ids = prompts.input_ids[order, prompts.input_ids.shape[1] - width :]
-    used = [int(_padding(part)) for part in torch.split(host_mask.long(), sizes)]
+    used = [int(shared_padding(part)) for part in torch.split(host_mask.long(), sizes)]
     padded = [not bool(part[:, first:].all()) for part, first in zip(torch.split(host_mask, sizes), used, strict=True)]
     groups = list(zip(torch.split(ids, sizes), torch.split(mask, sizes), used, padded, strict=True))
     logits, caches = zip(*(_prefill_groups(model, groups) for model in writers), strict=True)
@@ -173,7 +125,7 @@ def _prefill(
             cache.batch_repeat_interleave(copies)
     rows = (order[:, None] * copies + torch.arange(copies, device=mask.device)).flatten()
     mask = mask.repeat_interleave(copies, 0)
-    return _LiveRows(
+    return LiveRows(
         writers=writers,
         caches=list(caches),
         logits=[values.repeat_interleave(copies, 0) for values in logits],
@@ -228,35 +180,14 @@ def _uniform(prompts: PromptBatch, sampling: Sampling, step: Step) -> Tensor:
     return sent(drawn.flatten(0, 1).T.contiguous().to(uniform_type(device)), device)
 
 
-@dataclass(frozen=True)
-class _EndChecks:
-    """When to look who has ended, and how long to go on.
-
-    Args:
-        device: asking an accelerator how many rows are left makes it wait; the CPU is never ahead.
-        in_step: the ranks that must run the models equally often, or None.
-    """
-
-    device: torch.device
-    in_step: Sharding | None
-
-    def due(self, column: int) -> bool:
-        """Return whether to count the rows that are left after `column` tokens."""
-        return column % (1 if self.device.type == "cpu" else 4) == 0
-
-    def goes_on(self, alive: bool) -> bool:
-        """Return whether any rank still writes. Collective where `in_step` is given: call it on every rank."""
-        return alive if self.in_step is None else self.in_step.any(alive)
-
-
 def _loop(
-    live: _LiveRows,
+    live: LiveRows,
     buffer: TokenBuffer,
     draw: Draw,
     endings: Endings,
     uniform: Tensor,
     drop_at: float,
-    checks: _EndChecks,
+    checks: EndChecks,
 ) -> None:
     """Write tokens until every row has ended or the buffer is full."""
     for column in range(1, buffer.ids.shape[1] + 1):

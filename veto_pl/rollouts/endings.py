@@ -43,10 +43,34 @@ class Endings:
         Returns:
             [L] bool.
         """
-        ended = (drawn[:, None] == self.ends).any(-1)
+        ended = self.with_eos(drawn)
         if self.stop:
-            ended = ended | sent(torch.tensor(self._stopped(rows, drawn, alive)), drawn.device)
+            numbers, tokens, lives = torch.stack([rows, drawn, alive.long()]).tolist()  # the host waits once
+            ended = ended | sent(torch.tensor(self._stopped(numbers, tokens, lives)), drawn.device)
         return ended
+
+    def with_eos(self, drawn: Tensor) -> Tensor:
+        """Find the tokens ([L] ids) that end a text by themselves, [L] bool; the host does not wait."""
+        return (drawn[:, None] == self.ends).any(-1)
+
+    def behind_stops(self, rows: Tensor, drawn: Tensor, alive: Tensor) -> Tensor:
+        """Find the tokens of the last columns that were written behind the end of a stop string. The host waits once.
+
+        Args:
+            rows: [L] the number of each row in the rollout.
+            drawn: [n, L] its new tokens.
+            alive: [n, L] bool, False where the row had ended before, stop strings in these columns aside.
+
+        Returns:
+            [n + 1, L] bool; the last line is that of the next column.
+        """
+        numbers, *block = torch.cat([rows[None], drawn, alive.long()]).tolist()
+        behind = [[False] * len(numbers)]
+        for tokens, lives in zip(block[: len(drawn)], block[len(drawn) :], strict=True):
+            lives = [int(life and not over) for life, over in zip(lives, behind[-1], strict=True)]
+            stopped = self._stopped(numbers, tokens, lives)
+            behind.append([over or new for over, new in zip(behind[-1], stopped, strict=True)])
+        return sent(torch.tensor(behind), drawn.device)
 
     def found(self, ids: Tensor, lived: Tensor) -> tuple[Tensor, Tensor]:
         """Find why completions end, and how much of their texts is not judged for that.
@@ -98,15 +122,14 @@ class Endings:
     def _holds_stop(self, text: str) -> bool:
         return any(stop in text for stop in self.stop)
 
-    def _stopped(self, rows: Tensor, drawn: Tensor, alive: Tensor) -> list[bool]:
-        numbers, tokens, live = torch.stack([rows, drawn, alive.long()]).tolist()  # the host waits once
+    def _stopped(self, rows: list[int], drawn: list[int], alive: list[int]) -> list[bool]:
         tails = []
-        for row, token, lives in zip(numbers, tokens, live, strict=True):
+        for row, token, lives in zip(rows, drawn, alive, strict=True):
             if lives:
                 tails.append([*self.written.get(row, []), token][-self.tail :])
                 self.written[row] = tails[-1]
         found = iter([self._holds_stop(text) for text in self.tokenizer.batch_decode(tails)])
-        return [bool(lives) and next(found) for lives in live]
+        return [bool(lives) and next(found) for lives in alive]
 
 
 def reference_completions(prompts: PromptBatch, models: Models) -> Sequences:

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -18,10 +19,11 @@ from veto_pl.models.modes import sampling_mode
 from veto_pl.models.randomness import global_draws
 from veto_pl.models.sharding import gathered
 from veto_pl.rollouts.batched_generate import grouping_for, without_padding
+from veto_pl.rollouts.capture import Capture, capture_obstacle, planned_obstacle, unrecorded
 from veto_pl.rollouts.decoding import decode, placeholder_prompt
 from veto_pl.rollouts.endings import Endings
 from veto_pl.rollouts.token_buffer import Drawn, assemble
-from veto_pl.seams import Engine, LanguageModel, Models, PromptBatch, Sequences, Step
+from veto_pl.seams import Engine, LanguageModel, Mistake, Models, PromptBatch, Sequences, Setup, Step
 
 _warned: WeakSet[LanguageModel] = WeakSet()
 
@@ -34,10 +36,18 @@ class DecodeLoop(Engine):
 
     Args:
         drop_at: rows that have ended leave when they are at least this share of the batch, in [0, 1]; 0 drops each at
-            once, 1 none before the last has ended.
+            once, 1 none before the last has ended. Where steps are recorded, at least half of the batch leaves at once.
+        capture: whether the step of a token is recorded and replayed as a CUDA graph, with caches of a fixed size;
+            `auto` does so where the device and the model allow it, and true refuses others.
     """
 
     drop_at: UnitInterval = 0.25
+    capture: Capture = "auto"
+
+    def requirements(self, setup: Setup, path: str) -> Iterator[Mistake]:
+        """Check that a recording that is asked for is possible, as far as the settings tell."""
+        if self.capture is True and (reason := unrecorded(setup)):
+            yield Mistake(f"{path}.capture", "true", "`auto` or false", f"Nothing can be recorded: {reason}.")
 
     def generate(
         self,
@@ -55,10 +65,13 @@ class DecodeLoop(Engine):
             _warn_once(model, reason)
             return Transformers().generate(prompts, model, sampling, models, step, on_policy=on_policy)
 
-        def draw(logits: Sequence[Tensor], uniform: Tensor, rows: Tensor) -> Drawn:
-            return Drawn(*sampling.draw(logits[0], uniform))
+        def draw(logits: Sequence[Tensor], uniform: Tensor, rows: Tensor, *, unread: bool = False) -> Drawn:
+            return Drawn(*sampling.draw(logits[0], uniform, unread=unread))
 
-        return decode(prompts, (model,), draw, sampling, models, step, on_policy=on_policy, drop_at=self.drop_at)
+        return decode(
+            prompts, (model,), draw, sampling, models, step, on_policy=on_policy, drop_at=self.drop_at,
+            capture=self.capture, recordable=partial(draw, unread=True),
+        )  # fmt: skip
 
     def new_cache(self, model: LanguageModel) -> Any:
         """Return a cache with room at its end; raise `ConfigurationError` for a model that the loop cannot run."""
@@ -67,6 +80,14 @@ class DecodeLoop(Engine):
         if reason := cache_obstacle(model):
             raise ConfigurationError(f"The decode loop cannot run {type(model.model).__name__}: {reason}.")
         return new_cache(model)
+
+    def fixes_cache(self, model: LanguageModel) -> bool:
+        """Return whether steps of this model are recorded on a CUDA device, which takes caches of a fixed size."""
+        return self.capture is not False and not planned_obstacle(model)
+
+    def obstacle(self, model: LanguageModel) -> str:
+        """Return why steps of this model cannot be recorded, whatever the device; an empty string where they can."""
+        return capture_obstacle(model)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -100,12 +101,12 @@ class TeacherMixed(RolloutSource):
         require_decode_loop(type(self).__name__, writers)
         fraction = value_at(self.teacher_fraction, step.index, step.total)
 
-        def draw(logits: Sequence[Tensor], uniform: Tensor, rows: Tensor) -> Drawn:
-            teacher_logp, student_logp = (self.sampling.shape(values) for values in logits)
+        def draw(logits: Sequence[Tensor], uniform: Tensor, rows: Tensor, *, unread: bool = False) -> Drawn:
+            teacher_logp, student_logp = (self.sampling.shape(values, unread=unread) for values in logits)
             return Drawn(*draw_id(log_mixture(teacher_logp, student_logp, fraction).exp(), uniform))
 
-        sampling = self.sampling.ending_with(prompts.stop)
-        return decode(prompts, writers, draw, sampling, models, step, on_policy=True)
+        sampling, recordable = self.sampling.ending_with(prompts.stop), partial(draw, unread=True)
+        return decode(prompts, writers, draw, sampling, models, step, on_policy=True, recordable=recordable)
 
     def writings(self) -> tuple[Writing, ...]:
         return (Writing(("teacher", "student"), self.sampling),)

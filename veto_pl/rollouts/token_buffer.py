@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -27,6 +28,13 @@ class Drawn(NamedTuple):
     by_teacher: Tensor | None = None
 
 
+Draw = Callable[[Sequence[Tensor], Tensor, Tensor], Drawn]
+"""Maps the logits of each writer, [L, V], random numbers [L] and the numbers [L] of the rows in the rollout to tokens.
+
+A row keeps its number, while rows that have ended leave: what a draw remembers of a row it remembers by that number.
+"""
+
+
 @dataclass
 class TokenBuffer:
     """What has been written: ids, log-probabilities, which of them count and who wrote them, each [R, C].
@@ -49,17 +57,22 @@ class TokenBuffer:
 
     def flush(self, rows: Tensor) -> None:
         """Write the pending columns; `rows` ([L] int64) are those that were being written."""
-        span = slice(self.columns, self.columns + len(self.pending))
         drawn, lived = zip(*self.pending, strict=True)
         ids, logp, by_teacher = zip(*drawn, strict=True)
-        if by_teacher[0] is not None and self.by_teacher is None:
+        turns = None if by_teacher[0] is None else torch.stack(by_teacher, 1)
+        self.enter(rows, Drawn(torch.stack(ids, 1), torch.stack(logp, 1), turns), torch.stack(lived, 1))
+        self.pending.clear()
+
+    def enter(self, rows: Tensor, written: Drawn, lived: Tensor) -> None:
+        """Write the next n columns of the rows `rows` ([L] int64): what was drawn, and what of it counts, [L, n]."""
+        span = slice(self.columns, self.columns + lived.shape[1])
+        if written.by_teacher is not None and self.by_teacher is None:
             self.by_teacher = torch.zeros_like(self.lived)
         wholes = (self.ids, self.logp, self.lived, self.by_teacher)
-        for whole, part in zip(wholes, (ids, logp, lived, by_teacher), strict=True):
-            if whole is not None:
-                whole[rows, span] = torch.stack(part, 1)
+        for whole, part in zip(wholes, (written.ids, written.logp, lived, written.by_teacher), strict=True):
+            if whole is not None and part is not None:
+                whole[rows, span] = part
         self.columns = span.stop
-        self.pending.clear()
 
 
 def assemble(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -49,12 +50,13 @@ class TeacherCorrected(RolloutSource):
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         writers = (models.required_teacher(), models.student)
         require_decode_loop(type(self).__name__, writers)
-        sampling = self.sampling.ending_with(prompts.stop)
-        return decode(prompts, writers, self.draw, sampling, models, step, on_policy=True)
+        sampling, recordable = self.sampling.ending_with(prompts.stop), partial(self.draw, unread=True)
+        return decode(prompts, writers, self.draw, sampling, models, step, on_policy=True, recordable=recordable)
 
-    def draw(self, logits: Sequence[Tensor], uniform: Tensor, rows: Tensor) -> Drawn:
+    def draw(self, logits: Sequence[Tensor], uniform: Tensor, rows: Tensor, *, unread: bool = False) -> Drawn:
         """Draw a token for each row; return its log-probability under the mixture and whether the teacher wrote it."""
-        teacher, student = self.teacher_sampling.shape(logits[0]).exp(), self.sampling.shape(logits[1]).exp()
+        teacher = self.teacher_sampling.shape(logits[0], unread=unread).exp()
+        student = self.sampling.shape(logits[1], unread=unread).exp()
         kept, refused = self.split(student, logits[0])
         share = refused.to(uniform.dtype)
         by_teacher = (uniform < share) | (kept.sum(-1) == 0)

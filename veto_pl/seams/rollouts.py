@@ -202,6 +202,13 @@ class Engine(Part, ABC):
 
         return DynamicCache(config=model.model.config)
 
+    def fixes_cache(self, model: LanguageModel) -> bool:
+        """Return whether, on a GPU, the cache has room for whole completions from the first token on, for plans.
+
+        By default it grows with what is written.
+        """
+        return False
+
     def set_aside(self, memory: int, weights: int) -> tuple[int, int]:
         """Return what it takes of a training device for weights and caches of its own, for plans of the memory.
 

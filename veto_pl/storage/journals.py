@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import inspect
 import io
 import json
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -58,23 +57,11 @@ def positions(trainer: L.Trainer) -> dict[str, int]:
     return {journal.journal: journal.position() for journal in journals(trainer)}
 
 
-def logger_factory(folder: Path) -> Callable[..., Any]:
-    """Return a factory of loggers whose default folder, if they have one, lies in `folder`.
-
-    A `CSVLogger` goes on with its file where a run is resumed.
-    """
-
-    def make(kind: type, *arguments: Any, **settings: Any) -> Any:
-        parameter = inspect.signature(kind).parameters.get("save_dir")
-        if parameter is not None and settings.get("save_dir", "") == parameter.default:
-            settings["save_dir"] = str(folder / (parameter.default or ""))
-        return (ContinuedCSV if kind is CSVLogger else kind)(*arguments, **settings)
-
-    return make
-
-
 class ContinuedCSV(CSVLogger, Journal):
-    """Writes `metrics.csv` as `CSVLogger` does, and goes on with the file that is there instead of deleting it."""
+    """Writes `metrics.csv` as `CSVLogger` does, and goes on with the file that is there instead of deleting it.
+
+    A run may have several; `journal` then tells their files apart.
+    """
 
     journal = METRICS
 
@@ -93,6 +80,10 @@ class ContinuedCSV(CSVLogger, Journal):
             temporary.write_text(
                 json.dumps(describe_metrics(getattr(model, "validation_metrics", {})), indent=2) + "\n"
             )
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any = None) -> None:
+        """Do nothing: config.yaml of the run has the settings, where Lightning would write a second file."""
 
     def position(self) -> int:
         return cast(_Rows, self.experiment).rows if is_first_rank() else 0
@@ -216,14 +207,14 @@ class Events(TensorBoardLogger, Journal):
 
     def __init__(self, folder: str) -> None:
         require_extra("tensorboard", extra="tensorboard", needed_by="`Events`")
-        super().__init__(folder, name="", version="tensorboard")
+        super().__init__(folder, name="", version="tensorboard", default_hp_metric=False)
 
     def position(self) -> int:
         return 0
 
     def cut(self, trainer: L.Trainer, rows: int, step: int) -> None:
         self._close()
-        self._kwargs["purge_step"] = step
+        self._kwargs["purge_step"] = step + 1 if step else 0  # the first one that is hidden
 
     def bring_to_disk(self) -> None:
         if self._experiment is not None:

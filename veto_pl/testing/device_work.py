@@ -47,6 +47,7 @@ class Work:
 
 
 _open: list[Work] = []
+_recording = False
 
 
 @contextmanager
@@ -60,9 +61,20 @@ def counted() -> Iterator[Work]:
         _open.remove(work)
 
 
+@contextmanager
+def recording() -> Iterator[None]:
+    """Count no kernels in this block, which are recorded and not started, and refuse what would make the host wait."""
+    global _recording
+    before, _recording = _recording, True
+    try:
+        yield
+    finally:
+        _recording = before
+
+
 def record_kernel(name: str, tensors: Iterable[Tensor]) -> None:
     """Count one kernel that reads and writes these tensors."""
-    if not _open:
+    if not _open or _recording:
         return
     moved = sum(map(_touched, tensors))
     for work in _open:
@@ -71,7 +83,13 @@ def record_kernel(name: str, tensors: Iterable[Tensor]) -> None:
 
 
 def record_wait(reason: str) -> None:
-    """Count that the host waits here until the device has done all that it was asked."""
+    """Count that the host waits here until the device has done all that it was asked.
+
+    Raises:
+        RuntimeError: a recording is going on, as CUDA does.
+    """
+    if _recording:
+        raise RuntimeError(f"operation not permitted when stream is capturing: {reason} at {_place()}")
     if not _open:
         return
     found = f"{reason} at {_place()}"

@@ -24,6 +24,7 @@ from torch.utils import _foreach_utils
 
 from veto_pl.testing.device_work import Work, counted
 from veto_pl.testing.pretended_device import NAME, register_device
+from veto_pl.testing.pretended_graph import register_recorder
 from veto_pl.testing.pretended_kernels import register_kernels
 from veto_pl.testing.pretended_tensor import PretendedTensor
 
@@ -46,6 +47,7 @@ def pretended_gpu() -> torch.device:
 
     register_device()
     register_kernels()
+    register_recorder()
     types: list[list[Any]] = [_foreach_utils._foreach_supported_types, _foreach_supported_types]
     for supported in types:
         supported.append(PretendedTensor)  # as for CUDA tensors, optimizers take all parameters at once

@@ -107,7 +107,7 @@ class NonFiniteSteps:
         guilty = [row for row in rows if row["not_finite"]]
         self._lines = faults_file(trainer)
         if trainer.is_global_zero:
-            self._lines.add({"step": trainer.global_step, **row} for row in guilty or rows)
+            self._lines.add({"step": trainer.global_step + 1, **row} for row in guilty or rows)
         self._reported += 1
         if self._reported > SHOWN_STEPS:
             return
@@ -116,7 +116,7 @@ class NonFiniteSteps:
             cause = f"All its {len(rows)} rows are finite at the head, so a number overflowed inside the model."
         more = f" From now on only {FAULTS} tells." if self._reported == SHOWN_STEPS else ""
         rank_zero_warn(
-            f"Step {trainer.global_step} was left out, since its {' and '.join(broken)} is not finite. {cause} The "
+            f"Step {trainer.global_step + 1} was left out, since its {' and '.join(broken)} is not finite. {cause} The "
             f"weights stay as they were. Rows: {self._lines.path}.{more}"
         )
 

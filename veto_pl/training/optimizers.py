@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
 
 import lightning as L
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from veto_pl.core.own_errors import OwnErrors
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.trainable import warn_before_training
 from veto_pl.seams import Schedule
+from veto_pl.training.optimizer_groups import default_optimizer, make_optimizer
 
 if TYPE_CHECKING:
     from veto_pl.seams import LanguageModel
 
-
-def default_optimizer(parameters: Iterable[Any]) -> Optimizer:
-    """Return AdamW at a learning rate of 1e-5, low enough for fine-tuning, without weight decay."""
-    return AdamW(parameters, lr=1e-5, weight_decay=0.0)
+__all__ = ["OptimizedModule", "default_optimizer", "unlimited"]
 
 
 def unlimited() -> float:
@@ -35,7 +33,8 @@ class OptimizedModule(OwnErrors, L.LightningModule):
     """A module whose optimizer is made by `optimizer`, at a rate that `lr_schedule` multiplies at every step.
 
     Args:
-        optimizer: makes the optimizer of the parameters that are trained.
+        optimizer: makes the optimizer of the weights that are trained. Where its first parameter is called
+            `named_parameters`, it is given pairs of name and weight, else weights.
         lr_schedule: multiplies the optimizer's learning rate at every step.
     """
 
@@ -50,7 +49,8 @@ class OptimizedModule(OwnErrors, L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer over the trained parameters, and its schedule per step."""
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        trained = [(name, weight) for name, weight in self.named_parameters() if weight.requires_grad]
+        optimizer = make_optimizer(self.optimizer, trained)
         if self._rate is not None:
             _set_rate(optimizer, self._rate)
         warn_before_training(self.student, optimizer)
@@ -69,7 +69,7 @@ class OptimizedModule(OwnErrors, L.LightningModule):
         for config in () if self._trainer is None else self.trainer.lr_scheduler_configs:
             schedule = cast(LambdaLR, config.scheduler)
             _set_rate(schedule.optimizer, rate)
-            schedule.base_lrs = [rate for _ in schedule.optimizer.param_groups]
+            schedule.base_lrs = [group["initial_lr"] for group in schedule.optimizer.param_groups]
 
     def total_steps(self) -> int:
         """Return the optimizer steps of the run, over which schedules are stretched.
@@ -87,6 +87,7 @@ class OptimizedModule(OwnErrors, L.LightningModule):
 
 
 def _set_rate(optimizer: Optimizer, rate: float) -> None:
-    """Set the learning rate of an optimizer, from which a schedule starts too."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] = rate
+    """Set the learning rate of the first group, from which a schedule starts too; the others keep their ratio to it."""
+    rates = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+    for group, own in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = group["initial_lr"] = rate * (own / rates[0] if rates[0] else 1.0)
