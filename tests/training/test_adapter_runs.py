@@ -161,7 +161,7 @@ def test_a_base_in_memory_is_exported_at_the_end_and_told_afterwards(tmp_path):
 
 def test_the_best_checkpoint_of_an_adapter_is_exported(tmp_path):
     """In the place of the last one, which the module keeps."""
-    kept = Checkpoints(dirpath=str(tmp_path), monitor="train/loss", save_top_k=1, every_n_train_steps=1, mode="max")
+    kept = Checkpoints(dirpath=str(tmp_path), monitor="train/loss", save_top_k=1, every_n_train_steps=1, mode="min")
     module, _ = fit(tmp_path, LORA, tiny_source(seed=1), SFT(), callbacks=[kept, Export("out", "best")], max_steps=3)
     assert "step=3" not in kept.best_model_path
     export_checkpoint(kept.best_model_path, tmp_path / "again")

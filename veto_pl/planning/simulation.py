@@ -163,9 +163,8 @@ class _Simulation:
             if self.setting.validation_prompts:
                 with self._autocast(), self.observation.phase("validation") as phase:
                     self._validate(phase)
-        teacher, reference = (
-            None if m is None else Weights.of(m, self.student) for m in (self.teacher, self.reference)
-        )
+        frozen = (self.teacher, self.reference)
+        teacher, reference = (None if model is None else Weights.of(model, self.student) for model in frozen)
         return Simulated(Weights.of(self.student), teacher, reference, state, self.observation.phases, self._reads())
 
     def _weights_without_casts(self) -> list[nn.Parameter]:
