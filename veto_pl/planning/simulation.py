@@ -39,16 +39,12 @@ PHASES = ("rollout", SCORING[0], *UPDATE, "backward", "optimizer step", "validat
 """The parts of a step, in their order."""
 
 PRECISIONS: dict[str, tuple[torch.dtype | None, torch.dtype | None]] = {
-    "32-true": (None, None),
-    "32": (None, None),
-    "64-true": (torch.float64, None),
-    "64": (torch.float64, None),
+    **dict.fromkeys(("32-true", "32"), (None, None)),
+    **dict.fromkeys(("64-true", "64"), (torch.float64, None)),
     "bf16-true": (torch.bfloat16, None),
     "16-true": (torch.float16, None),
-    "bf16-mixed": (None, torch.bfloat16),
-    "bf16": (None, torch.bfloat16),
-    "16-mixed": (None, torch.float16),
-    "16": (None, torch.float16),
+    **dict.fromkeys(("bf16-mixed", "bf16"), (None, torch.bfloat16)),
+    **dict.fromkeys(("16-mixed", "16"), (None, torch.float16)),
 }
 """What the student's weights become, and what autocast computes in, by `trainer.precision`."""
 
