@@ -41,10 +41,10 @@ PHASES = ("rollout", SCORING[0], *UPDATE, "backward", "optimizer step", "validat
 PRECISIONS: dict[str, tuple[torch.dtype | None, torch.dtype | None]] = {
     **dict.fromkeys(("32-true", "32"), (None, None)),
     **dict.fromkeys(("64-true", "64"), (torch.float64, None)),
-    **{"bf16-true": (torch.bfloat16, None), "16-true": (torch.float16, None)},
+    "bf16-true": (torch.bfloat16, None), "16-true": (torch.float16, None),
     **dict.fromkeys(("bf16-mixed", "bf16"), (None, torch.bfloat16)),
     **dict.fromkeys(("16-mixed", "16"), (None, torch.float16)),
-}
+}  # fmt: skip
 """What the student's weights become, and what autocast computes in, by `trainer.precision`."""
 
 
