@@ -37,17 +37,12 @@ PHASES = ("rollout", SCORING[0], *UPDATE, "backward", "optimizer step", "validat
 """The parts of a step, in their order."""
 
 PRECISIONS: dict[str, tuple[torch.dtype | None, torch.dtype | None]] = {
-    "32-true": (None, None),
-    "32": (None, None),
-    "64-true": (torch.float64, None),
-    "64": (torch.float64, None),
-    "bf16-true": (torch.bfloat16, None),
-    "16-true": (torch.float16, None),
-    "bf16-mixed": (None, torch.bfloat16),
-    "bf16": (None, torch.bfloat16),
-    "16-mixed": (None, torch.float16),
-    "16": (None, torch.float16),
-}
+    **dict.fromkeys(("32-true", "32"), (None, None)),
+    **dict.fromkeys(("64-true", "64"), (torch.float64, None)),
+    "bf16-true": (torch.bfloat16, None), "16-true": (torch.float16, None),
+    **dict.fromkeys(("bf16-mixed", "bf16"), (None, torch.bfloat16)),
+    **dict.fromkeys(("16-mixed", "16"), (None, torch.float16)),
+}  # fmt: skip
 """What the student's weights become, and what autocast computes in, by `trainer.precision`."""
 
 
@@ -161,7 +156,8 @@ class _Simulation:
             if self.setting.validation_prompts:
                 with self._autocast(), self.observation.phase("validation") as phase:
                     self._validate(phase)
-        teacher, reference = (None if m is None else Weights.of(m) for m in (self.teacher, self.reference))
+        frozen = (self.teacher, self.reference)
+        teacher, reference = (None if model is None else Weights.of(model, self.student) for model in frozen)
         return Simulated(Weights.of(self.student), teacher, reference, state, self.observation.phases, self._reads())
 
     def _weights_without_casts(self) -> list[nn.Parameter]:
