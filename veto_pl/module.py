@@ -13,11 +13,11 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 from transformers import PreTrainedTokenizerBase
 
-from veto_pl.exceptions import ConfigurationError
 from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric
 from veto_pl.metrics.rollout_numbers import rollout_numbers
 from veto_pl.models.assemble import load_models, load_tokenizer
 from veto_pl.models.blueprint import BLUEPRINT, student_files
+from veto_pl.models.given import as_tokenizer, sources_of
 from veto_pl.models.randomness import global_draws
 from veto_pl.models.trainable import check_not_compiled
 from veto_pl.parts.schedules import Constant, scheduled_values
@@ -33,10 +33,11 @@ from veto_pl.seams import (
     Step,
     TokenizerSource,
 )
+from veto_pl.training.adapter_checkpoints import ADAPTER, adapter_entry, check_base, leave_out_bases
 from veto_pl.training.clock import PhaseClock
 from veto_pl.training.evaluation import Evaluation, compute_all, validation_metrics
 from veto_pl.training.fsdp import FullyShard
-from veto_pl.training.hosted import HostedModule
+from veto_pl.training.hosted import HostedModule, check_models
 from veto_pl.training.nonfinite import NonFiniteSteps
 from veto_pl.training.optimizers import OptimizedModule, default_optimizer
 from veto_pl.training.window import ClosedWindow, Window
@@ -46,6 +47,8 @@ from veto_pl.training.window_rollouts import WindowRollouts
 class DistillationModule(HostedModule, OptimizedModule):
     """Trains a student by an objective, and validates by letting it answer.
 
+    A model may be a `ModelSource`, a path or hub id, or a model of transformers in memory; a tokenizer likewise.
+
     Args:
         objective: which tokens to train on, and the loss.
         student: the model that is trained.
@@ -53,8 +56,7 @@ class DistillationModule(HostedModule, OptimizedModule):
         reference: another frozen model, for objectives that extrapolate from one: the student's start, or what the
             teacher was before its own training.
         tokenizer: the tokenizer; the student's own by default.
-        optimizer: makes the optimizer of the student's weights; it gets their names too if its first parameter is
-            called `named_parameters`.
+        optimizer: of the student's weights. It gets their names, too, if its first parameter is `named_parameters`.
         lr_schedule: multiplies the optimizer's learning rate at every step.
         evaluation: how completions are sampled in validation, test and prediction. Greedy by default.
         evaluation_engine: what runs the student there; None takes the engine that the objective's rollouts give it.
@@ -86,19 +88,10 @@ class DistillationModule(HostedModule, OptimizedModule):
         roll_out_window: bool = True,
     ) -> None:
         super().__init__(optimizer, lr_schedule)
-        for role, needed, source in (
-            ("teacher", objective.needs_teacher, teacher),
-            ("reference", objective.needs_reference, reference),
-        ):
-            if needed and source is None:
-                raise ConfigurationError(
-                    f"`{type(objective).__name__}` needs a {role}, but `model.{role}` is not set. Name one there."
-                )
+        self.student_source, self.teacher_source, self.reference_source = sources_of(student, teacher, reference)
+        check_models(objective, teacher=teacher, reference=reference)
         self.objective = objective
-        self.student_source = student
-        self.teacher_source = teacher
-        self.reference_source = reference
-        self.tokenizer_source = tokenizer
+        self.tokenizer_source = None if tokenizer is None else as_tokenizer(tokenizer, "model.tokenizer")
         self.evaluation = evaluation
         self.evaluation_engine = evaluation_engine
         self.seed = seed
@@ -141,6 +134,7 @@ class DistillationModule(HostedModule, OptimizedModule):
             self.student = self.models.student.train()
             if self.teacher_source is not None and self.teacher_source.moves:
                 self.teacher = self.models.teacher
+            leave_out_bases(self)
         for model in (self.models.teacher, self.models.reference):
             if model is not None and model.shards is None and strategy is not None:
                 model.to(strategy.root_device)
@@ -229,12 +223,14 @@ class DistillationModule(HostedModule, OptimizedModule):
         steps.
         """
         checkpoint[BLUEPRINT] = student_files(self.student.model, self.tokenizer, self.template)
+        checkpoint[ADAPTER] = adapter_entry(self.student, self.student_source)
         checkpoint["veto_pl_config"] = self.run_config
         checkpoint["veto_pl_memories"] = self._models.memories.states()
         checkpoint["veto_pl_skipped_in_a_row"] = self._non_finite.in_a_row
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the memories, go on counting the steps that are skipped in a row, and note the checkpoint's step."""
+        check_base(self.student, checkpoint.get(ADAPTER))
         self._loaded_step = checkpoint.get("global_step")
         self._models.memories.restore(checkpoint.get("veto_pl_memories", []))
         self._non_finite.in_a_row = checkpoint.get("veto_pl_skipped_in_a_row", 0)
@@ -301,8 +297,7 @@ class DistillationModule(HostedModule, OptimizedModule):
             values["loss"] = sum(value for name, value in means.items() if name.endswith("/loss"))
         self.logged = {f"train/{name}": float(value) for name, value in values.items()}
         # Tensors of the host: of numbers Lightning makes tensors of the device, to fetch them again one by one.
-        counters = {"step": float(step.index + 1), "epoch": float(self.current_epoch)}
-        numbers = self.logged | counters  # Lightning logs them under the number `step`; its own would be one less
+        numbers = self.logged | {"step": step.index + 1, "epoch": self.current_epoch}  # its own step is one less
         self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in numbers.items()})
 
     def _answers(self, batch: PromptBatch, batch_idx: int) -> Evaluation:
@@ -318,6 +313,5 @@ class DistillationModule(HostedModule, OptimizedModule):
         shared: dict[str, Any] = {"on_epoch": True, "batch_size": len(batch)}
         for name, metric in self.validation_metrics.items():
             self.log(f"{prefix}/{name}", cast(Metric, metric), prog_bar=name == "accuracy", **shared)
-        counters = {"step": float(self.steps_done), "epoch": float(self.current_epoch)}
-        self.log_dict(counters, reduce_fx="max", sync_dist=True, **shared)
+        self.log_dict({"step": self.steps_done, "epoch": self.current_epoch}, reduce_fx="max", sync_dist=True, **shared)
         return {"evaluation": evaluation}

@@ -47,7 +47,7 @@ def parsed_parameters(module):
 def test_every_config_is_covered():
     covered = {f"debug/{n}.yaml" for n in [*FILES, *SHARED]} | {f"quickstart/{n}.yaml" for n in [*QUICKSTART, "base"]}
     covered |= {f"recipes/paper/{n}.yaml" for n in [*TASKS, "base", "bfloat16_weights", "humaneval", "teacher"]}
-    covered |= {f"recipes/smollm2_{name}.yaml" for name in SMOLLM2} | {
+    covered |= {f"recipes/smollm2_{name}.yaml" for name in (*SMOLLM2, "lora")} | {
         f"recipes/methods/{name}.yaml" for name in METHODS
     }
     covered |= {f"strategy/{name}.yaml" for name in STRATEGIES}
@@ -227,6 +227,13 @@ def test_the_smollm2_recipes_parse(name):
     assert cli.model.student_source.drop_layers == (24, 25, 26)
 
 
+def test_the_smollm2_recipe_with_an_adapter_parses():
+    cli = build("recipes/smollm2_gsm8k.yaml", "recipes/smollm2_lora.yaml")
+    student = cli.model.student_source
+    assert student.source.source == cli.model.teacher_source
+    assert (student.rank, student.targets) == (16, "all-linear")
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     """The folder and the log of a debug run that nothing stops, run when it is first asked for."""
@@ -283,7 +290,7 @@ def test_memories_see_a_validation_that_was_cut_short(tmp_path):
     assert debug_run("distillm", tmp_path / "stopped", *options) == expected
 
 
-@pytest.mark.parametrize("name", one_by_one("distillm", "veto"))
+@pytest.mark.parametrize("name", one_by_one("distillm", "lora", "veto"))
 def test_debug_runs_that_were_stopped_go_on_exactly(name, straight, tmp_path):
     """To the bit: rollouts, memories, moving teachers and schedules included."""
     with stopped_at(4):

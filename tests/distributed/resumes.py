@@ -13,10 +13,11 @@ from veto_pl import DistillationModule, PromptDataModule
 from veto_pl.callbacks import Checkpoints
 from veto_pl.data import JsonLines
 from veto_pl.exceptions import NonFiniteError
-from veto_pl.models import CharacterTokenizer, MovingAverage
+from veto_pl.models import CharacterTokenizer, Lora, MovingAverage
 from veto_pl.models.sharding import full_weights
 from veto_pl.objectives import SFT, Veto
 from veto_pl.rollouts import FromStudent, Replay, Sampling
+from veto_pl.seams import ModelSource
 from veto_pl.testing.tiny import ALPHABET, tiny_source
 
 STEPS = 8
@@ -57,15 +58,19 @@ def run(
     ranks: int = 1,
     objective: str = "remembers",
     optimizer: str = "AdamW",
+    adapter: bool = False,
 ) -> dict[str, Any]:
     """Eight steps of two micro-batches over shuffled epochs of 48 rows, eight rows a micro-batch; saved every 3."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     settings = {"lr": 0.02, "momentum": 0.9} if optimizer == "SGD" else {"lr": 0.02}
     objectives = {"remembers": REMEMBERS, "NaN": NoNumber()}
-    teacher = MovingAverage(tiny_source(attention_dropout=0.1), decay=0.8)
+    student: ModelSource = tiny_source(attention_dropout=0.1 if objective == "remembers" else 0.0)
+    if adapter:
+        student = Lora(student, rank=2, dropout=0.1, modules_to_save=("lm_head",))
+    teacher = MovingAverage(student, decay=0.8)
     module = DistillationModule(
         (OBJECTIVES | objectives)[objective],
-        tiny_source(attention_dropout=0.1 if objective == "remembers" else 0.0),
+        student,
         teacher if objective == "remembers" else tiny_source(seed=1),
         tokenizer=CharacterTokenizer(ALPHABET),
         optimizer=lambda parameters: getattr(torch.optim, optimizer)(parameters, **settings),

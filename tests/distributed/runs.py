@@ -16,7 +16,7 @@ from veto_pl import DistillationModule, PromptDataModule
 from veto_pl.callbacks import ExtrapolationMonitor
 from veto_pl.data import ExactMatch, JsonLines
 from veto_pl.data.sampler import RankSampler
-from veto_pl.models import CharacterTokenizer, Pretrained
+from veto_pl.models import CharacterTokenizer, Lora, MovingAverage, Pretrained, StudentBase
 from veto_pl.models.sharding import full_weights
 from veto_pl.objectives import (
     OPD,
@@ -70,6 +70,13 @@ OBJECTIVES = FAMILY | {
     "Veto, no token": Veto(rollout=EvenOnly(SAMPLED)),
     "Veto, no row": Veto(rollout=EvenOnly(SAMPLED, drop=True)),
 }
+LORA = Lora(tiny_source(), rank=2, dora=True, seed=3)
+ADAPTED = {
+    "adapter": (LORA, tiny_source(seed=1)),
+    "adapter and its base": (LORA, StudentBase()),
+    "adapter and its average": (LORA, MovingAverage(LORA, decay=0.5)),
+}
+"""Students with an adapter, and their teachers."""
 MATRICES = ParameterGroup(dimensions=2, excluding="embed|lm_head", optimizer=partial(torch.optim.Muon, lr=0.02))
 OPTIMIZERS = {
     "SGD": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
@@ -179,6 +186,8 @@ def train_all(folder: str, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _sources(folder: str, source: str | dict[str, Any]) -> tuple[Any, Any]:
     if source == "untied":
         return tiny_source(tie_word_embeddings=False), tiny_source(seed=1, tie_word_embeddings=False)
+    if isinstance(source, str) and source in ADAPTED:
+        return ADAPTED[source]
     if isinstance(source, str):
         return tiny_source(source), tiny_source(seed=1)
     return tuple(Pretrained(str(Path(folder, role)), **source) for role in ("student", "teacher"))

@@ -50,6 +50,10 @@ CASES = {
     "stored weights": case("Veto", source={}),
     "untied head": case("Veto", source="untied"),
     "soft cap": case("Veto", source="gemma2"),
+    "adapter": case("Veto", source="adapter", **HALVES),
+    "adapter, bf16-mixed": case("Veto", source="adapter", **DEALT),
+    "adapter and its base": case("sum", source="adapter and its base"),
+    "adapter and its average": case("sum", source="adapter and its average"),
 }
 
 SHARDED = (*PAPERS, "ListOPD", "DistiLLM2", "SKD", "BRTS", "SDPO")
@@ -63,11 +67,12 @@ KEYS = [
 ]
 FAST = {
     "ddp": ("Veto", "MiniLLM, accumulation", "sum, accumulation", "Veto, no row", "OPD, rewarded", "SDPO", "phases",
-            "ListOPD, watched"),
+            "ListOPD, watched", "adapter and its average"),
     "fsdp2": ("MiniLLM", "sum, accumulation", "Veto, no token", "Veto, no row, layer by layer", "coin per sample",
               "SFT per sequence", "DistiLLM2", "SKD", "BRTS", "ListOPD, watched", "MiniLLM, whole teacher",
               "MiniLLM, not whitened, bf16-mixed", "Veto, activation checkpointing, bf16-mixed",
-              "an uneven last batch, read ahead", "stored weights", "soft cap"),
+              "an uneven last batch, read ahead", "stored weights", "soft cap", "adapter, bf16-mixed",
+              "adapter and its base"),
 }  # fmt: skip
 """Of each kind a case under a strategy that it matters to; the others show the same with other objectives."""
 MARKED = [

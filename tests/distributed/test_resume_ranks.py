@@ -42,6 +42,7 @@ def both_ranks(folder):
         for name, settings in {
             "AdamW": {},
             "SGD": {"optimizer": "SGD", "objective": "Veto"},
+            "adapter": {"adapter": True},
         }.items()
         for name, more in {
             f"{name} whole": {},
@@ -64,13 +65,13 @@ def close(outcome, expected, tolerance):
         torch.testing.assert_close(value, expected["weights"][name], rtol=0, atol=tolerance, msg=name)
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD", "adapter"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_resumed_ranks_end_where_they_would_have(strategy, optimizer, both_ranks):
     """AdamW's run replays rollouts and follows the student with its teacher; both are in the checkpoint."""
     whole, resumed = (both_ranks[f"{strategy} {optimizer} {kind}"][0] for kind in ("whole", "resumed"))
     assert both_ranks[f"{strategy} {optimizer} killed"] == 2 * (KILLED,)
-    assert ("teacher.model.norm.weight" in whole["weights"]) == (optimizer == "AdamW")
+    assert ("teacher.model.norm.weight" in whole["weights"]) == (optimizer != "SGD")
     close(resumed, whole, 1e-6)
 
 
@@ -104,6 +105,19 @@ def test_the_frozen_teacher_is_not_in_the_folder_and_the_student_can_be_read_wit
     moved = set(read_whole(Path(folder, "fsdp2 AdamW killed", "last.ckpt"), "state_dict."))
     assert {name.split(".")[0] for name in moved} == {"student", "teacher"}
     assert plain_values(path)["global_step"] == 3
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_of_adapters_the_folder_has_no_base(strategy, folder, both_ranks):
+    path = Path(folder, f"{strategy} adapter killed", "last.ckpt")
+    sharded = strategy == "fsdp2"
+    names = read_whole(path, "state_dict.") if sharded else torch.load(path, weights_only=True)["state_dict"]
+    assert {name.split(".")[0] for name in names} == {"student", "teacher"}
+    assert {name for name in names if "lora_" not in name} == {
+        f"{role}.model.lm_head.modules_to_save.default.weight" for role in ("student", "teacher")
+    }
+    moments = read_whole(path, "optimizer_0.") if sharded else {}
+    assert not any("base_layer" in name or "embed" in name for name in moments)
 
 
 def test_a_table_that_names_other_code_is_refused_before_it_runs(tmp_path):

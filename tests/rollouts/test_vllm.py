@@ -15,7 +15,10 @@ import torch
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.metrics.rollout_numbers import rollout_numbers
+from veto_pl.models import Lora, RandomWeights, StudentBase
 from veto_pl.models.assemble import load_models
+from veto_pl.models.causal_lm import CausalLM
+from veto_pl.models.probes import probe_logits
 from veto_pl.objectives import Distill
 from veto_pl.rollouts import FromDataset, FromStudent, FromTeacher, Mixture, Sampling, Vllm
 from veto_pl.seams import Step
@@ -137,6 +140,33 @@ def test_weights_are_pushed_once_per_update(vllm):
     assert set(pushed) == {name for name, _ in models.student.model.named_parameters()}
     assert all(torch.equal(pushed[name], weight) for name, weight in models.student.model.named_parameters())
     assert len(vllm.started) == 1
+
+
+@pytest.mark.parametrize("lora", [{"dora": True}, {"targets": ("q_proj",), "modules_to_save": ("lm_head",)}])
+def test_of_an_adapter_the_merged_weights_are_pushed(vllm, lora):
+    """vLLM gets a model without adapters: its names, its configuration, and what the student computes with."""
+    source = Lora(tiny_source(vocab_size=24, tie_word_embeddings=True), rank=2, **lora)
+    models = load_models(source, StudentBase().resolved(source), tiny_models().tokenizer)
+    batch, sampling = prompt_batch(models, PROMPTS), Sampling(max_new_tokens=4)
+    with torch.no_grad():
+        for weight in models.student.parameters():
+            weight += 0.1 * weight.requires_grad
+    for index in range(2):
+        FromStudent(sampling, ANY_GAP())(batch, models, Step(index, 9))
+        pushed, tied = vllm.engine.network.weights, vllm.engine.config.tie_word_embeddings
+        own = RandomWeights("llama", source.source.dimensions | {"vocab_size": 20, "tie_word_embeddings": tied}).load()
+        assert tied == ("dora" in lora)
+        own.load_state_dict(pushed | ({"lm_head.weight": pushed["model.embed_tokens.weight"]} if tied else {}))
+        found, student = CausalLM(own, 20).eval(), models.student.eval()
+        torch.testing.assert_close(probe_logits(found), probe_logits(student), rtol=1e-4, atol=1e-4)
+        with torch.no_grad():
+            for weight in models.student.parameters():
+                weight += 0.1 * weight.requires_grad
+    assert vllm.events.count("push") == 2
+    with torch.autocast("cpu", torch.bfloat16):
+        FromTeacher(sampling, ANY_GAP())(batch, models, Step(0, 9))
+    base = dict(models.teacher.model.named_parameters())
+    assert all(torch.equal(weight, base[name][: len(weight)]) for name, weight in vllm.engine.network.weights.items())
 
 
 def test_weights_that_are_loaded_without_a_step_are_pushed(vllm):

@@ -16,7 +16,7 @@ import torch
 
 from veto_pl import DistillationModule, PromptDataModule
 from veto_pl.data import ExactMatch, JsonLines
-from veto_pl.models import CharacterTokenizer
+from veto_pl.models import CharacterTokenizer, Lora
 from veto_pl.models.averaging import MovingAverage
 from veto_pl.models.initialisation import RandomWeights
 from veto_pl.models.sharding import full_weights
@@ -53,6 +53,7 @@ def source(seed, model_type="llama", **dimensions):
 STUDENTS = {
     "llama": source(0),
     "tied, with padding ids": source(0, "qwen2", vocab_size=1200, tie_word_embeddings=True),
+    "adapter": Lora(source(0), rank=4, alpha=64.0, dora=True, modules_to_save=("lm_head",)),
 }
 
 

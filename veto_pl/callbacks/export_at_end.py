@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.blueprint import exported_tokenizer
 from veto_pl.models.checkpoint_weights import weights_of
-from veto_pl.models.export_folder import check_folder, export_student
+from veto_pl.models.export_folder import AdapterForm, check_folder, export_student
 from veto_pl.module import DistillationModule
 from veto_pl.storage.going_on import warn_if_unwritten
 from veto_pl.storage.paths import expand_home
@@ -25,15 +25,20 @@ Which = Literal["last", "best"]
 class Export(L.Callback):
     """Writes student, tokenizer, model card and checksums when training ends, in the place of an earlier export.
 
+    What it has written is read again, and kept only where its logits are the student's.
+
     Args:
         folder: where to write, inside the run folder unless it is absolute; None switches the callback off.
         which: the `last` weights of the run, or those of its `best` checkpoint by `checkpoint.monitor`. The module
             keeps the last ones.
+        adapter: of a student with an adapter: `merged` writes a model as any other, `separate` the adapter as peft
+            does, and its base beside it unless that is on the hub.
     """
 
-    def __init__(self, folder: str | None = "export", which: Which = "last") -> None:
+    def __init__(self, folder: str | None = "export", which: Which = "last", adapter: AdapterForm = "merged") -> None:
         self.folder = expand_home(folder)
         self.which = which
+        self.adapter = adapter
 
     @property
     def needs_best(self) -> bool:
@@ -61,6 +66,8 @@ class Export(L.Callback):
                     exported_tokenizer(pl_module.tokenizer, pl_module.template),
                     pl_module.run_config,
                     folder,
+                    adapter=self.adapter,
+                    source=pl_module.student_source,
                 )
                 rank_zero_info(f"Exported the student to {folder}{'' if chosen is None else _said_of(chosen)}")
         except ConfigurationError as error:  # an error of the first rank, for which the others would wait

@@ -42,10 +42,12 @@ def readable_models(setup: RunSetup) -> Iterator[Mistake]:
 def quantised_student(setup: RunSetup) -> Iterator[Mistake]:
     """Check that the student's weights are not stored quantised, since those cannot be trained."""
     config = setup.models["model.student"]
+    if setup.module.student_source.frozen_base is not None:
+        return
     if not isinstance(config, VetoError) and (method := quantisation(config)) is not None:
         yield Mistake("model.student", f"a quantised model ({method})", "weights that can be trained", "Name the model "
-                      "that it was made from, with `dtype: bfloat16` where memory is short. A teacher may be "
-                      "quantised.")  # fmt: skip
+                      "that it was made from, with `dtype: bfloat16` where memory is short, or make it the `source` of "
+                      "a `Lora`. A teacher may be quantised.")  # fmt: skip
 
 
 def positive_sizes(setup: RunSetup) -> Iterator[Mistake]:

@@ -1,5 +1,7 @@
 """What a command line is parsed with: own defaults for a changed class, classes of the right kind, bounded aliases.
 
+A model or tokenizer may be named by its path or hub id alone.
+
 When a later config or option names another class, jsonargparse keeps every value of the old class that the new one also
 accepts: the `beta` of one algorithm would become the `beta` of another, and a GKD that replaces a Veto would train with
 Veto's rollout. jsonargparse has no setting for this, so the function that decides what survives is replaced while a
@@ -23,14 +25,28 @@ import yaml
 from jsonargparse import Namespace, _typehints, get_loader, set_loader
 from jsonargparse._util import import_object
 
+from veto_pl.models.given import named_place
 from veto_pl.storage.config_files import check_size
 
 
 @contextmanager
 def strict_parsing() -> Iterator[None]:
     """Apply all rules of this file while a command line is parsed."""
-    with own_defaults(), right_kinds(), bounded_yaml():
+    with own_defaults(), right_kinds(), named_places(), bounded_yaml():
         yield
+
+
+@contextmanager
+def named_places() -> Iterator[None]:
+    """Take a path or hub id for the model, or the tokenizer, that lies there, in the block."""
+    with _replaced("adapt_typehints", partial(_adapt_place, _typehints.adapt_typehints)):
+        yield
+
+
+def _adapt_place(adapt: Any, given: Any, hint: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call `adapt`, with the class and its path in place of a path alone."""
+    place = named_place(hint, given)
+    return adapt(given if place is None else dict(place), hint, *args, **kwargs)
 
 
 @contextmanager

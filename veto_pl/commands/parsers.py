@@ -44,6 +44,8 @@ def _export(arguments: Sequence[str]) -> None:
         "--config", type=local_path, help="of the run, for a checkpoint that does not describe its student"
     )
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that belongs to the model")
+    parser.add_argument("--adapter", choices=("merged", "separate"), default="merged",
+                        help="how a student with an adapter is written (default: merged)")  # fmt: skip
     given = parser.parse_args(arguments)
     load_plugins()  # they may have registered architectures
     from veto_pl.commands.export import export_checkpoint
@@ -53,7 +55,10 @@ def _export(arguments: Sequence[str]) -> None:
     check_files(arguments)
     config = None if given.config is None else given.config.read_text(encoding="utf-8")
     with data_error_if_unwritten(f"The export `{given.folder}`"):
-        print(export_checkpoint(given.checkpoint, given.folder, config, trust_remote_code=given.trust_remote_code))
+        done = export_checkpoint(
+            given.checkpoint, given.folder, config, trust_remote_code=given.trust_remote_code, adapter=given.adapter
+        )
+        print(done)
 
 
 def _push(arguments: Sequence[str]) -> None:
@@ -142,6 +147,20 @@ def _plan(arguments: Sequence[str]) -> None:
     print_plan(config, **vars(given))
 
 
+def _quantised(arguments: Sequence[str]) -> None:
+    """Measure how far the models that a configuration quantises are from what they were before.
+
+    Other options are those of `veto-pl fit`.
+    """
+    parser = _parser(_quantised)
+    parser.add_argument("--rows", type=int, default=16, help="validation rows that are read (default: 16)")
+    given, config = parser.parse_known_args(arguments)
+    load_plugins()
+    from veto_pl.commands.quantised import print_gaps
+
+    print_gaps(config, rows=given.rows)
+
+
 def _compare(arguments: Sequence[str]) -> None:
     """Run methods at equal budget over seeds, or go on with that, and write a page and a table.
 
@@ -200,6 +219,7 @@ OWN: dict[str, Command] = {
     "cache-teacher": _cache_teacher,
     "headroom": _headroom,
     "plan": _plan,
+    "quantised": _quantised,
     "compare": _compare,
     "judge": _judge,
     "explain": _explain,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from veto_pl.core.special_ids import end_ids, state_special_ids
@@ -13,7 +13,7 @@ from veto_pl.models.trainable import check_full_precision, check_numbers
 from veto_pl.models.tying import say_whether_tied
 from veto_pl.models.vocabulary import check_tokenizers, compare_ends, real_ids
 from veto_pl.models.weights import load_sharded
-from veto_pl.seams import Models, ModelSource, TokenizerSource
+from veto_pl.seams import LanguageModel, Models, ModelSource, TokenizerSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,6 +29,8 @@ def load_tokenizer(source: ModelSource, tokenizer: TokenizerSource | None = None
     """
     if tokenizer is not None:
         loaded = tokenizer.load()
+    elif source.own_tokenizer is not None:
+        loaded = source.own_tokenizer
     elif source.tokenizer_source is not None:
         loaded = read_tokenizer(source.tokenizer_source)
     else:
@@ -52,7 +54,7 @@ def load_student(source: ModelSource, tokenizer: PreTrainedTokenizerBase, *, emp
         tokenizer: names the real ids.
         empty: only the architecture, with arbitrary weights.
     """
-    check_full_precision(source.config())
+    check_full_precision(source)
     student = CausalLM(_made(source, empty=empty), real_ids(tokenizer))
     _check_rows("student", student)
     check_numbers(student)
@@ -91,13 +93,15 @@ def load_models(
         return model
 
     given = {role: source for role, source in (("teacher", teacher), ("reference", reference)) if source is not None}
-    own = {role: load_tokenizer(source) for role, source in given.items() if source.tokenizer_source is not None}
+    own = {role: load_tokenizer(source) for role, source in given.items() if _has_tokenizer(source)}
     for theirs in own.values():
         check_tokenizers(tokenizer, theirs)
-    check_full_precision(student.config())
+    check_full_precision(student)
     trained = load("student", student).train()
     check_numbers(trained)
-    frozen = {role: load(role, source).requires_grad_(False).eval() for role, source in given.items()}
+    loaded = {role: source.beside(trained) or load(role, source) for role, source in given.items()}
+    _check_apart(trained, loaded)
+    frozen = {role: model.requires_grad_(False).eval() for role, model in loaded.items()}
     if teacher is not None:
         # Its tokenizer is not kept, but what ends its texts is.
         model, its_own = frozen["teacher"].model, own.get("teacher", tokenizer)
@@ -111,6 +115,20 @@ def load_models(
     return Models(trained, frozen.get("teacher"), tokenizer, reference=frozen.get("reference"))
 
 
+def _has_tokenizer(source: ModelSource) -> bool:
+    return source.own_tokenizer is not None or source.tokenizer_source is not None
+
+
+def _check_apart(student: LanguageModel, frozen: Mapping[str, LanguageModel]) -> None:
+    """Raise `ConfigurationError` where a frozen model is the object that is trained."""
+    for role, model in frozen.items():
+        if model.model is student.model:
+            raise ConfigurationError(
+                f"The {role} is the same model in memory as the student, which is trained. Give the {role} "
+                "`InMemory(model, copied=True)`, or load it anew."
+            )
+
+
 def _made(source: ModelSource, *, empty: bool) -> PreTrainedModel:
     if empty:
         return source.skeleton()
@@ -119,7 +137,7 @@ def _made(source: ModelSource, *, empty: bool) -> PreTrainedModel:
     return model
 
 
-def _check_alike(student: CausalLM, teacher: CausalLM) -> None:
+def _check_alike(student: LanguageModel, teacher: LanguageModel) -> None:
     ours, theirs = ([tuple(p.shape) for p in model.parameters()] for model in (student, teacher))
     if ours != theirs:
         raise ConfigurationError(
@@ -128,7 +146,7 @@ def _check_alike(student: CausalLM, teacher: CausalLM) -> None:
         )
 
 
-def _check_rows(role: str, model: CausalLM) -> None:
+def _check_rows(role: str, model: LanguageModel) -> None:
     if model.head_rows < model.vocab_size:
         raise ConfigurationError(
             f"The {role} has {model.head_rows} vocabulary rows, but the tokenizer has {model.vocab_size} ids. Use the "

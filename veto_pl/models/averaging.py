@@ -1,19 +1,21 @@
 """A teacher that follows the student."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from veto_pl.core.bounds import UnitInterval
+from veto_pl.models.given import as_source
 from veto_pl.models.sharding import local_part, resharded
+from veto_pl.models.twins import with_own_adapter
 from veto_pl.parts.schedules import value_at
 from veto_pl.seams import ModelSource, Schedule, Step
 from veto_pl.seams.models import StoredWeights
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from veto_pl.seams import LanguageModel
 
@@ -25,6 +27,10 @@ class MovingAverage(ModelSource):
     .. math:: \theta_T \leftarrow d\,\theta_T + (1 - d)\,\theta_S \quad \text{after every optimizer step}
 
     It is saved in checkpoints, and stays in its own dtype: in bfloat16 a step below 1/256 of a weight is lost.
+
+    Of a student with an adapter only the adapter is averaged, its factors one by one, which is not the average of their
+    products. Where `source` is the student's own, the base is the student's too, and takes no memory of its own (not
+    where models are sharded).
 
     Args:
         source: the model that it starts from, usually the student's own source.
@@ -38,9 +44,17 @@ class MovingAverage(ModelSource):
     decay: UnitInterval | Schedule = 0.99
     moves = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "source", as_source(self.source, "MovingAverage.source", copied=True))
+
     @property
     def tokenizer_source(self) -> Mapping[str, Any] | None:
         return self.source.tokenizer_source
+
+    @property
+    def own_tokenizer(self) -> "PreTrainedTokenizerBase | None":
+        return self.source.own_tokenizer
 
     def config(self) -> "PretrainedConfig":
         return self.source.config()
@@ -54,8 +68,24 @@ class MovingAverage(ModelSource):
     def stored(self) -> StoredWeights | None:
         return self.source.stored()
 
+    def resolved(self, student: ModelSource) -> ModelSource:
+        own = self.source.resolved(student)
+        shared = own.frozen_base is not None and own == student
+        return _BesideStudent(own, self.decay) if shared else self if own is self.source else replace(self, source=own)
+
     def follow(self, teacher: "LanguageModel", student: "LanguageModel", step: Step) -> None:
         weight = 1 - value_at(self.decay, step.index, step.total)
         with torch.no_grad(), resharded(teacher), resharded(student):
             for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
-                local_part(old).lerp_(local_part(new).to(old.dtype), weight)
+                if new.requires_grad:
+                    local_part(old).lerp_(local_part(new).to(old.dtype), weight)
+
+
+@dataclass(frozen=True)
+class _BesideStudent(MovingAverage):
+    """The average of an adapter, around the base of the student."""
+
+    def beside(self, student: "LanguageModel") -> "LanguageModel | None":
+        if student.shards is not None:
+            return None
+        return with_own_adapter(student)

@@ -146,6 +146,14 @@ def rebuild_student(
         return student, tokenizer
 
 
+def rebuild_tokenizer(files: Any, checkpoint: Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that the files of a checkpoint describe; raise `ConfigurationError` where they do not."""
+    with _unpacked(files, checkpoint) as folder, _errors_named(checkpoint, folder):
+        tokenizer = load_tokenizer(Pretrained(str(folder)))
+        tokenizer.name_or_path = ""
+        return tokenizer
+
+
 @contextmanager
 def _unpacked(files: Any, checkpoint: Path) -> Iterator[Path]:
     """Write the files to a temporary folder. None of them is ever unpickled, and none can lie outside of it."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from veto_pl.functional.alignment import restrict
 from veto_pl.functional.heads import FunctionHead, Head, LinearHead, ScaleAndCap
+from veto_pl.models.adapters import is_adapted, trained_copy
 from veto_pl.models.attention import flash_bounds, is_flash
 from veto_pl.models.backbone import backbone
 from veto_pl.models.known_masks import known_rows
@@ -63,6 +64,8 @@ class CausalLM(LanguageModel):
         A plain linear layer is read through its weights; anything else (an adapter, a module with hooks) is called.
         """
         module = self.model.get_output_embeddings()
+        if is_adapted(self.model):
+            module = trained_copy(module) or module
         # Hooks have no public getter. A head that is patched in any way is called, or the patch would be bypassed.
         hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
         if type(module) is nn.Linear and not hooks and "forward" not in vars(module):

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.models.adapters import adapter_names, is_adapted
 from veto_pl.models.export_folder import STUDENT_PREFIX
 from veto_pl.models.sharding import local_part, resharded
 from veto_pl.seams import LanguageModel
@@ -30,7 +32,8 @@ def weights_of(checkpoint: str | Path, student: LanguageModel) -> Iterator[None]
         ConfigurationError: the checkpoint is missing or damaged.
     """
     with resharded(student), torch.no_grad():
-        weights = student.state_dict()
+        names = stored_names(student)
+        weights = {name: weight for name, weight in student.state_dict().items() if name in names}
         own = {name: local_part(weight).detach().to("cpu", copy=True) for name, weight in weights.items()}
         try:
             _fill(student, Path(checkpoint))
@@ -40,16 +43,31 @@ def weights_of(checkpoint: str | Path, student: LanguageModel) -> Iterator[None]
                 local_part(weight).copy_(own[name])
 
 
+def stored_names(student: LanguageModel) -> set[str]:
+    """Return the names, in the student's state, of what checkpoints hold: all of it, or an adapter alone."""
+    if not is_adapted(student.model):
+        return set(student.state_dict())
+    return {f"model.{name}" for name in adapter_names(student.model)}
+
+
+def load_stored(student: LanguageModel, weights: dict[str, Tensor]) -> None:
+    """Load what a checkpoint holds of the student; raise `RuntimeError` where a weight is missing or has no place."""
+    if is_adapted(student.model) and (wrong := sorted(stored_names(student) ^ weights.keys())):
+        raise RuntimeError(f"{len(wrong)} weights of the adapter are missing or have no place, such as {wrong[0]}")
+    student.load_state_dict(weights, strict=not is_adapted(student.model))
+
+
 def _fill(student: LanguageModel, checkpoint: Path) -> None:
     if is_sharded(checkpoint):
         check_sharded(checkpoint)
-        parts = {f"{STUDENT_PREFIX}{name}": weight for name, weight in student.state_dict().items()}
+        names = stored_names(student)
+        parts = {f"{STUDENT_PREFIX}{name}": weight for name, weight in student.state_dict().items() if name in names}
         load_sharded_into(checkpoint, {"state_dict": parts})
         return
     saved = read_checkpoint(checkpoint)["state_dict"]
     inside = {k.removeprefix(STUDENT_PREFIX): v for k, v in saved.items() if k.startswith(STUDENT_PREFIX)}
     try:
-        student.load_state_dict(inside)
+        load_stored(student, inside)
     except RuntimeError as error:
         raise ConfigurationError(
             f"The weights of `{checkpoint}` are not those of the student: {' '.join(str(error).split()):.300}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,13 +11,14 @@ from torch import nn
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.backbone import backbone
+from veto_pl.models.given import as_source
 from veto_pl.models.layers import decoder_layers
 from veto_pl.models.loading import Attention, DType
 from veto_pl.models.reading import setting_errors
 from veto_pl.seams import ModelSource
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 ENDS = {"bos_token_id", "eos_token_id"}
 """Ids that an architecture's configuration has by default: those of the first model's tokenizer."""
@@ -99,6 +100,7 @@ class Pruned(ModelSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "source", as_source(self.source, "Pruned.source", copied=True))
         if (self.drop_layers is None) == (self.keep_layers is None):
             raise ConfigurationError(
                 f"`Pruned` needs either `drop_layers` or `keep_layers`, got {self.drop_layers} and {self.keep_layers}."
@@ -107,6 +109,14 @@ class Pruned(ModelSource):
     @property
     def tokenizer_source(self) -> Mapping[str, Any] | None:
         return self.source.tokenizer_source
+
+    @property
+    def own_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        return self.source.own_tokenizer
+
+    def unquantised(self) -> ModelSource | None:
+        source = self.source.unquantised()
+        return None if source is None else replace(self, source=source)
 
     def config(self) -> PretrainedConfig:
         config = self.source.config()

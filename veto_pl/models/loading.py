@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,10 @@ import torch
 from filelock import FileLock
 
 from veto_pl.core.bounds import BelowOne
+from veto_pl.core.mistakes import Mistake
+from veto_pl.core.part import Setup
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.models.quantising import check_quantization, quantization
 from veto_pl.models.reading import (
     check_endings,
     check_folder,
@@ -49,6 +52,9 @@ class Pretrained(ModelSource):
         trust_remote_code: whether code from the hub may run.
         dropout: set on every dropout that the architecture has; None keeps the stored values.
         gradient_checkpointing: recompute activations in the backward pass.
+        quantization_config: quantise the weights as they are read, by settings of transformers, such as `{quant_method:
+            bitsandbytes, load_in_4bit: true, bnb_4bit_quant_type: nf4}`; what stands for the name is what a config.json
+            has under this key. For teachers, and beside the adapter of a `Lora`.
     """
 
     path: str
@@ -58,10 +64,28 @@ class Pretrained(ModelSource):
     trust_remote_code: bool = False
     dropout: BelowOne | None = None
     gradient_checkpointing: bool = False
+    quantization_config: dict[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "path", expand_home(self.path))
+        if "://" in self.path:
+            raise ConfigurationError(
+                f"`Pretrained.path` must be a folder or a hub id, got the address `{self.path[:100]}`. A teacher "
+                "behind a server scores rollouts: wrap the objective's rollout in `ServedTeacher`, and set no "
+                "`model.teacher`."
+            )
+
+    def requirements(self, setup: Setup, path: str) -> Iterable[Mistake]:
+        """Check that the method of quantisation is known, its package installed, and the model whole on each rank."""
+        if self.quantization_config is None:
+            return
+        check_quantization(self.quantization_config)
+        strategy = setup.trainer.get("strategy")
+        if strategy == "fsdp2" or getattr(strategy, "shards_models", False):
+            yield Mistake(f"{path}.init_args.quantization_config", "a quantised model under `fsdp2`", "whole weights",
+                          "Quantised weights cannot be sharded here: use `ddp`, or leave the quantisation "
+                          "out.")  # fmt: skip
 
     @property
     def tokenizer_source(self) -> Mapping[str, Any]:
@@ -79,6 +103,8 @@ class Pretrained(ModelSource):
             )
         if self.dtype != "auto":
             config.dtype = getattr(torch, self.dtype)  # or a skeleton would have that of the stored weights
+        if self.quantization_config is not None:
+            config.quantization_config = dict(self.quantization_config)  # as a stored one would say
         if self.dropout is not None:
             for name in DROPOUTS:
                 if hasattr(config, name):
@@ -93,9 +119,14 @@ class Pretrained(ModelSource):
         # On the CPU, and moved later: transformers takes a default device as a `device_map`, which needs accelerate.
         with source_errors(self.path), torch.device("cpu"):
             check_sums(Path(self.path))
+            config, quantised = self.config(), {}
+            if self.quantization_config is not None:
+                del config.quantization_config  # or the stored weights would be taken for quantised ones
+                quantised = {"quantization_config": quantization(self.quantization_config), "device_map": {"": "cpu"}}
             model, found = AutoModelForCausalLM.from_pretrained(
                 **self._location(),
-                config=self.config(),
+                **quantised,
+                config=config,
                 dtype=self.dtype,
                 attn_implementation=None if self.attention == "auto" else self.attention,
                 trust_remote_code=self.trust_remote_code,
@@ -116,6 +147,12 @@ class Pretrained(ModelSource):
         with contextlib.suppress(OSError):  # not every model has such a file
             model.generation_config = GenerationConfig.from_pretrained(self.path, revision=self.revision)
         return self._prepared(model)
+
+    def published(self) -> Mapping[str, Any] | None:
+        return None if Path(self.path).exists() else self._location()
+
+    def unquantised(self) -> ModelSource | None:
+        return None if self.quantization_config is None else replace(self, quantization_config=None)
 
     def stored(self) -> StoredWeights:
         with source_errors(self.path):

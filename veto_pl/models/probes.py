@@ -14,6 +14,7 @@ from veto_pl.models.attention import is_flash
 from veto_pl.models.backbone import backbone
 from veto_pl.models.modes import sampling_mode
 from veto_pl.models.reading import prefixed_errors
+from veto_pl.models.sharding import gathered
 from veto_pl.seams import LanguageModel
 
 CACHE_KEYWORDS = ("cache", "past_key_values")
@@ -110,6 +111,17 @@ def check_head(model: LanguageModel) -> None:
             f"{type(model.model).__name__} does something between its hidden states and its logits that veto_pl does "
             f"not know: they differ by {float((logits - expected).abs().max()):.2g}. Use another architecture."
         )
+
+
+def probe_logits(model: LanguageModel) -> Tensor:
+    """Return the logits [2, 8, V] of two rows of ids from all over the vocabulary, on the CPU.
+
+    Collective where the model is sharded: call it on every rank.
+    """
+    ids = (torch.arange(16) * 7919 % model.vocab_size).view(2, 8).to(_device(model))
+    with gathered(model), probing(model):
+        logits: Tensor = model.model(input_ids=ids, use_cache=False).logits
+    return logits[..., : model.vocab_size].float().cpu()
 
 
 def _hidden(model: LanguageModel, ids: Tensor, positions: Tensor) -> Tensor:

@@ -178,9 +178,8 @@ def _refuse_adapter(folder: Path) -> None:
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         base = "its base model"
     raise ConfigurationError(
-        f"`{folder}` holds an adapter ({ADAPTER}) for `{base[:200]}`, not a model. Merge the two and name the result: "
-        "`PeftModel.from_pretrained(model, folder).merge_and_unload().save_pretrained(...)` with the library peft, "
-        "where `model` is that base model, and save its tokenizer there too."
+        f"`{folder}` holds an adapter ({ADAPTER}) for `{base[:200]}`, not a model. Name that model as the `source` of "
+        "a `Lora`, and this folder as its `start`, with the adapter's own `rank`, `alpha` and `targets`."
     )
 
 

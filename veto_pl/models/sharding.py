@@ -24,17 +24,24 @@ if TYPE_CHECKING:
 
 def shard(model: LanguageModel, sharding: Sharding) -> None:
     """Spread the weights over the ranks: one unit for each decoder layer, one for embeddings, last norm and head."""
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     # Autocast would cast gathered weights once more, and keep those copies of all layers until the backward pass.
     policy = MixedPrecisionPolicy(sharding.compute_dtype, None if sharding.compute_dtype is None else torch.float32)
     for layer in decoder_layers(model.model)[1]:
         fully_shard(layer, mesh=sharding.mesh, mp_policy=policy)
     fully_shard(model, mesh=sharding.mesh, mp_policy=policy)
-    # FSDP2 gathers in `forward` only; these run layers too.
-    for method in ("next_logits", "probe"):
-        register_fsdp_forward_method(model, method)
     model.shards = sharding
+    gather_in_methods(model)
+
+
+def gather_in_methods(model: LanguageModel) -> None:
+    """Let the methods that run layers beside `forward` gather them too, which FSDP2 does in `forward` only."""
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    for method in ("next_logits", "probe"):
+        vars(model).pop(method, None)  # that of the model whose copy this is
+        register_fsdp_forward_method(model, method)
 
 
 @contextmanager
@@ -103,23 +110,6 @@ def full_weights(model: LanguageModel) -> dict[str, Tensor]:
     return {name.removeprefix("model."): cast(Tensor, value) for name, value in state.items() if name not in tied}
 
 
-def whole_weights(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and value of each weight and stored buffer of `model.model`, gathered one at a time.
-
-    Collective: exhaust it on every rank. Tied weights have one name.
-    """
-    with resharded(model):
-        for name, weight in named_weights(model):
-            yield name, _whole(weight.detach())
-
-
-def named_weights(model: LanguageModel) -> list[tuple[str, Tensor]]:
-    """Return name and tensor, perhaps sharded, of each weight and stored buffer of `model.model`, tied ones once."""
-    stored = model.model.state_dict().keys()
-    buffers = [(name, buffer) for name, buffer in model.model.named_buffers() if name in stored]
-    return [*model.model.named_parameters(), *buffers]
-
-
 def weights_version(model: LanguageModel) -> int:
     """Return a number that grows whenever a weight is written in place, by an optimizer or anybody else.
 
@@ -136,10 +126,11 @@ def local_part(tensor: Tensor) -> Tensor:
 
 def sum_shards(tensor: Tensor) -> Tensor:
     """Add up over the ranks a number that was computed on shards. Collective if the tensor is sharded."""
-    return _whole(tensor)
+    return whole(tensor)
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def whole(tensor: Tensor) -> Tensor:
+    """Return the whole of a tensor that the ranks share. Collective if the tensor is sharded."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.models.adapters import is_adapted
 from veto_pl.models.sharding import local_part
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from transformers import PretrainedConfig
 
-    from veto_pl.seams import LanguageModel
+    from veto_pl.seams import LanguageModel, ModelSource
 
 ROUTING = ("router_aux_loss_coef", "aux_loss_coef", "router_z_loss_coef")
 """Names, in configurations, of the weights of the losses that keep a router's experts in use."""
@@ -36,22 +37,23 @@ def quantisation(config: PretrainedConfig) -> str | None:
     return str(given.get("quant_method", "an unnamed method"))
 
 
-def check_full_precision(config: PretrainedConfig) -> None:
-    """Raise `ConfigurationError` for a student whose weights are stored quantised, before they are loaded."""
-    if (method := quantisation(config)) is not None:
+def check_full_precision(student: ModelSource) -> None:
+    """Raise `ConfigurationError` for a student whose quantised weights would be trained, before they are loaded."""
+    if student.frozen_base is None and (method := quantisation(student.config())) is not None:
         raise ConfigurationError(
             f"The student is quantised ({method}), so most of its weights cannot be trained. Name the model that it "
-            "was made from, with `dtype: bfloat16` where memory is short. A teacher may be quantised."
+            "was made from, with `dtype: bfloat16` where memory is short, or train an adapter beside them: make it the "
+            "`source` of a `Lora`. A teacher may be quantised."
         )
 
 
 def check_numbers(student: LanguageModel) -> None:
     """Raise `ConfigurationError` for weights that no gradient can move, whatever the configuration says of them."""
     packed = [name for name, weight in student.named_parameters() if not weight.is_floating_point()]
-    if packed:
+    if packed and not is_adapted(student.model):
         raise ConfigurationError(
             f"The student has {len(packed)} weights that are no floating-point numbers, for instance `{packed[0]}`, so "
-            "they cannot be trained. Name the model that it was quantised from."
+            "they cannot be trained. Name the model that it was quantised from, or train a `Lora` beside them."
         )
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from veto_pl.models.adapters import base_layer, is_adapted
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -40,6 +42,8 @@ def say_whether_tied(model: PreTrainedModel) -> None:
     the configuration alone would tie them.
     """
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if is_adapted(model):  # it is the base that the configuration describes
+        head, embedding = base_layer(head), base_layer(embedding)
     apart = head is not None and embedding is not None and head.weight is not embedding.weight
     if apart and getattr(model.config, "tie_word_embeddings", False):
         model.config.tie_word_embeddings = False

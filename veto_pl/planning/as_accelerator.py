@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import nn
 from torch.nn import functional
+from torch.optim import Optimizer
 
 from veto_pl.functional import chunked
+from veto_pl.module import DistillationModule
+from veto_pl.training.optimizer_groups import make_optimizer
 
 
 @contextmanager
@@ -29,3 +33,13 @@ def as_on_an_accelerator(accelerator: bool) -> Iterator[None]:
         yield
     finally:
         chunked.BLOCK_ELEMENTS, functional.scaled_dot_product_attention = blocks, attend
+
+
+def optimizer_of(module: DistillationModule, student: nn.Module, accelerator: bool) -> Optimizer:
+    """Return the run's optimizer; on an accelerator it updates all weights at once (`foreach`) by default."""
+    trained = [(f"student.{name}", weight) for name, weight in student.named_parameters() if weight.requires_grad]
+    optimizer = make_optimizer(module.optimizer, trained)
+    for group in optimizer.param_groups:
+        if accelerator and "foreach" in group and group["foreach"] is None and not group.get("fused"):
+            group["foreach"] = True
+    return optimizer

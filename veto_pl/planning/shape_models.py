@@ -15,6 +15,7 @@ from veto_pl.models.assemble import load_models
 from veto_pl.models.backbone import backbone
 from veto_pl.models.causal_lm import CausalLM
 from veto_pl.models.layers import decoder_layers
+from veto_pl.models.quantising import packed_size
 from veto_pl.module import DistillationModule
 from veto_pl.planning.observation import Observation
 from veto_pl.seams import LanguageModel, Models, ModelSource, Sequences
@@ -26,14 +27,15 @@ SAMPLE_ROWS = 512
 
 @dataclass(frozen=True)
 class Weights:
-    """What a model's weights take; a weight that is used twice counts once.
+    """What a model's weights take; a weight that is used twice counts once, one of another model not at all.
 
     Args:
         parameters: how many numbers.
-        bytes: of parameters and buffers.
+        bytes: of parameters and buffers, as they are stored.
         trained: bytes of the parameters that have a gradient.
         outer: bytes outside the decoder layers: embeddings, last norm, head.
         layer: bytes of the largest decoder layer.
+        alone: bytes of a copy in memory of its own, whose weights are numbers.
     """
 
     parameters: int
@@ -41,25 +43,30 @@ class Weights:
     trained: int
     outer: int
     layer: int
+    alone: int
 
     @classmethod
-    def of(cls, model: CausalLM) -> Weights:
-        """Return the weights of a model on any device."""
+    def of(cls, model: CausalLM, beside: CausalLM | None = None) -> Weights:
+        """Return the weights of a model on any device, without those that it shares with another one."""
+        others = set() if beside is None else {id(tensor) for tensor in (*beside.parameters(), *beside.buffers())}
         parameters = list(model.parameters())
-        total = _size([*parameters, *model.buffers()])
-        layers = [_size([*layer.parameters()]) for layer in _layers(model)]
+        own = [tensor for tensor in (*parameters, *model.buffers()) if id(tensor) not in others]
+        saved = _saved_by_packing(model)
+        layers = [_size([*layer.parameters()]) - sum(saved.get(id(p), 0) for p in layer.parameters())
+                  for layer in _layers(model)]  # fmt: skip
         return cls(
             parameters=sum(p.numel() for p in parameters),
-            bytes=total,
+            bytes=_size(own) - sum(saved.get(id(tensor), 0) for tensor in own),
             trained=_size([p for p in parameters if p.requires_grad]),
-            outer=_size(parameters) - sum(layers),
+            outer=_size(parameters) - sum(_size([*layer.parameters()]) for layer in _layers(model)),
             layer=max(layers, default=0),
+            alone=_size([*parameters, *model.buffers()]),
         )
 
     def cast(self, size: int) -> Weights:
         """Return what the same weights take with `size` bytes for each number, where they have more."""
-        share = min(1.0, size * self.parameters / max(self.bytes, 1))
-        sizes = {name: int(share * getattr(self, name)) for name in ("bytes", "outer", "layer")}
+        share = min(1.0, size * self.parameters / max(self.alone, 1))
+        sizes = {name: int(share * getattr(self, name)) for name in ("bytes", "outer", "layer", "alone")}
         return replace(self, **sizes)
 
 
@@ -178,6 +185,15 @@ def _layers(model: CausalLM) -> list[nn.Module]:
         return list(decoder_layers(model.model)[1])
     except ConfigurationError:  # an architecture that is not made of equal layers
         return []
+
+
+def _saved_by_packing(model: CausalLM) -> dict[int, int]:
+    """Return, by tensor, the bytes that a quantised matrix of a layer needs less than its numbers."""
+    size = packed_size(model.model.config)
+    if size is None:
+        return {}
+    matrices = [module.weight for layer in _layers(model) for module in layer.modules() if type(module) is nn.Linear]
+    return {id(w): int(w.numel() * (w.element_size() - size)) for w in matrices if not w.requires_grad}
 
 
 def _size(tensors: Iterable[Tensor]) -> int:

@@ -13,7 +13,6 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
-from torch.optim import Optimizer
 
 from veto_pl.core.memory import remembers
 from veto_pl.core.nested import changed, inside
@@ -23,7 +22,7 @@ from veto_pl.metrics import TokenMetric
 from veto_pl.metrics.generations import Generations
 from veto_pl.module import DistillationModule
 from veto_pl.parts.contexts import read_alike
-from veto_pl.planning.as_accelerator import as_on_an_accelerator
+from veto_pl.planning.as_accelerator import as_on_an_accelerator, optimizer_of
 from veto_pl.planning.observation import Observation, Phase
 from veto_pl.planning.rollout import Lengths, completed, roll_out
 from veto_pl.planning.shape_models import SAMPLE_ROWS, Weights, phases_of, skeletons, without_storage
@@ -31,7 +30,6 @@ from veto_pl.rollouts import DecodeLoop, FromStudent
 from veto_pl.seams import Models, Objective, PromptBatch, RolloutSource, Stat, Step, Writing
 from veto_pl.training.evaluation import Evaluation
 from veto_pl.training.normalisation import GradientLedger
-from veto_pl.training.optimizer_groups import make_optimizer
 
 SCORING = ("teacher's scoring", "teacher's scoring")
 UPDATE = ("student's forward", "loss head")
@@ -39,17 +37,12 @@ PHASES = ("rollout", SCORING[0], *UPDATE, "backward", "optimizer step", "validat
 """The parts of a step, in their order."""
 
 PRECISIONS: dict[str, tuple[torch.dtype | None, torch.dtype | None]] = {
-    "32-true": (None, None),
-    "32": (None, None),
-    "64-true": (torch.float64, None),
-    "64": (torch.float64, None),
-    "bf16-true": (torch.bfloat16, None),
-    "16-true": (torch.float16, None),
-    "bf16-mixed": (None, torch.bfloat16),
-    "bf16": (None, torch.bfloat16),
-    "16-mixed": (None, torch.float16),
-    "16": (None, torch.float16),
-}
+    **dict.fromkeys(("32-true", "32"), (None, None)),
+    **dict.fromkeys(("64-true", "64"), (torch.float64, None)),
+    "bf16-true": (torch.bfloat16, None), "16-true": (torch.float16, None),
+    **dict.fromkeys(("bf16-mixed", "bf16"), (None, torch.bfloat16)),
+    **dict.fromkeys(("16-mixed", "16"), (None, torch.float16)),
+}  # fmt: skip
 """What the student's weights become, and what autocast computes in, by `trainer.precision`."""
 
 
@@ -163,7 +156,8 @@ class _Simulation:
             if self.setting.validation_prompts:
                 with self._autocast(), self.observation.phase("validation") as phase:
                     self._validate(phase)
-        teacher, reference = (None if m is None else Weights.of(m) for m in (self.teacher, self.reference))
+        frozen = (self.teacher, self.reference)
+        teacher, reference = (None if model is None else Weights.of(model, self.student) for model in frozen)
         return Simulated(Weights.of(self.student), teacher, reference, state, self.observation.phases, self._reads())
 
     def _weights_without_casts(self) -> list[nn.Parameter]:
@@ -176,7 +170,7 @@ class _Simulation:
     def _first_step(self) -> int:
         """Take a first step, so that the optimizer's state exists before the observed one. Return its bytes."""
         with Observation() as first:
-            self.optimizer = _optimizer(self.module, self.student, self.trained, self.setting.accelerator)
+            self.optimizer = optimizer_of(self.module, self.student, self.setting.accelerator)
             for parameter in self.trained:
                 parameter.grad = torch.empty_like(parameter)
                 first.mark_gradient(parameter)
@@ -291,18 +285,6 @@ class _Simulation:
         written = completed(source, prompts, lengths)
         self.observation.expect(written.input_ids.shape, lengths.prompt)
         Evaluation(cast(PromptBatch, None), written, cast(Generations, None), self.models).update(metrics)
-
-
-def _optimizer(
-    module: DistillationModule, student: nn.Module, trained: list[nn.Parameter], accelerator: bool
-) -> Optimizer:
-    """Return the run's optimizer; on an accelerator it updates all weights at once (`foreach`) by default."""
-    names = {id(weight): f"student.{name}" for name, weight in student.named_parameters()}
-    optimizer = make_optimizer(module.optimizer, [(names[id(weight)], weight) for weight in trained])
-    for group in optimizer.param_groups:
-        if accelerator and "foreach" in group and group["foreach"] is None and not group.get("fused"):
-            group["foreach"] = True
-    return optimizer
 
 
 def _with_chunks(objective: Objective, chunk_rows: int | None) -> Objective:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import os
 import socket
@@ -19,7 +18,8 @@ from torch import Tensor
 
 from veto_pl.core.ranks import rank_and_size
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.models.sharding import weights_version, whole_weights
+from veto_pl.models.merging import plain_config, whole_weights
+from veto_pl.models.sharding import weights_version
 from veto_pl.seams import LanguageModel, Step
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _dtype(model: LanguageModel) -> torch.dtype:
 
 def _config_without_padding(model: LanguageModel) -> Any:
     """Return the architecture with as many ids as the tokenizer has, so that vLLM knows no padding id."""
-    config = copy.deepcopy(model.model.config)
+    config = plain_config(model)
     config.architectures = [type(model.model).__name__]
     config.get_text_config().vocab_size = min(model.vocab_size, model.head_rows)
     return config
@@ -177,8 +177,9 @@ def _without_padding(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
     """Yield name and value of each weight, embeddings and head without their padding rows. Collective."""
     network = model.model
     ends = (network.get_input_embeddings(), network.get_output_embeddings())
-    cut = {f"{name}.{weight}" for name, part in network.named_modules() if part in ends
-           for weight, _ in part.named_parameters()}  # fmt: skip
+    cut = {
+        f"{name}.{weight}" for name, part in network.named_modules() if part in ends for weight in ("weight", "bias")
+    }
     for name, value in whole_weights(model):
         yield name, value[: model.vocab_size] if name in cut else value
 

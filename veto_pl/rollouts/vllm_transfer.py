@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor
 
 from veto_pl.exceptions import DataError
-from veto_pl.models.sharding import named_weights, whole_weights
+from veto_pl.models.merging import weight_shapes, whole_weights
 from veto_pl.rollouts.vllm_process import import_vllm
 from veto_pl.seams import LanguageModel
 from veto_pl.servers.endpoint import Endpoint, NoAnswerError
@@ -93,7 +93,7 @@ def _source_of(model: LanguageModel) -> Any:
         """The weights of a model as vLLM asks for them, gathered one at a time."""
 
         def metadata(self) -> list[Any]:
-            return [ParamMeta(name, weight.dtype, tuple(weight.shape)) for name, weight in named_weights(model)]
+            return [ParamMeta(name, dtype, shape) for name, dtype, shape in weight_shapes(model)]
 
         def __iter__(self) -> Iterator[tuple[str, Tensor]]:
             return whole_weights(model)

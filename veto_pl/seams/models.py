@@ -129,6 +129,33 @@ class ModelSource(Part, ABC):
         """
         return None
 
+    @property
+    def frozen_base(self) -> ModelSource | None:
+        """Return where the weights come from that stay as they are while others beside them are trained.
+
+        None where all weights are trained. Where there is one, checkpoints hold the trained weights only.
+        """
+        return None
+
+    def published(self) -> Mapping[str, Any] | None:
+        """Return the keyword arguments with which `from_pretrained` gives exactly this model on any machine.
+
+        None where nothing does, as for a folder of this machine, or a model that was changed after it was read.
+        """
+        return None
+
+    def unquantised(self) -> ModelSource | None:
+        """Return the source of the same model before it was quantised; None where this source quantises nothing."""
+        return None
+
+    def resolved(self, student: ModelSource) -> ModelSource:
+        """Return this source in a run with a student of another source; by default, as it is."""
+        return self
+
+    def beside(self, student: LanguageModel) -> LanguageModel | None:
+        """Return a frozen model that is made of the student's own weights; None where it has to be loaded."""
+        return None
+
     def follow(self, teacher: LanguageModel, student: LanguageModel, step: Step) -> None:
         """Move a teacher of this source after an optimizer step; by default, leave it as it is.
 
@@ -150,6 +177,11 @@ class ModelSource(Part, ABC):
                     location["pretrained_model_name_or_path"], revision=location.get("revision")
                 )
         return listed_ids(getattr(self.config() if settings is None else settings, "eos_token_id", None))
+
+    @property
+    def own_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Return the tokenizer where the source has it in memory."""
+        return None
 
     @property
     def tokenizer_source(self) -> Mapping[str, Any] | None:

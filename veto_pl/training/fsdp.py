@@ -32,6 +32,8 @@ class FullyShard(ModelParallelStrategy):
         settings: of Lightning's `ModelParallelStrategy`.
     """
 
+    shards_models = True
+
     def __init__(self, gather_student: bool = True, gather_teacher: bool = False, **settings: Any) -> None:
         super().__init__(**settings)
         self.gather = {"student": gather_student, "teacher": gather_teacher, "reference": False}

@@ -11,7 +11,17 @@ from torch import nn
 
 from veto_pl.core.own_errors import OwnErrors
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.seams import ModelSource, Objective
 from veto_pl.training.evaluation import add_sources
+
+
+def check_models(objective: Objective, **given: ModelSource | None) -> None:
+    """Raise `ConfigurationError` where an objective needs a model that is not given, by its role."""
+    for role, source in given.items():
+        if source is None and getattr(objective, f"needs_{role}"):
+            raise ConfigurationError(
+                f"`{type(objective).__name__}` needs a {role}, but `model.{role}` is not set. Name one there."
+            )
 
 
 class HostedModule(OwnErrors, L.LightningModule):

@@ -1,0 +1,181 @@
+"""Models and tokenizers as they may be given: a source, a path, a hub id, or an object of transformers in memory."""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from veto_pl.core.mistakes import shorten
+from veto_pl.core.special_ids import listed_ids
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.models.loading import Pretrained
+from veto_pl.models.tokenizers import PretrainedTokenizer
+from veto_pl.seams import ModelSource, TokenizerSource
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_given_at: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""By model: the sum of the versions of its weights when a run was given it last."""
+
+
+@dataclass(frozen=True, eq=False)
+class InMemory(ModelSource):
+    """A transformers model that is in memory already, from Python.
+
+    A student is trained in place: the object holds the trained weights afterwards. A second run that is given the same
+    object goes on from there, and says so.
+
+    Args:
+        model: any decoder-only model of transformers; one that peft has wrapped is unwrapped.
+        tokenizer: of transformers; None where the run has one.
+        copied: hand out copies, and leave the object as it is.
+    """
+
+    model: Any
+    tokenizer: Any = field(default=None)
+    copied: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        from transformers import PreTrainedModel
+
+        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        if not isinstance(inner, PreTrainedModel):
+            raise ConfigurationError(
+                f"`InMemory.model` must be a model of transformers, got {_shown(self.model)}. A folder or a hub id is "
+                "a `Pretrained`."
+            )
+        object.__setattr__(self, "model", inner)
+
+    @property
+    def own_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        return None if self.tokenizer is None else as_tokenizer(self.tokenizer, "InMemory.tokenizer").load()
+
+    def config(self) -> PretrainedConfig:
+        return copy.deepcopy(self.model.config)
+
+    def load(self) -> PreTrainedModel:
+        if self.copied:
+            return copy.deepcopy(self.model)
+        version = sum(weight._version for weight in self.model.parameters())
+        if _given_at.setdefault(self.model, version) != version:
+            warnings.warn(
+                f"The {type(self.model).__name__} in memory was written to since a run was given it last, so this one "
+                "begins with those weights. To begin with the first ones, load it anew, or give every run "
+                "`InMemory(model, copied=True)`.",
+                stacklevel=2,
+            )
+        _given_at[self.model] = version
+        return self.model
+
+    def skeleton(self) -> PreTrainedModel:
+        return type(self.model)(self.config())
+
+    def end_ids(self) -> tuple[int, ...]:
+        settings = self.model.generation_config if self.model.can_generate() else self.model.config
+        return listed_ids(getattr(settings, "eos_token_id", None))
+
+
+@dataclass(frozen=True, eq=False)
+class InMemoryTokenizer(TokenizerSource):
+    """A tokenizer of transformers that is in memory already, from Python. A run gets a copy.
+
+    Args:
+        tokenizer: of transformers.
+    """
+
+    tokenizer: Any
+
+    def load(self) -> PreTrainedTokenizerBase:
+        return copy.deepcopy(self.tokenizer)
+
+
+def as_source(given: Any, setting: str, *, copied: bool = False) -> ModelSource:
+    """Return the source of a model that may be given as one, as a path or hub id, or as an object of transformers.
+
+    Args:
+        given: by the user.
+        setting: where, for errors.
+        copied: leave an object in memory as it is.
+
+    Raises:
+        ConfigurationError: it is none of these.
+    """
+    if isinstance(given, ModelSource):
+        return given
+    if isinstance(given, str | os.PathLike):
+        return Pretrained(os.fspath(given))
+    if isinstance(given, nn.Module) and (hasattr(given, "config") or hasattr(given, "get_base_model")):
+        return InMemory(given, copied=copied)
+    raise _refused(given, setting, "a `ModelSource`, a path, a hub id, or a model of transformers")
+
+
+def sources_of(
+    student: Any, teacher: Any, reference: Any
+) -> tuple[ModelSource, ModelSource | None, ModelSource | None]:
+    """Return the sources of the models of a run, each given in any way; teacher and reference know the student's."""
+    trained = as_source(student, "model.student")
+    roles = {"model.teacher": teacher, "model.reference": reference}
+    given = [None if one is None else as_source(one, path).resolved(trained) for path, one in roles.items()]
+    return trained, given[0], given[1]
+
+
+def as_tokenizer(given: Any, setting: str) -> TokenizerSource:
+    """Return the source of a tokenizer that may be given as one, as a path or hub id, or as an object of transformers.
+
+    Raises:
+        ConfigurationError: it is none of these.
+    """
+    if isinstance(given, TokenizerSource):
+        return given
+    if isinstance(given, str | os.PathLike):
+        return PretrainedTokenizer(os.fspath(given))
+    from transformers import PreTrainedTokenizerBase
+
+    if isinstance(given, PreTrainedTokenizerBase):
+        return InMemoryTokenizer(given)
+    raise _refused(given, setting, "a `TokenizerSource`, a path, a hub id, or a tokenizer of transformers")
+
+
+def named_place(kind: object, given: object) -> Mapping[str, Any] | None:
+    """Return the class and settings that a path or hub id stands for in a configuration; None for any other text.
+
+    A path has a slash, or a dot at its beginning, or is a folder that is there; a bare name is that of a class.
+
+    Args:
+        kind: the annotation of the setting.
+        given: its value.
+    """
+    places: dict[Any, type] = {ModelSource: Pretrained, TokenizerSource: PretrainedTokenizer}
+    owner = places.get(kind)
+    if owner is None or not isinstance(given, str) or not _is_place(given):
+        return None
+    return {"class_path": f"veto_pl.models.{owner.__name__}", "init_args": {"path": given}}
+
+
+def _is_place(text: str) -> bool:
+    if text.endswith((".yaml", ".yml", ".json")) or "\n" in text or text.startswith("{"):
+        return False  # a file, or a text, with the settings of a class
+    return "/" in text or text.startswith(("~", "./", "..")) or Path(text).is_dir()
+
+
+def _refused(given: Any, setting: str, expected: str) -> ConfigurationError:
+    hint = f" It is the class: make one, `{given.__name__}(...)`." if isinstance(given, type) else ""
+    return ConfigurationError(f"`{setting}`: given {_shown(given)}, expected {expected}.{hint}")
+
+
+def _shown(given: Any) -> str:
+    return (
+        f"the class `{given.__name__}`"
+        if isinstance(given, type)
+        else f"`{shorten(given, 60)}` ({type(given).__name__})"
+    )
