@@ -161,6 +161,7 @@ def train(
         optimizer=OPTIMIZERS[optimizer],
         evaluation=Sampling(temperature=0.0, max_new_tokens=4),
         reference=tiny_source(seed=2) if OBJECTIVES[objective].needs_reference else None,
+        roll_out_window="precision" not in trainer,  # on some processors bf16 rounds a larger batch otherwise
     )
     curve, monitor = Curve(), ExtrapolationMonitor(certain=0.01, prompts=100, action="cap")
     settings = {
