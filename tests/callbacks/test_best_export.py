@@ -99,7 +99,7 @@ def stopping(**settings):
 
 
 def test_a_run_that_stops_early_says_so(config_file, tmp_path, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
     command = ["fit", "--config", config_file, f"--run_dir={tmp_path}"]
     main([*command, stopping(patience=1, min_delta=1e9)])
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -115,7 +115,7 @@ def test_a_run_that_stops_early_says_so(config_file, tmp_path, caplog):
 )
 def test_the_reason_of_an_earlier_part_is_not_told_again(earlier, told, caplog):
     """A callback restores it with its state."""
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
     stopper = SimpleNamespace(stopping_reason_message=earlier)
     trainer = SimpleNamespace(callbacks=[stopper], global_step=5, should_stop=True)
     diagnostics = Diagnostics()

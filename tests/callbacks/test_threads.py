@@ -101,7 +101,7 @@ def test_there_are_as_many_threads_as_free_cores_and_never_more_than_pytorchs(nu
 
 
 def test_the_choice_is_said(machine, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
     machine(4, 3.0)
     chosen()
     assert "Computes with 1 thread, for other processes keep 3.0 of 4 cores busy. `--threads N`, or OMP" in caplog.text

@@ -245,7 +245,7 @@ def test_what_cannot_be_recorded_is_told_by_name(name):
 def test_what_cannot_be_recorded_is_decoded_as_usual_and_said_once(name, recorded, caplog):
     models = REASONS[name][0]()
     batch = prompt_batch(models, RAGGED)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
         plain, auto, again = (
             FromStudent(SAMPLINGS["greedy"], DecodeLoop(capture=how))(batch, models, STEP)
             for how in (False, "auto", "auto")
