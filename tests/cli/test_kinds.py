@@ -19,8 +19,15 @@ from .conftest import changed
 
 CHAT = {"data.template": {"class_path": "ChatTemplate", "init_args": {"arguments": {}}}}
 GYM = {"data.task": {"class_path": "ReasoningGym", "init_args": {"dataset": "chain_sum", "arguments": {}}}}
+MEMORY, WORDS = ({"model.student": {"class_path": "InMemory", "init_args": {"model": None}}} for _ in range(2))
+TOKENIZER = {"model.tokenizer": {"class_path": "InMemoryTokenizer", "init_args": {"tokenizer": None}}}
+STORED = {"model.student": {"class_path": "Pretrained", "init_args": {"path": "x", "quantization_config": {}}}}
 OPEN = {
     ("ChatTemplate", "arguments"): ("data.template.init_args.arguments.x", CHAT),
+    ("InMemory", "model"): ("model.student.init_args.model", MEMORY),
+    ("InMemory", "tokenizer"): ("model.student.init_args.tokenizer", WORDS),
+    ("InMemoryTokenizer", "tokenizer"): ("model.tokenizer.init_args.tokenizer", TOKENIZER),
+    ("Pretrained", "quantization_config"): ("model.student.init_args.quantization_config.x", STORED),
     ("DistillationModule", "optimizer"): ("model.optimizer", {}),
     ("RandomWeights", "dimensions"): ("model.student.init_args.dimensions.hidden_size", {}),
     ("ReasoningGym", "arguments"): ("data.task.init_args.arguments.x", GYM),

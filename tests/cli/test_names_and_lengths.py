@@ -17,7 +17,6 @@ from veto_pl.cli.build import VetoCLI
 from veto_pl.cli.refusals import explain_refusal
 from veto_pl.commands.main import find_classes_here, main
 from veto_pl.data.epoch import check_epoch
-from veto_pl.data.tasks.jsonlines import JsonLines
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.plugins import load_plugins
 from veto_pl.storage.config_files import load
@@ -181,13 +180,6 @@ def test_a_fault_is_no_refusal():
     with pytest.raises(ValueError, match="a fault") as caught:
         _Broken().state_dict()
     assert explain_refusal(caught.value, {}, {}) is None
-
-
-@pytest.mark.parametrize("ending", ["parquet", "csv", "tsv", "arrow", "txt", "CSV"])
-@pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_files_of_other_formats_are_refused_with_the_way_to_convert_them(ending, split):
-    with pytest.raises(ConfigurationError, match=rf"`JsonLines.{split}` .*got rows.{ending}. Convert it once: `data"):
-        JsonLines(**{"train": "rows.jsonl.gz", split: f"rows.{ending}"})
 
 
 def test_a_folder_without_a_run_is_no_report(tmp_path):

@@ -48,6 +48,7 @@ INDEX = ClassIndex()
 
 
 def test_an_advertisement_is_hidden_and_a_warning_is_seen(caplog):
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
     hide_noise()
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     for line in ("TPU available: False, using: 0 TPU cores", "💡 Tip: For seamless cloud uploads and versioning, try"):
