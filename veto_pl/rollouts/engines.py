@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 from weakref import WeakSet
@@ -42,7 +42,7 @@ class DecodeLoop(Engine):
     """
 
     drop_at: UnitInterval = 0.25
-    capture: Capture = "auto"
+    capture: Capture = field(default="auto", repr=False)  # a mixture's coin is named by what it mixes
 
     def requirements(self, setup: Setup, path: str) -> Iterator[Mistake]:
         """Check that a recording that is asked for is possible, as far as the settings tell."""
