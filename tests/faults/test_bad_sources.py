@@ -21,7 +21,6 @@ PLACES = [
         "a\0b",
         "x/y/z",
         "../../x",
-        "https://example.org/x",
         "some/model",
         "gpt2",
         "FOLDER/nope",
@@ -32,6 +31,7 @@ PLACES = [
     )
 ]
 PLACES += [
+    Case("a model at an address", nothing, loaded("https://example.org/x"), ("https://example.org/x", "ServedTeacher")),
     Case("a folder that is a file", good, loaded("FOLDER/config.json"), ("config.json",)),
     Case("a revision without a hub", nothing, loaded("some/model", revision="x" * 50), ("some/model",)),
 ]

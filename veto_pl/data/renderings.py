@@ -59,7 +59,7 @@ class Renderer:
         options |= {} if self.template is None else {"chat_template": self.template}
         conversation = [dict(message) for message in messages]
         if not any("date" in name for name in self.arguments):
-            _warn_of_dates(self.template or str(self.tokenizer.chat_template))
+            _warn_of_dates(str(self.template or self.tokenizer.chat_template))
         return str(self._run(lambda: self.tokenizer.apply_chat_template(conversation, tokenize=False, **options)))
 
     def asking(self, conversation: Conversation) -> str:
