@@ -104,7 +104,7 @@ def test_a_report_shows_a_metric(said):
 
 def test_a_command_runs_and_is_known_by_its_name(said):
     assert said["greet"] == {"printed": "Hello, you.\n", "ended": ""}
-    assert "greet, judge" in said["greeet"]["ended"]
+    assert ", greet, " in said["greeet"]["ended"]
     shown = " ".join(said["help"]["printed"].split())
     assert "greet Say hello to somebody." in shown
     assert "predict Write what a student answers to the test rows." in shown, "whole sentences"
