@@ -48,8 +48,9 @@ def test_the_samplers_log_probabilities_are_the_students(watched):
 
 
 def test_each_step_logs_how_far_the_engine_is_from_the_trainer(watched):
-    for *_, logged in watched:
-        assert 0 < logged["train/engine_gap"] < 1e-4
+    gaps = [logged["train/engine_gap"] for *_, logged in watched]
+    assert all(0 <= gap < 1e-4 for gap in gaps)
+    assert max(gaps) > 0  # one may be 0 where the student has become certain
 
 
 @pytest.fixture(scope="module")
