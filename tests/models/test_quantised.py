@@ -12,7 +12,7 @@ from test_adapter_exports import divergence
 from test_adapters import TOKENIZER, adapted
 from transformers import AutoModelForCausalLM
 
-from veto_pl.checks.setup import Setup
+from veto_pl.checks.setup import RunSetup
 from veto_pl.commands.main import main
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models import Lora, Pretrained, Pruned, StudentBase
@@ -108,7 +108,7 @@ def test_settings_that_would_be_left_out_are_named(settings, message):
 
 
 def setup(**trainer):
-    return Setup(None, None, trainer)
+    return RunSetup(None, None, trainer)
 
 
 def test_what_cannot_be_quantised_is_told_before_the_run(folder, monkeypatch):
