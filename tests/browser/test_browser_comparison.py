@@ -28,7 +28,7 @@ def page(make, tmp_path):
 def test_the_contents_lead_to_the_sections(reader, page):
     reader.open(page())
     links = reader.all("nav a")
-    assert len(links) == 9
+    assert len(links) == 10
     for link in links:
         link.click()
         section = reader.one(f"section[id='{link.get_attribute('href').partition('#')[2]}']")
