@@ -110,6 +110,7 @@ def _refused_value(reason: str) -> str:
     expected = list(dict.fromkeys(_in_words(match) for match in _EXPECTED.finditer(reason)))
     if not expected:
         return reason
+    expected.sort(key=_KINDS["NoneType"].__eq__)  # null is the last one, in whatever order a parser tries them
     return f"given `{given}`, expected {' or '.join(filter(None, [', '.join(expected[:-1]), expected[-1]]))}."
 
 
