@@ -16,10 +16,9 @@ from torch import Tensor
 from veto_pl.core.nested import changed, inside
 from veto_pl.core.ranks import sum_over_ranks
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.functional.chunked import Block, RowStream
+from veto_pl.functional.chunked import Block
 from veto_pl.functional.extrapolation import lambda_star, largest_lambda
-from veto_pl.models.readout import read_hidden
-from veto_pl.models.sharding import gathered
+from veto_pl.models.readout import row_scores
 from veto_pl.objectives import ListOPD
 from veto_pl.rollouts import FromDataset
 from veto_pl.seams import Models, Objective, PromptBatch, RolloutSource, Step
@@ -225,15 +224,7 @@ def _sums_by_preferred(batch: PromptBatch, models: Models, rollout: RolloutSourc
         mass = believed.gather(1, ids[:, None])[:, 0].exp()
         return {"id": ids.double(), "p": logp.values.exp().double(), "b": mass.double()}, None
 
-    with torch.no_grad(), gathered(base, head_only=True), gathered(teacher, head_only=True):
-        stream = RowStream(
-            read_hidden(base, sequences),
-            base.head(),
-            read_hidden(teacher, sequences),
-            teacher.head(),
-            chunk_rows=CHUNK_ROWS,
-        )
-        scores = stream.scores(look)
+    scores = row_scores(look, sequences, base, teacher, chunk_rows=CHUNK_ROWS)
     ids = scores["id"].long().cpu()
     columns = torch.stack([torch.ones(len(ids), dtype=torch.float64), scores["p"].cpu(), scores["b"].cpu()])
     return torch.zeros(3, models.student.vocab_size, dtype=torch.float64).index_add_(1, ids, columns)

@@ -12,7 +12,7 @@ from veto_pl.cli.build import built_from
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.assemble import load_student
 from veto_pl.models.blueprint import BLUEPRINT, rebuild_student, rebuild_tokenizer, with_run_template
-from veto_pl.models.checkpoint_weights import load_stored
+from veto_pl.models.checkpoint_weights import load_stored, weights_in
 from veto_pl.models.described import rebuilt
 from veto_pl.models.export_folder import STUDENT_PREFIX, AdapterForm, check_folder, export_student
 from veto_pl.models.tying import differing_names, tied, untie
@@ -119,6 +119,4 @@ def _read(checkpoint: str | Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]
         check_sharded(folder)
         return plain_values(folder), read_whole(folder, f"state_dict.{STUDENT_PREFIX}")
     state = read_checkpoint(checkpoint)
-    return state, {
-        k.removeprefix(STUDENT_PREFIX): v for k, v in state["state_dict"].items() if k.startswith(STUDENT_PREFIX)
-    }
+    return state, weights_in(state)

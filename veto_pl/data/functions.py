@@ -50,7 +50,7 @@ class FunctionReward(Reward):
 
     def __call__(self, example: Example, completion: str) -> float:
         """Return the function's number."""
-        function = function_of("data.reward", self.path, ("completion", "reference", "row"))
+        function = _at("data.reward", self.path)
         said = _called(self.path, function, example, completion, example.completion, example.row)
         if not isinstance(said, int | float) or not math.isfinite(said):
             raise DataError(f"`{self.path}` expected to return a number, got {said!r:.40} for {example.prompt!r:.40}.")
@@ -88,7 +88,7 @@ class FunctionTemplate(Template):
 
     def __call__(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
         """Return the function's text."""
-        function = function_of("data.template", self.path, ("prompt", "row"))
+        function = _at("data.template", self.path)
         said = _called(self.path, function, example, example.prompt, example.row)
         if not isinstance(said, str):
             raise DataError(f"`{self.path}` expected to return a text, got {said!r:.40} for {example.prompt!r:.40}.")
@@ -117,27 +117,32 @@ def function_of(setting: str, path: str, arguments: tuple[str, ...]) -> Callable
         ConfigurationError: there is none that takes these arguments. Functions of the standard library are none: a
             configuration is no way to run them.
     """
-    module, _, name = path.rpartition(".")
-    told = f"{', '.join(arguments)}"
+    module, told = path.rpartition(".")[0], f"{', '.join(arguments)}"
     if not module or module.partition(".")[0] in sys.stdlib_module_names:
         raise ConfigurationError(
             f"`{setting}`: given `{path}`, expected the name of a class, or a function of yours as `module.function` "
             f"of the arguments ({told}). Correct the name; `veto-pl list` shows all classes."
         )
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # a module is a program, and may raise anything
-        raise ConfigurationError(
-            f"`{setting}`: `{path}` cannot be imported: {type(error).__name__}: {str(error)[:200]}. Correct the path."
-        ) from error
+    found = _at(setting, path)
     try:
         inspect.signature(found).bind(*arguments)
     except (TypeError, ValueError) as error:
         raise ConfigurationError(
             f"`{setting}`: `{path}` expected a function of the arguments ({told}): {error}. Correct it."
         ) from error
-    function: Callable[..., Any] = found
-    return function
+    return found
+
+
+def _at(setting: str, path: str) -> Callable[..., Any]:
+    """Return what a path names now, whatever it takes; raise `ConfigurationError` where it cannot be imported."""
+    module, _, name = path.rpartition(".")
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except Exception as error:  # a module is a program, and may raise anything
+        raise ConfigurationError(
+            f"`{setting}`: `{path}` cannot be imported: {type(error).__name__}: {str(error)[:200]}. Correct the path."
+        ) from error
+    return found
 
 
 def _code_of(function: Callable[..., Any]) -> str:

@@ -41,6 +41,11 @@ class Ingredient:
         return replace(example, source=self.name, teacher=example.teacher or self.teacher)
 
 
+def origins(parts: Iterable[Ingredient]) -> str:
+    """Return where the rows of several data sets come from, for messages."""
+    return ", ".join(str(getattr(part.examples, "origin", part.name)) for part in parts)
+
+
 @dataclass(frozen=True, eq=False)
 class MixedExamples(Sequence[Example]):
     """The rows of several data sets, one set behind the other.
@@ -66,7 +71,7 @@ class MixedExamples(Sequence[Example]):
     @property
     def origin(self) -> str:
         """Where the rows come from, for messages."""
-        return ", ".join(str(getattr(part.examples, "origin", part.name)) for part in self.parts)
+        return origins(self.parts)
 
     def __len__(self) -> int:
         return sum(len(part.examples) for part in self.parts)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,12 @@ def stored_names(student: LanguageModel) -> set[str]:
     return {f"model.{name}" for name in adapter_names(student.model)}
 
 
+def weights_in(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the student's weights in what a checkpoint file holds, by their names in the student."""
+    saved: Mapping[str, Tensor] = checkpoint["state_dict"]
+    return {k.removeprefix(STUDENT_PREFIX): v for k, v in saved.items() if k.startswith(STUDENT_PREFIX)}
+
+
 def load_stored(student: LanguageModel, weights: dict[str, Tensor]) -> None:
     """Load what a checkpoint holds of the student; raise `RuntimeError` where a weight is missing or has no place."""
     if is_adapted(student.model) and (wrong := sorted(stored_names(student) ^ weights.keys())):
@@ -64,10 +71,8 @@ def _fill(student: LanguageModel, checkpoint: Path) -> None:
         parts = {f"{STUDENT_PREFIX}{name}": weight for name, weight in student.state_dict().items() if name in names}
         load_sharded_into(checkpoint, {"state_dict": parts})
         return
-    saved = read_checkpoint(checkpoint)["state_dict"]
-    inside = {k.removeprefix(STUDENT_PREFIX): v for k, v in saved.items() if k.startswith(STUDENT_PREFIX)}
     try:
-        load_stored(student, inside)
+        load_stored(student, weights_in(read_checkpoint(checkpoint)))
     except RuntimeError as error:
         raise ConfigurationError(
             f"The weights of `{checkpoint}` are not those of the student: {' '.join(str(error).split()):.300}"

@@ -94,7 +94,7 @@ class Lora(ModelSource):
         return self.source.own_tokenizer
 
     def requirements(self, setup: Setup, path: str) -> Iterable[Mistake]:
-        """Check that peft is there, and that a quantised base is not sharded."""
+        """Raise `ConfigurationError` where peft is not installed."""
         require_extra("peft", extra="peft", needed_by="`Lora`")
         return ()
 

@@ -9,10 +9,9 @@ from torch import Tensor
 from veto_pl.core.bounds import Count
 from veto_pl.core.sampling import SEVERAL, Sampling
 from veto_pl.data.format_strings import check_format, fill
-from veto_pl.functional.chunked import Block, RowStream
+from veto_pl.functional.chunked import Block
 from veto_pl.models.modes import sampling_mode
-from veto_pl.models.readout import read_hidden
-from veto_pl.models.sharding import gathered
+from veto_pl.models.readout import row_scores
 from veto_pl.parts.contexts import behind, check_room, known, retold
 from veto_pl.rollouts.engines import DecodeLoop
 from veto_pl.rollouts.sources import FromStudent, FromTeacher
@@ -141,8 +140,8 @@ def likeliest(model: LanguageModel, sequences: Sequences, k: int) -> Tensor:
         ids = block.student.topk(k, -1).indices
         return {str(place): ids[:, place] for place in range(k)}, None
 
-    with sampling_mode(model), gathered(model, head_only=True):
-        found = RowStream(read_hidden(model, sequences), model.head(), chunk_rows=CHUNK_ROWS).scores(kernel)
+    with sampling_mode(model):
+        found = row_scores(kernel, sequences, model, chunk_rows=CHUNK_ROWS)
     return torch.stack(list(found.values()), 1)
 
 

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from veto_pl.core.sampling import Sampling
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.functional.chunked import Block, RowStream
-from veto_pl.models.readout import read_hidden
-from veto_pl.models.sharding import gathered
+from veto_pl.functional.chunked import Block
+from veto_pl.models.readout import row_scores
 from veto_pl.seams import Engine, LanguageModel, Sequences
 
 CHUNK_ROWS = 256
@@ -72,9 +71,7 @@ def engine_log_ratio(sequences: Sequences, model: LanguageModel, sampling: Sampl
     def look(block: Block) -> tuple[dict[str, Tensor], None]:
         return {"logp": sampling.shape(block.student).gather(1, ids[block.rows, None])[:, 0]}, None
 
-    with gathered(model, head_only=True), torch.no_grad():
-        hidden = read_hidden(model, sequences)
-        own = RowStream(hidden, model.head(), chunk_rows=CHUNK_ROWS).scores(look)["logp"]
+    own = row_scores(look, sequences, model, chunk_rows=CHUNK_ROWS)["logp"]
     ratio = torch.zeros_like(sequences.sampler_logp)
     ratio[:, 1:][sequences.predictions] = own - sequences.sampler_logp[:, 1:][sequences.predictions]
     return ratio

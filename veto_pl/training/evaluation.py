@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,12 +12,11 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.functional.chunked import Block, RowStream
+from veto_pl.functional.chunked import Block
 from veto_pl.functional.divergences import forward_kl, reverse_kl
 from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric, default_metrics
 from veto_pl.metrics.generations import Generations
-from veto_pl.models.readout import read_hidden
-from veto_pl.models.sharding import gathered
+from veto_pl.models.readout import row_scores
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.rollouts.engines import DecodeLoop
 from veto_pl.seams import Engine, Models, PromptBatch, Sequences, Step
@@ -183,14 +181,7 @@ class Evaluation:
             return kept, None
 
         student, teacher = self.models.student, self.models.teacher
-        hidden = read_hidden(student, self.sequences)
-        teacher_hidden = None if teacher is None else read_hidden(teacher, self.sequences)
-        with ExitStack() as stack, torch.no_grad():
-            for model in filter(None, (student, teacher)):
-                stack.enter_context(gathered(model, head_only=True))
-            teacher_head = None if teacher is None else teacher.head()
-            stream = RowStream(hidden, student.head(), teacher_hidden, teacher_head, chunk_rows=CHUNK_ROWS)
-            return stream.scores(look)
+        return row_scores(look, self.sequences, student, teacher, chunk_rows=CHUNK_ROWS)
 
     def _tokens_of(self, source: str) -> Tensor | None:
         """Return [N] bool: the tokens that count in the rows of a data set; None for all."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,16 +11,14 @@ from torch import Tensor
 
 from veto_pl.core.sampling import Sampling
 from veto_pl.data.collate import Collator, Encoded
-from veto_pl.functional.chunked import Block, RowStream
+from veto_pl.functional.chunked import Block
 from veto_pl.functional.diagnostics import entropy, overlap
 from veto_pl.functional.divergences import forward_kl, reverse_kl
-from veto_pl.models.readout import read_hidden
-from veto_pl.models.sharding import gathered
+from veto_pl.models.readout import row_scores
 from veto_pl.rollouts import FromStudent, FromTeacher
 from veto_pl.seams import Models, PromptBatch, Sequences, Step
+from veto_pl.training.evaluation import CHUNK_ROWS
 
-CHUNK_ROWS = 256
-"""Tokens whose vocabulary-sized rows are held at a time."""
 WRITERS = ("student", "teacher", "teacher behind the student")
 """Who writes: either model alone, or the teacher behind the beginning of a completion of the student's."""
 
@@ -118,7 +116,6 @@ def token_distances(sequences: Sequences, models: Models) -> dict[str, Tensor]:
 
     Collective where a model is sharded: call it on every rank.
     """
-    pair = (models.student, models.required_teacher())
 
     def kernel(block: Block) -> tuple[dict[str, Tensor], None]:
         assert block.teacher is not None, "both models were given"
@@ -127,10 +124,4 @@ def token_distances(sequences: Sequences, models: Models) -> dict[str, Tensor]:
         values["entropy_gap"] = entropy(teacher) - entropy(student)
         return values | {"overlap_ratio": overlap(student, teacher)["overlap_ratio"]}, None
 
-    hidden = [read_hidden(model, sequences) for model in pair]
-    with ExitStack() as stack:
-        for model in pair:
-            stack.enter_context(gathered(model, head_only=True))
-        heads = [model.head() for model in pair]
-        stream = RowStream(hidden[0], heads[0], hidden[1], heads[1], chunk_rows=CHUNK_ROWS)
-        return stream.scores(kernel)
+    return row_scores(kernel, sequences, models.student, models.required_teacher(), chunk_rows=CHUNK_ROWS)

@@ -11,7 +11,7 @@ from veto_pl.data.example_rows import ExampleStream
 from veto_pl.data.fingerprints import digest
 from veto_pl.data.functions import as_reward, as_template
 from veto_pl.data.judged import Judged
-from veto_pl.data.mixtures import Ingredient, MixedExamples, MixedStream
+from veto_pl.data.mixtures import Ingredient, MixedExamples, MixedStream, origins
 from veto_pl.data.templates import BySource
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams import Example, Reward, Task, Template
@@ -111,8 +111,7 @@ class Mixed(Task):
             )
         parts = tuple(part for part in parts if part.weight)
         known = digest(*(str(getattr(part.examples, "fingerprint", len_of(part.examples))) for part in parts))
-        origin = ", ".join(str(getattr(part.examples, "origin", part.name)) for part in parts)
-        return ExampleStream(MixedStream(parts), origin=origin, fingerprint=known)
+        return ExampleStream(MixedStream(parts), origin=origins(parts), fingerprint=known)
 
     def reward(self, example: Example, completion: str) -> float:
         """Return the score by the set that the row comes from."""
