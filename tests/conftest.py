@@ -1,5 +1,6 @@
 """Settings of the whole suite."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -29,6 +30,14 @@ CORE = (
     "commands/test_quickstart.py",
 )
 """What another version of Python or of a library is most likely to break. They get the mark `core`."""
+
+
+@pytest.fixture(autouse=True)
+def deterministic_as_before() -> Iterator[None]:
+    """Restores what a run sets for its whole process, so that no other test decodes in another way after it."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,8 +1,10 @@
 """A configuration names classes of the right kind only, also where a function or any value is expected."""
 
 import inspect
+import sys
 import typing
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from torch import nn
@@ -100,6 +102,24 @@ def test_an_optimizer_is_an_optimizer(form, given, config, write):
 def test_every_optimizer_can_be_named(value, config, write):
     cli = VetoCLI(["--config", write(changed(config, {"model.optimizer": value}))], run=False)
     assert issubclass(type(cli.model.optimizer([nn.Parameter()])), Optimizer)
+
+
+@pytest.mark.parametrize("value", ["SGD", {"class_path": "AdamW"}], ids=["name", "class_path"])
+def test_a_bare_name_is_the_one_of_the_kinds_own_package(value, config, write):
+    """bitsandbytes has optimizers of the same names, which an import of peft brings."""
+    import bitsandbytes.optim
+
+    assert issubclass(bitsandbytes.optim.SGD, Optimizer)
+    cli = VetoCLI(["--config", write(changed(config, {"model.optimizer": value}))], run=False)
+    assert type(cli.model.optimizer([nn.Parameter()])).__module__.startswith("torch.optim")
+
+
+def test_a_bare_name_that_only_others_share_is_refused_with_both(config, write, monkeypatch):
+    for package in ("first", "second"):
+        made = type("Shared", (Optimizer,), {"__module__": package})
+        monkeypatch.setitem(sys.modules, package, SimpleNamespace(Shared=made))
+    with pytest.raises(ConfigurationError, match=r"first\.Shared.*second\.Shared"):
+        VetoCLI(["--config", write(changed(config, {"model.optimizer": "Shared"}))], run=False)
 
 
 def test_a_function_of_a_callback_is_made_by_a_class_of_callables(config, write, tmp_path):

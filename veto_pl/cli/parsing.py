@@ -32,8 +32,31 @@ from veto_pl.storage.config_files import check_size
 @contextmanager
 def strict_parsing() -> Iterator[None]:
     """Apply all rules of this file while a command line is parsed."""
-    with own_defaults(), right_kinds(), named_places(), bounded_yaml():
+    with own_defaults(), right_kinds(), named_places(), short_names(), bounded_yaml():
         yield
+
+
+@contextmanager
+def short_names() -> Iterator[None]:
+    """Take the class of the kind's own package where others share its bare name, in the block.
+
+    `SGD` is PyTorch's, also once an import has brought the SGD of bitsandbytes.
+    """
+    with _replaced("resolve_class_path_by_name", partial(_resolve_own, _typehints.resolve_class_path_by_name)):
+        yield
+
+
+def _resolve_own(resolve: Any, kind: Any, name: str) -> str:
+    """Call `resolve`, or raise its `ValueError` where the kind's own package has no class, or several, of this name."""
+    try:
+        return str(resolve(kind, name))
+    except ValueError:
+        packages = {of.__module__.partition(".")[0] for of in _typehints.get_class_types(kind)}
+        paths = [path.split(".") for path in _typehints.get_all_subclass_paths(kind)]
+        own = [".".join(path) for path in paths if path[-1] == name and path[0] in packages]
+        if len(own) != 1:
+            raise
+        return own[0]
 
 
 @contextmanager
