@@ -16,6 +16,7 @@ from veto_pl.exceptions import NonFiniteError
 from veto_pl.models import CharacterTokenizer, Lora, MovingAverage
 from veto_pl.models.sharding import full_weights
 from veto_pl.objectives import SFT, Veto
+from veto_pl.parts.panels import Routed
 from veto_pl.rollouts import FromStudent, Replay, Sampling
 from veto_pl.seams import ModelSource
 from veto_pl.testing.tiny import ALPHABET, tiny_source
@@ -63,7 +64,7 @@ def run(
     """Eight steps of two micro-batches over shuffled epochs of 48 rows, eight rows a micro-batch; saved every 3."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     settings = {"lr": 0.02, "momentum": 0.9} if optimizer == "SGD" else {"lr": 0.02}
-    objectives = {"remembers": REMEMBERS, "NaN": NoNumber()}
+    objectives = {"remembers": REMEMBERS, "NaN": NoNumber(), "routed": Veto(panel=Routed(column="to"))}
     student: ModelSource = tiny_source(attention_dropout=0.1 if objective == "remembers" else 0.0)
     if adapter:
         student = Lora(student, rank=2, dropout=0.1, modules_to_save=("lm_head",))
@@ -75,6 +76,7 @@ def run(
         tokenizer=CharacterTokenizer(ALPHABET),
         optimizer=lambda parameters: getattr(torch.optim, optimizer)(parameters, **settings),
         skip_limit=2,
+        teachers={"other": teacher} if objective == "routed" else None,
     )
     curve = Curve()
     checkpoints = Checkpoints(dirpath=str(Path(folder, name)), every_n_train_steps=3)
@@ -99,6 +101,7 @@ def run_all(folder: str, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _weights(module: DistillationModule) -> dict[str, torch.Tensor]:
     assert module.models is not None
     weights = full_weights(module.student)
-    if module.teacher_source.moves:
-        weights |= {f"teacher.{name}": value for name, value in full_weights(module.models.teacher).items()}
+    for role, teacher in module.models.named_teachers.items():
+        if module.teacher_sources[role].moves:
+            weights |= {f"{role}.{name}": value for name, value in full_weights(teacher).items()}
     return weights

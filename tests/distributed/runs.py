@@ -28,6 +28,7 @@ from veto_pl.objectives import (
     Veto,
 )
 from veto_pl.parts.advantages import FutureLogRatio
+from veto_pl.parts.panels import Routed, Together
 from veto_pl.rollouts import FromDataset, FromStudent, Mixture, Sampling
 from veto_pl.seams import RolloutSource
 from veto_pl.testing.examples import first_examples
@@ -70,6 +71,19 @@ OBJECTIVES = FAMILY | {
     "Veto, no token": Veto(rollout=EvenOnly(SAMPLED)),
     "Veto, no row": Veto(rollout=EvenOnly(SAMPLED, drop=True)),
 }
+ROUTES = {"to": "teacher", "half": "teacher"}, {"to": "other", "half": ""}
+"""Which teacher the rows of each of two ranks name, where they are not shuffled."""
+HINTED = replace(FAMILY["SDFT"], panel=Routed(column="to"))
+PANELS = {
+    "routed": Veto(rollout=SAMPLED, panel=Routed(column="to")),
+    "routed policy gradient": OPD(rollout=FOUR, reward_weight=0.5, panel=Routed(column="to")),
+    "routed, hinted": HINTED,
+    "half of the rows": Veto(rollout=SAMPLED, aggregation="sequence", panel=Routed(column="half", otherwise="leave")),
+    "together": Distill(rollout=SAMPLED, panel=Together({"teacher": 0.3, "other": 0.7})),
+    "one hot": Distill(rollout=SAMPLED, panel=Together({"teacher": 0.0, "other": 1.0})),
+}
+"""Objectives with two teachers, one of which a rank may not need."""
+OBJECTIVES |= PANELS
 LORA = Lora(tiny_source(), rank=2, dora=True, seed=3)
 ADAPTED = {
     "adapter": (LORA, tiny_source(seed=1)),
@@ -116,8 +130,8 @@ class Dealt(PromptDataModule):
 
 def prepare(folder: str) -> None:
     """The rows, and a stored student and teacher."""
-    rows = "".join(json.dumps({"prompt": f"{w}>", "completion": w[::-1]}) + "\n" for w in WORDS)
-    Path(folder, "rows.jsonl").write_text(rows)
+    rows = [{"prompt": f"{w}>", "completion": w[::-1], **ROUTES[place % 2]} for place, w in enumerate(WORDS)]
+    Path(folder, "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for role, seed in (("student", 0), ("teacher", 1)):
         tiny_source("qwen2", seed).load().save_pretrained(Path(folder, role), max_shard_size="4KB")
         CharacterTokenizer(ALPHABET).load().save_pretrained(Path(folder, role))
@@ -162,6 +176,7 @@ def train(
         evaluation=Sampling(temperature=0.0, max_new_tokens=4),
         reference=tiny_source(seed=2) if OBJECTIVES[objective].needs_reference else None,
         roll_out_window="precision" not in trainer,  # on some processors bf16 rounds a larger batch otherwise
+        teachers={"other": tiny_source(seed=5)} if objective in PANELS else None,
     )
     curve, monitor = Curve(), ExtrapolationMonitor(certain=0.01, prompts=100, action="cap")
     settings = {

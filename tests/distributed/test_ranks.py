@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from runs import FAMILY, OBJECTIVES, prepare, train, train_all
+from runs import FAMILY, OBJECTIVES, PANELS, prepare, train, train_all
 
 from veto_pl.testing.ranks import run_ranks
 
@@ -47,6 +47,10 @@ CASES = {
     **{f"{name}, layer by layer": case(name, two=LAYERS_ONE_BY_ONE) for name in ("MiniLLM", "coin per sample")},
     "MiniLLM, whole teacher": case("MiniLLM", two={"gather": (True, True)}),
     "ListOPD, watched": case("ListOPD", watched=True),
+    **{name: case(name, shuffle=False) for name in PANELS},
+    **{f"{name}, layer by layer": case(name, shuffle=False, two=LAYERS_ONE_BY_ONE) for name in ("routed, hinted",)},
+    "routed, accumulation": case("routed", shuffle=False, **HALVES),
+    "together, bf16-mixed": case("together", **DEALT),
     "stored weights": case("Veto", source={}),
     "untied head": case("Veto", source="untied"),
     "soft cap": case("Veto", source="gemma2"),
@@ -67,12 +71,13 @@ KEYS = [
 ]
 FAST = {
     "ddp": ("Veto", "MiniLLM, accumulation", "sum, accumulation", "Veto, no row", "OPD, rewarded", "SDPO", "phases",
-            "ListOPD, watched", "adapter and its average"),
+            "ListOPD, watched", "adapter and its average", "routed", "half of the rows"),
     "fsdp2": ("MiniLLM", "sum, accumulation", "Veto, no token", "Veto, no row, layer by layer", "coin per sample",
               "SFT per sequence", "DistiLLM2", "SKD", "BRTS", "ListOPD, watched", "MiniLLM, whole teacher",
               "MiniLLM, not whitened, bf16-mixed", "Veto, activation checkpointing, bf16-mixed",
               "an uneven last batch, read ahead", "stored weights", "soft cap", "adapter, bf16-mixed",
-              "adapter and its base"),
+              "adapter and its base", "routed, accumulation", "routed, hinted, layer by layer", "half of the rows",
+              "together"),
 }  # fmt: skip
 """Of each kind a case under a strategy that it matters to; the others show the same with other objectives."""
 MARKED = [

@@ -43,6 +43,7 @@ def both_ranks(folder):
             "AdamW": {},
             "SGD": {"optimizer": "SGD", "objective": "Veto"},
             "adapter": {"adapter": True},
+            "routed": {"objective": "routed"},
         }.items()
         for name, more in {
             f"{name} whole": {},
@@ -65,13 +66,17 @@ def close(outcome, expected, tolerance):
         torch.testing.assert_close(value, expected["weights"][name], rtol=0, atol=tolerance, msg=name)
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "SGD", "adapter"])
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD", "adapter", "routed"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_resumed_ranks_end_where_they_would_have(strategy, optimizer, both_ranks):
-    """AdamW's run replays rollouts and follows the student with its teacher; both are in the checkpoint."""
+    """AdamW's run replays rollouts and follows the student with its teacher; both are in the checkpoint.
+
+    In the routed run a teacher with a name does so, beside one that does not.
+    """
     whole, resumed = (both_ranks[f"{strategy} {optimizer} {kind}"][0] for kind in ("whole", "resumed"))
     assert both_ranks[f"{strategy} {optimizer} killed"] == 2 * (KILLED,)
-    assert ("teacher.model.norm.weight" in whole["weights"]) == (optimizer != "SGD")
+    assert ("teacher.model.norm.weight" in whole["weights"]) == (optimizer in ("AdamW", "adapter"))
+    assert ("other.model.norm.weight" in whole["weights"]) == (optimizer == "routed")
     close(resumed, whole, 1e-6)
 
 

@@ -17,6 +17,7 @@ from veto_pl.core.nested import inside
 from veto_pl.core.part import Part
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams import ModelSource, Objective, RolloutSource, Schedule, TeacherContext, Writing
+from veto_pl.seams.rollouts import TEACHER, setting_of
 from veto_pl.training.optimizer_groups import trial_optimizers
 
 STEPS = 100
@@ -115,23 +116,36 @@ def greedy_rollouts(setup: RunSetup) -> Iterator[Mistake]:
 
 
 def use_of_the_models(setup: RunSetup) -> Iterator[Mistake]:
-    """Check that teacher and reference are used, and that the teacher is not the student."""
-    module = setup.module
-    measured = any(getattr(metric, "needs_teacher", False) for metric in module.validation_metrics.values())
-    if module.teacher_source is not None and not module.objective.needs_teacher and not measured:
-        yield Mistake("model.teacher", f"a teacher for `{type(module.objective).__name__}`, which reads none", "`null`",
+    """Check that teachers and reference are used, and that no teacher is the student."""
+    module, name = setup.module, type(setup.module.objective).__name__
+    for teacher in sorted(module.teacher_sources.keys() - _teachers_asked(setup)):
+        what = "reads none" if not module.objective.needs_teacher else "does not ask it"
+        yield Mistake(setting_of(teacher), f"a teacher for `{name}`, which {what}", "`null`",
                       "It would only take memory; leave it out.", fatal=False)  # fmt: skip
     if module.reference_source is not None and not module.objective.needs_reference:
-        yield Mistake("model.reference", f"a reference for `{type(module.objective).__name__}`, which reads none",
-                      "`null`", "It would only take memory; leave it out.", fatal=False)  # fmt: skip
+        yield Mistake("model.reference", f"a reference for `{name}`, which reads none", "`null`",
+                      "It would only take memory; leave it out.", fatal=False)  # fmt: skip
     contexts = [part for _, part in setup.parts() if isinstance(part, TeacherContext)]
-    same_text = all(context.is_neutral for context in contexts)
-    # A moving average is what it starts from, at first.
-    moves = module.teacher_source is not None and module.teacher_source.moves
-    starts = list(inside(module.teacher_source, ModelSource))  # type: ignore[type-abstract]
-    if module.student_source in (starts if moves else starts[:1]) and same_text and setup.stage == "fit":
-        yield Mistake("model.teacher", "the same source as `model.student`", "another model",
-                      "A teacher that equals the student has nothing to teach it at first.", fatal=False)  # fmt: skip
+    if setup.stage != "fit" or not all(context.is_neutral for context in contexts):
+        return
+    for teacher, source in module.teacher_sources.items():
+        starts = list(inside(source, ModelSource))  # type: ignore[type-abstract]
+        # A moving average is what it starts from, at first.
+        if module.student_source in (starts if source.moves else starts[:1]):
+            yield Mistake(setting_of(teacher), "the same source as `model.student`", "another model",
+                          "A teacher that equals the student has nothing to teach it at first.",
+                          fatal=False)  # fmt: skip
+
+
+def _teachers_asked(setup: RunSetup) -> set[str]:
+    """Return the names of the teachers that the objective reads or lets write, and that a validation compares with."""
+    module, named = setup.module, tuple(setup.module.teacher_sources)
+    measured = any(getattr(metric, "needs_teacher", False) for metric in module.validation_metrics.values())
+    panels = [*module.objective.panels, *([module.panel] if measured and module.panel is not None else [])]
+    asked = {teacher for panel in panels for teacher in panel.asks(named)}
+    writers = {role for source in module.objective.sources for one in source.writings() for role in one.writers}
+    alone = {TEACHER} if module.objective.needs_teacher and not module.objective.panels else set()
+    return asked | writers | alone
 
 
 def _greedy_student(writing: Writing) -> bool:

@@ -32,26 +32,31 @@ class Voice:
         teacher: its name.
         places: [M] int64 on the host, ascending, of the N tokens; None for all of them.
         index: the same on the device.
-        weights: [M] float32 on the device; None for 1.
+        weights: its share of each token, [M] float32 on the device, or the same of all.
     """
 
     teacher: str = TEACHER
     places: Tensor | None = None
     index: Tensor | None = None
-    weights: Tensor | None = None
+    weights: Tensor | float = 1.0
 
     @classmethod
     def at(
-        cls, places: Tensor, tokens: int, device: torch.device, teacher: str, weights: Tensor | None = None
+        cls, places: Tensor, tokens: int, device: torch.device, teacher: str, weights: Tensor | float = 1.0
     ) -> Voice:
         """Return the voice of a teacher at places ([M] int64 on the host) among all `tokens`."""
         everywhere = len(places) == tokens
         return cls(teacher, None, None, weights) if everywhere else cls(teacher, places, sent(places, device), weights)
 
     @property
+    def has_all(self) -> bool:
+        """Return whether its share of each of its tokens is 1, whatever the device would say of it."""
+        return not isinstance(self.weights, Tensor) and self.weights == 1
+
+    @property
     def is_whole(self) -> bool:
         """Return whether it speaks of all tokens, with the weight 1."""
-        return self.index is None and self.weights is None
+        return self.index is None and self.has_all
 
     def of(self, values: Any) -> Any:
         """Return of values of all tokens, [N, ...], those of its own, [M, ...]."""
@@ -59,7 +64,9 @@ class Voice:
 
     def weighed(self, values: Tensor) -> Tensor:
         """Return its own values [M] times its weights."""
-        return values if self.weights is None else values * self.weights.to(values.dtype)
+        if self.has_all:
+            return values
+        return values * (self.weights.to(values.dtype) if isinstance(self.weights, Tensor) else self.weights)
 
     def spoken(self, tokens: int) -> Tensor:
         """Return the places [M] of its tokens among all `tokens`, on the host."""
@@ -102,8 +109,8 @@ class Voices:
         found: list[dict[str, float]] = [{} for _ in range(len(sequences))]
         for voice in self.voices:
             own = rows[voice.spoken(self.tokens)]
-            weights = torch.ones(len(own)) if voice.weights is None else voice.weights.cpu()
-            parts = torch.bincount(own, weights.double(), minlength=len(sequences)) / counts
+            weights = voice.weighed(torch.ones(len(own), dtype=torch.float64, device=sequences.input_ids.device)).cpu()
+            parts = torch.bincount(own, weights, minlength=len(sequences)) / counts
             for row, part in zip(found, parts.tolist(), strict=True):
                 if part:
                     row[voice.teacher] = row.get(voice.teacher, 0.0) + round(part, 6)
@@ -120,8 +127,8 @@ class Voices:
         found = []
         for voice in self.voices:
             own = {name: voice.weighed(voice.of(value)) for name, value in derivatives.items()}
-            if voice.weights is not None:
-                own.setdefault("by_loss", voice.weights)
+            if not voice.has_all and "by_loss" not in own:
+                own["by_loss"] = voice.weighed(torch.ones_like(voice.of(values["token_ids"]), dtype=torch.float32))
             found.append({name: voice.of(value) for name, value in values.items()} | own)
         return found
 
@@ -132,9 +139,10 @@ class Voices:
         sums: dict[str, Tensor] = {}
         for voice, part in zip(self.voices, parts, strict=True):
             for name, values in part.items():
-                total = sums.setdefault(name, values.new_zeros(self.tokens))
                 own = voice.weighed(values)
-                total.add_(own) if voice.index is None else total.index_add_(0, voice.index, own)
+                if voice.index is not None:
+                    own = values.new_zeros(self.tokens).index_add_(0, voice.index, own)
+                sums[name] = sums[name] + own if name in sums else own
         return sums
 
     def metrics(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Stat]:
@@ -184,16 +192,17 @@ def voices_of(sequences: Sequences, readings: Sequence[Reading], panel: str) -> 
     tokens, device = len(sequences.prediction_index), sequences.input_ids.device
     if not readings:
         return Voices.alone(tokens)
-    if len(readings) == 1 and readings[0].places is None and readings[0].weights is None:
-        return Voices((Voice(readings[0].teacher),), tokens)
+    if all(one.places is None and not isinstance(one.weights, Tensor) for one in readings):
+        _check_sum(float(sum(one.weights for one in readings)), 0, panel)
+        return Voices(tuple(Voice(one.teacher, weights=one.weights) for one in readings), tokens)
     found, places, shares = [], [], []
     for one in readings:
         spoken = torch.arange(tokens) if one.places is None else one.places
         _check_places(one, spoken, tokens, panel)
-        weights = None if one.weights is None else sent(one.weights, device)
+        weights = sent(one.weights, device) if isinstance(one.weights, Tensor) else one.weights
         found.append(Voice.at(spoken, tokens, device, one.teacher, weights))
         places.append(spoken)
-        shares.append(torch.ones(len(spoken)) if one.weights is None else one.weights)
+        shares.append(torch.ones(len(spoken), dtype=torch.float64) * one.weights)
     read = _read(torch.cat(places), torch.cat(shares), tokens, panel)
     return Voices(tuple(found), tokens, (~read).nonzero()[:, 0])
 
@@ -201,20 +210,24 @@ def voices_of(sequences: Sequences, readings: Sequence[Reading], panel: str) -> 
 def _read(places: Tensor, weights: Tensor, tokens: int, panel: str) -> Tensor:
     """Return [N] bool, the tokens that somebody reads; raise `ConfigurationError` for weights that do not add up."""
     read = torch.bincount(places, minlength=tokens) > 0
-    sums = torch.bincount(places, weights.double(), minlength=tokens)
-    wrong = (read & ~((sums - 1).abs() <= TOLERANCE)).nonzero()[:, 0]
-    if len(wrong):
-        raise ConfigurationError(
-            f"`{panel}` gives token {int(wrong[0])} of the rollout weights that add up to {float(sums[wrong[0]]):g} "
-            "over its readings. They must add up to 1: divide them by their sum."
-        )
+    sums = torch.bincount(places, weights, minlength=tokens)
+    for wrong in (read & ~((sums - 1).abs() <= TOLERANCE)).nonzero()[:1, 0].tolist():
+        _check_sum(float(sums[wrong]), wrong, panel)
     return read
+
+
+def _check_sum(weights: float, token: int, panel: str) -> None:
+    if not abs(weights - 1) <= TOLERANCE:
+        raise ConfigurationError(
+            f"`{panel}` gives token {token} of the rollout weights that add up to {weights:g} over its readings. They "
+            "must add up to 1: divide them by their sum."
+        )
 
 
 def _check_places(one: Reading, places: Tensor, tokens: int, panel: str) -> None:
     count = int(one.sequences.host_masks[1, :, 1:].sum())
     ascending = bool((places.diff() > 0).all()) and (not len(places) or (places[0] >= 0 and places[-1] < tokens))
-    weighed = count if one.weights is None else len(one.weights)
+    weighed = len(one.weights) if isinstance(one.weights, Tensor) else count
     if not ascending or not len(places) == count == weighed:
         raise ConfigurationError(
             f"`{panel}` gives `{one.teacher}` a reading with {count} tokens, {len(places)} places and {weighed} "

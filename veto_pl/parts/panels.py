@@ -23,7 +23,7 @@ from veto_pl.seams import (
     TeacherContext,
     reading,
 )
-from veto_pl.seams.rollouts import TEACHER, listed
+from veto_pl.seams.rollouts import TEACHER, listed, setting_of
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,17 @@ class Routed(Panel):
             return self.default or ""
         return self.routes.get(str(key), str(key))
 
+    def planned(self) -> Panel:
+        """Return a panel in which every teacher reads everything."""
+        return Together()
+
     def requirements(self, setup: Setup, path: str) -> Iterator[Mistake]:
         """Yield names that the data gives its rows, and that no teacher has."""
         told = () if self.column is not None or self.otherwise == "leave" else setup.task.teachers
         for key in told:
             if (name := self.routes.get(key, key)) not in setup.teachers:
                 yield Mistake(path, f"rows for the teacher `{name}`", f"one of {listed(setup.teachers)}",
-                              f"Set `model.teachers.{name}`, or name another in the data or in `routes`.")  # fmt: skip
+                              f"Set `{setting_of(name)}`, or name another in the data or in `routes`.")  # fmt: skip
 
     def _names(self, sequences: Sequences, models: Models) -> list[str]:
         """Return the teacher of each row; empty for a row that is left out."""

@@ -28,7 +28,7 @@ from veto_pl.planning.observation import Observation, Phase
 from veto_pl.planning.rollout import Lengths, completed, roll_out
 from veto_pl.planning.shape_models import SAMPLE_ROWS, Weights, phases_of, skeletons, without_storage
 from veto_pl.rollouts import DecodeLoop, FromStudent
-from veto_pl.seams import Models, Objective, PromptBatch, RolloutSource, Stat, Step, Writing
+from veto_pl.seams import Models, Objective, Panel, PromptBatch, RolloutSource, Stat, Step, Writing
 from veto_pl.seams.rollouts import TEACHER
 from veto_pl.training.evaluation import Evaluation
 from veto_pl.training.normalisation import GradientLedger
@@ -287,20 +287,22 @@ class _Simulation:
         metrics = [m for m in self.module.validation_metrics.values() if isinstance(m, TokenMetric)]
         written = completed(source, prompts, lengths)
         self.observation.expect(written.input_ids.shape, lengths.prompt)
-        Evaluation(cast(PromptBatch, None), written, cast(Generations, None), self.models).update(metrics)
+        panel = None if self.module.panel is None else self.module.panel.planned()
+        Evaluation(cast(PromptBatch, None), written, cast(Generations, None), self.models, panel=panel).update(metrics)
 
 
 def _with_chunks(objective: Objective, chunk_rows: int | None) -> Objective:
-    """Return the objective and its terms with other chunks, and a teacher that reads what the student reads.
+    """Return the objective and its terms with other chunks, and teachers that read what the student reads.
 
-    Another context reads the examples of the batch, and a plan has none. Nor does it compile anything.
+    Other contexts and panels read the examples of the batch, and a plan has none. Nor does it compile anything.
     """
 
     def chunked(part: Objective) -> Objective:
         wanted = {"compile": False} | ({} if chunk_rows is None else {"chunk_rows": chunk_rows})
         return replace(part, **{name: value for name, value in wanted.items() if hasattr(part, name)})  # type: ignore
 
-    return changed(read_alike(objective), Objective, chunked)  # type: ignore[type-abstract]
+    alike = changed(read_alike(objective), Panel, lambda panel: panel.planned())  # type: ignore[type-abstract]
+    return changed(alike, Objective, chunked)  # type: ignore[type-abstract]
 
 
 def _chunk_rows(objective: Objective) -> int:

@@ -24,14 +24,14 @@ class Reading:
         sequences: rows in the teacher's own ids, M tokens of which count.
         places: [M] int64 on the host, ascending: the token of the rollout, counted row by row, that each counted token
             of `sequences` stands for; None where each stands for its own, and M is N.
-        weights: [M] float32 on the host, the teacher's share of each of these tokens; None for 1. The shares of a token
-            add up to 1 over its readings.
+        weights: the teacher's share of each of these tokens, [M] float32 on the host, or the same of all. The shares of
+            a token add up to 1 over its readings.
     """
 
     teacher: str
     sequences: Sequences
     places: Tensor | None = None
-    weights: Tensor | None = None
+    weights: Tensor | float = 1.0
 
 
 class Panel(Part, ABC):
@@ -50,6 +50,10 @@ class Panel(Part, ABC):
             named: the names of the run's teachers.
         """
         return tuple(named)
+
+    def planned(self) -> Panel:
+        """Return a panel that costs as much or more and looks at no row, for plans; by default the same."""
+        return self
 
     @abstractmethod
     def __call__(
@@ -93,9 +97,7 @@ def reading(
     """
     places = None if rows is None else tokens_of_rows(sequences, rows)
     chosen = sequences if rows is None else sequences.rows(rows)
-    count = int(chosen.host_masks[1, :, 1:].sum()) if weight != 1 else 0
-    weights = None if weight == 1 else torch.full((count,), weight)
-    return Reading(teacher, context(chosen, models.taught_by(teacher), step), places, weights)
+    return Reading(teacher, context(chosen, models.taught_by(teacher), step), places, weight)
 
 
 def tokens_of_rows(sequences: Sequences, rows: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from veto_pl.functional.divergences import forward_kl, reverse_kl
 from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric, default_metrics
 from veto_pl.metrics.generations import Generations
 from veto_pl.models.readout import panel_scores
-from veto_pl.objectives.voices import voices_of
+from veto_pl.objectives.voices import Voices, voices_of
 from veto_pl.parts.contexts import SameText
 from veto_pl.parts.panels import OneTeacher
 from veto_pl.rollouts import FromStudent, Sampling
@@ -88,7 +88,7 @@ class Evaluation:
             asked for them, and where there is no teacher.
         panel: which teachers read the completions, or None; what each reads is the plain text.
         step: where training stands.
-        shares: by name, how much of each completion each of several teachers reads; empty until `update`.
+        voices: who reads which tokens; None until `update` has asked.
     """
 
     batch: PromptBatch
@@ -98,7 +98,7 @@ class Evaluation:
     divergences: Mapping[str, Tensor] = field(default_factory=dict)
     panel: Panel | None = OneTeacher()
     step: Step = Step(0, 1)
-    shares: Sequence[Mapping[str, float]] = ()
+    voices: Voices | None = None
 
     @classmethod
     def sample(
@@ -150,16 +150,16 @@ class Evaluation:
         with_logp = any(getattr(metric, "needs_logp", False) for metric in listed)
         divergent = annotate and bool(self.models.named_teachers)
         values: dict[str, Tensor] = {}
-        shares: Sequence[Mapping[str, float]] = ()
+        voices: Voices | None = None
         if token_metrics or with_logp or divergent:
-            values, shares = self._read(token_metrics, with_logp=with_logp, divergent=divergent)
+            values, voices = self._read(token_metrics, with_logp=with_logp, divergent=divergent)
         generations = self.generations
         if with_logp:
             generations = replace(generations, logp=self._of_completions(values.pop("logp")))
         for metric in listed:
             if isinstance(metric, CompletionMetric) and (of_source := generations.of(metric.source)).texts:
                 metric.update(of_source)
-        return replace(self, generations=generations, divergences=values, shares=shares)
+        return replace(self, generations=generations, divergences=values, voices=voices)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per completion: prompt, completion, reference and reward; all references where there are
@@ -179,7 +179,7 @@ class Evaluation:
                 self.generations.texts,
                 examples,
                 self.generations.rewards.flatten().tolist(),
-                self.shares or [{}] * len(examples),
+                self._shares(),
                 strict=True,
             )
         ]
@@ -196,11 +196,11 @@ class Evaluation:
 
     def _read(
         self, metrics: Sequence[TokenMetric], *, with_logp: bool, divergent: bool
-    ) -> tuple[dict[str, Tensor], Sequence[Mapping[str, float]]]:
+    ) -> tuple[dict[str, Tensor], Voices]:
         """Run the models over the completions, and update the metrics.
 
         Returns:
-            The values asked for, [N] each, and the shares of several teachers in each row.
+            The values asked for, [N] each, and who has read which tokens.
         """
         ids, models, device = self.sequences.token_ids(), self.models, self.sequences.input_ids.device
         measured = {source: self._tokens_of(source) for source in {metric.source for metric in metrics}}
@@ -228,9 +228,16 @@ class Evaluation:
         asked = [(models.teacher_named(one.teacher), one.sequences) for one in readings]
         everyone = [*asked, *[(None, self.sequences)] * (len(voices.voices) - len(asked))]
         heard = [(*one, voice.reader()) for one, voice in zip(everyone, voices.voices, strict=True)]
-        given = voices.given({"place": torch.arange(len(ids), device=device)}, {})
+        places = torch.arange(len(ids), device=device)
+        given = [{"place": voice.of(places)} for voice in voices.voices]
         parts = panel_scores(look, given, self.sequences, models.student, heard, chunk_rows=CHUNK_ROWS)
-        return voices.joined(parts), told.shares(self.sequences) if len(readings) > 1 else ()
+        return voices.joined(parts), told
+
+    def _shares(self) -> list[dict[str, float]]:
+        """Return of each row how much of it each of several teachers reads; nothing where one reads everything."""
+        if self.voices is None or len(self.voices.voices) == 1:
+            return [{}] * len(self.sequences)
+        return self.voices.shares(self.sequences)
 
     def _tokens_of(self, source: str) -> Tensor | None:
         """Return [N] bool: the tokens that count in the rows of a data set; None for all."""
