@@ -75,6 +75,21 @@ def test_the_gradient_is_the_sum_over_the_teachers(rows, chunk, seed, capped):
         torch.testing.assert_close(one["loss"], other["loss"])
 
 
+def test_teachers_under_the_reverse_kl_are_their_product():
+    """The gradients are equal; the losses differ by the product's normaliser, which the student does not move."""
+    generator = torch.Generator().manual_seed(0)
+    student, one, other = (torch.randn(6, V, generator=generator, dtype=torch.float64) for _ in range(3))
+    as_they_are, weights = LinearHead(torch.eye(V, dtype=torch.float64)), (0.3, 0.7)
+    product = 0.3 * one.log_softmax(-1) + 0.7 * other.log_softmax(-1)
+    found = []
+    for goals, shares in (([product], (1.0,)), ([one, other], weights)):
+        hidden = student.clone().requires_grad_()
+        given_each = [{"weight": torch.full((6,), share, dtype=torch.float64)} for share in shares]
+        stream = PanelStream(hidden, as_they_are, [Reader(goal, as_they_are) for goal in goals])
+        found.append(stream.gradients(kernel, given_each)[1].hidden)
+    torch.testing.assert_close(*found)
+
+
 def test_one_teacher_of_all_rows_is_a_row_stream_to_the_bit():
     hidden, head, [(other, other_head), _] = models(300, 1, torch.float32)
     weight = {"weight": torch.rand(300)}

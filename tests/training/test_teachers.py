@@ -183,6 +183,13 @@ def test_a_teacher_that_nobody_asks_is_told(tmp_path):
     assert not any("maths" in one for one in told)
 
 
+def test_a_panel_that_nobody_asks_is_told(tmp_path):
+    told = checked(module_of(SFT(panel=Routed())), task_of(tmp_path))
+    assert any(
+        "`model.objective.init_args.panel`: given a panel for `SFT`, which reads no teacher" in one for one in told
+    )
+
+
 def test_names_in_the_settings_of_the_data_are_checked_before_the_run(tmp_path):
     sets = {name: DataSet(task=task_of(tmp_path), teacher=name) for name in ("maths", "art")}
     with pytest.raises(ConfigurationError, match=r"rows for the teacher `art`, expected one of `maths`, `code`"):

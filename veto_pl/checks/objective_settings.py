@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 
 from veto_pl.checks.setup import RunSetup
 from veto_pl.core.mistakes import Mistake, shorten
-from veto_pl.core.nested import inside
+from veto_pl.core.nested import given, inside
 from veto_pl.core.part import Part
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.seams import ModelSource, Objective, RolloutSource, Schedule, TeacherContext, Writing
+from veto_pl.seams import ModelSource, Objective, Panel, RolloutSource, Schedule, TeacherContext, Writing
 from veto_pl.seams.rollouts import TEACHER, setting_of
 from veto_pl.training.optimizer_groups import trial_optimizers
 
@@ -125,6 +125,14 @@ def use_of_the_models(setup: RunSetup) -> Iterator[Mistake]:
     if module.reference_source is not None and not module.objective.needs_reference:
         yield Mistake("model.reference", f"a reference for `{name}`, which reads none", "`null`",
                       "It would only take memory; leave it out.", fatal=False)  # fmt: skip
+    for path, part in setup.parts():
+        if (
+            isinstance(part, Objective)
+            and not part.needs_teacher
+            and any(not one.is_neutral for one in given(part, Panel))
+        ):
+            yield Mistake(f"{path}.init_args.panel", f"a panel for `{type(part).__name__}`, which reads no teacher",
+                          "none", "Nobody would ask it; leave it out.", fatal=False)  # fmt: skip
     contexts = [part for _, part in setup.parts() if isinstance(part, TeacherContext)]
     if setup.stage != "fit" or not all(context.is_neutral for context in contexts):
         return

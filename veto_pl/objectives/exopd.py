@@ -23,7 +23,9 @@ class ExOPD(PolicyGradient):
     p_B^{1 - \lambda}`. At :math:`\lambda = 1` it is `OPD`, to the bit, whatever the reference says. The reference is
     the student's start, or the model that the teacher was trained from.
 
-    Departures from the published code: one teacher for all prompts, and one update per rollout.
+    Several teachers, as in the paper, are a `panel`: `Routed` by the rows, with one reference for all.
+
+    Departures from the published code: one update per rollout.
 
     Args:
         extrapolation: lambda, a number or a schedule.

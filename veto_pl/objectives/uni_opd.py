@@ -28,12 +28,14 @@ class UniOPD(PolicyGradient):
     with the mean log-ratio :math:`a_i` of a completion, plus for the correct completions of a prompt and minus for the
     wrong ones. Where nothing is shifted and nothing left out, the gradient is that of `OPD`.
 
-    Needs several completions of each prompt, and rewards; correct means a reward of 1.
+    Needs several completions of each prompt, and rewards; correct means a reward of 1. Several teachers, one for each
+    prompt, are the panel `Routed`.
 
     Departures from the published code: rows that the balance leaves out and tokens that are outliers do not count in
     the means either. There is no `global` scope (over all prompts, on all ranks): only the completions of a prompt are
-    compared. Prompts are not resampled by difficulty, and there is one teacher. The clipping of PPO (0.2 / 0.28 in the
-    paper) never binds. Completions that the teacher failed on do not occur.
+    compared. Prompts are not resampled by difficulty. The clipping of PPO (0.2 / 0.28 in the paper) never binds. Tokens
+    weigh alike; `aggregation: sequence` is the mean over completions of the code. A completion that a served teacher
+    has failed on leaves the step, where the code gives it a log-probability of -100 and then shifts it.
 
     Args:
         rollout: who writes the completions.
