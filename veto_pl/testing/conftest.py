@@ -8,11 +8,11 @@ import torch
 # Threads of tiny products wait for each other longer than they work.
 torch.set_num_threads(1)
 
-if find_spec("hypothesis") is None:
-    collect_ignore_glob = ["test_*.py"]
+WITHOUT = find_spec("hypothesis") is None
+collect_ignore_glob = ["test_*.py"] if WITHOUT else []
 
 
-def pytest_configure() -> None:
-    """Say what to install where hypothesis is missing, before a file of the suite fails to import it."""
-    if find_spec("hypothesis") is None:
+def pytest_collection_modifyitems() -> None:
+    """Say what to install where hypothesis is missing, in place of an error of each file that imports it."""
+    if WITHOUT:
         raise pytest.UsageError('The conformance suite needs hypothesis: pip install "veto_pl[testing]"')
