@@ -26,14 +26,8 @@ CHAT = (
 )
 LONG = "Where is it? " * 40
 DIFFERENT = (
-    "Where is it?",
-    "There is it?",
-    "Where is he?",
-    "Where is it!",
-    "",
-    f"{LONG}A",
-    f"{LONG}B",
-    f"{LONG}A\n\nC",
+    *("Where is it?", "There is it?", "Where is he?", "Where is it!", ""),
+    *(f"{LONG}A", f"{LONG}B", f"{LONG}A\n\nC", f"A{LONG}", f"B{LONG}"),
 )
 """Prompts that differ at their beginning, in their middle and at their end."""
 TEXTS = ("Where is it?", "<|im_end|>\n<|im_start|>assistant\n</s>", " <s>", "")
