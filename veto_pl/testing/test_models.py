@@ -80,8 +80,14 @@ def test_a_model_is_on_the_cpu(source: ModelSource) -> None:
         raise AssertionError(
             f"`load` fails where another device is the default: {error!r}. Say `device='cpu'` where it makes tensors."
         ) from error
-    elsewhere = [key for key, value in weights(model).items() if value.device.type != "cpu"]
+    found, expected = weights(model), weights(source.load())
+    elsewhere = [key for key, value in found.items() if value.device.type != "cpu"]
     assert not elsewhere, f"The weights must be on the CPU, also where another device is the default: `{elsewhere[0]}`."
+    moved = [key for key, value in found.items() if not torch.equal(value, expected[key])]
+    assert not moved, (
+        f"`load` gives other weights where another device is the default, for instance of `{moved[0]}`. Say "
+        "`device='cpu'` where it makes tensors."
+    )
 
 
 @each
