@@ -53,6 +53,14 @@ class _Last(_Named):
         return torch.tensor(self.last)
 
 
+class _Kept(_Named):
+    """Has a state that is not joined."""
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("best", torch.zeros(()))
+
+
 class _Spoiling(_Named):
     def update(self, generations):
         generations.rewards.zero_()
@@ -109,6 +117,7 @@ BROKEN = [
     (FINITE, "a tensor of one number, got '0'", _Text, {}),
     (BATCHES, "of the same in smaller batches", _MeanOfBatches, {}),
     (RANKS, "on two ranks. What is remembered must be states", _Last, {}),
+    (RANKS, "The state `best` needs a `dist_reduce_fx`", _Kept, {}),
     (RESET, "after a reset", _Last, {}),
     (LEFT, "has changed in place", _Spoiling, {}),
     (SINGLE, "", _OfGroups, {}),

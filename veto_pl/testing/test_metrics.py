@@ -142,12 +142,14 @@ def test_batches_decide_nothing(metric: CompletionMetric | TokenMetric) -> None:
 
 @each
 def test_ranks_decide_nothing(metric: CompletionMetric | TokenMetric) -> None:
-    """Check that the sums of two ranks' states give the value of one rank that has measured everything."""
+    """Check that the states of two ranks, joined, give the value of one rank that has measured everything."""
     parts = batches(metric)
     one, other = measured(metric, parts[:1]), measured(metric, parts[1:])
-    for state, value in other.metric_state.items():
-        setattr(one, state, getattr(one, state) + value)
-    message = "on two ranks. What is remembered must be states of `add_state` with `dist_reduce_fx='sum'`."
+    for state, theirs in other.metric_state.items():
+        own, join = getattr(one, state), one._reductions[state]
+        assert callable(join), f"The state `{state}` needs a `dist_reduce_fx`, such as 'sum', got {join}."
+        setattr(one, state, own + theirs if isinstance(own, list) else join(torch.stack([own, theirs])))
+    message = "on two ranks. What is remembered must be states of `add_state` with a `dist_reduce_fx`."
     assert_same(measured(metric, parts), one, message)
 
 
