@@ -10,7 +10,7 @@ from typing import Any
 SPLITS = ("train", "validation", "test")
 
 
-def split_files(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def split_files(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     r"""Write rows as JSON lines, every third of them for one split, and return the paths by split.
 
     Example:

@@ -139,7 +139,10 @@ def _examples_if_any(cls: type[Any], longest: int = SHORT) -> tuple[Any, ...]:
 
 def _asked(cls: type[Any], own: str) -> Any:
     method = getattr(cls, own)
-    return method(_folder(cls)) if inspect.signature(method).parameters else method()
+    if not inspect.signature(method).parameters:
+        return method()
+    key: Any = cls
+    return method(_folder(key))
 
 
 @cache

@@ -41,7 +41,7 @@ def told(models: Models, ids: Tensor) -> Tensor:
     student.eval()
     with torch.no_grad():
         logits = student.model(ids[None], use_cache=False).logits[0, :-1, : student.vocab_size]
-    return logits.float().log_softmax(-1)
+    return torch.log_softmax(logits.float(), -1)
 
 
 @each

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def batches(metric: CompletionMetric | TokenMetric) -> list[Given]:
     if isinstance(metric, CompletionMetric):
         return [of_prompts(generations(), [prompt]) for prompt in range(4)]
     student, teacher = of_kind("ordinary")
-    return list(zip(student.split(2), teacher.split(2), strict=True))
+    return list(zip(torch.split(student, 2), torch.split(teacher, 2), strict=True))
 
 
 def whole(metric: CompletionMetric | TokenMetric) -> Given:
@@ -145,6 +146,7 @@ def test_ranks_decide_nothing(metric: CompletionMetric | TokenMetric) -> None:
     """Check that the states of two ranks, joined, give the value of one rank that has measured everything."""
     parts = batches(metric)
     one, other = measured(metric, parts[:1]), measured(metric, parts[1:])
+    theirs: Any
     for state, theirs in other.metric_state.items():
         own, join = getattr(one, state), one._reductions[state]
         assert callable(join), f"The state `{state}` needs a `dist_reduce_fx`, such as 'sum', got {join}."
