@@ -146,7 +146,7 @@ def test_configs_build(code, tmp_path):
 @pytest.fixture
 def plugin(tmp_path):
     """The modules of both pages on plug-ins, laid out as an installed package with entry points."""
-    pages = [ROOT / "docs" / page for page in ("plugins.md", "parts.md")]
+    pages = [ROOT / "docs" / page for page in ("plugins.md", "parts.md", "teachers.md")]
     files = {title: code for _, title, code in blocks("python", pages) if title}
     for title, code in files.items():
         (tmp_path / title).parent.mkdir(exist_ok=True)

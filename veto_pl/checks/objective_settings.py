@@ -126,11 +126,9 @@ def use_of_the_models(setup: RunSetup) -> Iterator[Mistake]:
         yield Mistake("model.reference", f"a reference for `{name}`, which reads none", "`null`",
                       "It would only take memory; leave it out.", fatal=False)  # fmt: skip
     for path, part in setup.parts():
-        if (
-            isinstance(part, Objective)
-            and not part.needs_teacher
-            and any(not one.is_neutral for one in given(part, Panel))
-        ):
+        if not isinstance(part, Objective) or part.needs_teacher:
+            continue
+        if any(not panel.is_neutral for panel in given(part, Panel)):  # type: ignore[type-abstract]
             yield Mistake(f"{path}.init_args.panel", f"a panel for `{type(part).__name__}`, which reads no teacher",
                           "none", "Nobody would ask it; leave it out.", fatal=False)  # fmt: skip
     contexts = [part for _, part in setup.parts() if isinstance(part, TeacherContext)]

@@ -52,7 +52,10 @@ class Panel(Part, ABC):
         return tuple(named)
 
     def planned(self) -> Panel:
-        """Return a panel that costs as much or more and looks at no row, for plans; by default the same."""
+        """Return a panel that costs as much or more, for plans; by default the same.
+
+        A plan knows no rows, so every teacher reads all of them or none.
+        """
         return self
 
     @abstractmethod

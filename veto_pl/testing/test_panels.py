@@ -71,4 +71,4 @@ def test_a_plan_needs_no_example(panel: Panel, models: Models) -> None:
     """Check that the panel of plans looks at no row."""
     planned, sequences = panel.planned(), dataclasses.replace(rollout(models, [0, 1]), prompts=None)
     readings = planned(sequences, SameText(), models, STEP)
-    assert all(one.places is None for one in readings), "In a plan, a teacher that reads anything reads everything."
+    assert all(one.places is None for one in readings), "In a plan, a teacher reads everything or nothing."
