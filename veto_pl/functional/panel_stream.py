@@ -133,7 +133,7 @@ class PanelStream:
         *,
         differentiable: bool,
     ) -> list[Scores]:
-        found: list[Scores] = [{} for _ in seats]
+        turns = [_Turn(kernel, seat, beside, {}) for seat, beside in zip(seats, given, strict=True)]
         apart = len(seats) > 1 or seats[0].places is not None
         # With N = 0 the kernel still sees one empty block, so that its scores have names.
         for start in range(0, max(len(self.hidden), 1), self.chunk_rows):
@@ -142,80 +142,44 @@ class PanelStream:
             into = None if gradients is None else self._student.room_for_gradient(logits, apart=apart)
             if into is not None and apart:
                 into.zero_()
-            for seat, beside, scores in zip(seats, given, found, strict=True):
-                if apart:
-                    self._some_rows(kernel, beside, scores, seat, logits, chunk, into)
-                else:
-                    self._rows(kernel, beside, scores, seat, logits, chunk, into)
+            for turn in turns:
+                (self._add_some_rows if apart else self._rows)(turn, logits, chunk, into)
             if gradients is not None and into is not None and len(into):
                 gradients.add(self._student.head, into[:, : self.head.vocab_size], self._student.hidden[chunk], start)
-        return found
+        return [turn.scores for turn in turns]
 
-    def _some_rows(
-        self,
-        kernel: Kernel,
-        given: Given,
-        scores: Scores,
-        seat: _Seat,
-        logits: Tensor,
-        chunk: slice,
-        into: Tensor | None,
-    ) -> None:
+    def _add_some_rows(self, turn: _Turn, logits: Tensor, chunk: slice, into: Tensor | None) -> None:
         """Let a reader see its rows of a chunk, on a copy of the student's logits, and add its gradient to `into`."""
-        span = seat.span(chunk, len(logits))
-        if span.start == span.stop and scores:  # it has been asked for the names of its scores
+        span = turn.seat.span(chunk, len(logits))
+        if span.start == span.stop and turn.scores:  # it has been asked for the names of its scores
             return
-        index = seat.rows(span, chunk.start, len(logits))
+        index = turn.seat.rows(span, chunk.start, len(logits))
         student = logits.clone() if index is None else logits[index]
-        own = (
-            None
-            if into is None
-            else student
-            if into.dtype == student.dtype
-            else torch.empty_like(student, dtype=into.dtype)
-        )
-        self._rows(kernel, given, scores, seat, student, span, own)
+        own = None if into is None else _like(student, into.dtype)
+        self._rows(turn, student, span, own)
         if into is not None and own is not None:
             into, own = into[:, : self.head.vocab_size], own[:, : self.head.vocab_size]
             into.add_(own) if index is None else into.index_add_(0, index, own)
 
-    def _rows(
-        self,
-        kernel: Kernel,
-        given: Given,
-        scores: Scores,
-        seat: _Seat,
-        student: Tensor,
-        span: slice,
-        into: Tensor | None,
-    ) -> None:
+    def _rows(self, turn: _Turn, student: Tensor, span: slice, into: Tensor | None) -> None:
         """Let a reader see rows of logits, block by block, and write its scores, and its gradient into `into`."""
-        teacher, block = seat.logits(span), self._block_rows(student)
+        logits, block = (student, turn.seat.logits(span)), self._block_rows(student)
         for first in range(0, max(len(student), 1), block):
-            rows = slice(first, first + block)
-            part = self._block(kernel, given, seat, (student, teacher), span.start, rows, into)
-            _store(scores, part, span.start + first, seat.count)
+            part = self._block(turn, logits, span.start, slice(first, first + block), into)
+            turn.store(part, span.start + first)
 
     def _block(
-        self,
-        kernel: Kernel,
-        given: Given,
-        seat: _Seat,
-        logits: tuple[Tensor, Tensor | None],
-        start: int,
-        rows: slice,
-        into: Tensor | None,
+        self, turn: _Turn, logits: tuple[Tensor, Tensor | None], start: int, rows: slice, into: Tensor | None
     ) -> Scores:
         tokens = (rows, slice(self.head.vocab_size))
-        student, teacher = (None if raw is None else raw[tokens] for raw in logits)
-        assert student is not None, "every block has the student's logits"
+        student, teacher = logits[0][tokens], None if logits[1] is None else logits[1][tokens]
         padding = logits[0][rows, self.head.vocab_size :]
         target = student if into is logits[0] else None if into is None else into[tokens]
         place = slice(start + rows.start, start + rows.start + len(student))
-        here = {name: values[place] for name, values in given.items()}
-        scales = (self._student.head.scale_and_cap, *seat.scale)
+        here = {name: values[place] for name, values in turn.given.items()}
+        raw = Raw(student, teacher, padding, (self._student.head.scale_and_cap, *turn.seat.scale))
         with full_precision(student.device):
-            return self._evaluate(kernel, Raw(student, teacher, padding, scales), place, here, target)
+            return self._evaluate(turn.kernel, raw, place, here, target)
 
     def _block_rows(self, logits: Tensor) -> int:
         """Return the rows per block. An accelerator has no cache to fit: there a block is the chunk."""
@@ -269,19 +233,28 @@ class _Seat:
         return None if self.side is None else self.side.logits(span, False)
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """A reader's part in a pass: what the kernel is given for it, and the scores that it has found so far."""
+
+    kernel: Kernel
+    seat: _Seat
+    given: Given
+    scores: Scores
+
+    def store(self, part: Scores, place: int) -> None:
+        """Write a block's scores into whole [M] tensors.
+
+        A list of small tensors would do, but those that outlive their block lie in the holes of freed large ones and
+        fragment the heap.
+        """
+        if self.scores and part.keys() != self.scores.keys():
+            raise ValueError(f"Every block must have the same scores, got {sorted(part)} after {sorted(self.scores)}.")
+        for name, value in part.items():
+            whole = self.scores.setdefault(name, value.new_empty(self.seat.count))
+            whole[place : place + len(value)] = value
+
+
 def _like(logits: Tensor, dtype: torch.dtype) -> Tensor:
     """Return room for a gradient of this dtype: the place of the logits themselves, if it is theirs."""
     return logits if logits.dtype == dtype else torch.empty_like(logits, dtype=dtype)
-
-
-def _store(scores: Scores, part: Scores, place: int, count: int) -> None:
-    """Write a block's scores into whole [M] tensors.
-
-    A list of small tensors would do, but those that outlive their block lie in the holes of freed large ones and
-    fragment the heap.
-    """
-    if scores and part.keys() != scores.keys():
-        raise ValueError(f"Every block must have the same scores, got {sorted(part)} after {sorted(scores)}.")
-    for name, value in part.items():
-        whole = scores.setdefault(name, value.new_empty(count))
-        whole[place : place + len(value)] = value

@@ -31,6 +31,8 @@ _TRAINED = {
     "entropy": Shown(title="student entropy", unit="nats"),
     "beta": Shown(title="schedule of β"),
     "grad_norm": Shown(title="gradient norm", unit="L2, before clipping"),
+    "share": Shown(title="share of the tokens", unit="%"),
+    "unread": Shown(title="tokens that no teacher reads", unit="%"),
     "tokens_per_second": Shown(title="throughput", unit="tokens/s"),
     "learning_rate": Shown(title="learning rate"),
     "seconds": Shown(title="time", unit="s"),
@@ -64,17 +66,20 @@ class Quantity:
         ('KL to the teacher (nats/token)', 'Validation: f1 score')
         >>> Quantity.of("sampled/cost", {"cost": Shown(title="price", unit="%", higher_is_better=False)})
         Quantity(column='sampled/cost', title='Price, sampled', label='price (%)', factor=100.0, better=-1)
+        >>> Quantity.of("train/maths/kl").title
+        'KL to the teacher, maths'
         """
         group, _, name = column.rpartition("/")
         words = name.replace("_", " ").strip() or column
-        known = (_TRAINED.get(name) if group == "train" else None) or (shown or {}).get(name) or Shown(title=words)
+        of_training = group.partition("/")[0] == "train"  # that of a term or a teacher, too
+        known = (_TRAINED.get(name) if of_training else None) or (shown or {}).get(name) or Shown(title=words)
         if group == "train/seconds":
             known = Shown(title=f"time for {words}", unit="s")
         title = f"{known.title[:1].upper()}{known.title[1:]}"
         if group in _GROUPS:
             title = f"{_GROUPS[group]}: {known.title}"
         elif group and group != "train/seconds":
-            title = f"{title}, {group}"
+            title = f"{title}, {group.removeprefix('train/')}"
         label = f"{known.title} ({known.unit})" if known.unit else known.title
         better = {True: 1, False: -1, None: 0}[known.higher_is_better]
         return cls(column, title, label, 100.0 if known.unit == "%" else 1.0, better)
