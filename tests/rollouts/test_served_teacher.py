@@ -207,18 +207,31 @@ def test_more_ids_than_the_server_gives_are_refused_with_its_own_words(models):
         replace(source, k=21)(prompt_batch(models, PROMPTS), models, STEP)
 
 
-def test_an_id_of_a_padding_row_among_the_likeliest_loses_the_row_alone(models):
-    def padding(request, number):
+def padded(shortest):
+    """Let an id beyond the vocabulary be the likeliest behind rows of that many tokens and more."""
+
+    def padding(request, number, models=tiny_models()):
         told, prompt = answer(models.teacher, models.tokenizer, request), request["body"]["prompt"]
-        if not isinstance(prompt, str) and len(prompt) > 9:
+        if not isinstance(prompt, str) and len(prompt) >= shortest:
             told["choices"][0]["prompt_logprobs"][-1]["5000"] = {"logprob": -0.1}
         return told
 
-    with teachers(models, padding, source=SAMPLED) as (source, _):
+    return padding
+
+
+def test_an_id_of_a_padding_row_among_the_likeliest_loses_the_row_alone(models):
+    with teachers(models, padded(10), source=SAMPLED) as (source, _):
         rows = source(prompt_batch(models, PROMPTS), models, STEP)
     longest = rows.attention_mask.sum(1) > 9
     assert torch.equal(rows.unanswered, longest)
     assert 0 < int(longest.sum()) < len(rows)
+
+
+def test_padding_rows_that_every_row_meets_are_told_as_what_they_are(models):
+    """The servers are all right, so no word of timeouts."""
+    told = pytest.raises(DataError, match=rf"has ids from {models.student.vocab_size} on among its 4 likeliest in each")
+    with teachers(models, padded(1), source=SAMPLED) as (source, _), told:
+        source(prompt_batch(models, PROMPTS), models, STEP)
 
 
 def test_what_cannot_work_is_refused_when_the_configuration_is_read():
