@@ -91,9 +91,9 @@ def test_smollm2_walks_the_road(tmp_path):
     run = tmp_path / "runs" / "served"
     accuracies = validations(run)
     assert accuracies.pop(0) == 0
-    assert max(accuracies.values()) > 0.8, accuracies
+    assert max(accuracies.values()) > 0.5, accuracies
     assert "Exported the student" in said
     done = python("-c", FILES["ask.py"], cwd=tmp_path, timeout=600)
     answers = [line.partition(" -> ")[2] for line in done.stdout.splitlines()]
     right = [row[-1]["content"] == answer for row, answer in zip(conversations(tmp_path), answers, strict=True)]
-    assert sum(right) > 0.6 * len(right), done.stdout
+    assert sum(right) > 0.5 * len(right), done.stdout
