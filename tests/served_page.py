@@ -68,10 +68,13 @@ def write(folder):
 
 
 def fit(folder, run_dir, *options, layer=TINY, timeout=300):
-    """The page's `veto-pl fit` into `run_dir` with one more layer of configuration; what it has printed."""
+    """The page's `veto-pl fit` into `run_dir`, with one more layer of configuration if any; what it has printed."""
     (line,) = [line for line in LINES if line.startswith("veto-pl fit") and line.split()[-1] == run_dir]
-    (folder / "layer.yaml").write_text(yaml.safe_dump(layer))
-    arguments = [*shlex.split(line)[1:], "--config", "layer.yaml", *options]
+    arguments = shlex.split(line)[1:]
+    if layer is not None:
+        (folder / "layer.yaml").write_text(yaml.safe_dump(layer))
+        arguments += ["--config", "layer.yaml"]
+    arguments += options
     with patch.dict(os.environ, {"WANDB_SILENT": "true"}):
         done = python("-m", "veto_pl", *arguments, cwd=folder, timeout=timeout)
     assert done.returncode == 0, done.stderr[-3000:]

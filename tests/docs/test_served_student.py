@@ -87,7 +87,7 @@ def test_the_pages_program_asks_the_export(walked):
 def test_smollm2_walks_the_road(tmp_path):
     """The page as it stands: minutes, and what its text promises."""
     write(tmp_path)
-    said = fit(tmp_path, "runs/served", layer={}, timeout=1800)
+    said = fit(tmp_path, "runs/served", layer=None, timeout=1800)
     run = tmp_path / "runs" / "served"
     accuracies = validations(run)
     assert accuracies.pop(0) == 0
