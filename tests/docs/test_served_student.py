@@ -90,7 +90,7 @@ def test_smollm2_walks_the_road(tmp_path):
     said = fit(tmp_path, "runs/served", layer=None, timeout=1800)
     run = tmp_path / "runs" / "served"
     accuracies = validations(run)
-    assert accuracies.pop(0) == 0
+    assert accuracies.pop(0) < 0.3
     assert max(accuracies.values()) > 0.5, accuracies
     assert "Exported the student" in said
     done = python("-c", FILES["ask.py"], cwd=tmp_path, timeout=600)
