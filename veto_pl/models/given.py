@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from veto_pl.core.mistakes import shorten
+from veto_pl.core.seeds import seeded
 from veto_pl.core.special_ids import listed_ids
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.loading import Pretrained
@@ -122,10 +123,13 @@ def as_source(given: Any, setting: str, *, copied: bool = False) -> ModelSource:
 def sources_of(
     student: Any, teacher: Any, reference: Any
 ) -> tuple[ModelSource, ModelSource | None, ModelSource | None]:
-    """Return the sources of the models of a run, each given in any way; teacher and reference know the student's."""
-    trained = as_source(student, "model.student")
+    """Return the sources of the models of a run, each given in any way; teacher and reference know the student's.
+
+    Seeds that were left open are the run's from here on.
+    """
+    trained = seeded(as_source(student, "model.student"))
     roles = {"model.teacher": teacher, "model.reference": reference}
-    given = [None if one is None else as_source(one, path).resolved(trained) for path, one in roles.items()]
+    given = [None if one is None else seeded(as_source(one, path)).resolved(trained) for path, one in roles.items()]
     return trained, given[0], given[1]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from veto_pl.core.seeds import run_seed
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.backbone import backbone
 from veto_pl.models.given import as_source
@@ -31,20 +32,20 @@ class RandomWeights(ModelSource):
     Args:
         model_type: the name that transformers gives the architecture, such as `llama`, `qwen2` or `gpt2`.
         dimensions: fields of its configuration, such as `hidden_size` or `vocab_size`.
-        seed: of the weights; the global generators are left as they were.
+        seed: of the weights; None is the run's. The global generators are left as they were.
         dtype: of the weights.
         attention: the attention implementation; `auto` is what transformers prefers for the architecture.
     """
 
     model_type: str = "llama"
     dimensions: dict[str, Any] = field(default_factory=dict, hash=False)
-    seed: int = 0
+    seed: int | None = None
     dtype: DType = "float32"
     attention: Attention = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not -(2**63) <= self.seed < 2**63:
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
             raise ConfigurationError(f"`RandomWeights.seed` must be a number of 64 bits, got {self.seed}.")
 
     def config(self) -> PretrainedConfig:
@@ -76,7 +77,7 @@ class RandomWeights(ModelSource):
     def load(self) -> PreTrainedModel:
         # On the CPU, and with its generator alone: `torch.manual_seed` would reseed every accelerator too.
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.default_generator.manual_seed(self.seed)
+            torch.default_generator.manual_seed(run_seed(self.seed))
             return self.skeleton()
 
     def skeleton(self) -> PreTrainedModel:

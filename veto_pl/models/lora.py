@@ -14,6 +14,7 @@ from veto_pl.core.bounds import BelowOne, Count, Positive
 from veto_pl.core.extras import require_extra
 from veto_pl.core.mistakes import Mistake, did_you_mean
 from veto_pl.core.part import Setup
+from veto_pl.core.seeds import run_seed
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.adapters import adapter_config, is_adapted
 from veto_pl.models.given import as_source
@@ -50,7 +51,7 @@ class Lora(ModelSource):
         modules_to_save: modules that are trained whole beside the adapter, such as `[lm_head]`, by the ends of their
             names.
         start: a folder, or hub id, with an adapter of peft to begin with; its own settings must be those given here.
-        seed: of A; the global generators are left as they were.
+        seed: of A; None is the run's. The global generators are left as they were.
 
     References:
         arXiv 2106.09685; DoRA 2402.09353; QLoRA 2305.14314
@@ -65,7 +66,7 @@ class Lora(ModelSource):
     rank_stabilised: bool = False
     modules_to_save: tuple[str, ...] = ()
     start: str | None = None
-    seed: int = 0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,7 +130,8 @@ class Lora(ModelSource):
             fan_in_fan_out=_has_transposed(model),
             task_type="CAUSAL_LM",
         )
-        with prefixed_errors(f"peft cannot put the adapter of `Lora` into {type(model).__name__}."), _seeded(self.seed):
+        told = f"peft cannot put the adapter of `Lora` into {type(model).__name__}."
+        with prefixed_errors(told), _seeded(run_seed(self.seed)):
             inject_adapter_in_model(settings, model)
             cast_adapter_dtype(model, "default")
         return model

@@ -1,8 +1,8 @@
-"""Entry points of Lightning that a distillation module answers with an explanation of where its weights are."""
+"""What a distillation module has from the trainer that runs it: the template of the data, and what is measured."""
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
@@ -25,25 +25,9 @@ def check_models(objective: Objective, **given: ModelSource | None) -> None:
 
 
 class HostedModule(OwnErrors, L.LightningModule):
-    """Refuses to be made from a checkpoint alone, measures each data set of a mixture, and says where weights are that
-    were trained in other processes.
-    """
+    """Measures each data set of a mixture, and says where weights are that were trained in other processes."""
 
     validation_metrics: nn.ModuleDict
-
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse: a checkpoint holds weights, and must not name the classes that a module is made of.
-
-        Raises:
-            ConfigurationError: always, with the ways that there are.
-        """
-        raise ConfigurationError(
-            "`load_from_checkpoint` cannot make a module: a checkpoint holds weights, and names neither objective nor "
-            f"models. `veto-pl export {checkpoint_path} FOLDER` writes the student as a Hugging Face folder; or make "
-            "the module as for training, and name the checkpoint as `ckpt_path` of `trainer.fit`, `validate`, `test` "
-            "or `predict`."
-        )
 
     @property
     def template(self) -> Any:
