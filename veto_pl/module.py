@@ -152,8 +152,11 @@ class DistillationModule(HostedModule, CheckpointedModule, OptimizedModule):
             if model is not None and model.shards is None and strategy is not None:
                 model.to(strategy.root_device)
 
-    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
-        """Roll out and score one micro-batch; return an undivided sum, which `on_before_optimizer_step` divides."""
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor | dict[str, Any]:
+        """Roll out and score one micro-batch; return an undivided sum, which `on_before_optimizer_step` divides.
+
+        Beside it stand the values of each token, as `tokens`, where a callback reads them.
+        """
         step = self._step(batch_idx)
         objective = self.objective.active(step)
         with global_draws(step, "training", self.device):
@@ -165,7 +168,7 @@ class DistillationModule(HostedModule, CheckpointedModule, OptimizedModule):
         loss = self.window.add(replace(output, metrics={**output.metrics, **numbers}), rollouts)
         self._non_finite.keep_rows(batch, rollouts, output)
         self.clock.enter("update")
-        return loss
+        return {"loss": loss, "tokens": output.tokens} if self.tokens_are_read else loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run one backward pass, or one per term where the window divides them by different weights."""
@@ -299,7 +302,7 @@ class DistillationModule(HostedModule, CheckpointedModule, OptimizedModule):
     def _evaluate(self, batch: PromptBatch, batch_idx: int, prefix: str) -> dict[str, Evaluation]:
         with self.clock.during("validation"):
             evaluation = self._answers(batch, batch_idx).update(
-                self.validation_metrics.values(), annotate=prefix == "test"
+                self.validation_metrics.values(), annotate=prefix == "test" or self.tokens_are_read
             )
         shared: dict[str, Any] = {"on_epoch": True, "batch_size": len(batch)}
         for name, metric in self.validation_metrics.items():

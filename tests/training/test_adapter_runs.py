@@ -141,7 +141,9 @@ def test_an_average_of_an_adapter_comes_back_with_the_run(tmp_path):
     module, _ = fit(tmp_path, LORA, MovingAverage(LORA, decay=0.3), SFT())
     before = {name: weight.clone() for name, weight in module.models.teacher.state_dict().items()}
     assert any(not torch.equal(w, module.student.state_dict()[n]) for n, w in before.items())
-    again, runner = fit(tmp_path, LORA, MovingAverage(LORA, decay=0.3), SFT(), max_steps=1, limit_val_batches=1, callbacks=[])
+    again, runner = fit(
+        tmp_path, LORA, MovingAverage(LORA, decay=0.3), SFT(), max_steps=1, limit_val_batches=1, callbacks=[]
+    )
     task = JsonLines(train=rows(tmp_path), validation=rows(tmp_path))
     data = PromptDataModule(task, batch_size=2, max_prompt_tokens=32, max_completion_tokens=32)
     runner.validate(again, data, ckpt_path=str(tmp_path / "last.ckpt"), verbose=False)

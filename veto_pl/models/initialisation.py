@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +11,14 @@ from torch import nn
 from veto_pl.core.seeds import run_seed
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.backbone import backbone
-from veto_pl.models.given import as_source
 from veto_pl.models.layers import decoder_layers
 from veto_pl.models.loading import Attention, DType
 from veto_pl.models.reading import setting_errors
+from veto_pl.models.wrapping import Wrapping
 from veto_pl.seams import ModelSource
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel
 
 ENDS = {"bos_token_id", "eos_token_id"}
 """Ids that an architecture's configuration has by default: those of the first model's tokenizer."""
@@ -86,7 +85,7 @@ class RandomWeights(ModelSource):
 
 
 @dataclass(frozen=True)
-class Pruned(ModelSource):
+class Pruned(Wrapping):
     """A copy of a model without some of its layers.
 
     Args:
@@ -95,25 +94,15 @@ class Pruned(ModelSource):
         keep_layers: or the layers that stay.
     """
 
-    source: ModelSource
     drop_layers: tuple[int, ...] | None = None
     keep_layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "source", as_source(self.source, "Pruned.source", copied=True))
         if (self.drop_layers is None) == (self.keep_layers is None):
             raise ConfigurationError(
                 f"`Pruned` needs either `drop_layers` or `keep_layers`, got {self.drop_layers} and {self.keep_layers}."
             )
-
-    @property
-    def tokenizer_source(self) -> Mapping[str, Any] | None:
-        return self.source.tokenizer_source
-
-    @property
-    def own_tokenizer(self) -> PreTrainedTokenizerBase | None:
-        return self.source.own_tokenizer
 
     def unquantised(self) -> ModelSource | None:
         source = self.source.unquantised()

@@ -35,6 +35,12 @@ class HostedModule(OwnErrors, L.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         return getattr(data, "row_template", getattr(data, "template", None))
 
+    @property
+    def tokens_are_read(self) -> bool:
+        """Return whether a callback wants the values of each token: it has the attribute `reads_tokens`."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        return any(getattr(callback, "reads_tokens", False) for callback in callbacks)
+
     def setup(self, stage: str) -> None:
         """Measure each data set of a mixture by itself, too."""
         task = getattr(self.trainer.datamodule, "task", None)  # type: ignore[attr-defined]
