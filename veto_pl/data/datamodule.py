@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
+from veto_pl.core.mistakes import check_kind
 from veto_pl.core.seeds import run_seed, seeded
 from veto_pl.core.transfer import UNPINNED
 from veto_pl.data.collate import Collator
@@ -108,6 +109,7 @@ class PromptDataModule(LightningDataModule):
         check_sizes("PromptDataModule", validation_limit=validation_limit, num_workers=num_workers)
         if not 0 <= unknown <= 1:
             raise ConfigurationError(f"`PromptDataModule.unknown` must lie in [0, 1], got {unknown}.")
+        check_kind(task, Task, "data.task", "a `Task`, such as `JsonLines`")
         self.task = seeded(task)
         self.template = as_template(template)
         self.reward = as_reward(reward)
@@ -186,12 +188,14 @@ class PromptDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint says about the rows, for `load_state_dict`."""
-        return {"rows": {split: rows.summary for split, rows in self._rows.items()}}
+        return {"rows": {split: rows.summary for split, rows in self._rows.items()}, "seed": self.seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Warn where a run goes on with other rows than those that the checkpoint was trained on."""
+        """Go on with the checkpoint's seed unless one was given, and warn of other rows than it was trained on."""
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
+        if self._seed_was_open:
+            self.seed = self._order.seed = int(state_dict.get("seed", self.seed))
         now, before = self.state_dict()["rows"], state_dict.get("rows", {})
         changed = [describe_change(split, before[split], now[split]) for split in now if split in before]
         if told := "; ".join(change for change in changed if change):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from veto_pl.core.mistakes import check_kind
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block
 from veto_pl.functional.divergences import forward_kl, reverse_kl
@@ -24,6 +25,8 @@ from veto_pl.seams import Engine, Models, PromptBatch, Sequences, Step, TokenVal
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+KINDS = (CompletionMetric, TokenMetric, MetricFamily)
+"""What a validation can measure with."""
 CHUNK_ROWS = 256
 """Tokens whose vocabulary-sized rows are held at a time."""
 
@@ -32,6 +35,11 @@ def validation_metrics(
     metrics: Sequence[CompletionMetric | TokenMetric | MetricFamily] | None, sampling: Sampling, *, with_teacher: bool
 ) -> nn.ModuleDict:
     """Return the metrics by name, families as their members, without those that need a teacher where there is none."""
+    check_kind(sampling, Sampling, "model.evaluation", "a `Sampling`")
+    if metrics is not None:
+        check_kind(metrics, (list, tuple), "model.metrics", "a list of metrics")
+    for metric in metrics or ():
+        check_kind(metric, KINDS, "model.metrics", "a `CompletionMetric`, `TokenMetric` or `MetricFamily`")
     count = sampling.num_completions
     chosen: list[CompletionMetric | TokenMetric] = []
     for metric in default_metrics(count) if metrics is None else metrics:

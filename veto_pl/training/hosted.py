@@ -9,6 +9,7 @@ from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcess
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from veto_pl.core.mistakes import check_kind
 from veto_pl.core.own_errors import OwnErrors
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams import ModelSource, Objective
@@ -16,7 +17,8 @@ from veto_pl.training.evaluation import add_sources
 
 
 def check_models(objective: Objective, **given: ModelSource | None) -> None:
-    """Raise `ConfigurationError` where an objective needs a model that is not given, by its role."""
+    """Raise `ConfigurationError` where an objective is none, or needs a model that is not given, by its role."""
+    check_kind(objective, Objective, "model.objective", "an `Objective`")
     for role, source in given.items():
         if source is None and getattr(objective, f"needs_{role}"):
             raise ConfigurationError(
