@@ -1,6 +1,7 @@
 """Where models and tokenizers come from, and how a run puts them together."""
 
 from veto_pl.models.averaging import MovingAverage
+from veto_pl.models.export_folder import export_student
 from veto_pl.models.given import InMemory, InMemoryTokenizer
 from veto_pl.models.initialisation import Pruned, RandomWeights
 from veto_pl.models.loading import Gguf, Pretrained
@@ -22,4 +23,5 @@ __all__ = [
     "Pruned",
     "RandomWeights",
     "StudentBase",
+    "export_student",
 ]
