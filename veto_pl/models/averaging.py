@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from veto_pl.core.bounds import UnitInterval
+from veto_pl.models.initialisation import TINY, RandomWeights
 from veto_pl.models.sharding import local_part, resharded
 from veto_pl.models.twins import with_own_adapter
 from veto_pl.models.wrapping import Wrapping
@@ -41,6 +42,10 @@ class MovingAverage(Wrapping):
 
     decay: UnitInterval | Schedule = 0.99
     moves = True
+
+    @classmethod
+    def examples(cls) -> tuple["MovingAverage", ...]:
+        return (cls(RandomWeights(dimensions=TINY)),)
 
     def load(self) -> "PreTrainedModel":
         return self.source.load()

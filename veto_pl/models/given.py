@@ -54,6 +54,10 @@ class InMemory(ModelSource):
             raise wrong_kind(self.model, "InMemory.model", expected)
         object.__setattr__(self, "model", inner)
 
+    @classmethod
+    def examples(cls) -> tuple[InMemory, ...]:
+        return ()
+
     @property
     def own_tokenizer(self) -> PreTrainedTokenizerBase | None:
         return None if self.tokenizer is None else as_tokenizer(self.tokenizer, "InMemory.tokenizer").load()
@@ -92,6 +96,10 @@ class InMemoryTokenizer(TokenizerSource):
     """
 
     tokenizer: Any
+
+    @classmethod
+    def examples(cls) -> tuple[InMemoryTokenizer, ...]:
+        return ()
 
     def load(self) -> PreTrainedTokenizerBase:
         return copy.deepcopy(self.tokenizer)

@@ -14,6 +14,7 @@ from veto_pl.core.mistakes import Mistake
 from veto_pl.core.part import Setup
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.causal_lm import CausalLM
+from veto_pl.models.initialisation import TINY, RandomWeights
 from veto_pl.models.trainable import quantisation
 from veto_pl.models.wrapping import Wrapping
 from veto_pl.seams.models import StoredWeights
@@ -46,6 +47,10 @@ class Offloaded(Wrapping):
                 f"`Offloaded.source` is a `{type(self.source).__name__}`, whose weights change after every step. They "
                 "stay on the device: leave `Offloaded` out."
             )
+
+    @classmethod
+    def examples(cls) -> tuple[Offloaded, ...]:
+        return (cls(RandomWeights(dimensions=TINY)),)
 
     def requirements(self, setup: Setup, path: str) -> Iterable[Mistake]:
         """Check that it is a frozen model, whole on each rank, whose weights are plain numbers."""
