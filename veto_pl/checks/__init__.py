@@ -85,4 +85,5 @@ def check_run(module: Checked, trainer: Trainer) -> None:
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     if isinstance(data, PromptDataModule):
         callbacks = {type(callback).__name__: callback for callback in trainer.callbacks}  # type: ignore[attr-defined]
+        assert trainer.state.fn is not None, "the trainer is about to do something"
         check(module, data, trainer, str(trainer.state.fn.value), callbacks)

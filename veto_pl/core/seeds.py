@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from copy import copy
 from dataclasses import is_dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from veto_pl.core.nested import exchanged
 from veto_pl.exceptions import ConfigurationError
@@ -38,8 +38,9 @@ def seeded(whole: Whole) -> Whole:
 
     A seed is left open by a field `seed` that is None. From here on it does not change, whatever Lightning is told.
     """
-    made = exchanged(whole, seeded)
+    made: Whole = exchanged(whole, seeded)
     if is_dataclass(made) and not isinstance(made, type) and getattr(made, "seed", 0) is None:
-        made = copy(made)
-        object.__setattr__(made, "seed", run_seed())
-    return made
+        settled = copy(cast(Whole, made))
+        object.__setattr__(settled, "seed", run_seed())
+        return settled
+    return cast(Whole, made)

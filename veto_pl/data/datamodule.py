@@ -14,14 +14,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
-from veto_pl.core.mistakes import check_kind
-from veto_pl.core.seeds import run_seed, seeded
+from veto_pl.core.seeds import run_seed
 from veto_pl.core.transfer import UNPINNED
 from veto_pl.data.collate import Collator
 from veto_pl.data.encoding import Batches, EncodedRows
 from veto_pl.data.epoch import check_epoch
 from veto_pl.data.fingerprints import fingerprint
-from veto_pl.data.functions import as_reward, as_template
+from veto_pl.data.functions import as_reward, as_task, as_template
 from veto_pl.data.overlong import Overlong, OverlongCompletions
 from veto_pl.data.sampler import RankSampler, even_batches
 from veto_pl.data.split_rows import RowPolicy, report_no_rows
@@ -109,8 +108,7 @@ class PromptDataModule(LightningDataModule):
         check_sizes("PromptDataModule", validation_limit=validation_limit, num_workers=num_workers)
         if not 0 <= unknown <= 1:
             raise ConfigurationError(f"`PromptDataModule.unknown` must lie in [0, 1], got {unknown}.")
-        check_kind(task, Task, "data.task", "a `Task`, such as `JsonLines`")
-        self.task = seeded(task)
+        self.task = as_task(task)
         self.template = as_template(template)
         self.reward = as_reward(reward)
         self.unknown = unknown

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from veto_pl.core.mistakes import check_kind, shorten
+from veto_pl.core.seeds import seeded
 from veto_pl.data.fingerprints import file_digest
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.seams import Example, Reward, Template
+from veto_pl.seams import Example, Reward, Task, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -94,6 +95,12 @@ class FunctionTemplate(Template):
         if not isinstance(said, str):
             raise DataError(f"`{self.path}` expected to return a text, got {said!r:.40} for {example.prompt!r:.40}.")
         return said
+
+
+def as_task(given: Task) -> Task:
+    """Return a task whose open seeds are the run's; raise `ConfigurationError` for what is none."""
+    check_kind(given, Task, "data.task", "a `Task`, such as `JsonLines`")
+    return seeded(given)
 
 
 def as_reward(given: Reward | str | None) -> Reward | None:

@@ -36,9 +36,9 @@ _locked: dict[int, StorageWeakRef] = {}
 
 def lock(tensor: Tensor) -> None:
     """Lock the memory of a tensor of the host, for as long as it lives."""
-    for address in [address for address, memory in _locked.items() if memory.expired()]:
+    for address in [address for address, memory in _locked.items() if memory.expired()]:  # type: ignore[no-untyped-call]
         del _locked[address]
-    memory = StorageWeakRef(tensor.untyped_storage())
+    memory = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
     _locked[memory.cdata] = memory
 
 

@@ -87,7 +87,7 @@ class CheckpointedModule(OwnErrors, L.LightningModule):
             self.tell_arguments()
 
     @classmethod
-    def load_from_checkpoint(  # type: ignore[override]  # Lightning's own is no plain class method
+    def load_from_checkpoint(
         cls: type[M],
         checkpoint_path: Any,
         map_location: Any = None,
