@@ -43,4 +43,4 @@ def seeded(whole: Whole) -> Whole:
         settled = copy(cast(Whole, made))
         object.__setattr__(settled, "seed", run_seed())
         return settled
-    return cast(Whole, made)
+    return made

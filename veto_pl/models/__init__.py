@@ -1,7 +1,6 @@
 """Where models and tokenizers come from, and how a run puts them together."""
 
 from veto_pl.models.averaging import MovingAverage
-from veto_pl.models.export_folder import export_student
 from veto_pl.models.given import InMemory, InMemoryTokenizer
 from veto_pl.models.initialisation import Pruned, RandomWeights
 from veto_pl.models.loading import Gguf, Pretrained
@@ -23,5 +22,4 @@ __all__ = [
     "Pruned",
     "RandomWeights",
     "StudentBase",
-    "export_student",
 ]
