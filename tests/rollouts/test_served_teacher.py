@@ -253,7 +253,7 @@ class Unloadable(ModelSource):
     """Weights that nobody must ask for."""
 
     def config(self):
-        return tiny_source().config()
+        return tiny_source(vocab_size=64).config()
 
     def load(self):
         raise AssertionError("the teacher was to be asked first")
@@ -263,7 +263,8 @@ def fitted(source, student, folder, objective=OPD):
     rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": text, "completion": text[::-1]}) + "\n" for text in PROMPTS))
     module = DistillationModule(objective(rollout=source), student, tokenizer=CharacterTokenizer(ALPHABET))
-    data = PromptDataModule(JsonLines(train=str(rows), verifier=ExactMatch()), batch_size=4)
+    limits = {"max_prompt_tokens": 32, "max_completion_tokens": 32}
+    data = PromptDataModule(JsonLines(train=str(rows), verifier=ExactMatch()), batch_size=4, **limits)
     trainer = L.Trainer(
         accelerator="cpu", max_steps=2, limit_val_batches=0, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
@@ -283,13 +284,16 @@ def fitted(source, student, folder, objective=OPD):
     ids=["silent", "another tokenizer", "no probabilities"],
 )
 def test_a_teacher_that_will_not_do_is_refused_before_any_weights_are_loaded(models, reply, told, tmp_path):
-    with teachers(models, reply, retries=0) as (source, _), pytest.raises(ConfigurationError, match=told):
+    with (
+        teachers(models, reply, source=SAMPLED, retries=0) as (source, _),
+        pytest.raises(ConfigurationError, match=told),
+    ):
         fitted(source, Unloadable(), tmp_path)
 
 
 def test_more_ids_than_the_server_gives_are_refused_before_any_weights_are_loaded(models, tmp_path):
     refused = pytest.raises(ConfigurationError, match=r"The teacher at .* greater than max allowed: 20")
-    with teachers(models) as (source, _), refused:
+    with teachers(models, source=SAMPLED) as (source, _), refused:
         fitted(replace(source, k=21), Unloadable(), tmp_path)
 
 

@@ -76,7 +76,12 @@ def fit_objective(folder, objective, student=STUDENTS["llama"], *, teacher=None,
         optimizer=lambda parameters: torch.optim.Adam(parameters, rate) if rate else torch.optim.SGD(parameters, 0.5),
         evaluation=GREEDY,
     )
-    data = PromptDataModule(JsonLines(train=str(rows), validation=str(rows), verifier=ExactMatch()), batch_size=8)
+    data = PromptDataModule(
+        JsonLines(train=str(rows), validation=str(rows), verifier=ExactMatch()),
+        batch_size=8,
+        max_prompt_tokens=32,
+        max_completion_tokens=32,
+    )
     quiet = {
         "logger": False,
         "enable_checkpointing": False,

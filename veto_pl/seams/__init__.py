@@ -19,7 +19,7 @@ from veto_pl.seams.conversation import Conversation, Message, Rendering, Turn
 from veto_pl.seams.data import Example, Judge, Reward, Task, Template
 from veto_pl.seams.ending import Ending
 from veto_pl.seams.models import LanguageModel, ModelSource, TokenizerSource
-from veto_pl.seams.objective import Faults, LossOutput, Objective
+from veto_pl.seams.objective import Faults, LossOutput, Objective, TokenValues
 from veto_pl.seams.prompts import PromptBatch
 from veto_pl.seams.rollouts import Engine, Models, Rollouts, RolloutSource, TeacherContext, Writing
 from veto_pl.seams.tokens import (
@@ -68,6 +68,7 @@ __all__ = [
     "Template",
     "TokenGrid",
     "TokenRows",
+    "TokenValues",
     "TokenWeighting",
     "TokenizerSource",
     "Turn",
