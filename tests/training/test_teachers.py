@@ -49,7 +49,8 @@ def module_of(objective, **settings):
 def fit(module, folder, *, task=None, resume=None, **trainer):
     settings = {"max_steps": 2, "num_sanity_val_steps": 0, "use_distributed_sampler": False} | QUIET
     runner = L.Trainer(default_root_dir=str(folder), **(settings | trainer))
-    data = PromptDataModule(task_of(folder, teacher="to") if task is None else task, batch_size=4, shuffle=False)
+    rows = task_of(folder, teacher="to") if task is None else task
+    data = PromptDataModule(rows, batch_size=4, shuffle=False, max_prompt_tokens=16, max_completion_tokens=16)
     runner.fit(module, data, ckpt_path=resume)
     return runner
 

@@ -19,7 +19,7 @@ from veto_pl.seams.conversation import Conversation, Message, Rendering, Turn
 from veto_pl.seams.data import Example, Judge, Reward, Task, Template
 from veto_pl.seams.ending import Ending
 from veto_pl.seams.models import LanguageModel, ModelSource, TokenizerSource
-from veto_pl.seams.objective import Faults, LossOutput, Objective
+from veto_pl.seams.objective import Faults, LossOutput, Objective, TokenValues
 from veto_pl.seams.panel import Panel, Reading, reading
 from veto_pl.seams.prompts import PromptBatch
 from veto_pl.seams.rollouts import Engine, Models, Rollouts, RolloutSource, TeacherContext, Writing
@@ -71,6 +71,7 @@ __all__ = [
     "Template",
     "TokenGrid",
     "TokenRows",
+    "TokenValues",
     "TokenWeighting",
     "TokenizerSource",
     "Turn",

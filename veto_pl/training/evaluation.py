@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from veto_pl.core.mistakes import check_kind
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block
 from veto_pl.functional.divergences import forward_kl, reverse_kl
@@ -22,12 +23,14 @@ from veto_pl.parts.contexts import SameText
 from veto_pl.parts.panels import OneTeacher
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.rollouts.engines import DecodeLoop
-from veto_pl.seams import Engine, Models, Objective, Panel, PromptBatch, Sequences, Step
+from veto_pl.seams import Engine, Models, Objective, Panel, PromptBatch, Sequences, Step, TokenValues
 from veto_pl.seams.rollouts import TEACHER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+KINDS = (CompletionMetric, TokenMetric, MetricFamily)
+"""What a validation can measure with."""
 CHUNK_ROWS = 256
 """Tokens whose vocabulary-sized rows are held at a time."""
 
@@ -36,6 +39,11 @@ def validation_metrics(
     metrics: Sequence[CompletionMetric | TokenMetric | MetricFamily] | None, sampling: Sampling, *, with_teacher: bool
 ) -> nn.ModuleDict:
     """Return the metrics by name, families as their members, without those that need a teacher where there is none."""
+    check_kind(sampling, Sampling, "model.evaluation", "a `Sampling`")
+    if metrics is not None:
+        check_kind(metrics, (list, tuple), "model.metrics", "a list of metrics")
+    for metric in metrics or ():
+        check_kind(metric, KINDS, "model.metrics", "a `CompletionMetric`, `TokenMetric` or `MetricFamily`")
     count = sampling.num_completions
     chosen: list[CompletionMetric | TokenMetric] = []
     for metric in default_metrics(count) if metrics is None else metrics:
@@ -88,6 +96,7 @@ class Evaluation:
         models: the models that are compared.
         divergences: [N] each, `forward_kl` and `reverse_kl` at every completion token in nats; empty until `update` is
             asked for them, and where there is no teacher.
+        tokens: the same and the log-probabilities of the tokens under both models; None until `update` is asked.
         panel: which teachers read the completions, or None; what each reads is the plain text.
         step: where training stands.
         voices: who reads which tokens; None until `update` has asked.
@@ -98,6 +107,7 @@ class Evaluation:
     generations: Generations
     models: Models
     divergences: Mapping[str, Tensor] = field(default_factory=dict)
+    tokens: TokenValues | None = None
     panel: Panel | None = OneTeacher()
     step: Step = Step(0, 1)
     voices: Voices | None = None
@@ -142,7 +152,7 @@ class Evaluation:
 
         Args:
             metrics: are updated.
-            annotate: also keep how far student and teacher differ at each token.
+            annotate: also keep the values of each token, such as how far student and teacher differ.
 
         Returns:
             The same evaluation with what was computed on the way.
@@ -150,18 +160,19 @@ class Evaluation:
         listed = list(metrics)
         token_metrics = [metric for metric in listed if isinstance(metric, TokenMetric)]
         with_logp = any(getattr(metric, "needs_logp", False) for metric in listed)
-        divergent = annotate and bool(self.models.named_teachers)
         values: dict[str, Tensor] = {}
         voices: Voices | None = None
-        if token_metrics or with_logp or divergent:
-            values, voices = self._read(token_metrics, with_logp=with_logp, divergent=divergent)
+        if token_metrics or with_logp or annotate:
+            values, voices = self._read(token_metrics, with_logp=with_logp, annotate=annotate)
         generations = self.generations
         if with_logp:
-            generations = replace(generations, logp=self._of_completions(values.pop("logp")))
+            generations = replace(generations, logp=self._of_completions(values["student_logp"]))
         for metric in listed:
             if isinstance(metric, CompletionMetric) and (of_source := generations.of(metric.source)).texts:
                 metric.update(of_source)
-        return replace(self, generations=generations, divergences=values, voices=voices)
+        divergences = {name: value for name, value in values.items() if name in _DIVERGENCES}
+        tokens = TokenValues(self.sequences, values) if annotate else None
+        return replace(self, generations=generations, divergences=divergences, tokens=tokens, voices=voices)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per completion: prompt, completion, reference and reward; all references where there are
@@ -197,7 +208,7 @@ class Evaluation:
         return {"tokens": token_texts(self.generations.tokens[row], self.models.tokenizer), **numbers}
 
     def _read(
-        self, metrics: Sequence[TokenMetric], *, with_logp: bool, divergent: bool
+        self, metrics: Sequence[TokenMetric], *, with_logp: bool, annotate: bool
     ) -> tuple[dict[str, Tensor], Voices]:
         """Run the models over the completions, and update the metrics.
 
@@ -211,16 +222,19 @@ class Evaluation:
             place = block.given["place"]
             student_logp = torch.log_softmax(block.student, -1)
             teacher_logp = None if block.teacher is None else torch.log_softmax(block.teacher, -1)
+            written = ids[place]
             for metric in metrics:
                 if (of_source := measured[metric.source]) is None:
-                    _show(metric, student_logp, teacher_logp)
+                    _update(metric, student_logp, teacher_logp, written)
                 elif (here := of_source[place]).any():
-                    _show(metric, student_logp[here], None if teacher_logp is None else teacher_logp[here])
+                    others = None if teacher_logp is None else teacher_logp[here]
+                    _update(metric, student_logp[here], others, written[here] if metric.needs_ids else written)
             kept: dict[str, Tensor] = {}
-            if divergent and teacher_logp is not None:
+            if with_logp or annotate:
+                kept["student_logp"] = student_logp.gather(1, written[:, None])[:, 0]
+            if annotate and teacher_logp is not None:
+                kept["teacher_logp"] = teacher_logp.gather(1, written[:, None])[:, 0]
                 kept |= {name: of(student_logp, teacher_logp) for name, of in _DIVERGENCES.items()}
-            if with_logp:
-                kept["logp"] = student_logp.gather(1, ids[place, None])[:, 0]
             return kept, None
 
         panel = self.panel if models.named_teachers else None
@@ -256,10 +270,10 @@ class Evaluation:
         return sums.view(self.generations.rewards.shape).to(self.generations.rewards.device)
 
 
-def _show(metric: TokenMetric, student_logp: Tensor, teacher_logp: Tensor | None) -> None:
+def _update(metric: TokenMetric, student_logp: Tensor, teacher_logp: Tensor | None, ids: Tensor) -> None:
     """Update a metric, but not one that compares with a teacher by tokens that no teacher reads."""
     if teacher_logp is not None or not metric.needs_teacher:
-        metric.update(student_logp, teacher_logp)
+        metric.update(student_logp, teacher_logp, *((ids,) if metric.needs_ids else ()))
 
 
 _DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
