@@ -36,6 +36,26 @@ def group_mean(values: Tensor, groups: Tensor, among: Tensor) -> Tensor:
     return torch.where(members, values, 0.0).sum(1) / members.sum(1).clamp_min(1)
 
 
+def first_of_group(groups: Tensor, among: Tensor) -> Tensor:
+    """Return for each row the first row of its group that is `among` those that count; itself where there is none.
+
+    Args:
+        groups: [B] int64.
+        among: [B] bool.
+
+    Returns:
+        [B] int64.
+
+    Example:
+        >>> first_of_group(torch.tensor([4, 4, 7]), torch.tensor([False, True, False]))
+        tensor([1, 1, 2])
+    """
+    rows = torch.arange(len(groups), device=groups.device)
+    members = (groups[:, None] == groups) & among
+    first = torch.where(members, rows, len(rows)).amin(1) if len(rows) else rows
+    return torch.where(first < len(rows), first, rows)
+
+
 def group_standardised(values: Tensor, groups: Tensor, among: Tensor) -> Tensor:
     """Compute how many standard deviations a row is above the mean of its group.
 
@@ -186,7 +206,9 @@ def _dropped(
     return dropped
 
 
-def balance_classes(correct: Tensor, groups: Tensor, priority: Tensor, ratio: float) -> Tensor:
+def balance_classes(
+    correct: Tensor, groups: Tensor, priority: Tensor, ratio: float, counted: Tensor | None = None
+) -> Tensor:
     r"""Leave out the surplus of a class, so that a group has `ratio` correct completions for each wrong one.
 
     .. math:: n_{correct} \le \lfloor r\, n_{wrong} \rfloor, \qquad n_{wrong} \le \lfloor n_{correct} / r \rfloor
@@ -196,6 +218,7 @@ def balance_classes(correct: Tensor, groups: Tensor, priority: Tensor, ratio: fl
         groups: [B] int64.
         priority: [B] distinct numbers; of a class, those with the smallest stay.
         ratio: r, at least 0; 0 keeps wrong completions only.
+        counted: [B] bool, the rows that are counted and chosen from; what is said of others means nothing; None: all.
 
     Returns:
         [B] bool, True for what is kept. A group that lacks a class, or would lose one, is left alone, unless r is 0.
@@ -211,6 +234,7 @@ def balance_classes(correct: Tensor, groups: Tensor, priority: Tensor, ratio: fl
     if ratio == 0:
         return ~correct
     same = groups[:, None] == groups
+    same = same if counted is None else same & counted
     right, wrong = (same & correct).sum(1).double(), (same & ~correct).sum(1).double()
     own, wanted = torch.where(correct, right, wrong), torch.where(correct, wrong * ratio, right / ratio)
     wanted = (wanted + 1e-6).floor()  # 9 / 0.6 is a little below 15

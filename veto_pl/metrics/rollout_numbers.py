@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from veto_pl.functional.stat import Stat
 from veto_pl.seams import Ending, Sequences
@@ -30,7 +31,8 @@ def rollout_numbers(rollouts: Iterable[Sequences], eos_ids: Iterable[int]) -> di
         that the teacher put into the student's text, `age`: optimizer steps since a row was written, `engine_gap`: the
         mean size of the difference, in nats, between the log-probabilities of the engine that sampled a token and those
         of the trainer, over the tokens that both could draw, and `unanswered`: the share of rows that no served teacher
-        has scored. What was written is looked at, whether it counts or not.
+        has scored. What was written is looked at, whether it counts or not; but where a text has several turns, no
+        replies are. An episode of several rows is one completion, which did not end where one of its turns did not.
     """
     ends = tuple(eos_ids)
     written = list(rollouts)
@@ -45,9 +47,14 @@ def rollout_numbers(rollouts: Iterable[Sequences], eos_ids: Iterable[int]) -> di
     return {name: sum(stats[1:], stats[0]) for name, stats in numbers.items() if stats}
 
 
+def _own(rows: Sequences) -> Tensor:
+    """Return [B, T] bool: what the writer of the completions wrote, without replies that it was given."""
+    return rows.completion_mask if rows.turn_ids is None else rows.loss_mask
+
+
 def _repetition(rows: Sequences) -> Stat:
     """Compute the share of repeated n-grams. An n-gram is one int64; equal ones are adjacent once they are sorted."""
-    written = rows.completion_mask & rows.on_policy[:, None]
+    written = _own(rows) & rows.on_policy[:, None]
     if written.shape[1] < REPEATED:
         return Stat(*rows.input_ids.new_zeros(2, dtype=torch.float32))
     counted = written.unfold(1, REPEATED, 1).all(-1)
@@ -73,7 +80,7 @@ def _age(rows: Sequences) -> Stat:
 
 def _engine_gap(rows: Sequences) -> Stat:
     assert rows.engine_log_ratio is not None, "only rollouts that tell are asked"
-    counted = rows.completion_mask & rows.on_policy[:, None] & rows.engine_log_ratio.isfinite()
+    counted = _own(rows) & rows.on_policy[:, None] & rows.engine_log_ratio.isfinite()
     return Stat(rows.engine_log_ratio.abs().masked_fill(~counted, 0.0).sum(), counted.sum().float())
 
 
@@ -89,4 +96,9 @@ def _unfinished(rows: Sequences, ends: tuple[int, ...]) -> Stat:
     # A text that did not end and is no longer than others may have ended in a way that nobody has told.
     cut = lengths == longest if rows.ending is None else (rows.ending != Ending.UNKNOWN) | (lengths == longest)
     cut = cut & written & ~rows.finished(ends)
+    if rows.episodes is not None:
+        same = rows.episodes[:, None] == rows.episodes
+        cut = (same & cut).any(1)
+        written = written & ~(same & written).tril(-1).any(1)
+        cut = cut & written
     return Stat(cut.sum().float(), written.sum().float())

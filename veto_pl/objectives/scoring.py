@@ -13,7 +13,7 @@ from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import RowStream
 from veto_pl.functional.policy import importance_weight
-from veto_pl.functional.reduction import sequence_mean_sum, token_sum
+from veto_pl.functional.reduction import aggregated
 from veto_pl.objectives.token_kernel import LogpKernel, TokenKernel, TokenLoss
 from veto_pl.seams import Faults, LossOutput, Sequences, Stat, Step
 from veto_pl.seams.tokens import TokenGrid
@@ -52,6 +52,7 @@ class Scoring:
         self.token_ids, self.sequence_rows = sequences.tokens()
         self.stored = self._stored_scores()
         self.engine_weights = self._engine_weights()
+        self.turn_ids = None if sequences.turn_ids is None else sequences.turn_ids[:, 1:]
         self.ahead: dict[str, Tensor] = {}
 
     def run(self, stream: RowStream) -> tuple[Tensor, LossOutput]:
@@ -83,14 +84,14 @@ class Scoring:
         losses = self.objective.over_sequences(_on_grid(scores["loss"], mask), self._grid(scores))
         if self.engine_weights is not None:
             losses = losses * self.engine_weights
-        reduce = token_sum if self.objective.aggregation == "token" else sequence_mean_sum
+        total = aggregated(self.objective.aggregation, losses, mask, self.turn_ids, self.sequences.episodes)
         count = mask.sum().float()
         metrics = {name: Stat(value.sum(), count) for name, value in _with_prefix("metric/", scores)}
         rows = torch.full_like(count, len(self.sequences))
         metrics["on_policy"] = Stat(self.sequences.on_policy.sum().float(), rows)
         broken = (~losses.detach().isfinite() & mask).any(1)
         faults = {self.objective.rollout: Faults(loss=broken, gradient=torch.zeros_like(broken))}
-        return LossOutput({"loss": Stat(*reduce(losses, mask))}, metrics, faults)
+        return LossOutput({"loss": Stat(*total)}, metrics, faults)
 
     def look_ahead(self, scores: dict[str, Tensor]) -> None:
         """Ask the objective for numbers of whole completions, given `student_logp` and `teacher_logp` [N]."""
@@ -110,6 +111,8 @@ class Scoring:
             reference_logp=None if self.reference_logp is None else _on_grid(self.reference_logp, mask),
             age=self.sequences.age,
             scores={name: _on_grid(value, mask) for name, value in _with_prefix("score/", scores)},
+            turn_ids=self.turn_ids,
+            episodes=self.sequences.episodes,
         )
 
     def _with_gradient_faults(self, output: LossOutput, of_hidden: Tensor | None) -> LossOutput:
@@ -128,6 +131,8 @@ class Scoring:
         given: dict[str, Any] = {"token_ids": self.token_ids, "sequence_rows": self.sequence_rows}
         if self.stored is not None:
             given["stored"] = self.stored
+        if self.turn_ids is not None:
+            given["turn_ids"] = self.turn_ids.flatten()[self.sequences.prediction_index]
         if derivatives is not None:
             known = {"by_loss": derivatives.loss, "by_logp": derivatives.logp}
             given |= {name: value for name, value in known.items() if value is not None}

@@ -157,7 +157,8 @@ class Peer(TeacherContext):
         assert sequences.rewards is not None, "a context with `needs_rewards` always gets them"
         rows = sequences.prompt_rows
         usable = (rows[:, None] == rows) & (sequences.rewards >= self.threshold)
-        usable = usable & ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+        numbers = torch.arange(len(rows), device=rows.device) if sequences.episodes is None else sequences.episodes
+        usable = usable & (numbers[:, None] != numbers)
         first = (usable.cumsum(1) == 0).sum(1)
         return first.masked_fill(first == len(rows), -1)
 
@@ -227,15 +228,36 @@ def retold(
 
 
 def behind(prompts: PromptBatch, sequences: Sequences) -> Sequences:
-    """Put the same completions, with what counts of them, behind other prompts ([B], one each)."""
+    """Put the same completions, with what counts of them, behind other prompts ([B], one each).
+
+    Raises:
+        ConfigurationError: a row is a later turn, whose earlier ones would be lost.
+    """
+    _check_first_turns(sequences)
     written = sequences.completion_mask
     width = int(written.sum(1).max()) if len(sequences) else 0
     order = written.int().argsort(dim=1, descending=True, stable=True)[:, :width]
     lived = written.gather(1, order)
     ids = sequences.input_ids.gather(1, order).masked_fill(~lived, 0)
     counted = torch.cat([torch.zeros_like(prompts.attention_mask), sequences.loss_mask.gather(1, order) & lived], 1)
-    carried = {name: getattr(sequences, name) for name in ("on_policy", "ending", "unjudged")}
+    carried = {name: getattr(sequences, name) for name in ("on_policy", "ending", "unjudged", "episodes")}
+    if sequences.turn_ids is not None:
+        turns = sequences.turn_ids.gather(1, order).masked_fill(~lived, 0)
+        carried["turn_ids"] = torch.cat([torch.zeros_like(prompts.input_ids), turns], 1)
     return Sequences.join(prompts, ids, lived, loss_mask=counted, **carried)
+
+
+def _check_first_turns(sequences: Sequences) -> None:
+    """Raise `ConfigurationError` for rows of later turns: what they were written behind is no prompt of the batch."""
+    if sequences.turn_ids is None or not sequences.turn_ids.numel():
+        return
+    begins = sequences.turn_ids.masked_fill(~sequences.completion_mask, 1 << 30).amin(1)
+    if bool(((begins > 1) & sequences.completion_mask.any(1)).any()):
+        raise ConfigurationError(
+            "A context puts another prompt in front of a completion, but the chat template makes a row of each turn, "
+            "and a later turn was written behind more than the prompt. Use the context `SameText`, or a chat template "
+            "that keeps earlier turns as they are."
+        )
 
 
 def check_room(rows: Sequences | PromptBatch, teacher: LanguageModel, name: str, new_tokens: int = 0) -> None:

@@ -13,7 +13,6 @@ from veto_pl.functional.advantages import (
     FDivergence,
     divergence_credit,
     most_uncertain,
-    row_mean,
     share_before,
     softsign,
 )
@@ -140,9 +139,10 @@ class TeacherWeightedReward(Advantage):
     compares_completions = True
 
     def __call__(self, grid: TokenGrid) -> Tensor:
-        better = group_standardised(grid.required_rewards(), grid.prompt_rows, grid.mask.any(1))[:, None]
+        counted = grid.counted_once(grid.mask.any(1))
+        better = group_standardised(grid.required_rewards(), grid.prompt_rows, counted)[:, None]
         ratio = grid.log_ratio().clamp(-math.log(self.cap), math.log(self.cap))
-        weight = (ratio - row_mean(ratio, grid.mask)[:, None]).exp()
+        weight = (ratio - grid.completion_mean(ratio, grid.mask)[:, None]).exp()
         return better * weight.where(better > 0, weight.new_ones(()))
 
 

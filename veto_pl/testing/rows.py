@@ -22,7 +22,9 @@ PROMPTS = ("abc>", "d>", "efghij>", "ka>")
 COMPLETIONS = ("cba", "d", "jihgfe", "akak")
 NUMBERS = (7, 3, 12, 5)
 TOTAL = 10
-FIELDS = tuple(name for name in layout(Sequences) if name not in ("attention_mask", "prompt_rows", "teacher_scores"))
+NOT_COMPARED = ("attention_mask", "prompt_rows", "teacher_scores", "episodes")
+"""Padding, and what names other rows of a batch."""
+FIELDS = tuple(name for name in layout(Sequences) if name not in NOT_COMPARED)
 METRICS = tuple(f"validation/{metric.name}" for metric in default_metrics(1))
 
 
