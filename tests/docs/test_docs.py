@@ -220,7 +220,7 @@ print(all(abs(float((noisy[name] - plain[name]).std()) / size(name) - 0.1) < 0.0
 
 
 def test_the_plugin_page_conforms(plugin):
-    classes = ("Hellinger", "BaselinePolicyGradient", "RandomCut", "SelfImitation", "Instructed", "Relay")
+    classes = ("Hellinger", "BaselinePolicyGradient", "RandomCut", "SelfImitation", "Instructed", "Relay", "Guess")
     conformance = ("-m", "pytest", "--pyargs", "veto_pl.testing", "-v", "-p", "no:cacheprovider")
     laws = python(*conformance, "-k", " or ".join(classes), cwd=ROOT, path=[plugin])
     assert laws.returncode == 0, laws.stdout

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from veto_pl.seams import Example, PromptBatch, Sequences, Step, pad_right
-from veto_pl.seams.batches import PER_ROW, PER_TOKEN
+from veto_pl.seams.row_fields import PER_ROW, PER_TOKEN
 
 PAD, EOS = 0, 1
 ids = st.integers(0, 5)  # PAD and EOS included: text may hold either

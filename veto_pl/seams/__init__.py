@@ -18,6 +18,7 @@ from veto_pl.seams.batches import Sequences
 from veto_pl.seams.conversation import Conversation, Message, Rendering, Turn
 from veto_pl.seams.data import Example, Judge, Reward, Task, Template
 from veto_pl.seams.ending import Ending
+from veto_pl.seams.environments import Environment, Episode, Reply
 from veto_pl.seams.models import LanguageModel, ModelSource, TokenizerSource
 from veto_pl.seams.objective import Faults, LossOutput, Objective
 from veto_pl.seams.prompts import PromptBatch
@@ -39,6 +40,8 @@ __all__ = [
     "Divergence",
     "Ending",
     "Engine",
+    "Environment",
+    "Episode",
     "Example",
     "Faults",
     "Judge",
@@ -53,6 +56,7 @@ __all__ = [
     "Part",
     "PromptBatch",
     "Rendering",
+    "Reply",
     "Reward",
     "RolloutSource",
     "Rollouts",

@@ -27,7 +27,7 @@ def layout(kind: type[Any]) -> dict[str, Mapping[str, Any]]:
     if silent := [name for name, one in declared.items() if "axes" not in one.metadata]:
         raise TypeError(
             f"`{kind.__name__}.{silent[0]}` must say what it has a value for: declare it by "
-            "`field(metadata=PER_ROW)`, or with `PER_TOKEN` or `WHOLE` (`veto_pl.seams.batches`)."
+            "`field(metadata=PER_ROW)`, or with `PER_TOKEN` or `WHOLE` (`veto_pl.seams.row_fields`)."
         )
     return {name: one.metadata for name, one in declared.items() if one.metadata["axes"]}
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from veto_pl.core.memory import Memories, remembers
 from veto_pl.metrics import default_metrics
 from veto_pl.seams import Example, Models, PromptBatch, RolloutSource, Sequences, Step, Task
-from veto_pl.seams.batches import layout
+from veto_pl.seams.row_fields import layout
 from veto_pl.testing.tiny import prompt_batch
 
 PROMPTS = ("abc>", "d>", "efghij>", "ka>")

@@ -13,7 +13,7 @@ from torch import Tensor
 from veto_pl.core.memory import remembers
 from veto_pl.plugins import load_plugins
 from veto_pl.seams import Ending, Models, RolloutSource, Sequences, Step
-from veto_pl.seams.batches import layout
+from veto_pl.seams.row_fields import layout
 from veto_pl.testing.examples import installed
 from veto_pl.testing.rows import (
     TOTAL,
