@@ -17,6 +17,7 @@ from veto_pl.functional.stat import Stat
 from veto_pl.seams.batches import Sequences
 from veto_pl.seams.conversation import Conversation, Message, Rendering, Turn
 from veto_pl.seams.data import Example, Judge, Reward, Task, Template
+from veto_pl.seams.dialogue import Continuation, Dialogue
 from veto_pl.seams.ending import Ending
 from veto_pl.seams.environments import Environment, Episode, Reply
 from veto_pl.seams.models import LanguageModel, ModelSource, TokenizerSource
@@ -36,7 +37,9 @@ from veto_pl.seams.tokens import (
 
 __all__ = [
     "Advantage",
+    "Continuation",
     "Conversation",
+    "Dialogue",
     "Divergence",
     "Ending",
     "Engine",
