@@ -152,6 +152,7 @@ def test_a_plain_dialogue_puts_replies_behind_turns():
         ('<tool_call>\n{"name": "f"}', [("f", {})], None),
         ('<tool_call>{"name": "f", "arguments": "{\\"x\\": 1}"}</tool_call>', [("f", {"x": 1})], None),
         ("<tool_call>{}</tool_call>", None, ["{}"]),
+        ('<tool_call>{"name": "\\ud83d"}</tool_call>', None, ['{"name": "\\ud83d"}']),
         ('<tool_call>{"name": 3}</tool_call>', None, ['{"name": 3}']),
         ('<tool_call>{"name": "f", "arguments": [1]}</tool_call>', None, ['{"name": "f", "arguments": [1]}']),
         ("<tool_call>[1]</tool_call><tool_call>{\"name\": \"g\"}</tool_call>", [("g", {})], ["[1]"]),

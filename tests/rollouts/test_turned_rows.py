@@ -184,7 +184,7 @@ def test_another_prompt_comes_in_front_of_whole_episodes_only(models):
         line[mask].tolist() for line, mask in zip(rows.turn_ids, rows.completion_mask, strict=True)
     ]
     later = rows_of(by_turn=True)
-    with pytest.raises(ConfigurationError, match="a later turn was written behind more than the prompt"):
+    with pytest.raises(ConfigurationError, match="the agent has read more than the prompt"):
         behind(prompts().rows(later.prompt_rows), later)
 
 

@@ -86,7 +86,10 @@ class PlainDialogue(Dialogue):
 
     def read(self, messages: Sequence[Message]) -> list[int]:
         first, *others = messages
-        return [*self.prompt_ids(str(first["content"])), *self._ids(others)]
+        ids = self.prompt_ids(str(first["content"]))
+        for message in others:
+            ids += self._turn(str(message["content"])) if message["role"] == "assistant" else self._ids([message])
+        return ids
 
     def between(self, said: Sequence[Message], reply: Sequence[Message], end: int | None) -> Continuation:
         return Continuation(tuple(self._ids(reply)))
@@ -94,6 +97,13 @@ class PlainDialogue(Dialogue):
     def heard(self, read: Sequence[int], written: Sequence[int]) -> Message:
         return message_of(written, read, (), self.tokenizer)
 
+    def _turn(self, said: str) -> list[int]:
+        """Return the ids of a turn of the agent's role, as of an expert, which ends with EOS."""
+        end = self.tokenizer.eos_token_id
+        return [*self._text_ids(said), *([] if end is None else [end])]
+
     def _ids(self, messages: Sequence[Message]) -> list[int]:
-        text = "".join(map(self.shown, messages))
+        return self._text_ids("".join(map(self.shown, messages)))
+
+    def _text_ids(self, text: str) -> list[int]:
         return tokenise_continuations([text], self.tokenizer, **AS_TEXT)[0] if text else []

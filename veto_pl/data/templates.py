@@ -225,6 +225,11 @@ class TemplateMixture(Template):
         """Return whether both do."""
         return self.first.renders_conversations and self.second.renders_conversations
 
+    @property
+    def shows_dialogues(self) -> bool:
+        """Return whether both do."""
+        return self.first.shows_dialogues and self.second.shows_dialogues
+
     def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
         """Return that of the template that shows more rows, or else that of the other: the student reads both."""
         shares = sorted(((self.fraction, 1, self.first), (1 - self.fraction, 0, self.second)), key=lambda one: one[:2])

@@ -75,9 +75,10 @@ def _call_of(told: str) -> dict[str, Any] | None:
 
 
 def _checked(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a call whose arguments are a mapping; raise `TypeError`, `KeyError` or `ValueError` for another."""
+    """Return a call whose arguments are a mapping; raise a built-in error for another."""
     name, arguments = call["function"]["name"], call["function"].get("arguments", {})
     arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise TypeError("a call has a name and arguments by their names")
+    json.dumps([name, arguments], ensure_ascii=False).encode()  # JSON may tell half of a character
     return {"type": "function", "function": {"name": name, "arguments": arguments}}

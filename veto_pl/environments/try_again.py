@@ -45,3 +45,6 @@ class _Attempts(Episode):
 
     def reward(self) -> float:
         return self.score
+
+    def expert(self) -> str | None:
+        return None if self.score == 1 else self.example.completion

@@ -231,9 +231,9 @@ def behind(prompts: PromptBatch, sequences: Sequences) -> Sequences:
     """Put the same completions, with what counts of them, behind other prompts ([B], one each).
 
     Raises:
-        ConfigurationError: a row is a later turn, whose earlier ones would be lost.
+        ConfigurationError: a row of a dialogue begins with more than its prompt, which would be lost.
     """
-    _check_first_turns(sequences)
+    _check_prompts(sequences)
     written = sequences.completion_mask
     width = int(written.sum(1).max()) if len(sequences) else 0
     order = written.int().argsort(dim=1, descending=True, stable=True)[:, :width]
@@ -247,16 +247,18 @@ def behind(prompts: PromptBatch, sequences: Sequences) -> Sequences:
     return Sequences.join(prompts, ids, lived, loss_mask=counted, **carried)
 
 
-def _check_first_turns(sequences: Sequences) -> None:
-    """Raise `ConfigurationError` for rows of later turns: what they were written behind is no prompt of the batch."""
-    if sequences.turn_ids is None or not sequences.turn_ids.numel():
+def _check_prompts(sequences: Sequences) -> None:
+    """Raise `ConfigurationError` for rows of dialogues that were written behind something else than their prompts."""
+    if sequences.turn_ids is None:
         return
-    begins = sequences.turn_ids.masked_fill(~sequences.completion_mask, 1 << 30).amin(1)
-    if bool(((begins > 1) & sequences.completion_mask.any(1)).any()):
+    written = sequences.completion_mask
+    read = (sequences.attention_mask & ~written).sum(1)
+    expected = _prompts(sequences).attention_mask.sum(1)[sequences.prompt_rows]
+    if bool(((read != expected) & written.any(1)).any()):
         raise ConfigurationError(
-            "A context puts another prompt in front of a completion, but the chat template makes a row of each turn, "
-            "and a later turn was written behind more than the prompt. Use the context `SameText`, or a chat template "
-            "that keeps earlier turns as they are."
+            "A context puts another prompt in front of a completion, but the agent has read more than the prompt: "
+            "tools, what the environment says first, or earlier turns that the chat template shows anew. They would be "
+            "lost. Use the context `SameText`."
         )
 
 

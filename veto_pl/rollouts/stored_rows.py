@@ -38,6 +38,7 @@ class StoredRow:
         turn_ids: [C] int64, the agent's turn of each token; None where the completion is one turn.
         episode: equal on rows of one prompt that are turns of one episode; None where the row is one.
         reward: of the row, where it was known when the row was written.
+        failed_turns: of the row; None without an environment.
     """
 
     prompt_ids: Tensor
@@ -60,6 +61,7 @@ class StoredRow:
     turn_ids: Tensor | None = None
     episode: int | None = None
     reward: float | None = None
+    failed_turns: int | None = None
 
     @property
     def example(self) -> Example:
@@ -103,7 +105,7 @@ def group_by_prompt(sequences: Sequences, written: int) -> list[Group]:
         grids["sampler_logp"] = sequences.sampler_logp.cpu().float()
     grids |= {name: grid.cpu() for name in PERHAPS if (grid := getattr(sequences, name)) is not None}
     columns = {"ending": sequences.ending, "unjudged": sequences.unjudged, "episode": sequences.episodes}
-    columns["reward"] = sequences.rewards
+    columns |= {"reward": sequences.rewards, "failed_turns": sequences.failed_turns}
     told = {name: column.tolist() for name, column in columns.items() if column is not None}
     groups: dict[int, Group] = {}
     for i, prompt in enumerate(sequences.prompt_rows.tolist()):
@@ -162,7 +164,7 @@ def as_sequences(groups: Sequence[Group], batch: PromptBatch) -> Sequences:
         by_teacher=behind([row.taught for row in rows], torch.bool) if has["by_teacher"] else None,
         engine_log_ratio=behind([row.gap for row in rows], torch.float32) if has["engine_log_ratio"] else None,
         turn_ids=behind([row.turns for row in rows], torch.int64) if has["turn_ids"] else None,
-        episodes=_episodes(groups, device), rewards=_rewards(rows, device),
+        episodes=_episodes(groups, device), rewards=_rewards(rows, device), failed_turns=_failed(rows, device),
         ending=torch.tensor([row.ending for row in rows], dtype=torch.int64, device=device),
         unjudged=torch.tensor([row.unjudged for row in rows], dtype=torch.int64, device=device),
     )  # fmt: skip
@@ -176,6 +178,12 @@ def _episodes(groups: Sequence[Group], device: torch.device) -> Tensor | None:
     keys = [(i, j if row.episode is None else row.episode) for i, j, row in rows]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return torch.tensor([numbers[key] for key in keys], dtype=torch.int64, device=device)
+
+
+def _failed(rows: Sequence[StoredRow], device: torch.device) -> Tensor | None:
+    """Return [B] int64 counts of failed turns; None where no row came from an environment."""
+    known = [row.failed_turns for row in rows]
+    return None if set(known) <= {None} else torch.tensor([count or 0 for count in known], device=device)
 
 
 def _rewards(rows: Sequence[StoredRow], device: torch.device) -> Tensor | None:

@@ -58,6 +58,7 @@ class Sequences:
             to it, never falling in a row; None where every completion is one turn.
         episodes: [B] int64, equal on rows that are turns of one episode, which follow one another in the order of their
             turns; None where every row is an episode.
+        failed_turns: [B] int64, how many turns of the row could not be carried out; None where there is no environment.
     """
 
     input_ids: Tensor = field(metadata=PER_TOKEN)
@@ -102,6 +103,10 @@ class Sequences:
             "numbers": True,
             "absent": lambda part: torch.arange(len(part), device=part.prompt_rows.device),
         },
+    )
+
+    failed_turns: Tensor | None = field(
+        default=None, metadata={**PER_ROW, "absent": lambda part: torch.zeros_like(part.prompt_rows)}
     )
 
     def __len__(self) -> int:

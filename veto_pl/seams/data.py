@@ -104,6 +104,11 @@ class Template(Part, ABC):
             "or to `PlainTemplate` for plain text."
         )
 
+    @property
+    def shows_dialogues(self) -> bool:
+        """Whether it shows dialogues with an environment."""
+        return type(self).dialogue is not Template.dialogue
+
     def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
         """Return the Jinja chat template that makes this text of a user's message, for exports; None for none."""
         return None
