@@ -81,6 +81,33 @@ def group_standardised(values: Tensor, groups: Tensor, among: Tensor) -> Tensor:
     return torch.where(differ, centred / deviation.clamp_min(torch.finfo(values.dtype).tiny), 0.0)
 
 
+def group_advantage(values: Tensor, groups: Tensor, among: Tensor, epsilon: float = 1e-6) -> Tensor:
+    r"""Compute the credit of GRPO, :math:`(r - \bar r) / (\sigma + \epsilon)` with the unbiased standard deviation.
+
+    Args:
+        values: [B], r.
+        groups: [B] int64.
+        among: [B] bool, the rows that the mean and the deviation are taken over.
+        epsilon: added to the deviation.
+
+    Returns:
+        [B]; 0 in a group of a single row.
+
+    Example:
+        >>> group_advantage(torch.tensor([1.0, 3.0, 8.0]), torch.tensor([0, 0, 1]), torch.ones(3, dtype=torch.bool))
+        tensor([-0.7071,  0.7071,  0.0000])
+
+    References:
+        arXiv 2402.03300
+    """
+    members = (groups[:, None] == groups) & among
+    centred = values - group_mean(values, groups, among)
+    squares = torch.where(members, centred.square(), 0.0).sum(1)
+    count = members.sum(1)
+    deviation = (squares / (count - 1).clamp_min(1)).sqrt()
+    return torch.where(count > 1, centred / (deviation + epsilon), 0.0)
+
+
 def group_gap(scores: Tensor, correct: Tensor, groups: Tensor, counted: Tensor, mode: Mode = "mean") -> Tensor:
     r"""Compute how far the correct completions of a group are above its wrong ones.
 

@@ -19,7 +19,7 @@ from veto_pl.functional.advantages import (
 )
 from veto_pl.functional.diagnostics import entropy
 from veto_pl.functional.divergences import reverse_kl
-from veto_pl.functional.order import group_gap, group_mean, margin_mask, margin_shift
+from veto_pl.functional.order import group_advantage, group_gap, group_mean, margin_mask, margin_shift
 from veto_pl.parts.schedules import Linear, value_at
 from veto_pl.seams import Advantage, Law, Schedule
 from veto_pl.seams.tokens import TokenGrid, TokenRows
@@ -93,6 +93,8 @@ class WithReward(Advantage):
     Args:
         of: the other advantage.
         weight: w.
+        scale: `none`, or `std` to divide the reward's part by the unbiased standard deviation of the prompt's
+            completions, as GRPO does.
 
     References:
         arXiv 2402.03300
@@ -100,6 +102,7 @@ class WithReward(Advantage):
 
     of: Advantage = LogRatio()
     weight: Annotated[float, Interval(ge=0, le=LARGEST)] = 1.0
+    scale: Literal["none", "std"] = "none"
 
     needs_rewards = True
     compares_completions = True
@@ -111,7 +114,7 @@ class WithReward(Advantage):
 
     @classmethod
     def examples(cls) -> tuple["WithReward", ...]:
-        return cls(), cls(CentredLogRatio(2), 0.5), cls(Extrapolated(1.5))
+        return cls(), cls(CentredLogRatio(2), 0.5), cls(Extrapolated(1.5)), cls(scale="std")
 
     @property
     def laws(self) -> frozenset[Law]:
@@ -123,7 +126,11 @@ class WithReward(Advantage):
 
     def __call__(self, grid: TokenGrid) -> Tensor:
         rewards = grid.required_rewards()
-        better = rewards - group_mean(rewards, grid.prompt_rows, grid.counted_once(grid.mask.any(1)))
+        counted = grid.counted_once(grid.mask.any(1))
+        if self.scale == "std":
+            better = group_advantage(rewards, grid.prompt_rows, counted)
+        else:
+            better = rewards - group_mean(rewards, grid.prompt_rows, counted)
         return self.of(grid) + self.weight * better[:, None]
 
 

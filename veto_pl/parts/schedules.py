@@ -67,7 +67,7 @@ class Staircase(Schedule):
 
     Example:
         >>> [Staircase(1, 5)(step, 100) for step in (0, 4, 9)]
-        [1, 2, 3]
+        [1.0, 2.0, 3.0]
 
     References:
         arXiv 2604.24005
@@ -78,7 +78,7 @@ class Staircase(Schedule):
     rise: Finite = 1
 
     def __call__(self, step: int, total: int) -> float:
-        return self.start + self.rise * ((step + 1) // self.every)
+        return float(self.start + self.rise * ((min(step, total) + 1) // self.every))
 
 
 @dataclass(frozen=True)
