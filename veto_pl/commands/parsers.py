@@ -203,6 +203,18 @@ def _judge(arguments: Sequence[str]) -> None:
     judge_files(arguments)
 
 
+def _new(arguments: Sequence[str]) -> None:
+    """Write a package with a part of your own, to be installed and changed."""
+    parser = _parser(_new)
+    parser.add_argument("package", help="its name, such as my-methods; a folder of this name is made here")
+    parser.add_argument("--seam", nargs="+", required=True, help="objective, divergence, target, task, reward, ...")
+    given = parser.parse_args(arguments)
+    from veto_pl.commands.new import new_package
+
+    folder = new_package(given.package, given.seam, Path())
+    print(f"{folder}\nNext: cd {folder} && pip install -e '.[testing]' && pytest")
+
+
 def _explain(arguments: Sequence[str]) -> None:
     """Draw what objectives do to one token."""
     from veto_pl.commands.explain import explain
@@ -223,6 +235,7 @@ OWN: dict[str, Command] = {
     "compare": _compare,
     "judge": _judge,
     "explain": _explain,
+    "new": _new,
 }
 GROUP = "veto_pl.commands"
 

@@ -20,12 +20,12 @@ from veto_pl.data.encoding import Batches, EncodedRows
 from veto_pl.data.epoch import check_epoch
 from veto_pl.data.fingerprints import fingerprint
 from veto_pl.data.functions import as_reward, as_template
-from veto_pl.data.judged import Judged
 from veto_pl.data.overlong import Overlong, OverlongCompletions
 from veto_pl.data.sampler import RankSampler, even_batches
 from veto_pl.data.split_rows import RowPolicy, report_no_rows
 from veto_pl.data.splits import check_sizes, describe_change
 from veto_pl.data.streaming import EncodedStream, StreamOrder
+from veto_pl.data.tasks.judged import Judged
 from veto_pl.data.templates import PlainTemplate
 from veto_pl.data.window_loader import WindowLoader
 from veto_pl.exceptions import ConfigurationError

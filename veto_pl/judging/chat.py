@@ -91,6 +91,10 @@ class ChatJudge(Judge):
         _check_template(self.template)
         self._endpoint()
 
+    @classmethod
+    def examples(cls) -> tuple[ChatJudge, ...]:
+        return ()
+
     def __call__(self, example: Example, first: str, second: str) -> float:
         """Return 1.0 if the first answer is better, 0.0 if the second is, 0.5 for a tie."""
         body = self.request(example, first, second)

@@ -45,6 +45,10 @@ class TargetRatio(TokenMetric):
         self.name = f"{over}_ratio_{beta:g}".replace(".", "_")  # a module's name has no dot
         self.add_state("peak", torch.zeros((), dtype=torch.float64), dist_reduce_fx="max")
 
+    @classmethod
+    def examples(cls) -> tuple[TargetRatio, ...]:
+        return cls(), cls(0.5, "largest")
+
     def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:
         target = geometric_bridge(require_teacher(teacher_logp), student_logp, self.beta)
         # An id that neither admits has no ratio; one that only the target admits has an infinite one.

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.data.overlap import RougeKind, rouge
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.judging import Pair, ask_all
+from veto_pl.judging import Pair, ReferenceJudge, ask_all
 from veto_pl.metrics.generations import Generations
 from veto_pl.metrics.metric_bases import CompletionMetric
 from veto_pl.seams import Example, Judge
@@ -71,6 +71,10 @@ class BERTScore(CompletionMetric):
         self.model = model
         self.layer = layer
 
+    @classmethod
+    def examples(cls) -> tuple[BERTScore, ...]:
+        return ()
+
     def update(self, generations: Generations) -> None:
         answered = list(_with_references(generations))
         known = {pair: self._score(*pair) for pair in {(text, one) for row, text in answered for one in row.references}}
@@ -119,6 +123,10 @@ class WinRate(CompletionMetric):
         self.name = name
         self.judge = judge
         self.both_orders = both_orders
+
+    @classmethod
+    def examples(cls) -> tuple[WinRate, ...]:
+        return (cls(ReferenceJudge()),)
 
     def update(self, generations: Generations) -> None:
         pairs = [

@@ -8,6 +8,7 @@ import torch
 
 from veto_pl.core.bounds import UnitInterval
 from veto_pl.models.given import as_source
+from veto_pl.models.initialisation import TINY, RandomWeights
 from veto_pl.models.sharding import local_part, resharded
 from veto_pl.models.twins import with_own_adapter
 from veto_pl.parts.schedules import value_at
@@ -47,6 +48,10 @@ class MovingAverage(ModelSource):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "source", as_source(self.source, "MovingAverage.source", copied=True))
+
+    @classmethod
+    def examples(cls) -> tuple["MovingAverage", ...]:
+        return (cls(RandomWeights(dimensions=TINY)),)
 
     @property
     def tokenizer_source(self) -> Mapping[str, Any] | None:

@@ -56,6 +56,10 @@ class InMemory(ModelSource):
             )
         object.__setattr__(self, "model", inner)
 
+    @classmethod
+    def examples(cls) -> tuple[InMemory, ...]:
+        return ()
+
     @property
     def own_tokenizer(self) -> PreTrainedTokenizerBase | None:
         return None if self.tokenizer is None else as_tokenizer(self.tokenizer, "InMemory.tokenizer").load()
@@ -94,6 +98,10 @@ class InMemoryTokenizer(TokenizerSource):
     """
 
     tokenizer: Any
+
+    @classmethod
+    def examples(cls) -> tuple[InMemoryTokenizer, ...]:
+        return ()
 
     def load(self) -> PreTrainedTokenizerBase:
         return copy.deepcopy(self.tokenizer)

@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 
 ENDS = {"bos_token_id", "eos_token_id"}
 """Ids that an architecture's configuration has by default: those of the first model's tokenizer."""
+TINY = {
+    "vocab_size": 20,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 128,
+}
+"""Dimensions of the models that examples are made of."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,10 @@ class RandomWeights(ModelSource):
         super().__post_init__()
         if not -(2**63) <= self.seed < 2**63:
             raise ConfigurationError(f"`RandomWeights.seed` must be a number of 64 bits, got {self.seed}.")
+
+    @classmethod
+    def examples(cls) -> tuple[RandomWeights, ...]:
+        return cls(dimensions=TINY), cls("qwen2", dimensions=TINY, seed=3, dtype="bfloat16")
 
     def config(self) -> PretrainedConfig:
         from transformers import CONFIG_MAPPING, AutoConfig
@@ -105,6 +119,12 @@ class Pruned(ModelSource):
             raise ConfigurationError(
                 f"`Pruned` needs either `drop_layers` or `keep_layers`, got {self.drop_layers} and {self.keep_layers}."
             )
+
+    @classmethod
+    def examples(cls) -> tuple[Pruned, ...]:
+        return cls(RandomWeights(dimensions=TINY), drop_layers=(0,)), cls(
+            RandomWeights(dimensions=TINY), keep_layers=(0,)
+        )
 
     @property
     def tokenizer_source(self) -> Mapping[str, Any] | None:

@@ -76,6 +76,15 @@ class Pretrained(ModelSource):
                 "`model.teacher`."
             )
 
+    @classmethod
+    def examples(cls, folder: Path) -> tuple[Pretrained, ...]:
+        from transformers import AutoModelForCausalLM, LlamaConfig
+
+        sizes = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 128}
+        config = LlamaConfig(**sizes, num_hidden_layers=2, num_attention_heads=2)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        return (cls(str(folder)),)
+
     def requirements(self, setup: Setup, path: str) -> Iterable[Mistake]:
         """Check that the method of quantisation is known, its package installed, and the model whole on each rank."""
         if self.quantization_config is None:
@@ -197,6 +206,10 @@ class Gguf(ModelSource):
             )
         for name in ("path", "cache"):
             object.__setattr__(self, name, expand_home(getattr(self, name)))
+
+    @classmethod
+    def examples(cls) -> tuple[Gguf, ...]:
+        return ()
 
     @property
     def tokenizer_source(self) -> Mapping[str, Any]:

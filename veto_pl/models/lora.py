@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from veto_pl.core.part import Setup
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.adapters import adapter_config, is_adapted
 from veto_pl.models.given import as_source
+from veto_pl.models.initialisation import TINY, RandomWeights
 from veto_pl.models.reading import prefixed_errors, source_errors
 from veto_pl.seams import ModelSource
 from veto_pl.storage.paths import expand_home
@@ -81,6 +83,10 @@ class Lora(ModelSource):
         elif not self.targets:
             raise ConfigurationError(f"`Lora.targets` must name a layer, or be `{ALL}`, got nothing.")
 
+    @classmethod
+    def examples(cls) -> tuple[Lora, ...]:
+        return (cls(RandomWeights(dimensions=TINY), rank=2),) if find_spec("peft") else ()
+
     @property
     def frozen_base(self) -> ModelSource:
         return self.source
@@ -102,7 +108,8 @@ class Lora(ModelSource):
         return self.source.config()
 
     def load(self) -> PreTrainedModel:
-        model = self._with_adapter(self.source.load())
+        with torch.device("cpu"):  # where another one may be the default
+            model = self._with_adapter(self.source.load())
         if self.start is not None:
             _read_adapter(model, self.start)
         return model

@@ -23,6 +23,10 @@ class StudentBase(ModelSource):
     It takes no memory for weights, since they are the student's own.
     """
 
+    @classmethod
+    def examples(cls) -> tuple[StudentBase, ...]:
+        return ()
+
     def resolved(self, student: ModelSource) -> ModelSource:
         if student.frozen_base is None:
             raise ConfigurationError(

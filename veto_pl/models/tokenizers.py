@@ -47,6 +47,10 @@ class CharacterTokenizer(TokenizerSource):
                 f"character of the alphabet, got {special}."
             )
 
+    @classmethod
+    def examples(cls) -> tuple[CharacterTokenizer, ...]:
+        return (cls("abc"),)
+
     def load(self) -> PreTrainedTokenizerBase:
         """Make the tokenizer: pad, EOS and unknown take the first ids, the alphabet the next ones."""
         from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -89,6 +93,11 @@ class PretrainedTokenizer(TokenizerSource):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "path", expand_home(self.path))
+
+    @classmethod
+    def examples(cls, folder: Path) -> tuple[PretrainedTokenizer, ...]:
+        CharacterTokenizer("abc").load().save_pretrained(folder)
+        return cls(str(folder)), cls(str(folder), eos="b")
 
     def load(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer."""

@@ -23,7 +23,7 @@ from veto_pl.rollouts.capture import Capture, capture_obstacle, planned_obstacle
 from veto_pl.rollouts.decoding import decode, placeholder_prompt
 from veto_pl.rollouts.endings import Endings
 from veto_pl.rollouts.token_buffer import Drawn, assemble
-from veto_pl.seams import Engine, LanguageModel, Mistake, Models, PromptBatch, Sequences, Setup, Step
+from veto_pl.seams import Engine, LanguageModel, Law, Mistake, Models, PromptBatch, Sequences, Setup, Step
 
 _warned: WeakSet[LanguageModel] = WeakSet()
 
@@ -100,6 +100,8 @@ class Transformers(Engine):
     model that writes other texts behind padding completes only prompts of equal length together, and one that does so
     in any batch writes row by row.
     """
+
+    laws = Engine.laws - {Law.SPLIT_INVARIANT}
 
     def generate(
         self,

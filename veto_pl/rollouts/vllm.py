@@ -41,6 +41,10 @@ class Vllm(VllmEngine):
     enforce_eager: bool = False
     tensor_parallel: Count = 1
 
+    @classmethod
+    def examples(cls) -> tuple["Vllm", ...]:
+        return ()
+
     def answers(
         self,
         texts: Sequence[list[int]],

@@ -68,6 +68,10 @@ class VllmServer(VllmEngine):
         if self.transfer == "folder" and self.folder is None:
             raise ConfigurationError("`VllmServer.transfer: folder` needs a `folder` that training and server see.")
 
+    @classmethod
+    def examples(cls) -> tuple["VllmServer", ...]:
+        return ()
+
     def answers(
         self,
         texts: Sequence[list[int]],

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from veto_pl.core.laws import Law
 from veto_pl.core.part import Part
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams.conversation import Conversation, Rendering
@@ -47,6 +48,8 @@ class Example:
 class Reward(Part, ABC):
     """A verifier: how good a completion is."""
 
+    laws = frozenset({Law.REFERENCE_IS_BEST})
+
     @abstractmethod
     def __call__(self, example: Example, completion: str) -> float:
         """Return a score; 1.0 and only 1.0 means correct. An implementation must not raise on any text."""
@@ -58,6 +61,8 @@ class Reward(Part, ABC):
 
 class Template(Part, ABC):
     """How an example becomes the text that the models read."""
+
+    laws = frozenset({Law.PROMPT_IS_SHOWN})
 
     @abstractmethod
     def __call__(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -117,6 +122,8 @@ class Template(Part, ABC):
 class Task(Part, ABC):
     """Rows to learn from, and how a completion of a row is judged."""
 
+    laws = frozenset({Law.REFERENCE_IS_BEST, Law.SPLITS_ARE_APART})
+
     @abstractmethod
     def load(self, split: str) -> Iterable[Example]:
         """Return the rows of `split`, which is `train`, `validation` or `test`.
@@ -149,6 +156,8 @@ class Task(Part, ABC):
 
 class Judge(Part, ABC):
     """Which of two answers is better."""
+
+    laws = frozenset({Law.ORDER_IS_IGNORED})
 
     @abstractmethod
     def __call__(self, example: Example, first: str, second: str) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from veto_pl.core.laws import Law
 from veto_pl.core.memory import Memories, Remembers
 from veto_pl.core.nested import given
 from veto_pl.core.part import Part
@@ -183,11 +184,13 @@ class Engine(Part, ABC):
 
     With `foreign` it computes otherwise than training does, so that its probabilities differ by more than rounding, and
     what it samples is marked with how much (`Sequences.engine_log_ratio`). With `couples_ranks` every rank has to call
-    `generate` equally often, with or without prompts.
+    `generate` equally often, with or without prompts. With the law of splits, which a class may take back, a prompt has
+    the same completions in any batch.
     """
 
     foreign = False
     couples_ranks = False
+    laws = frozenset({Law.SPLIT_INVARIANT})
 
     def new_cache(self, model: LanguageModel) -> Any:
         """Return an empty cache of the kind that it fills as it samples, for plans of the memory.

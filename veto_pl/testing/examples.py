@@ -8,27 +8,38 @@ settings worth checking beside its defaults, has a class method of its own:
         return cls(), cls(strength=0.0)
 
 Completions are cut to a few tokens here, so lengths need no thought. The first example is also what an objective is
-trained with for a few steps. An empty tuple leaves a class out, such as one that reads a file.
+trained with for a few steps. A class that reads files gets an empty folder to write some into: `examples(cls, folder)`.
+An empty tuple leaves a class out, such as one that needs a server.
+
+A reward, judge or template that reads fields of the row says which rows it reads, by a class method `example_rows()`
+that returns a tuple of `Example`.
 """
 
 from __future__ import annotations
 
+import atexit
+import inspect
 import json
+import shutil
+import tempfile
 from abc import ABC
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points, packages_distributions
+from pathlib import Path
 from typing import Any, TypeVar
 
 from veto_pl.core.nested import changed
 from veto_pl.plugins import GROUP, available, load_plugins
 from veto_pl.rollouts import Sampling
-from veto_pl.seams import Objective
+from veto_pl.seams import Example, Objective
 
 Part = TypeVar("Part")
 SHORT = 4
 """The longest completion of an example, in tokens."""
+FIELDS = ("prompt", "question", "problem", "instruction", "text")
+"""Fields of a row that hold its prompt, where a class does not say which rows it reads."""
 
 
 def examples_of(cls: type[Any], longest: int = SHORT) -> tuple[Any, ...]:
@@ -42,13 +53,26 @@ def examples_of(cls: type[Any], longest: int = SHORT) -> tuple[Any, ...]:
     """
     own = next((name for name in ("examples", "conformance_example") if _has(cls, name)), None)
     try:
-        found = (cls(),) if own is None else getattr(cls, own)()
+        found = (cls(),) if own is None else _asked(cls, own)
         found = found if isinstance(found, tuple) else (found,)
     except Exception as error:
         raise AssertionError(_without_example(cls, own, error)) from error
     for instance in found:
         assert isinstance(instance, cls), f"`{cls.__name__}.{own}()` must return one, got {instance!r}."
     return tuple(shortened(instance, longest) for instance in found)
+
+
+def rows_of(part: Any, *rows: tuple[str, str | None]) -> tuple[Example, ...]:
+    """Return the rows that the class of a part says it reads, or else rows of these prompts and references."""
+    if hasattr(type(part), "example_rows"):
+        own: tuple[Example, ...] = type(part).example_rows()
+        return own
+    return tuple(example_of(prompt, reference) for prompt, reference in rows)
+
+
+def example_of(prompt: str, reference: str | None = "There.") -> Example:
+    """Return a row whose fields all hold the prompt."""
+    return Example(prompt, reference, dict.fromkeys(FIELDS, prompt))
 
 
 def shortened(part: Part, longest: int = SHORT) -> Part:
@@ -111,6 +135,22 @@ def _examples_if_any(cls: type[Any], longest: int = SHORT) -> tuple[Any, ...]:
         return examples_of(cls, longest)
     except AssertionError:
         return ()
+
+
+def _asked(cls: type[Any], own: str) -> Any:
+    method = getattr(cls, own)
+    if not inspect.signature(method).parameters:
+        return method()
+    key: Any = cls
+    return method(_folder(key))
+
+
+@cache
+def _folder(cls: type[Any]) -> Path:
+    """Return a folder for the files of a class's examples, which is removed when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{cls.__name__}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _has(cls: type[Any], name: str) -> bool:

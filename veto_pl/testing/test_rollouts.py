@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from veto_pl.core.memory import remembers
+from veto_pl.core.sampling import SEVERAL
 from veto_pl.plugins import load_plugins
-from veto_pl.seams import Ending, Models, RolloutSource, Sequences, Step
+from veto_pl.rollouts import FromStudent
+from veto_pl.seams import Ending, Engine, Law, Models, RolloutSource, Sequences, Step
 from veto_pl.seams.row_fields import layout
-from veto_pl.testing.examples import installed
+from veto_pl.testing.examples import installed, shortened
 from veto_pl.testing.rows import (
     TOTAL,
     beginning,
@@ -33,6 +35,17 @@ load_plugins()
 
 STEP = Step(3, TOTAL)
 SOURCES = installed(RolloutSource)
+
+
+def by_engine(*, promised: bool = False) -> list[Any]:
+    """Return the student by every engine, for which the laws of sources hold too; by those that promise splits."""
+    return [
+        pytest.param(FromStudent(shortened(SEVERAL), engine), id=f"FromStudent-{type(engine).__name__}")
+        for engine in installed(Engine)
+        if not promised or Law.SPLIT_INVARIANT in engine.laws
+    ]
+
+
 SPLITS = [[[0], [1], [2], [3]], [[3, 1, 0], [2]]]
 TYPES = {
     "input_ids": torch.int64, "attention_mask": torch.bool, "loss_mask": torch.bool, "prompt_rows": torch.int64,
@@ -49,8 +62,9 @@ def name(instance: object) -> str:
     return type(instance).__name__
 
 
-each = pytest.mark.parametrize("source", SOURCES, ids=name)
-each_without_memory = pytest.mark.parametrize("source", [x for x in SOURCES if not remembers(x)], ids=name)
+WITHOUT_MEMORY = [source for source in SOURCES if not remembers(source)]
+each = pytest.mark.parametrize("source", [*SOURCES, *by_engine()], ids=name)
+each_without_memory = pytest.mark.parametrize("source", [*WITHOUT_MEMORY, *by_engine(promised=True)], ids=name)
 
 
 @pytest.fixture(scope="module")
@@ -175,21 +189,6 @@ def asked(rows: Sequences) -> list[Tensor]:
     assert rows.prompts is not None
     prompts = rows.prompts.rows(rows.prompt_rows)
     return [ids[mask] for ids, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True)]
-
-
-@each
-def test_eos_ends_a_completion(source: RolloutSource, models: Models) -> None:
-    """Check that no token behind an EOS was written, nor counts in one of several turns."""
-    ends = torch.tensor(models.eos_ids)
-    for _, rows in written(source, models):
-        turns = rows.completion_mask.long() if rows.turn_ids is None else rows.turn_ids
-        own = rows.completion_mask if rows.turn_ids is None else rows.loss_mask
-        for row in range(len(rows)):
-            for turn in range(1, int(turns[row].max()) + 1):
-                ids = rows.input_ids[row][own[row] & (turns[row] == turn)]
-                assert not torch.isin(ids[:-1], ends).any(), (
-                    f"Turn {turn} of row {row} must end with its first EOS ({ends.tolist()}), got {ids.tolist()}."
-                )
 
 
 @each

@@ -1,4 +1,4 @@
-"""Every installed source of rollouts on tiny models: how the turns of its episodes are numbered."""
+"""Every installed source of rollouts on tiny models: how the turns of its episodes are numbered, and end."""
 
 from __future__ import annotations
 
@@ -34,3 +34,18 @@ def test_turns_are_numbered_in_their_order(source: RolloutSource, models: Models
 def _places(numbers: list[int], number: int) -> list[int]:
     """Return where a number stands."""
     return [place for place, other in enumerate(numbers) if other == number]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=name)
+def test_eos_ends_a_completion(source: RolloutSource, models: Models) -> None:
+    """Check that no token behind an EOS was written, nor counts in one of several turns."""
+    ends = torch.tensor(models.eos_ids)
+    for _, rows in written(source, models):
+        turns = rows.completion_mask.long() if rows.turn_ids is None else rows.turn_ids
+        own = rows.completion_mask if rows.turn_ids is None else rows.loss_mask
+        for row in range(len(rows)):
+            for turn in range(1, int(turns[row].max()) + 1):
+                ids = rows.input_ids[row][own[row] & (turns[row] == turn)]
+                assert not torch.isin(ids[:-1], ends).any(), (
+                    f"Turn {turn} of row {row} must end with its first EOS ({ends.tolist()}), got {ids.tolist()}."
+                )

@@ -36,6 +36,8 @@ def validation_metrics(
     chosen: list[CompletionMetric | TokenMetric] = []
     for metric in default_metrics(count) if metrics is None else metrics:
         chosen += metric.members(count) if isinstance(metric, MetricFamily) else [metric]
+    if nameless := [type(metric).__name__ for metric in chosen if not getattr(metric, "name", "")]:
+        raise ConfigurationError(f"`{nameless[0]}` has no name to be logged under. Give the class a `name`.")
     if dotted := sorted(metric.name for metric in chosen if "." in metric.name):
         raise ConfigurationError(f"The name of a metric cannot hold a dot, got `{dotted[0]}`. Use another character.")
     usable = [m for m in chosen if with_teacher or not getattr(m, "needs_teacher", False)]

@@ -56,6 +56,10 @@ class _CodeTask(Task):
     limits: Limits
     stop: tuple[str, ...]
 
+    @classmethod
+    def conformance_example(cls) -> tuple[Task, ...]:
+        return ()  # programs need a sandbox
+
     def __post_init__(self) -> None:
         super().__post_init__()
         name = type(self).__name__

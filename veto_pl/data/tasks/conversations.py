@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from veto_pl.data.example_files import split_files
 from veto_pl.data.jsonl import check_fields
 from veto_pl.data.messages import answers, read_answer, read_messages, read_tools
 from veto_pl.data.tasks.rows import RowTask
@@ -41,6 +43,16 @@ class Chat(RowTask):
     completion: str | None = None
     tools: str | None = "tools"
     turns: Turns = "each"
+
+    @classmethod
+    def examples(cls, folder: Path) -> tuple[Chat, ...]:
+        roles = ("user", "assistant") * 2
+        rows = [
+            {"messages": [{"role": role, "content": f"{number}, {place}"} for place, role in enumerate(roles)]}
+            for number in range(6)
+        ]
+        paths = split_files(folder, rows)
+        return cls(**paths), cls(**paths, turns="last"), cls(**paths, turns="together", streaming=True)
 
     def requirements(self, setup: Setup, path: str) -> Iterator[Mistake]:
         """Yield that the template shows no conversations, or that a student would answer only the first turn."""

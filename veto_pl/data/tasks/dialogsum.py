@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, groupby
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
+from veto_pl.data.example_files import split_files
 from veto_pl.data.example_rows import Say, stored
 from veto_pl.data.fingerprints import source_key
 from veto_pl.data.hub import hub_dataset, hub_key
@@ -54,6 +56,13 @@ class DialogSum(Task):
         check_sizes("DialogSum", max_dialogue_chars=self.max_dialogue_chars)
         check_stop("DialogSum", self.stop)
         check_paths("DialogSum", **{f"{split}_path": path for split, path in self._paths.items()})
+
+    @classmethod
+    def examples(cls, folder: Path) -> tuple[DialogSum, ...]:
+        names = ("summary1", "summary2", "summary3")
+        rows = [{"dialogue": f"A: {n}?", "summary": f"A asks for {n}."} for n in range(6)]
+        rows[2::3] = [{"dialogue": f"A: {n}?"} | {name: f"{name} of {n}" for name in names} for n in (7, 8)]
+        return (cls(**{f"{split}_path": path for split, path in split_files(folder, rows).items()}),)
 
     def load(self, split: str) -> Sequence[Example]:
         """Return the rows of the split."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from veto_pl.data.example_files import split_files
 from veto_pl.data.example_rows import stored
 from veto_pl.data.fingerprints import source_key
 from veto_pl.data.hub import hub_dataset, hub_key
@@ -53,6 +55,12 @@ class GSM8K(Task):
         check_sizes("GSM8K", validation_size=self.validation_size, max_question_chars=self.max_question_chars)
         check_stop("GSM8K", self.stop)
         check_paths("GSM8K", **{f"{split}_path": path for split, path in self._paths.items()})
+
+    @classmethod
+    def examples(cls, folder: Path) -> tuple[GSM8K, ...]:
+        rows = [{"question": f"{n} and 2 more?", "answer": f"{n} + 2 = {n + 2}\n#### {n + 2}"} for n in range(9)]
+        paths = {f"{split}_path": path for split, path in split_files(folder, rows).items()}
+        return cls(**paths), cls(train_path=paths["train_path"], validation_size=1)
 
     def load(self, split: str) -> Sequence[Example]:
         """Return the rows of the split."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from veto_pl.core.bounds import Bounded, NonNegative
 from veto_pl.data.example_rows import ExampleStream
 from veto_pl.data.fingerprints import digest
 from veto_pl.data.functions import as_reward, as_template
-from veto_pl.data.judged import Judged
 from veto_pl.data.mixtures import Ingredient, MixedExamples, MixedStream, origins
-from veto_pl.data.templates import BySource
+from veto_pl.data.rewards import NoReward
+from veto_pl.data.tasks.judged import Judged
+from veto_pl.data.tasks.rows import Rows
+from veto_pl.data.templates import BySource, PlainTemplate
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams import Example, Reward, Task, Template
 
@@ -82,6 +85,13 @@ class Mixed(Task):
             raise ConfigurationError(f"`Mixed.sets.{nested[0]}` is a mixture itself. Name its sets beside the others.")
         if len({one.task.stop for one in self.sets.values()}) > 1:
             raise ConfigurationError("`Mixed.sets` expected the same `stop` in all tasks, for a batch has rows of all.")
+
+    @classmethod
+    def examples(cls, folder: Path) -> tuple[Mixed, ...]:
+        rows, *_, streamed = Rows.examples(folder)
+        sets = {"sums": DataSet(task=rows), "others": DataSet(task=rows, reward=NoReward(), template=PlainTemplate())}
+        weighed = DataSet(task=streamed, weight=1.0)
+        return cls(sets=sets), cls(sets={"sums": weighed})
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -74,6 +75,12 @@ class ReasoningGym(Task):
             raise ConfigurationError(
                 f"`ReasoningGym.arguments` must not set {', '.join(sorted(taken))}: use the fields."
             )
+
+    @classmethod
+    def examples(cls) -> tuple[ReasoningGym, ...]:
+        if find_spec("reasoning_gym") is None:
+            return ()
+        return (cls(dataset="spell_backward", size=12, validation_size=2, test_size=2),)
 
     def load(self, split: str) -> Sequence[Example]:
         """Return the rows of the split; generated once per process."""

@@ -6,15 +6,17 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from veto_pl.data.example_files import split_files
 from veto_pl.data.example_rows import ExampleStream, Say, StoredExamples, stored
 from veto_pl.data.fingerprints import brief_digest, source_key
 from veto_pl.data.hub import hub_dataset, hub_key
 from veto_pl.data.jsonl import TEXT, check_fields, to_example
-from veto_pl.data.rewards import NoReward
+from veto_pl.data.rewards import LastNumber, NoReward
 from veto_pl.data.row_file import OnBadRow, RowFile
 from veto_pl.data.row_formats import Placed
 from veto_pl.data.splits import check_paths, check_sizes, check_stop, pick
@@ -139,6 +141,13 @@ class Rows(RowTask):
 
     prompt: str = "prompt"
     completion: str | None = "completion"
+
+    @classmethod
+    def examples(cls, folder: Path) -> tuple[Rows, ...]:
+        paths = split_files(
+            folder, [{"prompt": f"{number} + 1 =", "completion": f"{number + 1}"} for number in range(9)]
+        )
+        return cls(**paths, verifier=LastNumber()), cls(**paths, completion=None, limit=2), cls(**paths, streaming=True)
 
     def requirements(self, setup: Setup, path: str) -> Iterator[Mistake]:
         """Yield that somebody reads references, of which the rows have none."""

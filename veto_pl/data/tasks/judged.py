@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from veto_pl.data.rewards import ExactMatch
+from veto_pl.data.tasks.rows import Rows
 from veto_pl.seams import Example, Reward, Task, Template
 
 
@@ -19,6 +22,10 @@ class Judged(Task):
 
     task: Task
     verifier: Reward
+
+    @classmethod
+    def examples(cls, folder: Path) -> tuple[Judged, ...]:
+        return (cls(task=Rows.examples(folder)[0], verifier=ExactMatch()),)
 
     def load(self, split: str) -> Iterable[Example]:
         """Return the rows of the task."""
