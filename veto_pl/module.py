@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, cast
 
+import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
@@ -13,10 +14,11 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 from transformers import PreTrainedTokenizerBase
 
+from veto_pl.checks import check_run
+from veto_pl.core.seeds import run_seed, seeded
 from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric
 from veto_pl.metrics.rollout_numbers import rollout_numbers
 from veto_pl.models.assemble import load_models, load_tokenizer
-from veto_pl.models.blueprint import BLUEPRINT, student_files
 from veto_pl.models.given import as_tokenizer, sources_of
 from veto_pl.models.randomness import global_draws
 from veto_pl.models.trainable import check_not_compiled
@@ -33,7 +35,8 @@ from veto_pl.seams import (
     Step,
     TokenizerSource,
 )
-from veto_pl.training.adapter_checkpoints import ADAPTER, adapter_entry, check_base, leave_out_bases
+from veto_pl.training.adapter_checkpoints import leave_out_bases
+from veto_pl.training.checkpointed import CheckpointedModule
 from veto_pl.training.clock import PhaseClock
 from veto_pl.training.evaluation import Evaluation, compute_all, validation_metrics
 from veto_pl.training.fsdp import FullyShard
@@ -44,7 +47,7 @@ from veto_pl.training.window import ClosedWindow, Window
 from veto_pl.training.window_rollouts import WindowRollouts
 
 
-class DistillationModule(HostedModule, OptimizedModule):
+class DistillationModule(HostedModule, CheckpointedModule, OptimizedModule):
     """Trains a student by an objective, and validates by letting it answer.
 
     A model may be a `ModelSource`, a path or hub id, or a model of transformers in memory; a tokenizer likewise.
@@ -61,7 +64,8 @@ class DistillationModule(HostedModule, OptimizedModule):
         evaluation: how completions are sampled in validation, test and prediction. Greedy by default.
         evaluation_engine: what runs the student there; None takes the engine that the objective's rollouts give it.
         metrics: metrics of validation and test; None takes the default set.
-        seed: every random draw is a function of it, the step, the rank and the purpose.
+        seed: every random draw is a function of it, the step, the rank and the purpose. None is the seed that Lightning
+            was given (`lightning.seed_everything`), or else 0; it is settled here, for open seeds of the parts as well.
         skip_limit: the run stops after so many steps in a row whose loss or gradient is not finite. Such a step is left
             out: the weights stay as they are, and the rows that caused it are written to `faults.jsonl`.
         roll_out_window: roll out the prompts of all micro-batches of an accumulation window as one batch. The rows are
@@ -81,7 +85,7 @@ class DistillationModule(HostedModule, OptimizedModule):
         lr_schedule: Schedule = Constant(1.0),
         evaluation: Sampling = Sampling(temperature=0.0),
         metrics: list[CompletionMetric | TokenMetric | MetricFamily] | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         skip_limit: int = 10,
         reference: ModelSource | None = None,
         evaluation_engine: Engine | None = None,
@@ -90,22 +94,25 @@ class DistillationModule(HostedModule, OptimizedModule):
         super().__init__(optimizer, lr_schedule)
         self.student_source, self.teacher_source, self.reference_source = sources_of(student, teacher, reference)
         check_models(objective, teacher=teacher, reference=reference)
-        self.objective = objective
+        self.objective = seeded(objective)
         self.tokenizer_source = None if tokenizer is None else as_tokenizer(tokenizer, "model.tokenizer")
         self.evaluation = evaluation
         self.evaluation_engine = evaluation_engine
-        self.seed = seed
+        self.seed, self._seed_was_open = run_seed(seed), seed is None
         self.run_config: str | None = None
         self.clock = PhaseClock()
         self.models: Models | None = None
+        self.metrics = metrics
         self.validation_metrics = validation_metrics(metrics, evaluation, with_teacher=teacher is not None)
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self.logged: dict[str, float] = {}
+        self.skip_limit = skip_limit
         self._non_finite = NonFiniteSteps(skip_limit)
         self._window: Window | None = None
         self._loaded_step: int | None = None
         self.rolls_out_window = roll_out_window
         self._rollouts = WindowRollouts(roll_out_window)
+        self.tell_arguments()
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -113,6 +120,12 @@ class DistillationModule(HostedModule, OptimizedModule):
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.student_source, self.tokenizer_source)
         return self._tokenizer
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Check the settings before data and models are loaded; those of a configuration have been checked already."""
+        if self.run_config is None:
+            check_run(self, self.trainer)
+        return []
 
     def configure_model(self) -> None:
         """Load the models, once, and move frozen ones to the student's device; on the meta device make shapes only."""
@@ -139,8 +152,11 @@ class DistillationModule(HostedModule, OptimizedModule):
             if model is not None and model.shards is None and strategy is not None:
                 model.to(strategy.root_device)
 
-    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
-        """Roll out and score one micro-batch; return an undivided sum, which `on_before_optimizer_step` divides."""
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor | dict[str, Any]:
+        """Roll out and score one micro-batch; return an undivided sum, which `on_before_optimizer_step` divides.
+
+        Beside it stand the values of each token, as `tokens`, where a callback reads them.
+        """
         step = self._step(batch_idx)
         objective = self.objective.active(step)
         with global_draws(step, "training", self.device):
@@ -152,7 +168,7 @@ class DistillationModule(HostedModule, OptimizedModule):
         loss = self.window.add(replace(output, metrics={**output.metrics, **numbers}), rollouts)
         self._non_finite.keep_rows(batch, rollouts, output)
         self.clock.enter("update")
-        return loss
+        return {"loss": loss, "tokens": output.tokens} if self.tokens_are_read else loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run one backward pass, or one per term where the window divides them by different weights."""
@@ -218,23 +234,6 @@ class DistillationModule(HostedModule, OptimizedModule):
         """Count the time until the next rollout as data loading and callbacks."""
         self.clock.enter("data")
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the student's files for an export, the configuration as YAML, the memories and the count of skipped
-        steps.
-        """
-        checkpoint[BLUEPRINT] = student_files(self.student.model, self.tokenizer, self.template)
-        checkpoint[ADAPTER] = adapter_entry(self.student, self.student_source)
-        checkpoint["veto_pl_config"] = self.run_config
-        checkpoint["veto_pl_memories"] = self._models.memories.states()
-        checkpoint["veto_pl_skipped_in_a_row"] = self._non_finite.in_a_row
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the memories, go on counting the steps that are skipped in a row, and note the checkpoint's step."""
-        check_base(self.student, checkpoint.get(ADAPTER))
-        self._loaded_step = checkpoint.get("global_step")
-        self._models.memories.restore(checkpoint.get("veto_pl_memories", []))
-        self._non_finite.in_a_row = checkpoint.get("veto_pl_skipped_in_a_row", 0)
-
     @property
     def answering_engine(self) -> Engine | None:
         """What runs the student in evaluations: the engine that was named, or that of its rollouts, or None."""
@@ -253,11 +252,6 @@ class DistillationModule(HostedModule, OptimizedModule):
         """The micro-batches since the last optimizer step."""
         assert self._window is not None, "Lightning calls `on_train_start` before any step"
         return self._window
-
-    @property
-    def _models(self) -> Models:
-        assert self.models is not None, "Lightning calls `configure_model` before any step"
-        return self.models
 
     def _step(self, batch_idx: int) -> Step:
         fitting = self.trainer.training
@@ -308,7 +302,7 @@ class DistillationModule(HostedModule, OptimizedModule):
     def _evaluate(self, batch: PromptBatch, batch_idx: int, prefix: str) -> dict[str, Evaluation]:
         with self.clock.during("validation"):
             evaluation = self._answers(batch, batch_idx).update(
-                self.validation_metrics.values(), annotate=prefix == "test"
+                self.validation_metrics.values(), annotate=prefix == "test" or self.tokens_are_read
             )
         shared: dict[str, Any] = {"on_epoch": True, "batch_size": len(batch)}
         for name, metric in self.validation_metrics.items():

@@ -56,7 +56,7 @@ def answer(folder, *, devices=1, strategy="auto", batch_size=3, teacher=True, ca
         metrics=[MeanReward(), ForwardKL(), ReverseKL(), Likelihood()],
     )
     task = JsonLines(train=str(rows), test=str(rows), verifier=ExactMatch())
-    data = PromptDataModule(task, validation_batch_size=batch_size)
+    data = PromptDataModule(task, validation_batch_size=batch_size, max_prompt_tokens=32, max_completion_tokens=32)
     L.Trainer(
         default_root_dir=str(folder), accelerator="cpu", devices=devices, use_distributed_sampler=False,
         strategy=FullyShard(False, False) if strategy == "fsdp2" else strategy,

@@ -40,7 +40,13 @@ def run(rows, folder, monitor, objective=None, reference=None, steps=1, **traine
         reference=reference or tiny_source(seed=0),
         evaluation=Sampling(temperature=0.0, max_new_tokens=4),
     )
-    data = PromptDataModule(JsonLines(train=rows, validation=rows), batch_size=2, validation_batch_size=4)
+    data = PromptDataModule(
+        JsonLines(train=rows, validation=rows),
+        batch_size=2,
+        validation_batch_size=4,
+        max_prompt_tokens=32,
+        max_completion_tokens=32,
+    )
     settings = {"max_steps": steps, "accelerator": "cpu", "num_sanity_val_steps": 0, "limit_val_batches": 2}
     runner = L.Trainer(default_root_dir=folder, callbacks=[monitor], use_distributed_sampler=False, **settings, **QUIET)
     runner.fit(module, data, **trainer)
@@ -180,6 +186,9 @@ def test_below_the_bound_nothing_is_said(rows, tmp_path, recwarn):
     assert json.loads((tmp_path / "extrapolation.json").read_text())[-1]["bound"] is None
 
 
+TWO = Sum(terms={name: ListOPD(margin=margin, rollout=SAMPLED) for name, margin in (("a", 0.1), ("b", 0.2))})
+
+
 @pytest.mark.parametrize(
     ("settings", "objective", "message"),
     [
@@ -187,7 +196,7 @@ def test_below_the_bound_nothing_is_said(rows, tmp_path, recwarn):
         ({"margin": 1.0}, None, "`margin` in \\[0, 1\\)"),
         ({"prompts": 0}, None, "`prompts` of at least 1"),
         ({}, SFT(), "watches over one `ListOPD`, got 0 of them in `SFT`"),
-        ({}, Sum(terms={"a": ListOPD(margin=0.1), "b": ListOPD(margin=0.2)}), "one `ListOPD`, got 2 of them in `Sum`"),
+        ({}, TWO, "one `ListOPD`, got 2 of them in `Sum`"),
         ({"structural": ["?"]}, None, "found no structural position"),
     ],
 )

@@ -483,7 +483,8 @@ def test_checks_read_a_trainer_as_well_as_settings(built):
     quiet = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu", "enable_model_summary": False}
     checks.check(module, data, Trainer(max_steps=3, use_distributed_sampler=False, **quiet))
     with pytest.raises(ConfigurationError, match="use_distributed_sampler"):
-        checks.check(module, data, Trainer(max_steps=3, **quiet))
+        checks.check(module, data, Trainer(max_steps=3, devices=2, strategy="ddp", **quiet))
+    checks.check(module, data, Trainer(max_steps=3, **quiet))  # one process has nothing to distribute
     with pytest.raises(ConfigurationError, match="unlimited"):
         checks.check(module, data, Trainer(max_epochs=-1, use_distributed_sampler=False, **quiet))
 

@@ -10,7 +10,6 @@ from lightning.pytorch.tuner import Tuner
 
 from veto_pl import DistillationModule, PromptDataModule
 from veto_pl.data import JsonLines
-from veto_pl.exceptions import ConfigurationError
 from veto_pl.models import CharacterTokenizer
 from veto_pl.objectives import SFT
 from veto_pl.parts.schedules import Linear
@@ -97,8 +96,3 @@ def test_after_a_fit_in_other_processes_it_is_said_where_the_weights_are(parts, 
     )
     runner.fit(module, data)
     assert "They are in the checkpoints" in "".join(capfd.readouterr())
-
-
-def test_a_checkpoint_makes_no_module():
-    with pytest.raises(ConfigurationError, match=r"`veto-pl export last.ckpt FOLDER` writes the student.*`ckpt_path`"):
-        DistillationModule.load_from_checkpoint("last.ckpt")

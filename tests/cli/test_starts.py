@@ -1,8 +1,11 @@
 """What is told before anything runs is told at once, and Lightning's noise is not told at all."""
 
+import io
 import logging
+import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -56,6 +59,18 @@ def test_an_advertisement_is_hidden_and_a_warning_is_seen(caplog):
     log.warning("TPU available but not used.")
     log.warning("GPU available: False, used: False")
     assert [record.getMessage()[:14] for record in caplog.records] == ["TPU available ", "GPU available:"]
+
+
+def test_a_log_file_has_no_bars_and_no_warning_of_weights_that_mixed_precision_keeps(monkeypatch):
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "")
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS")
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    with warnings.catch_warnings(record=True) as seen:
+        hide_noise()
+        warnings.warn("Precision bf16-mixed is not supported by the model summary.", stacklevel=1)
+        warnings.warn("Precision bf16-mixed is slow here.", stacklevel=1)
+    assert [str(warning.message)[-13:] for warning in seen] == ["is slow here."]
+    assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1"
 
 
 def test_a_run_says_nothing_of_operations_that_nobody_counts(config, write, capsys):

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import EarlyStopping
 from transformers import PreTrainedTokenizerFast, Qwen2Config
 
 from tests.debug_runs import CONFIGS, DEBUG, FILES, GOLDEN, SHARED, debug_run, golden_losses, losses, stopped_at
@@ -26,6 +27,7 @@ STUDIES = sorted((CONFIGS / "compare").glob("*.yaml"))
 STRATEGIES = {"fsdp2": 1, "fsdp2_nodes": 2}
 METHODS = sorted(p.stem for p in (CONFIGS / "recipes/methods").glob("*.yaml"))
 SMOLLM2 = ("chat", "gsm8k")
+SMOLLM2_LORA = ("lora", "served", "served_teacher")
 TASKS = {"gsm8k": 0.8, "code": 1.0, "summarisation": 0.3}
 
 
@@ -47,7 +49,7 @@ def parsed_parameters(module):
 def test_every_config_is_covered():
     covered = {f"debug/{n}.yaml" for n in [*FILES, *SHARED]} | {f"quickstart/{n}.yaml" for n in [*QUICKSTART, "base"]}
     covered |= {f"recipes/paper/{n}.yaml" for n in [*TASKS, "base", "bfloat16_weights", "humaneval", "teacher"]}
-    covered |= {f"recipes/smollm2_{name}.yaml" for name in (*SMOLLM2, "lora")} | {
+    covered |= {f"recipes/smollm2_{name}.yaml" for name in (*SMOLLM2, *SMOLLM2_LORA)} | {
         f"recipes/methods/{name}.yaml" for name in METHODS
     }
     covered |= {f"strategy/{name}.yaml" for name in STRATEGIES}
@@ -232,6 +234,20 @@ def test_the_smollm2_recipe_with_an_adapter_parses():
     student = cli.model.student_source
     assert student.source.source == cli.model.teacher_source
     assert (student.rank, student.targets) == (16, "all-linear")
+
+
+def test_the_road_to_a_served_student_parses_with_either_teacher():
+    """Its teacher term asks a server in the second, and no model is loaded for it."""
+    taught = build("recipes/smollm2_served.yaml")
+    assert taught.model.student_source.source.source == taught.model.teacher_source
+    assert [c.monitor for c in taught.trainer.callbacks if isinstance(c, EarlyStopping)] == ["validation/accuracy"]
+    remote = build("recipes/smollm2_served.yaml", "recipes/smollm2_served_teacher.yaml")
+    assert remote.model.teacher_source is None
+    assert remote.model.student_source == taught.model.student_source
+    first, second = (cli.model.objective.terms for cli in (taught, remote))
+    assert first["answers"] == second["answers"]
+    sampled = [first["teacher"].rollout.sampling, second["teacher"].rollout.source.sampling]
+    assert [how.max_new_tokens for how in sampled] == [16, 16]
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,12 @@ def run(
         limit_val_batches=0, use_distributed_sampler=False, gradient_clip_val=1.0, default_root_dir=folder,
         callbacks=[curve, checkpoints, Kill(kill)], **{**QUIET, "enable_checkpointing": True},
     )  # fmt: skip
-    data = PromptDataModule(JsonLines(train=str(Path(folder, "rows.jsonl"))), batch_size=8 // ranks)
+    data = PromptDataModule(
+        JsonLines(train=str(Path(folder, "rows.jsonl"))),
+        batch_size=8 // ranks,
+        max_prompt_tokens=32,
+        max_completion_tokens=32,
+    )
     try:
         trainer.fit(module, data, ckpt_path=resume and str(Path(folder, resume, "last.ckpt")))
     except (KilledError, NonFiniteError) as error:

@@ -53,7 +53,12 @@ class Losses(L.Callback):
 
 def train(folder, ranks=1):
     data = PromptDataModule(
-        task_of(folder), ChatTemplate(template=TEMPLATE), batch_size=8 // ranks, validation_batch_size=24 // ranks
+        task_of(folder),
+        ChatTemplate(template=TEMPLATE),
+        batch_size=8 // ranks,
+        validation_batch_size=24 // ranks,
+        max_prompt_tokens=32,
+        max_completion_tokens=32,
     )
     module = DistillationModule(
         SupervisedKD(), tiny_source(), tiny_source(seed=1), tokenizer=CharacterTokenizer(ALPHABET),

@@ -2,7 +2,10 @@
 
 import doctest
 import importlib
+import json
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,21 @@ def test_examples_run(path):
     result = doctest.DocTestRunner(optionflags=doctest.REPORT_NDIFF).run(examples(path))
     assert result.failed == 0
     assert result.attempted > 0
+
+
+def test_the_notebook_runs_and_draws(monkeypatch, tmp_path):
+    """In this process, since a kernel would need Jupyter; it is kept without outputs."""
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "study", types.ModuleType("study"))  # where its classes live
+    names = vars(sys.modules["study"])
+    for cell in json.loads((ROOT / "docs" / "study.ipynb").read_text())["cells"]:
+        assert not cell.get("outputs")
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]).replace("steps=30", "steps=3"), names)
+    drawn = [len(axes.lines) + len(axes.collections) for axes in names["figure"].axes]
+    assert drawn == [len(names["METHODS"])] * 2
+    assert all(len(set(values)) == len(names["SEEDS"]) for values in names["finals"].values())
 
 
 def test_numerics_backs_each_statement():

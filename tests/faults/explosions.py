@@ -166,7 +166,9 @@ def train(
     }  # fmt: skip
     settings |= QUIET | trainer
     runner = L.Trainer(**settings | {"callbacks": [log, *settings.get("callbacks", [])]})
-    data = PromptDataModule(JsonLines(train=rows), batch_size=batch_size, shuffle=False)
+    data = PromptDataModule(
+        JsonLines(train=rows), batch_size=batch_size, shuffle=False, max_prompt_tokens=32, max_completion_tokens=32
+    )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         runner.fit(built, data, ckpt_path=ckpt_path)

@@ -17,6 +17,7 @@ from veto_pl.data import ExactMatch, JsonLines, PlainTemplate
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models import CharacterTokenizer
 from veto_pl.models.blueprint import student_files
+from veto_pl.rollouts import Sampling
 from veto_pl.storage.checkpoint_io import AtomicCheckpointIO
 from veto_pl.storage.going_on import warn_if_unwritten
 from veto_pl.storage.journals import MetricsFile
@@ -87,8 +88,15 @@ def test_a_checkpoint_brings_the_rows_that_wait_to_the_disk(tmp_path):
 
 
 def test_a_second_run_of_the_same_parts_writes_into_its_own_folder(tmp_path):
-    module, samples, rows = module_of("loss"), SampleTable(show=False), prepare(tmp_path)
-    data = PromptDataModule(JsonLines(train=rows, validation=rows, verifier=ExactMatch()), batch_size=4, shuffle=False)
+    module = module_of("loss", evaluation=Sampling(temperature=0.0, max_new_tokens=4))
+    samples, rows = SampleTable(show=False), prepare(tmp_path)
+    data = PromptDataModule(
+        JsonLines(train=rows, validation=rows, verifier=ExactMatch()),
+        batch_size=4,
+        shuffle=False,
+        max_prompt_tokens=32,
+        max_completion_tokens=32,
+    )
     for folder in (tmp_path / "one", tmp_path / "two"):
         trainer = L.Trainer(default_root_dir=str(folder), max_steps=3, limit_val_batches=1, accelerator="cpu",
                             num_sanity_val_steps=0, callbacks=[samples], use_distributed_sampler=False,
@@ -210,7 +218,8 @@ def test_an_earlier_checkpoint_that_cannot_be_renamed_ends_no_run(config_file, t
         L.Trainer.fit(
             L.Trainer(default_root_dir=str(tmp_path), max_steps=1, limit_val_batches=0, accelerator="cpu",
                       callbacks=[Checkpoints()], **QUIET | {"enable_checkpointing": True}),
-            module_of("loss"), PromptDataModule(JsonLines(train=prepare(tmp_path)), batch_size=4, shuffle=False),
+            module_of("loss"),
+            PromptDataModule(JsonLines(train=prepare(tmp_path)), max_prompt_tokens=32, max_completion_tokens=32),
         )  # fmt: skip
     assert [text for text in said if "earlier.ckpt" in text]
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 1

@@ -15,6 +15,7 @@ from veto_pl.models.assemble import load_models, load_student, load_tokenizer
 from veto_pl.models.trainable import check_numbers, warn_of_lost_steps
 from veto_pl.module import DistillationModule
 from veto_pl.objectives import SFT
+from veto_pl.rollouts import Sampling
 from veto_pl.testing.tiny import ALPHABET, tiny_models, tiny_source
 
 BITS = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_compute_dtype": "float32"}
@@ -63,8 +64,11 @@ SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "nu
 def fitted(tmp_path, student, compiled=False, lr=1e-3):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a>", "completion": "b"}\n')
     module = DistillationModule(SFT(), student, tokenizer=CharacterTokenizer(ALPHABET),
+                                evaluation=Sampling(temperature=0.0, max_new_tokens=4),
                                 optimizer=lambda weights: torch.optim.AdamW(weights, lr=lr))  # fmt: skip
-    data = PromptDataModule(JsonLines(train=str(tmp_path / "rows.jsonl")))
+    data = PromptDataModule(
+        JsonLines(train=str(tmp_path / "rows.jsonl")), max_prompt_tokens=32, max_completion_tokens=32
+    )
     trainer = L.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False,
                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
     with warnings.catch_warnings(record=True) as said:

@@ -187,7 +187,13 @@ def test_a_fit_shows_its_validations_to_the_memories_before_it_saves(tmp_path, m
         default_root_dir=tmp_path, callbacks=[saving], **quiet,
     )  # fmt: skip
     trainer.fit(
-        module, PromptDataModule(JsonLines(train=str(rows), validation=str(rows), verifier=ExactMatch()), batch_size=4)
+        module,
+        PromptDataModule(
+            JsonLines(train=str(rows), validation=str(rows), verifier=ExactMatch()),
+            batch_size=4,
+            max_prompt_tokens=32,
+            max_completion_tokens=32,
+        ),
     )
     assert len(seen) == 4, "one for each validation, none for the sanity check"
     assert seen[-1][LOSS] == pytest.approx(float(trainer.callback_metrics[LOSS]))

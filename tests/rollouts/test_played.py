@@ -16,7 +16,7 @@ from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.models.assemble import load_models
 from veto_pl.models.readout import token_logp
 from veto_pl.rollouts import FromStudent, Played, Sampling
-from veto_pl.rollouts.played import _warn_once
+from veto_pl.rollouts.played import _warned
 from veto_pl.seams import Engine, Environment, Episode, Example, Reply, Step
 from veto_pl.testing.rows import difference, tiny_prompts
 from veto_pl.testing.tiny import tiny_models, tiny_source
@@ -161,7 +161,7 @@ def leaves(turn, seed):
     ],
 )
 def test_a_reply_that_does_not_come_is_a_failed_turn(models, say, message):
-    _warn_once.cache_clear()
+    _warned.clear()
 
     def sometimes(turn, seed):
         return say(turn, seed) if turn == 2 and seed % 2 else Reply(({"role": "user", "content": "no>"},))
@@ -178,7 +178,7 @@ def test_a_reply_that_does_not_come_is_a_failed_turn(models, say, message):
 
 
 def test_many_replies_that_hang_do_not_stop_the_others(models):
-    _warn_once.cache_clear()
+    _warned.clear()
     with pytest.warns(UserWarning, match="gave no answer"):
         rows = played(models, lambda turn, seed: never(turn, seed) if seed % 2 else Reply(), timeout=0.2, at_once=1)
     assert len(rows) == 8
@@ -205,7 +205,7 @@ def test_rewards_of_the_environment_stay_and_failing_ones_are_not_trained_on(mod
     assert rows.rewards is None
     assert set(rows.prompts.rewarded(rows, models.tokenizer).rewards.tolist()) <= {0.0, 1.0}
     for worth, problem in ((lambda: 1 / 0, "ZeroDivisionError"), (lambda: float("nan"), "is no finite number")):
-        _warn_once.cache_clear()
+        _warned.clear()
         with pytest.warns(UserWarning, match=f"`reward` raised .*{problem}.*not trained on"):
             rows = played(models, silent, environment=Says(silent, worth))
         assert not rows.loss_mask.any()

@@ -207,18 +207,31 @@ def test_more_ids_than_the_server_gives_are_refused_with_its_own_words(models):
         replace(source, k=21)(prompt_batch(models, PROMPTS), models, STEP)
 
 
-def test_an_id_of_a_padding_row_among_the_likeliest_loses_the_row_alone(models):
-    def padding(request, number):
+def padded(shortest):
+    """Let an id beyond the vocabulary be the likeliest behind rows of that many tokens and more."""
+
+    def padding(request, number, models=tiny_models()):
         told, prompt = answer(models.teacher, models.tokenizer, request), request["body"]["prompt"]
-        if not isinstance(prompt, str) and len(prompt) > 9:
+        if not isinstance(prompt, str) and len(prompt) >= shortest:
             told["choices"][0]["prompt_logprobs"][-1]["5000"] = {"logprob": -0.1}
         return told
 
-    with teachers(models, padding, source=SAMPLED) as (source, _):
+    return padding
+
+
+def test_an_id_of_a_padding_row_among_the_likeliest_loses_the_row_alone(models):
+    with teachers(models, padded(10), source=SAMPLED) as (source, _):
         rows = source(prompt_batch(models, PROMPTS), models, STEP)
     longest = rows.attention_mask.sum(1) > 9
     assert torch.equal(rows.unanswered, longest)
     assert 0 < int(longest.sum()) < len(rows)
+
+
+def test_padding_rows_that_every_row_meets_are_told_as_what_they_are(models):
+    """The servers are all right, so no word of timeouts."""
+    told = pytest.raises(DataError, match=rf"has ids from {models.student.vocab_size} on among its 4 likeliest in each")
+    with teachers(models, padded(1), source=SAMPLED) as (source, _), told:
+        source(prompt_batch(models, PROMPTS), models, STEP)
 
 
 def test_what_cannot_work_is_refused_when_the_configuration_is_read():
@@ -240,7 +253,7 @@ class Unloadable(ModelSource):
     """Weights that nobody must ask for."""
 
     def config(self):
-        return tiny_source().config()
+        return tiny_source(vocab_size=64).config()
 
     def load(self):
         raise AssertionError("the teacher was to be asked first")
@@ -250,7 +263,8 @@ def fitted(source, student, folder, objective=OPD):
     rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": text, "completion": text[::-1]}) + "\n" for text in PROMPTS))
     module = DistillationModule(objective(rollout=source), student, tokenizer=CharacterTokenizer(ALPHABET))
-    data = PromptDataModule(JsonLines(train=str(rows), verifier=ExactMatch()), batch_size=4)
+    limits = {"max_prompt_tokens": 32, "max_completion_tokens": 32}
+    data = PromptDataModule(JsonLines(train=str(rows), verifier=ExactMatch()), batch_size=4, **limits)
     trainer = L.Trainer(
         accelerator="cpu", max_steps=2, limit_val_batches=0, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
@@ -270,13 +284,16 @@ def fitted(source, student, folder, objective=OPD):
     ids=["silent", "another tokenizer", "no probabilities"],
 )
 def test_a_teacher_that_will_not_do_is_refused_before_any_weights_are_loaded(models, reply, told, tmp_path):
-    with teachers(models, reply, retries=0) as (source, _), pytest.raises(ConfigurationError, match=told):
+    with (
+        teachers(models, reply, source=SAMPLED, retries=0) as (source, _),
+        pytest.raises(ConfigurationError, match=told),
+    ):
         fitted(source, Unloadable(), tmp_path)
 
 
 def test_more_ids_than_the_server_gives_are_refused_before_any_weights_are_loaded(models, tmp_path):
     refused = pytest.raises(ConfigurationError, match=r"The teacher at .* greater than max allowed: 20")
-    with teachers(models) as (source, _), refused:
+    with teachers(models, source=SAMPLED) as (source, _), refused:
         fitted(replace(source, k=21), Unloadable(), tmp_path)
 
 

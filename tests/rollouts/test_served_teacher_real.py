@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from vllm_runs import NAME, WORDS, fit_objective, source, vllm_server
+from vllm_runs import NAME, WORDS, fit_objective, source, stored, vllm_server
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.supports import top_k_with_tail
@@ -23,7 +23,7 @@ MOST = 8
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    with vllm_server(tmp_path_factory.mktemp("teacher"), source(1), "--max-logprobs", str(MOST)) as found:
+    with vllm_server(stored(tmp_path_factory.mktemp("teacher"), source(1)), "--max-logprobs", str(MOST)) as found:
         yield found
 
 

@@ -1,7 +1,7 @@
 """A student that is sampled by a real vLLM server, which gets its weights through a folder: run by `make test-vllm`."""
 
 import pytest
-from vllm_runs import NAME, STEPS, STUDENTS, Watch, fit, vllm_server
+from vllm_runs import NAME, STEPS, STUDENTS, Watch, fit, stored, vllm_server
 
 from veto_pl.rollouts import VllmServer
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.vllm
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
-    with vllm_server(folder / "model", STUDENTS["llama"], "--logprobs-mode", "processed_logprobs") as address:
+    with vllm_server(stored(folder / "model", STUDENTS["llama"]), "--logprobs-mode", "processed_logprobs") as address:
         engine = VllmServer(server=address, model=NAME, transfer="folder", folder=str(folder / "weights"))
         watch = Watch(engine, writers=1)
         fit(folder, engine=engine, callbacks=[watch], limit_val_batches=0)

@@ -76,7 +76,12 @@ def fit_objective(folder, objective, student=STUDENTS["llama"], *, teacher=None,
         optimizer=lambda parameters: torch.optim.Adam(parameters, rate) if rate else torch.optim.SGD(parameters, 0.5),
         evaluation=GREEDY,
     )
-    data = PromptDataModule(JsonLines(train=str(rows), validation=str(rows), verifier=ExactMatch()), batch_size=8)
+    data = PromptDataModule(
+        JsonLines(train=str(rows), validation=str(rows), verifier=ExactMatch()),
+        batch_size=8,
+        max_prompt_tokens=32,
+        max_completion_tokens=32,
+    )
     quiet = {
         "logger": False,
         "enable_checkpointing": False,
@@ -131,12 +136,18 @@ NAME = "served"
 """What the server calls its model."""
 
 
-@contextmanager
-def vllm_server(folder, model, *options):
-    """The address of a server of vLLM on this machine's CPU."""
+def stored(folder, model):
+    """The folder, with a model and the tokenizer of these runs in it."""
     folder.mkdir(exist_ok=True)
     model.load().save_pretrained(folder)
     CharacterTokenizer(ALPHABET).load().save_pretrained(folder)
+    return folder
+
+
+@contextmanager
+def vllm_server(folder, *options):
+    """The address of a server of vLLM on this machine's CPU, with the model of a folder."""
+    log = folder.with_suffix(".log")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -147,10 +158,10 @@ def vllm_server(folder, model, *options):
     ]  # fmt: skip
     environment = os.environ | {"VLLM_SERVER_DEV_MODE": "1", "no_proxy": "127.0.0.1"}
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
-    with open(folder / "log", "w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    with open(log, "w") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
-        _wait(f"http://127.0.0.1:{port}/health", process, folder / "log")
+        _wait(f"http://127.0.0.1:{port}/health", process, log)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         process.terminate()

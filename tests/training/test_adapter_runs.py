@@ -106,7 +106,12 @@ def fit(folder, student, teacher, objective=None, **trainer):
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5),
         evaluation=Sampling(temperature=0.0, max_new_tokens=3),
     )
-    data = PromptDataModule(JsonLines(train=file, validation=file, verifier=ExactMatch()), batch_size=2)
+    data = PromptDataModule(
+        JsonLines(train=file, validation=file, verifier=ExactMatch()),
+        batch_size=2,
+        max_prompt_tokens=32,
+        max_completion_tokens=32,
+    )
     settings = {"max_steps": 2, "limit_val_batches": 0, "callbacks": [Checkpoints(dirpath=str(folder))]}
     runner = L.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
@@ -136,9 +141,12 @@ def test_an_average_of_an_adapter_comes_back_with_the_run(tmp_path):
     module, _ = fit(tmp_path, LORA, MovingAverage(LORA, decay=0.3), SFT())
     before = {name: weight.clone() for name, weight in module.models.teacher.state_dict().items()}
     assert any(not torch.equal(w, module.student.state_dict()[n]) for n, w in before.items())
-    again, runner = fit(tmp_path, LORA, MovingAverage(LORA, decay=0.3), SFT(), max_steps=0, callbacks=[])
-    runner.validate(again, PromptDataModule(JsonLines(train=rows(tmp_path), validation=rows(tmp_path)), batch_size=2),
-                    ckpt_path=str(tmp_path / "last.ckpt"), verbose=False)  # fmt: skip
+    again, runner = fit(
+        tmp_path, LORA, MovingAverage(LORA, decay=0.3), SFT(), max_steps=1, limit_val_batches=1, callbacks=[]
+    )
+    task = JsonLines(train=rows(tmp_path), validation=rows(tmp_path))
+    data = PromptDataModule(task, batch_size=2, max_prompt_tokens=32, max_completion_tokens=32)
+    runner.validate(again, data, ckpt_path=str(tmp_path / "last.ckpt"), verbose=False)
     for name, weight in again.models.teacher.state_dict().items():
         assert torch.equal(weight, before[name]), name
 

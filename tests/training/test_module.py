@@ -15,6 +15,7 @@ from veto_pl.objectives import SFT, Distill, MiniLLM, Sum, SupervisedKD, Veto
 from veto_pl.parts.schedules import Linear
 from veto_pl.parts.targets import GeometricBridge
 from veto_pl.rollouts import DecodeLoop, FromDataset, FromStudent, Sampling
+from veto_pl.seams import Example, Task
 from veto_pl.testing.tiny import ALPHABET, tiny_source
 
 WORDS = ["a", "bcdefgh", "ab", "ponm", "abcdefghij", "ccc", "de", "fghijkl"]
@@ -44,7 +45,7 @@ def module_of(objective, **settings):
 
 def fit(module, rows, tmp_path, *, batch_size=8, **trainer):
     task = JsonLines(train=rows, validation=rows, verifier=ExactMatch())
-    data = PromptDataModule(task, batch_size=batch_size, shuffle=False)
+    data = PromptDataModule(task, batch_size=batch_size, shuffle=False, max_prompt_tokens=32, max_completion_tokens=32)
     settings = {"max_steps": 2, "limit_val_batches": 0}
     settings |= {"num_sanity_val_steps": 0, "use_distributed_sampler": False, "default_root_dir": str(tmp_path)}
     runner = L.Trainer(**(settings | QUIET | trainer))
@@ -143,17 +144,25 @@ def test_beta_zero_is_plain_on_policy_distillation_to_the_bit(rows, tmp_path):
 def test_global_generators_are_left_alone(rows, tmp_path):
     torch.manual_seed(11)
     before = torch.get_rng_state()
-    fit(module_of(Veto(rollout=SAMPLED)), rows, tmp_path, limit_val_batches=1.0)
+    fit(module_of(Veto(rollout=SAMPLED), evaluation=SAMPLED.sampling), rows, tmp_path, limit_val_batches=1.0)
     assert torch.equal(before, torch.get_rng_state())
 
 
+@dataclass(frozen=True)
+class Bare(Task):
+    """Prompts alone."""
+
+    def load(self, split):
+        return [Example(f"{word}>") for word in WORDS]
+
+    def reward(self, example, completion):
+        return 0.0
+
+
 def test_rows_without_completions_train_on_nothing(tmp_path):
-    path = tmp_path / "bare.jsonl"
-    path.write_text("".join(json.dumps({"prompt": f"{w}>"}) + "\n" for w in WORDS))
-    task = JsonLines(train=str(path), completion=None)
-    module = module_of(SFT())
+    module, task = module_of(SFT(), evaluation=SAMPLED.sampling), Bare()
     runner = L.Trainer(max_steps=2, default_root_dir=str(tmp_path), **QUIET)
-    runner.fit(module, PromptDataModule(task, batch_size=4))
+    runner.fit(module, PromptDataModule(task, batch_size=4, max_prompt_tokens=32, max_completion_tokens=32))
     assert torch.equal(weights(module), weights(module_of_loaded(SFT())))
     assert runner.callback_metrics["train/loss"] == 0
 

@@ -69,7 +69,7 @@ def fit(objective, rows, tmp_path, monkeypatch, *, at_once, **trainer):
         runner = L.Trainer(
             accelerator="cpu", use_distributed_sampler=False, default_root_dir=tmp_path, **settings | quiet | trainer
         )
-        runner.fit(module, PromptDataModule(task, batch_size=2))
+        runner.fit(module, PromptDataModule(task, batch_size=2, max_prompt_tokens=32, max_completion_tokens=32))
     return module, seen
 
 

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import lightning as L
 
+from veto_pl.checks.monitored import may_log_more, monitored
 from veto_pl.core.mistakes import Mistake, did_you_mean, report
-
-KNOWN_PACKAGES = ("veto_pl", "lightning")
-"""Packages whose callbacks log nothing that others follow but `lr-...`."""
-
-
-def monitored(callbacks: Iterable[tuple[str, L.Callback]]) -> Iterator[tuple[str, str]]:
-    """Yield the path of each setting that names a metric, and that name."""
-    for path, callback in callbacks:
-        if isinstance(name := getattr(callback, "monitor", None), str):
-            yield f"{path}.monitor", name
-
-
-def may_log_more(callbacks: Iterable[L.Callback]) -> bool:
-    """Return whether a callback from outside this package and Lightning may log further metrics."""
-    return any(type(callback).__module__.partition(".")[0] not in KNOWN_PACKAGES for callback in callbacks)
 
 
 def name_with(monitor: str) -> str:

@@ -28,7 +28,7 @@ class SampleTable(L.Callback, Journal):
     Args:
         number: completions kept per validation; 0 switches the callback off.
         show: whether they are also printed.
-        width: characters of a text that are printed; the file holds all of them.
+        width: characters of a text that are printed, the last ones of a prompt; the file holds all of them.
 
     Raises:
         ConfigurationError: a number out of range.
@@ -101,12 +101,16 @@ class SampleTable(L.Callback, Journal):
     def _table(self, step: int) -> Table:
         table = Table(*COLUMNS, title=f"samples at step {step}")
         for row in self._rows:
-            texts = (str(row[name] or "") for name in COLUMNS[:-1])
-            table.add_row(*(_cell(text, self.width) for text in texts), f"{row['reward']:g}")
+            prompt, *texts = (str(row[name] or "") for name in COLUMNS[:-1])
+            cells = [_last(prompt, self.width), *(_first(text, self.width) for text in texts)]
+            table.add_row(*(cell.replace("[", r"\[") for cell in cells), f"{row['reward']:g}")  # no mark-up of rich
         return table
 
 
-def _cell(text: str, width: int) -> str:
-    """Return the text cut to `width` characters, its brackets escaped so that rich reads no mark-up in it."""
-    cut = text if len(text) <= width else text[: width - 1] + "…"
-    return cut.replace("[", r"\[")
+def _first(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _last(text: str, width: int) -> str:
+    """Return the end of a text: in a conversation that is the question, behind what all prompts begin with."""
+    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]

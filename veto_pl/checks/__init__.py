@@ -16,12 +16,11 @@ from veto_pl.checks import monitored as monitors
 from veto_pl.checks import numbers
 from veto_pl.checks import objective_settings as objective
 from veto_pl.checks import trainer as the_trainer
-from veto_pl.checks.setup import RunSetup
+from veto_pl.checks.setup import Checked, RunSetup
 from veto_pl.core.mistakes import Mistake, report
 from veto_pl.data import PromptDataModule
-from veto_pl.module import DistillationModule
 
-__all__ = ["RunSetup", "check"]
+__all__ = ["RunSetup", "check", "check_run"]
 
 Check = Callable[[RunSetup], Iterator[Mistake]]
 ALWAYS: tuple[Check, ...] = (
@@ -52,7 +51,7 @@ FITTING: tuple[Check, ...] = (
 
 
 def check(
-    module: DistillationModule,
+    module: Checked,
     data: PromptDataModule,
     trainer: Trainer | Mapping[str, Any],
     stage: str = "fit",
@@ -73,3 +72,18 @@ def check(
     settings = the_trainer.settings_of(trainer) if isinstance(trainer, Trainer) else trainer
     setup = RunSetup(module, data, settings, stage, callbacks)
     report(mistake for one in (*ALWAYS, *(FITTING if stage == "fit" else ())) for mistake in one(setup))
+
+
+def check_run(module: Checked, trainer: Trainer) -> None:
+    """Run every check for a trainer that is about to begin, as the command line does for a configuration.
+
+    Nothing is checked of data that are no `PromptDataModule`.
+
+    Raises:
+        ConfigurationError: something cannot work; the message names everything that was found.
+    """
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    if isinstance(data, PromptDataModule):
+        callbacks = {type(callback).__name__: callback for callback in trainer.callbacks}  # type: ignore[attr-defined]
+        assert trainer.state.fn is not None, "the trainer is about to do something"
+        check(module, data, trainer, str(trainer.state.fn.value), callbacks)

@@ -22,7 +22,7 @@ def room_to_answer(setup: RunSetup) -> Iterator[Mistake]:
     known = {path: getattr(config, "max_position_embeddings", None) for path, config in setup.models.items()}
     positions, path = min(((n, path) for path, n in known.items() if isinstance(n, int) and n > 0), default=(None, ""))
     # Of equal ones the shortest name: a text of two writers has the lengths of `sampling`, not of `teacher_sampling`.
-    setting, answer = max(_answers(setup), key=lambda known: (known[1], -len(known[0])))
+    setting, answer = max(_answers(setup), key=lambda known: (known[1], -len(known[0])), default=("no answer", 0))
     prompt = setup.data.max_prompt_tokens
     if positions is not None and prompt + answer > positions:
         room = positions - answer
@@ -75,7 +75,8 @@ def completions_per_prompt(setup: RunSetup) -> Iterator[Mistake]:
 
 def _answers(setup: RunSetup) -> Iterator[tuple[str, int]]:
     """Yield the settings that limit the length of an answer, each with its limit in tokens."""
-    yield "model.evaluation.max_new_tokens", setup.module.evaluation.max_new_tokens
+    if setup.stage != "fit" or setup.validates:
+        yield "model.evaluation.max_new_tokens", setup.module.evaluation.max_new_tokens
     if setup.stage != "fit":
         return
     for path, part in setup.parts():

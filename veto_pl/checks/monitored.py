@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from veto_pl.callbacks.monitors import may_log_more, monitored
+import lightning as L
+
 from veto_pl.checks.setup import RunSetup
 from veto_pl.core.mistakes import Mistake, did_you_mean
 
+KNOWN_PACKAGES = ("veto_pl", "lightning")
+"""Packages whose callbacks log nothing that others follow but `lr-...`."""
+
 TRAINING = ("train/loss", "train/grad_norm", "train/learning_rate", "train/tokens", "train/completion_length")
 """What every run logs; what else stands under `train/` is known after the first step."""
+
+
+def monitored(callbacks: Iterable[tuple[str, L.Callback]]) -> Iterator[tuple[str, str]]:
+    """Yield the path of each setting that names a metric, and that name."""
+    for path, callback in callbacks:
+        if isinstance(name := getattr(callback, "monitor", None), str):
+            yield f"{path}.monitor", name
+
+
+def may_log_more(callbacks: Iterable[L.Callback]) -> bool:
+    """Return whether a callback from outside this package and Lightning may log further metrics."""
+    return any(type(callback).__module__.partition(".")[0] not in KNOWN_PACKAGES for callback in callbacks)
 
 
 def names(setup: RunSetup) -> Iterator[Mistake]:

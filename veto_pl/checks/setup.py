@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from lightning.pytorch import Callback
+from torch import nn
+from torch.optim import Optimizer
 
 from veto_pl.core.nested import Path, setting, walk
 from veto_pl.data import PromptDataModule
 from veto_pl.exceptions import VetoError
-from veto_pl.module import DistillationModule
 from veto_pl.rollouts import Sampling
-from veto_pl.seams import ModelSource, Objective, Reward, RolloutSource, Task, Template
+from veto_pl.seams import (
+    Engine,
+    ModelSource,
+    Objective,
+    Reward,
+    RolloutSource,
+    Schedule,
+    Task,
+    Template,
+    TokenizerSource,
+)
+
+
+class Checked(Protocol):
+    """What checks read of the module that is about to run."""
+
+    objective: Objective
+    student_source: ModelSource
+    teacher_source: ModelSource | None
+    reference_source: ModelSource | None
+    tokenizer_source: TokenizerSource | None
+    optimizer: Callable[..., Optimizer]
+    lr_schedule: Schedule
+    evaluation: Sampling
+    evaluation_engine: Engine | None
+    validation_metrics: nn.ModuleDict
 
 
 @dataclass(frozen=True)
@@ -29,7 +55,7 @@ class RunSetup:
         callbacks: by the path of their settings.
     """
 
-    module: DistillationModule
+    module: Checked
     data: PromptDataModule
     trainer: Mapping[str, Any]
     stage: str = "fit"

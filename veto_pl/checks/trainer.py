@@ -27,7 +27,8 @@ def settings_of(trainer: Trainer) -> dict[str, Any]:
         "strategy": trainer.strategy,
         "precision": trainer.precision,
         "devices": trainer.world_size,
-        "use_distributed_sampler": trainer._accelerator_connector.use_distributed_sampler,
+        # With one process there is nothing to distribute, and Lightning's default would be refused for nothing.
+        "use_distributed_sampler": trainer._accelerator_connector.use_distributed_sampler and trainer.world_size > 1,
         **{name: getattr(trainer, name) for name in TRAINER if hasattr(trainer, name)},
     }
 

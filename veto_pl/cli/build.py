@@ -158,6 +158,7 @@ class VetoCLI(LightningCLI):
         parser = self._parser(self.subcommand)
         config = self.config.get(str(self.subcommand), self.config)
         self.model.run_config = parser.dump(config, skip_none=False, skip_link_targets=True)
+        self.model._log_hyperparams = False  # private: loggers get the whole configuration (`RunLoggers.begin`)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the command with the run folder locked."""

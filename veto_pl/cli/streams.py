@@ -78,9 +78,12 @@ def hide_noise() -> None:
     warnings.filterwarnings("ignore", message=r"(?s).*deprecated in v4\.")  # jsonargparse
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")  # mixed keeps float32
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(_is_no_noise)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for every table
+    if not sys.stderr.isatty():  # in a file, the bars of transformers for weights are lines of nothing
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _is_no_noise(record: logging.LogRecord) -> bool:

@@ -66,6 +66,25 @@ def shorten(value: object, limit: int = SHOWN) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+def wrong_kind(given: object, setting: str, expected: str) -> ConfigurationError:
+    """Return the error for a value of another kind than a setting takes; a class is told as what it is."""
+    if isinstance(given, type):
+        shown, hint = f"the class `{given.__name__}`", f" It is the class: make one, `{given.__name__}(...)`."
+    else:
+        shown, hint = f"`{shorten(given, 60)}` ({type(given).__name__})", ""
+    return ConfigurationError(f"`{setting}`: given {shown}, expected {expected}.{hint}")
+
+
+def check_kind(given: object, kind: type | tuple[type, ...], setting: str, expected: str) -> None:
+    """Raise `ConfigurationError` for a value of another kind than a setting takes.
+
+    Example:
+        >>> check_kind(3, int, "data.batch_size", "a number")
+    """
+    if not isinstance(given, kind):
+        raise wrong_kind(given, setting, expected)
+
+
 def check_number(setting: str, value: float, least: float, most: float = math.inf) -> None:
     """Raise `ConfigurationError` for a number outside of its range, which NaN always is.
 

@@ -14,12 +14,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
+from veto_pl.core.seeds import run_seed
 from veto_pl.core.transfer import UNPINNED
 from veto_pl.data.collate import Collator
 from veto_pl.data.encoding import Batches, EncodedRows
 from veto_pl.data.epoch import check_epoch
 from veto_pl.data.fingerprints import fingerprint
-from veto_pl.data.functions import as_reward, as_template
+from veto_pl.data.functions import as_reward, as_task, as_template
 from veto_pl.data.overlong import Overlong, OverlongCompletions
 from veto_pl.data.sampler import RankSampler, even_batches
 from veto_pl.data.split_rows import RowPolicy, report_no_rows
@@ -61,7 +62,7 @@ class PromptDataModule(LightningDataModule):
         train_limit: use only the first so many training rows.
         validation_limit: use only the first so many validation rows.
         shuffle: shuffle the training rows.
-        seed: the order's seed.
+        seed: the order's seed; None is the seed that Lightning was given, or else 0.
         num_workers: loader processes, and processes that tokenise rows that are not in the cache.
         shuffle_buffer: rows of a stream among which the next one is drawn where it is shuffled.
         reward: judges completions in place of the task: a reward, or a function of yours as `module.function`, which is
@@ -87,7 +88,7 @@ class PromptDataModule(LightningDataModule):
         train_limit: int | None = None,
         validation_limit: int | None = None,
         shuffle: bool = True,
-        seed: int = 0,
+        seed: int | None = None,
         num_workers: int = 0,
         shuffle_buffer: int = 10_000,
         reward: Reward | str | None = None,
@@ -107,7 +108,7 @@ class PromptDataModule(LightningDataModule):
         check_sizes("PromptDataModule", validation_limit=validation_limit, num_workers=num_workers)
         if not 0 <= unknown <= 1:
             raise ConfigurationError(f"`PromptDataModule.unknown` must lie in [0, 1], got {unknown}.")
-        self.task = task
+        self.task = as_task(task)
         self.template = as_template(template)
         self.reward = as_reward(reward)
         self.unknown = unknown
@@ -120,7 +121,7 @@ class PromptDataModule(LightningDataModule):
         self.completion_prefix = completion_prefix
         self.limits = {"train": train_limit, "validation": validation_limit}
         self.shuffle = shuffle
-        self.seed = seed
+        self.seed, self._seed_was_open = run_seed(seed), seed is None
         self.num_workers = num_workers
         self.shuffle_buffer = shuffle_buffer
         self.test_split = "test"  # or what stands in for it
@@ -185,12 +186,14 @@ class PromptDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint says about the rows, for `load_state_dict`."""
-        return {"rows": {split: rows.summary for split, rows in self._rows.items()}}
+        return {"rows": {split: rows.summary for split, rows in self._rows.items()}, "seed": self.seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Warn where a run goes on with other rows than those that the checkpoint was trained on."""
+        """Go on with the checkpoint's seed unless one was given, and warn of other rows than it was trained on."""
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
+        if self._seed_was_open:
+            self.seed = self._order.seed = int(state_dict.get("seed", self.seed))
         now, before = self.state_dict()["rows"], state_dict.get("rows", {})
         changed = [describe_change(split, before[split], now[split]) for split in now if split in before]
         if told := "; ".join(change for change in changed if change):

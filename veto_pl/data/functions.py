@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from veto_pl.core.mistakes import check_kind, shorten
+from veto_pl.core.seeds import seeded
 from veto_pl.data.fingerprints import file_digest
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.seams import Example, Reward, Template
+from veto_pl.seams import Example, Reward, Task, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,14 +97,31 @@ class FunctionTemplate(Template):
         return said
 
 
+def as_task(given: Task) -> Task:
+    """Return a task whose open seeds are the run's; raise `ConfigurationError` for what is none."""
+    check_kind(given, Task, "data.task", "a `Task`, such as `JsonLines`")
+    return seeded(given)
+
+
 def as_reward(given: Reward | str | None) -> Reward | None:
     """Return a reward that may be given as the path of a function."""
-    return FunctionReward(path=given) if isinstance(given, str) else given
+    if given is None or isinstance(given, str):
+        return None if given is None else FunctionReward(path=given)
+    check_kind(given, Reward, "data.reward", "a `Reward`, or a function of yours as `module.function`")
+    return given
 
 
 def as_template(given: Template | str) -> Template:
     """Return a template that may be given as the path of a function."""
-    return FunctionTemplate(path=given) if isinstance(given, str) else given
+    if isinstance(given, str) and "{" in given:
+        raise ConfigurationError(
+            f"`data.template`: given the text `{shorten(given)}`, expected a `Template`, or a function of yours as "
+            "`module.function`. A format is `PlainTemplate(format=...)`."
+        )
+    if isinstance(given, str):
+        return FunctionTemplate(path=given)
+    check_kind(given, Template, "data.template", "a `Template`, or a function of yours as `module.function`")
+    return given
 
 
 def function_of(setting: str, path: str, arguments: tuple[str, ...]) -> Callable[..., Any]:

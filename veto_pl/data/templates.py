@@ -46,7 +46,7 @@ class PlainTemplate(Template):
         'Q: How far? (m)\nA:'
     """
 
-    format: str = "{prompt}"
+    format: str = field(default="{prompt}", kw_only=False)
     add_bos: bool = False
     control_words: Reading = "tokens"
     reply: str = "{content}"

@@ -32,10 +32,10 @@ class ParseRate(CompletionMetric):
         super().__init__()
         if kind not in _KINDS:
             raise ConfigurationError(f"`ParseRate.kind` must be one of {', '.join(_KINDS)}, got {kind!r}.")
-        self.kind = _KINDS[kind]
+        self.kind = kind
 
     def update(self, generations: Generations) -> None:
-        self._add(torch.tensor([_is_json(text, self.kind) for text in generations.texts], dtype=torch.float64))
+        self._add(torch.tensor([_is_json(text, _KINDS[self.kind]) for text in generations.texts], dtype=torch.float64))
 
 
 def _is_json(text: str, kind: type) -> bool:

@@ -76,13 +76,20 @@ class CompletionMetric(_Mean):
 
 
 class TokenMetric(_Mean):
-    """A mean over completion tokens; `name` is the key that it is logged under."""
+    """A mean over completion tokens; `name` is the key that it is logged under.
+
+    With `needs_ids`, `per_token` has a third parameter `token_ids`: [N] int64, the ids that the student has written.
+    """
 
     needs_teacher = True
+    needs_ids = False
 
-    def update(self, student_logp: Tensor, teacher_logp: Tensor | None) -> None:
-        """Add tokens: [N, V] log-probabilities of the student, and of the teacher where there is one."""
-        self._add(self.per_token(student_logp, teacher_logp))
+    def update(self, student_logp: Tensor, teacher_logp: Tensor | None, *token_ids: Tensor) -> None:
+        """Add tokens: [N, V] log-probabilities of the student, and of the teacher where there is one.
+
+        `token_ids` is [N] of what was written, and there if the metric `needs_ids`.
+        """
+        self._add(self.per_token(student_logp, teacher_logp, *token_ids))
 
     @abstractmethod
     def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ from veto_pl.models.given import InMemory, InMemoryTokenizer
 from veto_pl.models.initialisation import Pruned, RandomWeights
 from veto_pl.models.loading import Gguf, Pretrained
 from veto_pl.models.lora import Lora
+from veto_pl.models.offloading import Offloaded
 from veto_pl.models.student_base import StudentBase
 from veto_pl.models.tokenizers import CharacterTokenizer, PretrainedTokenizer
 
@@ -15,6 +16,7 @@ __all__ = [
     "InMemoryTokenizer",
     "Lora",
     "MovingAverage",
+    "Offloaded",
     "Pretrained",
     "PretrainedTokenizer",
     "Pruned",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from veto_pl.core.special_ids import end_ids, state_special_ids
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.causal_lm import CausalLM
+from veto_pl.models.offloading import OffloadedLM
 from veto_pl.models.tokenizers import read_tokenizer
 from veto_pl.models.trainable import check_full_precision, check_numbers
 from veto_pl.models.tying import say_whether_tied
@@ -88,7 +89,8 @@ def load_models(
         if sharding is not None:
             model = load_sharded(source, real_ids(tokenizer), sharding(role))
         else:
-            model = CausalLM(_made(source, empty=empty), real_ids(tokenizer))
+            kind = OffloadedLM if source.offloads else CausalLM
+            model = kind(_made(source, empty=empty), real_ids(tokenizer))
         _check_rows(role, model)
         return model
 

@@ -1,28 +1,27 @@
 """A teacher that follows the student."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from veto_pl.core.bounds import UnitInterval
-from veto_pl.models.given import as_source
 from veto_pl.models.initialisation import TINY, RandomWeights
 from veto_pl.models.sharding import local_part, resharded
 from veto_pl.models.twins import with_own_adapter
+from veto_pl.models.wrapping import Wrapping
 from veto_pl.parts.schedules import value_at
 from veto_pl.seams import ModelSource, Schedule, Step
 from veto_pl.seams.models import StoredWeights
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from veto_pl.seams import LanguageModel
 
 
 @dataclass(frozen=True)
-class MovingAverage(ModelSource):
+class MovingAverage(Wrapping):
     r"""A teacher that is an exponential moving average of the student.
 
     .. math:: \theta_T \leftarrow d\,\theta_T + (1 - d)\,\theta_S \quad \text{after every optimizer step}
@@ -41,28 +40,12 @@ class MovingAverage(ModelSource):
         arXiv 1703.01780; for distillation arXiv 2601.19897
     """
 
-    source: ModelSource
     decay: UnitInterval | Schedule = 0.99
     moves = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "source", as_source(self.source, "MovingAverage.source", copied=True))
 
     @classmethod
     def examples(cls) -> tuple["MovingAverage", ...]:
         return (cls(RandomWeights(dimensions=TINY)),)
-
-    @property
-    def tokenizer_source(self) -> Mapping[str, Any] | None:
-        return self.source.tokenizer_source
-
-    @property
-    def own_tokenizer(self) -> "PreTrainedTokenizerBase | None":
-        return self.source.own_tokenizer
-
-    def config(self) -> "PretrainedConfig":
-        return self.source.config()
 
     def load(self) -> "PreTrainedModel":
         return self.source.load()
@@ -76,7 +59,7 @@ class MovingAverage(ModelSource):
     def resolved(self, student: ModelSource) -> ModelSource:
         own = self.source.resolved(student)
         shared = own.frozen_base is not None and own == student
-        return _BesideStudent(own, self.decay) if shared else self if own is self.source else replace(self, source=own)
+        return _BesideStudent(own, self.decay) if shared else super().resolved(student)
 
     def follow(self, teacher: "LanguageModel", student: "LanguageModel", step: Step) -> None:
         weight = 1 - value_at(self.decay, step.index, step.total)

@@ -13,9 +13,9 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from veto_pl.core.mistakes import shorten
+from veto_pl.core.mistakes import wrong_kind
+from veto_pl.core.seeds import seeded
 from veto_pl.core.special_ids import listed_ids
-from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.loading import Pretrained
 from veto_pl.models.tokenizers import PretrainedTokenizer
 from veto_pl.seams import ModelSource, TokenizerSource
@@ -50,10 +50,8 @@ class InMemory(ModelSource):
 
         inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         if not isinstance(inner, PreTrainedModel):
-            raise ConfigurationError(
-                f"`InMemory.model` must be a model of transformers, got {_shown(self.model)}. A folder or a hub id is "
-                "a `Pretrained`."
-            )
+            expected = "a model of transformers; a folder or a hub id is a `Pretrained`"
+            raise wrong_kind(self.model, "InMemory.model", expected)
         object.__setattr__(self, "model", inner)
 
     @classmethod
@@ -124,16 +122,19 @@ def as_source(given: Any, setting: str, *, copied: bool = False) -> ModelSource:
         return Pretrained(os.fspath(given))
     if isinstance(given, nn.Module) and (hasattr(given, "config") or hasattr(given, "get_base_model")):
         return InMemory(given, copied=copied)
-    raise _refused(given, setting, "a `ModelSource`, a path, a hub id, or a model of transformers")
+    raise wrong_kind(given, setting, "a `ModelSource`, a path, a hub id, or a model of transformers")
 
 
 def sources_of(
     student: Any, teacher: Any, reference: Any
 ) -> tuple[ModelSource, ModelSource | None, ModelSource | None]:
-    """Return the sources of the models of a run, each given in any way; teacher and reference know the student's."""
-    trained = as_source(student, "model.student")
+    """Return the sources of the models of a run, each given in any way; teacher and reference know the student's.
+
+    Seeds that were left open are the run's from here on.
+    """
+    trained = seeded(as_source(student, "model.student"))
     roles = {"model.teacher": teacher, "model.reference": reference}
-    given = [None if one is None else as_source(one, path).resolved(trained) for path, one in roles.items()]
+    given = [None if one is None else seeded(as_source(one, path)).resolved(trained) for path, one in roles.items()]
     return trained, given[0], given[1]
 
 
@@ -151,7 +152,7 @@ def as_tokenizer(given: Any, setting: str) -> TokenizerSource:
 
     if isinstance(given, PreTrainedTokenizerBase):
         return InMemoryTokenizer(given)
-    raise _refused(given, setting, "a `TokenizerSource`, a path, a hub id, or a tokenizer of transformers")
+    raise wrong_kind(given, setting, "a `TokenizerSource`, a path, a hub id, or a tokenizer of transformers")
 
 
 def named_place(kind: object, given: object) -> Mapping[str, Any] | None:
@@ -174,16 +175,3 @@ def _is_place(text: str) -> bool:
     if text.endswith((".yaml", ".yml", ".json")) or "\n" in text or text.startswith("{"):
         return False  # a file, or a text, with the settings of a class
     return "/" in text or text.startswith(("~", "./", "..")) or Path(text).is_dir()
-
-
-def _refused(given: Any, setting: str, expected: str) -> ConfigurationError:
-    hint = f" It is the class: make one, `{given.__name__}(...)`." if isinstance(given, type) else ""
-    return ConfigurationError(f"`{setting}`: given {_shown(given)}, expected {expected}.{hint}")
-
-
-def _shown(given: Any) -> str:
-    return (
-        f"the class `{given.__name__}`"
-        if isinstance(given, type)
-        else f"`{shorten(given, 60)}` ({type(given).__name__})"
-    )

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from veto_pl.core.seeds import run_seed
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.backbone import backbone
-from veto_pl.models.given import as_source
 from veto_pl.models.layers import decoder_layers
 from veto_pl.models.loading import Attention, DType
 from veto_pl.models.reading import setting_errors
+from veto_pl.models.wrapping import Wrapping
 from veto_pl.seams import ModelSource
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel
 
 ENDS = {"bos_token_id", "eos_token_id"}
 """Ids that an architecture's configuration has by default: those of the first model's tokenizer."""
@@ -41,20 +41,20 @@ class RandomWeights(ModelSource):
     Args:
         model_type: the name that transformers gives the architecture, such as `llama`, `qwen2` or `gpt2`.
         dimensions: fields of its configuration, such as `hidden_size` or `vocab_size`.
-        seed: of the weights; the global generators are left as they were.
+        seed: of the weights; None is the run's. The global generators are left as they were.
         dtype: of the weights.
         attention: the attention implementation; `auto` is what transformers prefers for the architecture.
     """
 
     model_type: str = "llama"
     dimensions: dict[str, Any] = field(default_factory=dict, hash=False)
-    seed: int = 0
+    seed: int | None = None
     dtype: DType = "float32"
     attention: Attention = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not -(2**63) <= self.seed < 2**63:
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
             raise ConfigurationError(f"`RandomWeights.seed` must be a number of 64 bits, got {self.seed}.")
 
     @classmethod
@@ -90,7 +90,7 @@ class RandomWeights(ModelSource):
     def load(self) -> PreTrainedModel:
         # On the CPU, and with its generator alone: `torch.manual_seed` would reseed every accelerator too.
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.default_generator.manual_seed(self.seed)
+            torch.default_generator.manual_seed(run_seed(self.seed))
             return self.skeleton()
 
     def skeleton(self) -> PreTrainedModel:
@@ -99,7 +99,7 @@ class RandomWeights(ModelSource):
 
 
 @dataclass(frozen=True)
-class Pruned(ModelSource):
+class Pruned(Wrapping):
     """A copy of a model without some of its layers.
 
     Args:
@@ -108,13 +108,11 @@ class Pruned(ModelSource):
         keep_layers: or the layers that stay.
     """
 
-    source: ModelSource
     drop_layers: tuple[int, ...] | None = None
     keep_layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "source", as_source(self.source, "Pruned.source", copied=True))
         if (self.drop_layers is None) == (self.keep_layers is None):
             raise ConfigurationError(
                 f"`Pruned` needs either `drop_layers` or `keep_layers`, got {self.drop_layers} and {self.keep_layers}."
@@ -125,14 +123,6 @@ class Pruned(ModelSource):
         return cls(RandomWeights(dimensions=TINY), drop_layers=(0,)), cls(
             RandomWeights(dimensions=TINY), keep_layers=(0,)
         )
-
-    @property
-    def tokenizer_source(self) -> Mapping[str, Any] | None:
-        return self.source.tokenizer_source
-
-    @property
-    def own_tokenizer(self) -> PreTrainedTokenizerBase | None:
-        return self.source.own_tokenizer
 
     def unquantised(self) -> ModelSource | None:
         source = self.source.unquantised()

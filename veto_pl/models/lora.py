@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -15,23 +15,24 @@ from veto_pl.core.bounds import BelowOne, Count, Positive
 from veto_pl.core.extras import require_extra
 from veto_pl.core.mistakes import Mistake, did_you_mean
 from veto_pl.core.part import Setup
+from veto_pl.core.seeds import run_seed
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.adapters import adapter_config, is_adapted
-from veto_pl.models.given import as_source
 from veto_pl.models.initialisation import TINY, RandomWeights
 from veto_pl.models.reading import prefixed_errors, source_errors
+from veto_pl.models.wrapping import Wrapping
 from veto_pl.seams import ModelSource
 from veto_pl.storage.paths import expand_home
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 ALL = "all-linear"
 """As peft calls every linear layer but the head."""
 
 
 @dataclass(frozen=True)
-class Lora(ModelSource):
+class Lora(Wrapping):
     r"""A model with a low-rank adapter (LoRA, DoRA) of peft, which alone is trained.
 
     A matrix W of a layer becomes
@@ -52,13 +53,12 @@ class Lora(ModelSource):
         modules_to_save: modules that are trained whole beside the adapter, such as `[lm_head]`, by the ends of their
             names.
         start: a folder, or hub id, with an adapter of peft to begin with; its own settings must be those given here.
-        seed: of A; the global generators are left as they were.
+        seed: of A; None is the run's. The global generators are left as they were.
 
     References:
         arXiv 2106.09685; DoRA 2402.09353; QLoRA 2305.14314
     """
 
-    source: ModelSource
     targets: tuple[str, ...] | str = ALL
     rank: Count = 16
     alpha: Positive = 32.0
@@ -67,11 +67,11 @@ class Lora(ModelSource):
     rank_stabilised: bool = False
     modules_to_save: tuple[str, ...] = ()
     start: str | None = None
-    seed: int = 0
+    seed: int | None = None
+    trains_in_place = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "source", as_source(self.source, "Lora.source"))
         object.__setattr__(self, "start", expand_home(self.start))
         if self.source.frozen_base is not None:
             raise ConfigurationError(
@@ -91,21 +91,10 @@ class Lora(ModelSource):
     def frozen_base(self) -> ModelSource:
         return self.source
 
-    @property
-    def tokenizer_source(self) -> Mapping[str, Any] | None:
-        return self.source.tokenizer_source
-
-    @property
-    def own_tokenizer(self) -> Any:
-        return self.source.own_tokenizer
-
     def requirements(self, setup: Setup, path: str) -> Iterable[Mistake]:
         """Raise `ConfigurationError` where peft is not installed."""
         require_extra("peft", extra="peft", needed_by="`Lora`")
         return ()
-
-    def config(self) -> PretrainedConfig:
-        return self.source.config()
 
     def load(self) -> PreTrainedModel:
         with torch.device("cpu"):  # where another one may be the default
@@ -136,7 +125,8 @@ class Lora(ModelSource):
             fan_in_fan_out=_has_transposed(model),
             task_type="CAUSAL_LM",
         )
-        with prefixed_errors(f"peft cannot put the adapter of `Lora` into {type(model).__name__}."), _seeded(self.seed):
+        told = f"peft cannot put the adapter of `Lora` into {type(model).__name__}."
+        with prefixed_errors(told), _seeded(run_seed(self.seed)):
             inject_adapter_in_model(settings, model)
             cast_adapter_dtype(model, "default")
         return model

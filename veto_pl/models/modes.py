@@ -19,7 +19,7 @@ def sampling_mode(model: LanguageModel) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad(), _casts_kept(model):
+        with torch.no_grad(), model.present(), _casts_kept(model):
             yield
     finally:
         for module, training in modes:

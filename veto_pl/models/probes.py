@@ -28,7 +28,7 @@ def cache_keyword(model: LanguageModel) -> str:
     """
     from transformers import DynamicCache
 
-    token = torch.zeros(1, 1, dtype=torch.int64, device=_device(model))
+    token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
     for name in CACHE_KEYWORDS[:-1]:
         cache = DynamicCache(config=model.model.config)
         try:
@@ -43,7 +43,7 @@ def cache_keyword(model: LanguageModel) -> str:
 
 def reads_with_cache(model: LanguageModel, new_cache: Callable[[], Any]) -> bool:
     """Return whether a token that follows a cache of padded rows is read as in a pass over each row alone."""
-    device = _device(model)
+    device = model.device
     ids = (torch.arange(8) % model.vocab_size).view(2, 4).to(device)
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]], device=device)
     cache = new_cache()
@@ -84,7 +84,7 @@ def architecture_errors(model: LanguageModel) -> AbstractContextManager[None]:
 
 def check_causal(model: LanguageModel) -> None:
     """Raise `ConfigurationError` where a token's hidden state depends on later tokens, and so on what it predicts."""
-    ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=_device(model)) % model.vocab_size
+    ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=model.device) % model.vocab_size
     with probing(model):
         one, other = (
             backbone(model.model)(input_ids=row[None], use_cache=False).last_hidden_state[:, :-1] for row in ids
@@ -103,8 +103,8 @@ def check_head(model: LanguageModel) -> None:
     """
     ids = torch.arange(4)[None] % model.vocab_size
     with probing(model):
-        expected = model.model(input_ids=ids.to(_device(model)), use_cache=False).logits[..., : model.vocab_size]
-        hidden = backbone(model.model)(input_ids=ids.to(_device(model)), use_cache=False).last_hidden_state
+        expected = model.model(input_ids=ids.to(model.device), use_cache=False).logits[..., : model.vocab_size]
+        hidden = backbone(model.model)(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
         logits, _ = model.project(hidden)
     if not close(model, logits, expected.float()):
         raise ConfigurationError(
@@ -118,14 +118,14 @@ def probe_logits(model: LanguageModel) -> Tensor:
 
     Collective where the model is sharded: call it on every rank.
     """
-    ids = (torch.arange(16) * 7919 % model.vocab_size).view(2, 8).to(_device(model))
+    ids = (torch.arange(16) * 7919 % model.vocab_size).view(2, 8).to(model.device)
     with gathered(model), probing(model):
         logits: Tensor = model.model(input_ids=ids, use_cache=False).logits
     return logits[..., : model.vocab_size].float().cpu()
 
 
 def _hidden(model: LanguageModel, ids: Tensor, positions: Tensor) -> Tensor:
-    device = _device(model)
+    device = model.device
     with probing(model):
         output = backbone(model.model)(input_ids=ids.to(device), position_ids=positions.to(device), use_cache=False)
     hidden: Tensor = output.last_hidden_state
@@ -142,22 +142,18 @@ def close(model: LanguageModel, tensor: Tensor, expected: Tensor) -> bool:
 def examined_dtype(model: LanguageModel) -> torch.dtype:
     """Return the dtype in which the model is examined: that of its weights as they are gathered, or autocast's."""
     if _takes_half_only(model):
-        return torch.get_autocast_dtype(_device(model).type)
+        return torch.get_autocast_dtype(model.device.type)
     gathered = None if model.shards is None else model.shards.compute_dtype
     return gathered or model.model.dtype
-
-
-def _device(model: LanguageModel) -> torch.device:
-    return next(model.parameters()).device
 
 
 @contextmanager
 def probing(model: LanguageModel) -> Iterator[None]:
     """Run the block as facts about a model are found out: in sampling mode, and where it can without autocast."""
     # Float32 shows more than the run's autocast, without which flash attention would refuse it.
-    with sampling_mode(model), torch.autocast(_device(model).type, enabled=_takes_half_only(model)):
+    with sampling_mode(model), torch.autocast(model.device.type, enabled=_takes_half_only(model)):
         yield
 
 
 def _takes_half_only(model: LanguageModel) -> bool:
-    return is_flash(model) and torch.is_autocast_enabled(_device(model).type)
+    return is_flash(model) and torch.is_autocast_enabled(model.device.type)

@@ -46,7 +46,7 @@ def gather_in_methods(model: LanguageModel) -> None:
 
 @contextmanager
 def gathered(model: LanguageModel, *, head_only: bool = False) -> Iterator[None]:
-    """Hold the whole weights on every rank, or those outside the layers; do nothing for a model that is not sharded.
+    """Hold the whole weights on every rank, or those outside the layers; bring offloaded ones to the device.
 
     Collective: enter it on every rank.
 
@@ -54,7 +54,8 @@ def gathered(model: LanguageModel, *, head_only: bool = False) -> Iterator[None]
     and the context must not be nested.
     """
     if model.shards is None:
-        yield
+        with model.present(head_only=head_only):
+            yield
         return
     # The root unit, which is first, holds what is outside of the layers: embeddings, last norm and head.
     units = _units(model)[:1] if head_only else _units(model)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.twins import without_adapter
+from veto_pl.models.wrapping import Wrapping
 from veto_pl.seams import ModelSource
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class StudentBase(ModelSource):
                 f"`StudentBase` needs a student with an adapter, but `model.student` is a `{type(student).__name__}`, "
                 "whose weights are all trained. Take a `Lora` student, or name the model that it starts from."
             )
-        return _BaseOf(student)
+        return _BaseOf(student.frozen_base)
 
     def config(self) -> PretrainedConfig:
         raise self._unresolved()
@@ -46,36 +46,14 @@ class StudentBase(ModelSource):
 
 
 @dataclass(frozen=True)
-class _BaseOf(StudentBase):
-    """The base of a certain student."""
-
-    student: ModelSource
-
-    @property
-    def base(self) -> ModelSource:
-        """Return the source of the base."""
-        assert self.student.frozen_base is not None, "`StudentBase.resolved` has looked"
-        return self.student.frozen_base
-
-    @property
-    def tokenizer_source(self) -> Mapping[str, Any] | None:
-        return self.base.tokenizer_source
-
-    @property
-    def own_tokenizer(self) -> Any:
-        return self.base.own_tokenizer
-
-    def resolved(self, student: ModelSource) -> ModelSource:
-        return self
-
-    def config(self) -> PretrainedConfig:
-        return self.base.config()
+class _BaseOf(Wrapping):
+    """The base of a certain student, which is the model of `source`."""
 
     def load(self) -> PreTrainedModel:
-        return self.base.load()
+        return self.source.load()
 
     def skeleton(self) -> PreTrainedModel:
-        return self.base.skeleton()
+        return self.source.skeleton()
 
     def beside(self, student: LanguageModel) -> LanguageModel:
         base = without_adapter(student)

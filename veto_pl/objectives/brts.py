@@ -1,7 +1,7 @@
 """BRTS: the student's own text, and the best of several by the teacher."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from veto_pl.core.bounds import Count, NonNegative
@@ -122,4 +122,4 @@ class BRTS(Objective):
             return output
         correct = (chosen.rewards == 1).float()
         right = Stat(correct.sum(), correct.new_tensor(float(len(correct))))
-        return LossOutput(output.terms, {**output.metrics, "teacher_correct": right}, output.faults)
+        return replace(output, metrics={**output.metrics, "teacher_correct": right})

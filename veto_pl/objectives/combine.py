@@ -8,7 +8,18 @@ from veto_pl.objectives.distill import Distill
 from veto_pl.objectives.sft import SFT
 from veto_pl.parts.schedules import value_at
 from veto_pl.rollouts import FromStudent
-from veto_pl.seams import Faults, LossOutput, Models, Objective, Rollouts, RolloutSource, Schedule, Stat, Step
+from veto_pl.seams import (
+    Faults,
+    LossOutput,
+    Models,
+    Objective,
+    Rollouts,
+    RolloutSource,
+    Schedule,
+    Stat,
+    Step,
+    TokenValues,
+)
 
 __all__ = ["Sum"]
 
@@ -72,11 +83,13 @@ class Sum(Objective):
         losses: dict[str, Stat] = {}
         metrics: dict[str, Stat] = {}
         faults: dict[RolloutSource, Faults] = {}
+        tokens: dict[str, TokenValues] = {}
         for name, objective in self.terms.items():
             output = objective.loss(rollouts, models, step)
             weight = self.weight(name, step)
             losses |= {f"{name}/{key}": stat.scaled(weight) for key, stat in output.terms.items()}
             metrics |= {f"{name}/{key}": stat for key, stat in output.metrics.items()}
+            tokens |= {f"{name}/{key}": values for key, values in output.tokens.items()}
             for source, found in output.faults.items():
                 faults[source] = found | faults[source] if source in faults else found
-        return LossOutput(losses, metrics, faults)
+        return LossOutput(losses, metrics, faults, tokens)

@@ -15,7 +15,7 @@ from veto_pl.functional.chunked import RowStream
 from veto_pl.functional.policy import importance_weight
 from veto_pl.functional.reduction import aggregated
 from veto_pl.objectives.token_kernel import LogpKernel, TokenKernel, TokenLoss
-from veto_pl.seams import Faults, LossOutput, Sequences, Stat, Step
+from veto_pl.seams import Faults, LossOutput, Sequences, Stat, Step, TokenValues
 from veto_pl.seams.tokens import TokenGrid
 
 
@@ -91,7 +91,8 @@ class Scoring:
         metrics["on_policy"] = Stat(self.sequences.on_policy.sum().float(), rows)
         broken = (~losses.detach().isfinite() & mask).any(1)
         faults = {self.objective.rollout: Faults(loss=broken, gradient=torch.zeros_like(broken))}
-        return LossOutput({"loss": Stat(*total)}, metrics, faults)
+        tokens = {"loss": TokenValues(self.sequences, _told(scores))}
+        return LossOutput({"loss": Stat(*total)}, metrics, faults, tokens)
 
     def look_ahead(self, scores: dict[str, Tensor]) -> None:
         """Ask the objective for numbers of whole completions, given `student_logp` and `teacher_logp` [N]."""
@@ -178,6 +179,11 @@ class Scoring:
         scores.check_temperature(type(self.objective).__name__, self.objective.temperature)
         row, place = self.sequence_rows, self.sequences.prediction_index % self.sequences.predictions.shape[1]
         return scores[row, place + 1]
+
+
+def _told(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the scores [N] by the names that are logged; they are there anyway, so this takes no memory."""
+    return {name.removeprefix("metric/").removeprefix("score/"): value.detach() for name, value in scores.items()}
 
 
 def _with_prefix(prefix: str, scores: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

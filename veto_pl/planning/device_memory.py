@@ -44,6 +44,7 @@ def step_memory(
     writers: frozenset[str] = frozenset(),
     gathered_in: int | None = None,
     engines: Mapping[str, int] | None = None,
+    offloaded: frozenset[str] = frozenset(),
 ) -> list[Memory]:
     """Return the memory of each part of a step, in their order.
 
@@ -53,15 +54,17 @@ def step_memory(
         writers: the models that sample in training, `student` and `teacher`.
         gathered_in: bytes of a number of sharded weights that are whole; None for as many as their parts have.
         engines: what engines have set aside, by the part of the step.
+        offloaded: the frozen models, `teacher` and `reference`, that rest in the memory of the host.
     """
     whole = _as_gathered(simulated, gathered_in)
-    models = (simulated.student, simulated.teacher, simulated.reference)
-    weights = sum(model.bytes for model in models if model is not None)
+    roles = {"student": simulated.student, "teacher": simulated.teacher, "reference": simulated.reference}
+    resting = {role: model for role, model in roles.items() if model is not None and role in offloaded}
+    weights = sum(model.bytes for role, model in roles.items() if model is not None and role not in offloaded)
     copies = simulated.student.trained if placement.kind == "ddp" and placement.buckets else 0
     return [
         Memory(
             phase=name,
-            weights=weights // placement.shards,
+            weights=(weights + _present(name, resting, writers)) // placement.shards,
             state=simulated.state // placement.shards,
             gradients=part.gradients + copies,
             gathered=_gathered(name, whole, placement, writers, gathered_in) if placement.shards > 1 else 0,
@@ -72,6 +75,18 @@ def step_memory(
         for name in PHASES
         if (part := simulated.phases.get(name)) is not None
     ]
+
+
+def _present(phase: str, resting: Mapping[str, Weights], writers: frozenset[str]) -> int:
+    """Return the bytes of offloaded models that are on the device in a phase; they score one after another."""
+    whole = {role: model.bytes for role, model in resting.items()}
+    if phase == "rollout":
+        return sum(size for role, size in whole.items() if role in writers)
+    if phase in ("teacher's scoring", "validation"):
+        return max(whole.values(), default=0)
+    if phase in ("student's forward", "loss head"):  # at most what is outside of the layers
+        return sum(model.outer for role, model in resting.items() if role == "teacher")
+    return 0
 
 
 def _as_gathered(simulated: Simulated, size: int | None) -> Simulated:

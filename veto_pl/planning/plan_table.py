@@ -53,7 +53,8 @@ def summary(plan: Plan) -> list[str]:
     """Return lines on what was planned, and whether it fits."""
     setting, device = plan.setting, plan.device
     lengths = setting.lengths
-    named = [f"{role} {_millions(weights)}" for role, weights in _models(plan).items() if weights is not None]
+    rests = {role: " (offloaded)" if role in plan.offloaded else "" for role in _models(plan)}
+    named = [f"{role} {_millions(w)}{rests[role]}" for role, w in _models(plan).items() if w is not None]
     verdict = "It fits." if plan.fits else "It does not fit."
     reserve = f" {size(device.reserve)} of it are not the run's." if device.reserve else ""
     return [
@@ -86,6 +87,7 @@ def as_json(plan: Plan, found: Sequence[Remedy]) -> dict[str, Any]:
         "device": {"name": plan.device.name, "memory": plan.device.memory, "reserve": plan.device.reserve},
         "setting": asdict(plan.setting),
         "placement": asdict(plan.placement),
+        "offloaded": sorted(plan.offloaded),
         "models": {role: weights and asdict(weights) for role, weights in _models(plan).items()},
         "memory": [_memory(part) for part in plan.memory],
         "work": [asdict(part) for part in plan.work],

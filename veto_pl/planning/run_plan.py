@@ -30,6 +30,7 @@ class Plan:
         simulated: what was found out about a step.
         memory: part by part.
         work: part by part.
+        offloaded: the frozen models that rest in the memory of the host between uses.
     """
 
     setting: Setting
@@ -38,6 +39,7 @@ class Plan:
     simulated: Simulated
     memory: tuple[Memory, ...]
     work: tuple[Work, ...]
+    offloaded: frozenset[str] = frozenset()
 
     @property
     def peak(self) -> Memory:
@@ -70,14 +72,17 @@ def plan(
     writers = frozenset(
         role for source in module.objective.sources for writing in source.writings() for role in writing.writers
     )
+    given = {"teacher": module.teacher_source, "reference": module.reference_source}
+    offloaded = frozenset(role for role, source in given.items() if source is not None and source.offloads)
     engines = engine_memory(module, setting, simulated, device.memory)
     return Plan(
         setting,
         placement,
         device,
         simulated,
-        tuple(step_memory(simulated, placement, writers, gathered_in(setting), engines)),
+        tuple(step_memory(simulated, placement, writers, gathered_in(setting), engines, offloaded)),
         tuple(step_work(simulated, setting, device, share)),
+        offloaded,
     )
 
 

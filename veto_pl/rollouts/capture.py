@@ -67,6 +67,8 @@ def structure_obstacle(model: LanguageModel) -> str:
     """Return what speaks against recording the model before it is tried, or an empty string."""
     if model.shards is not None:
         return "its weights are spread over the ranks (`fsdp2`), and what gathers them cannot be recorded"
+    if not model.stays_in_place:
+        return "its weights come to the device anew each time (`Offloaded`), and a recording knows their first place"
     if torch.are_deterministic_algorithms_enabled():
         return "`trainer.deterministic` sorts for every write by an index, which recordings are known to fail at"
     attention = getattr(model.model.config, "_attn_implementation", None) or "eager"

@@ -131,7 +131,7 @@ def cache_obstacle(model: LanguageModel) -> str:
 def _forward_obstacle(model: LanguageModel) -> str:
     """Return why the model cannot read one token as the loop gives it and fill the cache, or an empty string."""
     cache = new_cache(model)
-    token = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
+    token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
     try:
         with sampling_mode(model):
             model.next_logits(token, torch.ones_like(token), cache)

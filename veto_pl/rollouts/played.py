@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -240,7 +240,7 @@ class Played(RolloutSource):
         """Ask the environment, and warn once of each way in which it fails."""
         answers = answers_of(calls, timeout=self.timeout, at_once=self.at_once)
         for problem in {answer.problem: None for answer in answers if answer.problem}:
-            _warn_once(f"`{self._name}`: `{what}` {problem}. {_WHAT_THEN[what]}")
+            _warn_once(f"{self._name} {what} {problem[:30]}", f"`{self._name}`: `{what}` {problem}. {_WHAT_THEN[what]}")
         return answers
 
     def _couples(self, models: Models) -> bool:
@@ -304,6 +304,11 @@ def _no_rows(written: Sequences | None, prompts: PromptBatch) -> Sequences:
     return replace(written, prompts=prompts, turn_ids=turns, episodes=nobody, failed_turns=nobody)
 
 
-@cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=3)
+_warned: set[str] = set()
+
+
+def _warn_once(kind: str, message: str) -> None:
+    """Warn of the first failure of a kind, since thousands of episodes may fail alike."""
+    if kind not in _warned:
+        _warned.add(kind)
+        warnings.warn(message, stacklevel=3)

@@ -52,7 +52,7 @@ class ServedTeacher(RolloutSource):
     Raises:
         ConfigurationError: no server can be reached when the run begins, one refuses the request, or its ids are not
             those of the run.
-        DataError: no server answers any row.
+        DataError: no server answers any row, or each of its answers has ids that the run does not have.
     """
 
     servers: tuple[str, ...]
@@ -89,11 +89,6 @@ class ServedTeacher(RolloutSource):
             unanswered[row] = answer is None
             if answer is not None:
                 told[row, behind[row]] = answer
-        if answers and all(answer is None for answer in answers.values()):
-            raise DataError(
-                f"None of {len(answers)} rows was scored by the teacher `{self.model}` at {', '.join(self.servers)}. "
-                "See whether the servers run, raise `ServedTeacher.timeout` or `retries`, and go on from a checkpoint."
-            )
         unanswered = unanswered.to(written.input_ids.device)
         counted = written.loss_mask & ~unanswered[:, None]
         scores = told.to(written.input_ids.device)
@@ -138,7 +133,23 @@ class ServedTeacher(RolloutSource):
             answers[row] = (
                 None if isinstance(reply, NoAnswerError) else scores_of(reply, completion, self.k, vocabulary)
             )
+        if answers and all(answer is None for answer in answers.values()):
+            silent = any(isinstance(reply, NoAnswerError) for reply in replies)
+            raise DataError(self._why_none(len(answers), silent=silent, vocabulary=vocabulary))
         return answers
+
+    def _why_none(self, rows: int, *, silent: bool, vocabulary: int) -> str:
+        """Return why no row was scored: servers were silent, or told of ids that the run does not have."""
+        if silent:
+            return (
+                f"None of {rows} rows was scored by the teacher `{self.model}` at {', '.join(self.servers)}. See "
+                "whether the servers run, raise `ServedTeacher.timeout` or `retries`, and go on from a checkpoint."
+            )
+        return (
+            f"The teacher `{self.model}` has ids from {vocabulary} on among its {self.k} likeliest in each of {rows} "
+            "rows, where the run's tokenizer has none: they are padding rows of the teacher's head. Lower "
+            "`ServedTeacher.k`, or serve a model without such rows."
+        )
 
     def _check(self, models: Models, rows: Sequence[Sequence[int]]) -> None:
         """Compare the tokenizers of both sides, once per process and server."""

@@ -21,7 +21,7 @@ from veto_pl.seams.dialogue import Continuation, Dialogue
 from veto_pl.seams.ending import Ending
 from veto_pl.seams.environments import Environment, Episode, Reply
 from veto_pl.seams.models import LanguageModel, ModelSource, TokenizerSource
-from veto_pl.seams.objective import Faults, LossOutput, Objective
+from veto_pl.seams.objective import Faults, LossOutput, Objective, TokenValues
 from veto_pl.seams.prompts import PromptBatch
 from veto_pl.seams.rollouts import Engine, Models, Rollouts, RolloutSource, TeacherContext, Writing
 from veto_pl.seams.tokens import (
@@ -75,6 +75,7 @@ __all__ = [
     "Template",
     "TokenGrid",
     "TokenRows",
+    "TokenValues",
     "TokenWeighting",
     "TokenizerSource",
     "Turn",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor, device, nn
 
 from veto_pl.core.own_errors import OwnErrors
 from veto_pl.core.part import Part
@@ -30,11 +30,25 @@ class LanguageModel(OwnErrors, nn.Module, ABC):
         model: the model as transformers knows it.
         vocab_size: number of ids that the tokenizer knows, `V`; no other id ever gets probability.
         shards: how the ranks share the weights; None where every rank has them all.
+        stays_in_place: the weights keep their addresses, so that kernels can be recorded.
     """
 
     model: PreTrainedModel
     vocab_size: int
     shards: Sharding | None = None
+    stays_in_place = True
+
+    def present(self, *, head_only: bool = False) -> AbstractContextManager[None]:
+        """Have the weights, or at least those of the head, where they are computed with, while the block lasts.
+
+        By default they are always there. Reading and sampling enter it (`sampling_mode`, `gathered`).
+        """
+        return nullcontext()
+
+    @property
+    def device(self) -> device:
+        """Return the device on which the model computes."""
+        return next(self.parameters()).device
 
     @property
     def head_rows(self) -> int:
@@ -101,9 +115,15 @@ class StoredWeights(Protocol):
 
 
 class ModelSource(Part, ABC):
-    """Where a causal language model comes from."""
+    """Where a causal language model comes from.
+
+    Attributes:
+        moves: a teacher of it follows the student.
+        offloads: a frozen model of it rests in the memory of the host while it is not used.
+    """
 
     moves = False  # jsonargparse would look for the name `ClassVar` where subclasses live
+    offloads = False
 
     @abstractmethod
     def config(self) -> PretrainedConfig:

@@ -14,6 +14,7 @@ from veto_pl.core.nested import walk
 from veto_pl.core.part import Part
 from veto_pl.core.step import Step
 from veto_pl.functional.stat import Stat
+from veto_pl.seams.batches import Sequences
 from veto_pl.seams.rollouts import Models, Rollouts, RolloutSource
 
 if TYPE_CHECKING:
@@ -37,6 +38,29 @@ class Faults:
 
 
 @dataclass(frozen=True)
+class TokenValues:
+    """Numbers of each completion token of a batch, without graph, row by row.
+
+    Args:
+        sequences: B rows with N completion tokens that count.
+        values: [N] by name: `student_logp` and `teacher_logp` of the token, and what else is known, such as `kl`.
+    """
+
+    sequences: Sequences
+    values: Mapping[str, Tensor]
+
+    @property
+    def ids(self) -> Tensor:
+        """Return the tokens, [N] int64."""
+        return self.sequences.token_ids()
+
+    @property
+    def rows(self) -> Tensor:
+        """Return the row of each token, [N] int64."""
+        return self.sequences.tokens()[1]
+
+
+@dataclass(frozen=True)
 class LossOutput:
     """What an objective returns.
 
@@ -44,11 +68,13 @@ class LossOutput:
         terms: undivided losses, each with its own denominator.
         metrics: undivided numbers to log beside them.
         faults: the rows of each rollout that cannot be trained on, as far as the objective knows; they are reported.
+        tokens: by term, what was found at each token; a callback may ask for it.
     """
 
     terms: Mapping[str, Stat]
     metrics: Mapping[str, Stat] = field(default_factory=dict)
     faults: Mapping[RolloutSource, Faults] = field(default_factory=dict)
+    tokens: Mapping[str, TokenValues] = field(default_factory=dict)
 
 
 class Objective(Part, ABC):

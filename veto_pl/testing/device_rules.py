@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
 from veto_pl.testing.pretended_device import on_device
 
@@ -30,8 +30,21 @@ _WAITS = {
 """The size or the value of the result is only known on the device."""
 _NONDETERMINISTIC = ("kthvalue", "median", "histc", "put_")
 """As well as `cumsum` of floats and weighted `bincount`. CUDA has no deterministic kernel for these."""
-pinned = WeakIdKeyDictionary()
-"""Tensors of the host whose memory is locked, so that the device can fetch them by itself."""
+_locked: dict[int, StorageWeakRef] = {}
+"""Memory of the host that is locked, so that the device can fetch it by itself, by its address."""
+
+
+def lock(tensor: Tensor) -> None:
+    """Lock the memory of a tensor of the host, for as long as it lives."""
+    for address in [address for address, memory in _locked.items() if memory.expired()]:  # type: ignore[no-untyped-call]
+        del _locked[address]
+    memory = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+    _locked[memory.cdata] = memory
+
+
+def is_locked(tensor: Tensor) -> bool:
+    """Return whether the memory of a tensor of the host is locked, whichever tensors look at it."""
+    return tensor.untyped_storage()._cdata in _locked
 
 
 def refuse(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -103,7 +116,7 @@ def _waits_of_copy(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     for target, source in zip(targets, sources, strict=True):
         if on_device(target) != on_device(source):
             host, way = (source, "device") if on_device(target) else (target, "host")
-            if not (free and host in pinned):
+            if not (free and is_locked(host)):
                 yield f"copy to the {way}"
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._pytree import tree_map
 
-from veto_pl.testing.device_rules import pinned
+from veto_pl.testing.device_rules import is_locked, lock
 from veto_pl.testing.device_work import record_kernel
 from veto_pl.testing.pretended_device import NAME, on_device
 from veto_pl.testing.pretended_tensor import PretendedTensor, made_on_device
@@ -53,12 +53,12 @@ def _overload(name: str) -> Any:
 
 def _pin(tensor: Tensor, device: Any = None) -> Tensor:
     copied = tensor.clone()
-    pinned[copied] = True
+    lock(copied)
     return copied
 
 
 def _is_pinned(tensor: Tensor, device: Any = None) -> bool:
-    return tensor in pinned
+    return is_locked(tensor)
 
 
 def _autocast(name: str, *, lower: bool) -> Callable[..., Any]:

@@ -105,8 +105,9 @@ def measured(metric: CompletionMetric | TokenMetric, given: Iterable[Given]) -> 
 
 
 def _update(metric: TokenMetric, student: Tensor, teacher: Tensor) -> None:
-    """Update a metric with tokens, without a teacher where it needs none."""
-    metric.update(student, teacher if metric.needs_teacher else None)
+    """Update a metric with tokens, without a teacher where it needs none; each row's likeliest token is written."""
+    written = (student.argmax(-1),) if metric.needs_ids else ()
+    metric.update(student, teacher if metric.needs_teacher else None, *written)
 
 
 def assert_same(one: CompletionMetric | TokenMetric, other: CompletionMetric | TokenMetric, message: str) -> None:

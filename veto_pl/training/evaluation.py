@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from veto_pl.core.mistakes import check_kind
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block
 from veto_pl.functional.divergences import forward_kl, reverse_kl
@@ -19,11 +20,13 @@ from veto_pl.metrics.generations import Generations
 from veto_pl.models.readout import row_scores
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.rollouts.engines import DecodeLoop
-from veto_pl.seams import Engine, Models, PromptBatch, Sequences, Step
+from veto_pl.seams import Engine, Models, PromptBatch, Sequences, Step, TokenValues
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+KINDS = (CompletionMetric, TokenMetric, MetricFamily)
+"""What a validation can measure with."""
 CHUNK_ROWS = 256
 """Tokens whose vocabulary-sized rows are held at a time."""
 
@@ -32,6 +35,11 @@ def validation_metrics(
     metrics: Sequence[CompletionMetric | TokenMetric | MetricFamily] | None, sampling: Sampling, *, with_teacher: bool
 ) -> nn.ModuleDict:
     """Return the metrics by name, families as their members, without those that need a teacher where there is none."""
+    check_kind(sampling, Sampling, "model.evaluation", "a `Sampling`")
+    if metrics is not None:
+        check_kind(metrics, (list, tuple), "model.metrics", "a list of metrics")
+    for metric in metrics or ():
+        check_kind(metric, KINDS, "model.metrics", "a `CompletionMetric`, `TokenMetric` or `MetricFamily`")
     count = sampling.num_completions
     chosen: list[CompletionMetric | TokenMetric] = []
     for metric in default_metrics(count) if metrics is None else metrics:
@@ -70,6 +78,7 @@ class Evaluation:
         models: the models that are compared.
         divergences: [N] each, `forward_kl` and `reverse_kl` at every completion token in nats; empty until `update` is
             asked for them, and where there is no teacher.
+        tokens: the same and the log-probabilities of the tokens under both models; None until `update` is asked.
     """
 
     batch: PromptBatch
@@ -77,6 +86,7 @@ class Evaluation:
     generations: Generations
     models: Models
     divergences: Mapping[str, Tensor] = field(default_factory=dict)
+    tokens: TokenValues | None = None
 
     @classmethod
     def sample(
@@ -111,7 +121,7 @@ class Evaluation:
 
         Args:
             metrics: are updated.
-            annotate: also keep how far student and teacher differ at each token.
+            annotate: also keep the values of each token, such as how far student and teacher differ.
 
         Returns:
             The same evaluation with what was computed on the way.
@@ -119,17 +129,18 @@ class Evaluation:
         listed = list(metrics)
         token_metrics = [metric for metric in listed if isinstance(metric, TokenMetric)]
         with_logp = any(getattr(metric, "needs_logp", False) for metric in listed)
-        divergent = annotate and self.models.teacher is not None
         values: dict[str, Tensor] = {}
-        if token_metrics or with_logp or divergent:
-            values = self._read(token_metrics, with_logp=with_logp, divergent=divergent)
+        if token_metrics or with_logp or annotate:
+            values = self._read(token_metrics, with_logp=with_logp, annotate=annotate)
         generations = self.generations
         if with_logp:
-            generations = replace(generations, logp=self._of_completions(values.pop("logp")))
+            generations = replace(generations, logp=self._of_completions(values["student_logp"]))
         for metric in listed:
             if isinstance(metric, CompletionMetric) and (of_source := generations.of(metric.source)).texts:
                 metric.update(of_source)
-        return replace(self, generations=generations, divergences=values)
+        divergences = {name: value for name, value in values.items() if name in _DIVERGENCES}
+        tokens = TokenValues(self.sequences, values) if annotate else None
+        return replace(self, generations=generations, divergences=divergences, tokens=tokens)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per completion: prompt, completion, reference and reward; all references where there are
@@ -162,7 +173,7 @@ class Evaluation:
         numbers = {name: _six_digits(values[here]) for name, values in self.divergences.items()}
         return {"tokens": token_texts(self.generations.tokens[row], self.models.tokenizer), **numbers}
 
-    def _read(self, metrics: Sequence[TokenMetric], *, with_logp: bool, divergent: bool) -> dict[str, Tensor]:
+    def _read(self, metrics: Sequence[TokenMetric], *, with_logp: bool, annotate: bool) -> dict[str, Tensor]:
         """Run both models over the completions, update the metrics, and return the values asked for, [N] each."""
         ids = self.sequences.token_ids()
         measured = {source: self._tokens_of(source) for source in {metric.source for metric in metrics}}
@@ -170,16 +181,19 @@ class Evaluation:
         def look(block: Block) -> tuple[dict[str, Tensor], None]:
             student_logp = torch.log_softmax(block.student, -1)
             teacher_logp = None if block.teacher is None else torch.log_softmax(block.teacher, -1)
+            written = ids[block.rows]
             for metric in metrics:
                 if (of_source := measured[metric.source]) is None:
-                    metric.update(student_logp, teacher_logp)
+                    _update(metric, student_logp, teacher_logp, written)
                 elif (here := of_source[block.rows]).any():
-                    metric.update(student_logp[here], None if teacher_logp is None else teacher_logp[here])
+                    others = None if teacher_logp is None else teacher_logp[here]
+                    _update(metric, student_logp[here], others, written[here] if metric.needs_ids else written)
             kept: dict[str, Tensor] = {}
-            if divergent and teacher_logp is not None:
+            if with_logp or annotate:
+                kept["student_logp"] = student_logp.gather(1, written[:, None])[:, 0]
+            if annotate and teacher_logp is not None:
+                kept["teacher_logp"] = teacher_logp.gather(1, written[:, None])[:, 0]
                 kept |= {name: of(student_logp, teacher_logp) for name, of in _DIVERGENCES.items()}
-            if with_logp:
-                kept["logp"] = student_logp.gather(1, ids[block.rows, None])[:, 0]
             return kept, None
 
         student, teacher = self.models.student, self.models.teacher
@@ -198,6 +212,10 @@ class Evaluation:
         sums = per_token.new_zeros(len(self.sequences))
         sums.index_add_(0, self.sequences.tokens()[1], per_token)
         return sums.view(self.generations.rewards.shape).to(self.generations.rewards.device)
+
+
+def _update(metric: TokenMetric, student_logp: Tensor, teacher_logp: Tensor | None, ids: Tensor) -> None:
+    metric.update(student_logp, teacher_logp, *((ids,) if metric.needs_ids else ()))
 
 
 _DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}

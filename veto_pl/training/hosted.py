@@ -1,14 +1,15 @@
-"""Entry points of Lightning that a distillation module answers with an explanation of where its weights are."""
+"""What a distillation module has from the trainer that runs it: the template of the data, and what is measured."""
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from veto_pl.core.mistakes import check_kind
 from veto_pl.core.own_errors import OwnErrors
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams import ModelSource, Objective
@@ -16,7 +17,8 @@ from veto_pl.training.evaluation import add_sources
 
 
 def check_models(objective: Objective, **given: ModelSource | None) -> None:
-    """Raise `ConfigurationError` where an objective needs a model that is not given, by its role."""
+    """Raise `ConfigurationError` where an objective is none, or needs a model that is not given, by its role."""
+    check_kind(objective, Objective, "model.objective", "an `Objective`")
     for role, source in given.items():
         if source is None and getattr(objective, f"needs_{role}"):
             raise ConfigurationError(
@@ -25,31 +27,21 @@ def check_models(objective: Objective, **given: ModelSource | None) -> None:
 
 
 class HostedModule(OwnErrors, L.LightningModule):
-    """Refuses to be made from a checkpoint alone, measures each data set of a mixture, and says where weights are that
-    were trained in other processes.
-    """
+    """Measures each data set of a mixture, and says where weights are that were trained in other processes."""
 
     validation_metrics: nn.ModuleDict
-
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse: a checkpoint holds weights, and must not name the classes that a module is made of.
-
-        Raises:
-            ConfigurationError: always, with the ways that there are.
-        """
-        raise ConfigurationError(
-            "`load_from_checkpoint` cannot make a module: a checkpoint holds weights, and names neither objective nor "
-            f"models. `veto-pl export {checkpoint_path} FOLDER` writes the student as a Hugging Face folder; or make "
-            "the module as for training, and name the checkpoint as `ckpt_path` of `trainer.fit`, `validate`, `test` "
-            "or `predict`."
-        )
 
     @property
     def template(self) -> Any:
         """The template that makes the prompts of the run; None where the data module has none."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         return getattr(data, "row_template", getattr(data, "template", None))
+
+    @property
+    def tokens_are_read(self) -> bool:
+        """Return whether a callback wants the values of each token: it has the attribute `reads_tokens`."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        return any(getattr(callback, "reads_tokens", False) for callback in callbacks)
 
     def setup(self, stage: str) -> None:
         """Measure each data set of a mixture by itself, too."""

@@ -138,9 +138,15 @@ class OptimizerGroups(Optimizer):
             one.state = self.state
 
 
+def class_of(optimizer: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the class whose first arguments are set, here or by a function of jsonargparse; all else as it is."""
+    given = (optimizer.func, *optimizer.args) if isinstance(optimizer, partial) else ()
+    return next((one for one in given if inspect.isclass(one)), optimizer)
+
+
 def takes_names(optimizer: Callable[..., Any]) -> bool:
     """Return whether a function or class that makes an optimizer is given weights with their names."""
-    made = _class_of(optimizer)
+    made = class_of(optimizer)
     try:
         first = next(iter(inspect.signature(made).parameters), "")
     except (TypeError, ValueError):
@@ -156,19 +162,13 @@ def make_optimizer(optimizer: OptimizerCallable, named_parameters: Iterable[Name
 
 def trial_optimizers(optimizer: OptimizerCallable) -> Iterator[tuple[str, Callable[[], Optimizer]]]:
     """Yield what makes the optimizer, or each of several, for one weight, and its place in the configuration."""
-    trials = getattr(_class_of(optimizer), "trials", None)
+    trials = getattr(class_of(optimizer), "trials", None)
     if trials is None:
         yield "model.optimizer", partial(make_optimizer, optimizer, [("weight", _weight())])
         return
     settings: Mapping[str, Any] = optimizer.keywords if isinstance(optimizer, partial) else {}
     for place, make in trials(**settings):
         yield f"model.optimizer.init_args.{place}", make
-
-
-def _class_of(optimizer: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the class that jsonargparse has put behind a function of its own, if it is one."""
-    given = optimizer.args if isinstance(optimizer, partial) else ()
-    return next((one for one in given if inspect.isclass(one)), optimizer)
 
 
 def _check_pattern(setting: str, pattern: str) -> None:

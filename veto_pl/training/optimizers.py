@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from veto_pl.core.mistakes import wrong_kind
 from veto_pl.core.own_errors import OwnErrors
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.trainable import warn_before_training
@@ -42,6 +43,9 @@ class OptimizedModule(OwnErrors, L.LightningModule):
 
     def __init__(self, optimizer: OptimizerCallable, lr_schedule: Schedule) -> None:
         super().__init__()
+        for setting, given in (("model.optimizer", optimizer), ("model.lr_schedule", lr_schedule)):
+            if not callable(given):
+                raise wrong_kind(given, setting, "a function or part that is called, such as a class of torch.optim")
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
         self.horizon: Callable[[], float] = unlimited

@@ -1,0 +1,19 @@
+"""The table of sample completions on the terminal."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from veto_pl.callbacks import SampleTable
+
+WHOLE = ["system: a [b]", "Ann has it, she", "Ann", "0.5"]
+
+
+@pytest.mark.parametrize(("width", "expected"), [(20, WHOLE), (11, ["…tem: a [b]", "Ann has it…", *WHOLE[2:]])])
+def test_it_shows_the_end_of_a_prompt_and_the_beginning_of_an_answer(width, expected, capsys):
+    """What the prompts of conversations have in common stands at their beginning."""
+    table = SampleTable(width=width)
+    table._rows = [dict(zip(("prompt", "completion", "reference"), WHOLE, strict=False)) | {"reward": 0.5}]
+    table.on_validation_end(SimpleNamespace(global_step=3, loggers=[]), SimpleNamespace(steps_done=3))
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "0.5" in line]
+    assert [cell.strip() for cell in row.strip("│ ").split("│")] == expected
