@@ -28,6 +28,7 @@ BUILT_IN = (
     "veto_pl.parts.contexts",
     "veto_pl.data",
     "veto_pl.parts.divergences",
+    "veto_pl.environments",
     "veto_pl.metrics",
     "veto_pl.models",
     "veto_pl.objectives",

@@ -226,7 +226,10 @@ def test_print_config_shows_the_whole_algorithm(distilling, write, capsys):
             ["--model.objective.chunk_rows.start", "1"],
             "chunk_rows`: given `start: 1`, expected a whole number or 'auto'.",
         ),
-        (["--model.objective.aggregation", "row"], "`: given `row`, expected one of 'token', 'sequence'."),
+        (
+            ["--model.objective.aggregation", "row"],
+            "`: given `row`, expected one of 'token', 'sequence', 'turn', 'episode'.",
+        ),
         (["--budget.steps", "x"], "`budget.steps`: given `x`, expected a whole number or null."),
         (["--validate_first", "perhaps"], "`validate_first`: given `perhaps`, expected true or false."),
         (["--model.teacher", "null"], "`Veto` needs a teacher, but `model.teacher` is not set"),

@@ -12,6 +12,7 @@ import torch
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.seams import RolloutSource, Sequences, Step
 from veto_pl.testing import test_rollouts as laws
+from veto_pl.testing import test_turns as laws_of_turns
 from veto_pl.testing.rows import TOTAL, tiny_prompts
 from veto_pl.testing.tiny import tiny_models
 
@@ -81,6 +82,10 @@ def with_dropout(prompts, models, step):
     return sampled(prompts, models, step.aside("dropout") if models.student.training else step)
 
 
+def in_one_episode(rows):
+    return replace(rows, turn_ids=rows.completion_mask.long(), episodes=0 * rows.prompt_rows)
+
+
 def give_gradients(prompts, models):
     for weight in models.student.parameters():
         weight.grad = torch.zeros_like(weight)
@@ -95,7 +100,7 @@ FIELDS = laws.test_fields_have_their_shapes_and_types
 WRITINGS = laws.test_what_is_written_is_what_the_source_says_of_its_writings
 PROMPTS = laws.test_rows_name_the_prompts_that_they_continue
 ROWS = laws.test_each_row_is_a_prompt_and_the_completion_behind_it
-EOS = laws.test_eos_ends_a_completion
+EOS = laws_of_turns.test_eos_ends_a_completion
 ENDS = laws.test_what_is_said_of_an_end_is_true_of_the_row
 LOGP = laws.test_the_samplers_log_probabilities_are_those_of_the_completion
 NOBODY = laws.test_no_prompts_give_no_rows
@@ -104,6 +109,7 @@ SAME = laws.test_the_same_step_gives_the_same_rows
 OTHER = laws.test_another_step_draws_other_numbers
 GLOBAL = laws.test_the_global_generators_are_left_alone
 LEFT = laws.test_models_and_prompts_are_left_alone
+TURNS = laws_of_turns.test_turns_are_numbered_in_their_order
 DROPOUT = laws.test_models_are_read_without_dropout
 
 BROKEN = [
@@ -141,6 +147,11 @@ BROKEN = [
     (LEFT, r"`teacher model\S+\.requires_grad`", disturbing(lambda p, m: m.teacher.requires_grad_(True))),
     (LEFT, r"`student model\S+weight` as it was", disturbing(train)),
     (LEFT, "must not change the prompts", disturbing(lambda p, m: p.numbers.add_(1))),
+    (TURNS, "need `turn_ids`", with_field("episodes", lambda r: r.prompt_rows)),
+    (TURNS, "positive where `loss_mask` is", with_field("turn_ids", lambda r: 0 * r.input_ids)),
+    (TURNS, "must have number 1, got 2", with_field("turn_ids", lambda r: 2 * r.completion_mask)),
+    (TURNS, "must not fall", with_field("turn_ids", lambda r: r.completion_mask * (9 - r.completion_mask.cumsum(1)))),
+    (TURNS, "must have one prompt", after(in_one_episode)),
     (DROPOUT, "so dropout was on", _Source(with_dropout)),
 ]
 ARGUMENTS = {
@@ -168,5 +179,5 @@ def test_who_writes_well_is_not(law, models):
 
 
 def test_each_law_is_broken_by_somebody():
-    known = SimpleNamespace(**vars(laws))
+    known = SimpleNamespace(**vars(laws_of_turns) | vars(laws))
     assert {law for law, *_ in BROKEN} == {law for name, law in vars(known).items() if name.startswith("test_")}

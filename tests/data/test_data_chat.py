@@ -17,7 +17,7 @@ from veto_pl.module import DistillationModule
 from veto_pl.objectives import OPD, SFT
 from veto_pl.parts.contexts import Privileged
 from veto_pl.rollouts.endings import reference_completions
-from veto_pl.rollouts.replay import as_sequences, group_by_prompt
+from veto_pl.rollouts.stored_rows import as_sequences, group_by_prompt
 from veto_pl.seams import Conversation, Example, PromptBatch
 from veto_pl.testing.tiny import tiny_source
 

@@ -29,8 +29,8 @@ from veto_pl.objectives import (
 )
 from veto_pl.parts.advantages import FutureLogRatio
 from veto_pl.parts.panels import Routed, Together
-from veto_pl.rollouts import FromDataset, FromStudent, Mixture, Sampling
-from veto_pl.seams import RolloutSource
+from veto_pl.rollouts import FromDataset, FromStudent, Mixture, Played, Sampling
+from veto_pl.seams import Environment, Episode, Reply, RolloutSource
 from veto_pl.testing.examples import first_examples
 from veto_pl.testing.tiny import ALPHABET, tiny_source
 from veto_pl.training.fsdp import FullyShard
@@ -56,15 +56,37 @@ class EvenOnly(RolloutSource):
         return replace(sequences, loss_mask=sequences.loss_mask & even[:, None])
 
 
+@dataclass(frozen=True)
+class Uneven(Environment):
+    """Says much about every second row, and nothing about the others: of two ranks one has a turn, the other many."""
+
+    def begin(self, example, seed):
+        return Talking(example.prompt.removesuffix(">") in WORDS[1::2])
+
+
+class Talking(Episode):
+    def __init__(self, talks):
+        self.talks = talks
+
+    def reply(self, turn):
+        return Reply(({"role": "user", "content": "no>"},) if self.talks else ())
+
+    def reward(self):
+        return float(self.talks)
+
+
 FAMILY = first_examples(longest=6)
 """Every objective that is installed, by the name of its class."""
 FOUR = FromStudent(Sampling(max_new_tokens=3, num_completions=4))
+LETTERS = Sampling(max_new_tokens=6, num_completions=2, stop=tuple("acegikmo"))
+PLAYED = Played(Uneven(), LETTERS, max_turns=9, max_tokens=90)
 OBJECTIVES = FAMILY | {
     "MiniLLM, not whitened": MiniLLM(sampling=SAMPLING, advantage=FutureLogRatio(whitened=False)),
     "SFT per sequence": SFT(aggregation="sequence"),
     "coin per sample": Distill(rollout=Mixture(SAMPLED, FromDataset(), coin="sample")),
     "sum": Sum(terms={"veto": Veto(rollout=SAMPLED), "sft": SFT()}, weights={"sft": 0.3}),
     "OPD, rewarded": OPD(rollout=FOUR, reward_weight=0.5),
+    "episodes": OPD(rollout=PLAYED, reward_weight=0.5, aggregation="turn"),
     "phases": Phases(first=SFT(), then=OPD(rollout=SAMPLED), switch=0.5),
     "SFT, no token": SFT(rollout=EvenOnly(FromDataset())),
     "SFT, no row": SFT(rollout=EvenOnly(FromDataset(), drop=True)),

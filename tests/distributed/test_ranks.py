@@ -45,6 +45,8 @@ CASES = {
     **{name: case(name, shuffle=False) for name in EMPTY},
     **{f"{name}, layer by layer": case(name, shuffle=False, two=LAYERS_ONE_BY_ONE) for name in EMPTY},
     **{f"{name}, layer by layer": case(name, two=LAYERS_ONE_BY_ONE) for name in ("MiniLLM", "coin per sample")},
+    "episodes": case("episodes", shuffle=False),
+    "episodes, layer by layer": case("episodes", shuffle=False, two=LAYERS_ONE_BY_ONE),
     "MiniLLM, whole teacher": case("MiniLLM", two={"gather": (True, True)}),
     "ListOPD, watched": case("ListOPD", watched=True),
     **{name: case(name, shuffle=False) for name in PANELS},
@@ -71,13 +73,13 @@ KEYS = [
 ]
 FAST = {
     "ddp": ("Veto", "MiniLLM, accumulation", "sum, accumulation", "Veto, no row", "OPD, rewarded", "SDPO", "phases",
-            "ListOPD, watched", "adapter and its average", "routed", "half of the rows"),
+            "ListOPD, watched", "adapter and its average", "routed", "half of the rows", "episodes"),
     "fsdp2": ("MiniLLM", "sum, accumulation", "Veto, no token", "Veto, no row, layer by layer", "coin per sample",
-              "SFT per sequence", "DistiLLM2", "SKD", "BRTS", "ListOPD, watched", "MiniLLM, whole teacher",
-              "MiniLLM, not whitened, bf16-mixed", "Veto, activation checkpointing, bf16-mixed",
-              "an uneven last batch, read ahead", "stored weights", "soft cap", "adapter, bf16-mixed",
-              "adapter and its base", "routed, accumulation", "routed, hinted, layer by layer", "half of the rows",
-              "together"),
+              "episodes, layer by layer", "SFT per sequence", "DistiLLM2", "SKD", "BRTS", "ListOPD, watched",
+              "MiniLLM, whole teacher", "MiniLLM, not whitened, bf16-mixed",
+              "Veto, activation checkpointing, bf16-mixed", "an uneven last batch, read ahead", "stored weights",
+              "soft cap", "adapter, bf16-mixed", "adapter and its base", "routed, accumulation",
+              "routed, hinted, layer by layer", "half of the rows", "together"),
 }  # fmt: skip
 """Of each kind a case under a strategy that it matters to; the others show the same with other objectives."""
 MARKED = [

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from veto_pl.seams import Example, PromptBatch, Sequences, Step, pad_right
-from veto_pl.seams.batches import PER_ROW, PER_TOKEN
+from veto_pl.seams.row_fields import PER_ROW, PER_TOKEN
 
 PAD, EOS = 0, 1
 ids = st.integers(0, 5)  # PAD and EOS included: text may hold either
@@ -120,8 +120,13 @@ def test_a_field_that_one_part_lacks_is_dropped():
     rows = [([2], [3])]
     joined = Sequences.concatenate([sampled(rows), sequences_of(rows)])
     assert joined.sampler_logp is None
-    assert joined.rewards is None
     assert joined.sampled_logp() is None
+
+
+def test_rows_that_nobody_has_scored_stay_open_beside_rows_with_a_reward():
+    rows = [([2], [3])]
+    joined = Sequences.concatenate([sampled(rows), sequences_of(rows)])
+    assert joined.rewards.isnan().tolist() == [False, True]
 
 
 @dataclasses.dataclass(frozen=True)

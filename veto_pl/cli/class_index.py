@@ -18,6 +18,7 @@ SEAM_NAMES: dict[str, tuple[str, ...]] = {
     "schedules": ("Schedule",),
     "rollouts": ("RolloutSource",),
     "engines": ("Engine",),
+    "environments": ("Environment",),
     "contexts": ("TeacherContext",),
     "panels": ("Panel",),
     "supports": ("Support",),

@@ -28,6 +28,7 @@ USES = {
     "schedules": "--model.objective Veto --model.objective.beta",
     "rollouts": "--model.objective.rollout",
     "engines": "--model.objective.rollout FromStudent --model.objective.rollout.engine",
+    "environments": "--model.objective.rollout Played --model.objective.rollout.environment",
     "contexts": "--model.objective.context",
     "supports": f"{DISTILL}.support",
     "weightings": f"{DISTILL}.weighting",

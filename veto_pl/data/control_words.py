@@ -81,6 +81,10 @@ class ControlWords:
         """Return the example without control words."""
         return _changed(example, partial(self.pattern.sub, ""))
 
+    def marked(self, value: Any) -> Any:
+        """Return a message, or what one holds, with a mark in each control word of its texts."""
+        return _inside(value, self._mark)
+
     def parts(self, text: str) -> list[tuple[str, Reading]]:
         """Split a rendered text into pieces to read as text, which held marked words, and pieces to read as tokens.
 

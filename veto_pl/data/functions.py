@@ -152,6 +152,28 @@ def function_of(setting: str, path: str, arguments: tuple[str, ...]) -> Callable
     return found
 
 
+def class_of(setting: str, path: str) -> type[Any]:
+    """Return the class at a path.
+
+    Args:
+        setting: where it is named, for messages.
+        path: the module and the class, with a dot between them.
+
+    Raises:
+        ConfigurationError: there is none. Classes of the standard library are none: a configuration is no way to make
+            them.
+    """
+    module = path.rpartition(".")[0]
+    if not module or module.partition(".")[0] in sys.stdlib_module_names:
+        raise ConfigurationError(
+            f"`{setting}`: given `{path}`, expected a class of yours as `module.Class`. Correct the name."
+        )
+    found = _at(setting, path)
+    if not inspect.isclass(found):
+        raise ConfigurationError(f"`{setting}`: `{path}` expected a class, got {type(found).__name__}. Name its class.")
+    return found
+
+
 def _at(setting: str, path: str) -> Callable[..., Any]:
     """Return what a path names now, whatever it takes; raise `ConfigurationError` where it cannot be imported."""
     module, _, name = path.rpartition(".")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from veto_pl.core.bounds import UnitInterval
 from veto_pl.data.chat_templates import format_as_jinja, merged_system, user_only_template, with_settings
-from veto_pl.data.control_words import Reading, remove_json_marks, remove_marks, unmarked
+from veto_pl.data.control_words import ControlWords, Reading, remove_json_marks, remove_marks, unmarked
+from veto_pl.data.dialogues import ChatDialogue, PlainDialogue
 from veto_pl.data.format_strings import check_format, fill
 from veto_pl.data.renderings import Renderer
+from veto_pl.data.tokenising import tokenise_prompts
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.seams import Conversation, Example, Rendering, Template
+from veto_pl.seams import Conversation, Dialogue, Example, Message, Rendering, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,6 +34,8 @@ class PlainTemplate(Template):
         add_bos: put the tokenizer's BOS text in front, where the text does not begin with it.
         control_words: what control words in the row's own text become: `tokens`, for prompts that bring their control
             words along, or `text`, so that no row can pass for a turn of a conversation.
+        reply: what an environment says behind a turn of the agent, a format string over `{content}`, `{role}` and what
+            else the message has.
 
     Raises:
         ConfigurationError: for a malformed format, a field that the row lacks, or a tokenizer without a BOS token.
@@ -44,10 +49,12 @@ class PlainTemplate(Template):
     format: str = field(default="{prompt}", kw_only=False)
     add_bos: bool = False
     control_words: Reading = "tokens"
+    reply: str = "{content}"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_format("PlainTemplate.format", self.format)
+        check_format("PlainTemplate.reply", self.reply)
 
     @classmethod
     def examples(cls) -> tuple[PlainTemplate, ...]:
@@ -62,6 +69,23 @@ class PlainTemplate(Template):
         if tokenizer.bos_token is None:
             raise ConfigurationError("`PlainTemplate.add_bos` is set, but the tokenizer has no BOS token. Unset it.")
         return text if text.startswith(tokenizer.bos_token) else f"{tokenizer.bos_token}{text}"
+
+    def dialogue(
+        self,
+        example: Example,
+        tokenizer: PreTrainedTokenizerBase,
+        tools: tuple[Mapping[str, Any], ...] = (),
+        ends: Collection[int] = (),
+    ) -> Dialogue:
+        """Return a dialogue of plain text, which shows no tools: the prompt has to say what there are."""
+
+        def read(prompt: str) -> list[int]:
+            return tokenise_prompts([replace(example, prompt=prompt)], self, tokenizer)[0][0]
+
+        def shown(message: Message) -> str:
+            return fill("PlainTemplate.reply", self.reply, Example("", row=message))
+
+        return PlainDialogue(example.prompt, read, shown, tokenizer)
 
     def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
         """Return the format around the user's message as a chat template; None where it names more than the prompt."""
@@ -116,6 +140,19 @@ class ChatTemplate(Template):
     def rendered(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> Rendering:
         """Return the rendered conversation with its references."""
         return Renderer(tokenizer, self.template, self.arguments).rendering(self._conversation(example))
+
+    def dialogue(
+        self,
+        example: Example,
+        tokenizer: PreTrainedTokenizerBase,
+        tools: tuple[Mapping[str, Any], ...] = (),
+        ends: Collection[int] = (),
+    ) -> Dialogue:
+        """Return the dialogue that the chat template shows."""
+        marked = ControlWords(tokenizer).mark_words(example) if self.control_words == "text" else example
+        said = self._conversation(marked)
+        said = Conversation(said.opening, tools=(*said.tools, *tools))
+        return ChatDialogue(said, Renderer(tokenizer, self.template, self.arguments), ends)
 
     def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
         """Return the chat template in use, with `system`, `user` and `arguments` set in front; None where `user` names
@@ -173,10 +210,25 @@ class TemplateMixture(Template):
         """Return what the template makes of a conversation that this row falls to."""
         return self._of(example).rendered(example, tokenizer)
 
+    def dialogue(
+        self,
+        example: Example,
+        tokenizer: PreTrainedTokenizerBase,
+        tools: tuple[Mapping[str, Any], ...] = (),
+        ends: Collection[int] = (),
+    ) -> Dialogue:
+        """Return the dialogue of the template that this row falls to."""
+        return self._of(example).dialogue(example, tokenizer, tools, ends)
+
     @property
     def renders_conversations(self) -> bool:
         """Return whether both do."""
         return self.first.renders_conversations and self.second.renders_conversations
+
+    @property
+    def shows_dialogues(self) -> bool:
+        """Return whether both do."""
+        return self.first.shows_dialogues and self.second.shows_dialogues
 
     def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
         """Return that of the template that shows more rows, or else that of the other: the student reads both."""
@@ -211,6 +263,16 @@ class BySource(Template):
     def rendered(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> Rendering:
         """Return what the template of the row's set makes of a conversation."""
         return self._of(example, tokenizer).rendered(example, tokenizer)
+
+    def dialogue(
+        self,
+        example: Example,
+        tokenizer: PreTrainedTokenizerBase,
+        tools: tuple[Mapping[str, Any], ...] = (),
+        ends: Collection[int] = (),
+    ) -> Dialogue:
+        """Return the dialogue of the template of the row's set."""
+        return self._of(example, tokenizer).dialogue(example, tokenizer, tools, ends)
 
     def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
         """Return that of the first set that has one, the default's before all others."""

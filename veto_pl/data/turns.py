@@ -63,7 +63,7 @@ def speak(example: Example, template: Template, tokenizer: PreTrainedTokenizerBa
         before, through, marked = others[3 * i : 3 * i + 3]
         begins = common(before, through)
         counts = begins if turn.start is None else max(begins, common(marked, through))
-        end = _end_of_turn(through, counts, ends, tokenizer)
+        end = end_of_turn(through, counts, ends, tokenizer)
         if whole[:end] != through[:end]:
             _report_change(example, rendering, tokenizer, whole[common(whole, through[:end]) :])
         first, last = min(first, begins), end
@@ -109,7 +109,7 @@ def _rendered(
     return rendering, "" if template.rendered(words.remove_words(example), tokenizer) == rendering else "tokens"
 
 
-def _end_of_turn(ids: Sequence[int], start: int, ends: Collection[int], tokenizer: PreTrainedTokenizerBase) -> int:
+def end_of_turn(ids: Sequence[int], start: int, ends: Collection[int], tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the place behind the first id from `start` on that ends a generation."""
     found = next((i for i in range(start, len(ids)) if ids[i] in ends), None)
     if found is None:

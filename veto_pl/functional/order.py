@@ -36,6 +36,26 @@ def group_mean(values: Tensor, groups: Tensor, among: Tensor) -> Tensor:
     return torch.where(members, values, 0.0).sum(1) / members.sum(1).clamp_min(1)
 
 
+def first_of_group(groups: Tensor, among: Tensor) -> Tensor:
+    """Return for each row the first row of its group that is `among` those that count; itself where there is none.
+
+    Args:
+        groups: [B] int64.
+        among: [B] bool.
+
+    Returns:
+        [B] int64.
+
+    Example:
+        >>> first_of_group(torch.tensor([4, 4, 7]), torch.tensor([False, True, False]))
+        tensor([1, 1, 2])
+    """
+    rows = torch.arange(len(groups), device=groups.device)
+    members = (groups[:, None] == groups) & among
+    first = torch.where(members, rows, len(rows)).amin(1) if len(rows) else rows
+    return torch.where(first < len(rows), first, rows)
+
+
 def group_standardised(values: Tensor, groups: Tensor, among: Tensor) -> Tensor:
     """Compute how many standard deviations a row is above the mean of its group.
 
@@ -59,6 +79,33 @@ def group_standardised(values: Tensor, groups: Tensor, among: Tensor) -> Tensor:
     centred = values - group_mean(values, groups, among)
     deviation = group_mean(centred.square(), groups, among).sqrt()
     return torch.where(differ, centred / deviation.clamp_min(torch.finfo(values.dtype).tiny), 0.0)
+
+
+def group_advantage(values: Tensor, groups: Tensor, among: Tensor, epsilon: float = 1e-6) -> Tensor:
+    r"""Compute the credit of GRPO, :math:`(r - \bar r) / (\sigma + \epsilon)` with the unbiased standard deviation.
+
+    Args:
+        values: [B], r.
+        groups: [B] int64.
+        among: [B] bool, the rows that the mean and the deviation are taken over.
+        epsilon: added to the deviation.
+
+    Returns:
+        [B]; 0 in a group of a single row.
+
+    Example:
+        >>> group_advantage(torch.tensor([1.0, 3.0, 8.0]), torch.tensor([0, 0, 1]), torch.ones(3, dtype=torch.bool))
+        tensor([-0.7071,  0.7071,  0.0000])
+
+    References:
+        arXiv 2402.03300
+    """
+    members = (groups[:, None] == groups) & among
+    centred = values - group_mean(values, groups, among)
+    squares = torch.where(members, centred.square(), 0.0).sum(1)
+    count = members.sum(1)
+    deviation = (squares / (count - 1).clamp_min(1)).sqrt()
+    return torch.where(count > 1, centred / (deviation + epsilon), 0.0)
 
 
 def group_gap(scores: Tensor, correct: Tensor, groups: Tensor, counted: Tensor, mode: Mode = "mean") -> Tensor:
@@ -186,7 +233,9 @@ def _dropped(
     return dropped
 
 
-def balance_classes(correct: Tensor, groups: Tensor, priority: Tensor, ratio: float) -> Tensor:
+def balance_classes(
+    correct: Tensor, groups: Tensor, priority: Tensor, ratio: float, counted: Tensor | None = None
+) -> Tensor:
     r"""Leave out the surplus of a class, so that a group has `ratio` correct completions for each wrong one.
 
     .. math:: n_{correct} \le \lfloor r\, n_{wrong} \rfloor, \qquad n_{wrong} \le \lfloor n_{correct} / r \rfloor
@@ -196,6 +245,7 @@ def balance_classes(correct: Tensor, groups: Tensor, priority: Tensor, ratio: fl
         groups: [B] int64.
         priority: [B] distinct numbers; of a class, those with the smallest stay.
         ratio: r, at least 0; 0 keeps wrong completions only.
+        counted: [B] bool, the rows that are counted and chosen from; what is said of others means nothing; None: all.
 
     Returns:
         [B] bool, True for what is kept. A group that lacks a class, or would lose one, is left alone, unless r is 0.
@@ -211,6 +261,7 @@ def balance_classes(correct: Tensor, groups: Tensor, priority: Tensor, ratio: fl
     if ratio == 0:
         return ~correct
     same = groups[:, None] == groups
+    same = same if counted is None else same & counted
     right, wrong = (same & correct).sum(1).double(), (same & ~correct).sum(1).double()
     own, wanted = torch.where(correct, right, wrong), torch.where(correct, wrong * ratio, right / ratio)
     wanted = (wanted + 1e-6).floor()  # 9 / 0.6 is a little below 15

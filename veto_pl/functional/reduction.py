@@ -1,6 +1,50 @@
 """The only place where a mask meets a sum. Nothing is divided by a batch: totals and weights add up elsewhere."""
 
+from typing import Literal
+
+import torch
 from torch import Tensor
+
+Aggregation = Literal["token", "sequence", "turn", "episode"]
+"""What weighs alike: tokens, rows, the agent's turns, or episodes."""
+
+
+def aggregated(
+    aggregation: Aggregation,
+    values: Tensor,
+    mask: Tensor,
+    turn_ids: Tensor | None = None,
+    episodes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sum what weighs alike, and count it: the tokens, or the means over rows, turns or episodes that have any.
+
+    Turns and episodes may lie in one row or in several; how they are cut into rows makes no difference.
+
+    Args:
+        aggregation: what weighs alike.
+        values: [B, S]; what stands on masked positions is ignored.
+        mask: [B, S] bool.
+        turn_ids: [B, S] int64, k on tokens of the k-th turn; None where each row is one turn.
+        episodes: [B] int64, equal on rows of one episode; None where each row is one.
+
+    Returns:
+        Two scalars.
+
+    Example:
+        >>> import torch
+        >>> values, mask = torch.tensor([[1.0, 3.0, 8.0], [4.0, 0.0, 0.0]]), torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
+        >>> turns, episodes = torch.tensor([[1, 1, 2], [3, 0, 0]]), torch.tensor([5, 5])
+        >>> aggregated("turn", values, mask, turns, episodes)
+        (tensor(14.), tensor(3.))
+        >>> aggregated("episode", values, mask, turns, episodes)
+        (tensor(4.), tensor(1.))
+    """
+    if aggregation == "token":
+        return token_sum(values, mask)
+    by_turn = aggregation == "turn" and turn_ids is not None
+    if aggregation == "sequence" or not mask.numel() or not (by_turn or episodes is not None):
+        return sequence_mean_sum(values, mask)
+    return group_mean_sum(values, mask, _group_numbers(mask, turn_ids if by_turn else None, episodes))
 
 
 def token_sum(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,3 +83,34 @@ def sequence_mean_sum(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     lengths = mask.sum(1)
     means = values.masked_fill(~mask, 0.0).sum(1) / lengths.clamp_min(1)
     return means.sum(), (lengths > 0).sum().float()
+
+
+def group_mean_sum(values: Tensor, mask: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum the means over the tokens of each group, and count the groups that have any.
+
+    Args:
+        values: [B, S]; what stands on masked positions is ignored.
+        mask: [B, S] bool.
+        groups: [B, S] int64, not below 0, the group of each token.
+
+    Returns:
+        Two scalars.
+
+    Example:
+        >>> import torch
+        >>> group_mean_sum(torch.tensor([[1.0, 3.0, 5.0]]), torch.ones(1, 3).bool(), torch.tensor([[0, 0, 4]]))
+        (tensor(7.), tensor(2.))
+    """
+    places = groups.flatten()
+    sizes = torch.bincount(places, mask.flatten().double())
+    totals = values.new_zeros(len(sizes)).index_add(0, places, values.masked_fill(~mask, 0.0).flatten())
+    return (totals / sizes.clamp_min(1).to(values.dtype)).sum(), (sizes > 0).sum().float()
+
+
+def _group_numbers(mask: Tensor, turn_ids: Tensor | None, episodes: Tensor | None) -> Tensor:
+    """Return a number for each token, [B, S] int64, equal on those that share episode and turn."""
+    rows = torch.arange(len(mask), device=mask.device)
+    whole = rows if episodes is None else torch.unique(episodes, return_inverse=True)[1]
+    if turn_ids is None:
+        return whole[:, None].expand_as(mask)
+    return whole[:, None] * (turn_ids.amax() + 1) + turn_ids

@@ -35,7 +35,8 @@ class Distill(TokenObjective):
         rollout: who writes the completions.
         context: what the teacher reads.
         temperature: divides the logits of student and teacher in the loss; it never shapes the rollout.
-        aggregation: `token` weighs every token alike, `sequence` every completion.
+        aggregation: `token` weighs every token alike, `sequence` every completion, `turn` every turn of the
+            agent, `episode` every episode.
         chunk_rows: tokens whose vocabulary-sized rows are held at a time, or `auto`.
         compile: whether what happens between the matrix products of the head is compiled, or `auto`.
         support: the outcomes that are compared.

@@ -12,6 +12,7 @@ from veto_pl.core.ranks import sum_over_ranks
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.advantages import row_mean
 from veto_pl.functional.divergences import forward_kl, log_mixture, reverse_kl
+from veto_pl.functional.reduction import Aggregation
 from veto_pl.objectives.combine import Sum
 from veto_pl.objectives.distill import Distill
 from veto_pl.objectives.token_objective import ChunkRows, Compile, TokenObjective
@@ -133,7 +134,7 @@ class DistiLLM2(Objective):
     beta: Annotated[float, Interval(ge=0, le=2)] | Schedule = 1.0
     alpha: float = 0.1
     smallest: float = 0.01
-    aggregation: Literal["token", "sequence"] = "sequence"
+    aggregation: Aggregation = "sequence"
     chunk_rows: ChunkRows = "auto"
     compile: Compile = "auto"
     composition: Sum = field(init=False)

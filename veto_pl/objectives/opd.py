@@ -1,13 +1,14 @@
 """On-policy distillation by policy gradient, plain and with a baseline."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from annotated_types import Interval
 
 from veto_pl.core.bounds import UnitInterval
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.advantages import FDivergence
+from veto_pl.functional.reduction import Aggregation
 from veto_pl.objectives.policy_gradient import PolicyGradient
 from veto_pl.parts.advantages import LARGEST, CentredLogRatio, LogRatio, WithReward
 from veto_pl.parts.credit import (
@@ -208,7 +209,7 @@ class DistilledRL(PolicyGradient):
     """
 
     rollout: RolloutSource = FromStudent(Sampling(temperature=1.0, num_completions=8))
-    aggregation: Literal["token", "sequence"] = "sequence"
+    aggregation: Aggregation = "sequence"
     cap: float = 3.0
 
     @classmethod

@@ -14,7 +14,7 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.gradients import Gradients
 from veto_pl.functional.panel_stream import PanelStream
 from veto_pl.functional.policy import importance_weight
-from veto_pl.functional.reduction import sequence_mean_sum, token_sum
+from veto_pl.functional.reduction import aggregated
 from veto_pl.objectives.token_kernel import LogpKernel, TokenKernel, TokenLoss
 from veto_pl.objectives.voices import Voices
 from veto_pl.seams import Faults, LossOutput, Sequences, Stat, Step, TokenValues
@@ -61,6 +61,7 @@ class Scoring:
         self.voices = Voices.alone(len(self.token_ids)) if voices is None else voices
         self.stored = self._stored_scores()
         self.engine_weights = self._engine_weights()
+        self.turn_ids = None if sequences.turn_ids is None else sequences.turn_ids[:, 1:]
         self.ahead: dict[str, Tensor] = {}
 
     def run(self, stream: PanelStream) -> tuple[Tensor, LossOutput]:
@@ -104,7 +105,7 @@ class Scoring:
         losses = self.objective.over_sequences(_on_grid(scores["loss"], mask), self._grid(scores))
         if self.engine_weights is not None:
             losses = losses * self.engine_weights
-        reduce = token_sum if self.objective.aggregation == "token" else sequence_mean_sum
+        total = aggregated(self.objective.aggregation, losses, mask, self.turn_ids, self.sequences.episodes)
         count = mask.sum().float()
         metrics = {name: Stat(value.sum(), count) for name, value in _with_prefix("metric/", scores)}
         rows = torch.full_like(count, len(self.sequences))
@@ -112,7 +113,7 @@ class Scoring:
         broken = (~losses.detach().isfinite() & mask).any(1)
         faults = {self.objective.rollout: Faults(loss=broken, gradient=torch.zeros_like(broken))}
         tokens = {"loss": TokenValues(self.sequences, _told(scores))}
-        return LossOutput({"loss": Stat(*reduce(losses, mask))}, metrics, faults, tokens)
+        return LossOutput({"loss": Stat(*total)}, metrics, faults, tokens)
 
     def look_ahead(self, scores: dict[str, Tensor]) -> None:
         """Ask the objective for numbers of whole completions, given `student_logp` and `teacher_logp` [N]."""
@@ -132,6 +133,8 @@ class Scoring:
             reference_logp=None if self.reference_logp is None else _on_grid(self.reference_logp, mask),
             age=self.sequences.age,
             scores={name: _on_grid(value, mask) for name, value in _with_prefix("score/", scores)},
+            turn_ids=self.turn_ids,
+            episodes=self.sequences.episodes,
         )
 
     def _with_gradient_faults(self, output: LossOutput, of_hidden: Tensor | None) -> LossOutput:
@@ -150,6 +153,8 @@ class Scoring:
         given: dict[str, Any] = {"token_ids": self.token_ids, "sequence_rows": self.sequence_rows}
         if self.stored is not None:
             given["stored"] = self.stored
+        if self.turn_ids is not None:
+            given["turn_ids"] = self.turn_ids.flatten()[self.sequences.prediction_index]
         given |= {f"ahead/{name}": value for name, value in self.ahead.items()}
         by = {} if derivatives is None else {"by_loss": derivatives.loss, "by_logp": derivatives.logp}
         known = {name: value for name, value in by.items() if value is not None}

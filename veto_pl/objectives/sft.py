@@ -1,11 +1,11 @@
 """Likelihood of given completions: the task's, or the teacher's."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
 from veto_pl.functional.closed_forms import negative_log_likelihood
+from veto_pl.functional.reduction import Aggregation
 from veto_pl.objectives.token_objective import TokenObjective
 from veto_pl.rollouts import FromTeacher, Sampling, TeacherSteps
 from veto_pl.seams import RolloutSource
@@ -22,7 +22,8 @@ class SFT(TokenObjective):
         rollout: who writes the completions.
         context: unused without a teacher.
         temperature: divides the student's logits in the loss.
-        aggregation: `token` weighs every token alike, `sequence` every completion.
+        aggregation: `token` weighs every token alike, `sequence` every completion, `turn` every turn of the
+            agent, `episode` every episode.
         chunk_rows: tokens whose vocabulary-sized rows are held at a time, or `auto`.
         compile: whether what happens between the matrix products of the head is compiled, or `auto`.
     """
@@ -48,7 +49,8 @@ class SeqKD(SFT):
         rollout: who writes the completions.
         context: what the teacher reads.
         temperature: divides the student's logits in the loss.
-        aggregation: `token` weighs every token alike, `sequence` every completion.
+        aggregation: `token` weighs every token alike, `sequence` every completion, `turn` every turn of the
+            agent, `episode` every episode.
         chunk_rows: tokens whose vocabulary-sized rows are held at a time, or `auto`.
         compile: whether what happens between the matrix products of the head is compiled, or `auto`.
 
@@ -87,7 +89,7 @@ class StepwiseSFT(SeqKD):
     """
 
     rollout: RolloutSource = TeacherSteps()
-    aggregation: Literal["token", "sequence"] = "sequence"
+    aggregation: Aggregation = "sequence"
 
     @classmethod
     def examples(cls) -> tuple["StepwiseSFT", ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from veto_pl.core.nested import walk
 from veto_pl.functional.chunked import Block
 from veto_pl.functional.compiled_numbers import Number
 from veto_pl.functional.differentiation import belongs
+from veto_pl.functional.reduction import Aggregation
 from veto_pl.seams import RolloutSource, Step
 from veto_pl.seams.tokens import TokenGrid, TokenRows
 
@@ -41,8 +42,8 @@ class TokenLoss(Protocol):
         ...
 
     @property
-    def aggregation(self) -> Literal["token", "sequence"]:
-        """Return whether tokens or completions weigh alike."""
+    def aggregation(self) -> Aggregation:
+        """Return what weighs alike."""
         ...
 
     @property
@@ -107,8 +108,8 @@ class TokenLoss(Protocol):
 class LogpKernel:
     """Scores the log-probabilities of the tokens, and looks at nothing else.
 
-    A block is given `token_ids` and `sequence_rows`, [n] each; `stored`, [n] of a stored teacher, where there is one;
-    and `ahead/...`, [n] each, what the objective asked for in `look_ahead`.
+    A block is given `token_ids` and `sequence_rows`, [n] each; `stored`, [n] of a stored teacher, and `turn_ids`, [n],
+    where there are any; and `ahead/...`, [n] each, what the objective asked for in `look_ahead`.
 
     Args:
         objective: what is computed.
@@ -149,8 +150,9 @@ class LogpKernel:
         assert student is not None, "every block has the student's logits"
         ahead = {name.removeprefix("ahead/"): value for name, value in given.items() if name.startswith("ahead/")}
         return TokenRows(
-            student, teacher, given["token_ids"], given["sequence_rows"], self.step, given.get("stored"), ahead
-        )
+            student, teacher, given["token_ids"], given["sequence_rows"], self.step, given.get("stored"), ahead,
+            given.get("turn_ids"),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from veto_pl.functional.diagnostics import comparison, entropy
 from veto_pl.functional.differentiation import differentiated
 from veto_pl.functional.divergences import reverse_kl
 from veto_pl.functional.panel_stream import PanelStream, Reader
+from veto_pl.functional.reduction import Aggregation
 from veto_pl.models.readout import read_hidden, token_logp
 from veto_pl.models.sharding import gathered
 from veto_pl.objectives.scoring import Scoring
@@ -56,7 +57,8 @@ class TokenObjective(Objective):
         panel: which teachers read the completions, and how much each counts.
         temperature: divides the logits of student and teacher in the loss; it never shapes the rollout. The loss is not
             multiplied by its square.
-        aggregation: `token` weighs every token alike, `sequence` every completion.
+        aggregation: `token` weighs every token alike, `sequence` every completion, `turn` every turn of the
+            agent, `episode` every episode.
         chunk_rows: tokens whose vocabulary-sized rows are held at a time; `auto` takes 256 on a CPU, and what fits
             easily on an accelerator.
         compile: whether what happens between the matrix products of the head is compiled; `auto` compiles it on CUDA
@@ -68,7 +70,7 @@ class TokenObjective(Objective):
     rollout: RolloutSource = FromDataset()
     context: TeacherContext = SameText()
     temperature: Positive = 1.0
-    aggregation: Literal["token", "sequence"] = "token"
+    aggregation: Aggregation = "token"
     chunk_rows: ChunkRows = "auto"
     compile: Compile = "auto"
     engine_cap: AboveZero | None = 2.0

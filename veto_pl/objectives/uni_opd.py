@@ -3,10 +3,11 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from veto_pl.core.bounds import NonNegative
-from veto_pl.functional.order import balance_classes
+from veto_pl.functional.order import balance_classes, first_of_group
 from veto_pl.objectives.policy_gradient import PolicyGradient
 from veto_pl.parts.advantages import OrderConsistent
 from veto_pl.rollouts import FromStudent, Sampling
@@ -80,15 +81,17 @@ class UniOPD(PolicyGradient):
         """Return the rollout without the surplus of correct or wrong completions of each prompt."""
         if self.balance is None or sequences.rewards is None:
             return sequences
-        kept = balance_classes(
-            sequences.rewards == 1, sequences.prompt_rows, _balance_draws(sequences, step), self.balance
-        )
-        return replace(sequences, loss_mask=sequences.loss_mask & kept[:, None])
+        rows = torch.arange(len(sequences), device=sequences.prompt_rows.device)
+        # An episode of several rows is kept or left out as a whole, and counts once.
+        first = rows if sequences.episodes is None else first_of_group(sequences.episodes, rows >= 0)
+        draws = _balance_draws(sequences, first == rows, step)
+        kept = balance_classes(sequences.rewards == 1, sequences.prompt_rows, draws, self.balance, first == rows)
+        return replace(sequences, loss_mask=sequences.loss_mask & kept[first][:, None])
 
 
-def _balance_draws(sequences: Sequences, step: Step) -> Tensor:
-    """Return [B] random numbers, functions of the prompt's number and of the row's place in its prompt."""
+def _balance_draws(sequences: Sequences, counted: Tensor, step: Step) -> Tensor:
+    """Return [B] random numbers, functions of the prompt's number and of the place in it of the rows that count."""
     groups, prompts = sequences.prompt_rows, sequences.prompts
     numbers = groups if prompts is None else prompts.numbers[groups]
-    place = (groups[:, None] == groups).tril(-1).sum(1)
+    place = ((groups[:, None] == groups) & counted).tril(-1).sum(1)
     return step.uniform_by_key("balance", numbers * PLACES + place)

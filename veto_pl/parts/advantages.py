@@ -15,12 +15,11 @@ from veto_pl.functional.advantages import (
     future_mean,
     most_uncertain,
     reward_floor,
-    row_mean,
     whiten,
 )
 from veto_pl.functional.diagnostics import entropy
 from veto_pl.functional.divergences import reverse_kl
-from veto_pl.functional.order import group_gap, group_mean, margin_mask, margin_shift
+from veto_pl.functional.order import group_advantage, group_gap, group_mean, margin_mask, margin_shift
 from veto_pl.parts.schedules import Linear, value_at
 from veto_pl.seams import Advantage, Law, Schedule
 from veto_pl.seams.tokens import TokenGrid, TokenRows
@@ -88,12 +87,14 @@ class WithReward(Advantage):
     .. math:: A_t + w\, (r - \bar r)
 
     with the mean reward :math:`\bar r` of the prompt's completions that have tokens, this one included: n completions
-    give (n - 1) / n of the gradient of the expected reward, and one completion gives none. It is GRPO's credit without
-    the division by the standard deviation.
+    give (n - 1) / n of the gradient of the expected reward, and one completion gives none. An episode of several rows
+    is one completion. It is GRPO's credit without the division by the standard deviation.
 
     Args:
         of: the other advantage.
         weight: w.
+        scale: `none`, or `std` to divide the reward's part by the unbiased standard deviation of the prompt's
+            completions, as GRPO does.
 
     References:
         arXiv 2402.03300
@@ -101,6 +102,7 @@ class WithReward(Advantage):
 
     of: Advantage = LogRatio()
     weight: Annotated[float, Interval(ge=0, le=LARGEST)] = 1.0
+    scale: Literal["none", "std"] = "none"
 
     needs_rewards = True
     compares_completions = True
@@ -112,7 +114,7 @@ class WithReward(Advantage):
 
     @classmethod
     def examples(cls) -> tuple["WithReward", ...]:
-        return cls(), cls(CentredLogRatio(2), 0.5), cls(Extrapolated(1.5))
+        return cls(), cls(CentredLogRatio(2), 0.5), cls(Extrapolated(1.5)), cls(scale="std")
 
     @property
     def laws(self) -> frozenset[Law]:
@@ -124,7 +126,11 @@ class WithReward(Advantage):
 
     def __call__(self, grid: TokenGrid) -> Tensor:
         rewards = grid.required_rewards()
-        better = rewards - group_mean(rewards, grid.prompt_rows, grid.mask.any(1))
+        counted = grid.counted_once(grid.mask.any(1))
+        if self.scale == "std":
+            better = group_advantage(rewards, grid.prompt_rows, counted)
+        else:
+            better = rewards - group_mean(rewards, grid.prompt_rows, counted)
         return self.of(grid) + self.weight * better[:, None]
 
 
@@ -227,12 +233,13 @@ class OrderConsistent(Advantage):
     def __call__(self, grid: TokenGrid) -> Tensor:
         ratio = grid.log_ratio()
         kept = grid.mask if self.outlier is None else grid.mask & ~(ratio.abs() >= self.outlier)
-        scores, counted, correct = row_mean(ratio, kept), kept.any(1), grid.required_rewards() == 1
+        scores, written, correct = grid.completion_mean(ratio, kept), kept.any(1), grid.required_rewards() == 1
+        counted = grid.counted_once(written)
         if self.method == "shift":
             gap = group_gap(scores, correct, grid.prompt_rows, counted, self.mode)
             return (ratio + margin_shift(gap, correct, self.margin, self.direction)[:, None]).masked_fill(~kept, 0.0)
         stays = margin_mask(scores, correct, grid.prompt_rows, counted, self.margin, self.min_retain, self.mode)
-        return ratio.masked_fill(~(kept & stays[:, None]), 0.0)
+        return ratio.masked_fill(~(kept & grid.of_episodes(stays, written)[:, None]), 0.0)
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,8 @@ class Peer(TeacherContext):
         assert sequences.rewards is not None, "a context with `needs_rewards` always gets them"
         rows = sequences.prompt_rows
         usable = (rows[:, None] == rows) & (sequences.rewards >= self.threshold)
-        usable = usable & ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+        numbers = torch.arange(len(rows), device=rows.device) if sequences.episodes is None else sequences.episodes
+        usable = usable & (numbers[:, None] != numbers)
         first = (usable.cumsum(1) == 0).sum(1)
         return first.masked_fill(first == len(rows), -1)
 
@@ -227,15 +228,38 @@ def retold(
 
 
 def behind(prompts: PromptBatch, sequences: Sequences) -> Sequences:
-    """Put the same completions, with what counts of them, behind other prompts ([B], one each)."""
+    """Put the same completions, with what counts of them, behind other prompts ([B], one each).
+
+    Raises:
+        ConfigurationError: a row of a dialogue begins with more than its prompt, which would be lost.
+    """
+    _check_prompts(sequences)
     written = sequences.completion_mask
     width = int(written.sum(1).max()) if len(sequences) else 0
     order = written.int().argsort(dim=1, descending=True, stable=True)[:, :width]
     lived = written.gather(1, order)
     ids = sequences.input_ids.gather(1, order).masked_fill(~lived, 0)
     counted = torch.cat([torch.zeros_like(prompts.attention_mask), sequences.loss_mask.gather(1, order) & lived], 1)
-    carried = {name: getattr(sequences, name) for name in ("on_policy", "ending", "unjudged")}
+    carried = {name: getattr(sequences, name) for name in ("on_policy", "ending", "unjudged", "episodes")}
+    if sequences.turn_ids is not None:
+        turns = sequences.turn_ids.gather(1, order).masked_fill(~lived, 0)
+        carried["turn_ids"] = torch.cat([torch.zeros_like(prompts.input_ids), turns], 1)
     return Sequences.join(prompts, ids, lived, loss_mask=counted, **carried)
+
+
+def _check_prompts(sequences: Sequences) -> None:
+    """Raise `ConfigurationError` for rows of dialogues that were written behind something else than their prompts."""
+    if sequences.turn_ids is None:
+        return
+    written = sequences.completion_mask
+    read = (sequences.attention_mask & ~written).sum(1)
+    expected = _prompts(sequences).attention_mask.sum(1)[sequences.prompt_rows]
+    if bool(((read != expected) & written.any(1)).any()):
+        raise ConfigurationError(
+            "A context puts another prompt in front of a completion, but the agent has read more than the prompt: "
+            "tools, what the environment says first, or earlier turns that the chat template shows anew. They would be "
+            "lost. Use the context `SameText`."
+        )
 
 
 def check_room(rows: Sequences | PromptBatch, teacher: LanguageModel, name: str, new_tokens: int = 0) -> None:

@@ -13,11 +13,11 @@ from veto_pl.functional.advantages import (
     FDivergence,
     divergence_credit,
     most_uncertain,
-    row_mean,
     share_before,
     softsign,
 )
 from veto_pl.functional.order import group_standardised
+from veto_pl.functional.step_weights import step_weights
 from veto_pl.parts.advantages import CentredLogRatio, LogRatio
 from veto_pl.seams import Advantage, Law
 from veto_pl.seams.tokens import TokenGrid, TokenRows
@@ -70,6 +70,34 @@ class EarlyWeighted(Reshaped):
     def __call__(self, grid: TokenGrid) -> Tensor:
         credit = self.of(grid)
         return credit * (1 + self.strength * (1 - share_before(credit.abs(), grid.mask)))
+
+
+@dataclass(frozen=True)
+class StepWeighted(Reshaped):
+    r"""Another credit, less of it on turns at which the student is further from the teacher than at the first.
+
+    .. math:: A_t\, w_{k(t)}, \qquad w_1 = 1, \quad
+        w_k = \min\left( \frac{d_1 + \epsilon}{d_k + \epsilon},\ 1 + \delta \right)
+
+    with the mean size :math:`d_k` of the log-ratio over the agent's k-th turn. A completion of a single turn keeps its
+    credit. Where the first turn agrees with the teacher to the last digit, all later ones weigh next to nothing.
+
+    Args:
+        of: the other credit, A.
+        cap: delta; 0 never weighs a turn more than the first.
+
+    References:
+        arXiv 2605.07725
+    """
+
+    cap: Annotated[float, Interval(ge=0, lt=math.inf)] = 0.2
+
+    @classmethod
+    def examples(cls) -> tuple["StepWeighted", ...]:
+        return cls(), cls(CentredLogRatio(2), 0.0)
+
+    def __call__(self, grid: TokenGrid) -> Tensor:
+        return self.of(grid) * step_weights(grid.log_ratio(), grid.mask, grid.turn_ids, grid.episodes, self.cap)
 
 
 @dataclass(frozen=True)
@@ -140,9 +168,10 @@ class TeacherWeightedReward(Advantage):
     compares_completions = True
 
     def __call__(self, grid: TokenGrid) -> Tensor:
-        better = group_standardised(grid.required_rewards(), grid.prompt_rows, grid.mask.any(1))[:, None]
+        counted = grid.counted_once(grid.mask.any(1))
+        better = group_standardised(grid.required_rewards(), grid.prompt_rows, counted)[:, None]
         ratio = grid.log_ratio().clamp(-math.log(self.cap), math.log(self.cap))
-        weight = (ratio - row_mean(ratio, grid.mask)[:, None]).exp()
+        weight = (ratio - grid.completion_mean(ratio, grid.mask)[:, None]).exp()
         return better * weight.where(better > 0, weight.new_ones(()))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from veto_pl.core.bounds import Finite, UnitInterval
+from veto_pl.core.bounds import Count, Finite, UnitInterval
 from veto_pl.core.nested import walk
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional import schedules as functional
@@ -54,6 +54,31 @@ class Linear(Schedule):
 
     def __call__(self, step: int, total: int) -> float:
         return functional.linear(self.start, self.end, step / max(total, 1))
+
+
+@dataclass(frozen=True)
+class Staircase(Schedule):
+    r"""A number that rises every few steps: :math:`a + b \lfloor n / \eta \rfloor` in step n, counted from 1.
+
+    Args:
+        start: a, the value before the first rise.
+        every: eta, the steps between two rises.
+        rise: b.
+
+    Example:
+        >>> [Staircase(1, 5)(step, 100) for step in (0, 4, 9)]
+        [1.0, 2.0, 3.0]
+
+    References:
+        arXiv 2604.24005
+    """
+
+    start: Finite = 1
+    every: Count = 2
+    rise: Finite = 1
+
+    def __call__(self, step: int, total: int) -> float:
+        return float(self.start + self.rise * ((min(step, total) + 1) // self.every))
 
 
 @dataclass(frozen=True)

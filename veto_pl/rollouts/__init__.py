@@ -5,6 +5,7 @@ from veto_pl.rollouts.adaptive import AdaptiveReplay
 from veto_pl.rollouts.best_teacher import BestTeacher
 from veto_pl.rollouts.cached import FromCache
 from veto_pl.rollouts.engines import DecodeLoop, Transformers
+from veto_pl.rollouts.played import Played
 from veto_pl.rollouts.replay import Replay
 from veto_pl.rollouts.served_teacher import ServedTeacher
 from veto_pl.rollouts.sources import FromDataset, FromStudent, FromTeacher, Mixture, TeacherMixed
@@ -22,6 +23,7 @@ __all__ = [
     "FromStudent",
     "FromTeacher",
     "Mixture",
+    "Played",
     "Replay",
     "Sampling",
     "ServedTeacher",

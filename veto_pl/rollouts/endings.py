@@ -149,6 +149,13 @@ def _only_turns(rows: Sequences, prompts: PromptBatch) -> Sequences:
         return torch.cat([torch.zeros_like(batch.attention_mask), turns > 0], 1)
 
     known = torch.stack([rows.host_masks[0], counted(prompts.on_host)])
-    fewer = rows.with_fields(loss_mask=counted(prompts))
+    fewer = rows.with_fields(loss_mask=counted(prompts), turn_ids=_turn_ids(prompts))
     vars(fewer)["host_masks"] = known
     return fewer
+
+
+def _turn_ids(prompts: PromptBatch) -> Tensor:
+    """Return [B, T] int64: the turn of each token of a reference, what stands behind it up to the next one included."""
+    assert prompts.completion_turns is not None, "the caller has asked for it"
+    turns = prompts.completion_turns.cummax(1).values.clamp_min(1)
+    return torch.cat([torch.zeros_like(prompts.input_ids), turns * prompts.completion_mask], 1)

@@ -17,7 +17,9 @@ from veto_pl.functional.stat import Stat
 from veto_pl.seams.batches import Sequences
 from veto_pl.seams.conversation import Conversation, Message, Rendering, Turn
 from veto_pl.seams.data import Example, Judge, Reward, Task, Template
+from veto_pl.seams.dialogue import Continuation, Dialogue
 from veto_pl.seams.ending import Ending
+from veto_pl.seams.environments import Environment, Episode, Reply
 from veto_pl.seams.models import LanguageModel, ModelSource, TokenizerSource
 from veto_pl.seams.objective import Faults, LossOutput, Objective, TokenValues
 from veto_pl.seams.panel import Panel, Reading, reading
@@ -36,10 +38,14 @@ from veto_pl.seams.tokens import (
 
 __all__ = [
     "Advantage",
+    "Continuation",
     "Conversation",
+    "Dialogue",
     "Divergence",
     "Ending",
     "Engine",
+    "Environment",
+    "Episode",
     "Example",
     "Faults",
     "Judge",
@@ -56,6 +62,7 @@ __all__ = [
     "PromptBatch",
     "Reading",
     "Rendering",
+    "Reply",
     "Reward",
     "RolloutSource",
     "Rollouts",

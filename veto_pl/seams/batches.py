@@ -6,28 +6,23 @@ Legend: `B` rows, `P` prompt tokens, `C` completion tokens, `T` tokens of a whol
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields, replace
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from veto_pl.core.scores import TopKScores
 from veto_pl.core.transfer import sent
 from veto_pl.seams.ending import Ending
 from veto_pl.seams.prompts import PromptBatch
+from veto_pl.seams.row_fields import PER_ROW, PER_TOKEN, WHOLE, layout, stacked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-WHOLE, PER_ROW, PER_TOKEN = ({"axes": axes} for axes in range(3))
-"""Metadata of a field of `Sequences`: not sliced with the rows, one value for each of them, or for each token.
-
-With `absent`, a function of the rows, it has a meaning where rows do not have it, and is kept beside rows that do."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,7 @@ class Sequences:
         on_policy: [B] bool, True where the student (or a mixture that holds it) sampled the row.
         sampler_logp: [B, T] float32, log-probability of each completion token under the sampling distribution
             (temperature and truncation included), 0 elsewhere; None where nobody sampled.
-        rewards: [B] float32, or None where nothing was scored.
+        rewards: [B] float32, NaN on rows that nobody has scored yet; None where nothing was scored.
         prompts: the batch that `prompt_rows` points into, with the examples; it is not sliced with the rows.
         by_teacher: [B, T] bool, True on completion tokens that the teacher wrote into a text of the student's; None
             where nobody takes turns.
@@ -59,6 +54,11 @@ class Sequences:
             where the trainer's own arithmetic has sampled.
         unanswered: [B] bool, True on rows that no teacher behind a server has scored, which nothing is trained on; None
             where all are answered.
+        turn_ids: [B, T] int64, 0 on what is read first and on padding, k >= 1 on the agent's k-th turn and on the reply
+            to it, never falling in a row; None where every completion is one turn.
+        episodes: [B] int64, equal on rows that are turns of one episode, which follow one another in the order of their
+            turns; None where every row is an episode.
+        failed_turns: [B] int64, how many turns of the row could not be carried out; None where there is no environment.
     """
 
     input_ids: Tensor = field(metadata=PER_TOKEN)
@@ -67,7 +67,10 @@ class Sequences:
     prompt_rows: Tensor = field(metadata=PER_ROW)
     on_policy: Tensor = field(metadata=PER_ROW)
     sampler_logp: Tensor | None = field(default=None, metadata=PER_TOKEN)
-    rewards: Tensor | None = field(default=None, metadata=PER_ROW)
+    rewards: Tensor | None = field(
+        default=None,
+        metadata={**PER_ROW, "absent": lambda part: torch.full_like(part.prompt_rows, math.nan, dtype=torch.float32)},
+    )
     prompts: PromptBatch | None = field(default=None, metadata=WHOLE)
     by_teacher: Tensor | None = field(
         default=None, metadata={**PER_TOKEN, "absent": lambda part: torch.zeros_like(part.loss_mask)}
@@ -89,6 +92,21 @@ class Sequences:
     )
     unanswered: Tensor | None = field(
         default=None, metadata={**PER_ROW, "absent": lambda part: torch.zeros_like(part.on_policy)}
+    )
+    turn_ids: Tensor | None = field(
+        default=None, metadata={**PER_TOKEN, "absent": lambda part: part.completion_mask.long()}
+    )
+    episodes: Tensor | None = field(
+        default=None,
+        metadata={
+            **PER_ROW,
+            "numbers": True,
+            "absent": lambda part: torch.arange(len(part), device=part.prompt_rows.device),
+        },
+    )
+
+    failed_turns: Tensor | None = field(
+        default=None, metadata={**PER_ROW, "absent": lambda part: torch.zeros_like(part.prompt_rows)}
     )
 
     def __len__(self) -> int:
@@ -138,7 +156,12 @@ class Sequences:
 
     @property
     def completion_mask(self) -> Tensor:
-        """Return [B, T] bool: what was written behind the prompt, whether it counts or not."""
+        """Return [B, T] bool: what was written behind the prompt, whether it counts or not.
+
+        In a row that is a later turn of an episode it stands behind all that the agent has read.
+        """
+        if self.turn_ids is not None:
+            return self.attention_mask & (self.turn_ids > 0)
         if self.prompts is None:  # nobody knows where the prompt ends; what counts is no part of it
             behind = self.loss_mask.cumsum(1) > 0
         else:
@@ -152,8 +175,25 @@ class Sequences:
 
     def completion_ids(self) -> list[list[int]]:
         """Return the same as numbers of the host, which fetches all rows at once."""
-        ids, written = torch.stack([self.input_ids, self.completion_mask.long()]).cpu()
-        return [row[mask].tolist() for row, mask in zip(ids, written.bool(), strict=True)]
+        return self._ids_where(self.completion_mask)
+
+    def _ids_where(self, mask: Tensor) -> list[list[int]]:
+        ids, chosen = torch.stack([self.input_ids, mask.long()]).cpu()
+        return [row[there].tolist() for row, there in zip(ids, chosen.bool(), strict=True)]
+
+    @property
+    def answer_mask(self) -> Tensor:
+        """Return [B, T] bool: what is judged of each row, the last turn of its completion."""
+        written = self.completion_mask
+        if self.turn_ids is None or not self.turn_ids.numel():
+            return written
+        return written & (self.turn_ids == self.turn_ids.amax(1, keepdim=True))
+
+    def last_rows(self) -> list[int]:
+        """Return for each row the last one of its episode, whose text is judged."""
+        numbers = range(len(self)) if self.episodes is None else self.episodes.tolist()
+        last = {number: row for row, number in enumerate(numbers)}
+        return [last[number] for number in numbers]
 
     def finished(self, eos_ids: Iterable[int]) -> Tensor:
         """Return [B] bool: the completions that ended by themselves, with EOS or a stop string.
@@ -170,8 +210,11 @@ class Sequences:
         return read if self.ending is None else torch.where(self.ending == Ending.UNKNOWN, read, self.ending > 0)
 
     def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        """Return what is judged and shown of each completion: no special tokens, nothing from a stop string on."""
-        completions = self.completion_ids()
+        """Return what is judged and shown of each completion: no special tokens, nothing from a stop string on.
+
+        Of several turns it is the last one.
+        """
+        completions = self._ids_where(self.answer_mask)
         if not completions:  # decoding no rows at all gives one empty text
             return []
         if self.ending is not None:  # an EOS need not be a special token
@@ -216,19 +259,11 @@ class Sequences:
 
     @staticmethod
     def concatenate(parts: Sequence[Sequences]) -> Sequences:
-        """Stack the rows of all parts of one prompt batch, right-padded; drop a field that one part cannot have."""
-        width = max(part.input_ids.shape[1] for part in parts)
+        """Stack the rows of all parts of one prompt batch, right-padded; drop a field that one part cannot have.
 
-        def stack(name: str, how: Mapping[str, Any]) -> Tensor | None:
-            values = [getattr(part, name) for part in parts]
-            if "absent" in how and any(value is not None for value in values):
-                values = [how["absent"](p) if v is None else v for p, v in zip(parts, values, strict=True)]
-            if not all(isinstance(value, Tensor) for value in values):
-                return None
-            grid = how["axes"] == PER_TOKEN["axes"]
-            return torch.cat([pad(v, (0, width - v.shape[1])) if grid else v for v in values])
-
-        columns: dict[str, Any] = {name: stack(name, how) for name, how in layout(type(parts[0])).items()}
+        Episodes of different parts are different ones.
+        """
+        columns: dict[str, Any] = {name: stacked(name, how, parts) for name, how in layout(type(parts[0])).items()}
         return replace(parts[0], **columns)
 
     def rows(self, index: Tensor) -> Sequences:
@@ -277,18 +312,3 @@ class Sequences:
     def in_prompt_order(self) -> Sequences:
         """Return the rows in the order of the prompt batch; the completions of one prompt keep theirs."""
         return self.rows(self.prompt_rows.argsort(stable=True))
-
-
-def layout(kind: type[Sequences]) -> dict[str, Mapping[str, Any]]:
-    """Return the metadata of the fields that are sliced with the rows, by name; a class of `Sequences` may have more.
-
-    Raises:
-        TypeError: a field does not say what it has a value for.
-    """
-    declared: dict[str, Field[Any]] = {one.name: one for one in fields(kind)}
-    if silent := [name for name, one in declared.items() if "axes" not in one.metadata]:
-        raise TypeError(
-            f"`{kind.__name__}.{silent[0]}` must say what it has a value for: declare it by "
-            "`field(metadata=PER_ROW)`, or with `PER_TOKEN` or `WHOLE` (`veto_pl.seams.batches`)."
-        )
-    return {name: one.metadata for name, one in declared.items() if one.metadata["axes"]}

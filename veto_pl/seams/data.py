@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from veto_pl.core.laws import Law
 from veto_pl.core.part import Part
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams.conversation import Conversation, Rendering
+from veto_pl.seams.dialogue import Dialogue
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,6 +85,34 @@ class Template(Part, ABC):
     def renders_conversations(self) -> bool:
         """Whether it shows conversations of several turns."""
         return type(self).rendered is not Template.rendered
+
+    def dialogue(
+        self,
+        example: Example,
+        tokenizer: PreTrainedTokenizerBase,
+        tools: tuple[Mapping[str, Any], ...] = (),
+        ends: Collection[int] = (),
+    ) -> Dialogue:
+        """Return the dialogue of an agent about a row; a template of single turns does not override it.
+
+        Args:
+            example: the row.
+            tokenizer: of the models.
+            tools: JSON schemas of the tools that the agent may call.
+            ends: the ids that end a turn of the agent.
+
+        Raises:
+            ConfigurationError: it shows single turns, or no tools.
+        """
+        raise ConfigurationError(
+            f"`{type(self).__name__}` shows no dialogues with an environment. Set `data.template` to `ChatTemplate`, "
+            "or to `PlainTemplate` for plain text."
+        )
+
+    @property
+    def shows_dialogues(self) -> bool:
+        """Whether it shows dialogues with an environment."""
+        return type(self).dialogue is not Template.dialogue
 
     def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
         """Return the Jinja chat template that makes this text of a user's message, for exports; None for none."""

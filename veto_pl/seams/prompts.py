@@ -5,6 +5,7 @@ Legend: `B` rows, `P` prompt tokens, `C` completion tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,8 +35,17 @@ class Completed(Protocol):
         """Return [B] int64."""
         ...
 
+    @property
+    def rewards(self) -> Tensor | None:
+        """Return [B] float32, NaN where nobody has scored, or None."""
+        ...
+
     def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """Return what is judged of each completion."""
+        ...
+
+    def last_rows(self) -> list[int]:
+        """Return for each row the last one of its episode."""
         ...
 
     def with_fields(self, **fields: Any) -> Any:
@@ -153,8 +163,18 @@ class PromptBatch:
         return self.task.rewards([self.examples[i] for i in rows], completions)
 
     def rewarded(self, sequences: Rows, tokenizer: PreTrainedTokenizerBase) -> Rows:
-        """Return the same sequences with the task's reward of each in `rewards`, [B] float32."""
-        scores = self.score(sequences.texts(tokenizer), sequences.prompt_rows.tolist())
+        """Return the same sequences with a reward of each in `rewards`, [B] float32.
+
+        A reward that is there stays, as that of an environment. The others are the task's, of the last row of each
+        episode.
+        """
+        last, known = sequences.last_rows(), sequences.rewards
+        scores = [math.nan] * len(last) if known is None else known.tolist()
+        unscored = sorted({row for row, score in zip(last, scores, strict=True) if math.isnan(score)})
+        texts, prompts = sequences.texts(tokenizer), sequences.prompt_rows.tolist()
+        judged = self.score([texts[row] for row in unscored], [prompts[row] for row in unscored])
+        of_last = dict(zip(unscored, judged, strict=True))
+        scores = [of_last[row] if math.isnan(score) else score for row, score in zip(last, scores, strict=True)]
         rewards = sent(torch.tensor(scores, dtype=torch.float32), sequences.input_ids.device)
         rewarded: Rows = sequences.with_fields(rewards=rewards)
         return rewarded

@@ -19,8 +19,10 @@ from veto_pl.core.part import Part
 from veto_pl.core.scores import TopKScores
 from veto_pl.core.step import Step
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.advantages import row_mean
 from veto_pl.functional.compiled_numbers import Number
 from veto_pl.functional.differentiation import by_autograd
+from veto_pl.functional.order import first_of_group
 from veto_pl.functional.supports import top_k_with_tail
 
 T = TypeVar("T")
@@ -103,6 +105,7 @@ class TokenRows:
         step: where training stands.
         stored: [n] what a stored teacher says; None where a live one was asked.
         ahead: [n] by name: what a `TokenObjective` asked for in `look_ahead`, without graph.
+        turn_ids: [n] int64, the agent's turn that each token belongs to; None where every completion is one turn.
     """
 
     student_logp: Tensor
@@ -112,6 +115,7 @@ class TokenRows:
     step: Step
     stored: TopKScores | None = None
     ahead: Mapping[str, Tensor] = field(default_factory=dict)
+    turn_ids: Tensor | None = None
     _known: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, name: str, compute: Callable[[], T]) -> T:
@@ -178,6 +182,9 @@ class TokenGrid:
         reference_logp: [B, S] of the tokens under the reference model, without graph; None where there is none.
         age: [B] optimizer steps since the row was written; None where all are fresh.
         scores: [B, S] by name: what an `Advantage` asked for in `scores`, without graph.
+        turn_ids: [B, S] int64, the agent's turn that each token belongs to, 0 off the completion; None where every
+            completion is one turn.
+        episodes: [B] int64, equal on rows that are turns of one episode; None where every row is one.
     """
 
     student_logp: Tensor
@@ -190,6 +197,35 @@ class TokenGrid:
     reference_logp: Tensor | None = None
     age: Tensor | None = None
     scores: Mapping[str, Tensor] = field(default_factory=dict)
+    turn_ids: Tensor | None = None
+    episodes: Tensor | None = None
+
+    def counted_once(self, counted: Tensor) -> Tensor:
+        """Return [B] bool: the rows that are `counted` ([B] bool), but of each episode only the first of them.
+
+        What compares the completions of a prompt compares these rows: a long episode counts once, however many it has.
+        """
+        if self.episodes is None:
+            return counted
+        rows = torch.arange(len(counted), device=counted.device)
+        return counted & (first_of_group(self.episodes, counted) == rows)
+
+    def of_episodes(self, values: Tensor, counted: Tensor) -> Tensor:
+        """Return [B] values of the rows that are `counted_once`, each on all rows of its episode."""
+        return values if self.episodes is None else values[first_of_group(self.episodes, counted)]
+
+    def completion_mean(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Return the mean of values over the tokens of each episode, [B], the same on all its rows.
+
+        Args:
+            values: [B, S].
+            mask: [B, S] bool; an episode without tokens has the mean 0.
+        """
+        if self.episodes is None:
+            return row_mean(values, mask)
+        same, lengths = self.episodes[:, None] == self.episodes, mask.sum(1)
+        totals = torch.where(same, values.masked_fill(~mask, 0.0).sum(1), 0.0).sum(1)
+        return totals / torch.where(same, lengths, 0).sum(1).clamp_min(1)
 
     def log_ratio(self) -> Tensor:
         """Return the teacher's minus the student's log-probability of the tokens, [B, S], without graph."""

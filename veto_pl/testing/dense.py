@@ -78,12 +78,19 @@ def dense_loss(objective: TokenObjective, rollouts: Rollouts, models: Models, st
     scores = {name: _spread(value.detach(), sequences) for name, value in objective.scores(rows).items()}
     losses = objective.over_sequences(_spread(objective.per_token(rows), sequences), replace(grid, scores=scores))
     total = student.new_zeros(())
-    for row in range(len(sequences)):
-        counting = [losses[row, column - 1] for of, column in places if of == row]
-        share = 1 / len(counting) if counting and objective.aggregation == "sequence" else 1.0
-        for loss in counting:
-            total = total + share * loss
+    groups = [_group(objective.aggregation, sequences, place) for place in places]
+    for (row, column), group in zip(places, groups, strict=True):
+        share = 1.0 if objective.aggregation == "token" else 1 / groups.count(group)
+        total = total + share * losses[row, column - 1]
     return total
+
+
+def _group(aggregation: str, sequences: Sequences, place: tuple[int, int]) -> tuple[int, int]:
+    """Return what the token at a place is averaged with: an episode, or a row, and perhaps a turn."""
+    row, column = place
+    episodes, turns = sequences.episodes, sequences.turn_ids
+    whole = row if episodes is None or aggregation == "sequence" else int(episodes[row])
+    return whole, int(turns[row, column]) if turns is not None and aggregation == "turn" else 0
 
 
 def _places(sequences: Sequences) -> list[tuple[int, int]]:
@@ -128,6 +135,8 @@ def _grid(rows: TokenRows, reference: Tensor | None, sequences: Sequences) -> To
         step=rows.step,
         reference_logp=None if reference is None else of_tokens(reference),
         age=sequences.age,
+        turn_ids=None if sequences.turn_ids is None else sequences.turn_ids[:, 1:],
+        episodes=sequences.episodes,
     )
 
 

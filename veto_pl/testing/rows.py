@@ -15,14 +15,16 @@ from torch import Tensor
 from veto_pl.core.memory import Memories, remembers
 from veto_pl.metrics import default_metrics
 from veto_pl.seams import Example, Models, PromptBatch, RolloutSource, Sequences, Step, Task
-from veto_pl.seams.batches import layout
+from veto_pl.seams.row_fields import layout
 from veto_pl.testing.tiny import prompt_batch
 
 PROMPTS = ("abc>", "d>", "efghij>", "ka>")
 COMPLETIONS = ("cba", "d", "jihgfe", "akak")
 NUMBERS = (7, 3, 12, 5)
 TOTAL = 10
-FIELDS = tuple(name for name in layout(Sequences) if name not in ("attention_mask", "prompt_rows", "teacher_scores"))
+NOT_COMPARED = ("attention_mask", "prompt_rows", "teacher_scores", "episodes")
+"""Padding, and what names other rows of a batch."""
+FIELDS = tuple(name for name in layout(Sequences) if name not in NOT_COMPARED)
 METRICS = tuple(f"validation/{metric.name}" for metric in default_metrics(1))
 
 

@@ -15,7 +15,7 @@ from veto_pl.core.sampling import SEVERAL
 from veto_pl.plugins import load_plugins
 from veto_pl.rollouts import FromStudent
 from veto_pl.seams import Ending, Engine, Law, Models, RolloutSource, Sequences, Step
-from veto_pl.seams.batches import layout
+from veto_pl.seams.row_fields import layout
 from veto_pl.testing.examples import installed, shortened
 from veto_pl.testing.rows import (
     TOTAL,
@@ -51,7 +51,8 @@ TYPES = {
     "input_ids": torch.int64, "attention_mask": torch.bool, "loss_mask": torch.bool, "prompt_rows": torch.int64,
     "on_policy": torch.bool, "sampler_logp": torch.float32, "rewards": torch.float32, "by_teacher": torch.bool,
     "age": torch.float32, "ending": torch.int64, "unjudged": torch.int64, "engine_log_ratio": torch.float32,
-    "unanswered": torch.bool,
+    "unanswered": torch.bool, "turn_ids": torch.int64, "episodes": torch.int64,
+    "failed_turns": torch.int64,
 }  # fmt: skip
 REQUIRED = tuple(TYPES)[:5]
 
@@ -127,15 +128,21 @@ def test_rows_name_the_prompts_that_they_continue(source: RolloutSource, models:
 
 @each
 def test_each_row_is_a_prompt_and_the_completion_behind_it(source: RolloutSource, models: Models) -> None:
-    """Check that each row without padding is its prompt and then its completion, whether or not that counts."""
+    """Check that each row without padding is its prompt and then its completion, whether or not that counts.
+
+    A row that begins with a later turn of an episode stands behind what the agent has read until then.
+    """
     for _, rows in written(source, models):
         assert rows.prompts is not None
         assert not (rows.loss_mask & ~rows.attention_mask).any(), "`loss_mask` must be False on padding."
         if rows.by_teacher is not None:
             assert not (rows.by_teacher & ~rows.completion_mask).any(), "`by_teacher` must be False off the completion."
+        later = begins_later(rows)
         for row, (ids, counts, prompt) in enumerate(
             zip(unpadded(rows, "input_ids"), unpadded(rows, "loss_mask"), asked(rows), strict=True)
         ):
+            if later[row]:
+                continue
             assert torch.equal(ids[: len(prompt)], prompt), (
                 f"Row {row} must begin with the ids of its prompt, {prompt.tolist()}, got {ids.tolist()}."
             )
@@ -143,6 +150,13 @@ def test_each_row_is_a_prompt_and_the_completion_behind_it(source: RolloutSource
                 f"Nothing of the prompt of row {row} may count, which has {len(prompt)} tokens, got the `loss_mask` "
                 f"{counts.int().tolist()}."
             )
+
+
+def begins_later(rows: Sequences) -> list[bool]:
+    """Return for each row whether it begins with a later turn of an episode than the first."""
+    if rows.turn_ids is None:
+        return [False] * len(rows)
+    return [int(turns[turns > 0].min()) > 1 if (turns > 0).any() else False for turns in rows.turn_ids]
 
 
 @each
@@ -175,17 +189,6 @@ def asked(rows: Sequences) -> list[Tensor]:
     assert rows.prompts is not None
     prompts = rows.prompts.rows(rows.prompt_rows)
     return [ids[mask] for ids, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True)]
-
-
-@each
-def test_eos_ends_a_completion(source: RolloutSource, models: Models) -> None:
-    """Check that no token behind an EOS counts."""
-    ends = torch.tensor(models.eos_ids)
-    for _, rows in written(source, models):
-        for row, ids in enumerate(rows.completions()):
-            assert not torch.isin(ids[:-1], ends).any(), (
-                f"The completion of row {row} must end with its first EOS ({ends.tolist()}), got {ids.tolist()}."
-            )
 
 
 @each

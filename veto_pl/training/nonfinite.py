@@ -178,7 +178,7 @@ def _row_reports(
             "rollout": rollout,
             "prompt_ids": prompt,
             "completion_ids": completion,
-        })  # fmt: skip
+        } | ({} if rows.turn_ids is None else {"turn_ids": rows.turn_ids[i][behind[i]].tolist()}))  # fmt: skip
     return described
 
 

@@ -1,0 +1,69 @@
+"""How episodes begin: from their beginning, or behind an expert's turns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.rollouts.concurrent_calls import settled
+from veto_pl.seams import Environment, Episode, Example, Message
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """An episode that somebody goes on with.
+
+    Args:
+        episode: the episode.
+        said: by an expert and the environment so far, behind the opening.
+        turns: how many turns of the expert that were.
+    """
+
+    episode: Episode
+    said: tuple[Message, ...] = ()
+    turns: int = 0
+
+
+def from_front(environment: Environment, example: Example, seed: int) -> Beginning:
+    """Begin an episode."""
+    return Beginning(environment.begin(example, seed))
+
+
+def behind_expert(environment: Environment, example: Example, seed: int, left: int, longest: int) -> Beginning:
+    """Begin an episode, and let its expert play all but its last turns.
+
+    Args:
+        environment: has an expert.
+        example: the row.
+        seed: of the episode; another one with the same seed tells how many turns the expert needs.
+        left: turns of the expert that are left out.
+        longest: turns of the longest episode.
+
+    Raises:
+        ConfigurationError: the environment has no expert.
+    """
+    turns = _turns_of_expert(environment.begin(example, seed), longest)
+    episode, said = environment.begin(example, seed), list[Message]()
+    played = turns[: max(len(turns) - left, 0)]
+    try:
+        for turn in played:
+            said += [turn, *settled(episode.reply(turn)).messages]
+    except BaseException:
+        episode.close()
+        raise
+    return Beginning(episode, tuple(said), len(played))
+
+
+def _turns_of_expert(episode: Episode, longest: int) -> list[Message]:
+    """Return the turns of the expert, up to the end of the episode, and close it."""
+    if type(episode).expert is Episode.expert:
+        raise ConfigurationError("`begin_at: back` needs an environment with an expert. Set `begin_at: front`.")
+    turns: list[Message] = []
+    try:
+        while len(turns) < longest and (said := episode.expert()) is not None:
+            turns.append({"role": "assistant", "content": said})
+            if settled(episode.reply(turns[-1])).is_last:
+                break
+        return turns
+    finally:
+        episode.close()
