@@ -37,6 +37,7 @@ class Models:
         memories: what rollout sources remember from step to step.
         reference: another frozen model, such as the student's start, or None.
         rollouts: what other sources have written for the same prompts, as far as the micro-batch has come.
+        teacher_tokenizer: of the teacher, where that reads ids of its own; None where it has the shared one.
     """
 
     student: LanguageModel
@@ -45,6 +46,7 @@ class Models:
     memories: Memories = field(default_factory=Memories)
     reference: LanguageModel | None = None
     rollouts: Rollouts = field(default_factory=dict)
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
