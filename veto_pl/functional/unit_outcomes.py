@@ -16,6 +16,8 @@ from torch import Tensor
 from veto_pl.functional.heads import Head, ScaleAndCap
 from veto_pl.functional.units import Units, unit_sums
 
+MOST_IDS = 2**31
+"""More than any vocabulary has, so that a pair of ids is one number."""
 Score = Literal["logp", "logit"]
 """What is averaged over the tokens of a unit: log-probabilities, or raw logits, as in the published code."""
 
@@ -108,9 +110,9 @@ def listed_units(student_ids: Tensor, teacher_ids: Tensor, units: Units) -> Tens
         >>> listed_units(torch.tensor([5, 5]), torch.tensor([7, 8]), units)
         tensor([ True, False])
     """
-    base = max((int(ids.max()) for ids in (teacher_ids, units.shared[1]) if len(ids)), default=0) + 1
     mine, theirs = (ids[first] for ids, first in zip((student_ids, teacher_ids), units.first, strict=True))
-    return units.single & torch.isin(mine * base + theirs, units.shared[0] * base + units.shared[1])
+    pairs, shared = (one * MOST_IDS + other for one, other in ((mine, theirs), units.shared))
+    return units.single & torch.isin(pairs, shared)
 
 
 class SharedHead(Head):

@@ -21,6 +21,7 @@ from veto_pl.objectives.res_opd import *
 from veto_pl.objectives.self_distillation import *
 from veto_pl.objectives.sft import *
 from veto_pl.objectives.sim_ct import *
+from veto_pl.objectives.simple_opd import *
 from veto_pl.objectives.supervised_kd import *
 from veto_pl.objectives.token_objective import *
 from veto_pl.objectives.top_k_opd import *

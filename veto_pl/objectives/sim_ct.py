@@ -9,15 +9,14 @@ from veto_pl.core.bounds import Count
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.differentiation import closed_form
 from veto_pl.functional.unit_outcomes import Score
-from veto_pl.functional.units import Units
 from veto_pl.models.readout import read_hidden
 from veto_pl.models.sharding import gathered
 from veto_pl.objectives.token_objective import TokenObjective
+from veto_pl.objectives.unit_readings import read_by_student, read_in_own_ids
 from veto_pl.objectives.unit_scoring import Spoken, UnitScoring
 from veto_pl.parts.divergences import ReverseKL
-from veto_pl.parts.translated_rows import translated
 from veto_pl.rollouts import FromStudent, Sampling
-from veto_pl.seams import Divergence, LanguageModel, LossOutput, Models, Rollouts, RolloutSource, Sequences, Stat, Step
+from veto_pl.seams import Divergence, LanguageModel, LossOutput, Models, Rollouts, RolloutSource, Step
 from veto_pl.seams.tokens import TokenRows
 
 __all__ = ["SimCT"]
@@ -82,35 +81,17 @@ class SimCT(TokenObjective):
         """
         if models.teacher_tokenizer is None:
             return super().loss(rollouts, models, step)
-        if not self.context.is_neutral:
-            raise ConfigurationError(
-                f"`SimCT.context` is `{type(self.context).__name__}`, but the teacher has another tokenizer, and "
-                "reads the plain prompt. Leave the context out, or take a teacher with the student's tokenizer."
-            )
-        sequences = self.select(rollouts[self.rollout], step)
-        teacher = models.required_teacher()
-        speakers = (models.student, models.tokenizer), (teacher, models.teacher_tokenizer)
-        rows, units = translated(sequences, *speakers, "SimCT")
-        return self._over_units(sequences, rows, units, models, step)
+        sequences, teacher = self.select(rollouts[self.rollout], step), models.required_teacher()
+        rows, units = read_in_own_ids(self, sequences, models)
+        kept = units.only(units.single) if self.units == "one_to_one" else units
+        scoring = UnitScoring(self, sequences, kept.to(rows.input_ids.device), step)
+        of_teacher = read_hidden(teacher, rows)
 
-    def _over_units(
-        self, sequences: Sequences, rows: Sequences, units: Units, models: Models, step: Step
-    ) -> LossOutput:
-        """Compute the loss, given what the teacher reads, and the units of both."""
-        kept = units.only(units.single).to(units.student.device) if self.units == "one_to_one" else units
-        teacher, outputs = models.required_teacher(), []
-        scoring = UnitScoring(self, sequences, kept, step)
-        hidden = read_hidden(teacher, rows)
-
-        def readout(of_student: Tensor, student: LanguageModel) -> Tensor:
-            total, output = scoring.run(of_student, student.head(), Spoken(hidden, teacher.head(), rows.token_ids()))
-            outputs.append(output)
-            return total
+        def score(hidden: Tensor, student: LanguageModel) -> tuple[Tensor, LossOutput]:
+            return scoring.run(hidden, student.head(), Spoken(of_teacher, teacher.head(), rows.token_ids()))
 
         with gathered(teacher, head_only=True):
-            total: Tensor = models.student(sequences, readout)
-        (output,) = outputs
-        return LossOutput({"loss": Stat(total, output.terms["loss"].weight)}, output.metrics, output.faults)
+            return read_by_student(sequences, models, score)
 
     def _outcomes(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
         """Return the log-probabilities of student and teacher on the outcomes of a token, [n, K] each."""

@@ -38,8 +38,8 @@ def translated(sequences: Sequences, student: Speaker, teacher: Speaker, name: s
         name: of the class that asks, for messages.
 
     Returns:
-        B rows of the teacher's ids, Nt tokens of which count, and the units of the N and the Nt tokens. A unit is left
-        out unless all its tokens of the student count.
+        B rows of the teacher's ids, Nt tokens of which count, and, on the host, the units of the N and the Nt tokens.
+        A unit is left out unless all its tokens of the student count.
 
     Raises:
         ConfigurationError: a tokenizer cannot be aligned, the prompts cannot be made anew, or they are too long for the
@@ -60,7 +60,7 @@ def translated(sequences: Sequences, student: Speaker, teacher: Speaker, name: s
     rows = rows.with_fields(loss_mask=behind)
     check_room(rows, teacher[0], name)
     units = joined_units([replace(one, teacher=one.teacher[one.teacher >= 0]) for one in kept])
-    return rows, replace(units, shared=translator.shared).to(device)
+    return rows, replace(units, shared=translator.shared)
 
 
 @lru_cache(maxsize=16)
