@@ -61,7 +61,7 @@ class SimpleOPD(PolicyGradient):
 
     @classmethod
     def examples(cls) -> tuple["SimpleOPD", ...]:
-        return cls(), cls(units="minimal", silent=("a",), aggregation="sequence")
+        return cls(), cls(units="minimal", silent=(), aggregation="sequence")
 
     def credit(self) -> Advantage:
         """Return the log-ratio of the token."""
@@ -88,9 +88,9 @@ class SimpleOPD(PolicyGradient):
         heard = Stat((units.student >= 0).sum().float(), sequences.predictions.sum().float())
         return replace(output, metrics={**output.metrics, "aligned": heard})
 
-    def _heard(self, units: Units, sequences: Sequences, tokenizer: "PreTrainedTokenizerBase") -> Units:
+    def _heard(self, units: Units, sequences: Sequences, tokenizer: "PreTrainedTokenizerBase | None") -> Units:
         """Return the units that have a log-ratio."""
-        vocabulary = tokenizer.get_vocab()
+        vocabulary = {} if tokenizer is None else tokenizer.get_vocab()  # pictures have ids without names
         silent = torch.tensor([vocabulary[name] for name in self.silent if name in vocabulary], dtype=torch.int64)
         quiet = torch.isin(sequences.token_ids().cpu(), silent)
         kept = torch.ones(units.count, dtype=torch.bool)
