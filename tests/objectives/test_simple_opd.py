@@ -34,7 +34,7 @@ def by_loops(objective, sequences, models):
             continue
         if any(int(ids[i]) in silent for i in mine):
             continue
-        gap = sum(float(teacher[j, theirs[j]]) for j in other) - sum(float(student[i, ids[i]]) for i in mine)
+        gap = sum(float(teacher[j, theirs[j]]) for j in other) - sum(float(student[i, ids[i]].detach()) for i in mine)
         for i in mine:
             value -= gap / len(mine)
             loss = loss - gap / len(mine) * student[i, ids[i]]
