@@ -1,11 +1,14 @@
 """Settings of the whole suite."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+
+from tests.cpu_budget import MEASURED, Times, mark_beyond_budget
 
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.load_profile("suite")
@@ -41,8 +44,15 @@ def deterministic_as_before() -> Iterator[None]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Lets the golden losses be rewritten."""
+    """Lets the golden losses, and what the tests take, be rewritten."""
     parser.addoption("--update-golden", action="store_true", help="rewrite the golden losses of the debug configs")
+    parser.addoption("--update-times", action="store_true", help="rewrite the CPU seconds of each test")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Measures, where that is asked for."""
+    if config.getoption("--update-times"):
+        config.pluginmanager.register(Times(config))
 
 
 LONGEST_ID = 200
@@ -56,7 +66,7 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 
 @pytest.hookimpl(tryfirst=True)  # before tests are deselected
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Raises for ids that are too long, and marks the core."""
+    """Raises for ids that are too long, marks the core, and cases beyond the CPU time of their test as slow."""
     long = [item.nodeid for item in items if len(item.nodeid) > LONGEST_ID]
     if long:
         raise pytest.UsageError(f"Ids of tests have at most {LONGEST_ID} characters, got: {long[0][:300]}.")
@@ -66,3 +76,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path in core:
             item.add_marker(pytest.mark.core)
+    if not any(item.config.getoption("--update-times") for item in items[:1]):
+        mark_beyond_budget(items, json.loads(MEASURED.read_text()))

@@ -1,0 +1,48 @@
+"""The fast suite runs of each test as many cases as its share of CPU time allows."""
+
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.cpu_budget import kept, mark_beyond_budget
+
+SECONDS = st.floats(0, 100)
+
+
+@given(st.text(), st.integers(1, 500), SECONDS, st.floats(0.1, 10))
+def test_some_case_is_kept_and_no_more_than_there_is_time_for(name, cases, seconds, budget):
+    chosen = kept(name, cases, seconds, budget)
+    assert chosen <= set(range(cases))
+    assert len(chosen) == (cases if cases * seconds <= budget else max(1, int(budget / seconds)))
+    assert chosen == kept(name, cases, seconds, budget)
+
+
+@given(st.text(), st.integers(2, 500), st.integers(1, 20))
+def test_what_is_kept_is_spread_over_all_cases(name, cases, count):
+    chosen = sorted(kept(name, cases, 1.0, count))
+    gaps = [b - a for a, b in zip(chosen, [*chosen[1:], chosen[0] + cases], strict=True)]
+    assert max(gaps) - min(gaps) <= 1
+
+
+def test_tests_keep_different_cases():
+    assert len({next(iter(kept(f"test {number}", 45, 1.0, 1.0))) for number in range(200)}) > 40
+
+
+class Item(SimpleNamespace):
+    """What is asked of a test, and what is done to it."""
+
+    def get_closest_marker(self, name):
+        return name if name in self.marks else None
+
+    def add_marker(self, mark):
+        self.marks.append(mark.name)
+
+
+@pytest.mark.parametrize(("seconds", "fast"), [({}, 5), ({"a.py::test": 0.2}, 5), ({"a.py::test": 0.5}, 2)])
+def test_cases_that_are_slow_already_count_for_nothing(seconds, fast):
+    items = [Item(nodeid=f"a.py::test[{number}]", marks=["slow"] if number > 4 else []) for number in range(8)]
+    mark_beyond_budget(items, seconds, budget=1.0)
+    assert sum("slow" not in item.marks for item in items) == fast
+    assert all(item.marks == ["slow"] for item in items[5:])
