@@ -106,7 +106,7 @@ def test_the_likeliest_shared_ids_of_the_student_alone(models):
 @pytest.mark.parametrize("score", ["logp", "logit"])
 def test_identical_tokenizers_are_the_divergence_over_every_id(divergence, score):
     apart = models_of("bytes", "bytes")
-    together = replace(apart, teacher_tokenizer=None)
+    together = replace(apart, tokenizers={})
     sequences = written(apart)
     by_units, gradients = update(SimCT(divergence=divergence, score=score), sequences, apart)
     by_tokens, same = update(SimCT(divergence=divergence, score=score), sequences, together)
@@ -118,7 +118,7 @@ def test_identical_tokenizers_are_the_divergence_over_every_id(divergence, score
 
 
 def test_one_tokenizer_for_both_is_the_reverse_kl_over_every_id(models):
-    models = replace(models, teacher=model_of(models.tokenizer, 3).eval(), teacher_tokenizer=None)
+    models = replace(models, teacher=model_of(models.tokenizer, 3).eval(), tokenizers={})
     sequences = written(models)
     one, gradients = update(SimCT(), sequences, models)
     other, same = update(Distill(divergence=ReverseKL()), sequences, models)
@@ -143,10 +143,10 @@ def test_a_teacher_whose_vocabulary_is_numbered_anew_changes_nothing(score):
     tokenizer, student = CharacterTokenizer(alphabet).load(), tokenizer_of("bytes")
     teacher = model_of(tokenizer, 1).eval()
     moved, other = renumbered(teacher, tokenizer, alphabet[::-1])
-    plain = Models(model_of(student, 0), teacher, student, teacher_tokenizer=tokenizer)
+    plain = Models(model_of(student, 0), teacher, student, tokenizers={"teacher": tokenizer})
     sequences = written(plain)
     found = [
-        update(SimCT(score=score), sequences, replace(plain, teacher=model, teacher_tokenizer=of))
+        update(SimCT(score=score), sequences, replace(plain, teacher=model, tokenizers={"teacher": of}))
         for model, of in ((teacher, tokenizer), (moved, other))
     ]
     close(*(output.terms["loss"].total for output, _ in found))
@@ -242,7 +242,7 @@ def test_what_cannot_be_aligned_is_refused_by_name():
         update(SimCT(), no_template, models)
     with pytest.raises(ConfigurationError, match=r"`SimCT\.context` is `Privileged`, but the teacher has another"):
         update(SimCT(context=Privileged("{prompt}!")), sequences, models)
-    pieces = replace(models, teacher_tokenizer=tokenizer_of("word pieces"))
+    pieces = replace(models, tokenizers={"teacher": tokenizer_of("word pieces")})
     with pytest.raises(ConfigurationError, match="cannot be aligned with another tokenizer"):
         update(SimCT(), sequences, pieces)
     short = models_of("bytes", "characters", max_position_embeddings=8)

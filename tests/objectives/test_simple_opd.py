@@ -66,17 +66,17 @@ def test_value_and_gradient_are_those_of_plain_loops(objective, models):
 @pytest.mark.parametrize("apart", [True, False], ids=["in its own ids", "in the student's"])
 def test_with_one_tokenizer_it_is_opd(units, apart):
     models = models_of("bytes", "bytes")
-    models = models if apart else replace(models, teacher_tokenizer=None)
+    models = models if apart else replace(models, tokenizers={})
     sequences = written(models)
     one, gradients = update(SimpleOPD(units=units, **PLAIN), sequences, models)
-    other, same = update(OPD(**PLAIN), sequences, replace(models, teacher_tokenizer=None))
+    other, same = update(OPD(**PLAIN), sequences, replace(models, tokenizers={}))
     close(one.terms["loss"].total, other.terms["loss"].total)
     for found, wanted in zip(gradients, same, strict=True):
         close(found, wanted)
 
 
 def test_a_silent_token_has_no_log_ratio_with_one_tokenizer_too(models):
-    models = replace(models, teacher=model_of(models.tokenizer, 3).eval(), teacher_tokenizer=None)
+    models = replace(models, teacher=model_of(models.tokenizer, 3).eval(), tokenizers={})
     sequences = written(models)
     quiet = sequences.token_ids() == models.tokenizer.get_vocab()["Ġ+"]
     output, _ = update(SimpleOPD(silent=("Ġ+", "no such token"), **PLAIN), sequences, models)

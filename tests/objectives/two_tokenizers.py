@@ -24,7 +24,7 @@ def model_of(tokenizer, seed, **dimensions):
 def models_of(one, other, **dimensions):
     student, teacher = tokenizer_of(one), tokenizer_of(other)
     frozen = model_of(teacher, 1, **dimensions).requires_grad_(False).eval()
-    return Models(model_of(student, 0), frozen, student, teacher_tokenizer=teacher)
+    return Models(model_of(student, 0), frozen, student, tokenizers={"teacher": teacher})
 
 
 def written(models, completions=COMPLETIONS, ends=(True, True, False)):

@@ -37,7 +37,7 @@ class Models:
         memories: what rollout sources remember from step to step.
         reference: another frozen model, such as the student's start, or None.
         rollouts: what other sources have written for the same prompts, as far as the micro-batch has come.
-        teacher_tokenizer: of the teacher, where that reads ids of its own; None where it has the shared one.
+        tokenizers: of teachers that read ids of their own, by the teacher's name, which is `teacher`.
     """
 
     student: LanguageModel
@@ -46,7 +46,12 @@ class Models:
     memories: Memories = field(default_factory=Memories)
     reference: LanguageModel | None = None
     rollouts: Rollouts = field(default_factory=dict)
-    teacher_tokenizer: PreTrainedTokenizerBase | None = None
+    tokenizers: Mapping[str, PreTrainedTokenizerBase] = field(default_factory=dict)
+
+    @property
+    def teacher_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Return the tokenizer of the teacher where it reads ids of its own; None where it has the shared one."""
+        return self.tokenizers.get("teacher")
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
