@@ -17,25 +17,15 @@ from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric
 from veto_pl.metrics.rollout_numbers import rollout_numbers
 from veto_pl.models.assemble import load_models, load_tokenizer
 from veto_pl.models.blueprint import BLUEPRINT, student_files
-from veto_pl.models.given import as_tokenizer, sources_of
+from veto_pl.models.given import as_tokenizer, sources_of, teachers_of
 from veto_pl.models.randomness import global_draws
 from veto_pl.models.trainable import check_not_compiled
 from veto_pl.parts.schedules import Constant, scheduled_values
 from veto_pl.rollouts import Sampling
-from veto_pl.seams import (
-    Engine,
-    Models,
-    ModelSource,
-    Objective,
-    PromptBatch,
-    Rollouts,
-    Schedule,
-    Step,
-    TokenizerSource,
-)
+from veto_pl.seams import Engine, Models, ModelSource, Objective, PromptBatch, Rollouts, Schedule, Step, TokenizerSource
 from veto_pl.training.adapter_checkpoints import ADAPTER, adapter_entry, check_base, leave_out_bases
 from veto_pl.training.clock import PhaseClock
-from veto_pl.training.evaluation import Evaluation, compute_all, validation_metrics
+from veto_pl.training.evaluation import Evaluation, compared_by, compute_all, validation_metrics
 from veto_pl.training.fsdp import FullyShard
 from veto_pl.training.hosted import HostedModule, check_models
 from veto_pl.training.nonfinite import NonFiniteSteps
@@ -53,6 +43,7 @@ class DistillationModule(HostedModule, OptimizedModule):
         objective: which tokens to train on, and the loss.
         student: the model that is trained.
         teacher: the frozen model; objectives without a teacher leave it out.
+        teachers: further frozen models by name, for objectives whose `panel` asks several.
         reference: another frozen model, for objectives that extrapolate from one: the student's start, or what the
             teacher was before its own training.
         tokenizer: the tokenizer; the student's own by default.
@@ -86,10 +77,12 @@ class DistillationModule(HostedModule, OptimizedModule):
         reference: ModelSource | None = None,
         evaluation_engine: Engine | None = None,
         roll_out_window: bool = True,
+        teachers: dict[str, ModelSource] | None = None,
     ) -> None:
         super().__init__(optimizer, lr_schedule)
         self.student_source, self.teacher_source, self.reference_source = sources_of(student, teacher, reference)
-        check_models(objective, teacher=teacher, reference=reference)
+        self.teacher_sources = teachers_of(self.teacher_source, teachers or {}, self.student_source)
+        check_models(objective, self.teacher_sources, reference)
         self.objective = objective
         self.tokenizer_source = None if tokenizer is None else as_tokenizer(tokenizer, "model.tokenizer")
         self.evaluation = evaluation
@@ -98,7 +91,8 @@ class DistillationModule(HostedModule, OptimizedModule):
         self.run_config: str | None = None
         self.clock = PhaseClock()
         self.models: Models | None = None
-        self.validation_metrics = validation_metrics(metrics, evaluation, with_teacher=teacher is not None)
+        self.panel = compared_by(objective, self.teacher_sources)
+        self.validation_metrics = validation_metrics(metrics, evaluation, with_teacher=self.panel is not None)
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self.logged: dict[str, float] = {}
         self._non_finite = NonFiniteSteps(skip_limit)
@@ -123,20 +117,20 @@ class DistillationModule(HostedModule, OptimizedModule):
                 self.objective.before_loading(self.tokenizer)
             self.models = load_models(
                 self.student_source,
-                self.teacher_source,
+                None,
                 self.tokenizer,
                 empty=torch.empty(0).is_meta,
                 sharding=strategy.sharding if isinstance(strategy, FullyShard) else None,
                 reference=self.reference_source,
+                teachers=self.teacher_sources,
             )
             self.models.memories.claim(self.objective.sources)
             # A frozen model is no submodule: it is never saved, optimized, wrapped or averaged.
             self.student = self.models.student.train()
-            if self.teacher_source is not None and self.teacher_source.moves:
-                self.teacher = self.models.teacher
+            self.keep_teachers_that_move(self.models)
             leave_out_bases(self)
-        for model in (self.models.teacher, self.models.reference):
-            if model is not None and model.shards is None and strategy is not None:
+        for model in self.models.frozen:
+            if model.shards is None and strategy is not None:
                 model.to(strategy.root_device)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
@@ -175,12 +169,12 @@ class DistillationModule(HostedModule, OptimizedModule):
             torch.nn.utils.clip_grads_with_norm_(self.window.trained, gradient_clip_val, self.window.norm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then update a teacher that follows the student, and the memories."""
+        """Step, then update teachers that follow the student, and the memories."""
         step = self._step(0)
         super().optimizer_step(*args, **kwargs)
         done = not self.logged["train/skipped"]
-        if self.teacher_source is not None and done:
-            self.teacher_source.follow(self._models.required_teacher(), self.student, step)
+        if done:
+            self.move_teachers(self._models, step)
         self._models.memories.end_step(done=done)
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Evaluation]:
@@ -302,8 +296,8 @@ class DistillationModule(HostedModule, OptimizedModule):
 
     def _answers(self, batch: PromptBatch, batch_idx: int) -> Evaluation:
         """Let the student answer."""
-        engine = self.answering_engine
-        return Evaluation.sample(batch, self._models, self.evaluation, self._step(batch_idx), engine)
+        how = self.evaluation, self._step(batch_idx), self.answering_engine, self.panel
+        return Evaluation.sample(batch, self._models, *how)
 
     def _evaluate(self, batch: PromptBatch, batch_idx: int, prefix: str) -> dict[str, Evaluation]:
         with self.clock.during("validation"):

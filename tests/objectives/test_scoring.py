@@ -372,7 +372,7 @@ class Forgetful(SFT):
 
 
 def test_metrics_that_come_and_go_are_refused(monkeypatch):
-    monkeypatch.setattr("veto_pl.functional.chunked.BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr("veto_pl.functional.panel_stream.BLOCK_ELEMENTS", 1)
     models = models_of("llama")
     objective = Forgetful()
     with pytest.raises(ValueError, match="same scores"):

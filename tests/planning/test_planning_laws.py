@@ -176,7 +176,8 @@ def test_chunks_bound_the_loss_head():
 def test_every_objective_can_be_planned(objective):
     built = module(teacher=llama(seed=1), objective=objective, evaluation=Sampling(max_new_tokens=4))
     result = planned(built, accumulate=2, validated=2)
-    assert result.peak.total > result.simulated.student.bytes + result.simulated.teacher.bytes + result.simulated.state
+    simulated = result.simulated
+    assert result.peak.total > simulated.student.bytes + simulated.frozen["teacher"].bytes + simulated.state
     assert {"teacher's scoring", "student's forward", "backward"} <= {part.phase for part in result.work}
 
 

@@ -15,6 +15,7 @@ from veto_pl.exceptions import VetoError
 from veto_pl.module import DistillationModule
 from veto_pl.rollouts import Sampling
 from veto_pl.seams import ModelSource, Objective, Reward, RolloutSource, Task, Template
+from veto_pl.seams.rollouts import setting_of
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,11 @@ class RunSetup:
         return {path: _architecture(source) for path, source in self._model_sources.items()}
 
     @property
+    def teachers(self) -> tuple[str, ...]:
+        """The names of the teachers."""
+        return tuple(self.module.teacher_sources)
+
+    @property
     def vocab_size(self) -> int | None:
         """Ids of the model that has the fewest; None where no model says."""
         sizes = [getattr(config, "vocab_size", None) for config in self.models.values()]
@@ -131,8 +137,9 @@ class RunSetup:
 
     @property
     def _model_sources(self) -> dict[str, ModelSource]:
-        roles = ("student", "teacher", "reference")
-        sources = {f"model.{role}": getattr(self.module, f"{role}_source") for role in roles}
+        module = self.module
+        teachers = {setting_of(name): source for name, source in module.teacher_sources.items()}
+        sources = {"model.student": module.student_source, **teachers, "model.reference": module.reference_source}
         return {path: source for path, source in sources.items() if source is not None}
 
 

@@ -250,7 +250,7 @@ def built_from(config: str) -> tuple[DistillationModule, PromptDataModule]:
     parts = {key: value for key, value in load(config).items() if key in ("seed_everything", "model", "data")}
     if missing := sorted({"model", "data"} - {key for key, value in parts.items() if isinstance(value, dict)}):
         raise ConfigurationError(f"`--config` describes no run: it has no `{missing[0]}`. Name the run's config.yaml.")
-    parts["model"] |= {"objective": {"class_path": "SFT"}, "teacher": None, "reference": None}
+    parts["model"] |= {"objective": {"class_path": "SFT"}, "teacher": None, "teachers": None, "reference": None}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(yaml.safe_dump(parts), encoding="utf-8")

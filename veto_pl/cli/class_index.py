@@ -19,6 +19,7 @@ SEAM_NAMES: dict[str, tuple[str, ...]] = {
     "rollouts": ("RolloutSource",),
     "engines": ("Engine",),
     "contexts": ("TeacherContext",),
+    "panels": ("Panel",),
     "supports": ("Support",),
     "weightings": ("TokenWeighting",),
     "advantages": ("Advantage",),

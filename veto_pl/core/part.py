@@ -42,6 +42,10 @@ class Setup(Protocol):
         """The configuration of each model by its path, such as `model.teacher`; an error where it cannot be read."""
 
     @property
+    def teachers(self) -> Sequence[str]:
+        """The names of the teachers; `teacher` is `model.teacher`."""
+
+    @property
     def vocab_size(self) -> int | None:
         """Ids of the model that has the fewest; None where no model says."""
 

@@ -33,6 +33,11 @@ class Judged(Task):
         return self.verifier.batch(examples, completions)
 
     @property
+    def teachers(self) -> tuple[str, ...]:
+        """Return the teachers that rows of the task ask for."""
+        return self.task.teachers
+
+    @property
     def stop(self) -> tuple[str, ...]:
         """Return the strings that end a completion of the task."""
         return self.task.stop

@@ -1,37 +1,31 @@
 r"""The memory-exact loss head: losses over a vocabulary, and their gradients, without a tensor of tokens x vocabulary.
 
 A loss over N tokens needs four matrix products of N x V x D: the logits of student and teacher, and the gradients of
-the student's hidden states and head. `RowStream` does these four and nothing more of that size. For a chunk of rows it
-forms both logits, turns the student's into their gradient in place, and adds that gradient's two products to the sums.
-Backward only scales. Peak memory is the gradients' own plus two chunks of logits, whatever N is.
-
-Between the products, the chunk is worked through in blocks that fit the processor's cache, which makes the elementwise
-part of a loss cheap. Gradients are exact: nothing is sampled, truncated or recomputed.
+the student's hidden states and head. `RowStream` does these four and nothing more of that size, by the loop of
+`veto_pl.functional.panel_stream`, which knows several teachers too. Backward only scales. Peak memory is the gradients'
+own plus two chunks of logits, whatever N is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from veto_pl.functional.blocks import Block, Kernel, Raw, evaluate
-from veto_pl.functional.chunk_size import ChunkRows, chunk_size
-from veto_pl.functional.compilation import Compile, evaluator, named
+from veto_pl.functional.blocks import Block, Kernel
+from veto_pl.functional.chunk_size import ChunkRows
+from veto_pl.functional.compilation import Compile, named
 from veto_pl.functional.compiled_numbers import Number, with_tensors
 from veto_pl.functional.differentiation import closed_form
 from veto_pl.functional.gradients import Gradients
-from veto_pl.functional.heads import Head, LinearHead, full_precision
-from veto_pl.functional.sides import Side
+from veto_pl.functional.heads import Head, LinearHead
+from veto_pl.functional.panel_stream import PanelStream, Reader
 from veto_pl.functional.stat import Stat
 
 __all__ = ["Block", "Kernel", "RowStream", "linear_divergence"]
-
-BLOCK_ELEMENTS = 2**18
-"""Logits that are worked on at a time on a CPU: a megabyte of float32, about one core's second-level cache."""
 
 
 class RowStream:
@@ -76,105 +70,22 @@ class RowStream:
         chunk_rows: ChunkRows = "auto",
         compiled: Compile = False,
     ) -> None:
-        self.hidden, self.head = hidden, head
-        self._evaluate = evaluator(compiled, hidden.device)
-        self._sides = [Side(hidden, head, trained=True)]
-        if teacher_hidden is not None and teacher_head is not None:
-            if len(teacher_hidden) != len(hidden) or teacher_head.vocab_size != head.vocab_size:
-                raise ValueError(
-                    f"Student and teacher must have the same rows and vocabulary, got {len(hidden)} and "
-                    f"{len(teacher_hidden)} rows, {head.vocab_size} and {teacher_head.vocab_size} ids."
-                )
-            self._sides.append(Side(teacher_hidden, teacher_head, trained=False))
-        self._scales = tuple(side.head.scale_and_cap for side in self._sides)
-        self.chunk_rows = chunk_size(chunk_rows, hidden.device, head.vocab_size, self._dtypes())
+        reader = Reader(teacher_hidden, teacher_head)
+        self._stream = PanelStream(hidden, head, [reader], chunk_rows=chunk_rows, compiled=compiled)
+        self.hidden, self.head, self.chunk_rows = hidden, head, self._stream.chunk_rows
 
     def scores(self, kernel: Kernel, given: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
         """Return the kernel's scores, [N] each, without gradients.
 
         What is `given` by name, [N, ...] each, the kernel finds in `block.given`, cut to the block's rows.
-
-        The chunk's graph is kept where gradients are enabled, so that `gradients` may follow on the same stream.
         """
-        differentiable = torch.is_grad_enabled()
-        with torch.no_grad():
-            return self._run(kernel, given or {}, None, differentiable=differentiable)
-
-    @torch.no_grad()
-    def gradients(
-        self, kernel: Kernel, given: Mapping[str, Any] | None = None, *, with_teacher: bool = True
-    ) -> tuple[dict[str, Tensor], Gradients]:
-        """Return the kernel's scores, and its loss's gradients with respect to hidden states and head."""
-        gradients = Gradients.empty(self.hidden, self.head)
-        return self._run(kernel, given or {}, gradients, with_teacher=with_teacher, differentiable=True), gradients
-
-    def _run(
-        self,
-        kernel: Kernel,
-        given: Mapping[str, Any],
-        gradients: Gradients | None,
-        *,
-        differentiable: bool,
-        with_teacher: bool = True,
-    ) -> dict[str, Tensor]:
-        sides = self._sides if with_teacher else self._sides[:1]
-        scores: dict[str, Tensor] = {}
-        # With N = 0 the kernel still sees one empty block, so that its scores have names.
-        for start in range(0, max(len(self.hidden), 1), self.chunk_rows):
-            chunk = slice(start, start + self.chunk_rows)
-            raw = [side.logits(chunk, differentiable and side is sides[0]) for side in sides]
-            into = None if gradients is None else sides[0].room_for_gradient(raw[0])
-            block = self._block_rows(raw[0])
-            for first in range(0, max(len(raw[0]), 1), block):
-                rows = slice(first, first + block)
-                self._store(scores, self._block(kernel, given, raw, start, rows, into), start + first)
-            if gradients is not None and into is not None and len(into):
-                gradients.add(sides[0].head, into[:, : self.head.vocab_size], sides[0].hidden[chunk], start)
+        (scores,) = self._stream.scores(kernel, [given or {}])
         return scores
 
-    def _store(self, scores: dict[str, Tensor], part: dict[str, Tensor], place: int) -> None:
-        """Write a block's scores into whole [N] tensors.
-
-        A list of small tensors would do, but those that outlive their block lie in the holes of freed large ones and
-        fragment the heap.
-        """
-        if scores and part.keys() != scores.keys():
-            raise ValueError(f"Every block must have the same scores, got {sorted(part)} after {sorted(scores)}.")
-        for name, value in part.items():
-            whole = scores.setdefault(name, value.new_empty(len(self.hidden)))
-            whole[place : place + len(value)] = value
-
-    def _block(
-        self,
-        kernel: Kernel,
-        given: Mapping[str, Any],
-        raw: Sequence[Tensor],
-        start: int,
-        rows: slice,
-        into: Tensor | None,
-    ) -> dict[str, Tensor]:
-        tokens = (rows, slice(self.head.vocab_size))
-        student = raw[0][tokens]
-        teacher = raw[1][tokens] if len(raw) > 1 else None
-        padding = raw[0][rows, self.head.vocab_size :]
-        target = student if into is raw[0] else None if into is None else into[tokens]
-        place = slice(start + rows.start, start + rows.start + len(student))
-        here = {name: values[place] for name, values in given.items()}
-        with full_precision(student.device):
-            return self._evaluate(kernel, Raw(student, teacher, padding, self._scales), place, here, target)
-
-    def _block_rows(self, logits: Tensor) -> int:
-        """Return the rows per block. An accelerator has no cache to fit: there a block is the chunk."""
-        if logits.device.type != "cpu":
-            return max(len(logits), 1)
-        fewest = 1 if self._evaluate is evaluate else 2  # a single row would not be compiled
-        return max(fewest, BLOCK_ELEMENTS // logits.shape[1])
-
-    def _dtypes(self) -> list[torch.dtype]:
-        """Return the dtypes of what is held of a chunk: logits, and their gradient where it has a place of its own."""
-        raw = [side.head.logits_dtype(side.hidden) for side in self._sides]
-        of_gradient = self._sides[0].head.gradient_dtype(raw[0])
-        return raw if of_gradient == raw[0] else [*raw, of_gradient]
+    def gradients(self, kernel: Kernel, given: Mapping[str, Any] | None = None) -> tuple[dict[str, Tensor], Gradients]:
+        """Return the kernel's scores, and its loss's gradients with respect to hidden states and head."""
+        (scores,), gradients = self._stream.gradients(kernel, [given or {}])
+        return scores, gradients
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ class Side:
             dtype = torch.float32
         self.hidden = hidden.detach().to(dtype)
         self.head = head.cast(self.hidden.dtype)
-        self._buffered: int | None = None  # the first row of the chunk whose logits `_logits` holds
+        self._buffered: slice | None = None  # the chunk whose logits `_logits` holds
         self._logits: Tensor | None = None
         self._gradient: Tensor | None = None
 
@@ -28,23 +28,23 @@ class Side:
         A chunk whose logits are still in the buffer, because it is the only one, is not formed again.
         """
         rows = self.hidden[chunk]
-        if self._buffered == chunk.start and self._logits is not None:
+        if self._buffered == chunk and self._logits is not None:
             return self._logits[: len(rows)]
-        out = None if self._logits is None else self._logits[: len(rows)]
+        out = None if self._logits is None or len(self._logits) < len(rows) else self._logits[: len(rows)]
         with torch.set_grad_enabled(differentiable):
             logits = self.head.forward(rows, out)
         if logits is not out:
             self._logits = logits
-        self._buffered = chunk.start
+        self._buffered = chunk
         return logits
 
-    def room_for_gradient(self, logits: Tensor) -> Tensor:
+    def room_for_gradient(self, logits: Tensor, *, apart: bool = False) -> Tensor:
         """Return where the [n, R] gradient of a chunk's logits is written: over them, if it has their dtype.
 
-        Otherwise it has a buffer, which all chunks share.
+        Otherwise, or where it has to be `apart`, it has a buffer, which all chunks share.
         """
         dtype = self.head.gradient_dtype(logits.dtype)
-        if dtype == logits.dtype:
+        if dtype == logits.dtype and not apart:
             self._buffered = None
             return logits
         if self._gradient is None:

@@ -14,6 +14,7 @@ from veto_pl.models.tying import say_whether_tied
 from veto_pl.models.vocabulary import check_tokenizers, compare_ends, real_ids
 from veto_pl.models.weights import load_sharded
 from veto_pl.seams import LanguageModel, Models, ModelSource, TokenizerSource
+from veto_pl.seams.rollouts import TEACHER, setting_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -69,6 +70,7 @@ def load_models(
     empty: bool = False,
     sharding: Callable[[str], Sharding] | None = None,
     reference: ModelSource | None = None,
+    teachers: Mapping[str, ModelSource] | None = None,
 ) -> Models:
     """Load the student and the frozen models, and bring all to the same vocabulary.
 
@@ -79,6 +81,7 @@ def load_models(
         empty: only the architectures; on the meta device this costs no memory.
         sharding: how the ranks share a model, by its role; each rank holds it whole by default.
         reference: where another frozen model comes from, if there is one.
+        teachers: where further teachers come from, by name; `teacher` may be among them instead.
 
     Raises:
         ConfigurationError: a model has fewer rows than the tokenizer has ids, or the tokenizers differ.
@@ -92,7 +95,9 @@ def load_models(
         _check_rows(role, model)
         return model
 
-    given = {role: source for role, source in (("teacher", teacher), ("reference", reference)) if source is not None}
+    named = {} if teacher is None else {TEACHER: teacher}
+    named |= teachers or {}
+    given = named if reference is None else named | {"reference": reference}
     own = {role: load_tokenizer(source) for role, source in given.items() if _has_tokenizer(source)}
     for theirs in own.values():
         check_tokenizers(tokenizer, theirs)
@@ -102,17 +107,18 @@ def load_models(
     loaded = {role: source.beside(trained) or load(role, source) for role, source in given.items()}
     _check_apart(trained, loaded)
     frozen = {role: model.requires_grad_(False).eval() for role, model in loaded.items()}
-    if teacher is not None:
+    for name, source in named.items():
         # Its tokenizer is not kept, but what ends its texts is.
-        model, its_own = frozen["teacher"].model, own.get("teacher", tokenizer)
+        model, its_own = frozen[name].model, own.get(name, tokenizer)
         state_special_ids(model, its_own)
         compare_ends(end_ids(tokenizer, trained.model), end_ids(its_own, model), tokenizer)
-    if teacher is not None and teacher.moves:
-        _check_alike(trained, frozen["teacher"])
+        if source.moves:
+            _check_alike(trained, frozen[name], setting_of(name))
     if sharding is not None:
         for model in (trained, *frozen.values()):
             model.probe()
-    return Models(trained, frozen.get("teacher"), tokenizer, reference=frozen.get("reference"))
+    others = {name: frozen[name] for name in named if name != TEACHER}
+    return Models(trained, frozen.get(TEACHER), tokenizer, reference=frozen.get("reference"), teachers=others)
 
 
 def _has_tokenizer(source: ModelSource) -> bool:
@@ -137,12 +143,12 @@ def _made(source: ModelSource, *, empty: bool) -> PreTrainedModel:
     return model
 
 
-def _check_alike(student: LanguageModel, teacher: LanguageModel) -> None:
+def _check_alike(student: LanguageModel, teacher: LanguageModel, setting: str) -> None:
     ours, theirs = ([tuple(p.shape) for p in model.parameters()] for model in (student, teacher))
     if ours != theirs:
         raise ConfigurationError(
             "A teacher that follows the student must have its architecture, but their weights differ in shape. Give "
-            "`model.teacher.source` what `model.student` has."
+            f"`{setting}.source` what `model.student` has."
         )
 
 

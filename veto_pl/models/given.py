@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,10 +20,13 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.loading import Pretrained
 from veto_pl.models.tokenizers import PretrainedTokenizer
 from veto_pl.seams import ModelSource, TokenizerSource
+from veto_pl.seams.rollouts import TEACHER, setting_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+ROLES = ("student", TEACHER, "reference")
+"""Names that no teacher of `model.teachers` can have."""
 _given_at: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 """By model: the sum of the versions of its weights when a run was given it last."""
 
@@ -127,6 +131,28 @@ def sources_of(
     roles = {"model.teacher": teacher, "model.reference": reference}
     given = [None if one is None else as_source(one, path).resolved(trained) for path, one in roles.items()]
     return trained, given[0], given[1]
+
+
+def teachers_of(teacher: ModelSource | None, named: Mapping[str, Any], student: ModelSource) -> dict[str, ModelSource]:
+    """Return the sources of all teachers by name, `model.teacher` first, under the name `teacher`.
+
+    Args:
+        teacher: of `model.teacher`, or None.
+        named: of `model.teachers`, each given in any way.
+        student: whose source they know.
+
+    Raises:
+        ConfigurationError: a name has other characters than letters, digits, `-` and `_`, or is that of another role.
+    """
+    for name in named:
+        if re.fullmatch(r"[\w-]+", name) is None or name in ROLES:
+            raise ConfigurationError(
+                f"`model.teachers`: given the name {shorten(name, 60)!r}, expected letters, digits, `-` and `_`, and "
+                f"none of {', '.join(f'`{role}`' for role in ROLES)}. Rename it, in the data too."
+            )
+    first = {} if teacher is None else {TEACHER: teacher}
+    others = {name: as_source(one, setting_of(name)).resolved(student) for name, one in named.items()}
+    return first | others
 
 
 def as_tokenizer(given: Any, setting: str) -> TokenizerSource:

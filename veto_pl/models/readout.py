@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from veto_pl.functional.blocks import Block, Kernel
 from veto_pl.functional.chunk_size import ChunkRows
-from veto_pl.functional.chunked import Block, Kernel, RowStream
+from veto_pl.functional.panel_stream import PanelStream, Reader
 from veto_pl.models.modes import sampling_mode
 from veto_pl.models.sharding import gathered
 from veto_pl.seams import LanguageModel, Sequences
@@ -40,13 +44,42 @@ def row_scores(
         teacher: reads them as well, or None.
         chunk_rows: tokens whose logits are held at a time, or `auto`.
     """
-    models = [model for model in (student, teacher) if model is not None]
-    hidden = [read_hidden(model, sequences) for model in models]
+    (scores,) = panel_scores(kernel, [{}], sequences, student, [(teacher, sequences, Reader())], chunk_rows=chunk_rows)
+    return scores
+
+
+def panel_scores(
+    kernel: Kernel,
+    given: Sequence[Mapping[str, Any]],
+    sequences: Sequences,
+    student: LanguageModel,
+    heard: Sequence[tuple[LanguageModel | None, Sequences, Reader]],
+    *,
+    chunk_rows: ChunkRows = "auto",
+) -> list[dict[str, Tensor]]:
+    """Return what a kernel finds for each of several readings, [M] each, without a graph.
+
+    Collective where a model is sharded: call it on every rank.
+
+    Args:
+        kernel: sees the logits of a block of rows, `block.student` and perhaps `block.teacher`.
+        given: to each reading by name, [M, ...], for the kernel.
+        sequences: what the student reads.
+        student: reads them.
+        heard: of each reading the teacher, or None for the student alone; what it reads; and which of the student's
+            tokens that stands for.
+        chunk_rows: tokens whose logits are held at a time, or `auto`.
+    """
+    own = read_hidden(student, sequences)
+    hidden = [None if model is None else read_hidden(model, rows) for model, rows, _ in heard]
     with ExitStack() as stack, torch.no_grad():
-        for model in models:
-            stack.enter_context(gathered(model, head_only=True))
-        other = (None, None) if teacher is None else (hidden[1], teacher.head())
-        return RowStream(hidden[0], student.head(), *other, chunk_rows=chunk_rows).scores(kernel)
+        for one in dict.fromkeys(model for model in (student, *(model for model, _, _ in heard)) if model is not None):
+            stack.enter_context(gathered(one, head_only=True))
+        readers = [
+            where if model is None else replace(where, hidden=found, head=model.head())
+            for (model, _, where), found in zip(heard, hidden, strict=True)
+        ]
+        return PanelStream(own, student.head(), readers, chunk_rows=chunk_rows).scores(kernel, given)
 
 
 def token_logp(

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.functional.chunked import RowStream
+from veto_pl.functional.gradients import Gradients
+from veto_pl.functional.panel_stream import PanelStream
 from veto_pl.functional.policy import importance_weight
 from veto_pl.functional.reduction import sequence_mean_sum, token_sum
 from veto_pl.objectives.token_kernel import LogpKernel, TokenKernel, TokenLoss
+from veto_pl.objectives.voices import Voices
 from veto_pl.seams import Faults, LossOutput, Sequences, Stat, Step
 from veto_pl.seams.tokens import TokenGrid
 
@@ -40,21 +42,28 @@ class Scoring:
         sequences: the rollout.
         step: where training stands.
         reference_logp: [N] of the tokens under the reference model, or None.
+        voices: the teachers that speak of the tokens; None for one, or none at all.
     """
 
     def __init__(
-        self, objective: TokenLoss, sequences: Sequences, step: Step, reference_logp: Tensor | None = None
+        self,
+        objective: TokenLoss,
+        sequences: Sequences,
+        step: Step,
+        reference_logp: Tensor | None = None,
+        voices: Voices | None = None,
     ) -> None:
         self.objective = objective
         self.sequences = sequences
         self.step = step
         self.reference_logp = reference_logp
         self.token_ids, self.sequence_rows = sequences.tokens()
+        self.voices = Voices.alone(len(self.token_ids)) if voices is None else voices
         self.stored = self._stored_scores()
         self.engine_weights = self._engine_weights()
         self.ahead: dict[str, Tensor] = {}
 
-    def run(self, stream: RowStream) -> tuple[Tensor, LossOutput]:
+    def run(self, stream: PanelStream) -> tuple[Tensor, LossOutput]:
         """Return the total with its graph, and everything that is logged.
 
         Where the losses of the tokens are merely added, their gradients are formed with them, in one pass. Where they
@@ -62,20 +71,32 @@ class Scoring:
         scalars, and a second pass forms the gradients. Rows that fit into one chunk are not projected again.
         """
         if self.objective.looks_ahead:
-            self.look_ahead(stream.scores(LogpKernel(self.objective, self.step), self._given()))
+            self.look_ahead(self.voices.joined(stream.scores(LogpKernel(self.objective, self.step), self._given())))
         if not torch.is_grad_enabled():
-            output = self.reduce(stream.scores(self._kernel(), self._given()))
+            parts = stream.scores(self._kernel(), self._given())
+            output = self._with_metrics_by_teacher(self.reduce(self.voices.joined(parts)), parts)
             return output.terms["loss"].total, output
         if self.objective.couples_tokens:
-            output, derivatives = self._differentiate(stream.scores(self._kernel(), self._given()))
-            kernel, alone = self._kernel(differentiate=True, metrics=False), self.objective.sampled_tokens_only
-            _, gradients = stream.gradients(kernel, self._given(derivatives), with_teacher=not alone)
+            parts = stream.scores(self._kernel(), self._given())
+            output, derivatives = self._differentiate(self.voices.joined(parts))
+            gradients = self._coupled_gradients(stream, derivatives)
         else:
             given = self._given(self._constant_derivatives())
-            scores, gradients = stream.gradients(self._kernel(differentiate=True), given)
-            output = self.reduce(scores)
-        output = self._with_gradient_faults(output, gradients.hidden)
+            parts, gradients = stream.gradients(self._kernel(differentiate=True), given)
+            output = self.reduce(self.voices.joined(parts))
+        output = self._with_metrics_by_teacher(self._with_gradient_faults(output, gradients.hidden), parts)
         return gradients.attach(output.terms["loss"].total, stream.hidden, stream.head), output
+
+    def _coupled_gradients(self, stream: PanelStream, derivatives: LossDerivatives) -> Gradients:
+        """Return the gradients where the derivatives of the batch's loss in its scalars are known."""
+        kernel = self._kernel(differentiate=True, metrics=False)
+        if self.objective.sampled_tokens_only:
+            (given,) = self._given(derivatives, Voices.alone(len(self.token_ids)))
+            return stream.student_gradients(kernel, given)
+        return stream.gradients(kernel, self._given(derivatives))[1]
+
+    def _with_metrics_by_teacher(self, output: LossOutput, parts: list[dict[str, Tensor]]) -> LossOutput:
+        return replace(output, metrics={**output.metrics, **self.voices.metrics(parts)})
 
     def reduce(self, scores: dict[str, Tensor]) -> LossOutput:
         """Sum the scores [N] over the batch, in the graph that they have."""
@@ -123,15 +144,15 @@ class Scoring:
     def _kernel(self, *, differentiate: bool = False, metrics: bool = True) -> TokenKernel:
         return TokenKernel(self.objective, self.step, differentiate=differentiate, metrics=metrics)
 
-    def _given(self, derivatives: LossDerivatives | None = None) -> dict[str, Any]:
-        """Return what the kernels read beside the logits, [N] each, by the names that `TokenKernel` knows."""
+    def _given(self, derivatives: LossDerivatives | None = None, voices: Voices | None = None) -> list[dict[str, Any]]:
+        """Return what the kernels read beside the logits of each reading, by the names that `TokenKernel` knows."""
         given: dict[str, Any] = {"token_ids": self.token_ids, "sequence_rows": self.sequence_rows}
         if self.stored is not None:
             given["stored"] = self.stored
-        if derivatives is not None:
-            known = {"by_loss": derivatives.loss, "by_logp": derivatives.logp}
-            given |= {name: value for name, value in known.items() if value is not None}
-        return given | {f"ahead/{name}": value for name, value in self.ahead.items()}
+        given |= {f"ahead/{name}": value for name, value in self.ahead.items()}
+        by = {} if derivatives is None else {"by_loss": derivatives.loss, "by_logp": derivatives.logp}
+        known = {name: value for name, value in by.items() if value is not None}
+        return (voices or self.voices).given(given, known)
 
     def _constant_derivatives(self) -> LossDerivatives:
         """Return the derivatives for losses that are merely added: they do not depend on the losses' values."""

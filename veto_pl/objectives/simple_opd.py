@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.functional.chunked import RowStream
+from veto_pl.functional.panel_stream import PanelStream, Reader
 from veto_pl.functional.units import Units, spread_logp
 from veto_pl.models.readout import token_logp
 from veto_pl.objectives.policy_gradient import PolicyGradient
@@ -82,7 +82,10 @@ class SimpleOPD(PolicyGradient):
         scoring = SpreadScoring(self, sequences, step, theirs, units)
 
         def score(hidden: Tensor, student: LanguageModel) -> tuple[Tensor, LossOutput]:
-            return scoring.run(RowStream(hidden, student.head(), chunk_rows=self.chunk_rows, compiled=self.compile))
+            alone = [Reader()]
+            return scoring.run(
+                PanelStream(hidden, student.head(), alone, chunk_rows=self.chunk_rows, compiled=self.compile)
+            )
 
         output = read_by_student(sequences, models, score)
         heard = Stat((units.student >= 0).sum().float(), sequences.predictions.sum().float())

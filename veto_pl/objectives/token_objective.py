@@ -10,15 +10,17 @@ from torch import Tensor
 
 from veto_pl.core.bounds import AboveZero, Count, Positive
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.functional.chunked import RowStream
 from veto_pl.functional.compilation import Compile
 from veto_pl.functional.diagnostics import comparison, entropy
 from veto_pl.functional.differentiation import differentiated
 from veto_pl.functional.divergences import reverse_kl
+from veto_pl.functional.panel_stream import PanelStream, Reader
 from veto_pl.models.readout import read_hidden, token_logp
 from veto_pl.models.sharding import gathered
 from veto_pl.objectives.scoring import Scoring
+from veto_pl.objectives.voices import attended
 from veto_pl.parts.contexts import SameText
+from veto_pl.parts.panels import OneTeacher
 from veto_pl.parts.supports import FullVocabulary
 from veto_pl.rollouts import FromDataset
 from veto_pl.seams import (
@@ -26,6 +28,8 @@ from veto_pl.seams import (
     LossOutput,
     Models,
     Objective,
+    Panel,
+    Reading,
     Rollouts,
     RolloutSource,
     Sequences,
@@ -33,6 +37,7 @@ from veto_pl.seams import (
     Step,
     TeacherContext,
 )
+from veto_pl.seams.rollouts import listed
 from veto_pl.seams.tokens import TokenGrid, TokenRows
 
 __all__ = ["ChunkRows", "Compile", "TokenObjective"]
@@ -48,6 +53,7 @@ class TokenObjective(Objective):
     Args:
         rollout: who writes the completions.
         context: what the teacher reads.
+        panel: which teachers read the completions, and how much each counts.
         temperature: divides the logits of student and teacher in the loss; it never shapes the rollout. The loss is not
             multiplied by its square.
         aggregation: `token` weighs every token alike, `sequence` every completion.
@@ -66,6 +72,7 @@ class TokenObjective(Objective):
     chunk_rows: ChunkRows = "auto"
     compile: Compile = "auto"
     engine_cap: AboveZero | None = 2.0
+    panel: Panel = OneTeacher()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,6 +82,11 @@ class TokenObjective(Objective):
                 raise ConfigurationError(
                     f"`{name}.rollout` has a stored teacher, which has read the plain text, but `{name}.context` is "
                     f"`{type(self.context).__name__}`. Use a live teacher, or the context `SameText`."
+                )
+            if not self.panel.is_neutral:
+                raise ConfigurationError(
+                    f"`{name}.rollout` has a stored teacher, which is the one that speaks, but `{name}.panel` is "
+                    f"`{type(self.panel).__name__}`. Use live teachers, or leave `panel` out."
                 )
             object.__setattr__(self, "needs_teacher", False)
             for scores in filter(None, (writing.stored for writing in self.rollout.writings())):
@@ -169,30 +181,61 @@ class TokenObjective(Objective):
 
         Collective where a model is sharded: call it on every rank.
         """
-        sequences = self.select(rollouts[self.rollout], step)
-        teacher = models.required_teacher() if self.needs_teacher else None
-        teacher_hidden = None if teacher is None else read_hidden(teacher, self.context(sequences, models, step))
+        selected = self.select(rollouts[self.rollout], step)
+        readings = self._readings(selected, models, step)
+        sequences, voices = attended(selected, readings, type(self.panel).__name__)
+        teachers = [models.teacher_named(one.teacher) for one in readings]
+        hidden = [read_hidden(teacher, one.sequences) for teacher, one in zip(teachers, readings, strict=True)]
         reference = models.required_reference() if self.needs_reference else None
-        scoring = Scoring(self, sequences, step, None if reference is None else self._token_logp(reference, sequences))
+        reference_logp = None if reference is None else self._token_logp(reference, sequences)
+        scoring = Scoring(self, sequences, step, reference_logp, voices)
         outputs: list[LossOutput] = []
 
-        def readout(hidden: Tensor, student: LanguageModel) -> Tensor:
-            head = None if teacher is None else teacher.head()
-            stream = RowStream(
-                hidden, student.head(), teacher_hidden, head, chunk_rows=self.chunk_rows, compiled=self.compile
+        def readout(student_hidden: Tensor, student: LanguageModel) -> Tensor:
+            spoken = zip(voices.voices, hidden, teachers, strict=True) if teachers else ()
+            readers = [voice.reader(hidden=found, head=teacher.head()) for voice, found, teacher in spoken]
+            head, alone = student.head(), [Reader()]
+            stream = PanelStream(
+                student_hidden, head, readers or alone, chunk_rows=self.chunk_rows, compiled=self.compile
             )
             total, output = scoring.run(stream)
             outputs.append(output)
             return total
 
         # The total comes out of the student's forward, where sharding hooks into the graph.
-        with contextlib.nullcontext() if teacher is None else gathered(teacher, head_only=True):
+        with contextlib.ExitStack() as stack:
+            for teacher in dict.fromkeys(teachers):
+                stack.enter_context(gathered(teacher, head_only=True))
             total: Tensor = models.student(sequences, readout)
         terms, metrics = {"loss": Stat(total, outputs[0].terms["loss"].weight)}, dict(outputs[0].metrics)
         if type(self).select is not TokenObjective.select:
-            written = rollouts[self.rollout].predictions
-            metrics["selected"] = Stat(sequences.predictions.sum().float(), written.sum().float())
+            metrics["selected"] = _share(selected, rollouts[self.rollout])
+        if not self.panel.is_neutral:
+            left = _share(sequences, selected)
+            metrics["unread"] = Stat(left.weight - left.total, left.weight)
         return replace(outputs[0], terms=terms, metrics=metrics)
+
+    def _readings(self, sequences: Sequences, models: Models, step: Step) -> tuple[Reading, ...]:
+        """Return what each teacher reads, none where none is needed.
+
+        Raises:
+            ConfigurationError: the panel has not asked the teachers that it says, of which another rank may ask more.
+        """
+        if not self.needs_teacher:
+            return ()
+        readings = self.panel(sequences, self.context, models, step)
+        asked, wanted = [one.teacher for one in readings], self.panel.asks(tuple(models.named_teachers))
+        if tuple(dict.fromkeys(asked)) != wanted:
+            raise ConfigurationError(
+                f"`{type(self.panel).__name__}` gave readings of {listed(asked)}, but it `asks` {listed(wanted)}. Give "
+                "one of each, in this order, without rows where a teacher has none."
+            )
+        return readings
 
     def _token_logp(self, model: LanguageModel, sequences: Sequences) -> Tensor:
         return token_logp(model, sequences, temperature=self.temperature, chunk_rows=self.chunk_rows)
+
+
+def _share(counted: Sequences, of: Sequences) -> Stat:
+    """Return how many tokens count in some rows, of those that count in the same rows before."""
+    return Stat(counted.predictions.sum().float(), of.predictions.sum().float())

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from veto_pl.functional import chunked
+from veto_pl.functional import panel_stream
 from veto_pl.module import DistillationModule
 from veto_pl.training.optimizer_groups import make_optimizer
 
@@ -22,17 +22,17 @@ def as_on_an_accelerator(accelerator: bool) -> Iterator[None]:
 
     An accelerator's kernels of attention have dropout, and a CPU's do not.
     """
-    blocks, attend = chunked.BLOCK_ELEMENTS, functional.scaled_dot_product_attention
+    blocks, attend = panel_stream.BLOCK_ELEMENTS, functional.scaled_dot_product_attention
 
     def without_dropout(*tensors: Any, dropout_p: float = 0.0, **settings: Any) -> Any:
         return attend(*tensors, **settings)
 
     if accelerator:
-        chunked.BLOCK_ELEMENTS, functional.scaled_dot_product_attention = sys.maxsize, without_dropout
+        panel_stream.BLOCK_ELEMENTS, functional.scaled_dot_product_attention = sys.maxsize, without_dropout
     try:
         yield
     finally:
-        chunked.BLOCK_ELEMENTS, functional.scaled_dot_product_attention = blocks, attend
+        panel_stream.BLOCK_ELEMENTS, functional.scaled_dot_product_attention = blocks, attend
 
 
 def optimizer_of(module: DistillationModule, student: nn.Module, accelerator: bool) -> Optimizer:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from veto_pl.planning.placement import Placement
 from veto_pl.planning.shape_models import Weights
 from veto_pl.planning.simulation import PHASES, Simulated
+from veto_pl.seams.rollouts import TEACHER
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,7 @@ def step_memory(
         engines: what engines have set aside, by the part of the step.
     """
     whole = _as_gathered(simulated, gathered_in)
-    models = (simulated.student, simulated.teacher, simulated.reference)
-    weights = sum(model.bytes for model in models if model is not None)
+    weights = sum(model.bytes for model in simulated.models.values())
     copies = simulated.student.trained if placement.kind == "ddp" and placement.buckets else 0
     return [
         Memory(
@@ -76,13 +76,10 @@ def step_memory(
 
 def _as_gathered(simulated: Simulated, size: int | None) -> Simulated:
     """Return the models as they are while they are whole."""
-
-    def cast(weights: Weights | None) -> Weights | None:
-        return weights if weights is None or size is None else weights.cast(size)
-
-    student = cast(simulated.student)
-    assert student is not None, "a run always has a student"
-    return replace(simulated, student=student, teacher=cast(simulated.teacher), reference=cast(simulated.reference))
+    if size is None:
+        return simulated
+    frozen = {role: weights.cast(size) for role, weights in simulated.frozen.items()}
+    return replace(simulated, student=simulated.student.cast(size), frozen=frozen)
 
 
 def _gathered(
@@ -93,7 +90,10 @@ def _gathered(
     They are the outer weights, the layer at work and the next one; in a rollout, all weights of a model that
     `placement` gathers.
     """
-    student, teacher, reference = simulated.student, simulated.teacher, simulated.reference
+    student, teacher = simulated.student, simulated.frozen.get(TEACHER)
+    scored = max(map(_layer_by_layer, simulated.frozen.values()), default=0)
+    teachers = [weights for role, weights in simulated.frozen.items() if role != "reference"]
+    heads = sum(weights.outer for weights in teachers)  # all of them are whole at once
 
     def sampling(role: str, weights: Weights | None, whole: bool) -> int:
         if weights is None or role not in writers:
@@ -103,19 +103,17 @@ def _gathered(
     whole, sums = placement.gather_student, 1 if gathered_in is None else 4 // gathered_in
     amounts: dict[str, Callable[[], int]] = {
         "rollout": lambda: sampling("student", student, whole) + sampling("teacher", teacher, placement.gather_teacher),
-        "teacher's scoring": lambda: max(_layer_by_layer(teacher), _layer_by_layer(reference)),
-        "student's forward": lambda: _layer_by_layer(student) + _outer(teacher),
-        "loss head": lambda: _layer_by_layer(student) + _outer(teacher),
+        "teacher's scoring": lambda: scored,
+        "student's forward": lambda: _layer_by_layer(student) + heads,
+        "loss head": lambda: _layer_by_layer(student) + heads,
         # A layer's gradients are whole, and once more in the buffer that is summed over the ranks, which is float32.
         "backward": lambda: student.outer + max((3 + sums) * student.layer, (1 + sums) * student.outer),
-        "validation": lambda: max(student.bytes if whole else _layer_by_layer(student), _layer_by_layer(teacher)),
+        "validation": lambda: max(
+            [student.bytes if whole else _layer_by_layer(student), *map(_layer_by_layer, teachers)]
+        ),
     }
     return amounts[phase]() if phase in amounts else 0
 
 
-def _layer_by_layer(weights: Weights | None) -> int:
-    return 0 if weights is None else weights.outer + 2 * weights.layer
-
-
-def _outer(weights: Weights | None) -> int:
-    return 0 if weights is None else weights.outer
+def _layer_by_layer(weights: Weights) -> int:
+    return weights.outer + 2 * weights.layer

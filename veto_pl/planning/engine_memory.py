@@ -45,6 +45,5 @@ def _of_validation(module: DistillationModule, setting: Setting) -> Iterator[Run
 
 
 def _bytes(simulated: Simulated, role: str, setting: Setting) -> int:
-    weights = simulated.student if role == "student" else simulated.teacher
-    assert weights is not None, "a source that lets the teacher write has one"
+    weights = simulated.models[role]
     return (weights if PRECISIONS[setting.precision][1] is None else weights.cast(2)).alone

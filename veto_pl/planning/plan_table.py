@@ -96,7 +96,8 @@ def as_json(plan: Plan, found: Sequence[Remedy]) -> dict[str, Any]:
 
 
 def _models(plan: Plan) -> dict[str, Weights | None]:
-    return {role: getattr(plan.simulated, role) for role in ("student", "teacher", "reference")}
+    """Return the weights of each model; what a run has none of says None."""
+    return {"student": None, "teacher": None, "reference": None} | plan.simulated.models
 
 
 def size(count: float) -> str:

@@ -137,11 +137,17 @@ def skeletons(module: DistillationModule, dtype: torch.dtype | None, *, checkpoi
     Raises:
         ConfigurationError: a model cannot be read, or cannot do without its activations.
     """
-    given = (module.student_source, module.teacher_source, module.reference_source)
-    student, teacher, reference = (None if source is None else _portable(source) for source in given)
-    assert student is not None, "a module always has a student"
+    named = {name: _portable(source) for name, source in module.teacher_sources.items()}
+    reference = module.reference_source
     with torch.device("meta"), _default_dtype(dtype):
-        models = load_models(student, teacher, module.tokenizer, empty=True, reference=reference)
+        models = load_models(
+            _portable(module.student_source),
+            None,
+            module.tokenizer,
+            empty=True,
+            reference=None if reference is None else _portable(reference),
+            teachers=named,
+        )
     if dtype is not None:
         models.student.to(dtype)
     if checkpointing:

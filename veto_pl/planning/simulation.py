@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -28,6 +29,7 @@ from veto_pl.planning.rollout import Lengths, completed, roll_out
 from veto_pl.planning.shape_models import SAMPLE_ROWS, Weights, phases_of, skeletons, without_storage
 from veto_pl.rollouts import DecodeLoop, FromStudent
 from veto_pl.seams import Models, Objective, PromptBatch, RolloutSource, Stat, Step, Writing
+from veto_pl.seams.rollouts import TEACHER
 from veto_pl.training.evaluation import Evaluation
 from veto_pl.training.normalisation import GradientLedger
 
@@ -84,19 +86,22 @@ class Simulated:
 
     Args:
         student: the student's weights.
-        teacher: the teacher's weights, or None.
-        reference: the reference model's weights, or None.
+        frozen: the weights of the teachers by name, and of the `reference` if there is one.
         state: bytes of the optimizer's state, over all devices.
         phases: the rollouts of an optimizer step, the other parts of one micro-batch, the update, a validation batch.
         reads: bytes of weights that one device reads while it samples for an optimizer step.
     """
 
     student: Weights
-    teacher: Weights | None
-    reference: Weights | None
+    frozen: Mapping[str, Weights]
     state: int
     phases: dict[str, Phase] = field(default_factory=dict)
     reads: int = 0
+
+    @property
+    def models(self) -> dict[str, Weights]:
+        """Return the weights of each model by its role, or a teacher's name."""
+        return {"student": self.student, **self.frozen}
 
 
 def simulate(module: DistillationModule, setting: Setting, objective: Objective) -> Simulated:
@@ -131,9 +136,11 @@ class _Simulation:
     def __init__(self, module: DistillationModule, setting: Setting, models: Models, objective: Objective) -> None:
         self.module, self.setting = module, setting
         self.student = without_storage(models.student)
-        self.teacher = None if models.teacher is None else without_storage(models.teacher)
-        self.reference = None if models.reference is None else without_storage(models.reference)
-        self.models = Models(self.student, self.teacher, models.tokenizer, reference=self.reference)
+        teachers = {name: without_storage(model) for name, model in models.named_teachers.items()}
+        reference = None if models.reference is None else without_storage(models.reference)
+        self.frozen = dict(teachers) if reference is None else teachers | {"reference": reference}
+        first = teachers.pop(TEACHER, None)
+        self.models = Models(self.student, first, models.tokenizer, reference=reference, teachers=teachers)
         self.objective = _with_chunks(objective, setting.chunk_rows)
         self.trained = [p for p in self.student.parameters() if p.requires_grad]
         self.observation = Observation(setting.shards, self._weights_without_casts())
@@ -141,7 +148,7 @@ class _Simulation:
 
     def run(self) -> Simulated:
         state = self._first_step()
-        for model in filter(None, (self.student, self.teacher, self.reference)):
+        for model in (self.student, *self.frozen.values()):
             model.observation = self.observation
             model.sample = max(SAMPLE_ROWS, 2 * _chunk_rows(self.objective))
         with self.observation:
@@ -156,16 +163,14 @@ class _Simulation:
             if self.setting.validation_prompts:
                 with self._autocast(), self.observation.phase("validation") as phase:
                     self._validate(phase)
-        frozen = (self.teacher, self.reference)
-        teacher, reference = (None if model is None else Weights.of(model, self.student) for model in frozen)
-        return Simulated(Weights.of(self.student), teacher, reference, state, self.observation.phases, self._reads())
+        frozen = {role: Weights.of(model, self.student) for role, model in self.frozen.items()}
+        return Simulated(Weights.of(self.student), frozen, state, self.observation.phases, self._reads())
 
     def _weights_without_casts(self) -> list[nn.Parameter]:
         """Return the weights that are gathered in the dtype that they are computed with."""
         if self.setting.shards == 1 or gathered_in(self.setting) is None:
             return []
-        models = filter(None, (self.student, self.teacher, self.reference))
-        return [weight for model in models for weight in model.parameters()]
+        return [weight for model in (self.student, *self.frozen.values()) for weight in model.parameters()]
 
     def _first_step(self) -> int:
         """Take a first step, so that the optimizer's state exists before the observed one. Return its bytes."""
@@ -216,8 +221,7 @@ class _Simulation:
         In mixed precision those are casts, which a rollout makes once.
         """
         _, computed = PRECISIONS[self.setting.precision]
-        models = {"student": self.student, "teacher": self.teacher}
-        weights = {role: Weights.of(model) for role, model in models.items() if model is not None}
+        weights = {role: Weights.of(model) for role, model in {"student": self.student, **self.frozen}.items()}
         size = {role: (one.cast(2) if computed else one).bytes for role, one in weights.items()}
         chosen = (
             max(
@@ -257,8 +261,7 @@ class _Simulation:
                 self.observation.phase("loss head"),
                 self._autocast(),
                 phases_of(self.student, UPDATE),
-                phases_of(self.teacher, SCORING),
-                phases_of(self.reference, SCORING),
+                *(phases_of(model, SCORING) for model in self.frozen.values()),
             ):
                 stack.enter_context(context)
             terms = dict(self.objective.loss(rollouts, self.models, Step(0, 1)).terms)

@@ -20,6 +20,7 @@ from veto_pl.seams.data import Example, Judge, Reward, Task, Template
 from veto_pl.seams.ending import Ending
 from veto_pl.seams.models import LanguageModel, ModelSource, TokenizerSource
 from veto_pl.seams.objective import Faults, LossOutput, Objective
+from veto_pl.seams.panel import Panel, Reading, reading
 from veto_pl.seams.prompts import PromptBatch
 from veto_pl.seams.rollouts import Engine, Models, Rollouts, RolloutSource, TeacherContext, Writing
 from veto_pl.seams.tokens import (
@@ -50,8 +51,10 @@ __all__ = [
     "ModelSource",
     "Models",
     "Objective",
+    "Panel",
     "Part",
     "PromptBatch",
+    "Reading",
     "Rendering",
     "Reward",
     "RolloutSource",
@@ -74,4 +77,5 @@ __all__ = [
     "Writing",
     "pad_left",
     "pad_right",
+    "reading",
 ]

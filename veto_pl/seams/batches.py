@@ -232,10 +232,22 @@ class Sequences:
         return replace(parts[0], **columns)
 
     def rows(self, index: Tensor) -> Sequences:
-        """Return the rows that `index` ([K] int64, or [B] bool) selects."""
-        values = {name: getattr(self, name) for name in layout(type(self))}
-        taken: dict[str, Any] = {name: None if value is None else value[index] for name, value in values.items()}
-        return replace(self, **taken)
+        """Return the rows that `index` ([K] int64, or [B] bool) selects; one on the host makes nobody wait."""
+        values, there = {name: getattr(self, name) for name in layout(type(self))}, sent(index, self.input_ids.device)
+        taken: dict[str, Any] = {name: None if value is None else value[there] for name, value in values.items()}
+        chosen = replace(self, **taken)
+        if "host_masks" in vars(self) and index.device.type == "cpu":
+            vars(chosen)["host_masks"] = self.host_masks[:, index]
+        return chosen
+
+    def counting(self, kept: Tensor) -> Sequences:
+        """Return the same rows, of whose N tokens that count only those still do that are `kept` ([N] bool, host)."""
+        masks = self.host_masks.clone()
+        predicted = masks[1, :, 1:]
+        predicted[predicted.clone()] = kept
+        counting = replace(self, loss_mask=sent(masks[1], self.input_ids.device))
+        vars(counting)["host_masks"] = masks
+        return counting
 
     def continuing(self, prompts: PromptBatch, rows: Tensor) -> Sequences:
         """Return the same sequences as part of the larger batch `prompts`.

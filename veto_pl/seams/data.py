@@ -113,6 +113,11 @@ class Task(Part, ABC):
         """Return the names of its data sets (`Example.source`), which are then also measured one by one."""
         return ()
 
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Return the names of teachers that its rows ask for (`Example.teacher`), where the settings tell them."""
+        return ()
+
     def shown_by(self, template: Template) -> Template:
         """Return the template of its rows, given that of the run."""
         return template

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from veto_pl.core.laws import Law
-from veto_pl.core.nested import walk
+from veto_pl.core.nested import given, walk
 from veto_pl.core.part import Part
 from veto_pl.core.step import Step
 from veto_pl.functional.stat import Stat
+from veto_pl.seams.panel import Panel
 from veto_pl.seams.rollouts import Models, Rollouts, RolloutSource
 
 if TYPE_CHECKING:
@@ -75,6 +76,13 @@ class Objective(Part, ABC):
 
         Equal sources are rolled out once and shared, in this order.
         """
+
+    @property
+    def panels(self) -> tuple[Panel, ...]:
+        """Return the panels that it and the objectives inside of it ask, as far as these need a teacher, each once."""
+        parts = (part for _, part in walk(self, derived=True) if isinstance(part, Objective) and part.needs_teacher)
+        panels = [panel for part in parts for panel in given(part, Panel)]  # type: ignore[type-abstract]
+        return tuple(panel for place, panel in enumerate(panels) if panel not in panels[:place])
 
     def before_loading(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Let every source, at any depth, look at what it needs outside of this process."""

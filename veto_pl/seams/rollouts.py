@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -25,6 +25,9 @@ from veto_pl.seams.prompts import PromptBatch
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TEACHER = "teacher"
+"""The name of `model.teacher` among the teachers."""
+
 
 @dataclass(frozen=True)
 class Models:
@@ -37,7 +40,8 @@ class Models:
         memories: what rollout sources remember from step to step.
         reference: another frozen model, such as the student's start, or None.
         rollouts: what other sources have written for the same prompts, as far as the micro-batch has come.
-        tokenizers: of teachers that read ids of their own, by the teacher's name, which is `teacher`.
+        teachers: further frozen models by their names in `model.teachers`; `teacher` is not among them.
+        tokenizers: of the teachers that read ids of their own, by the teacher's name.
     """
 
     student: LanguageModel
@@ -46,12 +50,13 @@ class Models:
     memories: Memories = field(default_factory=Memories)
     reference: LanguageModel | None = None
     rollouts: Rollouts = field(default_factory=dict)
+    teachers: Mapping[str, LanguageModel] = field(default_factory=dict)
     tokenizers: Mapping[str, PreTrainedTokenizerBase] = field(default_factory=dict)
 
     @property
     def teacher_tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """Return the tokenizer of the teacher where it reads ids of its own; None where it has the shared one."""
-        return self.tokenizers.get("teacher")
+        """Return the tokenizer of the one teacher where it reads ids of its own; None where it has the shared one."""
+        return self.tokenizers.get(TEACHER)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -67,9 +72,37 @@ class Models:
         """Return whether every rank has to take part when the student runs."""
         return self.student.shards is not None
 
+    @property
+    def named_teachers(self) -> dict[str, LanguageModel]:
+        """Return all teachers by name, `teacher` first where there is one."""
+        return ({} if self.teacher is None else {TEACHER: self.teacher}) | dict(self.teachers)
+
+    @property
+    def frozen(self) -> list[LanguageModel]:
+        """Return the models that are not trained: all teachers and the reference."""
+        return [*self.named_teachers.values(), *([] if self.reference is None else [self.reference])]
+
     def required_teacher(self) -> LanguageModel:
-        """Return the teacher; raise `ConfigurationError` where the run has none."""
-        return _required("teacher", self.teacher)
+        """Return the one teacher, `model.teacher`; raise `ConfigurationError` where the run has none of this name."""
+        return _required(TEACHER, self.teacher, self.teachers)
+
+    def teacher_named(self, name: str) -> LanguageModel:
+        """Return the teacher of a name; raise `ConfigurationError` where no teacher has it."""
+        if name == TEACHER:
+            return self.required_teacher()
+        if name not in self.teachers:
+            raise ConfigurationError(
+                f"There is no teacher `{name}`; the run has {listed(self.named_teachers)}. Name it in `model.teachers`."
+            )
+        return self.teachers[name]
+
+    def taught_by(self, name: str) -> Models:
+        """Return the same models with the teacher of a name as the one teacher; raise `ConfigurationError` where no
+        teacher has it.
+        """
+        alone = name == TEACHER and not self.teachers
+        own = {TEACHER: self.tokenizers[name]} if name in self.tokenizers else {}
+        return self if alone else replace(self, teacher=self.teacher_named(name), teachers={}, tokenizers=own)
 
     def required_reference(self) -> LanguageModel:
         """Return the reference model; raise `ConfigurationError` where the run has none."""
@@ -265,7 +298,28 @@ class TeacherContext(Part, ABC):
         return sequences.on_policy | True
 
 
-def _required(role: str, model: LanguageModel | None) -> LanguageModel:
+def setting_of(teacher: str) -> str:
+    """Return where a configuration says where a teacher comes from, by its name.
+
+    Example:
+        >>> setting_of("teacher"), setting_of("maths")
+        ('model.teacher', 'model.teachers.maths')
+    """
+    return f"model.{TEACHER}" if teacher == TEACHER else f"model.teachers.{teacher}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names as a message shows them.
+
+    Example:
+        >>> listed(["teacher", "maths"]), listed([])
+        ('`teacher`, `maths`', 'none')
+    """
+    return ", ".join(f"`{name}`" for name in names) or "none"
+
+
+def _required(role: str, model: LanguageModel | None, others: Iterable[str] = ()) -> LanguageModel:
     if model is None:
-        raise ConfigurationError(f"The objective needs a {role}, but `model.{role}` is not set. Name one there.")
+        beside = f"; the teachers {listed(others)} of `model.teachers` cannot take its place" if others else ""
+        raise ConfigurationError(f"A {role} is needed, but `model.{role}` is not set{beside}. Name one there.")
     return model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,10 +16,14 @@ from veto_pl.functional.chunked import Block
 from veto_pl.functional.divergences import forward_kl, reverse_kl
 from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric, default_metrics
 from veto_pl.metrics.generations import Generations
-from veto_pl.models.readout import row_scores
+from veto_pl.models.readout import panel_scores
+from veto_pl.objectives.voices import voices_of
+from veto_pl.parts.contexts import SameText
+from veto_pl.parts.panels import OneTeacher
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.rollouts.engines import DecodeLoop
-from veto_pl.seams import Engine, Models, PromptBatch, Sequences, Step
+from veto_pl.seams import Engine, Models, Objective, Panel, PromptBatch, Sequences, Step
+from veto_pl.seams.rollouts import TEACHER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,6 +44,20 @@ def validation_metrics(
         raise ConfigurationError(f"The name of a metric cannot hold a dot, got `{dotted[0]}`. Use another character.")
     usable = [m for m in chosen if with_teacher or not getattr(m, "needs_teacher", False)]
     return nn.ModuleDict({metric.name: metric for metric in usable})
+
+
+def compared_by(objective: Objective, teachers: Collection[str]) -> Panel | None:
+    """Return the panel of teachers that a validation compares with: the objective's first, else `model.teacher` alone.
+
+    Args:
+        objective: of the run.
+        teachers: the names of all teachers.
+
+    Returns:
+        None where there is no teacher to compare with.
+    """
+    alone = [OneTeacher()] if TEACHER in teachers else []
+    return next(iter((*objective.panels, *alone)), None) if teachers else None
 
 
 def add_sources(metrics: nn.ModuleDict, sources: Sequence[str]) -> None:
@@ -68,6 +86,9 @@ class Evaluation:
         models: the models that are compared.
         divergences: [N] each, `forward_kl` and `reverse_kl` at every completion token in nats; empty until `update` is
             asked for them, and where there is no teacher.
+        panel: which teachers read the completions, or None; what each reads is the plain text.
+        step: where training stands.
+        shares: by name, how much of each completion each of several teachers reads; empty until `update`.
     """
 
     batch: PromptBatch
@@ -75,10 +96,19 @@ class Evaluation:
     generations: Generations
     models: Models
     divergences: Mapping[str, Tensor] = field(default_factory=dict)
+    panel: Panel | None = OneTeacher()
+    step: Step = Step(0, 1)
+    shares: Sequence[Mapping[str, float]] = ()
 
     @classmethod
     def sample(
-        cls, batch: PromptBatch, models: Models, sampling: Sampling, step: Step, engine: Engine | None = None
+        cls,
+        batch: PromptBatch,
+        models: Models,
+        sampling: Sampling,
+        step: Step,
+        engine: Engine | None = None,
+        panel: Panel | None = OneTeacher(),
     ) -> Evaluation:
         """Let the student answer every prompt of the batch, and score the answers.
 
@@ -88,6 +118,7 @@ class Evaluation:
             sampling: how it answers.
             step: names the random numbers.
             engine: what runs it; None for the decode loop of the package.
+            panel: which teachers the answers are compared with; None for none.
         """
         sequences = FromStudent(sampling, engine or DecodeLoop())(batch, models, step)
         texts = sequences.texts(models.tokenizer)
@@ -100,7 +131,7 @@ class Evaluation:
             finished=sequences.finished(models.eos_ids).cpu().reshape(shape),
             examples=batch.examples,
         )
-        return cls(batch, sequences, generations, models)
+        return cls(batch, sequences, generations, models, panel=panel, step=step)
 
     def update(self, metrics: Iterable[nn.Module], *, annotate: bool = False) -> Evaluation:
         """Update token metrics with the distributions, and completion metrics with the completions.
@@ -117,17 +148,18 @@ class Evaluation:
         listed = list(metrics)
         token_metrics = [metric for metric in listed if isinstance(metric, TokenMetric)]
         with_logp = any(getattr(metric, "needs_logp", False) for metric in listed)
-        divergent = annotate and self.models.teacher is not None
+        divergent = annotate and bool(self.models.named_teachers)
         values: dict[str, Tensor] = {}
+        shares: Sequence[Mapping[str, float]] = ()
         if token_metrics or with_logp or divergent:
-            values = self._read(token_metrics, with_logp=with_logp, divergent=divergent)
+            values, shares = self._read(token_metrics, with_logp=with_logp, divergent=divergent)
         generations = self.generations
         if with_logp:
             generations = replace(generations, logp=self._of_completions(values.pop("logp")))
         for metric in listed:
             if isinstance(metric, CompletionMetric) and (of_source := generations.of(metric.source)).texts:
                 metric.update(of_source)
-        return replace(self, generations=generations, divergences=values)
+        return replace(self, generations=generations, divergences=values, shares=shares)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per completion: prompt, completion, reference and reward; all references where there are
@@ -141,11 +173,13 @@ class Evaluation:
             {"prompt": prompts[row], "completion": text, "reference": example.completion, "reward": reward}
             | ({"references": list(example.references)} if example.alternatives else {})
             | ({"source": example.source} if example.source else {})
-            for row, text, example, reward in zip(
+            | ({"teachers": dict(shares)} if shares else {})
+            for row, text, example, reward, shares in zip(
                 self.sequences.prompt_rows.tolist(),
                 self.generations.texts,
                 examples,
                 self.generations.rewards.flatten().tolist(),
+                self.shares or [{}] * len(examples),
                 strict=True,
             )
         ]
@@ -160,28 +194,43 @@ class Evaluation:
         numbers = {name: _six_digits(values[here]) for name, values in self.divergences.items()}
         return {"tokens": token_texts(self.generations.tokens[row], self.models.tokenizer), **numbers}
 
-    def _read(self, metrics: Sequence[TokenMetric], *, with_logp: bool, divergent: bool) -> dict[str, Tensor]:
-        """Run both models over the completions, update the metrics, and return the values asked for, [N] each."""
-        ids = self.sequences.token_ids()
+    def _read(
+        self, metrics: Sequence[TokenMetric], *, with_logp: bool, divergent: bool
+    ) -> tuple[dict[str, Tensor], Sequence[Mapping[str, float]]]:
+        """Run the models over the completions, and update the metrics.
+
+        Returns:
+            The values asked for, [N] each, and the shares of several teachers in each row.
+        """
+        ids, models, device = self.sequences.token_ids(), self.models, self.sequences.input_ids.device
         measured = {source: self._tokens_of(source) for source in {metric.source for metric in metrics}}
 
         def look(block: Block) -> tuple[dict[str, Tensor], None]:
+            place = block.given["place"]
             student_logp = torch.log_softmax(block.student, -1)
             teacher_logp = None if block.teacher is None else torch.log_softmax(block.teacher, -1)
             for metric in metrics:
                 if (of_source := measured[metric.source]) is None:
-                    metric.update(student_logp, teacher_logp)
-                elif (here := of_source[block.rows]).any():
-                    metric.update(student_logp[here], None if teacher_logp is None else teacher_logp[here])
+                    _show(metric, student_logp, teacher_logp)
+                elif (here := of_source[place]).any():
+                    _show(metric, student_logp[here], None if teacher_logp is None else teacher_logp[here])
             kept: dict[str, Tensor] = {}
             if divergent and teacher_logp is not None:
                 kept |= {name: of(student_logp, teacher_logp) for name, of in _DIVERGENCES.items()}
             if with_logp:
-                kept["logp"] = student_logp.gather(1, ids[block.rows, None])[:, 0]
+                kept["logp"] = student_logp.gather(1, ids[place, None])[:, 0]
             return kept, None
 
-        student, teacher = self.models.student, self.models.teacher
-        return row_scores(look, self.sequences, student, teacher, chunk_rows=CHUNK_ROWS)
+        panel = self.panel if models.named_teachers else None
+        readings = () if panel is None else panel(self.sequences, SameText(), models, self.step)
+        told = voices_of(self.sequences, readings, type(panel).__name__)
+        voices = told.with_silence(device)
+        asked = [(models.teacher_named(one.teacher), one.sequences) for one in readings]
+        everyone = [*asked, *[(None, self.sequences)] * (len(voices.voices) - len(asked))]
+        heard = [(*one, voice.reader()) for one, voice in zip(everyone, voices.voices, strict=True)]
+        given = voices.given({"place": torch.arange(len(ids), device=device)}, {})
+        parts = panel_scores(look, given, self.sequences, models.student, heard, chunk_rows=CHUNK_ROWS)
+        return voices.joined(parts), told.shares(self.sequences) if len(readings) > 1 else ()
 
     def _tokens_of(self, source: str) -> Tensor | None:
         """Return [N] bool: the tokens that count in the rows of a data set; None for all."""
@@ -196,6 +245,12 @@ class Evaluation:
         sums = per_token.new_zeros(len(self.sequences))
         sums.index_add_(0, self.sequences.tokens()[1], per_token)
         return sums.view(self.generations.rewards.shape).to(self.generations.rewards.device)
+
+
+def _show(metric: TokenMetric, student_logp: Tensor, teacher_logp: Tensor | None) -> None:
+    """Update a metric, but not one that compares with a teacher by tokens that no teacher reads."""
+    if teacher_logp is not None or not metric.needs_teacher:
+        metric.update(student_logp, teacher_logp)
 
 
 _DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}

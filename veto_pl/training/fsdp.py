@@ -28,7 +28,7 @@ class FullyShard(ModelParallelStrategy):
     Args:
         gather_student: hold the whole student while it samples; it is let go for the update. Needs the memory, and is
             fast. Otherwise each layer is gathered for every token.
-        gather_teacher: the same for a teacher that samples.
+        gather_teacher: the same for a teacher that samples; for each of several.
         settings: of Lightning's `ModelParallelStrategy`.
     """
 
@@ -46,11 +46,10 @@ class FullyShard(ModelParallelStrategy):
         super().setup_environment()
 
     def sharding(self, role: str) -> Sharding:
-        """Return how the ranks share the `student`, the `teacher` or the `reference`."""
+        """Return how the ranks share the `student`, the `reference`, or a teacher by its name."""
         mixed = self.precision_plugin.precision == "bf16-mixed"
-        return Sharding(
-            self.device_mesh["data_parallel"], self.root_device, self.gather[role], torch.bfloat16 if mixed else None
-        )
+        whole = self.gather.get(role, self.gather["teacher"])
+        return Sharding(self.device_mesh["data_parallel"], self.root_device, whole, torch.bfloat16 if mixed else None)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Write a folder whole or not at all; where that fails, `AtomicCheckpointIO.on_failed_save` decides.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import lightning as L
@@ -11,17 +12,42 @@ from torch import nn
 
 from veto_pl.core.own_errors import OwnErrors
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.seams import ModelSource, Objective
+from veto_pl.seams import Models, ModelSource, Objective, Step
+from veto_pl.seams.rollouts import TEACHER, listed, setting_of
 from veto_pl.training.evaluation import add_sources
 
 
-def check_models(objective: Objective, **given: ModelSource | None) -> None:
-    """Raise `ConfigurationError` where an objective needs a model that is not given, by its role."""
-    for role, source in given.items():
-        if source is None and getattr(objective, f"needs_{role}"):
-            raise ConfigurationError(
-                f"`{type(objective).__name__}` needs a {role}, but `model.{role}` is not set. Name one there."
-            )
+def check_models(objective: Objective, teachers: Mapping[str, ModelSource], reference: ModelSource | None) -> None:
+    """Raise `ConfigurationError` where an objective needs a model that is not given.
+
+    Args:
+        objective: says what it needs.
+        teachers: all of them, by name.
+        reference: the further frozen model, or None.
+    """
+    name = type(objective).__name__
+    if reference is None and objective.needs_reference:
+        raise ConfigurationError(f"`{name}` needs a reference, but `model.reference` is not set. Name one there.")
+    if not objective.needs_teacher:
+        return
+    asked: list[tuple[str, object]] = [
+        (one, panel) for panel in objective.panels for one in panel.asks(tuple(teachers))
+    ]
+    written = [source for source in objective.sources if any(TEACHER in one.writers for one in source.writings())]
+    for one, part in (*(asked or [(TEACHER, objective)]), *((TEACHER, source) for source in written)):
+        if one not in teachers:
+            raise ConfigurationError(_missing(name, one, part, teachers))
+
+
+def _missing(objective: str, teacher: str, part: object, teachers: Mapping[str, ModelSource]) -> str:
+    """Return the message for a teacher that an objective needs for one of its parts, and that is not given."""
+    if not teachers:
+        return f"`{objective}` needs a teacher, but `{setting_of(teacher)}` is not set. Name one there."
+    several = " To let several teachers read, give it a `panel`, such as `Routed`." if teacher == TEACHER else ""
+    return (
+        f"`{objective}` needs the teacher `{teacher}` for its `{type(part).__name__}`, but `{setting_of(teacher)}` is "
+        f"not set; the run has {listed(teachers)}. Name it there.{several}"
+    )
 
 
 class HostedModule(OwnErrors, L.LightningModule):
@@ -30,6 +56,18 @@ class HostedModule(OwnErrors, L.LightningModule):
     """
 
     validation_metrics: nn.ModuleDict
+    teacher_sources: Mapping[str, ModelSource]
+
+    def keep_teachers_that_move(self, models: Models) -> None:
+        """Make submodules of the teachers that change, so that checkpoints hold them."""
+        for name, model in models.named_teachers.items():
+            if self.teacher_sources[name].moves:
+                self.add_module(name if name == TEACHER else f"{TEACHER}-{name}", model)
+
+    def move_teachers(self, models: Models, step: Step) -> None:
+        """Let every teacher follow the student after an optimizer step."""
+        for name, model in models.named_teachers.items():
+            self.teacher_sources[name].follow(model, models.student, step)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> NoReturn:

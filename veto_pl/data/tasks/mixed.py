@@ -89,6 +89,12 @@ class Mixed(Task):
         return tuple(self.sets)
 
     @property
+    def teachers(self) -> tuple[str, ...]:
+        """Return the teachers that the sets name."""
+        named = [name for one in self.sets.values() for name in (one.teacher, *one.task.teachers) if name]
+        return tuple(dict.fromkeys(named))
+
+    @property
     def stop(self) -> tuple[str, ...]:
         """Return the strings that end a completion, which all sets share."""
         return next(iter(self.sets.values())).task.stop

@@ -1,0 +1,222 @@
+"""Readings as scoring sees them: which tokens each speaks of, and how what is found for each comes together.
+
+Everything is linear in the weights, which add up to 1 for each token: the loss, the student's log-probability (which
+is then itself), the teacher's (a mean of logarithms), every metric, and the gradient. So a reading is scored by itself,
+and nothing that is computed of a token knows of another teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from veto_pl.core.transfer import sent
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.panel_stream import Reader
+from veto_pl.seams import Reading, Sequences, Stat
+from veto_pl.seams.rollouts import TEACHER
+
+TOLERANCE = 1e-4
+"""How far from 1 the weights of a token may add up to, in float32."""
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A reading without its rows.
+
+    Args:
+        teacher: its name.
+        places: [M] int64 on the host, ascending, of the N tokens; None for all of them.
+        index: the same on the device.
+        weights: [M] float32 on the device; None for 1.
+    """
+
+    teacher: str = TEACHER
+    places: Tensor | None = None
+    index: Tensor | None = None
+    weights: Tensor | None = None
+
+    @classmethod
+    def at(
+        cls, places: Tensor, tokens: int, device: torch.device, teacher: str, weights: Tensor | None = None
+    ) -> Voice:
+        """Return the voice of a teacher at places ([M] int64 on the host) among all `tokens`."""
+        everywhere = len(places) == tokens
+        return cls(teacher, None, None, weights) if everywhere else cls(teacher, places, sent(places, device), weights)
+
+    @property
+    def is_whole(self) -> bool:
+        """Return whether it speaks of all tokens, with the weight 1."""
+        return self.index is None and self.weights is None
+
+    def of(self, values: Any) -> Any:
+        """Return of values of all tokens, [N, ...], those of its own, [M, ...]."""
+        return values if self.index is None else values[self.index]
+
+    def weighed(self, values: Tensor) -> Tensor:
+        """Return its own values [M] times its weights."""
+        return values if self.weights is None else values * self.weights.to(values.dtype)
+
+    def spoken(self, tokens: int) -> Tensor:
+        """Return the places [M] of its tokens among all `tokens`, on the host."""
+        return torch.arange(tokens) if self.places is None else self.places
+
+    def reader(self, **of_teacher: Any) -> Reader:
+        """Return what the loss head reads of it; `hidden` and `head` are its teacher's."""
+        return Reader(places=self.places, index=self.index, **of_teacher)
+
+
+@dataclass(frozen=True)
+class Voices:
+    """All readings of a micro-batch.
+
+    Args:
+        voices: one for each reading.
+        tokens: N.
+        unread: [U] int64 on the host, the tokens that nobody speaks of.
+    """
+
+    voices: tuple[Voice, ...]
+    tokens: int
+    unread: Tensor = torch.zeros(0, dtype=torch.int64)
+
+    @classmethod
+    def alone(cls, tokens: int) -> Voices:
+        """Return one voice for all tokens, be it a teacher's or nobody's."""
+        return cls((Voice(),), tokens)
+
+    def with_silence(self, device: torch.device) -> Voices:
+        """Return the same with a last voice, of no teacher, for the tokens that nobody else speaks of, if any."""
+        if not len(self.unread):
+            return self
+        return Voices((*self.voices, Voice.at(self.unread, self.tokens, device, "")), self.tokens)
+
+    def shares(self, sequences: Sequences) -> list[dict[str, float]]:
+        """Return by name, for each row, how much of its tokens each teacher has; nothing for who has none of them."""
+        rows = sequences.host_masks[1, :, 1:].nonzero()[:, 0]
+        counts = torch.bincount(rows, minlength=len(sequences)).clamp_min(1)
+        found: list[dict[str, float]] = [{} for _ in range(len(sequences))]
+        for voice in self.voices:
+            own = rows[voice.spoken(self.tokens)]
+            weights = torch.ones(len(own)) if voice.weights is None else voice.weights.cpu()
+            parts = torch.bincount(own, weights.double(), minlength=len(sequences)) / counts
+            for row, part in zip(found, parts.tolist(), strict=True):
+                if part:
+                    row[voice.teacher] = row.get(voice.teacher, 0.0) + round(part, 6)
+        return found
+
+    def given(self, values: Mapping[str, Any], derivatives: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+        """Return what the kernel reads beside the logits of each reading.
+
+        Args:
+            values: [N, ...] by name.
+            derivatives: [N] by name, of the batch's loss in something of each token. The derivative in the loss,
+                `by_loss`, is 1 where it is not named.
+        """
+        found = []
+        for voice in self.voices:
+            own = {name: voice.weighed(voice.of(value)) for name, value in derivatives.items()}
+            if voice.weights is not None:
+                own.setdefault("by_loss", voice.weights)
+            found.append({name: voice.of(value) for name, value in values.items()} | own)
+        return found
+
+    def joined(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Return, for all tokens, the weighted sums [N] of what was found for each reading, [M] each by name."""
+        if len(parts) == 1 and self.voices[0].is_whole:
+            return dict(parts[0])
+        sums: dict[str, Tensor] = {}
+        for voice, part in zip(self.voices, parts, strict=True):
+            for name, values in part.items():
+                total = sums.setdefault(name, values.new_zeros(self.tokens))
+                own = voice.weighed(values)
+                total.add_(own) if voice.index is None else total.index_add_(0, voice.index, own)
+        return sums
+
+    def metrics(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Stat]:
+        """Return of each teacher its share of the tokens, and the KL to it over those that it reads.
+
+        They are nothing new where one teacher reads everything.
+        """
+        if len(parts) == 1:
+            return {}
+        found: dict[str, Stat] = {}
+        for voice, part in zip(self.voices, parts, strict=True):
+            one = next(iter(part.values()))
+            told = {"share": Stat(voice.weighed(torch.ones_like(one)).sum(), one.new_full((), self.tokens))}
+            if "metric/kl" in part:
+                told["kl"] = Stat(part["metric/kl"].sum(), one.new_full((), len(one)))
+            for name, stat in told.items():
+                known = found.get(f"{voice.teacher}/{name}")
+                found[f"{voice.teacher}/{name}"] = stat if known is None else known + stat
+        return found
+
+
+def attended(sequences: Sequences, readings: Sequence[Reading], panel: str) -> tuple[Sequences, Voices]:
+    """Return a rollout without the tokens that nobody reads, and the voices of its readings.
+
+    Args:
+        sequences: N tokens of which count.
+        readings: of a panel; none where no teacher is asked.
+        panel: the class of the panel, for messages.
+
+    Raises:
+        ConfigurationError: a reading speaks of other tokens than it has, or the weights of a token do not add up to 1.
+    """
+    voices = voices_of(sequences, readings, panel)
+    if not len(voices.unread):
+        return sequences, voices
+    read = torch.ones(voices.tokens, dtype=torch.bool)
+    read[voices.unread] = False
+    order, device = read.cumsum(0) - 1, sequences.input_ids.device
+    kept = len(read) - len(voices.unread)
+    moved = [(one, order[one.spoken(voices.tokens)]) for one in voices.voices]
+    told = tuple(Voice.at(places, kept, device, one.teacher, one.weights) for one, places in moved)
+    return sequences.counting(read), Voices(told, kept)
+
+
+def voices_of(sequences: Sequences, readings: Sequence[Reading], panel: str) -> Voices:
+    """Return the voices of readings, as `attended` does, among all N tokens."""
+    tokens, device = len(sequences.prediction_index), sequences.input_ids.device
+    if not readings:
+        return Voices.alone(tokens)
+    if len(readings) == 1 and readings[0].places is None and readings[0].weights is None:
+        return Voices((Voice(readings[0].teacher),), tokens)
+    found, places, shares = [], [], []
+    for one in readings:
+        spoken = torch.arange(tokens) if one.places is None else one.places
+        _check_places(one, spoken, tokens, panel)
+        weights = None if one.weights is None else sent(one.weights, device)
+        found.append(Voice.at(spoken, tokens, device, one.teacher, weights))
+        places.append(spoken)
+        shares.append(torch.ones(len(spoken)) if one.weights is None else one.weights)
+    read = _read(torch.cat(places), torch.cat(shares), tokens, panel)
+    return Voices(tuple(found), tokens, (~read).nonzero()[:, 0])
+
+
+def _read(places: Tensor, weights: Tensor, tokens: int, panel: str) -> Tensor:
+    """Return [N] bool, the tokens that somebody reads; raise `ConfigurationError` for weights that do not add up."""
+    read = torch.bincount(places, minlength=tokens) > 0
+    sums = torch.bincount(places, weights.double(), minlength=tokens)
+    wrong = (read & ~((sums - 1).abs() <= TOLERANCE)).nonzero()[:, 0]
+    if len(wrong):
+        raise ConfigurationError(
+            f"`{panel}` gives token {int(wrong[0])} of the rollout weights that add up to {float(sums[wrong[0]]):g} "
+            "over its readings. They must add up to 1: divide them by their sum."
+        )
+    return read
+
+
+def _check_places(one: Reading, places: Tensor, tokens: int, panel: str) -> None:
+    count = int(one.sequences.host_masks[1, :, 1:].sum())
+    ascending = bool((places.diff() > 0).all()) and (not len(places) or (places[0] >= 0 and places[-1] < tokens))
+    weighed = count if one.weights is None else len(one.weights)
+    if not ascending or not len(places) == count == weighed:
+        raise ConfigurationError(
+            f"`{panel}` gives `{one.teacher}` a reading with {count} tokens, {len(places)} places and {weighed} "
+            f"weights. They must be as many, and the places ascend among the {tokens} tokens of the rollout."
+        )

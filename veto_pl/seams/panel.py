@@ -1,0 +1,106 @@
+"""The seam of several teachers: which of them look at a rollout, what each reads, and how much each counts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from veto_pl.core.part import Part
+from veto_pl.core.step import Step
+from veto_pl.seams.batches import Sequences
+from veto_pl.seams.rollouts import Models, TeacherContext
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one teacher reads of a rollout with N tokens that count, and which of them it speaks of.
+
+    Args:
+        teacher: the teacher's name; `teacher` is `model.teacher`.
+        sequences: rows in the teacher's own ids, M tokens of which count.
+        places: [M] int64 on the host, ascending: the token of the rollout, counted row by row, that each counted token
+            of `sequences` stands for; None where each stands for its own, and M is N.
+        weights: [M] float32 on the host, the teacher's share of each of these tokens; None for 1. The shares of a token
+            add up to 1 over its readings.
+    """
+
+    teacher: str
+    sequences: Sequences
+    places: Tensor | None = None
+    weights: Tensor | None = None
+
+
+class Panel(Part, ABC):
+    """Which teachers look at a rollout, what each of them reads, and how much each counts.
+
+    The loss of a token is the mean of an objective's losses against each teacher that reads it, by their weights.
+    Tokens that nobody reads are not trained on, and `train/unread` counts them.
+    """
+
+    def asks(self, named: Sequence[str]) -> tuple[str, ...]:
+        """Return the teachers that it may ask, of those that a run has; by default all of them.
+
+        A name that the run does not have is refused before anything is loaded.
+
+        Args:
+            named: the names of the run's teachers.
+        """
+        return tuple(named)
+
+    @abstractmethod
+    def __call__(
+        self, sequences: Sequences, context: TeacherContext, models: Models, step: Step
+    ) -> tuple[Reading, ...]:
+        """Return one reading at least of each teacher that it `asks`, in that order.
+
+        Collective: every rank calls it, and every teacher reads on every rank, if need be no rows.
+
+        Args:
+            sequences: the rollout.
+            context: what a teacher reads of it, unless the panel says otherwise.
+            models: with all teachers.
+            step: where training stands.
+        """
+
+
+def reading(
+    teacher: str,
+    sequences: Sequences,
+    context: TeacherContext,
+    models: Models,
+    step: Step,
+    *,
+    rows: Tensor | None = None,
+    weight: float = 1.0,
+) -> Reading:
+    """Return what a teacher reads of some rows of a rollout, all of it with the same weight.
+
+    Args:
+        teacher: its name.
+        sequences: the rollout.
+        context: what it reads of these rows; it sees this teacher as the one teacher.
+        models: with all teachers.
+        step: where training stands.
+        rows: [K] int64 on the host, ascending, the rows that it reads; None for all.
+        weight: its share of each token.
+
+    Raises:
+        ConfigurationError: there is no such teacher.
+    """
+    places = None if rows is None else tokens_of_rows(sequences, rows)
+    chosen = sequences if rows is None else sequences.rows(rows)
+    count = int(chosen.host_masks[1, :, 1:].sum()) if weight != 1 else 0
+    weights = None if weight == 1 else torch.full((count,), weight)
+    return Reading(teacher, context(chosen, models.taught_by(teacher), step), places, weights)
+
+
+def tokens_of_rows(sequences: Sequences, rows: Tensor) -> Tensor:
+    """Return the places [M] of the tokens that count in some rows ([K] int64, ascending), both on the host."""
+    chosen = torch.zeros(len(sequences), dtype=torch.bool)
+    chosen[rows] = True
+    mask = sequences.host_masks[1, :, 1:]
+    return chosen[:, None].expand_as(mask)[mask].nonzero()[:, 0]
