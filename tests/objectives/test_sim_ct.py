@@ -250,6 +250,11 @@ def test_what_cannot_be_aligned_is_refused_by_name():
         update(SimCT(), sequences, short)
 
 
+def test_an_objective_that_compares_ids_refuses_a_teacher_with_others_and_names_what_does_not(models):
+    with pytest.raises(ConfigurationError, match=r"`Distill` compares ids, but `teacher` reads.*Take `SimCT` or"):
+        update(Distill(), written(models), models)
+
+
 def test_the_teachers_prompt_is_made_by_the_template_of_the_data(models):
     sequences = written(models)
     template = PlainTemplate(format="Q: {prompt}")
