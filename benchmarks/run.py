@@ -44,6 +44,7 @@ BENCHMARKS = (
     Benchmark("Packing", "packing.py"),
     Benchmark("Whole step", "step.py", ("--steps", "2")),
     Benchmark("Data", "data.py"),
+    Benchmark("Two tokenizers", "alignment.py", quick=("--rounds", "2")),
     Benchmark("Cost curves", "cost_curves.py", quick=("--rounds", "1"), plot="cost-curves.svg"),
 )
 

@@ -20,6 +20,8 @@ from veto_pl.objectives.reopold import *
 from veto_pl.objectives.res_opd import *
 from veto_pl.objectives.self_distillation import *
 from veto_pl.objectives.sft import *
+from veto_pl.objectives.sim_ct import *
+from veto_pl.objectives.simple_opd import *
 from veto_pl.objectives.sod import *
 from veto_pl.objectives.supervised_kd import *
 from veto_pl.objectives.tcod import *

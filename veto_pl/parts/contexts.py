@@ -263,12 +263,12 @@ def _check_prompts(sequences: Sequences) -> None:
 
 
 def check_room(rows: Sequences | PromptBatch, teacher: LanguageModel, name: str, new_tokens: int = 0) -> None:
-    """Raise an error for hints that are too long for the teacher.
+    """Raise an error for rows that are too long for the teacher.
 
     Args:
-        rows: what the teacher has to read, hint included.
+        rows: what the teacher has to read, with a hint if there is one.
         teacher: who has to read it.
-        name: of the class whose hint this is, for messages.
+        name: of the class that has it read this, for messages.
         new_tokens: what is to be written behind each row.
 
     Raises:
@@ -281,8 +281,8 @@ def check_room(rows: Sequences | PromptBatch, teacher: LanguageModel, name: str,
     longest = int(rows.attention_mask.sum(1).max()) + new_tokens
     if longest > positions:
         raise ConfigurationError(
-            f"With the hint of `{name}` a prompt and its completion come to {longest} tokens, more than the "
-            f"{positions} positions of the teacher. Shorten the hint, or take a teacher with more positions."
+            f"As `{name}` has the teacher read them, a prompt and its completion come to {longest} tokens, more than "
+            f"the teacher's {positions} positions. Shorten them, or the hint, or take a teacher with more positions."
         )
 
 

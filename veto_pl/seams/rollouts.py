@@ -42,6 +42,7 @@ class Models:
         reference: another frozen model, such as the student's start, or None.
         rollouts: what other sources have written for the same prompts, as far as the micro-batch has come.
         teachers: further frozen models by their names in `model.teachers`; `teacher` is not among them.
+        tokenizers: of the teachers that read ids of their own, by the teacher's name.
     """
 
     student: LanguageModel
@@ -51,6 +52,12 @@ class Models:
     reference: LanguageModel | None = None
     rollouts: Rollouts = field(default_factory=dict)
     teachers: Mapping[str, LanguageModel] = field(default_factory=dict)
+    tokenizers: Mapping[str, PreTrainedTokenizerBase] = field(default_factory=dict)
+
+    @property
+    def teacher_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Return the tokenizer of the one teacher where it reads ids of its own; None where it has the shared one."""
+        return self.tokenizers.get(TEACHER)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -95,7 +102,8 @@ class Models:
         teacher has it.
         """
         alone = name == TEACHER and not self.teachers
-        return self if alone else replace(self, teacher=self.teacher_named(name), teachers={})
+        own = {TEACHER: self.tokenizers[name]} if name in self.tokenizers else {}
+        return self if alone else replace(self, teacher=self.teacher_named(name), teachers={}, tokenizers=own)
 
     def required_reference(self) -> LanguageModel:
         """Return the reference model; raise `ConfigurationError` where the run has none."""
