@@ -136,8 +136,10 @@ class DistillationModule(HostedModule, CheckpointedModule, OptimizedModule):
                 sharding=strategy.sharding if isinstance(strategy, FullyShard) else None,
                 reference=self.reference_source,
                 teachers=self.teacher_sources,
+                objective=self.objective,
             )
             self.models.memories.claim(self.objective.sources)
+            self.leave_out_comparisons(self.models)
             # A frozen model is no submodule: it is never saved, optimized, wrapped or averaged.
             self.student = self.models.student.train()
             self.keep_teachers_that_move(self.models)

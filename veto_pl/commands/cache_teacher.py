@@ -65,7 +65,7 @@ def _scorer(cli: Prepared, k: int, temperature: float) -> Scorer:
     """Return a scorer with the models of the run, on its device and in its precision."""
     data, trainer = cli.datamodule, cli.trainer
     return Scorer(
-        models=cli.loaded(),
+        models=cli.loaded("cache-teacher"),
         collator=data.collator,
         k=k,
         temperature=temperature,

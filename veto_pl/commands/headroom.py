@@ -53,7 +53,7 @@ def headroom(config: Sequence[str], *, prompts: int, split: str, share: float, a
     if cli.model.teacher_source is None:
         raise ConfigurationError("`headroom` asks what the teacher can teach, but `model.teacher` is not set.")
     _check_rewards(cli)
-    models = cli.loaded()
+    models = cli.loaded("headroom")
     rows = cli.datamodule.rows(split)
     asked = [rows[i] for i in range(min(prompts, len(rows)))]
     if len(asked) < 2:

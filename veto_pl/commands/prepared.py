@@ -12,14 +12,19 @@ class Prepared(VetoCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Do nothing: nothing is trained, and no run folder is made."""
 
-    def loaded(self) -> Models:
-        """Load the models of the run, on the device of its trainer."""
+    def loaded(self, command: str) -> Models:
+        """Load the models of the run, on the device of its trainer, for a command that has both read the same ids.
+
+        Raises:
+            ConfigurationError: the teacher reads ids of its own.
+        """
         module = self.model
         self.datamodule.connect(module.tokenizer)
         with self.trainer.init_module():
             module.configure_model()
         models: Models | None = module.models
         assert models is not None, "`configure_model` has just loaded them"
+        models.check_shared_ids(f"`veto-pl {command}`")
         for model in (models.student, models.required_teacher()):
             model.to(self.trainer.strategy.root_device)
         return models

@@ -9,12 +9,13 @@ from veto_pl.core.special_ids import end_ids, state_special_ids
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.causal_lm import CausalLM
 from veto_pl.models.offloading import OffloadedLM
+from veto_pl.models.own_tokenizers import own_tokenizers
 from veto_pl.models.tokenizers import read_tokenizer
 from veto_pl.models.trainable import check_full_precision, check_numbers
 from veto_pl.models.tying import say_whether_tied
-from veto_pl.models.vocabulary import check_tokenizers, compare_ends, real_ids
+from veto_pl.models.vocabulary import compare_ends, real_ids
 from veto_pl.models.weights import load_sharded
-from veto_pl.seams import LanguageModel, Models, ModelSource, TokenizerSource
+from veto_pl.seams import LanguageModel, Models, ModelSource, Objective, TokenizerSource
 from veto_pl.seams.rollouts import TEACHER, setting_of
 
 if TYPE_CHECKING:
@@ -72,28 +73,32 @@ def load_models(
     sharding: Callable[[str], Sharding] | None = None,
     reference: ModelSource | None = None,
     teachers: Mapping[str, ModelSource] | None = None,
+    objective: Objective | None = None,
 ) -> Models:
-    """Load the student and the frozen models, and bring all to the same vocabulary.
+    """Load the student and the frozen models, and bring all to the same vocabulary, or the teacher to its own.
 
     Args:
         student: where the student comes from.
         teacher: where the teacher comes from, if there is one.
-        tokenizer: of all.
+        tokenizer: of the student, and of all that have no other.
         empty: only the architectures; on the meta device this costs no memory.
         sharding: how the ranks share a model, by its role; each rank holds it whole by default.
         reference: where another frozen model comes from, if there is one.
         teachers: where further teachers come from, by name; `teacher` may be among them instead.
+        objective: what reads the teacher; a tokenizer of its own is kept where the objective `aligns_tokenizers`.
 
     Raises:
-        ConfigurationError: a model has fewer rows than the tokenizer has ids, or the tokenizers differ.
+        ConfigurationError: a model has fewer rows than its tokenizer has ids, or the tokenizers differ and are not
+            aligned; found before any weights are read.
     """
 
     def load(role: str, source: ModelSource) -> CausalLM:
+        ids = real_ids(apart.get(role, tokenizer))
         if sharding is not None:
-            model = load_sharded(source, real_ids(tokenizer), sharding(role))
+            model = load_sharded(source, ids, sharding(role))
         else:
             kind = OffloadedLM if source.offloads else CausalLM
-            model = kind(_made(source, empty=empty), real_ids(tokenizer))
+            model = kind(_made(source, empty=empty), ids)
         _check_rows(role, model)
         return model
 
@@ -101,26 +106,28 @@ def load_models(
     named |= teachers or {}
     given = named if reference is None else named | {"reference": reference}
     own = {role: load_tokenizer(source) for role, source in given.items() if _has_tokenizer(source)}
-    for theirs in own.values():
-        check_tokenizers(tokenizer, theirs)
+    apart = own_tokenizers(tokenizer, own, named, objective)
     check_full_precision(student)
     trained = load("student", student).train()
     check_numbers(trained)
-    loaded = {role: source.beside(trained) or load(role, source) for role, source in given.items()}
+    beside = {role: source.beside(trained) for role, source in given.items() if role not in apart}
+    loaded = {role: beside.get(role) or load(role, source) for role, source in given.items()}
     _check_apart(trained, loaded)
     frozen = {role: model.requires_grad_(False).eval() for role, model in loaded.items()}
     for name, source in named.items():
-        # Its tokenizer is not kept, but what ends its texts is.
+        # A tokenizer with the student's ids is not kept, but what ends its texts is.
         model, its_own = frozen[name].model, own.get(name, tokenizer)
         state_special_ids(model, its_own)
-        compare_ends(end_ids(tokenizer, trained.model), end_ids(its_own, model), tokenizer)
+        if name not in apart:
+            compare_ends(end_ids(tokenizer, trained.model), end_ids(its_own, model), tokenizer)
         if source.moves:
             _check_alike(trained, frozen[name], setting_of(name))
     if sharding is not None:
         for model in (trained, *frozen.values()):
             model.probe()
     others = {name: frozen[name] for name in named if name != TEACHER}
-    return Models(trained, frozen.get(TEACHER), tokenizer, reference=frozen.get("reference"), teachers=others)
+    reference_model = frozen.get("reference")
+    return Models(trained, frozen.get(TEACHER), tokenizer, reference=reference_model, teachers=others, tokenizers=apart)
 
 
 def _has_tokenizer(source: ModelSource) -> bool:

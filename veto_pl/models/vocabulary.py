@@ -31,7 +31,8 @@ def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeni
         raise ConfigurationError(
             f"Student and teacher have different tokenizers: `{student.name_or_path}` ({len(ours)} tokens) and "
             f"`{teacher.name_or_path}` ({len(theirs)} tokens) differ in {len(wrong)} ids, for instance {examples}. "
-            "Distillation across tokenizers is not supported; take a teacher of the same family."
+            "`SimCT` and `SimpleOPD` compare texts with those of `model.teacher`: take one of them, or a teacher of "
+            "the same family."
         )
 
 

@@ -34,6 +34,9 @@ class Phases(Objective):
         super().__post_init__()
         for need in ("needs_teacher", "needs_reference", "needs_rewards"):
             object.__setattr__(self, need, getattr(self.first, need) or getattr(self.then, need))
+        readers = [part for part in (self.first, self.then) if part.needs_teacher]
+        aligned = bool(readers) and all(part.aligns_tokenizers for part in readers)
+        object.__setattr__(self, "aligns_tokenizers", aligned)
         object.__setattr__(self, "laws", self.first.laws & self.then.laws)
 
     @classmethod

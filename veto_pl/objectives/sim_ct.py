@@ -51,6 +51,7 @@ class SimCT(TokenObjective):
         arXiv 2605.07711
     """
 
+    aligns_tokenizers = True
     rollout: RolloutSource = FromStudent(Sampling(temperature=1.0))
     divergence: Divergence = ReverseKL()
     score: Score = "logp"

@@ -51,6 +51,7 @@ class SimpleOPD(PolicyGradient):
         arXiv 2608.14277; arXiv 2606.09456 (spread over units)
     """
 
+    aligns_tokenizers = True
     units: Literal["one_to_one", "minimal"] = "one_to_one"
     silent: tuple[str, ...] = ("</think>", "<|im_end|>")
 

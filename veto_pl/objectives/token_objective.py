@@ -183,11 +183,8 @@ class TokenObjective(Objective):
 
         Collective where a model is sharded: call it on every rank.
         """
-        if self.needs_teacher and models.tokenizers:
-            raise ConfigurationError(
-                f"`{type(self).__name__}` compares ids, but {listed(models.tokenizers)} reads ids of its own. Take "
-                "`SimCT` or `SimpleOPD`, which compare texts, or a teacher with the student's tokenizer."
-            )
+        if self.needs_teacher:
+            models.check_shared_ids(f"`{type(self).__name__}`", "`SimCT` or `SimpleOPD`, which compare texts, or ")
         selected = self.select(rollouts[self.rollout], step)
         readings = self._readings(selected, models, step)
         sequences, voices = attended(selected, readings, type(self.panel).__name__)

@@ -147,7 +147,9 @@ def skeletons(module: DistillationModule, dtype: torch.dtype | None, *, checkpoi
             empty=True,
             reference=None if reference is None else _portable(reference),
             teachers=named,
+            objective=module.objective,
         )
+    models.check_shared_ids("`veto-pl plan`")
     if dtype is not None:
         models.student.to(dtype)
     if checkpointing:

@@ -86,6 +86,7 @@ class Objective(Part, ABC):
         needs_reference: `model.reference`, a further frozen model, has to be set.
         needs_rewards: the task scores each rollout before `loss` is called.
         compares_completions: a prompt with a single completion teaches nothing; a run without others is warned of.
+        aligns_tokenizers: it reads a teacher whose tokenizer differs (`Models.teacher_tokenizer`).
         laws: what the conformance suite holds the class to.
     """
 
@@ -93,6 +94,7 @@ class Objective(Part, ABC):
     needs_reference = False
     needs_rewards = False
     compares_completions = False
+    aligns_tokenizers = False
     laws = frozenset({Law.SPLIT_INVARIANT})
 
     @property

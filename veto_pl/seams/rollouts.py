@@ -37,7 +37,7 @@ class Models:
     Args:
         student: the model that is trained.
         teacher: the frozen model, or None for objectives that need none.
-        tokenizer: shared by all.
+        tokenizer: of the student, and of all that have none of their own.
         memories: what rollout sources remember from step to step.
         reference: another frozen model, such as the student's start, or None.
         rollouts: what other sources have written for the same prompts, as far as the micro-batch has come.
@@ -104,6 +104,19 @@ class Models:
         alone = name == TEACHER and not self.teachers
         own = {TEACHER: self.tokenizers[name]} if name in self.tokenizers else {}
         return self if alone else replace(self, teacher=self.teacher_named(name), teachers={}, tokenizers=own)
+
+    def check_shared_ids(self, what: str, instead: str = "") -> None:
+        """Raise `ConfigurationError` where a teacher reads ids of its own, for what has it read the student's.
+
+        Args:
+            what: is computed with these.
+            instead: of it may be taken, as `"`SimCT`, or "`.
+        """
+        if self.tokenizers:
+            raise ConfigurationError(
+                f"{what} compares ids, but {listed(self.tokenizers)} reads ids of its own. Take {instead}a teacher "
+                "with the student's tokenizer."
+            )
 
     def required_reference(self) -> LanguageModel:
         """Return the reference model; raise `ConfigurationError` where the run has none."""

@@ -237,7 +237,8 @@ class Evaluation:
                 kept |= {name: of(student_logp, teacher_logp) for name, of in _DIVERGENCES.items()}
             return kept, None
 
-        panel = self.panel if models.named_teachers else None
+        # A teacher with ids of its own cannot read the student's.
+        panel = self.panel if models.named_teachers and not models.tokenizers else None
         readings = () if panel is None else panel(self.sequences, SameText(), models, self.step)
         told = voices_of(self.sequences, readings, type(panel).__name__)
         voices = told.with_silence(device)

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from veto_pl.core.mistakes import check_kind
@@ -68,6 +68,18 @@ class HostedModule(OwnErrors, L.LightningModule):
         """Let every teacher follow the student after an optimizer step."""
         for name, model in models.named_teachers.items():
             self.teacher_sources[name].follow(model, models.student, step)
+
+    def leave_out_comparisons(self, models: Models) -> None:
+        """Take away the metrics that compare ids with a teacher's, where it has others; warn once, and name them."""
+        metrics = self.validation_metrics.items() if models.tokenizers else ()
+        compared = [name for name, metric in metrics if getattr(metric, "needs_teacher", False)]
+        for name in compared:
+            del self.validation_metrics[name]
+        if compared:
+            rank_zero_warn(
+                f"{listed(models.tokenizers)} reads ids of its own, so these metrics of a validation are left out: "
+                f"{listed(compared)}. Training logs how far student and teacher are apart."
+            )
 
     @property
     def template(self) -> Any:

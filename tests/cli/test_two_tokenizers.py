@@ -1,0 +1,101 @@
+"""Runs by the command line whose teacher has another tokenizer."""
+
+import csv
+
+import pytest
+
+from veto_pl.commands.main import main
+from veto_pl.models.vocabulary import real_ids
+from veto_pl.testing.tiny import tiny_source
+from veto_pl.testing.tokenizer_kinds import tokenizer_of
+
+from .conftest import changed
+
+SAMPLED = {"class_path": "FromStudent", "init_args": {"sampling": {"max_new_tokens": 6, "num_completions": 2}}}
+
+
+def saved(folder, tokenizer, **dimensions):
+    """Where a random model is that reads with a tokenizer."""
+    place = str(folder / "teacher")
+    tiny_source(seed=1, vocab_size=real_ids(tokenizer) + 2, **dimensions).load().save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    return place
+
+
+def objective(name, **settings):
+    return {"class_path": name, "init_args": {"rollout": SAMPLED, **settings}}
+
+
+@pytest.fixture
+def run(config, tmp_path, write):
+    """The tiny run with a teacher of byte pairs and the objective that is named."""
+
+    def of(chosen, **changes):
+        teacher = {"model.teacher": saved(tmp_path, tokenizer_of("bytes"))}
+        return write(changed(config, {"model.objective": chosen, **teacher, **changes}))
+
+    return of
+
+
+def logged(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("name", ["SimCT", "SimpleOPD"])
+def test_a_run_learns_from_its_teachers_bytes_and_resumes_to_the_bit(name, run, tmp_path):
+    path = run(objective(name, units="minimal"))
+    with pytest.warns(UserWarning, match=r"`teacher` reads ids of its own.*left out: .*`forward_kl`"):
+        main(["fit", "--config", path])
+    rows = [row for row in logged(tmp_path / "run") if row["train/loss"]]
+    assert len(rows) == 3
+    assert all(0 < float(row["train/aligned"]) <= 1 for row in rows)
+    assert all(float(row["train/grad_norm"]) > 0 for row in rows)
+    assert not any("forward_kl" in column for column in rows[0] if column.startswith("validation/"))
+    assert "validation/accuracy" in rows[0]
+
+    main(["fit", "--config", path, f"--run_dir={tmp_path / 'half'}", "--trainer.max_steps=2"])
+    half = tmp_path / "half"
+    main(["fit", "--config", path, f"--run_dir={half}", "--ckpt_path=last"])
+    again = [row for row in logged(half) if row["train/loss"]]
+    assert again[-1]["train/loss"] == rows[-1]["train/loss"]
+
+
+REFUSED = {
+    "an objective that compares ids": (objective("Distill"), {}, r"different tokenizers.*`SimCT` and `SimpleOPD`"),
+    "a sum of which a term does": (
+        {"class_path": "Sum", "init_args": {"terms": {"a": objective("SimCT"), "b": objective("OPD")}}},
+        {},
+        "different tokenizers",
+    ),
+    "another text for the teacher": (
+        objective("SimCT", context={"class_path": "Privileged", "init_args": {"hint": "{prompt}!"}}),
+        {},
+        r"`model\.teacher` has another tokenizer.*`Privileged` of `SimCT`",
+    ),
+    "several teachers": (
+        objective("SimCT", panel={"class_path": "Together"}),
+        {},
+        r"`model\.teacher` has another tokenizer.*`Together` of `SimCT`",
+    ),
+    "a teacher that writes": (
+        objective("SimpleOPD", rollout={**SAMPLED, "class_path": "FromTeacher"}),
+        {},
+        r"`model\.teacher` has another tokenizer.*`FromTeacher` lets it write",
+    ),
+}
+
+
+@pytest.mark.parametrize(("chosen", "changes", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_would_read_other_ids_is_refused_before_weights_are_read(chosen, changes, message, run, tmp_path):
+    path = run(chosen, **changes)
+    (tmp_path / "teacher" / "model.safetensors").unlink()
+    with pytest.raises(SystemExit, match=message):
+        main(["fit", "--config", path])
+
+
+@pytest.mark.parametrize("command", ["headroom", "cache-teacher", "plan"])
+def test_commands_that_compare_ids_refuse_by_name(command, run, tmp_path):
+    more = {"cache-teacher": ["--out", str(tmp_path / "store"), "--k=2"]}.get(command, [])
+    with pytest.raises(SystemExit, match=rf"`veto-pl {command}` compares ids, but `teacher` reads"):
+        main([command, "--config", run(objective("SimCT")), *more])
