@@ -99,3 +99,9 @@ def test_commands_that_compare_ids_refuse_by_name(command, run, tmp_path):
     more = {"cache-teacher": ["--out", str(tmp_path / "store"), "--k=2"]}.get(command, [])
     with pytest.raises(SystemExit, match=rf"`veto-pl {command}` compares ids, but `teacher` reads"):
         main([command, "--config", run(objective("SimCT")), *more])
+
+
+def test_a_checkpoint_cannot_follow_what_is_left_out(run):
+    path = run(objective("SimCT"), **{"checkpoint.monitor": "validation/forward_kl"})
+    with pytest.raises(SystemExit, match=r"A callback follows `validation/forward_kl`.*but `teacher` reads ids"):
+        main(["fit", "--config", path])

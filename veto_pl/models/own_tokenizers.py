@@ -57,7 +57,7 @@ def _problems(objective: Objective, name: str, source: ModelSource) -> Iterator[
         if not isinstance(part, Objective) or not part.needs_teacher:
             continue
         for kind in (TeacherContext, Panel):
-            for one in given(part, kind):  # type: ignore[type-abstract]
+            for one in given(part, kind):
                 if not one.is_neutral:
                     what = f"`{type(one).__name__}` of `{type(part).__name__}`"
                     yield f"{what} would have it read the student's ids"

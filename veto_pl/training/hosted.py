@@ -70,15 +70,25 @@ class HostedModule(OwnErrors, L.LightningModule):
             self.teacher_sources[name].follow(model, models.student, step)
 
     def leave_out_comparisons(self, models: Models) -> None:
-        """Take away the metrics that compare ids with a teacher's, where it has others; warn once, and name them."""
+        """Take away the metrics that compare ids with a teacher's, where it has others; warn once, and name them.
+
+        Raises:
+            ConfigurationError: a callback follows one of them.
+        """
         metrics = self.validation_metrics.items() if models.tokenizers else ()
         compared = [name for name, metric in metrics if getattr(metric, "needs_teacher", False)]
+        callbacks = () if self._trainer is None else self.trainer.callbacks  # type: ignore[attr-defined]
         for name in compared:
+            if any(getattr(callback, "monitor", None) == f"validation/{name}" for callback in callbacks):
+                raise ConfigurationError(
+                    f"A callback follows `validation/{name}`, which compares ids, but {listed(models.tokenizers)} "
+                    "reads ids of its own. Follow another metric, such as `validation/accuracy`."
+                )
             del self.validation_metrics[name]
         if compared:
             rank_zero_warn(
                 f"{listed(models.tokenizers)} reads ids of its own, so these metrics of a validation are left out: "
-                f"{listed(compared)}. Training logs how far student and teacher are apart."
+                f"{listed(compared)}."
             )
 
     @property
