@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from veto_pl.cli.build import VetoCLI
+from veto_pl.models.own_tokenizers import check_shared_ids
 from veto_pl.seams import Models
 
 
@@ -24,7 +25,7 @@ class Prepared(VetoCLI):
             module.configure_model()
         models: Models | None = module.models
         assert models is not None, "`configure_model` has just loaded them"
-        models.check_shared_ids(f"`veto-pl {command}`")
+        check_shared_ids(models, f"`veto-pl {command}`")
         for model in (models.student, models.required_teacher()):
             model.to(self.trainer.strategy.root_device)
         return models

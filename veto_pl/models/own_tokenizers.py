@@ -9,8 +9,8 @@ from veto_pl.core.nested import given, walk
 from veto_pl.data.token_bytes import token_bytes
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.vocabulary import check_tokenizers
-from veto_pl.seams import ModelSource, Objective, Panel, TeacherContext
-from veto_pl.seams.rollouts import TEACHER, setting_of
+from veto_pl.seams import Models, ModelSource, Objective, Panel, TeacherContext
+from veto_pl.seams.rollouts import TEACHER, listed, setting_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,6 +45,21 @@ def own_tokenizers(
         for one in (tokenizer, theirs):
             token_bytes(one)
     return own
+
+
+def check_shared_ids(models: Models, what: str, instead: str = "") -> None:
+    """Raise `ConfigurationError` where a teacher reads ids of its own.
+
+    Args:
+        models: of the run.
+        what: would have the teacher read the student's ids, as the message calls it.
+        instead: of it may be taken, as `"`SimCT`, or "`.
+    """
+    if models.tokenizers:
+        raise ConfigurationError(
+            f"{what} compares ids, but {listed(models.tokenizers)} reads ids of its own. Take {instead}a teacher with "
+            "the student's tokenizer."
+        )
 
 
 def _problems(objective: Objective, name: str, source: ModelSource) -> Iterator[str]:

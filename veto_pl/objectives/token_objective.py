@@ -16,6 +16,7 @@ from veto_pl.functional.differentiation import differentiated
 from veto_pl.functional.divergences import reverse_kl
 from veto_pl.functional.panel_stream import PanelStream, Reader
 from veto_pl.functional.reduction import Aggregation
+from veto_pl.models.own_tokenizers import check_shared_ids
 from veto_pl.models.readout import read_hidden, token_logp
 from veto_pl.models.sharding import gathered
 from veto_pl.objectives.scoring import Scoring
@@ -184,7 +185,7 @@ class TokenObjective(Objective):
         Collective where a model is sharded: call it on every rank.
         """
         if self.needs_teacher:
-            models.check_shared_ids(f"`{type(self).__name__}`", "`SimCT` or `SimpleOPD`, which compare texts, or ")
+            check_shared_ids(models, f"`{type(self).__name__}`", "`SimCT` or `SimpleOPD`, which compare texts, or ")
         selected = self.select(rollouts[self.rollout], step)
         readings = self._readings(selected, models, step)
         sequences, voices = attended(selected, readings, type(self.panel).__name__)

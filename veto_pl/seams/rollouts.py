@@ -1,4 +1,4 @@
-"""The seams of rollouts: who writes completions, what runs a model to sample, and what the teacher reads."""
+"""The seams of rollouts: who writes completions, and what runs a model to sample."""
 
 from __future__ import annotations
 
@@ -104,19 +104,6 @@ class Models:
         alone = name == TEACHER and not self.teachers
         own = {TEACHER: self.tokenizers[name]} if name in self.tokenizers else {}
         return self if alone else replace(self, teacher=self.teacher_named(name), teachers={}, tokenizers=own)
-
-    def check_shared_ids(self, what: str, instead: str = "") -> None:
-        """Raise `ConfigurationError` where a teacher reads ids of its own, for what has it read the student's.
-
-        Args:
-            what: is computed with these.
-            instead: of it may be taken, as `"`SimCT`, or "`.
-        """
-        if self.tokenizers:
-            raise ConfigurationError(
-                f"{what} compares ids, but {listed(self.tokenizers)} reads ids of its own. Take {instead}a teacher "
-                "with the student's tokenizer."
-            )
 
     def required_reference(self) -> LanguageModel:
         """Return the reference model; raise `ConfigurationError` where the run has none."""
@@ -294,24 +281,6 @@ class Engine(Part, ABC):
 
         The rows are in prompt order. Collective where the model is sharded: call it on every rank.
         """
-
-
-class TeacherContext(Part, ABC):
-    """What the teacher reads: the same text, or the same completion behind another prompt.
-
-    What it `needs`, and whether it `compares_completions`, holds for the objective that has it (see `Objective`).
-    """
-
-    needs_rewards = False
-    compares_completions = False
-
-    @abstractmethod
-    def __call__(self, sequences: Sequences, models: Models, step: Step) -> Sequences:
-        """Return rows that hold the same completion tokens in the same order; `sequences.prompts` has the examples."""
-
-    def informed(self, sequences: Sequences) -> Tensor:
-        """Return [B] bool: the rows for which the teacher is told what there is to tell."""
-        return sequences.on_policy | True
 
 
 def setting_of(teacher: str) -> str:
