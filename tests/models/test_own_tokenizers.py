@@ -12,7 +12,9 @@ from veto_pl.models import InMemory, MovingAverage
 from veto_pl.models.assemble import load_models
 from veto_pl.models.vocabulary import real_ids
 from veto_pl.objectives import OPD, SFT, Distill, Phases, SimCT, SimpleOPD, Sum
-from veto_pl.rollouts import FromDataset
+from veto_pl.parts.contexts import Privileged
+from veto_pl.parts.panels import Together
+from veto_pl.rollouts import FromDataset, FromTeacher
 from veto_pl.seams import Sequences
 from veto_pl.testing.tiny import prompt_batch, tiny_source
 from veto_pl.testing.tokenizer_kinds import tokenizer_of
@@ -114,6 +116,18 @@ REFUSED = {
     ),
     "a reference": (SimCT(), {"reference": unread()}, "different tokenizers"),
     "a teacher that follows": (SimCT(), {"teacher": MovingAverage(unread())}, "`MovingAverage` follows the student"),
+    "another text for it": (SimCT(context=Privileged("{prompt}!")), {}, "`Privileged` of `SimCT` would have it read"),
+    "a panel inside of a sum": (
+        Sum(terms={"gold": SFT(), "aligned": SimpleOPD(panel=Together())}),
+        {},
+        "`Together` of `SimpleOPD` would have it read",
+    ),
+    "a teacher that writes": (SimCT(rollout=FromTeacher()), {}, "`FromTeacher` lets it write"),
+    "a teacher that writes for another term": (
+        Sum(terms={"aligned": SimCT(), "written": SFT(rollout=FromTeacher())}),
+        {},
+        "`FromTeacher` lets it write",
+    ),
     "words that cannot be aligned": (SimCT(), {"teacher": unread("word pieces")}, "cannot be aligned with another"),
 }
 
