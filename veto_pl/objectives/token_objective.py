@@ -183,11 +183,7 @@ class TokenObjective(Objective):
 
         Collective where a model is sharded: call it on every rank.
         """
-        if self.needs_teacher and models.tokenizers:
-            raise ConfigurationError(
-                f"`{type(self).__name__}` compares ids, but {listed(models.tokenizers)} reads ids of its own. Take "
-                "`SimCT` or `SimpleOPD`, which compare texts, or a teacher with the student's tokenizer."
-            )
+        self._check_ids(models)
         selected = self.select(rollouts[self.rollout], step)
         readings = self._readings(selected, models, step)
         sequences, voices = attended(selected, readings, type(self.panel).__name__)
@@ -221,6 +217,14 @@ class TokenObjective(Objective):
             left = _share(sequences, selected)
             metrics["unread"] = Stat(left.weight - left.total, left.weight)
         return replace(outputs[0], terms=terms, metrics=metrics)
+
+    def _check_ids(self, models: Models) -> None:
+        """Raise `ConfigurationError` where a teacher reads ids of its own."""
+        if self.needs_teacher and models.tokenizers:
+            raise ConfigurationError(
+                f"`{type(self).__name__}` compares ids, but {listed(models.tokenizers)} reads ids of its own. Take "
+                "`SimCT` or `SimpleOPD`, which compare texts, or a teacher with the student's tokenizer."
+            )
 
     def _readings(self, sequences: Sequences, models: Models, step: Step) -> tuple[Reading, ...]:
         """Return what each teacher reads, none where none is needed.

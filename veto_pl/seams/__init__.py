@@ -24,7 +24,8 @@ from veto_pl.seams.models import LanguageModel, ModelSource, TokenizerSource
 from veto_pl.seams.objective import Faults, LossOutput, Objective, TokenValues
 from veto_pl.seams.panel import Panel, Reading, reading
 from veto_pl.seams.prompts import PromptBatch
-from veto_pl.seams.rollouts import Engine, Models, Rollouts, RolloutSource, TeacherContext, Writing
+from veto_pl.seams.rollouts import Engine, Models, Rollouts, RolloutSource, Writing
+from veto_pl.seams.teacher_context import TeacherContext
 from veto_pl.seams.tokens import (
     Advantage,
     Divergence,

@@ -1,4 +1,4 @@
-"""The seams of rollouts: who writes completions, what runs a model to sample, and what the teacher reads."""
+"""The seams of rollouts: who writes completions, and what runs a model to sample."""
 
 from __future__ import annotations
 
@@ -281,24 +281,6 @@ class Engine(Part, ABC):
 
         The rows are in prompt order. Collective where the model is sharded: call it on every rank.
         """
-
-
-class TeacherContext(Part, ABC):
-    """What the teacher reads: the same text, or the same completion behind another prompt.
-
-    What it `needs`, and whether it `compares_completions`, holds for the objective that has it (see `Objective`).
-    """
-
-    needs_rewards = False
-    compares_completions = False
-
-    @abstractmethod
-    def __call__(self, sequences: Sequences, models: Models, step: Step) -> Sequences:
-        """Return rows that hold the same completion tokens in the same order; `sequences.prompts` has the examples."""
-
-    def informed(self, sequences: Sequences) -> Tensor:
-        """Return [B] bool: the rows for which the teacher is told what there is to tell."""
-        return sequences.on_policy | True
 
 
 def setting_of(teacher: str) -> str:
