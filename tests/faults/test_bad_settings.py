@@ -38,7 +38,7 @@ OTHERS = {
     "PretrainedTokenizer": {"path": "x"},
     "Gguf": {"path": "x"},
     "ReasoningGym": {"dataset": "spell_backward"},
-    "PromptDataModule": {"task": JsonLines("rows.jsonl")},
+    "PromptDataModule": {"task": JsonLines(train="rows.jsonl")},
     "ChatJudge": {"base_url": "http://localhost", "model": "m"},
     "HumanEval": {"allow_code_execution": True},
     "MBPP": {"allow_code_execution": True},
