@@ -26,8 +26,9 @@ def test_places_are_read_where_a_model_is_named(built):
 def test_places_are_read_inside_of_other_models(built):
     pruned = '{"class_path": "Pruned", "init_args": {"source": "a/b", "keep_layers": [0]}}'
     cli = built("--model.student=Lora", f"--model.student.source={pruned}", "--model.student.targets=[q_proj]")
-    assert cli.model.student_source == Lora(Pruned(Pretrained("a/b"), keep_layers=(0,)), targets=("q_proj",))
-    assert built("--model.student=Lora", "--model.student.source=a/b").model.student_source == Lora(Pretrained("a/b"))
+    assert cli.model.student_source == Lora(Pruned(Pretrained("a/b"), keep_layers=(0,)), targets=("q_proj",), seed=0)
+    plain = built("--model.student=Lora", "--model.student.source=a/b").model.student_source
+    assert plain == Lora(Pretrained("a/b"), seed=0)
 
 
 @pytest.mark.parametrize(

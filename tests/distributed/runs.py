@@ -183,6 +183,8 @@ def train(
         multiprocessing.set_start_method("fork", force=True)
     data = (Dealt if dealt else PromptDataModule)(
         JsonLines(train=file, validation=file, verifier=ExactMatch()),
+        max_prompt_tokens=32,
+        max_completion_tokens=32,
         batch_size=batch_size,
         validation_batch_size=24 if strategy == "auto" else 12,
         train_limit=rows,

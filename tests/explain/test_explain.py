@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from veto_pl.commands.explain import explain
+from veto_pl.environments import House
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.explain import Scene, respond
 from veto_pl.explain.explanation_page import charts
@@ -20,6 +21,7 @@ from veto_pl.objectives import (
     SDFT,
     SDPO,
     SFT,
+    TCOD,
     VOPD,
     Distill,
     ExOPD,
@@ -173,7 +175,11 @@ def test_the_gradient_is_the_slope_of_the_loss_where_the_target_is_fixed(objecti
 
 
 load_plugins()
-GIVEN = {Phases: {"first": SFT(), "then": SDPO()}, Sum: {"terms": {"a": SDFT(), "b": SFT()}}}
+GIVEN = {
+    Phases: {"first": SFT(), "then": SDPO()},
+    Sum: {"terms": {"a": SDFT(), "b": SFT()}},
+    TCOD: {"environment": House()},
+}
 
 
 @pytest.mark.parametrize("kind", available(Objective), ids=lambda kind: kind.__name__)

@@ -9,7 +9,7 @@ from types import UnionType
 import pytest
 
 from veto_pl import seams
-from veto_pl.data import PlainTemplate, PromptDataModule
+from veto_pl.data import JsonLines, PlainTemplate, PromptDataModule
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models import Pruned
 from veto_pl.objectives import EOPD, OPSD, SDFT, SFT, Distill
@@ -38,7 +38,7 @@ OTHERS = {
     "PretrainedTokenizer": {"path": "x"},
     "Gguf": {"path": "x"},
     "ReasoningGym": {"dataset": "spell_backward"},
-    "PromptDataModule": {"task": None},
+    "PromptDataModule": {"task": JsonLines(train="rows.jsonl")},
     "ChatJudge": {"base_url": "http://localhost", "model": "m"},
     "HumanEval": {"allow_code_execution": True},
     "MBPP": {"allow_code_execution": True},

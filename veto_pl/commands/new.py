@@ -30,6 +30,7 @@ USES = {
     "engines": "--model.objective.rollout FromStudent --model.objective.rollout.engine",
     "environments": "--model.objective.rollout Played --model.objective.rollout.environment",
     "contexts": "--model.objective.context",
+    "panels": "--model.objective.panel",
     "supports": f"{DISTILL}.support",
     "weightings": f"{DISTILL}.weighting",
     "advantages": f"{DISTILL}.advantage",

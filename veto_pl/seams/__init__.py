@@ -15,7 +15,6 @@ from veto_pl.core.part import Part, Setup
 from veto_pl.core.step import Step
 from veto_pl.functional.stat import Stat
 from veto_pl.seams.batches import Sequences
-from veto_pl.seams.context import TeacherContext
 from veto_pl.seams.conversation import Conversation, Message, Rendering, Turn
 from veto_pl.seams.data import Example, Judge, Reward, Task, Template
 from veto_pl.seams.dialogue import Continuation, Dialogue
@@ -26,6 +25,7 @@ from veto_pl.seams.objective import Faults, LossOutput, Objective, TokenValues
 from veto_pl.seams.panel import Panel, Reading, reading
 from veto_pl.seams.prompts import PromptBatch
 from veto_pl.seams.rollouts import Engine, Models, Rollouts, RolloutSource, Writing
+from veto_pl.seams.teacher_context import TeacherContext
 from veto_pl.seams.tokens import (
     Advantage,
     Divergence,

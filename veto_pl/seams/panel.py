@@ -12,8 +12,8 @@ from torch import Tensor
 from veto_pl.core.part import Part
 from veto_pl.core.step import Step
 from veto_pl.seams.batches import Sequences
-from veto_pl.seams.context import TeacherContext
 from veto_pl.seams.rollouts import Models
+from veto_pl.seams.teacher_context import TeacherContext
 
 
 @dataclass(frozen=True)
