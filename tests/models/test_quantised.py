@@ -64,6 +64,16 @@ def test_an_adapter_beside_four_bits_is_exported_as_it_was_trained(folder, dora,
     assert divergence(load_student(Pretrained(folder), TOKENIZER), whole) == 0.0
 
 
+def test_layers_of_four_bits_keep_the_layout_that_adapters_read(folder):
+    """Some processors repack them otherwise, and then a DoRA takes other numbers for its base."""
+    student = adapted(source=Pretrained(folder, quantization_config=NF4), dora=True).eval()
+    with torch.no_grad():
+        student.model(torch.tensor([[1, 2, 3]]))
+    layers = [layer for layer in student.modules() if hasattr(layer, "support_avx512bf16_for_cpu")]
+    assert layers
+    assert not any(getattr(layer.weight.quant_state, "packing_format_for_cpu", False) for layer in layers)
+
+
 def test_the_base_of_four_bits_teaches_beside_its_adapter(folder):
     lora = Lora(Pretrained(folder, quantization_config=NF4), rank=2)
     models = load_models(lora, StudentBase().resolved(lora), TOKENIZER)

@@ -44,9 +44,9 @@ def test_only_the_adapter_has_gradients_and_state(lora):
 def test_the_students_own_base_takes_no_memory():
     source = Lora(tiny_source(), rank=2)
     shared, apart = planned(source, StudentBase()), planned(source, tiny_source())
-    assert shared.teacher.bytes == 0
-    assert shared.teacher.parameters == apart.teacher.parameters
-    assert apart.teacher.bytes > 0
+    assert shared.frozen["teacher"].bytes == 0
+    assert shared.frozen["teacher"].parameters == apart.frozen["teacher"].parameters
+    assert apart.frozen["teacher"].bytes > 0
 
 
 @pytest.mark.parametrize("double", [False, True])

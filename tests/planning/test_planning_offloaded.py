@@ -35,7 +35,7 @@ def weights_by_phase(teacher, rollout):
 def test_a_plan_counts_it_where_it_is_present(rollout):
     usual, always = weights_by_phase(tiny_source(seed=1), rollout)
     planned, present = weights_by_phase(Offloaded(tiny_source(seed=1)), rollout)
-    teacher = planned.simulated.teacher
+    teacher = planned.simulated.frozen["teacher"]
     assert (planned.offloaded, usual.offloaded) == ({"teacher"}, set())
     for phase in ("backward", "optimizer step"):
         assert present[phase] == always[phase] - teacher.bytes

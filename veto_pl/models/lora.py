@@ -19,6 +19,7 @@ from veto_pl.core.seeds import run_seed
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.adapters import adapter_config, is_adapted
 from veto_pl.models.initialisation import TINY, RandomWeights
+from veto_pl.models.quantising import keep_layout
 from veto_pl.models.reading import prefixed_errors, source_errors
 from veto_pl.models.wrapping import Wrapping
 from veto_pl.seams import ModelSource
@@ -99,6 +100,7 @@ class Lora(Wrapping):
     def load(self) -> PreTrainedModel:
         with torch.device("cpu"):  # where another one may be the default
             model = self._with_adapter(self.source.load())
+            keep_layout(model)
         if self.start is not None:
             _read_adapter(model, self.start)
         return model

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
+from torch import nn
+
 from veto_pl.core.mistakes import did_you_mean
 from veto_pl.exceptions import ConfigurationError
 
@@ -59,6 +61,17 @@ def check_quantization(settings: Mapping[str, Any]) -> None:
     if missing:
         extra = "pip install 'veto_pl[quantised]'" if method == "bitsandbytes" else f"pip install {' '.join(missing)}"
         raise ConfigurationError(f"A model quantised by {method} needs {' and '.join(missing)}: {extra}.")
+
+
+def keep_layout(model: nn.Module) -> None:
+    """Let the weights of a model's layers of four bits stay as peft reads them.
+
+    On processors with bfloat16 arithmetic (AVX512), bitsandbytes repacks the weights of a layer when it first runs in
+    evaluation. peft knows nothing of that and takes other numbers for the weights of a DoRA, and of a merge.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def packed_size(config: Any) -> float | None:
