@@ -39,6 +39,9 @@ test: .venv/developed  ## Run the fast tests
 test-all: .venv/developed  ## Run every test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not browser and not published and not vllm and not tools"
 
+test-long: .venv/developed  ## Run the tests that take longer than any of the fast ones may
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m long
+
 test-core: .venv/developed  ## Run the tests that tell whether a version of Python or of a library will do
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "core and not slow"
 

@@ -1,5 +1,7 @@
 """Keeps the fast suite fast: a test runs as many of its cases as its share of CPU time allows, and the others are slow.
 
+A test with cases that take too long for that is slow as a whole, and one of them `long`, which continuous integration runs.
+
 `tests/cpu_seconds.json` has what a case of each test takes. `pytest --update-times` measures anew what it runs.
 """
 
@@ -12,8 +14,10 @@ from zlib import crc32
 
 import pytest
 
-BUDGET = 1.0
+BUDGET = 0.5
 """CPU seconds for all cases of a test together; one case is kept in any case."""
+LONGEST = 4.0
+"""CPU seconds of a case; a test with longer ones is no part of the fast suite."""
 MEASURED = Path(__file__).with_name("cpu_seconds.json")
 
 
@@ -24,8 +28,13 @@ def mark_beyond_budget(items, seconds, budget=BUDGET):
         if item.get_closest_marker("slow") is None:
             cases[function_of(item.nodeid)].append(item)
     for test, these in cases.items():
-        for number in set(range(len(these))) - kept(test, len(these), seconds.get(test, 0.0), budget):
-            these[number].add_marker(pytest.mark.slow)
+        each = seconds.get(test, 0.0)
+        chosen = kept(test, len(these), each, budget)
+        for number, case in enumerate(these):
+            if number in chosen and each > LONGEST:
+                case.add_marker(pytest.mark.long)
+            if number not in chosen or each > LONGEST:
+                case.add_marker(pytest.mark.slow)
 
 
 def kept(test, cases, seconds, budget):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.cpu_budget import kept, mark_beyond_budget
+from tests.cpu_budget import LONGEST, kept, mark_beyond_budget
 
 SECONDS = st.floats(0, 100)
 
@@ -46,3 +46,10 @@ def test_cases_that_are_slow_already_count_for_nothing(seconds, fast):
     mark_beyond_budget(items, seconds, budget=1.0)
     assert sum("slow" not in item.marks for item in items) == fast
     assert all(item.marks == ["slow"] for item in items[5:])
+
+
+def test_a_test_with_long_cases_is_slow_and_one_case_runs_as_long():
+    items = [Item(nodeid=f"a.py::test[{number}]", marks=[]) for number in range(3)]
+    mark_beyond_budget(items, {"a.py::test": LONGEST + 1})
+    assert all("slow" in item.marks for item in items)
+    assert sum("long" in item.marks for item in items) == 1

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from veto_pl.core.bounds import Count
+from veto_pl.core.laws import Law
 from veto_pl.seams import Example, Task
 
 _STARTS = {"train": 0, "validation": 1 << 30, "test": 1 << 31}
@@ -27,6 +28,8 @@ class Levels(Task):
     validation: Count = 100
     test: Count = 100
     prompt: str = "You are in a house."
+
+    laws = Task.laws - {Law.SPLITS_ARE_APART}  # their texts are alike, and their levels are not
 
     def load(self, split: str) -> Sequence[Example]:
         number, start = getattr(self, split), _STARTS[split]
