@@ -1,6 +1,6 @@
 """Keeps the fast suite fast: a test runs as many of its cases as its share of CPU time allows, and the others are slow.
 
-A test with cases that take too long for that is slow as a whole, and one of them `long`, which continuous integration runs.
+A test with cases that take too long for that is slow as a whole, and one of them `long`, which is run beside the suite.
 
 `tests/cpu_seconds.json` has what a case of each test takes. `pytest --update-times` measures anew what it runs.
 """

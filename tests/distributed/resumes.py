@@ -49,6 +49,9 @@ class Kill(L.Callback):
             raise KilledError
 
 
+ROUTED = Veto(rollout=FromStudent(Sampling(max_new_tokens=6)), panel=Routed(column="to"))
+
+
 def run(
     folder: str,
     name: str,
@@ -64,7 +67,7 @@ def run(
     """Eight steps of two micro-batches over shuffled epochs of 48 rows, eight rows a micro-batch; saved every 3."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     settings = {"lr": 0.02, "momentum": 0.9} if optimizer == "SGD" else {"lr": 0.02}
-    objectives = {"remembers": REMEMBERS, "NaN": NoNumber(), "routed": Veto(panel=Routed(column="to"))}
+    objectives = {"remembers": REMEMBERS, "NaN": NoNumber(), "routed": ROUTED}
     student: ModelSource = tiny_source(attention_dropout=0.1 if objective == "remembers" else 0.0)
     if adapter:
         student = Lora(student, rank=2, dropout=0.1, modules_to_save=("lm_head",))

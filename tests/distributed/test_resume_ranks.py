@@ -89,16 +89,17 @@ def test_ranks_that_stop_together_because_of_nan_save_a_checkpoint(strategy, fol
 
 
 def test_one_process_goes_on_with_the_folder_of_two(folder, both_ranks):
+    """AdamW divides what two ranks and one sum in another order by its own size: on some processors up to 6e-5."""
     killed = both_ranks["fsdp2 Veto killed"]
     assert killed == 2 * (KILLED,)
     (alone,) = run_ranks(run_all, 1, folder, [
         {"name": "one after two", "strategy": "fsdp2", "objective": "Veto", "resume": "fsdp2 Veto killed"}
     ])  # fmt: skip
-    close(alone[0], both_ranks["fsdp2 Veto whole"][0], 1e-5)
+    close(alone[0], both_ranks["fsdp2 Veto whole"][0], 1e-4)
 
 
 def test_two_go_on_with_the_file_of_one_process(folder, both_ranks):
-    """AdamW divides what two ranks and one sum in another order by its own size: on some processors up to 6e-5."""
+    """As above, the other way round."""
     close(both_ranks["fsdp2 after one"][0], run(folder, "never stopped", objective="Veto"), 1e-4)
 
 
