@@ -73,7 +73,7 @@ def plugin(tmp_path):
 def test_a_class_that_cannot_be_made_hides_no_results(plugin):
     classes = "Needy or Helped or Helpless or Repeating or test_eos"
     done = python(
-        "-m", "pytest", "--pyargs", "veto_pl.testing", "-v", "-p", "no:cacheprovider", "-k", classes,
+        "-m", "pytest", "--pyargs", "veto_pl.testing", "-v", "-p", "no:cacheprovider", "-m", "", "-k", classes,
         cwd=ROOT, path=[plugin],
     )  # fmt: skip
     results = dict(re.findall(r"::(.+) (PASSED|FAILED)", done.stdout))
