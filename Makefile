@@ -10,7 +10,7 @@ PYTHONS := 3.10 3.11 3.12 3.13
 # The ends of what pyproject.toml allows of torch, lightning, transformers and jsonargparse.
 VERSIONS := oldest newest
 
-.PHONY: help quickstart smollm2 test test-all test-core test-pythons test-versions test-published test-sandbox test-browser test-vllm test-tools bench lint types docs checks clean
+.PHONY: help quickstart smollm2 test test-all test-core test-pythons test-versions test-published test-sandbox test-browser test-vllm test-tools test-long bench lint types docs checks clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16

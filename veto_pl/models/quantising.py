@@ -70,8 +70,8 @@ def keep_layout(model: nn.Module) -> None:
     evaluation. peft knows nothing of that and takes other numbers for the weights of a DoRA, and of a merge.
     """
     for layer in model.modules():
-        if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False
+        if "support_avx512bf16_for_cpu" in vars(layer):
+            vars(layer)["support_avx512bf16_for_cpu"] = False
 
 
 def packed_size(config: Any) -> float | None:
