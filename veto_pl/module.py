@@ -96,7 +96,7 @@ class DistillationModule(HostedModule, CheckpointedModule, OptimizedModule):
         self.clock = PhaseClock()
         self.models: Models | None = None
         self.metrics = metrics
-        self.panel = compared_by(objective, self.teacher_sources)
+        self.panel = compared_by(self.objective, self.teacher_sources)
         self.validation_metrics = validation_metrics(metrics, evaluation, with_teacher=self.panel is not None)
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self.logged: dict[str, float] = {}

@@ -18,6 +18,7 @@ from veto_pl.metrics import Accuracy, MetricFamily, TokenMetric, TopKDiagnostic
 from veto_pl.metrics.metric_bases import CompletionMetric
 from veto_pl.models import CharacterTokenizer, InMemory, Lora, MovingAverage, Pruned, RandomWeights
 from veto_pl.objectives import SFT, Sum, Veto
+from veto_pl.parts.panels import Together
 from veto_pl.parts.schedules import Linear
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.testing.tiny import ALPHABET, tiny_source
@@ -64,6 +65,16 @@ def test_an_open_seed_is_that_of_lightning(seed, tmp_path):
     other, _, _ = fit(tmp_path)
     assert not torch.equal(weights(module), weights(other))
     assert module.seed == seed, "settled when it was made"
+
+
+def test_a_named_teacher_has_the_runs_seed_and_is_told_in_checkpoints(tmp_path):
+    L.seed_everything(3, verbose=False)
+    both = Veto(rollout=FromStudent(FOUR), panel=Together())
+    module, _, _ = fit(tmp_path, objective=both, teachers={"other": OPEN}, keep="kept")
+    assert module.teacher_sources["other"].seed == 3
+    again = DistillationModule.load_from_checkpoint(tmp_path / "kept" / "last.ckpt")
+    assert again.teacher_sources == module.teacher_sources
+    assert again.models.named_teachers.keys() == {"teacher", "other"}
 
 
 def test_without_lightnings_seed_it_is_0(monkeypatch):

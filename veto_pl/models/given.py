@@ -161,7 +161,7 @@ def teachers_of(teacher: ModelSource | None, named: Mapping[str, Any], student: 
                 f"none of {', '.join(f'`{role}`' for role in ROLES)}. Rename it, in the data too."
             )
     first = {} if teacher is None else {TEACHER: teacher}
-    others = {name: as_source(one, setting_of(name)).resolved(student) for name, one in named.items()}
+    others = {name: seeded(as_source(one, setting_of(name))).resolved(student) for name, one in named.items()}
     return first | others
 
 

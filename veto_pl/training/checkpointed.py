@@ -26,7 +26,8 @@ M = TypeVar("M", bound="CheckpointedModule")
 
 ARGUMENTS = {
     "objective": "objective", "student": "student_source", "teacher": "teacher_source",
-    "reference": "reference_source", "tokenizer": "tokenizer_source", "optimizer": "optimizer",
+    "teachers": "further_teachers", "reference": "reference_source", "tokenizer": "tokenizer_source",
+    "optimizer": "optimizer",
     "lr_schedule": "lr_schedule", "evaluation": "evaluation", "evaluation_engine": "evaluation_engine",
     "metrics": "metrics", "seed": "seed", "skip_limit": "skip_limit", "roll_out_window": "rolls_out_window",
 }  # fmt: skip

@@ -58,6 +58,11 @@ class HostedModule(OwnErrors, L.LightningModule):
     validation_metrics: nn.ModuleDict
     teacher_sources: Mapping[str, ModelSource]
 
+    @property
+    def further_teachers(self) -> dict[str, ModelSource]:
+        """Return the sources of `model.teachers`, by name."""
+        return {name: source for name, source in self.teacher_sources.items() if name != TEACHER}
+
     def keep_teachers_that_move(self, models: Models) -> None:
         """Make submodules of the teachers that change, so that checkpoints hold them."""
         for name, model in models.named_teachers.items():
