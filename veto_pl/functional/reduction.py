@@ -44,7 +44,7 @@ def aggregated(
     by_turn = aggregation == "turn" and turn_ids is not None
     if aggregation == "sequence" or not mask.numel() or not (by_turn or episodes is not None):
         return sequence_mean_sum(values, mask)
-    return group_mean_sum(values, mask, _group_numbers(mask, turn_ids if by_turn else None, episodes))
+    return group_mean_sum(values, mask, group_numbers(mask, turn_ids if by_turn else None, episodes))
 
 
 def token_sum(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,8 +107,22 @@ def group_mean_sum(values: Tensor, mask: Tensor, groups: Tensor) -> tuple[Tensor
     return (totals / sizes.clamp_min(1).to(values.dtype)).sum(), (sizes > 0).sum().float()
 
 
-def _group_numbers(mask: Tensor, turn_ids: Tensor | None, episodes: Tensor | None) -> Tensor:
-    """Return a number for each token, [B, S] int64, equal on those that share episode and turn."""
+def group_numbers(mask: Tensor, turn_ids: Tensor | None, episodes: Tensor | None) -> Tensor:
+    """Return a number for each token, [B, S] int64, equal on those that share episode and turn.
+
+    With turns it is the number of the episode, from 0 on, times one more than the largest turn, plus the turn.
+
+    Args:
+        mask: [B, S] bool.
+        turn_ids: [B, S] int64; None where each row is one turn.
+        episodes: [B] int64, equal on rows of one episode; None where each row is one.
+
+    Example:
+        >>> import torch
+        >>> group_numbers(torch.ones(2, 2).bool(), torch.tensor([[1, 2], [3, 3]]), torch.tensor([5, 5]))
+        tensor([[1, 2],
+                [3, 3]])
+    """
     rows = torch.arange(len(mask), device=mask.device)
     whole = rows if episodes is None else torch.unique(episodes, return_inverse=True)[1]
     if turn_ids is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from veto_pl.functional.reduction import group_numbers
+
 
 def step_weights(
     log_ratio: Tensor,
@@ -44,10 +46,8 @@ def step_weights(
     """
     if turn_ids is None or not mask.any():
         return torch.ones_like(log_ratio)
-    rows = torch.arange(len(mask), device=mask.device)
-    whole = rows if episodes is None else torch.unique(episodes, return_inverse=True)[1]
     most = int(turn_ids.amax()) + 1
-    groups = (whole[:, None] * most + turn_ids).flatten()
+    groups = group_numbers(mask, turn_ids, episodes).flatten()
     size = (len(mask) + 1) * most
     counts = log_ratio.new_zeros(size).index_add(0, groups, mask.flatten().to(log_ratio.dtype))
     sizes = log_ratio.abs().masked_fill(~mask, 0.0).flatten()

@@ -20,6 +20,7 @@ from veto_pl.seams import (
     Step,
     TokenValues,
 )
+from veto_pl.seams.objective import all_align
 
 __all__ = ["Sum"]
 
@@ -56,9 +57,7 @@ class Sum(Objective):
         object.__setattr__(self, "needs_teacher", any(part.needs_teacher for part in parts))
         object.__setattr__(self, "needs_reference", any(part.needs_reference for part in parts))
         object.__setattr__(self, "needs_rewards", any(part.needs_rewards for part in parts))
-        readers = [part for part in parts if part.needs_teacher]
-        aligned = bool(readers) and all(part.aligns_tokenizers for part in readers)
-        object.__setattr__(self, "aligns_tokenizers", aligned)
+        object.__setattr__(self, "aligns_tokenizers", all_align(parts))
         object.__setattr__(self, "laws", frozenset.intersection(*(part.laws for part in parts)))
 
     @classmethod

@@ -7,6 +7,7 @@ from veto_pl.objectives.distill import Distill
 from veto_pl.objectives.sft import SFT
 from veto_pl.rollouts import FromStudent
 from veto_pl.seams import LossOutput, Models, Objective, Rollouts, RolloutSource, Step
+from veto_pl.seams.objective import all_align
 
 __all__ = ["Phases"]
 
@@ -34,9 +35,7 @@ class Phases(Objective):
         super().__post_init__()
         for need in ("needs_teacher", "needs_reference", "needs_rewards"):
             object.__setattr__(self, need, getattr(self.first, need) or getattr(self.then, need))
-        readers = [part for part in (self.first, self.then) if part.needs_teacher]
-        aligned = bool(readers) and all(part.aligns_tokenizers for part in readers)
-        object.__setattr__(self, "aligns_tokenizers", aligned)
+        object.__setattr__(self, "aligns_tokenizers", all_align((self.first, self.then)))
         object.__setattr__(self, "laws", self.first.laws & self.then.laws)
 
     @classmethod

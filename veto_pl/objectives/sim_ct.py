@@ -11,8 +11,9 @@ from veto_pl.functional.differentiation import closed_form
 from veto_pl.functional.unit_outcomes import Score
 from veto_pl.models.readout import read_hidden
 from veto_pl.models.sharding import gathered
+from veto_pl.objectives.student_pass import read_by_student
 from veto_pl.objectives.token_objective import TokenObjective
-from veto_pl.objectives.unit_readings import read_by_student, read_in_own_ids
+from veto_pl.objectives.unit_readings import read_in_own_ids
 from veto_pl.objectives.unit_scoring import Spoken, UnitScoring
 from veto_pl.parts.divergences import ReverseKL
 from veto_pl.rollouts import FromStudent, Sampling

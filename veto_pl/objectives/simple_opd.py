@@ -13,8 +13,9 @@ from veto_pl.functional.units import Units, spread_logp
 from veto_pl.models.readout import token_logp
 from veto_pl.objectives.policy_gradient import PolicyGradient
 from veto_pl.objectives.scoring import Scoring
+from veto_pl.objectives.student_pass import read_by_student
 from veto_pl.objectives.token_kernel import TokenLoss
-from veto_pl.objectives.unit_readings import read_by_student, read_in_own_ids
+from veto_pl.objectives.unit_readings import read_in_own_ids
 from veto_pl.parts.advantages import LogRatio
 from veto_pl.seams import Advantage, LanguageModel, LossOutput, Models, Rollouts, Sequences, Stat, Step
 from veto_pl.seams.tokens import TokenGrid

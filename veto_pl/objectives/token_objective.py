@@ -20,6 +20,7 @@ from veto_pl.models.own_tokenizers import check_shared_ids
 from veto_pl.models.readout import read_hidden, token_logp
 from veto_pl.models.sharding import gathered
 from veto_pl.objectives.scoring import Scoring
+from veto_pl.objectives.student_pass import read_by_student
 from veto_pl.objectives.voices import attended
 from veto_pl.parts.contexts import SameText
 from veto_pl.parts.panels import OneTeacher
@@ -194,31 +195,27 @@ class TokenObjective(Objective):
         reference = models.required_reference() if self.needs_reference else None
         reference_logp = None if reference is None else self._token_logp(reference, sequences)
         scoring = Scoring(self, sequences, step, reference_logp, voices)
-        outputs: list[LossOutput] = []
 
-        def readout(student_hidden: Tensor, student: LanguageModel) -> Tensor:
+        def score(student_hidden: Tensor, student: LanguageModel) -> tuple[Tensor, LossOutput]:
             spoken = zip(voices.voices, hidden, teachers, strict=True) if teachers else ()
             readers = [voice.reader(hidden=found, head=teacher.head()) for voice, found, teacher in spoken]
             head, alone = student.head(), [Reader()]
             stream = PanelStream(
                 student_hidden, head, readers or alone, chunk_rows=self.chunk_rows, compiled=self.compile
             )
-            total, output = scoring.run(stream)
-            outputs.append(output)
-            return total
+            return scoring.run(stream)
 
-        # The total comes out of the student's forward, where sharding hooks into the graph.
         with contextlib.ExitStack() as stack:
             for teacher in dict.fromkeys(teachers):
                 stack.enter_context(gathered(teacher, head_only=True))
-            total: Tensor = models.student(sequences, readout)
-        terms, metrics = {"loss": Stat(total, outputs[0].terms["loss"].weight)}, dict(outputs[0].metrics)
+            output = read_by_student(sequences, models, score)
+        metrics = dict(output.metrics)
         if type(self).select is not TokenObjective.select:
             metrics["selected"] = _share(selected, rollouts[self.rollout])
         if not self.panel.is_neutral:
             left = _share(sequences, selected)
             metrics["unread"] = Stat(left.weight - left.total, left.weight)
-        return replace(outputs[0], terms=terms, metrics=metrics)
+        return replace(output, metrics=metrics)
 
     def _readings(self, sequences: Sequences, models: Models, step: Step) -> tuple[Reading, ...]:
         """Return what each teacher reads, none where none is needed.

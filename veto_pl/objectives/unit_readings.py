@@ -1,17 +1,12 @@
-"""What objectives over units share: what the teacher reads in its own ids, and the student's pass over the rollout."""
+"""What a teacher reads in its own ids, for objectives over units."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import replace
-
-from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.units import Units
 from veto_pl.objectives.token_objective import TokenObjective
 from veto_pl.parts.translated_rows import translated
-from veto_pl.seams import LanguageModel, LossOutput, Models, Sequences, Stat
+from veto_pl.seams import Models, Sequences
 
 
 def read_in_own_ids(objective: TokenObjective, sequences: Sequences, models: Models) -> tuple[Sequences, Units]:
@@ -29,21 +24,3 @@ def read_in_own_ids(objective: TokenObjective, sequences: Sequences, models: Mod
     assert models.teacher_tokenizer is not None, "asked where the teacher has a tokenizer of its own"
     speakers = (models.student, models.tokenizer), (models.required_teacher(), models.teacher_tokenizer)
     return translated(sequences, *speakers, name)
-
-
-def read_by_student(
-    sequences: Sequences, models: Models, score: Callable[[Tensor, LanguageModel], tuple[Tensor, LossOutput]]
-) -> LossOutput:
-    """Run the student over a rollout and return what `score` makes of its hidden states [N, D].
-
-    The total comes out of the student's forward, where sharding hooks into the graph.
-    """
-    outputs: list[LossOutput] = []
-
-    def readout(hidden: Tensor, student: LanguageModel) -> Tensor:
-        total, output = score(hidden, student)
-        outputs.append(output)
-        return total
-
-    total: Tensor = models.student(sequences, readout)
-    return replace(outputs[0], terms={"loss": Stat(total, outputs[0].terms["loss"].weight)})

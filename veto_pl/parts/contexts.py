@@ -274,9 +274,9 @@ def check_room(rows: Sequences | PromptBatch, teacher: LanguageModel, name: str,
     Raises:
         ConfigurationError: the teacher knows fewer positions.
     """
-    positions = getattr(teacher.model.config, "max_position_embeddings", None)
+    positions = teacher.positions
     # Without padding perhaps no row is so long; nobody waits for the lengths as long as padding fits too.
-    if not isinstance(positions, int) or rows.input_ids.shape[1] + new_tokens <= positions:
+    if positions is None or rows.input_ids.shape[1] + new_tokens <= positions:
         return
     longest = int(rows.attention_mask.sum(1).max()) + new_tokens
     if longest > positions:

@@ -218,7 +218,7 @@ class Played(RolloutSource):
             one.write(said, turn)
         whole = [one for one in playing if one.is_live]
         answers = self._ask([partial(one.episode.reply, one.messages[-1]) for one in whole], "reply")
-        room = Room(self.sampling.max_new_tokens, self.max_tokens, _positions(models), self.longest_reply)
+        room = Room(self.sampling.max_new_tokens, self.max_tokens, models.student.positions, self.longest_reply)
         for one, answer in zip(whole, answers, strict=True):
             reply = Reply(done=True, failed=True) if answer.problem else answer.value
             if not isinstance(reply, Reply):
@@ -256,7 +256,7 @@ class Played(RolloutSource):
     def _check_room(self, playing: Sequence[LiveEpisode], models: Models) -> None:
         """Raise `ConfigurationError` where what is said first leaves no room for a turn."""
         longest = max((len(one.context) for one in playing), default=0)
-        positions = _positions(models)
+        positions = models.student.positions
         if positions is not None and longest + self.sampling.max_new_tokens > positions:
             raise ConfigurationError(
                 f"What is read of `{self._name}` first comes to {longest} tokens with the prompt, and a turn to "
@@ -281,11 +281,6 @@ def _numbers(prompts: PromptBatch, places: Sequence[tuple[int, int]]) -> Tensor:
     """Return [R] int64 on the host: the number of each episode, a function of its prompt's and of the completion."""
     index = torch.tensor(places, dtype=torch.int64).view(-1, 2)
     return prompts.on_host.numbers[index[:, 0]] * PLACES + index[:, 1]
-
-
-def _positions(models: Models) -> int | None:
-    positions = getattr(models.student.model.config, "max_position_embeddings", None)
-    return positions if isinstance(positions, int) else None
 
 
 def _reward(episode: Episode) -> float | None:

@@ -86,9 +86,9 @@ class TeacherSteps(RolloutSource):
                 yield row, ids[: len(ids) - len(completion) + start]
 
     def _check_room(self, asked: PromptBatch, models: Models) -> None:
-        positions = getattr(models.required_teacher().model.config, "max_position_embeddings", None)
+        positions = models.required_teacher().positions
         longest = asked.input_ids.shape[1] + self.sampling.max_new_tokens
-        if isinstance(positions, int) and longest > positions:
+        if positions is not None and longest > positions:
             raise ConfigurationError(
                 f"A prompt, what the student has written and `TeacherSteps.sampling.max_new_tokens` come to {longest} "
                 f"tokens, more than the {positions} positions of the teacher. Lower the length of the student or of "

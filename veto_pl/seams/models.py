@@ -51,6 +51,12 @@ class LanguageModel(OwnErrors, nn.Module, ABC):
         return next(self.parameters()).device
 
     @property
+    def positions(self) -> int | None:
+        """Return how many tokens a row may have; None where the configuration does not say."""
+        known = getattr(self.model.config, "max_position_embeddings", None)
+        return known if isinstance(known, int) else None
+
+    @property
     def head_rows(self) -> int:
         """Return the number of rows of the head's matrix, padding included."""
         return int(self.model.get_output_embeddings().weight.shape[0])

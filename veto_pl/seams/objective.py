@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -125,3 +125,9 @@ class Objective(Part, ABC):
     @abstractmethod
     def loss(self, rollouts: Rollouts, models: Models, step: Step) -> LossOutput:
         """Compute the undivided loss terms and metrics of one micro-batch."""
+
+
+def all_align(parts: Iterable[Objective]) -> bool:
+    """Return whether all objectives that read a teacher align its tokenizer, and one of them reads one."""
+    readers = [part for part in parts if part.needs_teacher]
+    return bool(readers) and all(part.aligns_tokenizers for part in readers)

@@ -7,19 +7,12 @@ from typing import Any
 
 from veto_pl.data.collate import Collator
 from veto_pl.models.assemble import load_models
-from veto_pl.models.initialisation import RandomWeights
+from veto_pl.models.initialisation import TINY, RandomWeights
 from veto_pl.models.tokenizers import CharacterTokenizer
 from veto_pl.seams import Example, Models, PromptBatch
 
 ALPHABET = ">abcdefghijklmnop"
-_LLAMA_LIKE = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 128,
-}
+_LLAMA_LIKE = {name: size for name, size in TINY.items() if name != "vocab_size"}
 DIMENSIONS: dict[str, dict[str, Any]] = {
     "llama": _LLAMA_LIKE,
     "qwen2": _LLAMA_LIKE,
