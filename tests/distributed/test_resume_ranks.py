@@ -1,8 +1,10 @@
 """Ranks that are gone in the middle of a window go on as if they had not been, on as many or other numbers of ranks."""
 
+import io
 import pathlib
 import pickle
 import sys
+from enum import Enum
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 import torch.distributed as dist
 from resumes import run, run_all
 from runs import prepare
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, TensorProperties
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.storage import sharded_checkpoint
@@ -147,6 +150,39 @@ def test_a_table_is_read_whatever_module_a_python_keeps_its_paths_in(module, tmp
     torch.distributed.checkpoint.save({"model.a": torch.ones(3)}, checkpoint_id=tmp_path, no_dist=True)
     assert f"{module}\x94".encode("latin1") in (tmp_path / TABLE).read_bytes(), "the name of a pickle's class"
     assert torch.equal(read_whole(tmp_path, "model.")["a"], torch.ones(3))
+
+
+class ByName(pickle.Pickler):
+    """Writes a member of an Enum as Python 3.11.0 to 3.11.3 do (CPython gh-103479), which Debian 12 has."""
+
+    def reducer_override(self, value):
+        return (getattr, (type(value), value.name)) if isinstance(value, Enum) else NotImplemented
+
+
+def rewritten(value):
+    file = io.BytesIO()
+    ByName(file).dump(value)
+    return file.getvalue()
+
+
+def test_a_table_is_read_however_a_python_writes_members_of_an_enum(tmp_path):
+    torch.distributed.checkpoint.save({"model.a": torch.ones(3)}, checkpoint_id=tmp_path, no_dist=True)
+    table = sharded_checkpoint._Reader(tmp_path).read_metadata()
+    (tmp_path / TABLE).write_bytes(rewritten(table))
+    assert b"getattr" in (tmp_path / TABLE).read_bytes()
+    assert torch.equal(read_whole(tmp_path, "model.")["a"], torch.ones(3))
+
+
+@pytest.mark.parametrize("name", ["__init__", "__class__", "mro", "no member"])
+@pytest.mark.parametrize("kind", [_MEM_FORMAT_ENCODING, TensorProperties], ids=["enum", "class"])
+def test_a_table_reaches_members_of_an_enum_and_nothing_else(kind, name, tmp_path):
+    class Reach:
+        def __reduce__(self):
+            return getattr, (kind, name)
+
+    (tmp_path / TABLE).write_bytes(pickle.dumps(Reach()))
+    with pytest.raises(ConfigurationError, match="does not belong"):
+        read_whole(tmp_path, "")
 
 
 def fail_to_save(folder, where):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import shutil
 from collections.abc import Callable, Mapping
+from enum import EnumMeta
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -214,10 +215,19 @@ class _Reader(FileSystemReader):
 class _TableUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         module = "pathlib" if module == "pathlib._local" else module  # as Python 3.13 writes it, for any to read
+        if (module, name) == ("builtins", "getattr"):  # as Python 3.11.0 to 3.11.3 write a member of an Enum
+            return _enum_member
         a_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if a_dtype or name in _ALLOWED_CLASSES.get(module, ()):
             return super().find_class(module, name)
         raise ConfigurationError(f"The checkpoint's table names `{module}.{name}`, which does not belong there.")
+
+
+def _enum_member(kind: Any, name: Any) -> Any:
+    """Return a member of an allowed Enum by its name; refuse whatever else `getattr` could reach."""
+    if isinstance(kind, EnumMeta) and isinstance(name, str) and name in kind.__members__:
+        return kind[name]
+    raise ConfigurationError(f"The checkpoint's table asks {kind!r} for `{name}`, which does not belong there.")
 
 
 class _TensorsOnly(DefaultLoadPlanner):
