@@ -1,0 +1,217 @@
+"""Distillation of agents with the calculator `Abacus`: with the weights of SOD for the turns, and without."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from trajectories_runs import Finished, Looks, Seen, Size, dialogue, distilled, imitated, tokenizer_of
+
+from veto_pl import DistillationModule, PromptDataModule
+from veto_pl.environments import Abacus
+from veto_pl.functional.step_weights import step_weights
+from veto_pl.objectives import SOD, Distill
+from veto_pl.parts.advantages import LogRatio, WithReward
+from veto_pl.rollouts import Played, Sampling
+from veto_pl.seams import Example, Objective, Task
+
+TURNS = 6
+ARMS = ("SOD", "without weights")
+CALL, END = '<tool_call>{"name": "calculate", "arguments": {"expression": "', '"}}</tool_call>'
+SLIP, CAP = 0.15, 0.2
+
+
+def played(copies: int) -> Played:
+    return Played(
+        Abacus(), Sampling(temperature=1.0, max_new_tokens=8, num_completions=copies), max_turns=TURNS, max_tokens=96
+    )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the study is.
+
+    Args:
+        teacher: of all seeds.
+        student: each seed has its own.
+        updates: of a run.
+        held_out: episodes of a look.
+        batch: prompts of an update.
+        copies: completions of each prompt.
+        rate: of AdamW in distillation.
+    """
+
+    teacher: Size = Size(width=64, steps=300, rows=1000)
+    student: Size = Size(width=64, steps=55, rows=300)
+    updates: int = 30
+    held_out: int = 150
+    batch: int = 4
+    copies: int = 8
+    rate: float = 2e-3
+
+
+@dataclass(frozen=True)
+class Sums(Task):
+    """Sums of four numbers, such as `7+8-3+9=`; what is left of an operator is a number from 0 to 40.
+
+    Args:
+        train: rows to train on.
+        validation: rows to look at.
+        test: more of them.
+        first: the number of the first training row.
+        shown: whether rows are whole dialogues of the expert, which calculates from the left.
+        slips: the share of calls that the expert gets wrong, which are read and not imitated; it then calls again.
+    """
+
+    train: int = 10_000
+    validation: int = 200
+    test: int = 1
+    first: int = 0
+    shown: bool = False
+    slips: float = 0.0
+
+    def load(self, split: str) -> Sequence[Example]:
+        start = {"train": self.first, "validation": 1 << 30, "test": 1 << 31}[split]
+        numbers = range(start, start + getattr(self, split))
+        return [
+            expert(number, self.slips) if self.shown else Example(asked(number), str(steps(number)[-1][1]))
+            for number in numbers
+        ]
+
+    def reward(self, example: Example, completion: str) -> float:
+        return float(completion.strip() == example.completion)
+
+
+def steps(number: int) -> list[tuple[str, int]]:
+    """What is calculated one after the other, each with its value."""
+    draws, found = random.Random(number), []
+    value = draws.randint(1, 20)
+    for _ in range(3):
+        other = draws.randint(1, 20)
+        operator = "+" if value - other < 0 or (value + other <= 40 and draws.random() < 0.5) else "-"
+        result = value + other if operator == "+" else value - other
+        found.append((f"{value}{operator}{other}", result))
+        value = result
+    return found
+
+
+def asked(number: int) -> str:
+    (first, _), *others = steps(number)
+    return (
+        first
+        + "".join(told[len(str(before)) :] for (told, _), (_, before) in zip(others, steps(number), strict=False))
+        + "="
+    )
+
+
+def expert(number: int, slips: float) -> Example:
+    """A dialogue that calculates step by step, with some calls that go wrong."""
+    draws, said, own = random.Random(-1 - number), [{"role": "user", "content": asked(number)}], []
+    for told, value in steps(number):
+        while draws.random() < slips:
+            wrong = told.rstrip("0123456789")
+            said += [
+                {"role": "assistant", "content": CALL + wrong + END},
+                {"role": "tool", "content": "Error: it has no end"},
+            ]
+        own.append(len(said))
+        said += [{"role": "assistant", "content": CALL + told + END}, {"role": "tool", "content": str(value)}]
+    own.append(len(said))
+    return dialogue([*said, {"role": "assistant", "content": said[-1]["content"]}], own)
+
+
+def tokenizer():
+    """Numbers, operators, and what stands before and behind an expression in a call, are a word each."""
+    words = [CALL, END, *map(str, range(100)), *"+-=", "Error"]
+    pieces = r'<tool_call>.*?"expression": "|"\}\}</tool_call>|\d+|[-+=]|Error|<eos>|\S'
+    return tokenizer_of(words, pieces, {r"Error:[\s\S]*": "Error"}, spaced=False)
+
+
+def objective(arm: str, copies: int) -> Objective:
+    if arm == "SOD":
+        return SOD(rollout=played(copies), cap=CAP)
+    return Distill(rollout=played(copies), divergence=None, advantage=WithReward(LogRatio(), 1.0, scale="std"))
+
+
+def failed_calls(seen: Seen, decode: Any) -> Tensor:
+    """[E, K] bool: the turns whose call was answered by an error."""
+    rows, failed = seen.rows, torch.zeros(len(seen.rows), TURNS, dtype=torch.bool)
+    replies = rows.completion_mask & ~rows.loss_mask
+    for row, turn in torch.stack(
+        [torch.arange(len(rows)).repeat_interleave(TURNS), torch.arange(TURNS).repeat(len(rows))], 1
+    ).tolist():
+        text = decode(rows.input_ids[row][replies[row] & (rows.turn_ids[row] == turn + 1)])
+        failed[row, turn] = text.startswith("Error")
+    return failed
+
+
+def slope(distance: Tensor, there: Tensor) -> float:
+    """The slope of [E, K] over K within episodes, by least squares, over the turns that there are; NaN without any."""
+    turn = torch.arange(distance.shape[1]).to(distance)
+    count = there.sum(1, keepdim=True).clamp_min(1)
+    centred = [
+        (one * there - (one * there).sum(1, keepdim=True) / count) * there
+        for one in (turn.expand_as(distance), distance)
+    ]
+    return float((centred[0] * centred[1]).sum() / centred[0].square().sum())
+
+
+def look_of(rows: list[Example]) -> Any:
+    def look(module: DistillationModule, data: PromptDataModule) -> dict[str, Any]:
+        seen = Seen.of(module, data, played(1), rows, seed=10**6)
+        ratio = seen.log_ratio()
+        sums, tokens = seen.turns(ratio.abs(), TURNS)
+        grid = torch.zeros_like(seen.rows.loss_mask[:, 1:], dtype=ratio.dtype).masked_scatter(
+            seen.rows.predictions, ratio
+        )
+        weights = step_weights(grid, seen.rows.predictions, seen.rows.turn_ids[:, 1:], seen.rows.episodes, CAP)
+        weight = seen.turns(weights[seen.rows.predictions], TURNS)[0] / tokens
+        there, distance = tokens > 0, (sums / tokens).nan_to_num()
+        failed = failed_calls(seen, module.tokenizer.decode)
+        strayed = failed.any(1, keepdim=True)
+        behind = torch.cat([torch.zeros_like(strayed), failed[:, :-1]], 1) & there
+        clean = there & (torch.arange(TURNS) > 0) & ~failed.cumsum(1).roll(1, 1).bool()
+        found = {"success": seen.rows.rewards.mean(), "episodes with a failed call": strayed.float().mean()}
+        found |= {"slope with": slope(distance, there & strayed), "slope without": slope(distance, there & ~strayed)}
+        for where, turns in (("behind", behind), ("elsewhere", clean)):
+            found |= {f"w {where}": weight[turns].mean(), f"below 1 {where}": (weight[turns] < 1).float().mean()}
+            found |= {f"d {where}": distance[turns].mean()}
+        return {name: float(value) for name, value in (found | {"d first": distance[:, 0].mean()}).items()}
+
+    return look
+
+
+def run(done: Finished, folder: Path, seeds: Sequence[int], sizes: Sizes) -> None:
+    """Run what is missing."""
+    words, look = tokenizer(), look_of(Sums(validation=sizes.held_out).load("validation"))
+    teacher = imitated(
+        folder / "abacus-teacher", sizes.teacher, words, Sums(sizes.teacher.rows, shown=True, slips=SLIP), seed=0
+    )
+    for seed in seeds:
+        shown = Sums(sizes.student.rows, first=10**6 * (seed + 1), shown=True)
+        student = imitated(folder / f"abacus-student-{seed}", sizes.student, words, shown, seed=seed + 1)
+        for arm in ARMS:
+
+            def trained(student: str = student, arm: str = arm, seed: int = seed) -> dict[str, Any]:
+                looks, task = Looks(look, 10**9, 10**9), Sums(first=10**8 * (seed + 1))
+                distilled(
+                    objective(arm, sizes.copies),
+                    student,
+                    teacher,
+                    task,
+                    looks,
+                    rate=sizes.rate,
+                    batch=sizes.batch,
+                    seed=seed,
+                    steps=sizes.updates,
+                )
+                return {"looks": looks.seen}
+
+            done.add("abacus", arm, seed, trained)
+            print("abacus", arm, seed, json.dumps(done.of("abacus", arm)[seed]["looks"]), flush=True)
