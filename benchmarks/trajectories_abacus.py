@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from trajectories_runs import Finished, Looks, Seen, Size, dialogue, distilled, imitated, tokenizer_of
+from trajectories_runs import Finished, Look, Looks, Seen, Size, dialogue, distilled, imitated, looked_at, tokenizer_of
 
 from veto_pl import DistillationModule, PromptDataModule
 from veto_pl.environments import Abacus
@@ -102,12 +102,9 @@ def steps(number: int) -> list[tuple[str, int]]:
 
 
 def asked(number: int) -> str:
-    (first, _), *others = steps(number)
-    return (
-        first
-        + "".join(told[len(str(before)) :] for (told, _), (_, before) in zip(others, steps(number), strict=False))
-        + "="
-    )
+    """All of it in one line."""
+    first, *others = (told for told, _ in steps(number))
+    return first + "".join(told.lstrip("0123456789") for told in others) + "="
 
 
 def expert(number: int, slips: float) -> Example:
@@ -115,11 +112,8 @@ def expert(number: int, slips: float) -> Example:
     draws, said, own = random.Random(-1 - number), [{"role": "user", "content": asked(number)}], []
     for told, value in steps(number):
         while draws.random() < slips:
-            wrong = told.rstrip("0123456789")
-            said += [
-                {"role": "assistant", "content": CALL + wrong + END},
-                {"role": "tool", "content": "Error: it has no end"},
-            ]
+            wrong, error = told.rstrip("0123456789"), "Error: it has no end"
+            said += [{"role": "assistant", "content": CALL + wrong + END}, {"role": "tool", "content": error}]
         own.append(len(said))
         said += [{"role": "assistant", "content": CALL + told + END}, {"role": "tool", "content": str(value)}]
     own.append(len(said))
@@ -139,16 +133,15 @@ def objective(arm: str, copies: int) -> Objective:
     return Distill(rollout=played(copies), divergence=None, advantage=WithReward(LogRatio(), 1.0, scale="std"))
 
 
-def failed_calls(seen: Seen, decode: Any) -> Tensor:
+def failed_calls(seen: Seen, decode: Callable[[Tensor], str]) -> Tensor:
     """[E, K] bool: the turns whose call was answered by an error."""
-    rows, failed = seen.rows, torch.zeros(len(seen.rows), TURNS, dtype=torch.bool)
-    replies = rows.completion_mask & ~rows.loss_mask
-    for row, turn in torch.stack(
-        [torch.arange(len(rows)).repeat_interleave(TURNS), torch.arange(TURNS).repeat(len(rows))], 1
-    ).tolist():
-        text = decode(rows.input_ids[row][replies[row] & (rows.turn_ids[row] == turn + 1)])
-        failed[row, turn] = text.startswith("Error")
-    return failed
+    rows = seen.rows
+    replies = rows.turn_ids * (rows.completion_mask & ~rows.loss_mask)
+    failed = [
+        [decode(ids[turns == turn]).startswith("Error") for turn in range(1, TURNS + 1)]
+        for ids, turns in zip(rows.input_ids, replies, strict=True)
+    ]
+    return torch.tensor(failed)
 
 
 def slope(distance: Tensor, there: Tensor) -> float:
@@ -162,24 +155,29 @@ def slope(distance: Tensor, there: Tensor) -> float:
     return float((centred[0] * centred[1]).sum() / centred[0].square().sum())
 
 
-def look_of(rows: list[Example]) -> Any:
+def weights_of(seen: Seen, ratio: Tensor) -> Tensor:
+    """[N] the weight of the turn of each token."""
+    rows = seen.rows
+    grid = torch.zeros_like(rows.predictions, dtype=ratio.dtype).masked_scatter(rows.predictions, ratio)
+    return step_weights(grid, rows.predictions, rows.turn_ids[:, 1:], rows.episodes, CAP)[rows.predictions]
+
+
+def look_of(rows: list[Example]) -> Look:
+    """Return how the episodes of these rows are looked at."""
+
     def look(module: DistillationModule, data: PromptDataModule) -> dict[str, Any]:
         seen = Seen.of(module, data, played(1), rows, seed=10**6)
         ratio = seen.log_ratio()
         sums, tokens = seen.turns(ratio.abs(), TURNS)
-        grid = torch.zeros_like(seen.rows.loss_mask[:, 1:], dtype=ratio.dtype).masked_scatter(
-            seen.rows.predictions, ratio
-        )
-        weights = step_weights(grid, seen.rows.predictions, seen.rows.turn_ids[:, 1:], seen.rows.episodes, CAP)
-        weight = seen.turns(weights[seen.rows.predictions], TURNS)[0] / tokens
         there, distance = tokens > 0, (sums / tokens).nan_to_num()
+        weight = seen.turns(weights_of(seen, ratio), TURNS)[0] / tokens
         failed = failed_calls(seen, module.tokenizer.decode)
+        earlier = torch.cat([torch.zeros_like(failed[:, :1]), failed[:, :-1]], 1)  # the turn before
         strayed = failed.any(1, keepdim=True)
-        behind = torch.cat([torch.zeros_like(strayed), failed[:, :-1]], 1) & there
-        clean = there & (torch.arange(TURNS) > 0) & ~failed.cumsum(1).roll(1, 1).bool()
         found = {"success": seen.rows.rewards.mean(), "episodes with a failed call": strayed.float().mean()}
         found |= {"slope with": slope(distance, there & strayed), "slope without": slope(distance, there & ~strayed)}
-        for where, turns in (("behind", behind), ("elsewhere", clean)):
+        clean = there & (torch.arange(TURNS) > 0) & ~(earlier.cumsum(1) > 0)
+        for where, turns in (("behind", there & earlier), ("elsewhere", clean)):
             found |= {f"w {where}": weight[turns].mean(), f"below 1 {where}": (weight[turns] < 1).float().mean()}
             found |= {f"d {where}": distance[turns].mean()}
         return {name: float(value) for name, value in (found | {"d first": distance[:, 0].mean()}).items()}
@@ -193,25 +191,12 @@ def run(done: Finished, folder: Path, seeds: Sequence[int], sizes: Sizes) -> Non
     teacher = imitated(
         folder / "abacus-teacher", sizes.teacher, words, Sums(sizes.teacher.rows, shown=True, slips=SLIP), seed=0
     )
+    done.add("abacus", "teacher", 0, lambda: looked_at(objective("SOD", sizes.copies), teacher, Sums(), look))
     for seed in seeds:
         shown = Sums(sizes.student.rows, first=10**6 * (seed + 1), shown=True)
         student = imitated(folder / f"abacus-student-{seed}", sizes.student, words, shown, seed=seed + 1)
+        how = {"rate": sizes.rate, "batch": sizes.batch, "seed": seed, "steps": sizes.updates}
         for arm in ARMS:
-
-            def trained(student: str = student, arm: str = arm, seed: int = seed) -> dict[str, Any]:
-                looks, task = Looks(look, 10**9, 10**9), Sums(first=10**8 * (seed + 1))
-                distilled(
-                    objective(arm, sizes.copies),
-                    student,
-                    teacher,
-                    task,
-                    looks,
-                    rate=sizes.rate,
-                    batch=sizes.batch,
-                    seed=seed,
-                    steps=sizes.updates,
-                )
-                return {"looks": looks.seen}
-
-            done.add("abacus", arm, seed, trained)
-            print("abacus", arm, seed, json.dumps(done.of("abacus", arm)[seed]["looks"]), flush=True)
+            looks, task = Looks(look, 10**9, 10**9), Sums(first=10**8 * (seed + 1))
+            learns = partial(distilled, objective(arm, sizes.copies), student, teacher, task, looks, **how)
+            done.add("abacus", arm, seed, learns)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trajectories_runs import Finished, Looks, Seen, Size, dialogue, distilled, imitated, tokenizer_of
+from trajectories_runs import Finished, Look, Looks, Seen, Size, dialogue, distilled, imitated, looked_at, tokenizer_of
 
 from veto_pl import DistillationModule, PromptDataModule
 from veto_pl.core.laws import Law
@@ -123,53 +124,30 @@ def objective(arm: str, rise: int) -> Objective:
     )
 
 
-def run(done: Finished, folder: Path, seeds: Sequence[int], sizes: Sizes) -> None:
-    """Run what is missing."""
-    words = tokenizer()
-    rows = Routes(validation=sizes.held_out).load("validation")
+def look_of(rows: list[Example]) -> Look:
+    """Return how the episodes of these rows are looked at."""
 
     def look(module: DistillationModule, data: PromptDataModule) -> dict[str, Any]:
         seen = Seen.of(module, data, WHOLE, rows, seed=10**6)
         kl, tokens = seen.turns(reverse_kl(seen.student, seen.teacher), TURNS)
-        by_turn = kl.sum(0) / (tokens > 0).sum(0)
-        failed = seen.rows.failed_turns.sum() / (tokens > 0).sum()
-        return {
-            "success": float(seen.rows.rewards.mean()),
-            "kl": float(kl.sum(1).mean()),
-            "by_turn": by_turn.tolist(),
-            "failed": float(failed),
-        }
+        played = (tokens > 0).sum(0)
+        found = {"success": seen.rows.rewards.mean(), "kl": kl.sum(1).mean()}
+        found |= {"failed": seen.rows.failed_turns.sum() / played.sum()}
+        return {name: float(value) for name, value in found.items()} | {"by_turn": (kl.sum(0) / played).tolist()}
 
-    taught = Routes(sizes.teacher.rows, shown=True)
-    teacher = imitated(folder / "house-teacher", sizes.teacher, words, taught, seed=0)
+    return look
+
+
+def run(done: Finished, folder: Path, seeds: Sequence[int], sizes: Sizes) -> None:
+    """Run what is missing."""
+    words, look = tokenizer(), look_of(Routes(validation=sizes.held_out).load("validation"))
+    teacher = imitated(folder / "house-teacher", sizes.teacher, words, Routes(sizes.teacher.rows, shown=True), seed=0)
+    done.add("house", "teacher", 0, lambda: looked_at(objective("OPD", sizes.rise), teacher, Routes(), look))
     for seed in seeds:
         shown = Routes(sizes.student.rows, first=10**6 * (seed + 1), shown=True)
         student = imitated(folder / f"house-student-{seed}", sizes.student, words, shown, seed=seed + 1)
+        how = {"rate": sizes.rate, "batch": sizes.batch, "seed": seed}
         for arm in ARMS:
-
-            def trained(student: str = student, arm: str = arm, seed: int = seed) -> dict[str, Any]:
-                looks = Looks(look, sizes.every, sizes.budget)
-                task = Routes(first=10**8 * (seed + 1))
-                distilled(
-                    objective(arm, sizes.rise),
-                    student,
-                    teacher,
-                    task,
-                    looks,
-                    rate=sizes.rate,
-                    batch=sizes.batch,
-                    seed=seed,
-                )
-                return {"looks": looks.seen}
-
-            done.add("house", arm, seed, trained)
-            print(
-                "house",
-                arm,
-                seed,
-                [
-                    (s["turns"], s["updates"], round(s["kl"], 2), round(s["success"], 2))
-                    for s in done.of("house", arm)[seed]["looks"]
-                ],
-                flush=True,
-            )
+            looks, task = Looks(look, sizes.every, sizes.budget), Routes(first=10**8 * (seed + 1))
+            learns = partial(distilled, objective(arm, sizes.rise), student, teacher, task, looks, **how)
+            done.add("house", arm, seed, learns)

@@ -32,6 +32,8 @@ SHOWN = ChatTemplate(
 )
 ROOM = 128
 """Positions of the models."""
+Look = Callable[[DistillationModule, PromptDataModule], dict[str, Any]]
+"""Lets the student of a run play held-out episodes, and returns what is seen."""
 
 
 @dataclass(frozen=True)
@@ -113,16 +115,24 @@ def imitated(folder: Path, size: Size, tokenizer: PreTrainedTokenizerBase, task:
 def distilled(
     objective: Objective, student: str, teacher: str, task: Task, looks: Looks, *, rate: float, batch: int, seed: int,
     steps: int = 100_000,
-) -> None:  # fmt: skip
-    """Train a student by an objective at a constant rate, until `looks` has seen enough."""
+) -> dict[str, Any]:  # fmt: skip
+    """Train a student by an objective at a constant rate, until `looks` has seen enough; returns what it has seen."""
     module = DistillationModule(
-        objective, student, teacher, seed=seed, optimizer=partial(torch.optim.AdamW, lr=rate, weight_decay=0.0),
-        lr_schedule=WarmUp(0.0, Linear(1.0, 1.0)),
-    )  # fmt: skip
-    data = PromptDataModule(
-        task, TALK, batch_size=batch, max_prompt_tokens=32, max_completion_tokens=ROOM - 32, seed=seed
+        objective, student, teacher, seed=seed, optimizer=partial(torch.optim.AdamW, lr=rate, weight_decay=0.0)
     )
-    fit(module, data, steps, looks)
+    sizes = {"batch_size": batch, "max_prompt_tokens": 32, "max_completion_tokens": ROOM - 32}
+    fit(module, PromptDataModule(task, TALK, seed=seed, **sizes), steps, looks)
+    return {"looks": looks.seen}
+
+
+def looked_at(objective: Objective, model: str, task: Task, look: Look) -> dict[str, Any]:
+    """Look at the episodes of a model as it is."""
+    module = DistillationModule(objective, model, model)
+    module.configure_model()
+    data = PromptDataModule(task, TALK, max_prompt_tokens=32, max_completion_tokens=ROOM - 32)
+    data.connect(module.tokenizer)
+    with torch.no_grad():
+        return look(module, data)
 
 
 class Looks(L.Callback):
@@ -134,9 +144,7 @@ class Looks(L.Callback):
         budget: turns after which the training ends; the last look is then.
     """
 
-    def __init__(
-        self, look: Callable[[DistillationModule, PromptDataModule], dict[str, Any]], every: int, budget: float
-    ):
+    def __init__(self, look: Look, every: int, budget: float) -> None:
         self.look, self.every, self.budget = look, every, budget
         self.seen: list[dict[str, Any]] = []
         self.turns, self.tokens, self._due = 0, 0, 0
@@ -147,8 +155,7 @@ class Looks(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: DistillationModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        copies = module.objective.rollout.sampling.num_completions
-        self.turns += round(module.logged["train/turns"] * len(batch) * copies)
+        self.turns += round(module.logged["train/played_turns"])
         self.tokens += round(module.logged["train/tokens"])
         if self.turns >= min(self._due, self.budget):
             self._look(trainer, module)
@@ -224,6 +231,7 @@ class Finished:
             begun = process_time()
             found = {"study": study, "arm": arm, "seed": seed} | run()
             self.runs.append(found | {"seconds": round(process_time() - begun, 1)})
+            print(study, arm, seed, self.runs[-1]["seconds"], flush=True)
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(self.runs[-1]) + "\n")

@@ -279,6 +279,7 @@ class DistillationModule(HostedModule, CheckpointedModule, OptimizedModule):
             "grad_norm": closed.norm,
             **others,
             "tokens": closed.tokens,
+            **({} if closed.turns is None else {"played_turns": closed.turns}),
             "learning_rate": learning_rate,
             **self._models.memories.numbers(),
             **self.clock.read(closed.own_tokens),

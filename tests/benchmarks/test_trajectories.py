@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veto_pl.environments import Abacus
-from veto_pl.seams import Example
+from veto_pl.seams import Example, Sequences
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 LEVELS = st.integers(0, 1 << 31)
@@ -21,8 +22,9 @@ def script():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)
         import trajectories
+        import trajectories_report
 
-        yield trajectories
+        yield SimpleNamespace(**(vars(trajectories_report) | vars(trajectories)))
 
 
 @settings(deadline=None, max_examples=30)
@@ -74,6 +76,29 @@ def test_the_slope_within_episodes_is_that_of_their_lines(script, slope, heights
     assert script.rise([*lines[0].tolist(), math.nan]) == pytest.approx(slope, abs=1e-9)
 
 
+def test_sums_by_turn_and_failed_calls_are_those_of_a_loop(script):
+    """Two rows: the reply to the first turn of the second one is an error, and turns have other lengths."""
+    turns = torch.tensor([[0, 0, 1, 1, 1, 2, 2, 0], [0, 1, 1, 1, 2, 2, 2, 3]])
+    own = torch.tensor([[0, 0, 1, 1, 0, 1, 1, 0], [0, 1, 1, 0, 1, 1, 0, 1]]).bool()
+    ids, rows = torch.arange(16).view(2, 8), torch.arange(2)
+    written = Sequences(ids, turns.cumsum(1) > 0, own, rows, rows > -1, turn_ids=turns, episodes=rows)
+    ratio = torch.randn(int(own.sum()), generator=torch.Generator().manual_seed(0))
+    seen = script.abacus.Seen(written, torch.zeros(len(ratio), 1), ratio[:, None])
+    sums, tokens = seen.turns(ratio, 3)
+    values, first, expected = iter(ratio.tolist()), {}, []
+    for row, turn in [(row, int(turns[row, at])) for row, at in own.nonzero().tolist()]:
+        first.setdefault((row, turn), []).append(next(values))
+    for (row, turn), said in first.items():
+        assert sums[row, turn - 1] == pytest.approx(sum(said), abs=1e-6)
+        assert tokens[row, turn - 1] == len(said)
+        size = [sum(map(abs, one)) / len(one) for one in (first[row, 1], said)]
+        weight = 1.0 if turn == 1 else min((size[0] + 1e-6) / (size[1] + 1e-6), 1 + script.abacus.CAP)
+        expected += [weight] * len(said)
+    assert script.abacus.weights_of(seen, ratio).tolist() == pytest.approx(expected, rel=1e-5)
+    failed = script.abacus.failed_calls(seen, lambda told: "Error" if 11 in told.tolist() else "7")
+    assert failed.nonzero().tolist() == [[1, 0]]
+
+
 def test_areas_and_times_are_those_of_straight_lines(script):
     looks = [{"turns": t, "kl": kl, "success": s} for t, kl, s in ((0, 4.0, 0.1), (10, 2.0, 0.3), (40, 2.0, 0.9))]
     assert script.area(looks) == pytest.approx((10 * 3 + 30 * 2) / 40)
@@ -93,7 +118,7 @@ def test_runs_that_are_done_are_not_run_again(script, tmp_path):
 
 @pytest.mark.slow
 def test_the_script_runs_goes_on_and_writes_its_page(script, tmp_path, monkeypatch, capsys):
-    short = script.Size(width=8, steps=2, rows=20)
+    short = script.house.Size(width=8, steps=2, rows=20)
     for study, own in ((script.house, {"budget": 40, "every": 20}), (script.abacus, {"updates": 1})):
         sizes = replace(study.Sizes(short, short, held_out=4, batch=2), **own)
         monkeypatch.setattr(study, "Sizes", lambda sizes=sizes: sizes)
@@ -108,4 +133,4 @@ def test_the_script_runs_goes_on_and_writes_its_page(script, tmp_path, monkeypat
     assert written.endswith("behind")
     assert "(a) Slope" in written
     assert "(g) success" in written
-    assert len((tmp_path / "runs" / "runs.jsonl").read_text().splitlines()) == 2 * (3 + 2)
+    assert len((tmp_path / "runs" / "runs.jsonl").read_text().splitlines()) == 2 + 2 * (3 + 2)

@@ -31,12 +31,14 @@ class ClosedWindow:
         norm: 2-norm of the normalised gradient, over all ranks.
         tokens: completion tokens, over all ranks.
         own_tokens: completion tokens of this rank.
+        turns: of the student in episodes, over all ranks; None where nobody plays.
     """
 
     means: dict[str, float]
     norm: float
     tokens: float
     own_tokens: float
+    turns: float | None = None
 
 
 class Window:
@@ -120,12 +122,13 @@ class Window:
         *flat, norm, own_tokens = torch.cat([sums.flatten(), torch.stack(others)]).tolist()
         pairs = dict(zip(own, zip(flat[::2], flat[1::2], strict=True), strict=True))
         tokens, _ = pairs.pop("tokens")
+        turns, _ = pairs.get("turns", (None, 0.0))
         means = {
             name: total / (weight or 1.0)
             for name, (total, weight) in pairs.items()
             if weight > 0 or name.rpartition("/")[2] in LOGGED_WHEN_EMPTY
         }
-        return ClosedWindow(means, norm, tokens, own_tokens)
+        return ClosedWindow(means, norm, tokens, own_tokens, turns)
 
     @property
     def trained(self) -> list[nn.Parameter]:
