@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -28,7 +28,7 @@ from veto_pl.planning.observation import Observation, Phase
 from veto_pl.planning.rollout import Lengths, completed, roll_out
 from veto_pl.planning.shape_models import SAMPLE_ROWS, Weights, phases_of, skeletons, without_storage
 from veto_pl.rollouts import DecodeLoop, FromStudent
-from veto_pl.seams import Models, Objective, Panel, PromptBatch, RolloutSource, Stat, Step, Writing
+from veto_pl.seams import Models, Objective, Panel, PromptBatch, RolloutSource, Sequences, Stat, Step, Writing
 from veto_pl.seams.rollouts import TEACHER
 from veto_pl.training.evaluation import Evaluation
 from veto_pl.training.normalisation import GradientLedger
@@ -140,6 +140,7 @@ class _Simulation:
         reference = None if models.reference is None else without_storage(models.reference)
         self.frozen = dict(teachers) if reference is None else teachers | {"reference": reference}
         first = teachers.pop(TEACHER, None)
+        self.named = (*((TEACHER,) if first is not None else ()), *teachers)
         self.models = Models(self.student, first, models.tokenizer, reference=reference, teachers=teachers)
         self.objective = _with_chunks(objective, setting.chunk_rows)
         self.trained = [p for p in self.student.parameters() if p.requires_grad]
@@ -205,10 +206,19 @@ class _Simulation:
                     costs.append((times * (phase.flops - flops), times * (phase.kernels - kernels)))
                     phase.flops, phase.kernels = flops, kernels
                 phase.flops, phase.kernels = flops + max(costs)[0], kernels + max(costs)[1]
+            for panel in self.objective.panels:
+                for _ in range(self.setting.accumulate):
+                    self._say(panel, self.setting.prompts, phase)
+
+    def _say(self, panel: Panel, prompts: int, phase: Phase) -> None:
+        """Let teachers write what they say before they read a micro-batch."""
+        for writing in panel.writings(self.named):
+            self._write(writing, prompts, phase)
 
     def _write(self, writing: Writing, prompts: int, phase: Phase) -> None:
         records = self.setting.accelerator and self.setting.shards == 1  # sharded weights cannot be recorded
-        roll_out(writing, self.models, prompts, self.setting.lengths, phase, accelerator=records)
+        lengths = replace(self.setting.lengths, prompt=self.setting.lengths.prompt + writing.beside)
+        roll_out(writing, self.models, prompts, lengths, phase, accelerator=records)
 
     def _times(self, source: RolloutSource) -> int:
         """Return how often a source writes for an optimizer step: once, where it does for all micro-batches at once."""
@@ -223,6 +233,13 @@ class _Simulation:
         _, computed = PRECISIONS[self.setting.precision]
         weights = {role: Weights.of(model) for role, model in {"student": self.student, **self.frozen}.items()}
         size = {role: (one.cast(2) if computed else one).bytes for role, one in weights.items()}
+        said = sum(
+            size[role] * self.setting.lengths.sampled(writing.sampling)
+            for panel in self.objective.panels
+            for writing in panel.writings(self.named)
+            for role in writing.writers
+            if writing.sampling is not None
+        )
         chosen = (
             max(
                 self._times(source)
@@ -234,7 +251,7 @@ class _Simulation:
             )
             for source in self.objective.sources
         )
-        return sum(chosen)
+        return sum(chosen) + self.setting.accumulate * said
 
     def _update(self) -> None:
         """Run the last micro-batch of an accumulation window, and the optimizer step."""
@@ -255,7 +272,7 @@ class _Simulation:
         rollouts = {}
         for source in self.objective.sources:
             rollouts[source] = completed(source, self.setting.prompts, self.setting.lengths)
-            self.observation.expect(rollouts[source].input_ids.shape, self.setting.lengths.prompt)
+            self._expect(rollouts[source], self.objective.panels)
         with ExitStack() as stack:
             for context in (
                 self.observation.phase("loss head"),
@@ -267,6 +284,12 @@ class _Simulation:
             terms = dict(self.objective.loss(rollouts, self.models, Step(0, 1)).terms)
         self.ledger.record(terms)
         return terms
+
+    def _expect(self, written: Sequences, panels: Iterable[Panel]) -> None:
+        """Let the masks of a rollout, and of what teachers read of it, have the values that they would have."""
+        (rows, width), prompt = written.input_ids.shape, self.setting.lengths.prompt
+        for beside in {0, *(panel.beside(self.named) for panel in panels)}:
+            self.observation.expect((rows, beside + width), beside + prompt)
 
     def _backward(self, terms: dict[str, Stat]) -> None:
         with self.observation.phase("backward"):
@@ -286,8 +309,11 @@ class _Simulation:
             self._write(writing, prompts, phase)
         metrics = [m for m in self.module.validation_metrics.values() if isinstance(m, TokenMetric)]
         written = completed(source, prompts, lengths)
-        self.observation.expect(written.input_ids.shape, lengths.prompt)
-        panel = None if self.module.panel is None else self.module.panel.planned()
+        asked = [] if self.module.panel is None else [self.module.panel.planned()]
+        for panel in asked:
+            self._say(panel, prompts, phase)
+        self._expect(written, asked)
+        panel = next(iter(asked), None)
         Evaluation(cast(PromptBatch, None), written, cast(Generations, None), self.models, panel=panel).update(metrics)
 
 
