@@ -16,15 +16,13 @@ from torch._subclasses.fake_tensor import (
 )
 
 from veto_pl.core.memory import remembers
-from veto_pl.core.nested import changed, inside
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.functional.chunk_size import fewest_rows
 from veto_pl.metrics import TokenMetric
 from veto_pl.metrics.generations import Generations
 from veto_pl.module import DistillationModule
-from veto_pl.parts.contexts import read_alike
 from veto_pl.planning.as_accelerator import as_on_an_accelerator, optimizer_of
 from veto_pl.planning.observation import Observation, Phase
+from veto_pl.planning.planned_objective import most_rows, without_examples
 from veto_pl.planning.rollout import Lengths, completed, roll_out
 from veto_pl.planning.shape_models import SAMPLE_ROWS, Weights, phases_of, skeletons, without_storage
 from veto_pl.rollouts import DecodeLoop, FromStudent
@@ -142,7 +140,7 @@ class _Simulation:
         first = teachers.pop(TEACHER, None)
         self.named = (*((TEACHER,) if first is not None else ()), *teachers)
         self.models = Models(self.student, first, models.tokenizer, reference=reference, teachers=teachers)
-        self.objective = _with_chunks(objective, setting.chunk_rows)
+        self.objective = without_examples(objective, setting.chunk_rows)
         self.trained = [p for p in self.student.parameters() if p.requires_grad]
         self.observation = Observation(setting.shards, self._weights_without_casts())
         self.ledger = GradientLedger()
@@ -151,7 +149,7 @@ class _Simulation:
         state = self._first_step()
         for model in (self.student, *self.frozen.values()):
             model.observation = self.observation
-            model.sample = max(SAMPLE_ROWS, 2 * _chunk_rows(self.objective))
+            model.sample = max(SAMPLE_ROWS, 2 * most_rows(self.objective))
         with self.observation:
             for parameter in self.trained:
                 self._set_gradient(parameter)
@@ -315,23 +313,3 @@ class _Simulation:
         self._expect(written, asked)
         panel = next(iter(asked), None)
         Evaluation(cast(PromptBatch, None), written, cast(Generations, None), self.models, panel=panel).update(metrics)
-
-
-def _with_chunks(objective: Objective, chunk_rows: int | None) -> Objective:
-    """Return the objective and its terms with other chunks, and teachers that read what the student reads.
-
-    Other contexts and panels read the examples of the batch, and a plan has none. Nor does it compile anything.
-    """
-
-    def chunked(part: Objective) -> Objective:
-        wanted = {"compile": False} | ({} if chunk_rows is None else {"chunk_rows": chunk_rows})
-        return replace(part, **{name: value for name, value in wanted.items() if hasattr(part, name)})  # type: ignore
-
-    alike = changed(read_alike(objective), Panel, lambda panel: panel.planned())  # type: ignore[type-abstract]
-    return changed(alike, Objective, chunked)  # type: ignore[type-abstract]
-
-
-def _chunk_rows(objective: Objective) -> int:
-    """Return the most rows that a term of the objective needs to hold at a time."""
-    parts = inside(objective, Objective)  # type: ignore[type-abstract]
-    return max((fewest_rows(getattr(part, "chunk_rows", 0)) for part in parts), default=0)

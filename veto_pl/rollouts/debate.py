@@ -158,7 +158,7 @@ class Debate(Panel):
         return self.rounds * len(self.asks(named)) * (self.sampling.max_new_tokens + LABEL)
 
     def planned(self) -> Panel:
-        return _Planned(self)
+        return _Planned(self) if self.rounds else Together(dict.fromkeys(self.teachers, 1.0))
 
     def __call__(
         self, sequences: Sequences, context: TeacherContext, models: Models, step: Step
