@@ -3,11 +3,11 @@
     python benchmarks/debate.py                  # teachers, then 5 seeds of 5 methods, on one thread
     python benchmarks/debate.py --seeds 0 --steps 20
 
-Everything is constructed. A prompt is a task and four letters: `r` asks for them in reverse, `s` for the letter behind
-each. One teacher has been trained on reversal alone, the other on shifting alone, and each does its own task whatever
-is asked. Both were taught to end what they say in a debate with 95 on their own task and 05 on the other, and to
-repeat, in a later round and in front of the student's answer, what the one with 95 has said. In those lessons the
-other's answer was four random letters, so that neither could learn the other's task.
+Everything is constructed. A prompt is a task and four letters: `n` asks for the letter behind each, `p` for the one
+before. Each teacher has been trained on one of the tasks alone, and does it whatever is asked. Both were taught to end
+what they say in a debate with 95 on their own task and 05 on the other, and to repeat, in a later round and in front of
+the student's answer, what the one with 95 has said. In those lessons the other's answer was four random letters, so
+that neither could learn the other's task.
 
 The rules, written before any run. A student's accuracy is that of its greedy answers, the mean over both tasks. Over
 five seeds, paired where both sides have seeds, a difference counts where its 95% t interval is above 0:
@@ -44,12 +44,10 @@ from veto_pl.rollouts import Debate, FromStudent, Sampling
 from veto_pl.seams import Example, Models, Step
 
 LETTERS = "abcdefghij"
-TASKS: dict[str, Callable[[str], str]] = {
-    "r": lambda word: word[::-1],
-    "s": lambda word: "".join(LETTERS[(LETTERS.index(letter) + 1) % len(LETTERS)] for letter in word),
-}
-NAMES = {"r": "reverser", "s": "shifter"}
-TOKENIZER = CharacterTokenizer(LETTERS + "0123456789rs:>?|")
+TASKS = {"n": 1, "p": -1}
+"""How far each letter moves."""
+NAMES = {"n": "onward", "p": "back"}
+TOKENIZER = CharacterTokenizer(LETTERS + "0123456789np:>?|")
 SIZES = {
     "vocab_size": 29, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 4, "max_position_embeddings": 96, "tie_word_embeddings": True,
@@ -62,8 +60,8 @@ DEBATE = Debate(
     confidence=r"(\d\d)",
 )  # fmt: skip
 METHODS = {
-    "reverser alone": OneTeacher("reverser"),
-    "shifter alone": OneTeacher("shifter"),
+    "onward alone": OneTeacher("onward"),
+    "back alone": OneTeacher("back"),
     "average": Together(),
     "debate, equal weights": replace(DEBATE, temperature=1e6),
     "debate": DEBATE,
@@ -75,6 +73,11 @@ def word(generator: random.Random) -> str:
     return "".join(generator.choice(LETTERS) for _ in range(4))
 
 
+def solved(task: str, letters: str) -> str:
+    """The answer of a task: every letter moved around the circle of letters."""
+    return "".join(LETTERS[(LETTERS.index(letter) + TASKS[task]) % len(LETTERS)] for letter in letters)
+
+
 def asked(task: str, letters: str) -> str:
     return f"{task}:{letters}>"
 
@@ -83,8 +86,8 @@ def rows(generator: random.Random, count: int) -> list[Example]:
     """Prompts of both tasks in turn, with the right answers."""
     found = []
     for place in range(count):
-        task, letters = "rs"[place % 2], word(generator)
-        found.append(Example(asked(task, letters), TASKS[task](letters), {"task": task}))
+        task, letters = "np"[place % 2], word(generator)
+        found.append(Example(asked(task, letters), solved(task, letters), {"task": task}))
     return found
 
 
@@ -94,13 +97,13 @@ def lessons(own: str, generator: random.Random, count: int) -> list[Example]:
 
 
 def _lesson(own: str, generator: random.Random, kind: int) -> Example:
-    task, letters, other = generator.choice("rs"), word(generator), word(generator)
-    mine, sure = TASKS[own](letters), task == own
+    task, letters, other = generator.choice("np"), word(generator), word(generator)
+    mine, sure = solved(own, letters), task == own
     said = [f"{mine}{'95' if sure else '05'}", f"{other}{'05' if sure else '95'}"]
-    first = "".join(f"{expert}{text}|" for expert, text in enumerate(said if own == "r" else said[::-1], 1))
+    first = "".join(f"{expert}{text}|" for expert, text in enumerate(said if own == "n" else said[::-1], 1))
     told = mine if sure else other
     again = [f"{told}{'95' if sure else '05'}", f"{told}{'05' if sure else '95'}"]
-    second = "".join(f"{expert}{text}|" for expert, text in enumerate(again if own == "r" else again[::-1], 1))
+    second = "".join(f"{expert}{text}|" for expert, text in enumerate(again if own == "n" else again[::-1], 1))
     question = asked(task, letters)
     return [
         Example(question, mine),
@@ -192,8 +195,8 @@ def report(found: Mapping[str, Mapping[int, float]], teachers: Mapping[str, floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--lessons", type=int, default=400, help="steps of a teacher's training")
-    parser.add_argument("--warm", type=int, default=40, help="steps of a student's start")
+    parser.add_argument("--lessons", type=int, default=500, help="steps of a teacher's training")
+    parser.add_argument("--warm", type=int, default=75, help="steps of a student's start")
     parser.add_argument("--steps", type=int, default=60, help="steps of a student's training")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -216,7 +219,7 @@ def main() -> None:
          f"{100 * sum(values.values()) / len(values):.1f}"]
         for name, values in found.items()
     ]  # fmt: skip
-    print(markdown_table(["student of", "reversal", "shift", "mean"], table))
+    print(markdown_table(["student of", "onward", "back", "mean"], table))
     means = {name: sum(by_task.values()) / 2 for name, by_task in own.items()}
     print(report(found, means))
 
