@@ -15,7 +15,7 @@ from veto_pl.core.sampling import Sampling
 from veto_pl.data.format_strings import check_format
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.parts.panels import Together
-from veto_pl.rollouts.debating import Debating, Told
+from veto_pl.rollouts.debating import Debating, Rules, Told
 from veto_pl.rollouts.engines import DecodeLoop
 from veto_pl.rollouts.student_turns import Turn, behind_told, turns_of
 from veto_pl.seams import (
@@ -34,6 +34,8 @@ from veto_pl.seams import (
 )
 from veto_pl.seams.rollouts import setting_of
 
+FORMATS = ("first", "following", "reading", "entry")
+"""Settings that are format strings."""
 LABEL = 16
 """Tokens that the label of a text takes, as plans assume."""
 
@@ -109,7 +111,7 @@ class Debate(Panel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("first", "following", "reading", "entry"):
+        for name in FORMATS:
             check_format(f"Debate.{name}", getattr(self, name))
         for name, needed in (("following", "{debate}"), ("reading", "{debate}"), ("entry", "{text}")):
             if needed not in getattr(self, name):
@@ -160,6 +162,12 @@ class Debate(Panel):
     def planned(self) -> Panel:
         return _Planned(self) if self.rounds else Together(dict.fromkeys(self.teachers, 1.0))
 
+    @property
+    def _rules(self) -> Rules:
+        formats = {name: getattr(self, name) for name in FORMATS}
+        how = (self.rounds, self.sampling, self.engine, self.confidence, self.temperature, self.keep_cut, self.template)
+        return Rules(formats, *how)
+
     def __call__(
         self, sequences: Sequences, context: TeacherContext, models: Models, step: Step
     ) -> tuple[Reading, ...]:
@@ -169,7 +177,7 @@ class Debate(Panel):
         assert sequences.prompts is not None, "every source names the prompts that it has completed"
         states, turns = turns_of(sequences, models.tokenizer)
         longest = [max(turn.length for turn in turns if turn.state == place) for place in range(len(states))]
-        debating = Debating(self, names, states, sequences.prompts, models, step)
+        debating = Debating(self._rules, names, states, sequences.prompts, models, step)
         debating.leave_out_without_room(longest)
         debating.hold()
         told = [_told(debating, expert, longest) for expert in range(len(names))]
@@ -210,7 +218,7 @@ def _told(debating: Debating, expert: int, longest: Sequence[int]) -> Told:
     """Return what an expert is told in front of the student's turns: a prompt for each state whose debate it is in."""
     here = debating.those_with(expert)
     shown = [debating.transcript(state) for state in here]
-    told = debating.told("reading", expert, here, shown, debating.debate.rounds)
+    told = debating.told("reading", expert, here, shown, debating.rules.rounds)
     debating.leave_out_too_long(expert, here, told, [longest[state] for state in here])
     return Told(told, {state: place for place, state in enumerate(here)})
 

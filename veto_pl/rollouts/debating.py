@@ -6,12 +6,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from veto_pl.core.sampling import Sampling
 from veto_pl.data.format_strings import fill
 from veto_pl.data.tokenising import tokenise
 from veto_pl.functional.confidence import confidence_weights
@@ -19,13 +20,35 @@ from veto_pl.functional.stat import Stat
 from veto_pl.parts.contexts import retold
 from veto_pl.rollouts.sources import FromTeacher
 from veto_pl.rollouts.student_turns import State
-from veto_pl.seams import Models, PromptBatch, Step
-
-if TYPE_CHECKING:
-    from veto_pl.rollouts.debate import Debate
+from veto_pl.seams import Engine, Models, PromptBatch, Step, Template
 
 NO_ROOM, SILENT, CUT_OFF = "no room", "silent", "cut off"
 """Why an expert is out of a debate."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a debate is held; `Debate` says what each setting means.
+
+    Args:
+        formats: the format strings `first`, `following`, `reading` and `entry`, by name.
+        rounds: how often each expert writes.
+        sampling: of a text.
+        engine: what runs the experts.
+        confidence: a regular expression with a group.
+        temperature: of the weights.
+        keep_cut: whether experts whose text had no end stay in.
+        template: makes the texts of prompts; None takes that of the data.
+    """
+
+    formats: Mapping[str, str]
+    rounds: int
+    sampling: Sampling
+    engine: Engine
+    confidence: str
+    temperature: float
+    keep_cut: bool
+    template: Template | None
 
 
 @dataclass(frozen=True)
@@ -45,7 +68,7 @@ class Debating:
     """The debates about D states among K experts, which are held in step: round by round, expert by expert.
 
     Args:
-        debate: its settings.
+        rules: of the debate.
         names: the experts, by the names of the teachers.
         states: what the debates are about.
         prompts: the batch that the states belong to.
@@ -55,21 +78,21 @@ class Debating:
 
     def __init__(
         self,
-        debate: Debate,
+        rules: Rules,
         names: Sequence[str],
         states: Sequence[State],
         prompts: PromptBatch,
         models: Models,
         step: Step,
     ) -> None:
-        self.debate, self.names, self.states = debate, names, states
+        self.rules, self.names, self.states = rules, names, states
         self.prompts, self.models, self.step = prompts, models, step
         self.texts: list[dict[tuple[int, int], str]] = [{} for _ in states]
         self.out: list[dict[int, str]] = [{} for _ in states]
 
     def hold(self) -> None:
         """Let the experts speak. Collective: every rank calls it, and lets every teacher write equally often."""
-        for number in range(1, self.debate.rounds + 1):
+        for number in range(1, self.rules.rounds + 1):
             shown = [self.transcript(state) for state in range(len(self.states))]
             for expert in range(len(self.names)):
                 self._speak(expert, number, shown)
@@ -109,7 +132,7 @@ class Debating:
             for example, state in zip(rows.examples, chosen, strict=True)
         )
         rows = replace(rows, numbers=numbers.to(rows.input_ids.device), examples=examples, task=None, following=())
-        template, tells_more = self.debate.template, all(shown)
+        template, tells_more = self.rules.template, all(shown)
         told = retold(rows, texts, self.models.tokenizer, template, "Debate", tells_more=tells_more)
         named = zip(examples, texts, strict=True)
         return replace(told, examples=tuple(replace(example, prompt=text) for example, text in named))
@@ -127,7 +150,7 @@ class Debating:
         told = [self.told(name, 0, every, nothing, 1) for name in ("first", "following", "reading")]
         lengths = torch.stack([batch.on_host.attention_mask.sum(1) for batch in told]).amax(0).tolist()
         (entry,) = tokenise([self._entry(0, 0, 1, "")], self.models.tokenizer)
-        said = len(self.names) * self.debate.rounds * (self.debate.sampling.max_new_tokens + len(entry))
+        said = len(self.names) * self.rules.rounds * (self.rules.sampling.max_new_tokens + len(entry))
         for expert, bound in enumerate(bounds):
             needed = [said + length + turn for length, turn in zip(lengths, longest, strict=True)]
             self._leave_out(expert, [bound is not None and one > bound for one in needed], every, NO_ROOM)
@@ -156,7 +179,7 @@ class Debating:
 
     def weights(self) -> Tensor:
         """Return [D, K] float64: the share of each expert in each debate; 0 for all where nobody is in."""
-        return confidence_weights(self.confidences(), self.present(), self.debate.temperature)
+        return confidence_weights(self.confidences(), self.present(), self.rules.temperature)
 
     def notes(self, expert: int, state: int, weight: float) -> dict[str, Any]:
         """Return what a table shows of an expert in a debate: texts, confidence, weight, and why it is out."""
@@ -189,21 +212,21 @@ class Debating:
 
     def _speak(self, expert: int, number: int, shown: Sequence[str]) -> None:
         """Let an expert write in a round, in all debates that it is in."""
-        debate, name = self.debate, self.names[expert]
+        rules, name = self.rules, self.names[expert]
         setting, here = "first" if number == 1 else "following", self.those_with(expert)
         asked = self.told(setting, expert, here, [shown[state] for state in here], number)
-        self.leave_out_too_long(expert, here, asked, [debate.sampling.max_new_tokens] * len(here))
+        self.leave_out_too_long(expert, here, asked, [rules.sampling.max_new_tokens] * len(here))
         fits = [place for place, state in enumerate(here) if expert not in self.out[state]]
         if len(fits) < len(here):
             asked, here = asked.rows(torch.tensor(fits, dtype=torch.int64)), [here[place] for place in fits]
-        source, step = FromTeacher(debate.sampling, debate.engine, name), self.step.aside(f"debate {number}")
+        source, step = FromTeacher(rules.sampling, rules.engine, name), self.step.aside(f"debate {number}")
         written = source(asked, self.models, step)
         texts = written.texts(self.models.tokenizer)
         ended = written.finished(self.models.ends_of(self.models.teacher_named(name))).tolist()
         for state, text in zip(here, texts, strict=True):
             self.texts[state][number, expert] = text
         self._leave_out(expert, [not text.strip() for text in texts], here, SILENT)
-        if not debate.keep_cut:
+        if not rules.keep_cut:
             self._leave_out(expert, [not end for end in ended], here, CUT_OFF)
 
     def _leave_out(self, expert: int, which: Sequence[bool], states: Sequence[int], why: str) -> None:
@@ -218,7 +241,7 @@ class Debating:
 
     def _confidence(self, state: int, expert: int) -> float:
         """Return the last confidence of an expert's last text, over 100; NaN for none, or one above 100."""
-        found = re.findall(self.debate.confidence, self.texts[state].get((self.debate.rounds, expert), ""))
+        found = re.findall(self.rules.confidence, self.texts[state].get((self.rules.rounds, expert), ""))
         if not found:
             return math.nan
         last = found[-1] if isinstance(found[-1], str) else found[-1][0]
@@ -233,9 +256,9 @@ class Debating:
 
     def _filled(self, setting: str, place: int, expert: int, number: int, **more: str) -> str:
         example = self.prompts.examples[self.states[place].prompt]
-        known = {"expert": expert + 1, "experts": len(self.names), "round": number, "rounds": self.debate.rounds}
+        known = {"expert": expert + 1, "experts": len(self.names), "round": number, "rounds": self.rules.rounds}
         example = replace(example, row={**example.row, **known, **more})
-        return fill(f"Debate.{setting}", getattr(self.debate, setting), example)
+        return fill(f"Debate.{setting}", self.rules.formats[setting], example)
 
 
 _REASONS = {
