@@ -15,7 +15,7 @@ from veto_pl.objectives.voices import attended
 from veto_pl.parts.contexts import Privileged, SameText
 from veto_pl.parts.divergences import GeneralizedJSD
 from veto_pl.parts.panels import OneTeacher, Together
-from veto_pl.rollouts import Debate, FromDataset, FromStudent, FromTeacher, Sampling
+from veto_pl.rollouts import Debate, FromDataset, FromStudent, Sampling
 
 
 @pytest.fixture(scope="module")
@@ -256,15 +256,6 @@ def test_a_context_is_told_behind_the_debate(models):
     panel = scripted(models, {"alpha": "a", "beta": "b"}, rounds=1)
     found = read(panel, models, rollout_of(models, ["abc"]), Privileged("{completion}>{prompt}"))
     assert texts_of(models, found["alpha"].sequences) == ["cba>11a>12b>o>abc>cba<eos>"]
-
-
-def test_teachers_write_by_their_names(models):
-    batch, sampling = batch_of(models), Sampling(max_new_tokens=5)
-    one, two = (FromTeacher(sampling, teacher=name)(batch, models, STEP) for name in models.teachers)
-    assert one.completion_ids() != two.completion_ids()
-    assert FromTeacher(teacher="beta").writings()[0].writers == ("beta",)
-    with pytest.raises(ConfigurationError, match="There is no teacher `gamma`; the run has `alpha`, `beta`"):
-        FromTeacher(teacher="gamma")(batch, models, STEP)
 
 
 @pytest.mark.parametrize(

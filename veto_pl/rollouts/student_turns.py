@@ -72,18 +72,19 @@ def turns_of(sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> tuple[
         tokenizer: of the student.
     """
     assert sequences.prompts is not None, "every source names the prompts that it has completed"
-    prompts, spans = sequences.prompts.on_host, list(_spans(sequences))
+    prompts, ids = sequences.prompts.on_host, sequences.input_ids.cpu()
     copies, rows = _copies(sequences), sequences.prompt_rows.tolist()
     known: dict[int, State] = {}
     turns = []
-    for row, number, columns, places in spans:
+    for row, number, columns, places in _spans(sequences):
         prompt = rows[row]
         of_prompt = int(prompts.numbers[prompt])
         if sequences.turn_ids is None:
             state = known.setdefault(of_prompt, State(prompt, of_prompt, prompts.examples[prompt].prompt))
         else:
             own = (of_prompt * PLACES + copies[row]) * TURNS + number
-            text, is_whole = _said_before(sequences, row, columns.start, prompt, tokenizer)
+            read = ids[row, : columns.start][sequences.host_masks[0, row, : columns.start]]
+            text, is_whole = _said_before(read.tolist(), prompts, prompt, tokenizer)
             state = known.setdefault(own, State(prompt, own, text, is_whole))
         turns.append((row, number, state.number, columns, places))
     order = {number: place for place, number in enumerate(known)}
@@ -139,12 +140,9 @@ def _copies(sequences: Sequences) -> list[int]:
 
 
 def _said_before(
-    sequences: Sequences, row: int, start: int, prompt: int, tokenizer: PreTrainedTokenizerBase
+    read: Sequence[int], prompts: PromptBatch, prompt: int, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[str, bool]:
-    """Return what stands in front of a turn as text, and whether that is more than the prompt."""
-    assert sequences.prompts is not None, "every source names the prompts that it has completed"
-    prompts = sequences.prompts.on_host
-    read = sequences.input_ids[row, :start][sequences.attention_mask[row, :start]].tolist()
+    """Return the ids that stand in front of a turn as text, and whether that is more than the prompt."""
     if read == prompts.input_ids[prompt][prompts.attention_mask[prompt]].tolist():
         return prompts.examples[prompt].prompt, False
     return str(tokenizer.decode(read, skip_special_tokens=True)), True
