@@ -311,5 +311,6 @@ class _Simulation:
         for panel in asked:
             self._say(panel, prompts, phase)
         self._expect(written, asked)
-        panel = next(iter(asked), None)
-        Evaluation(cast(PromptBatch, None), written, cast(Generations, None), self.models, panel=panel).update(metrics)
+        compared = next(iter(asked), None)
+        evaluation = Evaluation(cast(PromptBatch, None), written, cast(Generations, None), self.models, panel=compared)
+        evaluation.update(metrics)

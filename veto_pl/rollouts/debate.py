@@ -128,7 +128,12 @@ class Debate(Panel):
     @classmethod
     def examples(cls) -> tuple[Debate, ...]:
         short = Sampling(max_new_tokens=4)
-        told = {"first": "p>{state}", "following": "{debate}{state}", "reading": "{debate}o{state}", "entry": "{text}>"}
+        told: dict[str, Any] = {
+            "first": "p>{state}",
+            "following": "{debate}{state}",
+            "reading": "{debate}o{state}",
+            "entry": "{text}>",
+        }
         return (
             cls(sampling=short, rounds=2, keep_cut=True, **told),
             cls(sampling=short, rounds=1, **told),
@@ -252,12 +257,13 @@ def _reading(
 def _behind_blanks(sequences: Sequences, count: int) -> Sequences:
     """Return rows with more tokens in front of the prompt, without meaning."""
     blank = sequences.input_ids.new_zeros(len(sequences), count)
+    unread: dict[str, Any] = dict.fromkeys(("sampler_logp", "teacher_scores", "turn_ids"), None)
     return replace(
         sequences,
         input_ids=torch.cat([blank, sequences.input_ids], 1),
         attention_mask=torch.cat([blank == 0, sequences.attention_mask], 1),
         loss_mask=torch.cat([blank != 0, sequences.loss_mask], 1),
-        **dict.fromkeys(("sampler_logp", "teacher_scores", "turn_ids"), None),
+        **unread,
     )
 
 

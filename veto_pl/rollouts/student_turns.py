@@ -75,6 +75,7 @@ def turns_of(sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> tuple[
     prompts, ids = sequences.prompts.on_host, sequences.input_ids.cpu()
     copies, rows = _copies(sequences), sequences.prompt_rows.tolist()
     known: dict[int, State] = {}
+    order: dict[int, int] = {}
     turns = []
     for row, number, columns, places in _spans(sequences):
         prompt = rows[row]
@@ -86,9 +87,9 @@ def turns_of(sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> tuple[
             read = ids[row, : columns.start][sequences.host_masks[0, row, : columns.start]]
             text, is_whole = _said_before(read.tolist(), prompts, prompt, tokenizer)
             state = known.setdefault(own, State(prompt, own, text, is_whole))
-        turns.append((row, number, state.number, columns, places))
-    order = {number: place for place, number in enumerate(known)}
-    return [*known.values()], [Turn(row, k, order[number], *where) for row, k, number, *where in turns]
+        order.setdefault(state.number, len(order))
+        turns.append(Turn(row, number, order[state.number], columns, places))
+    return [*known.values()], turns
 
 
 def behind_told(told: PromptBatch, turns: Sequence[Turn], of: Sequence[int], sequences: Sequences) -> Sequences:
@@ -121,7 +122,7 @@ def _spans(sequences: Sequences) -> Iterator[tuple[int, int, slice, Tensor]]:
     numbers = written.long() if sequences.turn_ids is None else sequences.turn_ids.cpu() * written
     order = counted.flatten().cumsum(0).view_as(counted) - 1
     for row in counted.any(1).nonzero()[:, 0].tolist():
-        for number in numbers[row, counted[row]].unique().tolist():
+        for number in sorted(set(numbers[row, counted[row]].tolist())):
             here = (numbers[row] == number).nonzero()[:, 0]
             kept = here[counted[row, here]]
             yield row, number, slice(int(here[0]), int(kept[-1]) + 1), order[row, kept]

@@ -177,7 +177,7 @@ class Evaluation:
         divergences = {name: value for name, value in values.items() if name in _DIVERGENCES}
         tokens = TokenValues(self.sequences, values) if annotate else None
         said = {one.teacher: one.said for one in readings if one.said}
-        found = {"divergences": divergences, "tokens": tokens, "voices": voices, "said": said}
+        found: dict[str, Any] = {"divergences": divergences, "tokens": tokens, "voices": voices, "said": said}
         return replace(self, generations=generations, **found)
 
     def rows(self) -> list[dict[str, Any]]:
