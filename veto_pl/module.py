@@ -28,9 +28,10 @@ from veto_pl.seams import Engine, Models, ModelSource, Objective, PromptBatch, R
 from veto_pl.training.adapter_checkpoints import leave_out_bases
 from veto_pl.training.checkpointed import CheckpointedModule
 from veto_pl.training.clock import PhaseClock
-from veto_pl.training.evaluation import Evaluation, compared_by, compute_all, validation_metrics
+from veto_pl.training.evaluation import Evaluation
 from veto_pl.training.fsdp import FullyShard
 from veto_pl.training.hosted import HostedModule, check_models
+from veto_pl.training.measured import compared_by, compute_all, read_in_validation, validation_metrics
 from veto_pl.training.nonfinite import NonFiniteSteps
 from veto_pl.training.optimizers import OptimizedModule, default_optimizer
 from veto_pl.training.window import ClosedWindow, Window
@@ -158,6 +159,7 @@ class DistillationModule(HostedModule, CheckpointedModule, OptimizedModule):
         with global_draws(step, "training", self.device):
             self.clock.enter("rollout")
             rollouts = self._roll_out(objective, batch, step)
+            self.look_at_templates(objective, rollouts, self._models, step)
             self.clock.enter("scoring")
             output = objective.loss(rollouts, self._models, step)
         numbers = rollout_numbers(rollouts.values(), self._models.eos_ids)
@@ -293,7 +295,7 @@ class DistillationModule(HostedModule, CheckpointedModule, OptimizedModule):
     def _answers(self, batch: PromptBatch, batch_idx: int) -> Evaluation:
         """Let the student answer."""
         how = self.evaluation, self._step(batch_idx), self.answering_engine, self.panel
-        return Evaluation.sample(batch, self._models, *how)
+        return Evaluation.sample(batch, self._models, *how, context=read_in_validation(self.objective))
 
     def _evaluate(self, batch: PromptBatch, batch_idx: int, prefix: str) -> dict[str, Evaluation]:
         with self.clock.during("validation"):

@@ -126,8 +126,15 @@ def load_models(
         for model in (trained, *frozen.values()):
             model.probe()
     others = {name: frozen[name] for name in named if name != TEACHER}
-    reference_model = frozen.get("reference")
-    return Models(trained, frozen.get(TEACHER), tokenizer, reference=reference_model, teachers=others, tokenizers=apart)
+    return Models(
+        trained,
+        frozen.get(TEACHER),
+        tokenizer,
+        reference=frozen.get("reference"),
+        teachers=others,
+        tokenizers=apart,
+        brought={name: own[name] for name in named if name in own and name not in apart},
+    )
 
 
 def _has_tokenizer(source: ModelSource) -> bool:

@@ -43,6 +43,7 @@ class Scoring:
         step: where training stands.
         reference_logp: [N] of the tokens under the reference model, or None.
         voices: the teachers that speak of the tokens; None for one, or none at all.
+        contrast_logp: [K, N] of the tokens under the teacher in further contexts, or None.
     """
 
     def __init__(
@@ -52,11 +53,13 @@ class Scoring:
         step: Step,
         reference_logp: Tensor | None = None,
         voices: Voices | None = None,
+        contrast_logp: Tensor | None = None,
     ) -> None:
         self.objective = objective
         self.sequences = sequences
         self.step = step
         self.reference_logp = reference_logp
+        self.contrast_logp = contrast_logp
         self.token_ids, self.sequence_rows = sequences.tokens()
         self.voices = Voices.alone(len(self.token_ids)) if voices is None else voices
         self.stored = self._stored_scores()
@@ -135,7 +138,12 @@ class Scoring:
             scores={name: _on_grid(value, mask) for name, value in _with_prefix("score/", scores)},
             turn_ids=self.turn_ids,
             episodes=self.sequences.episodes,
+            contrast_logp=self._contrasts_on_grid(mask),
         )
+
+    def _contrasts_on_grid(self, mask: Tensor) -> Tensor | None:
+        told = self.contrast_logp
+        return None if told is None else torch.stack([_on_grid(logp, mask) for logp in told])
 
     def _with_gradient_faults(self, output: LossOutput, of_hidden: Tensor | None) -> LossOutput:
         """Mark the rows whose hidden states have a gradient [N, D] that is not finite; no host waits for this."""
