@@ -159,7 +159,7 @@ class DistillationModule(HostedModule, CheckpointedModule, OptimizedModule):
         with global_draws(step, "training", self.device):
             self.clock.enter("rollout")
             rollouts = self._roll_out(objective, batch, step)
-            self.look_at_templates(objective, rollouts, self._models, step)
+            self.look_at_templates(self.objective, rollouts, self._models, step)
             self.clock.enter("scoring")
             output = objective.loss(rollouts, self._models, step)
         numbers = rollout_numbers(rollouts.values(), self._models.eos_ids)

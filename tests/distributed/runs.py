@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from veto_pl import DistillationModule, PromptDataModule
 from veto_pl.callbacks import ExtrapolationMonitor
-from veto_pl.data import ExactMatch, JsonLines
+from veto_pl.data import ExactMatch, JsonLines, PlainTemplate
 from veto_pl.data.sampler import RankSampler
 from veto_pl.models import CharacterTokenizer, Lora, MovingAverage, Pretrained, StudentBase
 from veto_pl.models.sharding import full_weights
@@ -28,6 +28,7 @@ from veto_pl.objectives import (
     Veto,
 )
 from veto_pl.parts.advantages import FutureLogRatio
+from veto_pl.parts.own_template import OwnTemplate
 from veto_pl.parts.panels import Routed, Together
 from veto_pl.rollouts import FromDataset, FromStudent, Mixture, Played, Sampling
 from veto_pl.seams import Environment, Episode, Reply, RolloutSource
@@ -102,6 +103,10 @@ PANELS = {
     "routed, hinted": HINTED,
     "half of the rows": Veto(rollout=SAMPLED, aggregation="sequence", panel=Routed(column="half", otherwise="leave")),
     "together": Distill(rollout=SAMPLED, panel=Together({"teacher": 0.3, "other": 0.7})),
+    "mixture": Distill(rollout=SAMPLED, panel=Together({"teacher": 0.3, "other": 0.7}, combine="target")),
+    "its own template": Distill(
+        rollout=SAMPLED, panel=Routed(column="to"), context=OwnTemplate({"other": PlainTemplate("ab{prompt}")})
+    ),
     "one hot": Distill(rollout=SAMPLED, panel=Together({"teacher": 0.0, "other": 1.0})),
 }
 """Objectives with two teachers, one of which a rank may not need."""

@@ -27,7 +27,7 @@ def contrast_of_hints(right_logp: Tensor, wrong_logp: Tensor) -> Tensor:
         arXiv 2606.11709
     """
     count = (wrong_logp > -torch.inf).sum(0)
-    wrong = wrong_logp.logsumexp(0) - count.clamp_min(1).log()
+    wrong = wrong_logp.logsumexp(0) - count.clamp_min(1).to(wrong_logp.dtype).log()
     return torch.where(count > 0, right_logp - wrong, 0.0)
 
 
