@@ -99,8 +99,9 @@ def prompts_written(
     template = prompts.template if template is None and prompts is not None else template
     if prompts is None or template is None or len(prompts.examples) < len(prompts):
         raise ConfigurationError(
-            f"`{name}` has prompts made anew, as the teacher reads them, but the batch has no template or no examples. "
-            "Take batches of `PromptDataModule`, or a teacher with the student's tokenizer."
+            f"`{name}` has a teacher with another tokenizer or template, for which prompts must be made anew, but the "
+            "batch has no template or no examples. Take batches of `PromptDataModule`, or a teacher with the student's "
+            "tokenizer."
         )
     collator = Collator(tokenizer=tokenizer, template=template)
     # References are not read, and need no end.
