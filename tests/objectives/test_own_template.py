@@ -230,7 +230,7 @@ def test_prompts_that_nobody_can_make_anew_are_refused():
     models = models_of(template=THEIRS)
     rows = SAMPLED(replace(batch_of(models), template=None), models, STEP)
     with pytest.raises(
-        ConfigurationError, match=r"`OwnTemplate` has a teacher with another.*no template or no examples"
+        ConfigurationError, match=r"`OwnTemplate` has a teacher with another.*no examples"
     ):
         OwnTemplate()(rows, models, STEP)
 
