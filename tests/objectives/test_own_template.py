@@ -229,9 +229,7 @@ def test_a_dialogue_is_refused_where_the_templates_differ():
 def test_prompts_that_nobody_can_make_anew_are_refused():
     models = models_of(template=THEIRS)
     rows = SAMPLED(replace(batch_of(models), template=None), models, STEP)
-    with pytest.raises(
-        ConfigurationError, match=r"`OwnTemplate` has a teacher with another.*no examples"
-    ):
+    with pytest.raises(ConfigurationError, match=r"`OwnTemplate` has a teacher with another.*no examples"):
         OwnTemplate()(rows, models, STEP)
 
 

@@ -21,7 +21,7 @@ from veto_pl.functional.reduction import Aggregation
 from veto_pl.models.own_tokenizers import check_shared_ids
 from veto_pl.models.readout import read_hidden, token_logp
 from veto_pl.models.sharding import gathered
-from veto_pl.objectives.scoring import Scoring
+from veto_pl.objectives.scoring import Scoring, on_grid
 from veto_pl.objectives.student_pass import read_by_student
 from veto_pl.objectives.voices import attended
 from veto_pl.parts.contexts import SameText
@@ -248,19 +248,18 @@ class TokenObjective(Objective):
         return readings
 
     def _contrast_logp(self, sequences: Sequences, models: Models, step: Step) -> Tensor | None:
-        """Return the tokens' log-probabilities under the teacher in each further context, [K, N], or None without any.
+        """Return the tokens' log-probabilities under the teacher in each further context, [K, B, S]; None without any.
 
         They are -inf on rows to which that context, or the objective's own, has nothing to tell.
         """
         if not self.contrasts:
             return None
-        teacher, rows = models.required_teacher(), sequences.tokens()[1]
-        known = self.context.informed(sequences)
-        return torch.stack([
-            self._token_logp(teacher, context(sequences, models, step))
-            .masked_fill(~(known & context.informed(sequences))[rows], -math.inf)
-            for context in self.contrasts
-        ])  # fmt: skip
+        teacher, found = models.required_teacher(), []
+        for context in self.contrasts:
+            logp = on_grid(self._token_logp(teacher, context(sequences, models, step)), sequences.predictions)
+            known = self.context.informed(sequences) & context.informed(sequences)
+            found.append(logp.masked_fill(~known[:, None], -math.inf))
+        return torch.stack(found)
 
     def _token_logp(self, model: LanguageModel, sequences: Sequences) -> Tensor:
         return token_logp(model, sequences, temperature=self.temperature, chunk_rows=self.chunk_rows)
