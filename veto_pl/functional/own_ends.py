@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -38,9 +39,15 @@ class Ends:
             >>> ends.renamed(torch.tensor([[-21.0, 1.0, 3.0]]), torch.tensor([0]))
             tensor([[  3.,   1., -21.]])
         """
-        student, teacher = (torch.tensor(ids, device=logits.device) for ids in (self.student, self.teacher))
+        student, teacher = (_on(logits.device, ids) for ids in (self.student, self.teacher))
         own = teacher[logits[:, teacher].argmax(1)]
         ended, shared = torch.isin(written, student), torch.isin(own, student)
         named = torch.where(ended, written, torch.where(shared, own, student[0]))
         pair, swapped = torch.stack([named, own], 1), torch.stack([own, named], 1)
         return logits.scatter(1, pair, logits.gather(1, swapped))
+
+
+@lru_cache(maxsize=64)
+def _on(device: torch.device, ids: tuple[int, ...]) -> Tensor:
+    """Return ids on a device, sent there once, so that no chunk waits for them."""
+    return torch.tensor(ids, device=device)
