@@ -16,7 +16,7 @@ from veto_pl.objectives import OPD, Distill
 from veto_pl.parts.contexts import SameText
 from veto_pl.parts.divergences import ReverseKL
 from veto_pl.parts.own_template import OwnTemplate
-from veto_pl.parts.panels import OneTeacher, Together
+from veto_pl.parts.panels import OneTeacher, Routed, Together
 from veto_pl.rollouts import FromDataset, FromStudent, Sampling
 from veto_pl.seams import Conversation, Example, Step
 from veto_pl.testing.tiny import ALPHABET, tiny_source
@@ -200,6 +200,22 @@ def test_a_template_that_raises_is_named():
     rows = SAMPLED(batch_of(models), models, STEP)
     with pytest.raises(ConfigurationError, match="The chat template refused the conversation: no such row"):
         OwnTemplate()(rows, models, STEP)
+
+
+def test_a_template_sees_the_rows_of_its_teacher_alone():
+    """One that refuses a word reads the rows of a routed batch in which it does not stand."""
+    fussy = "{% for m in messages %}{% if m['content'] == 'f' %}{{ raise_exception('no f') }}{% endif %}"
+    models = models_of(template=fussy + "{{ m['content'] ~ 'k>' }}{% endfor %}", named={"maths": THEIRS})
+    batch = batch_of(models)
+    named = [replace(one, teacher="maths" if one.prompt == "f" else "teacher") for one in batch.examples]
+    rows = SAMPLED(replace(batch, examples=tuple(named)), models, STEP)
+    with pytest.raises(ConfigurationError, match="no f"):
+        OwnTemplate()(rows, models, STEP)
+    first, second = Routed()(rows, OwnTemplate(), models, STEP)
+    assert texts(models, first.sequences) == ["cdek>", "cdek>", "ghijk>", "ghijk>"]
+    assert texts(models, second.sequences) == ["fab>", "fab>"]
+    nobody = Routed()(rows.rows(torch.tensor([0, 1])), OwnTemplate(), models, STEP)
+    assert [len(one.sequences) for one in nobody] == [2, 0]
 
 
 def test_no_room_is_told_with_the_lengths():

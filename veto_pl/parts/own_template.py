@@ -52,14 +52,16 @@ class OwnTemplate(TeacherContext):
 
     def __call__(self, sequences: Sequences, models: Models, step: Step) -> Sequences:
         template, tokenizer = self.templates.get(models.teacher_name), _tokenizer(models)
-        if template is None and writes_alike(tokenizer, models.tokenizer):
+        if not len(sequences) or (template is None and writes_alike(tokenizer, models.tokenizer)):
             return sequences
-        asked = sequences.prompts
+        # Of these rows alone: another teacher's rows may be none that this template can write.
+        mine, place = sequences.prompt_rows.cpu().unique(return_inverse=True)
+        asked = None if sequences.prompts is None else sequences.prompts.rows(mine)
         told = prompts_written(asked, tokenizer, template, "OwnTemplate")
         if asked is None or _same(told, asked):
             return sequences
         _check_single_turns(sequences)
-        told_rows = behind(told.rows(sequences.prompt_rows), sequences)
+        told_rows = behind(told.rows(place), sequences)
         check_room(told_rows, models.required_teacher(), "OwnTemplate")
         return told_rows
 
