@@ -55,7 +55,7 @@ class OwnTemplate(TeacherContext):
         if not len(sequences) or (template is None and writes_alike(tokenizer, models.tokenizer)):
             return sequences
         # Of these rows alone: another teacher's rows may be none that this template can write.
-        mine, place = sequences.prompt_rows.cpu().unique(return_inverse=True)
+        mine, place = torch.unique(sequences.prompt_rows.cpu(), return_inverse=True)
         asked = None if sequences.prompts is None else sequences.prompts.rows(mine)
         told = prompts_written(asked, tokenizer, template, "OwnTemplate")
         if asked is None or _same(told, asked):
