@@ -22,10 +22,12 @@ class Answer(Generic[T]):
     Args:
         value: what it returned; None where it has failed.
         problem: why it has failed; empty where it has not.
+        late: whether it has failed because its time was up.
     """
 
     value: T | None = None
     problem: str = ""
+    late: bool = False
 
 
 @dataclass
@@ -78,7 +80,7 @@ class _Call:
 
     def result(self, timeout: float) -> Answer[Any]:
         """Return the answer of a call that is over."""
-        late = Answer[Any](problem=f"gave no answer within {timeout:g} s")
+        late = Answer[Any](problem=f"gave no answer within {timeout:g} s", late=True)
         return late if self.answer.cancelled() else cast("Answer[Any]", self.answer.result())
 
 
