@@ -24,11 +24,22 @@ from veto_pl.models.randomness import global_draws
 from veto_pl.models.trainable import check_not_compiled
 from veto_pl.parts.schedules import Constant, scheduled_values
 from veto_pl.rollouts import Sampling
-from veto_pl.seams import Engine, Models, ModelSource, Objective, PromptBatch, Rollouts, Schedule, Step, TokenizerSource
+from veto_pl.seams import (
+    Engine,
+    Models,
+    ModelSource,
+    Objective,
+    PlayingSource,
+    PromptBatch,
+    Rollouts,
+    Schedule,
+    Step,
+    TokenizerSource,
+)
 from veto_pl.training.adapter_checkpoints import leave_out_bases
 from veto_pl.training.checkpointed import CheckpointedModule
 from veto_pl.training.clock import PhaseClock
-from veto_pl.training.evaluation import Evaluation, compared_by, compute_all, validation_metrics
+from veto_pl.training.evaluation import Evaluation, compared_by, compute_all, played_by, validation_metrics
 from veto_pl.training.fsdp import FullyShard
 from veto_pl.training.hosted import HostedModule, check_models
 from veto_pl.training.nonfinite import NonFiniteSteps
@@ -52,8 +63,11 @@ class DistillationModule(HostedModule, CheckpointedModule, OptimizedModule):
         tokenizer: the tokenizer; the student's own by default.
         optimizer: of the student's weights. It gets their names, too, if its first parameter is `named_parameters`.
         lr_schedule: multiplies the optimizer's learning rate at every step.
-        evaluation: how completions are sampled in validation, test and prediction. Greedy by default.
+        evaluation: how completions, or turns of episodes, are sampled in validation, test and prediction. Greedy by
+            default.
         evaluation_engine: what runs the student there; None takes the engine that the objective's rollouts give it.
+        evaluation_rollout: whose whole episodes are played there; None takes the objective's first rollout with an
+            environment, and asks for single answers where it has none.
         metrics: metrics of validation and test; None takes the default set.
         seed: every random draw is a function of it, the step, the rank and the purpose. None is the seed that Lightning
             was given (`lightning.seed_everything`), or else 0; it is settled here, for open seeds of the parts as well.
@@ -82,6 +96,7 @@ class DistillationModule(HostedModule, CheckpointedModule, OptimizedModule):
         evaluation_engine: Engine | None = None,
         roll_out_window: bool = True,
         teachers: dict[str, ModelSource] | None = None,
+        evaluation_rollout: PlayingSource | None = None,
     ) -> None:
         super().__init__(optimizer, lr_schedule)
         self.student_source, self.teacher_source, self.reference_source = sources_of(student, teacher, reference)
@@ -90,14 +105,17 @@ class DistillationModule(HostedModule, CheckpointedModule, OptimizedModule):
         self.objective = seeded(objective)
         self.tokenizer_source = None if tokenizer is None else as_tokenizer(tokenizer, "model.tokenizer")
         self.evaluation = evaluation
-        self.evaluation_engine = evaluation_engine
+        self.evaluation_engine, self.evaluation_rollout = evaluation_engine, evaluation_rollout
+        self.playing = played_by(self.objective) if evaluation_rollout is None else evaluation_rollout
         self.seed, self._seed_was_open = run_seed(seed), seed is None
         self.run_config: str | None = None
         self.clock = PhaseClock()
         self.models: Models | None = None
         self.metrics = metrics
         self.panel = compared_by(self.objective, self.teacher_sources)
-        self.validation_metrics = validation_metrics(metrics, evaluation, with_teacher=self.panel is not None)
+        turns = 0 if self.playing is None else self.playing.measured_turns
+        has_teacher = self.panel is not None
+        self.validation_metrics = validation_metrics(metrics, evaluation, with_teacher=has_teacher, turns=turns)
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self.logged: dict[str, float] = {}
         self.skip_limit = skip_limit
@@ -231,13 +249,6 @@ class DistillationModule(HostedModule, CheckpointedModule, OptimizedModule):
         self.clock.enter("data")
 
     @property
-    def answering_engine(self) -> Engine | None:
-        """What runs the student in evaluations: the engine that was named, or that of its rollouts, or None."""
-        writings = (writing for source in self.objective.sources for writing in source.writings())
-        of_rollout = (one.engine for one in writings if one.writers == ("student",) and one.engine is not None)
-        return self.evaluation_engine or next(of_rollout, None)
-
-    @property
     def steps_done(self) -> int:
         """The optimizer steps that made the student: the trainer's, or those of the checkpoint that is evaluated."""
         fitting = self.trainer.state.fn == TrainerFn.FITTING
@@ -279,6 +290,7 @@ class DistillationModule(HostedModule, CheckpointedModule, OptimizedModule):
             "grad_norm": closed.norm,
             **others,
             "tokens": closed.tokens,
+            "played_turns": closed.turns,
             "learning_rate": learning_rate,
             **self._models.memories.numbers(),
             **self.clock.read(closed.own_tokens),
@@ -292,7 +304,7 @@ class DistillationModule(HostedModule, CheckpointedModule, OptimizedModule):
 
     def _answers(self, batch: PromptBatch, batch_idx: int) -> Evaluation:
         """Let the student answer."""
-        how = self.evaluation, self._step(batch_idx), self.answering_engine, self.panel
+        how = self.evaluation, self._step(batch_idx), self.answering_engine, self.panel, self.playing
         return Evaluation.sample(batch, self._models, *how)
 
     def _evaluate(self, batch: PromptBatch, batch_idx: int, prefix: str) -> dict[str, Evaluation]:

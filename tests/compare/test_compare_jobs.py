@@ -203,7 +203,7 @@ VALID = {"title": "t", "methods": {"A": {}}, "baseline": "A", "budget": {"steps"
         ({"search": {"grid": {"model.lr": []}}}, r"`search\.grid\.model\.lr`"),
         ({"search": {"grid": {"model.lr": ["fast"]}}}, r"`search\.grid\.model\.lr\.0"),
         ({"budget": {}}, "`budget`"),
-        ({"budget": {"steps": 1, "tokens": 2}}, "`budget` .* must set steps, tokens or seconds"),
+        ({"budget": {"steps": 1, "tokens": 2}}, "`budget` .* must set steps, tokens, turns or seconds"),
         ({"budget": {"seconds": 0.0}}, r"`budget\.seconds`"),
         ({"budget": 5}, "`budget`: .* got 5"),
         ({"methods": {"A": {"serch": True}}}, r"`methods\.A\.serch`: there is no such entry. Did you mean `search`"),

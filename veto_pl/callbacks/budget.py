@@ -15,7 +15,7 @@ PHASES = ("rollout", "scoring", "update", "data")
 
 
 class Budget(L.Callback):
-    """Ends a run after so many steps, completion tokens or seconds of training, whichever comes first.
+    """Ends a run after so many steps, completion tokens, turns or seconds of training, whichever comes first.
 
     Schedules then run over the budget: the length of the run that they see is the steps done, divided by the share of
     the budget that these took. `trainer.max_steps` and `trainer.max_epochs` still hold; the run ends where the first of
@@ -26,18 +26,26 @@ class Budget(L.Callback):
         tokens: completion tokens of the rollouts, trained on or left out, over all ranks; None for no limit.
         seconds: of rollout, scoring, update and data loading on the first rank; None for no limit. Such a run depends
             on the speed of the machine, so another one of it differs.
+        turns: of the student in the episodes of the rollouts, over all ranks; a completion without an environment is
+            one. None for no limit.
 
     Raises:
         ConfigurationError: a limit that is not above 0.
     """
 
-    def __init__(self, steps: int | None = None, tokens: int | None = None, seconds: float | None = None) -> None:
-        given = {"steps": steps, "tokens": tokens, "seconds": seconds}
+    def __init__(
+        self,
+        steps: int | None = None,
+        tokens: int | None = None,
+        seconds: float | None = None,
+        turns: int | None = None,
+    ) -> None:
+        given = {"steps": steps, "tokens": tokens, "seconds": seconds, "turns": turns}
         for name, limit in given.items():
             if limit is not None and not 0 < limit < math.inf:
                 raise ConfigurationError(f"`Budget.{name}` must be above 0, got {limit}.")
         self.limits = {name: limit for name, limit in given.items() if limit is not None}
-        self._spent = {"tokens": 0.0, "seconds": 0.0}
+        self._spent = {"tokens": 0.0, "seconds": 0.0, "turns": 0.0}
         self._steps = 0
         self._validates_first = False
 
@@ -78,6 +86,7 @@ class Budget(L.Callback):
         logged = pl_module.logged
         self._steps = trainer.global_step
         self._spent["tokens"] += logged["train/tokens"]
+        self._spent["turns"] += logged["train/played_turns"]
         # The clocks of the ranks differ, and all have to stop at the same step.
         seconds = sum(logged.get(f"train/seconds/{phase}", 0.0) for phase in PHASES)
         self._spent["seconds"] += trainer.strategy.broadcast(seconds)
@@ -90,9 +99,9 @@ class Budget(L.Callback):
         return max((spent[name] / limit for name, limit in self.limits.items()), default=0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the tokens, seconds and steps spent so far."""
+        """Return the tokens, turns, seconds and steps spent so far."""
         return {"spent": dict(self._spent), "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the tokens, seconds and steps spent so far."""
-        self._spent, self._steps = dict(state_dict["spent"]), state_dict["steps"]
+        """Restore the tokens, turns, seconds and steps spent so far; old checkpoints tell of no turns."""
+        self._spent, self._steps = self._spent | state_dict["spent"], state_dict["steps"]

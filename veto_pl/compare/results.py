@@ -61,12 +61,14 @@ class Cost:
         tokens: completion tokens that were trained on.
         seconds: wall time of the training.
         skipped: steps without an update, because the loss or its gradient was not finite.
+        turns: of the student in episodes; None where it has played none.
     """
 
     steps: int
     tokens: int
     seconds: float
     skipped: int = 0
+    turns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,11 @@ class Comparison:
     failures: Mapping[str, str] = field(default_factory=dict)
     confidence: float = 0.95
     command: str = ""
+
+    @property
+    def plays(self) -> bool:
+        """Whether a run has played episodes, so that turns are a cost."""
+        return any(trial.cost.turns is not None for trial in self.trials)
 
     @cached_property
     def shown(self) -> Mapping[str, Shown]:

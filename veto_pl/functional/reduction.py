@@ -107,6 +107,27 @@ def group_mean_sum(values: Tensor, mask: Tensor, groups: Tensor) -> tuple[Tensor
     return (totals / sizes.clamp_min(1).to(values.dtype)).sum(), (sizes > 0).sum().float()
 
 
+def sums_by_turn(values: Tensor, turns: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Sum values by the turn of their tokens, and count the tokens of each turn.
+
+    Args:
+        values: [N] of tokens that count.
+        turns: [N] int64, k >= 1 on tokens of the k-th turn.
+        most: turns that are told; tokens of later ones are left out.
+
+    Returns:
+        [most] and [most] of the dtype of `values`; 0 and 0 for a turn without tokens.
+
+    Example:
+        >>> import torch
+        >>> sums_by_turn(torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([1, 1, 3, 9]), most=3)
+        (tensor([3., 0., 4.]), tensor([2., 0., 1.]))
+    """
+    places = turns.clamp_max(most + 1)
+    sums, counts = (values.new_zeros(most + 2).index_add(0, places, x) for x in (values, torch.ones_like(values)))
+    return sums[1:-1], counts[1:-1]
+
+
 def group_numbers(mask: Tensor, turn_ids: Tensor | None, episodes: Tensor | None) -> Tensor:
     """Return a number for each token, [B, S] int64, equal on those that share episode and turn.
 

@@ -280,7 +280,10 @@ class _Simulation:
             total.backward()  # type: ignore[no-untyped-call]
 
     def _validate(self, phase: Phase) -> None:
-        source = FromStudent(self.module.evaluation, self.module.answering_engine or DecodeLoop())
+        sampling, engine, playing = self.module.evaluation, self.module.answering_engine, self.module.playing
+        source = (
+            FromStudent(sampling, engine or DecodeLoop()) if playing is None else playing.answering(sampling, engine)
+        )
         lengths, prompts = self.setting.lengths, self.setting.validation_prompts
         for writing in source.writings():
             self._write(writing, prompts, phase)

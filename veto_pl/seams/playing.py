@@ -15,6 +15,8 @@ from veto_pl.seams.conversation import Message
 from veto_pl.seams.prompts import PromptBatch
 from veto_pl.seams.rollouts import Engine, Models, RolloutSource
 
+MEASURED_TURNS = 32
+"""Turns that are measured one by one, at most."""
 _THOUGHTS = ("thinking", "reasoning_content", "reasoning")
 """What parsers of turns call what a model thinks before it speaks."""
 
@@ -72,6 +74,11 @@ class PlayingSource(RolloutSource, ABC):
     """
 
     max_turns: int
+
+    @property
+    def measured_turns(self) -> int:
+        """How many turns have numbers of their own in what is logged: the first 32, at most."""
+        return min(self.max_turns, MEASURED_TURNS)
 
     @abstractmethod
     def answering(self, sampling: Sampling, engine: Engine | None) -> PlayingSource:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from veto_pl.core.mistakes import check_kind
+from veto_pl.core.nested import walk
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block
 from veto_pl.functional.divergences import forward_kl, reverse_kl
@@ -23,11 +24,21 @@ from veto_pl.parts.contexts import SameText
 from veto_pl.parts.panels import OneTeacher
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.rollouts.engines import DecodeLoop
-from veto_pl.seams import Engine, Models, Objective, Panel, PromptBatch, Sequences, Step, TokenValues
+from veto_pl.seams import (
+    Engine,
+    Line,
+    Models,
+    Objective,
+    Panel,
+    PlayingSource,
+    PromptBatch,
+    Sequences,
+    Step,
+    TokenValues,
+)
 from veto_pl.seams.rollouts import TEACHER
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from veto_pl.training.answered import Completions
+from veto_pl.training.token_texts import token_texts
 
 KINDS = (CompletionMetric, TokenMetric, MetricFamily)
 """What a validation can measure with."""
@@ -36,9 +47,20 @@ CHUNK_ROWS = 256
 
 
 def validation_metrics(
-    metrics: Sequence[CompletionMetric | TokenMetric | MetricFamily] | None, sampling: Sampling, *, with_teacher: bool
+    metrics: Sequence[CompletionMetric | TokenMetric | MetricFamily] | None,
+    sampling: Sampling,
+    *,
+    with_teacher: bool,
+    turns: int = 0,
 ) -> nn.ModuleDict:
-    """Return the metrics by name, families as their members, without those that need a teacher where there is none."""
+    """Return the metrics by name, families as their members, without those that need a teacher where there is none.
+
+    Args:
+        metrics: of the run; None for the default set.
+        sampling: how the student answers.
+        with_teacher: whether there is one.
+        turns: of the episodes that are measured one by one; 0 for single answers.
+    """
     check_kind(sampling, Sampling, "model.evaluation", "a `Sampling`")
     if metrics is not None:
         check_kind(metrics, (list, tuple), "model.metrics", "a list of metrics")
@@ -46,7 +68,7 @@ def validation_metrics(
         check_kind(metric, KINDS, "model.metrics", "a `CompletionMetric`, `TokenMetric` or `MetricFamily`")
     count = sampling.num_completions
     chosen: list[CompletionMetric | TokenMetric] = []
-    for metric in default_metrics(count) if metrics is None else metrics:
+    for metric in default_metrics(count, turns) if metrics is None else metrics:
         chosen += metric.members(count) if isinstance(metric, MetricFamily) else [metric]
     if nameless := [type(metric).__name__ for metric in chosen if not getattr(metric, "name", "")]:
         raise ConfigurationError(f"`{nameless[0]}` has no name to be logged under. Give the class a `name`.")
@@ -68,6 +90,11 @@ def compared_by(objective: Objective, teachers: Collection[str]) -> Panel | None
     """
     alone = [OneTeacher()] if TEACHER in teachers else []
     return next(iter((*objective.panels, *alone)), None) if teachers else None
+
+
+def played_by(part: object) -> PlayingSource | None:
+    """Return the first source of episodes in a part, such as an objective or a source; None where nothing plays any."""
+    return next((one for _, one in walk(part, derived=True) if isinstance(one, PlayingSource)), None)
 
 
 def add_sources(metrics: nn.ModuleDict, sources: Sequence[str]) -> None:
@@ -100,6 +127,7 @@ class Evaluation:
         panel: which teachers read the completions, or None; what each reads is the plain text.
         step: where training stands.
         voices: who reads which tokens; None until `update` has asked.
+        lines: what was said in each episode, in the order of the completions; empty for single answers.
     """
 
     batch: PromptBatch
@@ -111,6 +139,7 @@ class Evaluation:
     panel: Panel | None = OneTeacher()
     step: Step = Step(0, 1)
     voices: Voices | None = None
+    lines: tuple[tuple[Line, ...], ...] = ()
 
     @classmethod
     def sample(
@@ -121,6 +150,7 @@ class Evaluation:
         step: Step,
         engine: Engine | None = None,
         panel: Panel | None = OneTeacher(),
+        playing: PlayingSource | None = None,
     ) -> Evaluation:
         """Let the student answer every prompt of the batch, and score the answers.
 
@@ -131,19 +161,16 @@ class Evaluation:
             step: names the random numbers.
             engine: what runs it; None for the decode loop of the package.
             panel: which teachers the answers are compared with; None for none.
+            playing: whose episodes are played, from their beginning to their end; None for single answers.
         """
-        sequences = FromStudent(sampling, engine or DecodeLoop())(batch, models, step)
-        texts = sequences.texts(models.tokenizer)
-        rewards = batch.score(texts, sequences.prompt_rows.tolist())
-        shape = (len(batch), sampling.num_completions)
-        generations = Generations(
-            texts=texts,
-            tokens=sequences.completion_ids(),
-            rewards=torch.tensor(rewards).reshape(shape),
-            finished=sequences.finished(models.eos_ids).cpu().reshape(shape),
-            examples=batch.examples,
-        )
-        return cls(batch, sequences, generations, models, panel=panel, step=step)
+        lines: tuple[tuple[Line, ...], ...] = ()
+        if playing is None:
+            sequences = FromStudent(sampling, engine or DecodeLoop())(batch, models, step)
+        else:
+            sequences, lines = playing.answering(sampling, engine).told(batch, models, step)
+        sequences = batch.rewarded(sequences, models.tokenizer)
+        generations = Completions(sequences).generations(batch, models, sampling.num_completions)
+        return cls(batch, sequences, generations, models, panel=panel, step=step, lines=lines)
 
     def update(self, metrics: Iterable[nn.Module], *, annotate: bool = False) -> Evaluation:
         """Update token metrics with the distributions, and completion metrics with the completions.
@@ -166,7 +193,8 @@ class Evaluation:
             values, voices = self._read(token_metrics, with_logp=with_logp, annotate=annotate)
         generations = self.generations
         if with_logp:
-            generations = replace(generations, logp=self._of_completions(values["student_logp"]))
+            sums = Completions(self.sequences).sums(values["student_logp"])
+            generations = replace(generations, logp=sums.view(generations.rewards.shape).to(generations.rewards.device))
         for metric in listed:
             if isinstance(metric, CompletionMetric) and (of_source := generations.of(metric.source)).texts:
                 metric.update(of_source)
@@ -178,34 +206,35 @@ class Evaluation:
         """Return one row per completion: prompt, completion, reference and reward; all references where there are
         several.
         """
-        examples = [self.batch.examples[i] for i in self.sequences.prompt_rows.tolist()]
+        of = Completions(self.sequences).prompts
         prompts = self.models.tokenizer.batch_decode(
             [ids[mask] for ids, mask in zip(self.batch.input_ids, self.batch.attention_mask, strict=True)]
         )
+        rewards = self.generations.rewards.flatten().tolist()
+        told = zip(of, self.generations.texts, rewards, self._shares(), self.lines or [()] * len(of), strict=True)
         return [
             {"prompt": prompts[row], "completion": text, "reference": example.completion, "reward": reward}
             | ({"references": list(example.references)} if example.alternatives else {})
             | ({"source": example.source} if example.source else {})
             | ({"teachers": dict(shares)} if shares else {})
-            for row, text, example, reward, shares in zip(
-                self.sequences.prompt_rows.tolist(),
-                self.generations.texts,
-                examples,
-                self.generations.rewards.flatten().tolist(),
-                self._shares(),
-                strict=True,
-            )
+            | ({"dialogue": [line.plain() for line in lines]} if lines else {})
+            for row, text, reward, shares, lines in told
+            for example in [self.batch.examples[row]]
         ]
 
     def annotated(self, row: int) -> dict[str, Any]:
         """Return the tokens of a completion as texts, and the divergences between the models at each token that counts.
 
-        The texts join to the completion; behind it may be a stop string, which is not judged.
+        The texts join to the completion; behind it may be a stop string, which is not judged. Of an episode they are
+        those of the student's turns, one after another, and `turns` are the numbers of these.
         """
-        ends = self.sequences.predictions.sum(1).cumsum(0).tolist()
-        here = slice(ends[row - 1] if row else 0, ends[row])
-        numbers = {name: _six_digits(values[here]) for name, values in self.divergences.items()}
-        return {"tokens": token_texts(self.generations.tokens[row], self.models.tokenizer), **numbers}
+        completions = Completions(self.sequences)
+        here = completions.places(row)
+        numbers: dict[str, Any] = {name: _six_digits(values[here]) for name, values in self.divergences.items()}
+        turns = completions.turns(row)
+        parts = {k: [i for i, of in zip(self.generations.tokens[row], turns, strict=True) if of == k] for k in turns}
+        texts = [text for ids in parts.values() for text in token_texts(ids, self.models.tokenizer)]
+        return {"tokens": texts, **numbers} | ({"turns": turns} if self.lines else {})
 
     def _read(
         self, metrics: Sequence[TokenMetric], *, with_logp: bool, annotate: bool
@@ -216,7 +245,7 @@ class Evaluation:
             The values asked for, [N] each, and who has read which tokens.
         """
         ids, models, device = self.sequences.token_ids(), self.models, self.sequences.input_ids.device
-        measured = {source: self._tokens_of(source) for source in {metric.source for metric in metrics}}
+        measured = {which: self._tokens_of(*which) for which in {(one.source, one.turn) for one in metrics}}
 
         def look(block: Block) -> tuple[dict[str, Tensor], None]:
             place = block.given["place"]
@@ -224,7 +253,7 @@ class Evaluation:
             teacher_logp = None if block.teacher is None else torch.log_softmax(block.teacher, -1)
             written = ids[place]
             for metric in metrics:
-                if (of_source := measured[metric.source]) is None:
+                if (of_source := measured[metric.source, metric.turn]) is None:
                     _update(metric, student_logp, teacher_logp, written)
                 elif (here := of_source[place]).any():
                     others = None if teacher_logp is None else teacher_logp[here]
@@ -252,23 +281,19 @@ class Evaluation:
 
     def _shares(self) -> list[dict[str, float]]:
         """Return of each row how much of it each of several teachers reads; nothing where one reads everything."""
+        completions = Completions(self.sequences)
         if self.voices is None or len(self.voices.voices) == 1:
-            return [{}] * len(self.sequences)
-        return self.voices.shares(self.sequences)
+            return [{}] * len(completions.last)
+        return completions.means(self.voices.shares(self.sequences))
 
-    def _tokens_of(self, source: str) -> Tensor | None:
-        """Return [N] bool: the tokens that count in the rows of a data set; None for all."""
-        if not source:
+    def _tokens_of(self, source: str, turn: int) -> Tensor | None:
+        """Return [N] bool: the tokens that count in the rows of a data set, and in a turn; None for all."""
+        if not source and not turn:
             return None
         rows = self.sequences.prompt_rows.tolist()
-        here = torch.tensor([self.batch.examples[row].source == source for row in rows], dtype=torch.bool)
-        return here.to(self.sequences.input_ids.device)[self.sequences.tokens()[1]]
-
-    def _of_completions(self, per_token: Tensor) -> Tensor:
-        """Sum [N] values over each completion's tokens, to [G, K]."""
-        sums = per_token.new_zeros(len(self.sequences))
-        sums.index_add_(0, self.sequences.tokens()[1], per_token)
-        return sums.view(self.generations.rewards.shape).to(self.generations.rewards.device)
+        here = torch.tensor([not source or self.batch.examples[row].source == source for row in rows], dtype=torch.bool)
+        of_source = here.to(self.sequences.input_ids.device)[self.sequences.tokens()[1]]
+        return of_source if not turn else of_source & (Completions(self.sequences).turn_of_tokens == turn)
 
 
 def _update(metric: TokenMetric, student_logp: Tensor, teacher_logp: Tensor | None, ids: Tensor) -> None:
@@ -278,27 +303,6 @@ def _update(metric: TokenMetric, student_logp: Tensor, teacher_logp: Tensor | No
 
 
 _DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
-
-
-def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the text that each token adds; together they are the decoded text, without special tokens.
-
-    A token that holds a part of a character adds nothing: the one that completes the character adds all of it.
-    """
-    whole = tokenizer.decode(ids, skip_special_tokens=True)
-    texts, written = [], 0
-    for length in range(1, len(ids)):
-        so_far = tokenizer.decode(ids[:length], skip_special_tokens=True)
-        reached = max(written, _common_prefix(so_far, whole))
-        texts.append(whole[written:reached])
-        written = reached
-    return [*texts, whole[written:]] if ids else []
-
-
-def _common_prefix(text: str, whole: str) -> int:
-    """Return how many characters both texts begin with in common."""
-    differing = (i for i, (one, other) in enumerate(zip(text, whole, strict=False)) if one != other)
-    return next(differing, min(len(text), len(whole)))
 
 
 def _six_digits(values: Tensor) -> list[float]:

@@ -13,7 +13,7 @@ from torch import nn
 from veto_pl.core.mistakes import check_kind
 from veto_pl.core.own_errors import OwnErrors
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.seams import Models, ModelSource, Objective, Step
+from veto_pl.seams import Engine, Models, ModelSource, Objective, PlayingSource, Step
 from veto_pl.seams.rollouts import TEACHER, listed, setting_of
 from veto_pl.training.evaluation import add_sources
 
@@ -57,6 +57,17 @@ class HostedModule(OwnErrors, L.LightningModule):
 
     validation_metrics: nn.ModuleDict
     teacher_sources: Mapping[str, ModelSource]
+    objective: Objective
+    evaluation_engine: Engine | None
+    evaluation_rollout: PlayingSource | None
+
+    @property
+    def answering_engine(self) -> Engine | None:
+        """What runs the student in evaluations: the engine that was named, or that of its rollouts, or None."""
+        sources = self.objective.sources if self.evaluation_rollout is None else (self.evaluation_rollout,)
+        writings = (writing for source in sources for writing in source.writings())
+        of_rollout = (one.engine for one in writings if one.writers == ("student",) and one.engine is not None)
+        return self.evaluation_engine or next(of_rollout, None)
 
     @property
     def further_teachers(self) -> dict[str, ModelSource]:

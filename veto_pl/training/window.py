@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.metrics.rollout_numbers import turns_of
 from veto_pl.models.sharding import sum_shards
 from veto_pl.seams import LossOutput, Rollouts, Stat
 from veto_pl.training.normalisation import GradientLedger, merge_terms
@@ -30,12 +31,14 @@ class ClosedWindow:
         means: of what was logged, over all ranks.
         norm: 2-norm of the normalised gradient, over all ranks.
         tokens: completion tokens, over all ranks.
+        turns: that the completions have, over all ranks; one without an environment is one turn.
         own_tokens: completion tokens of this rank.
     """
 
     means: dict[str, float]
     norm: float
     tokens: float
+    turns: float
     own_tokens: float
 
 
@@ -119,13 +122,13 @@ class Window:
         others = [self.norm.to(sums), own["tokens"][0].to(sums)]
         *flat, norm, own_tokens = torch.cat([sums.flatten(), torch.stack(others)]).tolist()
         pairs = dict(zip(own, zip(flat[::2], flat[1::2], strict=True), strict=True))
-        tokens, _ = pairs.pop("tokens")
+        (tokens, _), (turns, _) = pairs.pop("tokens"), pairs.pop("played_turns")
         means = {
             name: total / (weight or 1.0)
             for name, (total, weight) in pairs.items()
             if weight > 0 or name.rpartition("/")[2] in LOGGED_WHEN_EMPTY
         }
-        return ClosedWindow(means, norm, tokens, own_tokens)
+        return ClosedWindow(means, norm, tokens, turns, own_tokens)
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -150,11 +153,17 @@ class Window:
 
 
 def _rollout_stats(rollouts: Rollouts) -> dict[str, Stat]:
-    """Return the lengths of the completions of a micro-batch, and how many of their tokens count."""
+    """Return the lengths of the completions of a micro-batch, and how many turns and tokens of them there are."""
     written = [rows.completion_mask for rows in rollouts.values()]
     lengths = [Stat(mask.sum().float(), mask.any(1).sum().float()) for mask in written]
     counted = torch.stack([rows.predictions.sum() for rows in rollouts.values()]).sum().float()
-    return {"completion_length": sum(lengths[1:], lengths[0]), "tokens": Stat(counted, counted)}
+    turns = [
+        length.weight if rows.turn_ids is None else turns_of(rows).total
+        for length, rows in zip(lengths, rollouts.values(), strict=True)
+    ]
+    played = sum(turns[1:], turns[0])
+    whole = sum(lengths[1:], lengths[0])
+    return {"completion_length": whole, "tokens": Stat(counted, counted), "played_turns": Stat(played, played)}
 
 
 def _by_name(groups: Mapping[tuple[str, ...], Tensor]) -> dict[str, Tensor]:
