@@ -76,6 +76,7 @@ class TurnKL(MetricFamily):
         self.turns = turns
 
     def members(self, num_completions: int) -> list[CompletionMetric | TokenMetric]:
+        """Return a metric for each turn."""
         return [_at_turn(ReverseKL(), k) for k in range(1, self.turns + 1)]
 
 

@@ -56,10 +56,20 @@ class Line:
         return cls(str(message["role"]), str(message["content"]), **(told | others))
 
     @property
+    def is_first(self) -> bool:
+        """Whether it was said before the agent's first turn."""
+        return self.turn == 0
+
+    @property
     def call_texts(self) -> list[str]:
         """The calls as texts, such as `add({"a": 1})`."""
         return [one.get("text") or f"{one['name']}({json.dumps(one['arguments'], ensure_ascii=False)})"
                 for one in self.calls]  # fmt: skip
+
+    @property
+    def text(self) -> str:
+        """What is said, and the calls behind it, each on a line of its own."""
+        return "\n".join([*filter(None, [self.content]), *(f"→ {call}" for call in self.call_texts)])
 
     def plain(self) -> dict[str, Any]:
         """Return the line as plain values, without those that say nothing."""
