@@ -25,7 +25,7 @@ COLUMNS = ("prompt", "completion", "reference", "reward")
 class SampleTable(L.Callback, Journal):
     """Appends the first completions of each validation to `samples.jsonl` in the run folder, and prints them.
 
-    Loggers that show tables get them too. Of an episode with an environment the file holds the `dialogue`, line by line,
+    Loggers that show tables get them too. Of an episode with an environment the file holds the `dialogue` line by line,
     and tables show the turns and replies.
 
     Args:
