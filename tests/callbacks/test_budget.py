@@ -118,6 +118,21 @@ def test_seconds_end_a_run(tmp_path):
     assert sum(spent[:-1]) < 0.4 <= sum(spent)
 
 
+def test_turns_end_a_run(tmp_path):
+    steps, _ = fit(tmp_path, "--budget.turns=30")
+    spent = [float(row["train/played_turns"]) for row in steps]
+    assert set(spent) == {8.0}, "a completion without an environment is a turn"
+    assert len(spent) == 4
+
+
+def test_checkpoints_from_before_there_were_turns_go_on():
+    budget = Budget(turns=10)
+    budget.load_state_dict({"spent": {"tokens": 50.0, "seconds": 2.0}, "steps": 6})
+    assert budget.state_dict()["spent"] == {"tokens": 50.0, "seconds": 2.0, "turns": 0.0}
+    budget.load_state_dict({"spent": {"tokens": 50.0, "seconds": 2.0, "turns": 5.0}, "steps": 6})
+    assert budget.horizon() == 12
+
+
 def test_the_limit_that_comes_first_holds():
     budget = Budget(tokens=100, seconds=10.0)
     budget.load_state_dict({"spent": {"tokens": 50.0, "seconds": 2.0}, "steps": 6})
