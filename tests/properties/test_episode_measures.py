@@ -33,7 +33,7 @@ def measured(grid, episodes):
         "counts": {name: counts.tolist() for name, counts in completions._turn_counts().items()},
         "sums": completions.sums(values).tolist(),
         "turns": [completions.turns(place) for place in range(len(episodes))],
-        "by turn": [part.tolist() for part in sums_by_turn(values, completions.turn_of_tokens, 3)],
+        "by turn": [part.tolist() for part in sums_by_turn(grid.values, grid.mask, grid.turn_ids, 3)],
         "played": float(turns_of(rows).total),
         "prompts": completions.prompts,
         "rewards": None if made is None else made.rewards.tolist(),

@@ -107,12 +107,13 @@ def group_mean_sum(values: Tensor, mask: Tensor, groups: Tensor) -> tuple[Tensor
     return (totals / sizes.clamp_min(1).to(values.dtype)).sum(), (sizes > 0).sum().float()
 
 
-def sums_by_turn(values: Tensor, turns: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def sums_by_turn(values: Tensor, mask: Tensor, turn_ids: Tensor | None, most: int) -> tuple[Tensor, Tensor]:
     """Sum values by the turn of their tokens, and count the tokens of each turn.
 
     Args:
-        values: [N] of tokens that count.
-        turns: [N] int64, k >= 1 on tokens of the k-th turn.
+        values: [B, S]; what stands on masked positions is ignored.
+        mask: [B, S] bool.
+        turn_ids: [B, S] int64, k >= 1 on tokens of the k-th turn; None where each row is one turn.
         most: turns that are told; tokens of later ones are left out.
 
     Returns:
@@ -120,11 +121,14 @@ def sums_by_turn(values: Tensor, turns: Tensor, most: int) -> tuple[Tensor, Tens
 
     Example:
         >>> import torch
-        >>> sums_by_turn(torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([1, 1, 3, 9]), most=3)
-        (tensor([3., 0., 4.]), tensor([2., 0., 1.]))
+        >>> values, turns = torch.tensor([[1.0, 2.0, 4.0, 8.0]]), torch.tensor([[1, 1, 3, 9]])
+        >>> sums_by_turn(values, values > 1, turns, most=3)
+        (tensor([2., 0., 4.]), tensor([1., 0., 1.]))
     """
-    places = turns.clamp_max(most + 1)
-    sums, counts = (values.new_zeros(most + 2).index_add(0, places, x) for x in (values, torch.ones_like(values)))
+    turns = torch.ones_like(mask, dtype=torch.int64) if turn_ids is None else turn_ids
+    places = turns.clamp_max(most + 1).masked_fill(~mask, 0).flatten()
+    counted = (values.masked_fill(~mask, 0.0), mask.to(values.dtype))
+    sums, counts = (values.new_zeros(most + 2).index_add_(0, places, of.flatten()) for of in counted)
     return sums[1:-1], counts[1:-1]
 
 

@@ -123,14 +123,9 @@ class Scoring:
         kl, most = scores.get("metric/kl"), self.measured_turns
         if kl is None or not most:
             return {}
-        turns = torch.ones_like(self.token_ids) if self.turn_ids is None else self._turns_of_tokens()
-        sums, counts = sums_by_turn(kl.detach(), turns, most)
+        mask = self.sequences.predictions
+        sums, counts = sums_by_turn(_on_grid(kl.detach(), mask), mask, self.turn_ids, most)
         return {f"turn_{k}/kl": Stat(*of) for k, of in enumerate(zip(sums, counts, strict=True), 1)}
-
-    def _turns_of_tokens(self) -> Tensor:
-        """Return [N] int64, the turn of each token, of rows that have several."""
-        assert self.turn_ids is not None, "rows without turns are one turn each"
-        return self.turn_ids.flatten()[self.sequences.prediction_index]
 
     def look_ahead(self, scores: dict[str, Tensor]) -> None:
         """Ask the objective for numbers of whole completions, given `student_logp` and `teacher_logp` [N]."""
@@ -171,7 +166,7 @@ class Scoring:
         if self.stored is not None:
             given["stored"] = self.stored
         if self.turn_ids is not None:
-            given["turn_ids"] = self._turns_of_tokens()
+            given["turn_ids"] = self.turn_ids.flatten()[self.sequences.prediction_index]
         given |= {f"ahead/{name}": value for name, value in self.ahead.items()}
         by = {} if derivatives is None else {"by_loss": derivatives.loss, "by_logp": derivatives.logp}
         known = {name: value for name, value in by.items() if value is not None}
