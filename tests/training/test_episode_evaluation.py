@@ -233,3 +233,14 @@ def test_a_run_validates_episodes_and_keeps_their_dialogues(tmp_path, capsys):
     assert len(samples) == 3
     assert all(one["dialogue"][-1].get("turn", 0) >= 1 for one in samples)
     assert "assistant: " in capsys.readouterr().out
+
+
+def test_a_batch_without_prompts_has_no_episodes(models):
+    """As on a rank that has fewer batches than others."""
+    metrics = default_metrics(2, TURNS)
+    nobody = tiny_prompts(models).rows(torch.zeros(0, dtype=torch.int64))
+    playing = Played(Says(again), SAMPLING, max_turns=TURNS, max_tokens=90)
+    evaluation = Evaluation.sample(nobody, models, SAMPLING, STEP, playing=playing).update(metrics, annotate=True)
+    assert evaluation.rows() == []
+    assert evaluation.generations.turns.shape == (0, 2)
+    assert all(float(metric.weight) == 0 for metric in metrics)

@@ -63,7 +63,8 @@ class Scoring:
         self.stored = self._stored_scores()
         self.engine_weights = self._engine_weights()
         self.turn_ids = None if sequences.turn_ids is None else sequences.turn_ids[:, 1:]
-        self.measured_turns = max((one.measured_turns for one in inside(objective.rollout, PlayingSource)), default=0)
+        playing = inside(objective.rollout, PlayingSource)  # type: ignore[type-abstract]
+        self.measured_turns = max((one.measured_turns for one in playing), default=0)
         self.ahead: dict[str, Tensor] = {}
 
     def run(self, stream: PanelStream) -> tuple[Tensor, LossOutput]:

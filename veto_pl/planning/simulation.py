@@ -287,7 +287,9 @@ class _Simulation:
         lengths, prompts = self.setting.lengths, self.setting.validation_prompts
         for writing in source.writings():
             self._write(writing, prompts, phase)
-        metrics = [m for m in self.module.validation_metrics.values() if isinstance(m, TokenMetric)]
+        measured = self.module.validation_metrics.values()
+        # Metrics of single turns look at values to find their tokens, and need no more than those of all.
+        metrics = [m for m in measured if isinstance(m, TokenMetric) and not m.turn]
         written = completed(source, prompts, lengths)
         self.observation.expect(written.input_ids.shape, lengths.prompt)
         panel = None if self.module.panel is None else self.module.panel.planned()

@@ -192,13 +192,14 @@ def _same(one: object, other: object) -> bool:
 def test_one_completion_of_each_prompt_will_do(metric: CompletionMetric) -> None:
     """Check that a metric can measure, or says that it cannot by `needs_group`, where prompts have one completion."""
     given = generations()
+    known: dict[str, Any] = {name: of[:, :1] for name in PERHAPS if (of := getattr(given, name)) is not None}
     first = replace(
         given,
         texts=given.texts[::SAMPLES],
         tokens=given.tokens[::SAMPLES],
         rewards=given.rewards[:, :1],
         finished=given.finished[:, :1],
-        **{field: None if (of := getattr(given, field)) is None else of[:, :1] for field in PERHAPS},
+        **known,
     )
     if not metric.needs_group:
         assert measured(metric, [first]).compute().isfinite()
