@@ -45,7 +45,8 @@ def reference(config_file, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(45, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 45])
 def test_a_run_that_is_killed_within_an_episode_goes_on_to_the_bit(count, config_file, reference, tmp_path):
     """Episodes begin anew; nothing of them is in a checkpoint."""
     assert die_in(LiveEpisode, "hear", count, config_file, tmp_path, *OPTIONS)
