@@ -86,7 +86,7 @@ class Budget(L.Callback):
         logged = pl_module.logged
         self._steps = trainer.global_step
         self._spent["tokens"] += logged["train/tokens"]
-        self._spent["turns"] += logged["train/played_turns"]
+        self._spent["turns"] += logged.get("train/played_turns", 0.0)
         # The clocks of the ranks differ, and all have to stop at the same step.
         seconds = sum(logged.get(f"train/seconds/{phase}", 0.0) for phase in PHASES)
         self._spent["seconds"] += trainer.strategy.broadcast(seconds)

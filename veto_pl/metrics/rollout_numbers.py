@@ -53,6 +53,23 @@ def rollout_numbers(rollouts: Iterable[Sequences], eos_ids: Iterable[int]) -> di
     return {name: sum(stats[1:], stats[0]) for name, stats in numbers.items() if stats}
 
 
+def rollout_sizes(rollouts: Iterable[Sequences]) -> dict[str, Stat]:
+    """Return the lengths of the completions of a micro-batch, how many of their tokens are trained on, and their turns.
+
+    A completion without turns is one turn.
+    """
+    rows = list(rollouts)
+    written = [one.completion_mask for one in rows]
+    lengths = [Stat(mask.sum().float(), mask.any(1).sum().float()) for mask in written]
+    counted = torch.stack([one.predictions.sum() for one in rows]).sum().float()
+    turns = [
+        length.weight if one.turn_ids is None else turns_of(one).total
+        for length, one in zip(lengths, rows, strict=True)
+    ]
+    played, whole = sum(turns[1:], turns[0]), sum(lengths[1:], lengths[0])
+    return {"completion_length": whole, "tokens": Stat(counted, counted), "played_turns": Stat(played, played)}
+
+
 def _own(rows: Sequences) -> Tensor:
     """Return [B, T] bool: what the writer of the completions wrote, without replies that it was given."""
     return rows.completion_mask if rows.turn_ids is None else rows.loss_mask

@@ -11,14 +11,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.metrics.rollout_numbers import turns_of
 from veto_pl.models.sharding import sum_shards
-from veto_pl.seams import LossOutput, Rollouts, Stat
+from veto_pl.seams import LossOutput, Stat
 from veto_pl.training.normalisation import GradientLedger, merge_terms
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
+COUNTED = "tokens"
+"""The number among those of a micro-batch that says how much of it is trained on; it is summed, not divided."""
+SUMMED = ("played_turns",)
+"""Other numbers that are summed, where there are any: the turns that the completions have."""
 LOGGED_WHEN_EMPTY = ("loss", "completion_length")
 """Logged as 0 where no row of a step counts; other means over nothing are left out."""
 
@@ -30,16 +33,16 @@ class ClosedWindow:
     Args:
         means: of what was logged, over all ranks.
         norm: 2-norm of the normalised gradient, over all ranks.
-        tokens: completion tokens, over all ranks.
-        turns: that the completions have, over all ranks; one without an environment is one turn.
-        own_tokens: completion tokens of this rank.
+        tokens: what was trained on, such as completion tokens, over all ranks.
+        own_tokens: the same of this rank.
+        sums: of the numbers that are summed, by name, over all ranks.
     """
 
     means: dict[str, float]
     norm: float
     tokens: float
-    turns: float
     own_tokens: float
+    sums: dict[str, float]
 
 
 class Window:
@@ -68,8 +71,11 @@ class Window:
         """
         self._synchronise(not self._ledger.separate)
 
-    def add(self, output: LossOutput, rollouts: Rollouts) -> Tensor:
+    def add(self, output: LossOutput) -> Tensor:
         """Add the terms and the logged values of a micro-batch.
+
+        Args:
+            output: its `metrics` have `tokens`, how much is trained on.
 
         Returns:
             The undivided loss.
@@ -88,7 +94,7 @@ class Window:
             )
         self._terms = terms
         self._ledger.record(terms)
-        self._log({**output.terms, **output.metrics, **_rollout_stats(rollouts)})
+        self._log({**output.terms, **output.metrics})
         return torch.stack([stat.total for stat in terms.values()]).sum()
 
     def _log(self, stats: Mapping[str, Stat]) -> None:
@@ -119,16 +125,17 @@ class Window:
         own, self._logged = _by_name(self._logged), {}
         sums = self.all_reduce(torch.stack(list(own.values())).double())
         self.norm = sum_shards(nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None]))
-        others = [self.norm.to(sums), own["tokens"][0].to(sums)]
+        others = [self.norm.to(sums), own[COUNTED][0].to(sums)]
         *flat, norm, own_tokens = torch.cat([sums.flatten(), torch.stack(others)]).tolist()
         pairs = dict(zip(own, zip(flat[::2], flat[1::2], strict=True), strict=True))
-        (tokens, _), (turns, _) = pairs.pop("tokens"), pairs.pop("played_turns")
+        tokens, _ = pairs.pop(COUNTED)
+        totals = {name: pairs.pop(name)[0] for name in SUMMED if name in pairs}
         means = {
             name: total / (weight or 1.0)
             for name, (total, weight) in pairs.items()
             if weight > 0 or name.rpartition("/")[2] in LOGGED_WHEN_EMPTY
         }
-        return ClosedWindow(means, norm, tokens, turns, own_tokens)
+        return ClosedWindow(means, norm, tokens, own_tokens, totals)
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -150,20 +157,6 @@ class Window:
         if isinstance(self.trainer.strategy.model, DistributedDataParallel):
             return self.all_reduce(gradient)
         return gradient * self.trainer.world_size
-
-
-def _rollout_stats(rollouts: Rollouts) -> dict[str, Stat]:
-    """Return the lengths of the completions of a micro-batch, and how many turns and tokens of them there are."""
-    written = [rows.completion_mask for rows in rollouts.values()]
-    lengths = [Stat(mask.sum().float(), mask.any(1).sum().float()) for mask in written]
-    counted = torch.stack([rows.predictions.sum() for rows in rollouts.values()]).sum().float()
-    turns = [
-        length.weight if rows.turn_ids is None else turns_of(rows).total
-        for length, rows in zip(lengths, rollouts.values(), strict=True)
-    ]
-    played = sum(turns[1:], turns[0])
-    whole = sum(lengths[1:], lengths[0])
-    return {"completion_length": whole, "tokens": Stat(counted, counted), "played_turns": Stat(played, played)}
 
 
 def _by_name(groups: Mapping[tuple[str, ...], Tensor]) -> dict[str, Tensor]:
