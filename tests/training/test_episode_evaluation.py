@@ -21,7 +21,8 @@ from veto_pl.rollouts.environment_calls import _warned
 from veto_pl.seams import Reply, Step
 from veto_pl.testing.rows import tiny_prompts
 from veto_pl.testing.tiny import ALPHABET, tiny_models, tiny_source
-from veto_pl.training.evaluation import Evaluation, validation_metrics
+from veto_pl.training.evaluation import Evaluation
+from veto_pl.training.measured import validation_metrics
 
 STEP = Step(3, 10, seed=-1)
 SAMPLING = Sampling(max_new_tokens=8, num_completions=2, stop=tuple("acegikmo"))

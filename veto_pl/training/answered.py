@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,6 +86,11 @@ class Completions:
             for name, share in numbers.items():
                 found[of][name] = round(found[of].get(name, 0.0) + share * count / whole[of], 6)
         return found
+
+    def joined(self, said: Mapping[str, Sequence[Sequence[Any]]]) -> list[dict[str, list[Any]]]:
+        """Return for each completion, by name, the entries of its rows, one after another."""
+        rows = [[i for i, of in enumerate(self.of_rows.tolist()) if of == place] for place in range(len(self.last))]
+        return [{name: [one for i in own for one in told[i]] for name, told in said.items()} for own in rows]
 
     def places(self, completion: int) -> slice:
         """Return where the tokens of a completion stand among all N that count."""

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
-from veto_pl.core.mistakes import check_kind
-from veto_pl.core.nested import walk
-from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block
 from veto_pl.functional.divergences import forward_kl, reverse_kl
-from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric, default_metrics
+from veto_pl.metrics import CompletionMetric, TokenMetric
 from veto_pl.metrics.generations import Generations
 from veto_pl.models.readout import panel_scores
-from veto_pl.objectives.voices import Voices, voices_of
+from veto_pl.objectives.voices import Voice, Voices, voices_of
 from veto_pl.parts.contexts import SameText
 from veto_pl.parts.panels import OneTeacher
 from veto_pl.rollouts import FromStudent, Sampling
@@ -28,88 +24,20 @@ from veto_pl.seams import (
     Engine,
     Line,
     Models,
-    Objective,
     Panel,
     PlayingSource,
     PromptBatch,
+    Reading,
     Sequences,
     Step,
+    TeacherContext,
     TokenValues,
-)
-from veto_pl.seams.rollouts import TEACHER
+)  # fmt: skip
 from veto_pl.training.answered import Completions
 from veto_pl.training.token_texts import token_texts
 
-KINDS = (CompletionMetric, TokenMetric, MetricFamily)
-"""What a validation can measure with."""
 CHUNK_ROWS = 256
 """Tokens whose vocabulary-sized rows are held at a time."""
-
-
-def validation_metrics(
-    metrics: Sequence[CompletionMetric | TokenMetric | MetricFamily] | None,
-    sampling: Sampling,
-    *,
-    with_teacher: bool,
-    turns: int = 0,
-) -> nn.ModuleDict:
-    """Return the metrics by name, families as their members, without those that need a teacher where there is none.
-
-    Args:
-        metrics: of the run; None for the default set.
-        sampling: how the student answers.
-        with_teacher: whether there is one.
-        turns: of the episodes that are measured one by one; 0 for single answers.
-    """
-    check_kind(sampling, Sampling, "model.evaluation", "a `Sampling`")
-    if metrics is not None:
-        check_kind(metrics, (list, tuple), "model.metrics", "a list of metrics")
-    for metric in metrics or ():
-        check_kind(metric, KINDS, "model.metrics", "a `CompletionMetric`, `TokenMetric` or `MetricFamily`")
-    count = sampling.num_completions
-    chosen: list[CompletionMetric | TokenMetric] = []
-    for metric in default_metrics(count, turns) if metrics is None else metrics:
-        chosen += metric.members(count) if isinstance(metric, MetricFamily) else [metric]
-    if nameless := [type(metric).__name__ for metric in chosen if not getattr(metric, "name", "")]:
-        raise ConfigurationError(f"`{nameless[0]}` has no name to be logged under. Give the class a `name`.")
-    if dotted := sorted(metric.name for metric in chosen if "." in metric.name):
-        raise ConfigurationError(f"The name of a metric cannot hold a dot, got `{dotted[0]}`. Use another character.")
-    usable = [m for m in chosen if with_teacher or not getattr(m, "needs_teacher", False)]
-    return nn.ModuleDict({metric.name: metric for metric in usable})
-
-
-def compared_by(objective: Objective, teachers: Collection[str]) -> Panel | None:
-    """Return the panel of teachers that a validation compares with: the objective's first, else `model.teacher` alone.
-
-    Args:
-        objective: of the run.
-        teachers: the names of all teachers.
-
-    Returns:
-        None where there is no teacher to compare with.
-    """
-    alone = [OneTeacher()] if TEACHER in teachers else []
-    return next(iter((*objective.panels, *alone)), None) if teachers else None
-
-
-def played_by(part: object) -> PlayingSource | None:
-    """Return the first source of episodes in a part, such as an objective or a source; None where nothing plays any."""
-    return next((one for _, one in walk(part, derived=True) if isinstance(one, PlayingSource)), None)
-
-
-def add_sources(metrics: nn.ModuleDict, sources: Sequence[str]) -> None:
-    """Add a copy of each metric for each data set of a mixture, as `maths/accuracy`, where there is none yet."""
-    for name, metric in [*metrics.items()]:
-        for source in sources:
-            if not getattr(metric, "source", "") and f"{source}/{name}" not in metrics:
-                own: Any = copy.deepcopy(metric)
-                own.source, own.name = source, f"{source}/{name}"
-                metrics[own.name] = own
-
-
-def compute_all(metrics: nn.ModuleDict, prefix: str) -> dict[str, float]:
-    """Compute each metric over all ranks, by its logged name. Collective: call it on every rank."""
-    return {f"{prefix}/{name}": float(cast(Metric, metric).compute()) for name, metric in metrics.items()}
 
 
 @dataclass(frozen=True)
@@ -124,9 +52,11 @@ class Evaluation:
         divergences: [N] each, `forward_kl` and `reverse_kl` at every completion token in nats; empty until `update` is
             asked for them, and where there is no teacher.
         tokens: the same and the log-probabilities of the tokens under both models; None until `update` is asked.
-        panel: which teachers read the completions, or None; what each reads is the plain text.
+        panel: which teachers read the completions, or None.
         step: where training stands.
         voices: who reads which tokens; None until `update` has asked.
+        context: what each teacher reads.
+        said: by teacher, what it has said of each row, one entry for each turn.
         lines: what was said in each episode, in the order of the completions; empty for single answers.
     """
 
@@ -139,6 +69,8 @@ class Evaluation:
     panel: Panel | None = OneTeacher()
     step: Step = Step(0, 1)
     voices: Voices | None = None
+    context: TeacherContext = SameText()
+    said: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]] = field(default_factory=dict)
     lines: tuple[tuple[Line, ...], ...] = ()
 
     @classmethod
@@ -150,6 +82,7 @@ class Evaluation:
         step: Step,
         engine: Engine | None = None,
         panel: Panel | None = OneTeacher(),
+        context: TeacherContext = SameText(),
         playing: PlayingSource | None = None,
     ) -> Evaluation:
         """Let the student answer every prompt of the batch, and score the answers.
@@ -161,6 +94,7 @@ class Evaluation:
             step: names the random numbers.
             engine: what runs it; None for the decode loop of the package.
             panel: which teachers the answers are compared with; None for none.
+            context: what each of them reads.
             playing: whose episodes are played, from their beginning to their end; None for single answers.
         """
         lines: tuple[tuple[Line, ...], ...] = ()
@@ -170,7 +104,7 @@ class Evaluation:
             sequences, lines = playing.answering(sampling, engine).told(batch, models, step)
         sequences = batch.rewarded(sequences, models.tokenizer)
         generations = Completions(sequences).generations(batch, models, sampling.num_completions)
-        return cls(batch, sequences, generations, models, panel=panel, step=step, lines=lines)
+        return cls(batch, sequences, generations, models, panel=panel, step=step, context=context, lines=lines)
 
     def update(self, metrics: Iterable[nn.Module], *, annotate: bool = False) -> Evaluation:
         """Update token metrics with the distributions, and completion metrics with the completions.
@@ -189,8 +123,10 @@ class Evaluation:
         with_logp = any(getattr(metric, "needs_logp", False) for metric in listed)
         values: dict[str, Tensor] = {}
         voices: Voices | None = None
+        readings: Sequence[Reading] = ()
         if token_metrics or with_logp or annotate:
-            values, voices = self._read(token_metrics, with_logp=with_logp, annotate=annotate)
+            readings = self._readings()
+            values, voices = self._read(readings, token_metrics, with_logp=with_logp, annotate=annotate)
         generations = self.generations
         if with_logp:
             sums = Completions(self.sequences).sums(values["student_logp"])
@@ -200,25 +136,35 @@ class Evaluation:
                 metric.update(of_source)
         divergences = {name: value for name, value in values.items() if name in _DIVERGENCES}
         tokens = TokenValues(self.sequences, values) if annotate else None
-        return replace(self, generations=generations, divergences=divergences, tokens=tokens, voices=voices)
+        said = {one.teacher: one.said for one in readings if one.said}
+        found: dict[str, Any] = {"divergences": divergences, "tokens": tokens, "voices": voices, "said": said}
+        return replace(self, generations=generations, **found)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per completion: prompt, completion, reference and reward; all references where there are
         several.
         """
-        of = Completions(self.sequences).prompts
+        completions = Completions(self.sequences)
         prompts = self.models.tokenizer.batch_decode(
             [ids[mask] for ids, mask in zip(self.batch.input_ids, self.batch.attention_mask, strict=True)]
         )
-        rewards = self.generations.rewards.flatten().tolist()
-        told = zip(of, self.generations.texts, rewards, self._shares(), self.lines or [()] * len(of), strict=True)
+        told = zip(
+            completions.prompts,
+            self.generations.texts,
+            self.generations.rewards.flatten().tolist(),
+            self._shares(),
+            completions.joined(self.said),
+            self.lines or [()] * len(completions.last),
+            strict=True,
+        )
         return [
             {"prompt": prompts[row], "completion": text, "reference": example.completion, "reward": reward}
             | ({"references": list(example.references)} if example.alternatives else {})
             | ({"source": example.source} if example.source else {})
             | ({"teachers": dict(shares)} if shares else {})
+            | ({"said": said} if said else {})
             | ({"dialogue": [line.plain() for line in lines]} if lines else {})
-            for row, text, reward, shares, lines in told
+            for row, text, reward, shares, said, lines in told
             for example in [self.batch.examples[row]]
         ]
 
@@ -236,8 +182,14 @@ class Evaluation:
         texts = [text for ids in parts.values() for text in token_texts(ids, self.models.tokenizer)]
         return {"tokens": texts, **numbers} | ({"turns": turns} if self.lines else {})
 
+    def _readings(self) -> tuple[Reading, ...]:
+        """Return what each teacher reads; nothing of a teacher with ids of its own, which cannot read the student's."""
+        if self.panel is None or not self.models.named_teachers or self.models.tokenizers:
+            return ()
+        return self.panel(self.sequences, self.context, self.models, self.step)
+
     def _read(
-        self, metrics: Sequence[TokenMetric], *, with_logp: bool, annotate: bool
+        self, readings: Sequence[Reading], metrics: Sequence[TokenMetric], *, with_logp: bool, annotate: bool
     ) -> tuple[dict[str, Tensor], Voices]:
         """Run the models over the completions, and update the metrics.
 
@@ -248,16 +200,16 @@ class Evaluation:
         measured = {which: self._tokens_of(*which) for which in {(one.source, one.turn) for one in metrics}}
 
         def look(block: Block) -> tuple[dict[str, Tensor], None]:
-            place = block.given["place"]
+            place, share = block.given["place"], block.given.get("share")
             student_logp = torch.log_softmax(block.student, -1)
             teacher_logp = None if block.teacher is None else torch.log_softmax(block.teacher, -1)
             written = ids[place]
             for metric in metrics:
                 if (of_source := measured[metric.source, metric.turn]) is None:
-                    _update(metric, student_logp, teacher_logp, written)
+                    _update(metric, student_logp, teacher_logp, written, share)
                 elif (here := of_source[place]).any():
-                    others = None if teacher_logp is None else teacher_logp[here]
-                    _update(metric, student_logp[here], others, written[here] if metric.needs_ids else written)
+                    others, parts = (None if one is None else one[here] for one in (teacher_logp, share))
+                    _update(metric, student_logp[here], others, written[here] if metric.needs_ids else written, parts)
             kept: dict[str, Tensor] = {}
             if with_logp or annotate:
                 kept["student_logp"] = student_logp.gather(1, written[:, None])[:, 0]
@@ -266,17 +218,14 @@ class Evaluation:
                 kept |= {name: of(student_logp, teacher_logp) for name, of in _DIVERGENCES.items()}
             return kept, None
 
-        # A teacher with ids of its own cannot read the student's.
-        panel = self.panel if models.named_teachers and not models.tokenizers else None
-        readings = () if panel is None else panel(self.sequences, SameText(), models, self.step)
-        told = voices_of(self.sequences, readings, type(panel).__name__)
+        pool = self.panel.pool if self.panel is not None and readings else None
+        told = voices_of(self.sequences, readings, type(self.panel).__name__, pool)
         voices = told.with_silence(device)
         asked = [(models.teacher_named(one.teacher), one.sequences) for one in readings]
-        everyone = [*asked, *[(None, self.sequences)] * (len(voices.voices) - len(asked))]
-        heard = [(*one, voice.reader()) for one, voice in zip(everyone, voices.voices, strict=True)]
         places = torch.arange(len(ids), device=device)
-        given = [{"place": voice.of(places)} for voice in voices.voices]
-        parts = panel_scores(look, given, self.sequences, models.student, heard, chunk_rows=CHUNK_ROWS)
+        given = [{"place": voice.of(places), **_share(voice, places)} for voice in voices.voices]
+        readers = partial(voices.readers, readings, pool=pool)
+        parts = panel_scores(look, given, self.sequences, models.student, asked, readers, chunk_rows=CHUNK_ROWS)
         return voices.joined(parts), told
 
     def _shares(self) -> list[dict[str, float]]:
@@ -296,10 +245,18 @@ class Evaluation:
         return of_source if not turn else of_source & (Completions(self.sequences).turn_of_tokens == turn)
 
 
-def _update(metric: TokenMetric, student_logp: Tensor, teacher_logp: Tensor | None, ids: Tensor) -> None:
+def _share(voice: Voice, places: Tensor) -> dict[str, Tensor]:
+    """Return a teacher's share of each of its tokens, [M], by name; nothing where it is all of them."""
+    return {} if voice.has_all else {"share": voice.weighed(torch.ones_like(voice.of(places), dtype=torch.float32))}
+
+
+def _update(
+    metric: TokenMetric, student_logp: Tensor, teacher_logp: Tensor | None, ids: Tensor, share: Tensor | None
+) -> None:
     """Update a metric, but not one that compares with a teacher by tokens that no teacher reads."""
     if teacher_logp is not None or not metric.needs_teacher:
-        metric.update(student_logp, teacher_logp, *((ids,) if metric.needs_ids else ()))
+        weights = {} if share is None else {"weights": share}
+        metric.update(student_logp, teacher_logp, *((ids,) if metric.needs_ids else ()), **weights)
 
 
 _DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
