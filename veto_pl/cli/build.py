@@ -63,11 +63,11 @@ class VetoCLI(LightningCLI):
 
     Attributes:
         parser_kind: says what a configuration may hold, and the classes of model and data among it.
-        trainer_defaults: of the trainer's settings.
+        trainer_settings: those of the trainer by default.
     """
 
     parser_kind: type[CompactParser] = CompactParser
-    trainer_defaults: Mapping[str, Any] = TRAINER_DEFAULTS
+    trainer_settings: Mapping[str, Any] = TRAINER_DEFAULTS
 
     def __init__(self, args: Sequence[str] | None = None, *, run: bool = True, description: str = DESCRIPTION) -> None:
         self._command_names = (sys.argv[1:] if args is None else [*args])[:1]
@@ -76,7 +76,7 @@ class VetoCLI(LightningCLI):
             self.roots["data"],
             save_config_callback=RunConfig if run else None,
             trainer_class=RunTrainer,
-            trainer_defaults=dict(self.trainer_defaults),
+            trainer_defaults=dict(self.trainer_settings),
             seed_everything_default=0,
             parser_class=self.parser_kind,
             parser_kwargs={"description": description},

@@ -33,7 +33,7 @@ class DenoisingCLI(VetoCLI):
     """The command line of `DenoisingModule`: run folder, checkpoints and resuming are those of texts."""
 
     parser_kind = DenoisingParser
-    trainer_defaults: Mapping[str, Any] = {**TRAINER_DEFAULTS, "callbacks": []}
+    trainer_settings: Mapping[str, Any] = {**TRAINER_DEFAULTS, "callbacks": []}
 
     def __init__(self, args: Sequence[str] | None = None, *, run: bool = True) -> None:
         super().__init__(args, run=run, description=DESCRIPTION)

@@ -3,7 +3,7 @@
 Models are those of diffusers, which is imported when one is loaded: `pip install "veto_pl[diffusion]"`.
 """
 
-from veto_pl.diffusion.denoiser import Denoiser, Denoisers
+from veto_pl.diffusion.denoiser import Denoiser, Denoisers, reading
 from veto_pl.diffusion.denoiser_export import DenoiserFiles, export_denoiser, picture
 from veto_pl.diffusion.denoiser_sources import (
     AveragedDenoiser,
@@ -45,6 +45,7 @@ __all__ = [
     "compared",
     "export_denoiser",
     "picture",
+    "reading",
     "rows_of_arrays",
     "taught",
 ]

@@ -60,7 +60,7 @@ class Denoiser(OwnErrors, nn.Module):
         dtype = next(self.parameters()).dtype
         told = {name: value.to(dtype) if value.is_floating_point() else value for name, value in condition.items()}
         clock = self.scale * (1 - t if sigma else t)
-        found = self.model(hidden_states=z.to(dtype), timestep=clock, return_dict=False, **told)[0]
+        found: Tensor = self.model(hidden_states=z.to(dtype), timestep=clock, return_dict=False, **told)[0]
         if found.shape != z.shape:
             raise ConfigurationError(
                 f"The model predicts {list(found.shape)} for states {list(z.shape)}. The images of `data.images` must "

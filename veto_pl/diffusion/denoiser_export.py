@@ -66,7 +66,7 @@ def picture(images: Tensor, columns: int = 8) -> Any:
     low, high = shown.min(), shown.max()
     shown = torch.nn.functional.pad((shown - low) / (high - low).clamp(min=1e-12), (0, 1, 0, 1), value=1.0)
     shown = torch.cat([shown, shown.new_ones(-len(shown) % columns, *shown.shape[1:])])
-    grid = shown.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2).reshape(-1, columns * shown.shape[-1], 3)
+    grid = shown.view(-1, columns, *shown.shape[1:]).permute(0, 3, 1, 4, 2).reshape(-1, columns * shown.shape[-1], 3)
     return Image.fromarray((grid * 255).round().to(torch.uint8).numpy())
 
 

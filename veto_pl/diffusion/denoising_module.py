@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 

@@ -141,7 +141,7 @@ def _as_tensor(name: str, value: Any, place: str) -> Tensor:
         raise DataError(f"{place}: `{name}` is {array.dtype} {list(array.shape)}, expected {expected}, a row each.")
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     if tensor.is_floating_point():
-        finite = tensor.flatten(1).isfinite().all(1)
+        finite = tensor.isfinite()[:, None].flatten(1).all(1)
         if not finite.all():
             rows = (~finite).nonzero().flatten().tolist()
             raise DataError(

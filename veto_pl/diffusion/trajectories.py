@@ -45,8 +45,10 @@ class ConditionBatch:
 
     def to(self, device: torch.device | str) -> ConditionBatch:
         """Return the rows on a device; the numbers stay on the CPU, where the noise is drawn."""
-        moved = [{name: value.to(device) for name, value in one.items()} for one in (self.conditions, self.stronger)]
-        return ConditionBatch(*moved, self.targets.to(device), self.numbers)
+        student, teacher = (
+            {n: value.to(device) for n, value in one.items()} for one in (self.conditions, self.stronger)
+        )
+        return ConditionBatch(student, teacher, self.targets.to(device), self.numbers)
 
     def repeated(self, times: int) -> ConditionBatch:
         """Return every row `times` times, one after another."""
@@ -54,8 +56,9 @@ class ConditionBatch:
 
     def rows(self, index: Tensor) -> ConditionBatch:
         """Return the rows at the places `index`, [M] int64."""
-        chosen = [{name: value[index] for name, value in one.items()} for one in (self.conditions, self.stronger)]
-        return ConditionBatch(*chosen, self.targets[index], self.numbers[index])
+        both = self.conditions, self.stronger
+        student, teacher = ({name: value[index] for name, value in one.items()} for one in both)
+        return ConditionBatch(student, teacher, self.targets[index], self.numbers[index.cpu()])
 
     def noise(self, step: Step, samples: int = 1) -> Tensor:
         """Return standard normal noise [B * samples, ...] of the targets' dtype and device.
