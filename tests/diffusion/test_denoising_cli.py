@@ -35,8 +35,8 @@ def test_the_debug_config_runs_and_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model.skiplimit=3"], "`model.skiplimit`.*`model.skip_limit`"),
-        (["--files.shwon=3"], "`files.shwon`.*`files.shown`"),
+        (["--model.skiplimit=3"], "`model.skiplimit`.*Did you mean `skip_limit`"),
+        (["--files.shwon=3"], "`files.shwon`.*Did you mean `shown`"),
         (["--model.objective=SFT"], "`model.objective`: given .*expected an objective of states"),
         (["--model.objective.terms.d_opsd.rollout.grid=[0.5]"], r"grid`: `FewSteps.grid` must rise from 0"),
         (["--data.images.width=3"], r"`data.images.init_args.width`: `Gratings.width` must be at least 64"),
