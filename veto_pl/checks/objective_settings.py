@@ -149,7 +149,7 @@ def _teachers_asked(setup: RunSetup) -> set[str]:
     measured = any(getattr(metric, "needs_teacher", False) for metric in module.validation_metrics.values())
     panels = [*module.objective.panels, *([module.panel] if measured and module.panel is not None else [])]
     asked = {teacher for panel in panels for teacher in panel.asks(named)}
-    writers = {role for source in module.objective.sources for one in source.writings() for role in one.writers}
+    writers = {role for one in module.objective.writings(named) for role in one.writers}
     alone = {TEACHER} if module.objective.needs_teacher and not module.objective.panels else set()
     return asked | writers | alone
 

@@ -11,6 +11,7 @@ from veto_pl.objectives.eopd import *
 from veto_pl.objectives.exopd import *
 from veto_pl.objectives.gkd import *
 from veto_pl.objectives.interleaved import *
+from veto_pl.objectives.mad_opd import *
 from veto_pl.objectives.minillm import *
 from veto_pl.objectives.mixed_kl import *
 from veto_pl.objectives.opd import *

@@ -212,6 +212,8 @@ class TokenObjective(Objective):
         metrics = dict(output.metrics)
         if type(self).select is not TokenObjective.select:
             metrics["selected"] = _share(selected, rollouts[self.rollout])
+        for one in readings:
+            metrics |= {f"{one.teacher}/{name}": stat for name, stat in one.metrics.items()}
         if not self.panel.is_neutral:
             left = _share(sequences, selected)
             metrics["unread"] = Stat(left.weight - left.total, left.weight)

@@ -183,6 +183,8 @@ def retold(
     tokenizer: "PreTrainedTokenizerBase",
     template: Template | None,
     name: str,
+    *,
+    tells_more: bool = True,
 ) -> PromptBatch:
     """Return the prompts of the same examples, with other texts.
 
@@ -192,6 +194,7 @@ def retold(
         tokenizer: of the models.
         template: makes prompts of the texts; None takes that of the data.
         name: of the class whose hint this is, for messages.
+        tells_more: whether no text may come to what the plain prompt is.
 
     Raises:
         ConfigurationError: the template does not show the text, or makes an empty one of it, or there is none.
@@ -218,7 +221,7 @@ def retold(
                 f"The hint of `{name}` makes an empty text, and the teacher needs a token in front of the completion. "
                 "Let it say `{prompt}` at least."
             )
-        if torch.equal(told[-1], old):
+        if tells_more and torch.equal(told[-1], old):
             raise ConfigurationError(
                 f"The hint of `{name}` does not reach the teacher: the template of the data makes the same text of it "
                 f"as of the plain prompt. Use `{{prompt}}` there, or set the `template` of `{name}`."

@@ -123,13 +123,14 @@ class Writing:
     """One way in which a source completes prompts.
 
     Args:
-        writers: the models that write, `student`, `teacher` or both; none where the completions are there already, as
-            the references of a task are.
+        writers: the models that write: `student`, a teacher by its name, or both; none where the completions are there
+            already, as the references of a task are.
         sampling: how long the completions are and how many; None where no model writes.
         engine: what runs the model; None for the decode loop of the package.
         chooses: whether one completion of each prompt is given on, of those that are sampled.
         stored: what a stored teacher says of no tokens, [0], for the shape and temperature of its scores; None for a
             live teacher.
+        beside: tokens that the writer reads beside the prompt, at most.
     """
 
     writers: tuple[str, ...] = ()
@@ -137,6 +138,7 @@ class Writing:
     engine: Engine | None = None
     chooses: bool = False
     stored: TopKScores | None = None
+    beside: int = 0
 
     @property
     def kept(self) -> int:
@@ -207,8 +209,8 @@ class RolloutSource(Part, Remembers, ABC):
         delegates = self.delegates()
         if len(delegates) == 1:
             return delegates[0].token_distribution(student, teacher, step)
-        writers = {writing.writers or ("teacher",) for writing in self.writings()}
-        if writers not in ({("student",)}, {("teacher",)}):
+        writers = {writing.writers or (TEACHER,) for writing in self.writings()}
+        if len({role for roles in writers for role in roles}) > 1:
             raise ConfigurationError(
                 f"`{type(self).__name__}` lets several models write, and does not say which distribution a token is "
                 "drawn from. Its method `token_distribution` can say it."

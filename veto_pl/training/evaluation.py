@@ -23,7 +23,7 @@ from veto_pl.parts.contexts import SameText
 from veto_pl.parts.panels import OneTeacher
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.rollouts.engines import DecodeLoop
-from veto_pl.seams import Engine, Models, Objective, Panel, PromptBatch, Sequences, Step, TokenValues
+from veto_pl.seams import Engine, Models, Objective, Panel, PromptBatch, Reading, Sequences, Step, TokenValues
 from veto_pl.seams.rollouts import TEACHER
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class Evaluation:
         panel: which teachers read the completions, or None; what each reads is the plain text.
         step: where training stands.
         voices: who reads which tokens; None until `update` has asked.
+        said: by teacher, what it has said of each row, one entry for each turn.
     """
 
     batch: PromptBatch
@@ -111,6 +112,7 @@ class Evaluation:
     panel: Panel | None = OneTeacher()
     step: Step = Step(0, 1)
     voices: Voices | None = None
+    said: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]] = field(default_factory=dict)
 
     @classmethod
     def sample(
@@ -162,8 +164,10 @@ class Evaluation:
         with_logp = any(getattr(metric, "needs_logp", False) for metric in listed)
         values: dict[str, Tensor] = {}
         voices: Voices | None = None
+        readings: Sequence[Reading] = ()
         if token_metrics or with_logp or annotate:
-            values, voices = self._read(token_metrics, with_logp=with_logp, annotate=annotate)
+            readings = self._readings()
+            values, voices = self._read(readings, token_metrics, with_logp=with_logp, annotate=annotate)
         generations = self.generations
         if with_logp:
             generations = replace(generations, logp=self._of_completions(values["student_logp"]))
@@ -172,7 +176,9 @@ class Evaluation:
                 metric.update(of_source)
         divergences = {name: value for name, value in values.items() if name in _DIVERGENCES}
         tokens = TokenValues(self.sequences, values) if annotate else None
-        return replace(self, generations=generations, divergences=divergences, tokens=tokens, voices=voices)
+        said = {one.teacher: one.said for one in readings if one.said}
+        found: dict[str, Any] = {"divergences": divergences, "tokens": tokens, "voices": voices, "said": said}
+        return replace(self, generations=generations, **found)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per completion: prompt, completion, reference and reward; all references where there are
@@ -187,12 +193,14 @@ class Evaluation:
             | ({"references": list(example.references)} if example.alternatives else {})
             | ({"source": example.source} if example.source else {})
             | ({"teachers": dict(shares)} if shares else {})
-            for row, text, example, reward, shares in zip(
+            | ({"said": said} if said else {})
+            for row, text, example, reward, shares, said in zip(
                 self.sequences.prompt_rows.tolist(),
                 self.generations.texts,
                 examples,
                 self.generations.rewards.flatten().tolist(),
                 self._shares(),
+                [{name: list(told[row]) for name, told in self.said.items()} for row in range(len(examples))],
                 strict=True,
             )
         ]
@@ -207,8 +215,14 @@ class Evaluation:
         numbers = {name: _six_digits(values[here]) for name, values in self.divergences.items()}
         return {"tokens": token_texts(self.generations.tokens[row], self.models.tokenizer), **numbers}
 
+    def _readings(self) -> tuple[Reading, ...]:
+        """Return what each teacher reads; nothing of a teacher with ids of its own, which cannot read the student's."""
+        if self.panel is None or not self.models.named_teachers or self.models.tokenizers:
+            return ()
+        return self.panel(self.sequences, SameText(), self.models, self.step)
+
     def _read(
-        self, metrics: Sequence[TokenMetric], *, with_logp: bool, annotate: bool
+        self, readings: Sequence[Reading], metrics: Sequence[TokenMetric], *, with_logp: bool, annotate: bool
     ) -> tuple[dict[str, Tensor], Voices]:
         """Run the models over the completions, and update the metrics.
 
@@ -237,10 +251,7 @@ class Evaluation:
                 kept |= {name: of(student_logp, teacher_logp) for name, of in _DIVERGENCES.items()}
             return kept, None
 
-        # A teacher with ids of its own cannot read the student's.
-        panel = self.panel if models.named_teachers and not models.tokenizers else None
-        readings = () if panel is None else panel(self.sequences, SameText(), models, self.step)
-        told = voices_of(self.sequences, readings, type(panel).__name__)
+        told = voices_of(self.sequences, readings, type(self.panel).__name__)
         voices = told.with_silence(device)
         asked = [(models.teacher_named(one.teacher), one.sequences) for one in readings]
         everyone = [*asked, *[(None, self.sequences)] * (len(voices.voices) - len(asked))]

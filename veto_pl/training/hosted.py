@@ -32,14 +32,14 @@ def check_models(objective: Objective, teachers: Mapping[str, ModelSource], refe
     name = type(objective).__name__
     if reference is None and objective.needs_reference:
         raise ConfigurationError(f"`{name}` needs a reference, but `model.reference` is not set. Name one there.")
-    if not objective.needs_teacher:
-        return
     asked: list[tuple[str, object]] = [
         (one, panel) for panel in objective.panels for one in panel.asks(tuple(teachers))
     ]
-    written = [source for source in objective.sources if any(TEACHER in one.writers for one in source.writings())]
-    for one, part in (*(asked or [(TEACHER, objective)]), *((TEACHER, source) for source in written)):
-        if one not in teachers:
+    if objective.needs_teacher and not asked:
+        asked = [(TEACHER, objective)]
+    written = [(role, source) for source in objective.sources for one in source.writings() for role in one.writers]
+    for one, part in (*asked, *written):
+        if one not in (*teachers, "student"):
             raise ConfigurationError(_missing(name, one, part, teachers))
 
 
