@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from veto_pl import DistillationModule, PromptDataModule
 from veto_pl.callbacks import ExtrapolationMonitor
-from veto_pl.data import ExactMatch, JsonLines
+from veto_pl.data import ExactMatch, JsonLines, PlainTemplate
 from veto_pl.data.sampler import RankSampler
 from veto_pl.models import CharacterTokenizer, Lora, MovingAverage, Pretrained, StudentBase
 from veto_pl.models.sharding import full_weights
@@ -29,6 +29,7 @@ from veto_pl.objectives import (
     Veto,
 )
 from veto_pl.parts.advantages import FutureLogRatio
+from veto_pl.parts.own_template import OwnTemplate
 from veto_pl.parts.panels import Routed, Together
 from veto_pl.rollouts import Debate, FromDataset, FromStudent, Mixture, Played, Sampling
 from veto_pl.seams import Environment, Episode, Reply, RolloutSource
@@ -107,6 +108,10 @@ PANELS = {
     "routed, hinted": HINTED,
     "half of the rows": Veto(rollout=SAMPLED, aggregation="sequence", panel=Routed(column="half", otherwise="leave")),
     "together": Distill(rollout=SAMPLED, panel=Together({"teacher": 0.3, "other": 0.7})),
+    "mixture": Distill(rollout=SAMPLED, panel=Together({"teacher": 0.3, "other": 0.7}, combine="target")),
+    "its own template": Distill(
+        rollout=SAMPLED, panel=Routed(column="to"), context=OwnTemplate({"other": PlainTemplate("ab{prompt}")})
+    ),
     "debate": MADOPD(rollout=SAMPLED, panel=DEBATE),
     "debate, no row": MADOPD(rollout=EvenOnly(SAMPLED, drop=True), panel=DEBATE),
     "debate, no token": MADOPD(rollout=EvenOnly(SAMPLED), panel=DEBATE, aggregation="token"),

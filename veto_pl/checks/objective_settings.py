@@ -132,7 +132,9 @@ def use_of_the_models(setup: RunSetup) -> Iterator[Mistake]:
             yield Mistake(f"{path}.init_args.panel", f"a panel for `{type(part).__name__}`, which reads no teacher",
                           "none", "Nobody would ask it; leave it out.", fatal=False)  # fmt: skip
     contexts = [part for _, part in setup.parts() if isinstance(part, TeacherContext)]
-    if setup.stage != "fit" or not all(context.is_neutral for context in contexts):
+    # Told more, or beside others whose differences count, the student's start has something to teach.
+    told = not all(context.is_neutral for context in contexts)
+    if setup.stage != "fit" or told or any(panel.pool is not None for panel in module.objective.panels):
         return
     for teacher, source in module.teacher_sources.items():
         starts = list(inside(source, ModelSource))  # type: ignore[type-abstract]

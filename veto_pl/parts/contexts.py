@@ -155,12 +155,20 @@ class Peer(TeacherContext):
     def peers(self, sequences: Sequences) -> Tensor:
         """Return [B] int64: the row of another, successful completion of the same prompt; -1 where there is none."""
         assert sequences.rewards is not None, "a context with `needs_rewards` always gets them"
+        return self.other_completion(sequences, sequences.rewards >= self.threshold)
+
+    @staticmethod
+    def other_completion(sequences: Sequences, chosen: Tensor, place: int = 0) -> Tensor:
+        """Return [B] int64: of each row's prompt the row of another completion that is `chosen` ([B] bool).
+
+        It is the one at the `place`, counted from 0; -1 where there are fewer.
+        """
         rows = sequences.prompt_rows
-        usable = (rows[:, None] == rows) & (sequences.rewards >= self.threshold)
+        usable = (rows[:, None] == rows) & chosen
         numbers = torch.arange(len(rows), device=rows.device) if sequences.episodes is None else sequences.episodes
         usable = usable & (numbers[:, None] != numbers)
-        first = (usable.cumsum(1) == 0).sum(1)
-        return first.masked_fill(first == len(rows), -1)
+        found = (usable.cumsum(1) <= place).sum(1)
+        return found.masked_fill(found == len(rows), -1)
 
     def _feedback_texts(self, sequences: Sequences) -> list[str]:
         examples = [_prompts(sequences).examples[i] for i in sequences.prompt_rows.tolist()]

@@ -43,6 +43,9 @@ class Models:
         rollouts: what other sources have written for the same prompts, as far as the micro-batch has come.
         teachers: further frozen models by their names in `model.teachers`; `teacher` is not among them.
         tokenizers: of the teachers that read ids of their own, by the teacher's name.
+        brought: the tokenizers that teachers with the student's ids bring along, by the teacher's name: how they write
+            prompts and end texts is their own.
+        teacher_name: under which the one teacher is known.
     """
 
     student: LanguageModel
@@ -53,6 +56,8 @@ class Models:
     rollouts: Rollouts = field(default_factory=dict)
     teachers: Mapping[str, LanguageModel] = field(default_factory=dict)
     tokenizers: Mapping[str, PreTrainedTokenizerBase] = field(default_factory=dict)
+    brought: Mapping[str, PreTrainedTokenizerBase] = field(default_factory=dict)
+    teacher_name: str = TEACHER
 
     @property
     def teacher_tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -102,8 +107,12 @@ class Models:
         teacher has it.
         """
         alone = name == TEACHER and not self.teachers
-        own = {TEACHER: self.tokenizers[name]} if name in self.tokenizers else {}
-        return self if alone else replace(self, teacher=self.teacher_named(name), teachers={}, tokenizers=own)
+        if alone:
+            return self
+        own, brought = ({TEACHER: of[name]} if name in of else {} for of in (self.tokenizers, self.brought))
+        return replace(
+            self, teacher=self.teacher_named(name), teachers={}, tokenizers=own, brought=brought, teacher_name=name
+        )
 
     def required_reference(self) -> LanguageModel:
         """Return the reference model; raise `ConfigurationError` where the run has none."""
