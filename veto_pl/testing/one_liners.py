@@ -1,4 +1,4 @@
-"""Functions as users name them in place of a reward or a template."""
+"""Functions as users name them in place of a reward, a template or a server."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,3 +13,14 @@ def share_of_words(completion: str, reference: str | None, row: Mapping[str, Any
 def asked(prompt: str, row: Mapping[str, Any]) -> str:
     """Return the prompt as a question."""
     return f"Q: {prompt}\nA: "
+
+
+def calculating_server() -> Any:
+    """Return an MCP server with a calculator as its only tool."""
+    from mcp.server import MCPServer
+
+    from veto_pl.environments.calculator import Calculator
+
+    server = MCPServer("calculator", log_level="CRITICAL")
+    server.add_tool(Calculator().calculate)
+    return server
