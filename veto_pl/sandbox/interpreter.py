@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from veto_pl.sandbox.examiner import SEEDS
 from veto_pl.sandbox.fence import enter
 
 TYPE_CHECKING = False
@@ -54,9 +55,7 @@ def _run(program: str) -> None:
     import ast
 
     if "random" in program:  # equal programs print equal numbers
-        import random
-
-        random.seed(0)
+        exec(SEEDS["random"], {})
     sys.modules["__main__"] = module = type(sys)("__main__")
     lines = ast.parse(program, _NAME)
     last = ast.Interactive([lines.body.pop()]) if lines.body and isinstance(lines.body[-1], ast.Expr) else None
