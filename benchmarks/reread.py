@@ -60,7 +60,9 @@ def main():
     for name, size in SIZES.items():
         model = student(*size)
         for lengths in EPISODES:
-            anew, kept = (min((seconds(model, *lengths, kept=kept) for _ in range(2)), key=sum) for kept in (False, True))
+            anew, kept = (
+                min((seconds(model, *lengths, kept=kept) for _ in range(2)), key=sum) for kept in (False, True)
+            )
             print(f"{name}, {lengths}: anew {anew}, kept {kept}, ratio {sum(anew) / sum(kept):.2f}")
 
 

