@@ -93,6 +93,8 @@ def test_a_dialogue_repeats_its_samples_and_rows_stay_their_own(models):
     source = Played(TryAgain(said="no>"), SAMPLED, max_turns=3, max_tokens=50, engine=ENGINE)
     first, again = (source(batch, models, Step(3, 9)) for _ in range(2))
     assert difference(first, again) == ""
+    assert (first.engine_log_ratio[~first.loss_mask] == 0).all()
+    assert (first.engine_log_ratio.abs() < 1e-3).all()
     part = source(batch.rows(torch.tensor([5, 2])), models, Step(3, 9))
     assert difference(first.rows(first.prompt_rows == 5), part.rows(part.prompt_rows == 0)) == ""
 
