@@ -3,47 +3,43 @@
 import os
 import sys
 
-import uvicorn
-from openenv.core.env_server.http_server import create_app
-from openenv.core.env_server.interfaces import Environment
-from openenv.core.env_server.types import Action, Observation, State
 
+def application():
+    """The server's application; it needs the package."""
+    from openenv.core.env_server.http_server import create_app
+    from openenv.core.env_server.interfaces import Environment
+    from openenv.core.env_server.types import Action, Observation, State
 
-class Said(Action):
-    """A message."""
+    class Said(Action):
+        message: str
 
-    message: str
+    class Heard(Observation):
+        echo: str = ""
+        length: int = 0
 
+    class Echo(Environment):
+        SUPPORTS_CONCURRENT_SESSIONS = True
 
-class Heard(Observation):
-    """What comes back."""
+        def reset(self, seed=None, episode_id=None, **given):
+            return Heard(echo=f"{seed} {given}")
 
-    echo: str = ""
-    length: int = 0
+        def step(self, action, **given):
+            text = action.message
+            if text == "raise":
+                raise ValueError("no way")
+            if text == "die":
+                os._exit(3)
+            echo = "x" * 2**20 if text == "flood" else text
+            return Heard(echo=echo, length=len(echo), done=text == "end", reward=0.25)
 
+        @property
+        def state(self):
+            return State(episode_id="0", step_count=0)
 
-class Echo(Environment):
-    """Says what it is told, until it is told to end."""
-
-    SUPPORTS_CONCURRENT_SESSIONS = True
-
-    def reset(self, seed=None, episode_id=None, **given):
-        return Heard(echo=f"{seed} {given}")
-
-    def step(self, action, **given):
-        text = action.message
-        if text == "raise":
-            raise ValueError("no way")
-        if text == "die":
-            os._exit(3)
-        echo = "x" * 2**20 if text == "flood" else text
-        return Heard(echo=echo, length=len(echo), done=text == "end", reward=0.25)
-
-    @property
-    def state(self):
-        return State(episode_id="0", step_count=0)
+    return create_app(Echo, Said, Heard, env_name="echo", max_concurrent_envs=2)
 
 
 if __name__ == "__main__":
-    app = create_app(Echo, Said, Heard, env_name="echo", max_concurrent_envs=2)
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")
+    import uvicorn
+
+    uvicorn.run(application(), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")

@@ -53,12 +53,12 @@ class Connection:
 
     def tools(self) -> tuple[Mapping[str, Any], ...]:
         """Return the JSON schemas of all tools, as chat templates take them."""
-        listed, cursor = [], None
-        while cursor is not None or not listed:
+        listed: list[Any] = []
+        cursor, more = None, True
+        while more:
             page = self._result(self._client.list_tools(cursor=cursor))
-            listed += page.tools
-            if (cursor := page.next_cursor) is None:
-                break
+            listed, cursor = [*listed, *page.tools], page.next_cursor
+            more = cursor is not None
         return tuple(
             {
                 "type": "function",
