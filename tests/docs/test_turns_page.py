@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from tests.marks import fast
 from tests.processes import ROOT, python
 
 PAGE = (ROOT / "docs" / "turns.md").read_text().partition("## From nothing")[2].partition("\n## ")[0]
@@ -20,7 +21,7 @@ def test_the_page_has_these_commands():
     assert [*FILES] == ["agent.yaml", "dice.py", "countdown.py"]
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", fast(RUNS, "TCOD"))
 def test_a_command_runs(name, tmp_path):
     for title, text in FILES.items():
         (tmp_path / title).write_text(text)
