@@ -77,5 +77,5 @@ def _problems(objective: Objective, name: str, source: ModelSource) -> Iterator[
                     what = f"`{type(one).__name__}` of `{type(part).__name__}`"
                     yield f"{what} would have it read the student's ids"
     for written in objective.sources:
-        if any(TEACHER in one.writers for one in written.writings()):
+        if any(name in one.writers for one in written.writings()):
             yield f"`{type(written).__name__}` lets it write, in ids that the student does not have"

@@ -15,6 +15,12 @@ def asked(prompt: str, row: Mapping[str, Any]) -> str:
     return f"Q: {prompt}\nA: "
 
 
+def share_of_letters(completion: str, reference: str | None, row: Mapping[str, Any]) -> float:
+    """Return the share of the reference's characters that occur in the completion."""
+    letters = set(reference or "")
+    return sum(letter in completion for letter in letters) / max(len(letters), 1)
+
+
 def calculating_server() -> Any:
     """Return an MCP server with a calculator as its only tool."""
     from mcp.server import MCPServer
