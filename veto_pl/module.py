@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torchmetrics import Metric
 from transformers import PreTrainedTokenizerBase
 
@@ -18,11 +19,12 @@ from veto_pl.metrics.rollout_numbers import rollout_numbers, rollout_sizes
 from veto_pl.models.assemble import load_models, load_tokenizer
 from veto_pl.models.blueprint import BLUEPRINT, student_files
 from veto_pl.models.given import as_tokenizer, sources_of, teachers_of
-from veto_pl.models.trainable import check_not_compiled
+from veto_pl.models.trainable import check_not_compiled, warn_of_idle_routers
 from veto_pl.parts.schedules import Constant
 from veto_pl.rollouts import Sampling
 from veto_pl.seams import (
     Engine,
+    LanguageModel,
     LossOutput,
     Models,
     ModelSource,
@@ -78,6 +80,8 @@ class DistillationModule(HostedModule, OnPolicyModule):
         ConfigurationError: the objective needs a model that is not given, or a setting cannot work.
     """
 
+    objective: Objective
+    student: LanguageModel
     models: Models | None
     arguments: ClassVar[Mapping[str, str]] = {
         "objective": "objective", "student": "student_source", "teacher": "teacher_source",
@@ -164,6 +168,11 @@ class DistillationModule(HostedModule, OnPolicyModule):
         for model in self.models.frozen:
             if model.shards is None and strategy is not None:
                 model.to(strategy.root_device)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimizer and its schedule; warn of experts that nothing keeps in use."""
+        warn_of_idle_routers(self.student)
+        return super().configure_optimizers()
 
     def roll_out(self, objective: Objective, batch: PromptBatch, step: Step) -> Rollouts:
         """Return what each source writes for a micro-batch, with rewards where the objective needs them."""

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.module import DistillationModule
+from veto_pl.training.on_policy import OnPolicyModule
 
 PHASES = ("rollout", "scoring", "update", "data")
 """What counts as training time; validation, checkpoints and the start do not."""
@@ -51,7 +51,7 @@ class Budget(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the module `horizon`, from which schedules read the run's length."""
-        assert isinstance(pl_module, DistillationModule), "this callback belongs to `DistillationModule`"
+        assert isinstance(pl_module, OnPolicyModule), "this callback belongs to a module that trains on-policy"
         if self.limits:
             pl_module.horizon = self.horizon
 
@@ -82,7 +82,7 @@ class Budget(L.Callback):
         """Count an optimizer step, and stop the run if the budget is spent. Collective: call it on every rank."""
         if not self.limits or trainer.global_step == self._steps:
             return
-        assert isinstance(pl_module, DistillationModule), "this callback belongs to `DistillationModule`"
+        assert isinstance(pl_module, OnPolicyModule), "this callback belongs to a module that trains on-policy"
         logged = pl_module.logged
         self._steps = trainer.global_step
         self._spent["tokens"] += logged["train/tokens"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from veto_pl.core.event_loop import settled
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.rollouts.concurrent_calls import settled
 from veto_pl.seams import Environment, Episode, Example, Message
 
 
