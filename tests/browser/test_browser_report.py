@@ -16,6 +16,13 @@ def page(make, tmp_path):
             {"step": 9, "prompt": f"p{j}", "completion": "x\t<b>\x1b" * 50, "reference": "r", "reward": j % 2}
             for j in range(3)
         ]
+        said = [
+            {"role": "user", "content": "x " * 300},
+            {"role": "assistant", "content": "<b>" * 99, "turn": 1, "counts": True, "thought": "well",
+             "calls": [{"name": "look", "arguments": {"at": "x" * 99}}], "problem": "gave no answer"},
+            {"role": "tool", "name": "look", "content": "x" * 999, "turn": 1},
+        ]  # fmt: skip
+        samples.append(samples[0] | {"dialogue": said})
         (folder / "samples.jsonl").write_text("\n".join(map(json.dumps, samples)))
         (folder / "config.yaml").write_text("model: {beta: 0.5}\n" * 30)
         runs.append(Run.read(folder, name))

@@ -23,8 +23,9 @@ from veto_pl.rollouts import Sampling
 from veto_pl.seams import Step
 from veto_pl.testing.ranks import run_ranks
 from veto_pl.testing.tiny import ALPHABET, prompt_batch, tiny_models, tiny_source
-from veto_pl.training.evaluation import Evaluation, token_texts
+from veto_pl.training.evaluation import Evaluation
 from veto_pl.training.fsdp import FullyShard
+from veto_pl.training.token_texts import token_texts
 
 WORDS = ["a", "bcdefgh", "ab", "ponm", "abcdefghij", "ccc", "de", "fghijkl", "ko", "p", "mnop"]
 CONFIGS = Path(__file__).parents[2] / "configs" / "debug"

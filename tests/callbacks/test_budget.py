@@ -1,22 +1,16 @@
-"""Runs that are counted in tokens, turns or seconds."""
+"""Runs that are counted in tokens or seconds."""
 
 import csv
 import shutil
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
 
 from veto_pl.callbacks import Budget
 from veto_pl.commands.main import main
-from veto_pl.data import PlainTemplate, PromptDataModule
-from veto_pl.environments import House, Levels
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.models import CharacterTokenizer, RandomWeights
 from veto_pl.module import DistillationModule
-from veto_pl.objectives import OPD
-from veto_pl.rollouts import Played, Sampling
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = [f"--config={ROOT}/configs/debug/{name}.yaml" for name in ("base", "veto")]
@@ -124,6 +118,21 @@ def test_seconds_end_a_run(tmp_path):
     assert sum(spent[:-1]) < 0.4 <= sum(spent)
 
 
+def test_turns_end_a_run(tmp_path):
+    steps, _ = fit(tmp_path, "--budget.turns=30")
+    spent = [float(row["train/played_turns"]) for row in steps]
+    assert set(spent) == {8.0}, "a completion without an environment is a turn"
+    assert len(spent) == 4
+
+
+def test_checkpoints_from_before_there_were_turns_go_on():
+    budget = Budget(turns=10)
+    budget.load_state_dict({"spent": {"tokens": 50.0, "seconds": 2.0}, "steps": 6})
+    assert budget.state_dict()["spent"] == {"tokens": 50.0, "seconds": 2.0, "turns": 0.0}
+    budget.load_state_dict({"spent": {"tokens": 50.0, "seconds": 2.0, "turns": 5.0}, "steps": 6})
+    assert budget.horizon() == 12
+
+
 def test_the_limit_that_comes_first_holds():
     budget = Budget(tokens=100, seconds=10.0)
     budget.load_state_dict({"spent": {"tokens": 50.0, "seconds": 2.0}, "steps": 6})
@@ -140,45 +149,3 @@ def test_the_limit_that_comes_first_holds():
 def test_a_budget_of_nothing_is_refused(given):
     with pytest.raises(ConfigurationError, match=next(iter(given))):
         Budget(**given)
-
-
-def playing(objective, budget):
-    """A run in a house, of at most nine steps."""
-    tokenizer = CharacterTokenizer("\n (),.:BTYacdeghiklmnoprstuvwxyb")
-    sizes = {
-        "vocab_size": 35,
-        "bos_token_id": 1,
-        "eos_token_id": 1,
-        "n_embd": 8,
-        "n_layer": 1,
-        "n_head": 1,
-        "n_positions": 1024,
-    }
-    module = DistillationModule(objective, *(RandomWeights("gpt2", sizes, seed=seed) for seed in (0, 1)), tokenizer)
-    data = PromptDataModule(Levels(train=8), PlainTemplate(format="{prompt}\n", reply="{content}\n"), batch_size=2)
-    trainer = L.Trainer(max_steps=9, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[budget],
-                        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0)  # fmt: skip
-    trainer.fit(module, data)
-    return module, trainer.global_step
-
-
-def test_turns_end_a_run_and_are_those_that_the_student_plays():
-    sampling = Sampling(max_new_tokens=4, stop=tuple("aeiou "), num_completions=3)
-    played = Played(House(), sampling, max_turns=2, max_tokens=500)
-    module, steps = playing(OPD(rollout=played, aggregation="turn"), budget := Budget(turns=25))
-    episodes = 2 * 3
-    assert module.logged["train/played_turns"] == pytest.approx(episodes * module.logged["train/turns"])
-    spent = budget.state_dict()["spent"]["turns"]
-    assert spent - module.logged["train/played_turns"] < 25 <= spent <= 25 + 2 * episodes
-    assert budget.horizon() == steps < 9
-
-
-def test_a_budget_of_turns_is_refused_where_nobody_plays():
-    with pytest.raises(ConfigurationError, match=r"`Budget.turns` .* `OPD` plays with no environment"):
-        playing(OPD(), Budget(turns=5))
-
-
-def test_a_budget_of_before_there_were_turns_goes_on():
-    budget = Budget(turns=10)
-    budget.load_state_dict({"spent": {"tokens": 50.0, "seconds": 2.0}, "steps": 6})
-    assert budget.state_dict()["spent"] == {"tokens": 50.0, "seconds": 2.0, "turns": 0.0}

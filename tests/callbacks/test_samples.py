@@ -17,3 +17,29 @@ def test_it_shows_the_end_of_a_prompt_and_the_beginning_of_an_answer(width, expe
     table.on_validation_end(SimpleNamespace(global_step=3, loggers=[]), SimpleNamespace(steps_done=3))
     (row,) = [line for line in capsys.readouterr().out.splitlines() if "0.5" in line]
     assert [cell.strip() for cell in row.strip("│ ").split("│")] == expected
+
+
+def test_of_an_episode_it_shows_turns_and_replies(capsys):
+    lines = [
+        {"role": "user", "content": "the question"},
+        {
+            "role": "assistant",
+            "content": "",
+            "turn": 1,
+            "counts": True,
+            "calls": [{"name": "f", "arguments": {"a": 1}}],
+        },
+        {"role": "tool", "content": "x" * 50, "turn": 1},
+        {"role": "assistant", "content": "done", "turn": 2, "counts": True},
+    ]
+    given = []
+    logger = SimpleNamespace(
+        log_table=lambda name, columns, data, step: given.append(dict(zip(columns, *data, strict=True)))
+    )
+    table = SampleTable(width=10)
+    table._rows = [{"prompt": "p", "completion": "done", "reference": None, "reward": 1.0, "dialogue": lines}]
+    table.on_validation_end(SimpleNamespace(global_step=3, loggers=[logger]), SimpleNamespace(steps_done=3))
+    assert given[0]["completion"] == f'assistant: → f({{"a": 1}})\ntool: {"x" * 50}\nassistant: done'
+    shown = capsys.readouterr().out
+    assert "tool: xxxxxxxxx…" in shown
+    assert "the question" not in shown

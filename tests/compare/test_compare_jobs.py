@@ -162,8 +162,11 @@ def test_no_other_limit_ends_a_run_before_its_budget(tmp_path):
     short = {"trainer": {"max_steps": 6, "max_epochs": 1}, "budget": {"tokens": 7}}
     steps = jobs(a_study(settings=short)).trial("A", {}, 1).settings
     assert (steps["trainer"]["max_steps"], steps["trainer"]["max_epochs"]) == (3, -1)
-    assert steps["budget"] == {"steps": 3, "tokens": None, "seconds": None, "turns": None}
+    assert steps["budget"] == {"steps": 3, "tokens": None, "turns": None, "seconds": None}
     tokens = jobs(a_study(settings=short, budget=EqualBudget(tokens=900))).trial("A", {}, 1).settings
+    turns = jobs(a_study(settings=short, budget=EqualBudget(turns=900))).trial("A", {}, 1).settings
+    assert turns["budget"] == {"steps": None, "tokens": None, "turns": 900, "seconds": None}
+    assert str(EqualBudget(turns=900)) == "900 turns"
     assert tokens["trainer"]["max_steps"] > 10**8
     assert tokens["budget"]["tokens"] == 900
 
@@ -203,7 +206,7 @@ VALID = {"title": "t", "methods": {"A": {}}, "baseline": "A", "budget": {"steps"
         ({"search": {"grid": {"model.lr": []}}}, r"`search\.grid\.model\.lr`"),
         ({"search": {"grid": {"model.lr": ["fast"]}}}, r"`search\.grid\.model\.lr\.0"),
         ({"budget": {}}, "`budget`"),
-        ({"budget": {"steps": 1, "tokens": 2}}, "`budget` .* must set steps, tokens, seconds or turns"),
+        ({"budget": {"steps": 1, "tokens": 2}}, "`budget` .* must set steps, tokens, turns or seconds"),
         ({"budget": {"seconds": 0.0}}, r"`budget\.seconds`"),
         ({"budget": 5}, "`budget`: .* got 5"),
         ({"methods": {"A": {"serch": True}}}, r"`methods\.A\.serch`: there is no such entry. Did you mean `search`"),

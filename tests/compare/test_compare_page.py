@@ -17,6 +17,7 @@ from veto_pl.compare.cells import difference, direction, duration, p_value, read
 from veto_pl.compare.comparison_page import write_page
 from veto_pl.compare.results import Answer, Contrast, Estimate, Search
 from veto_pl.report.columns import Quantity
+from veto_pl.seams import Line
 
 REALS = st.floats(-1e6, 1e6)
 
@@ -65,6 +66,42 @@ def test_the_page_needs_nothing_else_and_runs_its_own_script_alone(make, tmp_pat
     assert "default-src 'none'" in page
     assert "url(" not in page
     assert "@import" not in page
+
+
+def episode(make, text, **changes):
+    """An answer with two turns of two tokens each, and a reply between."""
+    lines = (
+        Line("user", f"first {text}"), Line("assistant", "not this text", 1, counts=True),
+        Line("tool", f"reply {text}", 1, name="look"), Line("assistant", "", 2, counts=True, problem="failed"),
+    )  # fmt: skip
+    told = {"tokens": (f"a {text}", "b", "c", "d"), "turns": (1, 1, 2, 2), "dialogue": lines}
+    return dataclasses.replace(make.answer(0, 4), **(told | changes))
+
+
+def test_an_episode_is_shown_turn_by_turn_with_the_kl_of_its_tokens(make, tmp_path):
+    comparison = quickly(make, prompts=1, answer=lambda *_, **__: episode(make, EVIL))
+    trials = [dataclasses.replace(t, cost=dataclasses.replace(t.cost, turns=60 + t.seed)) for t in comparison.trials]
+    page = page_of(dataclasses.replace(comparison, trials=tuple(trials)), tmp_path)
+    shown = section(page, "Completions")
+    methods = len(comparison.methods)
+    assert (shown.count('<li class="own">'), shown.count('<li class="read">')) == (2 * methods, methods + 1)
+    turns = re.findall(r'<li class="own">(.*?)</li>', shown, re.DOTALL)
+    assert [len(re.findall(r'<span class="f\d r\d" title', turn)) for turn in turns] == [2] * len(turns)
+    text = Checker(shown).text
+    assert "not this text" not in text, "the tokens stand for it"
+    assert "tool look, turn 1" in text
+    assert text.count(EVIL) >= 2 * methods
+    cost = section(page, "Cost")
+    headings = re.findall(r'<th scope="col">(.*?)</th>', cost)
+    assert headings == ["method", "steps", "completion tokens", "turns", "training time", "runs"]
+    assert rows(cost)[0][3] == "62"
+    assert '<th scope="col">turns' not in section(page_of(comparison, tmp_path), "Cost")
+
+
+def test_an_episode_whose_tokens_have_no_turns_is_shown_as_a_text(make, tmp_path):
+    page = page_of(quickly(make, prompts=1, answer=lambda *_, **__: episode(make, "x", turns=())), tmp_path)
+    assert '<li class="own">' not in page
+    assert "a x" in Checker(section(page, "Completions")).text
 
 
 def test_nothing_from_the_data_becomes_markup(make, tmp_path):

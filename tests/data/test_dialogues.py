@@ -57,6 +57,33 @@ def test_the_agent_reads_what_the_template_shows(name, agent, answer):
     assert following.anew == (name == "qwen3")  # which puts an empty thought in front of the last answer alone
 
 
+@pytest.mark.parametrize("name", ["chatml", "qwen3", "llama3"])
+def test_a_turn_takes_two_renderings_and_what_is_kept_changes_nothing(name):
+    """A dialogue that has gone on for turns says what a new one says, whatever was asked of it before."""
+    talk, tokenizer = dialogue(name)
+    rendered, text = [], type(talk.renderer).text
+
+    def counting(*given, **more):
+        rendered.append(given)
+        return text(talk.renderer, *given, **more)
+
+    object.__setattr__(talk.renderer, "text", counting)
+    messages = list(talk.messages)
+    read = talk.read(messages)
+    for turn in range(3):
+        messages.append(said("assistant", f"answer {turn}"))
+        reply = [said("user", f"Where else, {turn}?")]
+        before = len(rendered)
+        following = talk.between(messages, reply, tokenizer.eos_token_id)
+        assert len(rendered) - before == 2
+        fresh, _ = dialogue(name)
+        assert following == fresh.between(messages, reply, tokenizer.eos_token_id)
+        messages += reply
+    assert talk.read(talk.messages) == read
+    read.clear()
+    assert talk.read(talk.messages), "nobody holds what is kept"
+
+
 def test_thoughts_that_are_taken_out_make_a_new_row_and_those_that_stay_do_not():
     talk, tokenizer = dialogue("qwen3")
     turn = "<think>\nthought\n</think>\n\nanswer"

@@ -81,6 +81,7 @@ FAMILY = first_examples(longest=6)
 """Every objective that is installed, by the name of its class."""
 FOUR = FromStudent(Sampling(max_new_tokens=3, num_completions=4))
 LETTERS = Sampling(max_new_tokens=6, num_completions=2, stop=tuple("acegikmo"))
+TURNED = Sampling(temperature=0.0, max_new_tokens=6, stop=LETTERS.stop)
 PLAYED = Played(Uneven(), LETTERS, max_turns=9, max_tokens=90)
 OBJECTIVES = FAMILY | {
     "MiniLLM, not whitened": MiniLLM(sampling=SAMPLING, advantage=FutureLogRatio(whitened=False)),
@@ -211,7 +212,7 @@ def train(
         *_sources(folder, source),
         tokenizer=CharacterTokenizer(ALPHABET),
         optimizer=OPTIMIZERS[optimizer],
-        evaluation=Sampling(temperature=0.0, max_new_tokens=4),
+        evaluation=TURNED if objective == "episodes" else Sampling(temperature=0.0, max_new_tokens=4),
         reference=tiny_source(seed=2) if OBJECTIVES[objective].needs_reference else None,
         roll_out_window="precision" not in trainer,  # on some processors bf16 rounds a larger batch otherwise
         teachers={"other": tiny_source(seed=5)} if objective in PANELS else None,

@@ -138,6 +138,22 @@ def test_two_ranks_do_what_one_process_does(name, strategy, alone, both_ranks):
         assert {key: first["metrics"][key] for key in validated} == pytest.approx(validated, rel=1e-4, abs=1e-5)
 
 
+UNEVEN = [("episodes", "ddp"), ("episodes, layer by layer", "fsdp2")]
+
+
+@pytest.mark.parametrize(("name", "strategy"), [pytest.param(*key, id="-".join(key)) for key in UNEVEN])
+def test_one_rank_validates_single_turns_and_the_other_long_episodes(name, strategy, both_ranks):
+    """Both have the same metrics, those of turns that only one of them has played too."""
+    first, second = (rank["metrics"] for rank in both_ranks[name, strategy])
+    validated = {key: value for key, value in first.items() if key.startswith("validation/")}
+    assert {key: second[key] for key in validated} == validated
+    by_turn = [validated[f"validation/turn_{k}/reverse_kl"] for k in range(1, 10)]
+    assert by_turn[0] > 0
+    assert sum(value > 0 for value in by_turn) > 2
+    assert 1 < validated["validation/turns"] < 9
+    assert first["train/played_turns"] > 8
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_ranks_find_the_bounds_of_one_process(strategy, alone, both_ranks):
     name = "ListOPD, watched"

@@ -90,7 +90,7 @@ def test_a_class_of_ones_own_is_an_environment():
 
 
 def test_methods_may_be_awaited_beside_others():
-    reply = asyncio.run(begun()._awaited([call("look")["function"], call("open", number=7)["function"]], ()))
+    reply = asyncio.run(begun()._awaited([call("look")["function"], call("open", number=7)["function"]], turn()))
     assert [message["content"] for message in reply.messages] == ['{"tries": 0}', "No."]
     waiting = begun().reply(turn("", call("look")))
     assert asyncio.iscoroutine(waiting)

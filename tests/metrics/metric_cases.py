@@ -16,7 +16,9 @@ from veto_pl.metrics import (
     DistinctCorrect,
     DistinctN,
     EosRate,
+    FailedTurns,
     ForwardKL,
+    LateTurns,
     MajorityVote,
     MeanReward,
     ParseRate,
@@ -32,6 +34,7 @@ from veto_pl.metrics import (
     TargetSharpness,
     TopKDiagnostic,
     TopOneAgreement,
+    Turns,
     VendiScore,
     WinRate,
 )
@@ -56,6 +59,9 @@ COMPLETION_METRICS = {
     "self_bleu": SelfBLEU,
     "completion_length": CompletionLength,
     "eos_rate": EosRate,
+    "turns": Turns,
+    "failed_turns": FailedTurns,
+    "late_turns": LateTurns,
     "parse_rate": ParseRate,
     "pass@1_low": PassBound,
     "pass@2_high": lambda: PassBound(2, upper=True),
@@ -104,6 +110,9 @@ def generations(tokens, rewards=None, finished=None):
         finished=torch.zeros(shape, dtype=torch.bool) if finished is None else torch.tensor(finished).reshape(shape),
         examples=(ROW,) * len(tokens),
         logp=likelihoods.reshape(shape),
+        turns=torch.tensor([1 + len(ids) for ids in flat], dtype=torch.int64).reshape(shape),
+        failed_turns=torch.tensor([len(ids) // 2 for ids in flat], dtype=torch.int64).reshape(shape),
+        late_turns=torch.tensor([int(len(ids) > 3) for ids in flat], dtype=torch.int64).reshape(shape),
     )
 
 

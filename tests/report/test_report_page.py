@@ -113,6 +113,42 @@ def test_completions_of_the_last_step_stand_side_by_side(make_run, tmp_path):
     assert "No completion of this prompt." in text[text.index("only here") :]
 
 
+def dialogue(text):
+    """An episode of two turns, in which everything that is said is `text`."""
+    call = {"name": text, "arguments": {text: text}}
+    return [
+        {"role": "user", "content": f"first {text}"},
+        {"role": "assistant", "content": f"one {text}", "turn": 1, "counts": True, "thought": text, "calls": [call]},
+        {"role": "tool", "name": text, "content": f"reply {text}", "turn": 1},
+        {"role": "assistant", "content": "", "turn": 2, "counts": True, "calls": [{"text": text}], "problem": text},
+    ]
+
+
+def test_an_episode_is_shown_line_by_line_and_escaped(make_run, tmp_path):
+    runs = [
+        make_run(
+            name, samples=[sample(1, "p", "one", 1.0, "ref") | {"dialogue": dialogue(text)}, sample(1, "q", "plain")]
+        )
+        for name, text in (("a", "x"), ("b", "x"), ("c", EVIL))
+    ]
+    page = page_of(runs, tmp_path)
+    text = Checker(page).text
+    assert "one" in text
+    assert page.count("<article>") == 3, "episodes of a prompt that begin otherwise are told apart"
+    assert page.count('<li class="own">') == 3 * 2
+    assert page.count('<li class="read">') == 2 + 3, "what is said first once for those that share it"
+    said = ["first x", "assistant, turn 1, counted", 'x({"x": "x"})', "tool x, turn 1", "reply x"]
+    places = [text.index(words) for words in (*said, "assistant, turn 2, counted ⚠ failed: x")]
+    assert places == sorted(places)
+    checker = Checker(page)
+    assert checker.tags.count("script") == 1
+    assert "img" not in checker.tags
+    assert checker.text.count(EVIL) >= 6
+    assert "which alone counts in a loss" in text
+    alone = page_of([make_run("plain", samples=[sample(1, "q", "plain")])], tmp_path)
+    assert "which alone counts in a loss" not in alone
+
+
 def test_many_prompts_are_cut_and_the_cut_is_said(make_run, tmp_path):
     page = page_of([make_run("a", samples=[sample(1, f"p{i}", "c") for i in range(30)])], tmp_path)
     assert page.count("<article>") == 24

@@ -16,7 +16,7 @@ from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.models.assemble import load_models
 from veto_pl.models.readout import token_logp
 from veto_pl.rollouts import FromStudent, Played, Sampling
-from veto_pl.rollouts.played import _warned
+from veto_pl.rollouts.environment_calls import _warned
 from veto_pl.seams import Engine, Environment, Episode, Example, Reply, Step
 from veto_pl.testing.rows import difference, tiny_prompts
 from veto_pl.testing.tiny import tiny_models, tiny_source
@@ -206,7 +206,7 @@ def test_rewards_of_the_environment_stay_and_failing_ones_are_not_trained_on(mod
     assert set(rows.prompts.rewarded(rows, models.tokenizer).rewards.tolist()) <= {0.0, 1.0}
     for worth, problem in ((lambda: 1 / 0, "ZeroDivisionError"), (lambda: float("nan"), "is no finite number")):
         _warned.clear()
-        with pytest.warns(UserWarning, match=f"`reward` raised .*{problem}.*not trained on"):
+        with pytest.warns(UserWarning, match=f"`reward` raised .*{problem}.*not trained on, and is worth 0"):
             rows = played(models, silent, environment=Says(silent, worth))
         assert not rows.loss_mask.any()
         assert rows.completion_mask.any()

@@ -8,10 +8,11 @@ import pytest
 import torch
 from vllm_runs import ENGINE, SAMPLED, STEPS, STUDENTS, WORDS, Watch, fit, on_rank, source
 
+from veto_pl.environments import TryAgain
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models import CharacterTokenizer
 from veto_pl.models.assemble import load_models
-from veto_pl.rollouts import FromStudent, Sampling, vllm_process
+from veto_pl.rollouts import FromStudent, Played, Sampling, vllm_process
 from veto_pl.seams import Step
 from veto_pl.testing.ranks import run_ranks
 from veto_pl.testing.rows import difference
@@ -71,6 +72,31 @@ def test_ends_are_those_of_the_own_loop(models, sampling):
     assert len(ours.ending.unique()) > 1
     assert difference(theirs, ours) == ""
     assert theirs.texts(models.tokenizer) == ours.texts(models.tokenizer)
+
+
+def test_greedy_dialogues_are_those_of_the_own_loop(models):
+    batch = prompt_batch(models, [f"{word}>" for word in WORDS])
+    turns = Sampling(temperature=0.0, max_new_tokens=8, num_completions=2, stop=tuple("acegikmo"))
+    ours, theirs = (
+        Played(TryAgain(said="no>"), turns, max_turns=4, max_tokens=40, **engine)(batch, models, Step(0, 1))
+        for engine in ({}, {"engine": ENGINE})
+    )
+    assert ours.turn_ids.max() >= 3
+    assert (ours.completion_mask & ~ours.loss_mask).any()
+    assert difference(theirs, ours) == ""
+    assert torch.equal(theirs.loss_mask, ours.loss_mask)
+    assert torch.equal(theirs.turn_ids, ours.turn_ids)
+
+
+def test_a_dialogue_repeats_its_samples_and_rows_stay_their_own(models):
+    batch = prompt_batch(models, [f"{word}>" for word in WORDS])
+    source = Played(TryAgain(said="no>"), SAMPLED, max_turns=3, max_tokens=50, engine=ENGINE)
+    first, again = (source(batch, models, Step(3, 9)) for _ in range(2))
+    assert difference(first, again) == ""
+    assert (first.engine_log_ratio[~first.loss_mask] == 0).all()
+    assert (first.engine_log_ratio.abs() < 1e-3).all()
+    part = source(batch.rows(torch.tensor([5, 2])), models, Step(3, 9))
+    assert difference(first.rows(first.prompt_rows == 5), part.rows(part.prompt_rows == 0)) == ""
 
 
 def test_a_step_repeats_its_samples_and_another_draws_others(models):

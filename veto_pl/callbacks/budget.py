@@ -1,4 +1,4 @@
-"""Runs that end with a validation after so many steps, tokens, turns or seconds."""
+"""Runs that end with a validation after so many steps, tokens or seconds."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from typing import Any
 
 import lightning as L
 
-from veto_pl.core.nested import walk
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.module import DistillationModule
-from veto_pl.seams import Environment
+from veto_pl.training.on_policy import OnPolicyModule
 
 PHASES = ("rollout", "scoring", "update", "data")
 """What counts as training time; validation, checkpoints and the start do not."""
@@ -28,10 +26,11 @@ class Budget(L.Callback):
         tokens: completion tokens of the rollouts, trained on or left out, over all ranks; None for no limit.
         seconds: of rollout, scoring, update and data loading on the first rank; None for no limit. Such a run depends
             on the speed of the machine, so another one of it differs.
-        turns: of the student in its episodes, over all ranks; None for no limit.
+        turns: of the student in the episodes of the rollouts, over all ranks; a completion without an environment is
+            one. None for no limit.
 
     Raises:
-        ConfigurationError: a limit that is not above 0, or of turns where the objective plays with no environment.
+        ConfigurationError: a limit that is not above 0.
     """
 
     def __init__(
@@ -52,13 +51,7 @@ class Budget(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the module `horizon`, from which schedules read the run's length."""
-        assert isinstance(pl_module, DistillationModule), "this callback belongs to `DistillationModule`"
-        plays = any(isinstance(part, Environment) for _, part in walk(pl_module.objective, derived=True))
-        if "turns" in self.limits and not plays:
-            raise ConfigurationError(
-                f"`Budget.turns` counts turns of episodes, but `{type(pl_module.objective).__name__}` plays with no "
-                "environment. Give it the rollout `Played`, or set another limit."
-            )
+        assert isinstance(pl_module, OnPolicyModule), "this callback belongs to a module that trains on-policy"
         if self.limits:
             pl_module.horizon = self.horizon
 
@@ -89,7 +82,7 @@ class Budget(L.Callback):
         """Count an optimizer step, and stop the run if the budget is spent. Collective: call it on every rank."""
         if not self.limits or trainer.global_step == self._steps:
             return
-        assert isinstance(pl_module, DistillationModule), "this callback belongs to `DistillationModule`"
+        assert isinstance(pl_module, OnPolicyModule), "this callback belongs to a module that trains on-policy"
         logged = pl_module.logged
         self._steps = trainer.global_step
         self._spent["tokens"] += logged["train/tokens"]
@@ -106,9 +99,9 @@ class Budget(L.Callback):
         return max((spent[name] / limit for name, limit in self.limits.items()), default=0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the tokens, seconds, turns and steps spent so far."""
+        """Return the tokens, turns, seconds and steps spent so far."""
         return {"spent": dict(self._spent), "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the tokens, seconds, turns and steps spent so far."""
+        """Restore the tokens, turns, seconds and steps spent so far; old checkpoints tell of no turns."""
         self._spent, self._steps = self._spent | state_dict["spent"], state_dict["steps"]

@@ -22,7 +22,7 @@ from veto_pl.callbacks.before_others import BeforeOthers
 from veto_pl.callbacks.monitors import name_with
 from veto_pl.callbacks.signals import Signals
 from veto_pl.core.mistakes import check_number
-from veto_pl.data import PromptDataModule
+from veto_pl.data.resumed_rows import ResumedRows
 from veto_pl.exceptions import ConfigurationError, NonFiniteError
 from veto_pl.storage.atomic import recover
 from veto_pl.storage.checkpoint_io import AtomicCheckpointIO, OnFailedSave, rename_earlier
@@ -135,7 +135,7 @@ class Checkpoints(ModelCheckpoint):
             self._point = ResumePoint(trainer.current_epoch, 0, total.processed, positions(trainer))
         else:
             data = trainer.datamodule  # type: ignore[attr-defined]
-            place_data(trainer, self._point, row, data.start_at if isinstance(data, PromptDataModule) else None)
+            place_data(trainer, self._point, row, data.start_at if isinstance(data, ResumedRows) else None)
         self._saved, self._saved_at, self._updates = self._point.place, time.monotonic(), False
         if row is not None and Path(str(trainer.ckpt_path)).absolute() != self._last.absolute():
             self._saved = self._saved_step = None
@@ -234,7 +234,7 @@ class Checkpoints(ModelCheckpoint):
                 journal.bring_to_disk()
         point = self._point.advanced(trainer, positions(trainer)) if self._updates else self._point
         data = trainer.datamodule  # type: ignore[attr-defined]
-        row = data.row_after(point.epoch, point.batches) if isinstance(data, PromptDataModule) else 0
+        row = data.row_after(point.epoch, point.batches) if isinstance(data, ResumedRows) else 0
         checkpoint[PROGRESS] = {**asdict(point), "row": row}
 
     @property

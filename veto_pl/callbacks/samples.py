@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from veto_pl.callbacks.logged_tables import log_table
 from veto_pl.core.mistakes import check_number
+from veto_pl.seams import Line
 from veto_pl.storage.journals import Journal
 from veto_pl.storage.run_folder import SAMPLES, run_folder
 from veto_pl.storage.waiting_lines import WaitingLines
@@ -23,7 +25,8 @@ COLUMNS = ("prompt", "completion", "reference", "reward")
 class SampleTable(L.Callback, Journal):
     """Appends the first completions of each validation to `samples.jsonl` in the run folder, and prints them.
 
-    Loggers that show tables get them too.
+    Loggers that show tables get them too. Of an episode with an environment the file holds the `dialogue` line by line,
+    and tables show the turns and replies.
 
     Args:
         number: completions kept per validation; 0 switches the callback off.
@@ -85,7 +88,7 @@ class SampleTable(L.Callback, Journal):
         if self._lines is not None:
             self._lines.add({"step": step, **row} for row in self._rows)
             self._written += len(self._rows)
-        shown = [{name: row[name] for name in COLUMNS} for row in self._rows]
+        shown = [{name: row[name] for name in COLUMNS} | _spoken(row) for row in self._rows]
         log_table(trainer, "validation/samples", shown, step)
         if self.show:
             Console().print(self._table(step))
@@ -101,10 +104,19 @@ class SampleTable(L.Callback, Journal):
     def _table(self, step: int) -> Table:
         table = Table(*COLUMNS, title=f"samples at step {step}")
         for row in self._rows:
-            prompt, *texts = (str(row[name] or "") for name in COLUMNS[:-1])
-            cells = [_last(prompt, self.width), *(_first(text, self.width) for text in texts)]
+            told = row | _spoken(row, self.width)
+            prompt, *texts = (str(told[name] or "") for name in COLUMNS[:-1])
+            texts = texts if "dialogue" in row else [_first(text, self.width) for text in texts]
+            cells = [_last(prompt, self.width), *texts]
             table.add_row(*(cell.replace("[", r"\[") for cell in cells), f"{row['reward']:g}")  # no mark-up of rich
         return table
+
+
+def _spoken(row: Mapping[str, Any], width: int | None = None) -> dict[str, str]:
+    """Return as `completion` an episode's turns and replies, each cut to `width` characters; nothing for an answer."""
+    said = [Line(**line) for line in row.get("dialogue") or ()]
+    texts = [(one.role, one.text if width is None else _first(one.text, width)) for one in said if not one.is_first]
+    return {"completion": "\n".join(f"{role}: {text}" for role, text in texts)} if texts else {}
 
 
 def _first(text: str, width: int) -> str:

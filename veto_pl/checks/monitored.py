@@ -12,7 +12,10 @@ from veto_pl.core.mistakes import Mistake, did_you_mean
 KNOWN_PACKAGES = ("veto_pl", "lightning")
 """Packages whose callbacks log nothing that others follow but `lr-...`."""
 
-TRAINING = ("train/loss", "train/grad_norm", "train/learning_rate", "train/tokens", "train/completion_length")
+TRAINING = (
+    "train/loss", "train/grad_norm", "train/learning_rate", "train/tokens", "train/played_turns",
+    "train/completion_length",
+)  # fmt: skip
 """What every run logs; what else stands under `train/` is known after the first step."""
 
 

@@ -20,6 +20,7 @@ from veto_pl.seams import (
     ModelSource,
     Objective,
     Panel,
+    PlayingSource,
     Reward,
     RolloutSource,
     Schedule,
@@ -44,6 +45,7 @@ class Checked(Protocol):
     lr_schedule: Schedule
     evaluation: Sampling
     evaluation_engine: Engine | None
+    evaluation_rollout: PlayingSource | None
     validation_metrics: nn.ModuleDict
 
 
@@ -83,6 +85,7 @@ class RunSetup:
             yield from _settings(source, path)
         yield from _settings(module.tokenizer_source, "model.tokenizer")
         yield from _settings(module.evaluation_engine, "model.evaluation_engine")
+        yield from _settings(module.evaluation_rollout, "model.evaluation_rollout")
         for places, part in walk(data.task):
             if not isinstance(part, Reward) or not (data.reward is not None or _judged_by_others(places)):
                 yield setting(places, "data.task"), part

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.util import find_spec
@@ -24,7 +24,7 @@ from veto_pl.callbacks.resuming import resume_path, was_requeued
 from veto_pl.callbacks.student_summary import StudentSummary
 from veto_pl.callbacks.threads import Threads
 from veto_pl.checks import check
-from veto_pl.cli.compact_parser import ROOTS, CompactParser
+from veto_pl.cli.compact_parser import CompactParser
 from veto_pl.cli.parsing import plain, strict_parsing
 from veto_pl.cli.refusals import REFUSALS, explain_refusal
 from veto_pl.cli.training_commands import SUMMARIES
@@ -59,24 +59,37 @@ SEEDED = ("model.seed", "data.seed")
 
 
 class VetoCLI(LightningCLI):
-    """LightningCLI with a run folder, the package's callbacks, and classes that start from their own defaults."""
+    """LightningCLI with a run folder, the package's callbacks, and classes that start from their own defaults.
+
+    Attributes:
+        parser_kind: says what a configuration may hold, and the classes of model and data among it.
+        trainer_settings: those of the trainer by default.
+    """
+
+    parser_kind: type[CompactParser] = CompactParser
+    trainer_settings: Mapping[str, Any] = TRAINER_DEFAULTS
 
     def __init__(self, args: Sequence[str] | None = None, *, run: bool = True, description: str = DESCRIPTION) -> None:
         self._command_names = (sys.argv[1:] if args is None else [*args])[:1]
         super().__init__(
-            DistillationModule,
-            PromptDataModule,
+            self.roots["model"],
+            self.roots["data"],
             save_config_callback=RunConfig if run else None,
             trainer_class=RunTrainer,
-            trainer_defaults=TRAINER_DEFAULTS,
+            trainer_defaults=dict(self.trainer_settings),
             seed_everything_default=0,
-            parser_class=CompactParser,
+            parser_class=self.parser_kind,
             parser_kwargs={"description": description},
             args=None if args is None else list(args),
             run=run,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
+
+    @property
+    def roots(self) -> Mapping[str, Any]:
+        """What a configuration may hold, and the classes that stand behind it."""
+        return self.parser_kind.roots
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning calls it on the instance
         """Return Lightning's commands; only the one that is called, if any, since each parser takes half a second."""
@@ -109,7 +122,7 @@ class VetoCLI(LightningCLI):
             default="auto",
             help="Threads on a CPU; auto takes as many as cores are free, unless OMP_NUM_THREADS is set.",
         )
-        for name, owner in ROOTS.items():
+        for name, owner in self.roots.items():
             if owner is not None and issubclass(owner, Callback):
                 parser.add_lightning_class_args(owner, name)
         for target in SEEDED:
@@ -117,11 +130,11 @@ class VetoCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse and check the arguments; a class that replaces another inherits none of its values."""
-        groups = [name for name, cls in ROOTS.items() if cls is not None]
+        groups = [name for name, cls in self.roots.items() if cls is not None]
         check_files(sys.argv[1:] if args is None else args, groups, dict.fromkeys(SEEDED, "seed_everything"))
         with strict_parsing():
             self.config = plain(parser.parse_args(args))
-        check_values(self.config.get(self.config.get("subcommand") or "", self.config).as_dict(), ROOTS)
+        check_values(self.config.get(self.config.get("subcommand") or "", self.config).as_dict(), self.roots)
 
     def _parse_ckpt_path(self) -> None:
         """Check that the checkpoint exists. Lightning's own version would let the file choose classes to build."""
@@ -149,7 +162,7 @@ class VetoCLI(LightningCLI):
             if self._loggers.refusal is not None:
                 raise self._loggers.refusal from error
             config = self.config.get(str(self.subcommand), self.config).as_dict()
-            if (refusal := explain_refusal(error, config, ROOTS)) is None:
+            if (refusal := explain_refusal(error, config, self.roots)) is None:
                 raise
             raise refusal from error
 
@@ -203,13 +216,22 @@ class VetoCLI(LightningCLI):
         own = dict(zip(keys, callbacks, strict=True))
         if self.subcommand is not None:
             given = {f"trainer.callbacks.{i}.init_args": callback for i, callback in enumerate(chosen)}
-            check(self.model, self.datamodule, config, self.subcommand, given | own)
+            self.check_settings(config, given | own)
         unwanted = [kind for name, kind in SWITCHES.items() if config.get(name) is False]
         unwanted += [ProgressBar for callback in chosen if isinstance(callback, ProgressBar)]
         kept = [callback for callback in callbacks if not isinstance(callback, tuple(unwanted))]
         if config.get("enable_model_summary") is not False and not any(isinstance(c, ModelSummary) for c in chosen):
             kept.append(StudentSummary())
         return super()._instantiate_trainer(config, kept)
+
+    def check_settings(self, trainer: Mapping[str, Any], callbacks: Mapping[str, Callback]) -> None:
+        """Raise `ConfigurationError` for settings that do not go together, before anything is loaded.
+
+        Args:
+            trainer: its settings by name.
+            callbacks: by the path of their settings.
+        """
+        check(self.model, self.datamodule, trainer, str(self.subcommand), callbacks)
 
 
 @contextmanager

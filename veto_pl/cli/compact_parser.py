@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import yaml
@@ -66,7 +66,13 @@ class PlainTypes(DefaultHelpFormatter):
 
 
 class CompactParser(LightningArgumentParser):
-    """Prints configurations so compactly that an algorithm fits on a screen, and mistakes in them in a sentence."""
+    """Prints configurations so compactly that an algorithm fits on a screen, and mistakes in them in a sentence.
+
+    Attributes:
+        roots: what a configuration may hold, and the classes that stand behind it.
+    """
+
+    roots: Mapping[str, type | None] = ROOTS
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"formatter_class": PlainTypes} | kwargs)
@@ -75,7 +81,7 @@ class CompactParser(LightningArgumentParser):
         """Raise `ConfigurationError` with the path of the mistake and a suggestion, instead of printing the usage."""
         if not self.exit_on_error:  # a parser inside another one, which adds where it was
             super().error(with_suggestion(message, (action.dest for action in self._actions)), ex)
-        raise explained(with_suggestion(message, _settings())) from ex
+        raise explained(with_suggestion(message, _settings(self.roots))) from ex
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
         """Return the configuration as YAML; comments at its head are kept."""
@@ -85,9 +91,9 @@ class CompactParser(LightningArgumentParser):
         return header + body
 
 
-def _settings() -> Iterator[str]:
+def _settings(roots: Mapping[str, type | None]) -> Iterator[str]:
     """Yield the top-level settings, and those of their classes as dotted paths."""
-    for root, owner in ROOTS.items():
+    for root, owner in roots.items():
         yield root
         if owner is not None:
             yield from (f"{root}.{name}" for name in inspect.signature(owner).parameters)

@@ -222,6 +222,14 @@ def _explain(arguments: Sequence[str]) -> None:
     explain(arguments)
 
 
+def _diffusion(arguments: Sequence[str]) -> None:
+    """Train a few-step denoising model on its own states: `diffusion fit`."""
+    load_plugins()
+    from veto_pl.cli.denoising_cli import DenoisingCLI
+
+    DenoisingCLI(arguments)
+
+
 Command = Callable[[Sequence[str]], Any]
 OWN: dict[str, Command] = {
     "list": _list,
@@ -236,6 +244,7 @@ OWN: dict[str, Command] = {
     "judge": _judge,
     "explain": _explain,
     "new": _new,
+    "diffusion": _diffusion,
 }
 GROUP = "veto_pl.commands"
 

@@ -75,6 +75,7 @@ class Answers:
         self.limit = max(40, _TOKENS // max(1, self.count * len(self.trials)))
         shown = [answer for trial in self.trials.values() for answer in trial.answers[: self.count]]
         values = {kind: [v for a in shown for v in getattr(a, field)] for kind, (_, field) in _KINDS.items()}
+        self.has_dialogues = any(answer.spoken for answer in shown)
         self.colours = {kind: Colours.of(_KINDS[kind][0], found) for kind, found in values.items() if found}
 
     def to(self, j: int) -> dict[str, Answer]:
@@ -86,6 +87,10 @@ class Answers:
         values = self._values(answer)
         shown = enumerate(self._cut(answer))
         return [self._token(text, {kind: of[i] for kind, of in values.items()}) for i, text in shown]
+
+    def of_turn(self, answer: Answer, turn: int) -> list[Token]:
+        """Return those tokens of an episode's that are shown and belong to a turn."""
+        return [token for token, of in zip(self.tokens(answer), answer.turns, strict=False) if of == turn]
 
     def listing(self, answer: Answer) -> str:
         """Return all numbers of an answer as lines of text with a header line; empty if it has none."""

@@ -56,13 +56,14 @@ def p_value(contrast: Contrast) -> str:
     return "p < 0.001" if contrast.p < 1e-3 else f"p = {contrast.p:#.2g}"
 
 
-def mean_costs(trials: Sequence[Trial]) -> tuple[float | None, float | None, float | None]:
-    """Return the mean steps, tokens and seconds of finished runs; None where there are none."""
+def mean_costs(trials: Sequence[Trial]) -> tuple[float | None, float | None, float | None, float | None]:
+    """Return the mean steps, tokens, turns and seconds of finished runs; None where there are none."""
     if not trials:
-        return None, None, None
-    costs = [(trial.cost.steps, trial.cost.tokens, trial.cost.seconds) for trial in trials]
-    steps, tokens, seconds = (sum(part) / len(costs) for part in zip(*costs, strict=True))
-    return round(steps), round(tokens), seconds
+        return None, None, None, None
+    costs = [(trial.cost.steps, trial.cost.tokens, trial.cost.turns or 0, trial.cost.seconds) for trial in trials]
+    steps, tokens, turns, seconds = (sum(part) / len(costs) for part in zip(*costs, strict=True))
+    played = any(trial.cost.turns is not None for trial in trials)
+    return round(steps), round(tokens), round(turns) if played else None, seconds
 
 
 def duration(seconds: float | None) -> str:

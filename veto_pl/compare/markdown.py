@@ -45,8 +45,11 @@ def _table(comparison: Comparison) -> ResultTable:
     for method in comparison.methods:
         trials = comparison.of(method)
         finished = f"{len(trials)} of {len(comparison.seeds)}"
-        rows[method] = [*(_cell(comparison, method, q) for q in quantities), *mean_costs(trials), finished]
-    return ResultTable([*headings, "steps", "completion tokens", "training time (s)", "runs"], rows, "method")
+        steps, tokens, turns, seconds = mean_costs(trials)
+        costs = [steps, tokens, *([turns] if comparison.plays else []), seconds]
+        rows[method] = [*(_cell(comparison, method, q) for q in quantities), *costs, finished]
+    costs_of = ["steps", "completion tokens", *(["turns"] if comparison.plays else []), "training time (s)"]
+    return ResultTable([*headings, *costs_of, "runs"], rows, "method")
 
 
 def _cell(comparison: Comparison, method: str, quantity: Quantity) -> Cell:

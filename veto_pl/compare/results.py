@@ -10,6 +10,7 @@ from pydantic import dataclasses as checked
 
 from veto_pl.report.columns import Quantity, Shown
 from veto_pl.report.run import Run
+from veto_pl.seams import Line
 
 
 class EvaluationResult(BaseModel):
@@ -42,6 +43,8 @@ class Answer:
         tokens: the texts of the completion's tokens.
         forward_kl: KL(teacher || student) at each token, in nats; empty where there is no teacher.
         reverse_kl: KL(student || teacher) at each token, in nats; empty where there is no teacher.
+        turns: the student's turn that each token belongs to, in an episode; empty for a single answer.
+        dialogue: what was said in an episode; likewise.
     """
 
     prompt: str
@@ -50,6 +53,19 @@ class Answer:
     tokens: tuple[str, ...]
     forward_kl: tuple[float, ...] = ()
     reverse_kl: tuple[float, ...] = ()
+    turns: tuple[int, ...] = ()
+    dialogue: tuple[Line, ...] = ()
+
+    @property
+    def opening(self) -> tuple[Line, ...]:
+        """What was said before the student's first turn."""
+        return tuple(line for line in self.dialogue if line.is_first)
+
+    @property
+    def spoken(self) -> tuple[Line, ...]:
+        """The student's turns and the replies; none where it is not known which tokens belong to which."""
+        known = len(self.turns) == len(self.tokens)
+        return tuple(line for line in self.dialogue if not line.is_first) if known else ()
 
 
 @dataclass(frozen=True)
@@ -61,12 +77,14 @@ class Cost:
         tokens: completion tokens that were trained on.
         seconds: wall time of the training.
         skipped: steps without an update, because the loss or its gradient was not finite.
+        turns: of the student in episodes; None where it has played none.
     """
 
     steps: int
     tokens: int
     seconds: float
     skipped: int = 0
+    turns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -183,6 +201,11 @@ class Comparison:
     failures: Mapping[str, str] = field(default_factory=dict)
     confidence: float = 0.95
     command: str = ""
+
+    @property
+    def plays(self) -> bool:
+        """Whether a run has played episodes, so that turns are a cost."""
+        return any(trial.cost.turns is not None for trial in self.trials)
 
     @cached_property
     def shown(self) -> Mapping[str, Shown]:

@@ -78,8 +78,8 @@ class EqualBudget:
     Args:
         steps: optimizer steps.
         tokens: completion tokens.
+        turns: of the student in episodes; a completion without an environment is one.
         seconds: seconds of training; then results depend on the machine and its load.
-        turns: turns of the student, of objectives that play with an environment.
 
     Raises:
         ValidationError: not exactly one is set.
@@ -87,18 +87,18 @@ class EqualBudget:
 
     steps: PositiveInt | None = None
     tokens: PositiveInt | None = None
-    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     turns: PositiveInt | None = None
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
     def __post_init__(self) -> None:
         if len(self._given) != 1:
             raise ConfigurationError(
-                f"`budget` of a study must set steps, tokens, seconds or turns, got {self._given}."
+                f"`budget` of a study must set steps, tokens, turns or seconds, got {self._given}."
             )
 
     @property
     def _given(self) -> dict[str, float]:
-        given = {"steps": self.steps, "tokens": self.tokens, "seconds": self.seconds, "turns": self.turns}
+        given = {"steps": self.steps, "tokens": self.tokens, "turns": self.turns, "seconds": self.seconds}
         return {name: value for name, value in given.items() if value is not None}
 
     def __str__(self) -> str:
@@ -108,7 +108,7 @@ class EqualBudget:
     @property
     def settings(self) -> Settings:
         """The settings of a run; no other limit that its files set may end it earlier."""
-        limits = {"steps": None, "tokens": None, "seconds": None, "turns": None, **self._given}
+        limits = {"steps": None, "tokens": None, "turns": None, "seconds": None, **self._given}
         return {"trainer": {"max_steps": self.steps or _NEVER, "max_epochs": -1, "max_time": None}, "budget": limits}
 
 

@@ -125,7 +125,8 @@ def _cost(job: Job, run: Run) -> Cost:
     seconds = sum(sum(c.values) for phase in PHASES if (c := curves.get(f"train/seconds/{phase}")) is not None)
     with _reading(job, "summary.json") as path:
         skipped = Summary.model_validate_json(path.read_bytes()).skipped_steps
-    return Cost(len(tokens), round(sum(tokens.values)), seconds, skipped)
+    turns = round(sum(curves["train/played_turns"].values)) if "train/turns" in curves else None
+    return Cost(len(tokens), round(sum(tokens.values)), seconds, skipped, turns)
 
 
 def _last(job: Job, metric: str) -> float:

@@ -22,6 +22,7 @@ from veto_pl.data.epoch import check_epoch
 from veto_pl.data.fingerprints import fingerprint
 from veto_pl.data.functions import as_reward, as_task, as_template
 from veto_pl.data.overlong import Overlong, OverlongCompletions
+from veto_pl.data.resumed_rows import ResumedRows
 from veto_pl.data.sampler import RankSampler, even_batches
 from veto_pl.data.split_rows import RowPolicy, report_no_rows
 from veto_pl.data.splits import check_sizes, describe_change
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 _SPLITS = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("test",)}
 
 
-class PromptDataModule(LightningDataModule):
+class PromptDataModule(ResumedRows, LightningDataModule):
     """Serves a task as `PromptBatch`es, tokenised once.
 
     Training rows are shuffled anew every epoch, in an order that does not depend on the number of ranks; up to
@@ -129,7 +130,6 @@ class PromptDataModule(LightningDataModule):
         self._rows: dict[str, EncodedRows | EncodedStream] = {}
         self._built_from: dict[str, tuple[Any, ...]] = {}
         self._order: RankSampler | StreamOrder = RankSampler(0)
-        self._start = (0, 0, 0)
 
     def connect(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Set the tokenizer, for use without a trainer or instead of the module's; rows are tokenised anew."""
@@ -213,24 +213,6 @@ class PromptDataModule(LightningDataModule):
             check_epoch(self.trainer, len(loader))
         return loader
 
-    def row_after(self, epoch: int, batches: int) -> int:
-        """Return the row of the epoch's global order that follows the first `batches` batches of all ranks."""
-        _, row, before = self._start if self._start[0] == epoch else (epoch, 0, 0)
-        return min(row + (batches - before) * self.batch_size * self._place[1], self._order.length)
-
-    def start_at(self, epoch: int, row: int) -> int:
-        """Let the present training batches begin at a row of the epoch's global order.
-
-        The row holds for any number of ranks and any batch size, so a run can be resumed on others.
-
-        Returns:
-            How many batches of the present size, over the present ranks, an epoch has before those that are left.
-        """
-        row = min(row, self._order.length)
-        before = self._order.batches_before(epoch, row, self.batch_size)
-        self._start = (epoch, row, before)
-        return before
-
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Return every validation row once; an empty list, which turns validation off, where there are none."""
         return self._evaluation("validation") if self._rows["validation"] else []
@@ -242,10 +224,6 @@ class PromptDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return every test row once."""
         return self._evaluation("test")
-
-    @property
-    def _place(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def _collator_name(self) -> str | None:
         """Return a fingerprint of everything that decides how rows are encoded; None where it cannot be told."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from veto_pl.data.control_words import ControlWords
@@ -37,16 +38,17 @@ class ChatDialogue(Dialogue):
         self.tools, self.renderer, self.ends = conversation.tools, renderer, ends
         self.tokenizer = renderer.tokenizer
         self.words = ControlWords(self.tokenizer)
+        self._asked: _Asked | None = None
 
     def read(self, messages: Sequence[Message]) -> list[int]:
-        return self._ids(self._asking(messages))[0]
+        return [*self._asking(messages).ids]
 
     def between(self, said: Sequence[Message], reply: Sequence[Message], end: int | None) -> Continuation:
-        before, after = self._asking(said[:-1]), self._asking([*said, *reply])
+        before = self._asking(said[:-1])
         through = self.renderer.text(self._marked(said), tools=self.tools)
-        asked, written, whole = self._ids(before, through, after)
-        stop = end_of_turn(written, common(asked, written), self.ends, self.tokenizer)
-        kept = through.startswith(before) and whole[:stop] == written[:stop]
+        written, whole = self._ids(through), self._asking([*said, *reply]).ids
+        stop = end_of_turn(written, common(before.ids, written), self.ends, self.tokenizer)
+        kept = through.startswith(before.text) and whole[:stop] == written[:stop]
         if not kept or end not in (None, written[stop - 1]):
             return Continuation(tuple(whole), anew=True)
         return Continuation(tuple(whole[stop - (end is None) :]))
@@ -54,14 +56,34 @@ class ChatDialogue(Dialogue):
     def heard(self, read: Sequence[int], written: Sequence[int]) -> Message:
         return message_of(written, read, self.tools, self.tokenizer)
 
-    def _asking(self, messages: Sequence[Message]) -> str:
-        return self.renderer.asking(Conversation(self._marked(messages), tools=self.tools))
+    def _asking(self, messages: Sequence[Message]) -> _Asked:
+        """Return the rendering that asks the agent to write; the last one is kept, since its turn comes back to it."""
+        known = self._asked
+        if known is None or known.messages != tuple(messages):
+            text = self.renderer.asking(Conversation(self._marked(messages), tools=self.tools))
+            known = self._asked = _Asked(tuple(messages), text, self._ids(text))
+        return known
 
     def _marked(self, messages: Sequence[Message]) -> tuple[Message, ...]:
         return tuple(map(self.words.marked, messages))
 
-    def _ids(self, *texts: str) -> list[list[int]]:
-        return read_all(texts, self.tokenizer, self.words)
+    def _ids(self, text: str) -> list[int]:
+        return read_all([text], self.tokenizer, self.words)[0]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A rendering that asks the agent to write.
+
+    Args:
+        messages: what was said.
+        text: the rendering.
+        ids: its tokens.
+    """
+
+    messages: tuple[Message, ...]
+    text: str
+    ids: list[int]
 
 
 class PlainDialogue(Dialogue):

@@ -174,6 +174,33 @@ def class_of(setting: str, path: str) -> type[Any]:
     return found
 
 
+def made_at(setting: str, path: str) -> Any:
+    """Return the object at a path, or what the function there, which takes no arguments, makes.
+
+    Args:
+        setting: where it is named, for messages.
+        path: the module and the name, with a dot between them.
+
+    Raises:
+        ConfigurationError: there is none, the function takes arguments, or it raises.
+    """
+    module = path.rpartition(".")[0]
+    if not module or module.partition(".")[0] in sys.stdlib_module_names:
+        raise ConfigurationError(
+            f"`{setting}`: given `{path}`, expected an object of yours as `module.name`. Correct the name."
+        )
+    found: Any = _at(setting, path)
+    if not callable(found):
+        return found
+    try:
+        return found()
+    except Exception as error:  # which is the user's own
+        raise ConfigurationError(
+            f"`{setting}`: `{path}()` raised {type(error).__name__}: {str(error)[:200]}. "
+            "It is called without arguments. Correct it."
+        ) from error
+
+
 def _at(setting: str, path: str) -> Callable[..., Any]:
     """Return what a path names now, whatever it takes; raise `ConfigurationError` where it cannot be imported."""
     module, _, name = path.rpartition(".")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from veto_pl.data.functions import class_of
+from veto_pl.environments.tool_replies import calls_in, problem, told
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams import Environment, Episode, Example, Message, Reply
 
@@ -54,10 +54,10 @@ class Tools(Environment):
 
     def begin(self, example: Example, seed: int) -> Episode:
         _schemas(self.factory)  # which says what is wrong with a tool before it is called
-        return _Called(class_of("Tools.factory", self.factory)(), example, seed)
+        return CalledTools(class_of("Tools.factory", self.factory)(), example, seed)
 
 
-class _Called(Episode):
+class CalledTools(Episode):
     """An episode of calls.
 
     Args:
@@ -79,14 +79,13 @@ class _Called(Episode):
         return self._opening
 
     def reply(self, turn: Message) -> Reply | Awaitable[Reply]:
-        calls = [call["function"] for call in turn.get("tool_calls") or ()]
-        unread = tuple(turn.get("invalid_tool_calls") or ())
+        calls = calls_in(turn)
         methods = [getattr(self.tools, call["name"], None) for call in calls if _is_tool(call["name"])]
         if any(map(inspect.iscoroutinefunction, methods)):
-            return self._awaited(calls, unread)
-        return _told([(call["name"], *_run(self.tools, call)) for call in calls], unread)
+            return self._awaited(calls, turn)
+        return told([(call["name"], *_run(self.tools, call)) for call in calls], turn)
 
-    async def _awaited(self, calls: list[Mapping[str, Any]], unread: tuple[str, ...]) -> Reply:
+    async def _awaited(self, calls: list[Mapping[str, Any]], turn: Message) -> Reply:
         results = []
         for call in calls:
             result, failed = _run(self.tools, call)
@@ -94,9 +93,9 @@ class _Called(Episode):
                 try:
                     result = await result
                 except Exception as error:  # the tool's own
-                    result, failed = _error(error), True
+                    result, failed = problem(error), True
             results.append((call["name"], result, failed))
-        return _told(results, unread)
+        return told(results, turn)
 
     def reward(self) -> float | None:
         judge = getattr(self.tools, "get_reward", None)
@@ -121,26 +120,7 @@ def _run(tools: Any, call: Mapping[str, Any]) -> tuple[Any, bool]:
     try:
         return method(**arguments), False
     except Exception as error:  # the tool's own
-        return _error(error), True
-
-
-def _told(results: list[tuple[str, Any, bool]], unread: tuple[str, ...]) -> Reply:
-    """Return what the agent reads of its calls; without any, the episode is over."""
-    messages: list[Message] = [{"role": "tool", "name": name, "content": _text(said)} for name, said, _ in results]
-    messages += [
-        {"role": "tool", "name": "error", "content": f"Error: this call is no JSON with `name` and `arguments`: {call}"}
-        for call in unread
-    ]
-    failed = bool(unread) or any(failed for *_, failed in results)
-    return Reply(tuple(messages), done=not messages, failed=failed)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-
-
-def _error(error: Exception) -> str:
-    return f"Error: {type(error).__name__}: {str(error)[:500]}"
+        return problem(error), True
 
 
 def _is_tool(name: Any) -> bool:

@@ -107,6 +107,31 @@ def group_mean_sum(values: Tensor, mask: Tensor, groups: Tensor) -> tuple[Tensor
     return (totals / sizes.clamp_min(1).to(values.dtype)).sum(), (sizes > 0).sum().float()
 
 
+def sums_by_turn(values: Tensor, mask: Tensor, turn_ids: Tensor | None, most: int) -> tuple[Tensor, Tensor]:
+    """Sum values by the turn of their tokens, and count the tokens of each turn.
+
+    Args:
+        values: [B, S]; what stands on masked positions is ignored.
+        mask: [B, S] bool.
+        turn_ids: [B, S] int64, k >= 1 on tokens of the k-th turn; None where each row is one turn.
+        most: turns that are told; tokens of later ones are left out.
+
+    Returns:
+        [most] and [most] of the dtype of `values`; 0 and 0 for a turn without tokens.
+
+    Example:
+        >>> import torch
+        >>> values, turns = torch.tensor([[1.0, 2.0, 4.0, 8.0]]), torch.tensor([[1, 1, 3, 9]])
+        >>> sums_by_turn(values, values > 1, turns, most=3)
+        (tensor([2., 0., 4.]), tensor([1., 0., 1.]))
+    """
+    turns = torch.ones_like(mask, dtype=torch.int64) if turn_ids is None else turn_ids
+    places = turns.clamp_max(most + 1).masked_fill(~mask, 0).flatten()
+    counted = (values.masked_fill(~mask, 0.0), mask.to(values.dtype))
+    sums, counts = (values.new_zeros(most + 2).index_add_(0, places, of.flatten()) for of in counted)
+    return sums[1:-1], counts[1:-1]
+
+
 def group_numbers(mask: Tensor, turn_ids: Tensor | None, episodes: Tensor | None) -> Tensor:
     """Return a number for each token, [B, S] int64, equal on those that share episode and turn.
 

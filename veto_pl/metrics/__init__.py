@@ -3,6 +3,7 @@
 from veto_pl.metrics.agreement import ForwardKL, ReverseKL, StudentEntropy, TopOneAgreement
 from veto_pl.metrics.consensus import DistinctCorrect, MajorityVote
 from veto_pl.metrics.diversity import CompletionEntropy, DistinctN, RepetitionRate, SelfBLEU, VendiScore
+from veto_pl.metrics.episodes import FailedTurns, LateTurns, TurnKL, Turns
 from veto_pl.metrics.form import ParseRate
 from veto_pl.metrics.length import CompletionLength, EosRate
 from veto_pl.metrics.likelihood import CalibrationError, SequenceLogProb
@@ -24,7 +25,9 @@ __all__ = [
     "DistinctCorrect",
     "DistinctN",
     "EosRate",
+    "FailedTurns",
     "ForwardKL",
+    "LateTurns",
     "MajorityVote",
     "MeanReward",
     "MetricFamily",
@@ -44,14 +47,21 @@ __all__ = [
     "TopKDiagnostic",
     "TopKDiagnostics",
     "TopOneAgreement",
+    "TurnKL",
+    "Turns",
     "VendiScore",
     "WinRate",
     "default_metrics",
 ]
 
 
-def default_metrics(num_completions: int) -> list[CompletionMetric | TokenMetric]:
-    """Return the metrics of a validation, by the number of completions per prompt."""
+def default_metrics(num_completions: int, turns: int = 0) -> list[CompletionMetric | TokenMetric]:
+    """Return the metrics of a validation.
+
+    Args:
+        num_completions: completions per prompt.
+        turns: of the episodes that are measured one by one; 0 for single answers.
+    """
     single: list[CompletionMetric | TokenMetric] = [
         Accuracy(),
         MeanReward(),
@@ -64,6 +74,8 @@ def default_metrics(num_completions: int) -> list[CompletionMetric | TokenMetric
         ReverseKL(),
         TopOneAgreement(),
     ]
+    if turns:
+        single += [Turns(), FailedTurns(), LateTurns(), *TurnKL(turns).members(num_completions)]
     if num_completions == 1:
         return single
     powers = [2**i for i in range(1, num_completions.bit_length()) if 2**i <= num_completions]

@@ -22,6 +22,9 @@ class Generations:
         examples: the G rows of the task, with their references.
         logp: [G, K] float32, log-probability of each whole completion under the student itself (temperature 1, nothing
             cut off); None where no metric `needs_logp`.
+        turns: [G, K] int64, turns of the student in each episode; None without an environment.
+        failed_turns: [G, K] int64, those that could not be carried out; likewise.
+        late_turns: [G, K] int64, how often the environment did not answer in time; likewise.
     """
 
     texts: list[str]
@@ -30,6 +33,9 @@ class Generations:
     finished: Tensor
     examples: tuple[Example, ...] = ()
     logp: Tensor | None = None
+    turns: Tensor | None = None
+    failed_turns: Tensor | None = None
+    late_turns: Tensor | None = None
 
     def groups(self) -> list[list[str]]:
         """Return the texts prompt by prompt."""
@@ -50,5 +56,9 @@ class Generations:
             rewards=self.rewards[rows],
             finished=self.finished[rows],
             examples=tuple(self.examples[row] for row in rows),
-            logp=None if self.logp is None else self.logp[rows],
+            **{name: None if (of := getattr(self, name)) is None else of[rows] for name in _PERHAPS},
         )
+
+
+_PERHAPS = ("logp", "turns", "failed_turns", "late_turns")
+"""What not all evaluations know of each completion."""

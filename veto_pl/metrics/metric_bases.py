@@ -80,10 +80,12 @@ class TokenMetric(_Mean):
     """A mean over completion tokens; `name` is the key that it is logged under.
 
     With `needs_ids`, `per_token` has a third parameter `token_ids`: [N] int64, the ids that the student has written.
+    With a `turn` it measures the tokens of that turn alone, of the student's in episodes.
     """
 
     needs_teacher = True
     needs_ids = False
+    turn: int = 0
 
     def update(
         self,

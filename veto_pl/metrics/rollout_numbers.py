@@ -33,8 +33,9 @@ def rollout_numbers(rollouts: Iterable[Sequences], eos_ids: Iterable[int]) -> di
         of the trainer, over the tokens that both could draw, and `unanswered`: the share of rows that no served teacher
         has scored. What was written is looked at, whether it counts or not; but where a text has several turns, no
         replies are. An episode of several rows is one completion, which did not end where one of its turns did not.
-        Of rollouts with an environment also `turns`: the mean number of turns of an episode, and `failed_turns`: the
-        share of turns that could not be carried out.
+        Of rollouts with an environment also `turns`: the mean number of turns of an episode, `failed_turns`: the share
+        of turns that could not be carried out, and `late_turns`: the share of turns at which the environment did not
+        answer in time.
     """
     ends = tuple(eos_ids)
     written = list(rollouts)
@@ -45,19 +46,28 @@ def rollout_numbers(rollouts: Iterable[Sequences], eos_ids: Iterable[int]) -> di
         "age": [_age(rows) for rows in written if rows.age is not None],
         "engine_gap": [_engine_gap(rows) for rows in written if rows.engine_log_ratio is not None],
         "unanswered": [_unanswered(rows) for rows in written if rows.unanswered is not None],
-        "turns": [_turns(rows) for rows in written if rows.failed_turns is not None],
-        "failed_turns": [_failed_turns(rows) for rows in written if rows.failed_turns is not None],
+        "turns": [turns_of(rows) for rows in written if rows.failed_turns is not None],
+        "failed_turns": [_share_of_turns(rows.failed_turns, rows) for rows in written if rows.failed_turns is not None],
+        "late_turns": [_share_of_turns(rows.late_turns, rows) for rows in written if rows.late_turns is not None],
     }
     return {name: sum(stats[1:], stats[0]) for name, stats in numbers.items() if stats}
 
 
 def rollout_sizes(rollouts: Iterable[Sequences]) -> dict[str, Stat]:
-    """Return the lengths of the completions of a micro-batch, and how many of their tokens are trained on."""
+    """Return the lengths of the completions of a micro-batch, how many of their tokens are trained on, and their turns.
+
+    A completion without turns is one turn.
+    """
     rows = list(rollouts)
     written = [one.completion_mask for one in rows]
     lengths = [Stat(mask.sum().float(), mask.any(1).sum().float()) for mask in written]
     counted = torch.stack([one.predictions.sum() for one in rows]).sum().float()
-    return {"completion_length": sum(lengths[1:], lengths[0]), "tokens": Stat(counted, counted)}
+    turns = [
+        length.weight if one.turn_ids is None else turns_of(one).total
+        for length, one in zip(lengths, rows, strict=True)
+    ]
+    played, whole = sum(turns[1:], turns[0]), sum(lengths[1:], lengths[0])
+    return {"completion_length": whole, "tokens": Stat(counted, counted), "played_turns": Stat(played, played)}
 
 
 def _own(rows: Sequences) -> Tensor:
@@ -102,8 +112,8 @@ def _unanswered(rows: Sequences) -> Stat:
     return Stat(rows.unanswered.sum().float(), torch.ones_like(rows.unanswered).sum().float())
 
 
-def _turns(rows: Sequences) -> Stat:
-    """Compute the number of turns of each episode, which is that of the last of its rows."""
+def turns_of(rows: Sequences) -> Stat:
+    """Return the turns of all episodes, and how many episodes there are; the last row of one tells its turns."""
     counts = _last_turns(rows)
     same = torch.eye(len(rows), device=counts.device) > 0
     same = same if rows.episodes is None else rows.episodes[:, None] == rows.episodes
@@ -112,9 +122,9 @@ def _turns(rows: Sequences) -> Stat:
     return Stat(whole.masked_fill(~first, 0).sum().float(), first.sum().float())
 
 
-def _failed_turns(rows: Sequences) -> Stat:
-    assert rows.failed_turns is not None, "only rollouts that tell are asked"
-    return Stat(rows.failed_turns.sum().float(), _turns(rows).total)
+def _share_of_turns(counts: Tensor, rows: Sequences) -> Stat:
+    """Compute the share of turns that are counted in `counts` ([B] int64 of the rows)."""
+    return Stat(counts.sum().float(), turns_of(rows).total)
 
 
 def _last_turns(rows: Sequences) -> Tensor:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from veto_pl.core.bounds import UnitInterval
 from veto_pl.models.initialisation import TINY, RandomWeights
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from veto_pl.seams import LanguageModel
+
+
+def move_towards(teacher: nn.Module, student: nn.Module, weight: float) -> None:
+    """Move the weights that `student` trains a share `weight` of the way from the teacher's to its own, in place."""
+    with torch.no_grad():
+        for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
+            if new.requires_grad:
+                local_part(old).lerp_(local_part(new).to(old.dtype), weight)
 
 
 @dataclass(frozen=True)
@@ -63,10 +72,8 @@ class MovingAverage(Wrapping):
 
     def follow(self, teacher: "LanguageModel", student: "LanguageModel", step: Step) -> None:
         weight = 1 - value_at(self.decay, step.index, step.total)
-        with torch.no_grad(), resharded(teacher), resharded(student):
-            for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
-                if new.requires_grad:
-                    local_part(old).lerp_(local_part(new).to(old.dtype), weight)
+        with resharded(teacher), resharded(student):
+            move_towards(teacher, student, weight)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from veto_pl.models.sharding import local_part
 
 if TYPE_CHECKING:
     from lightning import LightningModule
-    from torch.optim import Optimizer
     from transformers import PretrainedConfig
 
     from veto_pl.seams import LanguageModel, ModelSource
@@ -64,12 +63,6 @@ def check_not_compiled(module: LightningModule) -> None:
             "`torch.compile(module)` would compile rollouts, loss and metrics anew for nearly every batch, which takes "
             "many times longer than it saves. Give the trainer the module itself."
         )
-
-
-def warn_before_training(student: LanguageModel, optimizer: Optimizer) -> None:
-    """Warn of what would silently stay untrained."""
-    warn_of_idle_routers(student)
-    warn_of_lost_steps(optimizer.param_groups)
 
 
 def warn_of_idle_routers(student: LanguageModel) -> None:

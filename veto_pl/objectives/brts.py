@@ -13,6 +13,7 @@ from veto_pl.parts.divergences import ForwardKL, ReverseKL
 from veto_pl.parts.supports import TopK, below_vocabulary
 from veto_pl.rollouts import BestTeacher, FromStudent, Sampling
 from veto_pl.seams import (
+    AnyObjective,
     LossOutput,
     Mistake,
     Models,
@@ -79,7 +80,7 @@ class BRTS(Objective):
             chunk_rows=self.chunk_rows,
             compile=self.compile,
         )
-        terms: dict[str, Objective] = {"student": own}
+        terms: dict[str, AnyObjective] = {"student": own}
         weights: dict[str, float | Schedule] = {}
         if self.teacher_weight:
             terms["teacher"] = Distill(

@@ -9,6 +9,7 @@ from veto_pl.objectives.sft import SFT
 from veto_pl.parts.schedules import value_at
 from veto_pl.rollouts import FromStudent
 from veto_pl.seams import (
+    AnyObjective,
     Faults,
     LossOutput,
     Models,
@@ -37,7 +38,7 @@ class Sum(Objective):
             0 the term is neither rolled out nor scored.
     """
 
-    terms: dict[str, Objective]
+    terms: dict[str, AnyObjective]
     weights: dict[str, float | Schedule] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -62,7 +63,10 @@ class Sum(Objective):
 
     @classmethod
     def examples(cls) -> tuple["Sum", ...]:
-        terms: dict[str, Objective] = {"on_policy": Distill(rollout=FromStudent()), "gold": SFT(aggregation="sequence")}
+        terms: dict[str, AnyObjective] = {
+            "on_policy": Distill(rollout=FromStudent()),
+            "gold": SFT(aggregation="sequence"),
+        }
         return (cls(terms=terms, weights={"gold": 0.3}),)
 
     @property

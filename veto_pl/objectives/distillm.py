@@ -19,7 +19,18 @@ from veto_pl.objectives.token_objective import ChunkRows, Compile, TokenObjectiv
 from veto_pl.parts.divergences import SkewKL
 from veto_pl.parts.schedules import AtMost, Linear, value_at
 from veto_pl.rollouts import AdaptiveReplay, FromStudent, FromTeacher, Sampling
-from veto_pl.seams import Divergence, Law, LossOutput, Models, Objective, Rollouts, RolloutSource, Schedule, Step
+from veto_pl.seams import (
+    AnyObjective,
+    Divergence,
+    Law,
+    LossOutput,
+    Models,
+    Objective,
+    Rollouts,
+    RolloutSource,
+    Schedule,
+    Step,
+)
 from veto_pl.seams.tokens import TokenGrid, TokenRows
 
 __all__ = ["AdaptiveSkew", "DistiLLM", "DistiLLM2"]
@@ -144,7 +155,7 @@ class DistiLLM2(Objective):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_skew(self)
-        terms: dict[str, Objective] = {
+        terms: dict[str, AnyObjective] = {
             "teacher": self._term(rollout=self.teacher, direction="forward"),
             "student": self._term(rollout=self.student, direction="reverse"),
         }

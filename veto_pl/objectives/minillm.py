@@ -10,7 +10,7 @@ from veto_pl.objectives.token_objective import ChunkRows, Compile
 from veto_pl.parts.advantages import FutureLogRatio
 from veto_pl.parts.divergences import ReverseKL
 from veto_pl.rollouts import Sampling, TeacherMixed
-from veto_pl.seams import Law, LossOutput, Models, Objective, Rollouts, RolloutSource, Schedule, Step
+from veto_pl.seams import AnyObjective, Law, LossOutput, Models, Objective, Rollouts, RolloutSource, Schedule, Step
 
 __all__ = ["MiniLLM"]
 
@@ -69,7 +69,7 @@ class MiniLLM(Objective):
             compile=self.compile,
         )
         pretraining = SupervisedKD(gold_weight=self.pretraining_gold, chunk_rows=self.chunk_rows, compile=self.compile)
-        terms: dict[str, Objective] = {"on_policy": on_policy}
+        terms: dict[str, AnyObjective] = {"on_policy": on_policy}
         if self.pretraining_weight:
             terms["pretraining"] = pretraining
         weights: dict[str, float | Schedule] = {

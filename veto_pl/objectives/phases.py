@@ -6,7 +6,7 @@ from veto_pl.core.bounds import UnitInterval
 from veto_pl.objectives.distill import Distill
 from veto_pl.objectives.sft import SFT
 from veto_pl.rollouts import FromStudent
-from veto_pl.seams import LossOutput, Models, Objective, Rollouts, RolloutSource, Step
+from veto_pl.seams import AnyObjective, LossOutput, Models, Objective, Rollouts, RolloutSource, Step
 from veto_pl.seams.objective import all_align
 
 __all__ = ["Phases"]
@@ -27,8 +27,8 @@ class Phases(Objective):
         arXiv 2604.13016 (the off-policy cold start)
     """
 
-    first: Objective
-    then: Objective
+    first: AnyObjective
+    then: AnyObjective
     switch: UnitInterval = 0.3
 
     def __post_init__(self) -> None:
@@ -50,7 +50,8 @@ class Phases(Objective):
     def active(self, step: Step) -> Objective:
         """Return the objective of the phase that the step belongs to."""
         phase = self.first if step.index < self.switch * step.total else self.then
-        return phase.active(step)
+        active: Objective = phase.active(step)
+        return active
 
     def loss(self, rollouts: Rollouts, models: Models, step: Step) -> LossOutput:
         """Compute the loss of the phase."""

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from veto_pl.core.nested import inside
 from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.gradients import Gradients
 from veto_pl.functional.panel_stream import PanelStream
 from veto_pl.functional.policy import importance_weight
-from veto_pl.functional.reduction import aggregated
+from veto_pl.functional.reduction import aggregated, sums_by_turn
 from veto_pl.objectives.token_kernel import LogpKernel, TokenKernel, TokenLoss
 from veto_pl.objectives.voices import Voices
-from veto_pl.seams import Faults, LossOutput, Sequences, Stat, Step, TokenValues
+from veto_pl.seams import Faults, LossOutput, PlayingSource, Sequences, Stat, Step, TokenValues
 from veto_pl.seams.tokens import TokenGrid
 
 
@@ -65,6 +66,8 @@ class Scoring:
         self.stored = self._stored_scores()
         self.engine_weights = self._engine_weights()
         self.turn_ids = None if sequences.turn_ids is None else sequences.turn_ids[:, 1:]
+        playing = inside(objective.rollout, PlayingSource)  # type: ignore[type-abstract]
+        self.measured_turns = max((one.measured_turns for one in playing), default=0)
         self.ahead: dict[str, Tensor] = {}
 
     def run(self, stream: PanelStream) -> tuple[Tensor, LossOutput]:
@@ -112,11 +115,21 @@ class Scoring:
         count = mask.sum().float()
         metrics = {name: Stat(value.sum(), count) for name, value in _with_prefix("metric/", scores)}
         rows = torch.full_like(count, len(self.sequences))
+        metrics |= self._kl_by_turn(scores)
         metrics["on_policy"] = Stat(self.sequences.on_policy.sum().float(), rows)
         broken = (~losses.detach().isfinite() & mask).any(1)
         faults = {self.objective.rollout: Faults(loss=broken, gradient=torch.zeros_like(broken))}
         tokens = {"loss": TokenValues(self.sequences, _told(scores))}
         return LossOutput({"loss": Stat(*total)}, metrics, faults, tokens)
+
+    def _kl_by_turn(self, scores: dict[str, Tensor]) -> dict[str, Stat]:
+        """Return the KL to the teacher at each turn of the agent; the names are the same on all ranks."""
+        kl, most = scores.get("metric/kl"), self.measured_turns
+        if kl is None or not most:
+            return {}
+        mask = self.sequences.predictions
+        sums, counts = sums_by_turn(on_grid(kl.detach(), mask), mask, self.turn_ids, most)
+        return {f"turn_{k}/kl": Stat(*of) for k, of in enumerate(zip(sums, counts, strict=True), 1)}
 
     def look_ahead(self, scores: dict[str, Tensor]) -> None:
         """Ask the objective for numbers of whole completions, given `student_logp` and `teacher_logp` [N]."""

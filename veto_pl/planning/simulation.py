@@ -301,11 +301,15 @@ class _Simulation:
             total.backward()  # type: ignore[no-untyped-call]
 
     def _validate(self, phase: Phase) -> None:
-        source = FromStudent(self.module.evaluation, self.module.answering_engine or DecodeLoop())
+        sampling, engine, playing = self.module.evaluation, self.module.answering_engine, self.module.playing
+        source = (
+            FromStudent(sampling, engine or DecodeLoop()) if playing is None else playing.answering(sampling, engine)
+        )
         lengths, prompts = self.setting.lengths, self.setting.validation_prompts
         for writing in source.writings():
             self._write(writing, prompts, phase)
-        metrics = [m for m in self.module.validation_metrics.values() if isinstance(m, TokenMetric)]
+        named = self.module.validation_metrics.values()  # those of a turn look at values, and need no more than others
+        metrics = [m for m in named if isinstance(m, TokenMetric) and not m.turn]
         written = completed(source, prompts, lengths)
         asked = [] if self.module.panel is None else [self.module.panel.planned()]
         for panel in asked:

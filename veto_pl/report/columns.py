@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -33,6 +34,10 @@ _TRAINED = {
     "grad_norm": Shown(title="gradient norm", unit="L2, before clipping"),
     "share": Shown(title="share of the tokens", unit="%"),
     "unread": Shown(title="tokens that no teacher reads", unit="%"),
+    "turns": Shown(title="turns of an episode"),
+    "failed_turns": Shown(title="turns that failed", unit="%"),
+    "late_turns": Shown(title="turns without a reply in time", unit="%"),
+    "played_turns": Shown(title="turns of a step"),
     "tokens_per_second": Shown(title="throughput", unit="tokens/s"),
     "learning_rate": Shown(title="learning rate"),
     "seconds": Shown(title="time", unit="s"),
@@ -109,5 +114,10 @@ def in_order(columns: Iterable[str], shown: Mapping[str, Shown]) -> list[Quantit
     """Return training first, then validation, each in the order in which it is described, and the others by name."""
     places = {f"train/{name}": i for i, name in enumerate(_TRAINED)}
     places |= {f"validation/{name}": len(places) + i for i, name in enumerate(shown)}
-    ordered = sorted(set(columns), key=lambda column: (places.get(column, len(places)), column))
+    ordered = sorted(set(columns), key=lambda column: (places.get(column, len(places)), _by_number(column)))
     return [Quantity.of(column, shown) for column in ordered]
+
+
+def _by_number(column: str) -> list[tuple[int, str]]:
+    """Return what sorts columns by name, and by number where they differ in one: turn 9 stands before turn 10."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"([0-9]+)", column)]

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from veto_pl.charts.curve import Curve
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.report.columns import Shown
+from veto_pl.seams import Line
 from veto_pl.storage.run_folder import CONFIG, METRICS, QUANTITIES, SAMPLES
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ class Sample(BaseModel):
         completion: what it wrote.
         reference: the expected completion, if there is one.
         reward: the task's score; 1 is right.
+        dialogue: what was said in an episode with an environment; empty for a single answer.
     """
 
     model_config = ConfigDict(frozen=True, strict=True)
@@ -40,6 +42,17 @@ class Sample(BaseModel):
     completion: str
     reference: str | None = None
     reward: float
+    dialogue: tuple[Line, ...] = ()
+
+    @property
+    def opening(self) -> tuple[Line, ...]:
+        """What was said before the student's first turn; it belongs to the question."""
+        return tuple(line for line in self.dialogue if line.is_first)
+
+    @property
+    def spoken(self) -> tuple[Line, ...]:
+        """The student's turns and the replies."""
+        return tuple(line for line in self.dialogue if not line.is_first)
 
     @property
     def is_correct(self) -> bool:

@@ -13,6 +13,7 @@ from veto_pl.pages.render import render, write_text
 from veto_pl.report.columns import Quantity, Shown, in_order
 from veto_pl.report.run import Run, Sample
 from veto_pl.report.table import Cell, ResultTable
+from veto_pl.seams import Line
 
 PROMPTS = 24
 """The most prompts that are shown."""
@@ -95,16 +96,20 @@ def _charts(runs: Sequence[Run]) -> dict[str, list[str]]:
     return charts
 
 
-def _cards(runs: Sequence[Run]) -> list[tuple[str, list[str], dict[str, list[Sample]]]]:
-    """Return prompt, references, and the completions of each run's last step; first what more runs answered."""
-    answers: dict[str, dict[str, list[Sample]]] = {}
+def _cards(runs: Sequence[Run]) -> list[tuple[str, tuple[Line, ...], list[str], dict[str, list[Sample]]]]:
+    """Return prompt, what else is said first, references, and the completions of each run's last step.
+
+    What more runs have answered stands first. Episodes of one prompt that begin otherwise are told apart.
+    """
+    answers: dict[tuple[str, str], dict[str, list[Sample]]] = {}
     for run in runs:
         for sample in run.last_samples:
-            answers.setdefault(sample.prompt, {}).setdefault(run.name, []).append(sample)
+            answers.setdefault((sample.prompt, repr(sample.opening)), {}).setdefault(run.name, []).append(sample)
     cards = []
-    for prompt, of in sorted(answers.items(), key=lambda item: -len(item[1])):
+    for (prompt, _), of in sorted(answers.items(), key=lambda item: -len(item[1])):
         references = dict.fromkeys(s.reference for own in of.values() for s in own if s.reference is not None)
-        cards.append((prompt, list(references), {run.name: of.get(run.name, []) for run in runs}))
+        opening = next(iter(of.values()))[0].opening
+        cards.append((prompt, opening, list(references), {run.name: of.get(run.name, []) for run in runs}))
     return cards
 
 

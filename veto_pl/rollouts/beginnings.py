@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from veto_pl.core.event_loop import settled
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.rollouts.concurrent_calls import settled
 from veto_pl.seams import Environment, Episode, Example, Message
 
 
@@ -15,18 +15,21 @@ class Beginning:
 
     Args:
         episode: the episode.
+        opening: what its environment says first.
         said: by an expert and the environment so far, behind the opening.
         turns: how many turns of the expert that were.
     """
 
     episode: Episode
+    opening: tuple[Message, ...] = ()
     said: tuple[Message, ...] = ()
     turns: int = 0
 
 
 def from_front(environment: Environment, example: Example, seed: int) -> Beginning:
     """Begin an episode."""
-    return Beginning(environment.begin(example, seed))
+    episode = environment.begin(example, seed)
+    return Beginning(episode, tuple(episode.opening))
 
 
 def behind_expert(environment: Environment, example: Example, seed: int, left: int, longest: int) -> Beginning:
@@ -44,6 +47,7 @@ def behind_expert(environment: Environment, example: Example, seed: int, left: i
     """
     turns = _turns_of_expert(environment.begin(example, seed), longest)
     episode, said = environment.begin(example, seed), list[Message]()
+    opening = tuple(episode.opening)
     played = turns[: max(len(turns) - left, 0)]
     try:
         for turn in played:
@@ -51,7 +55,7 @@ def behind_expert(environment: Environment, example: Example, seed: int, left: i
     except BaseException:
         episode.close()
         raise
-    return Beginning(episode, tuple(said), len(played))
+    return Beginning(episode, opening, tuple(said), len(played))
 
 
 def _turns_of_expert(episode: Episode, longest: int) -> list[Message]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, Generic, TypeVar, cast
+
+from veto_pl.core.event_loop import begun
 
 T = TypeVar("T")
 
@@ -22,10 +22,12 @@ class Answer(Generic[T]):
     Args:
         value: what it returned; None where it has failed.
         problem: why it has failed; empty where it has not.
+        late: whether it has failed because its time was up.
     """
 
     value: T | None = None
     problem: str = ""
+    late: bool = False
 
 
 @dataclass
@@ -52,7 +54,7 @@ class _Call:
         try:
             value = self.run()
             if inspect.isawaitable(value):
-                self.waiting = _begun(value)
+                self.waiting = begun(value)
                 value = self.waiting.result()
             self._settle(Answer(value))
         except BaseException as error:  # whatever it is: a tool may call `sys.exit`
@@ -78,7 +80,7 @@ class _Call:
 
     def result(self, timeout: float) -> Answer[Any]:
         """Return the answer of a call that is over."""
-        late = Answer[Any](problem=f"gave no answer within {timeout:g} s")
+        late = Answer[Any](problem=f"gave no answer within {timeout:g} s", late=True)
         return late if self.answer.cancelled() else cast("Answer[Any]", self.answer.result())
 
 
@@ -101,24 +103,3 @@ def answers_of(calls: Sequence[Callable[[], T | Awaitable[T]]], *, timeout: floa
     while going := [one for one in going if not one.is_over(timeout)]:
         wait([one.answer for one in going], min(one.left(timeout) for one in going), FIRST_COMPLETED)
     return [one.result(timeout) for one in made]
-
-
-def settled(value: T | Awaitable[T]) -> T:
-    """Return a value, or wait for what has to be awaited. It is called in a thread of `answers_of`."""
-    return _begun(value).result() if inspect.isawaitable(value) else value
-
-
-def _begun(value: Awaitable[T]) -> Future[T]:
-    return asyncio.run_coroutine_threadsafe(_awaited(value), _event_loop())
-
-
-async def _awaited(value: Awaitable[T]) -> T:
-    return await value
-
-
-@cache
-def _event_loop() -> asyncio.AbstractEventLoop:
-    """Return the event loop of this process, in a thread of its own."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, daemon=True, name="veto_pl event loop").start()
-    return loop

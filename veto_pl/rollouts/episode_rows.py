@@ -63,6 +63,7 @@ class EpisodeRow:
     ending: Ending = Ending.UNKNOWN
     unjudged: int = 0
     failed: int = 0
+    late: int = 0
     knows_gap: bool = False
 
     def write(self, turn: WrittenTurn, number: int) -> None:
@@ -145,5 +146,6 @@ def as_rollout(rows: Sequence[EpisodeRow], prompts: PromptBatch, rewards: Sequen
         ending=column([int(row.ending) for row in rows]), unjudged=column([row.unjudged for row in rows]),
         turn_ids=behind([row.turn_ids for row in rows], torch.int64),
         episodes=column([row.episode for row in rows]), failed_turns=column([row.failed for row in rows]),
+        late_turns=column([row.late for row in rows]),
         rewards=None if rewards is None else column(rewards, torch.float32),
     )  # fmt: skip

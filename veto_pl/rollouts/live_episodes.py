@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.rollouts.concurrent_calls import Answer
 from veto_pl.rollouts.episode_rows import EpisodeRow, WrittenTurn
-from veto_pl.seams import Dialogue, Ending, Episode, Message, Reply
+from veto_pl.seams import Dialogue, Ending, Episode, Line, Message, Reply
 
 
 @dataclass(frozen=True)
@@ -42,20 +44,22 @@ class LiveEpisode:
         copy: which of the episodes of this prompt it is.
         number: of the episode in the rollout.
         turns: how many the agent may have.
+        opening: what the environment says first.
         said: what an expert and the environment have said behind the opening.
         shows_tools: whether the agent reads of tools that are not in the prompt of the batch.
     """
 
     def __init__(
         self, episode: Episode, dialogue: Dialogue, prompt: int, prompt_ids: list[int], copy: int, number: int,
-        turns: int, said: Sequence[Message] = (), *, shows_tools: bool,
+        turns: int, opening: Sequence[Message] = (), said: Sequence[Message] = (), *, shows_tools: bool,
     ) -> None:  # fmt: skip
         self.episode, self.dialogue, self.prompt, self.copy = episode, dialogue, prompt, copy
-        self.turns, opening = turns, tuple(cleaned(episode.opening))
+        self.turns, opening = turns, tuple(cleaned(opening))
         self.messages, self.prompt_ids = (*dialogue.begun(opening), *cleaned(said)), prompt_ids
         opens = bool(opening or said or shows_tools)
         self.row = EpisodeRow(dialogue.read(self.messages) if opens else None, prompt, number)
         self.rows, self.is_live = [self.row], True
+        self.lines = [Line.of(message) for message in self.messages]
         self._end: int | None = None
 
     @property
@@ -78,15 +82,20 @@ class LiveEpisode:
         said = self.dialogue.heard(self.context, turn.said)
         self.row.write(turn, number)
         self.messages, self._end = (*self.messages, said), turn.end
+        self.lines.append(Line.of(said, turn=number, counts=True))
         self.is_live = turn.ending != Ending.LIMIT
 
-    def hear(self, reply: Reply, number: int, room: Room) -> None:
-        """Take the reply to turn `number`; nobody reads it where no turn follows, or none has room."""
-        self.row.failed += reply.failed
+    def hear(self, answer: Answer[Reply], number: int, room: Room) -> None:
+        """Take the reply to turn `number`; nobody reads it where no turn follows, or none has room.
+
+        Where the environment gave none, the turn has failed, and is the last.
+        """
+        reply = Reply(done=True, failed=True) if answer.value is None else answer.value
+        said = shortened(tuple(cleaned(reply.messages)), room.reply)
+        self._note(answer, reply.failed, said, number)
         self.is_live = not (number == self.turns or reply.is_last)
         if not self.is_live:
             return
-        said = shortened(tuple(cleaned(reply.messages)), room.reply)
         following = self.dialogue.between(self.messages, said, self._end)
         if following.anew:  # and is no part of the completion of the new row
             self.is_live = room.is_left(len(following.ids), 0)
@@ -101,15 +110,33 @@ class LiveEpisode:
         else:
             self.row.hear(following.ids, number)
 
-    def leave_out(self) -> None:
-        """Let nothing of the episode count."""
+    def _note(self, answer: Answer[Reply], failed: bool, said: Sequence[Message], number: int) -> None:
+        """Write down what was said to a turn, and whether it has failed."""
+        self.row.failed += failed
+        self.row.late += answer.late
+        if failed:
+            self.lines[-1] = replace(self.lines[-1], problem=answer.problem or "failed")
+        self.lines += [Line.of(message, turn=number) for message in said]
+
+    def leave_out(self, answer: Answer[float | None]) -> None:
+        """Let nothing of the episode count, whose reward has failed."""
+        self.row.late += answer.late
+        self.lines = [replace(line, counts=False) for line in self.lines]
         for row in self.rows:
             row.counted = [False] * len(row.counted)
 
 
 def cleaned(messages: Sequence[Message]) -> Iterator[Message]:
-    """Yield messages whose texts are valid Unicode, with a text as content, whatever an environment says."""
+    """Yield messages whose texts are valid Unicode, with a text as content, whatever an environment says.
+
+    Raises:
+        ConfigurationError: one is no mapping with a role.
+    """
     for message in messages:
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise ConfigurationError(
+                f"An environment must say messages, mappings with `role` and `content`, got {message!r:.100}."
+            )
         content = message.get("content")
         whole = {**message, "content": "" if content is None else str(content)}
         yield {

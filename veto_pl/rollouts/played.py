@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,8 +19,9 @@ from veto_pl.environments import TryAgain
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.parts.schedules import value_at
 from veto_pl.rollouts.beginnings import Beginning, behind_expert, from_front
-from veto_pl.rollouts.concurrent_calls import Answer, answers_of
+from veto_pl.rollouts.concurrent_calls import answers_of
 from veto_pl.rollouts.engines import DecodeLoop
+from veto_pl.rollouts.environment_calls import ask
 from veto_pl.rollouts.episode_rows import as_rollout, behind_contexts, written_turns
 from veto_pl.rollouts.live_episodes import LiveEpisode, Room
 from veto_pl.rollouts.student_turns import PLACES
@@ -29,11 +29,12 @@ from veto_pl.seams import (
     Engine,
     Environment,
     Episode,
+    Line,
     Mistake,
     Models,
+    PlayingSource,
     PromptBatch,
     Reply,
-    RolloutSource,
     Schedule,
     Sequences,
     Setup,
@@ -43,7 +44,7 @@ from veto_pl.seams import (
 
 
 @dataclass(frozen=True)
-class Played(RolloutSource):
+class Played(PlayingSource):
     """The student plays episodes: it writes a turn, an environment replies, and so on.
 
     The template of the data shows the dialogue (`ChatTemplate`, or `PlainTemplate` for plain text). An episode is one
@@ -53,7 +54,7 @@ class Played(RolloutSource):
     An episode ends when the environment says so or says nothing, after `max_turns`, with a turn that is cut off, or
     when there is no room for another turn. The reward is the environment's, where it has one, and else the task's of
     the last turn. A reply that raises, or does not come in time, is a failed turn and the end of its episode; a reward
-    that fails leaves the episode out of the training. Both are warned of.
+    that fails leaves the episode out of the training, and is 0 in evaluations. Both are warned of.
 
     Random numbers, those of the environment too, are functions of the step, the prompt's number, the completion and the
     turn. So a row does not depend on others, nor on the order in which replies come.
@@ -114,7 +115,15 @@ class Played(RolloutSource):
         """Return the student, whose completions may have the length of whole episodes."""
         return (Writing(("student",), replace(self.sampling, max_new_tokens=self.max_tokens), self.engine),)
 
+    def answering(self, sampling: Sampling, engine: Engine | None) -> Played:
+        room = max(self.max_tokens, sampling.max_new_tokens)
+        whole = replace(self, sampling=sampling, max_tokens=room, depth=None, begin_at="front")
+        return whole if engine is None else replace(whole, engine=engine)
+
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
+        return self.told(prompts, models, step)[0]
+
+    def told(self, prompts: PromptBatch, models: Models, step: Step) -> tuple[Sequences, tuple[tuple[Line, ...], ...]]:
         begun = self._begin(prompts, models, step)
         try:
             episodes = self._opened(begun, prompts, models, step)
@@ -124,9 +133,10 @@ class Played(RolloutSource):
                 if not self._goes_on(bool(playing), prompts, models):
                     break
                 self._turn(playing, turn, prompts, models, step)
-            return self._rows(episodes, prompts) if episodes else _no_rows(written, prompts)
+            rows = self._rows(episodes, prompts) if episodes else _no_rows(written, prompts)
+            return rows, tuple(tuple(one.lines) for one in episodes)
         finally:
-            self._ask([one.episode.close for one in begun], "close")
+            ask(self, [one.episode.close for one in begun], "close")
 
     def _places(self, prompts: PromptBatch) -> list[tuple[int, int]]:
         """Return the prompt and the completion of every episode, in the order of the rows."""
@@ -163,7 +173,7 @@ class Played(RolloutSource):
         most = self.max_turns if depth is None or self.begin_at == "back" else min(depth, self.max_turns)
         for number, ((prompt, copy), one) in enumerate(zip(self._places(prompts), begun, strict=True)):
             dialogue = template.dialogue(prompts.examples[prompt], models.tokenizer, tools, ends)
-            places = (prompt, ids[prompt], copy, number, most - one.turns, one.said)
+            places = (prompt, ids[prompt], copy, number, most - one.turns, one.opening, one.said)
             episodes.append(LiveEpisode(one.episode, dialogue, *places, shows_tools=bool(tools)))
         return episodes
 
@@ -215,31 +225,23 @@ class Played(RolloutSource):
         for one, said in zip(playing, written_turns(written), strict=True):
             one.write(said, turn)
         whole = [one for one in playing if one.is_live]
-        answers = self._ask([partial(one.episode.reply, one.messages[-1]) for one in whole], "reply")
+        answers = ask(self, [partial(one.episode.reply, one.messages[-1]) for one in whole], "reply")
         room = Room(self.sampling.max_new_tokens, self.max_tokens, models.student.positions, self.longest_reply)
         for one, answer in zip(whole, answers, strict=True):
-            reply = Reply(done=True, failed=True) if answer.problem else answer.value
-            if not isinstance(reply, Reply):
-                raise ConfigurationError(f"`{self._name}`: `reply` must return a `Reply`, got {reply!r:.100}.")
-            one.hear(reply, turn, room)
+            if not (answer.problem or isinstance(answer.value, Reply)):
+                raise ConfigurationError(f"`{self._name}`: `reply` must return a `Reply`, got {answer.value!r:.100}.")
+            one.hear(answer, turn, room)
 
     def _rows(self, episodes: Sequence[LiveEpisode], prompts: PromptBatch) -> Sequences:
         """Return the rows of all episodes with their rewards."""
-        answers = self._ask([partial(_reward, one.episode) for one in episodes], "reward")
+        answers = ask(self, [partial(_reward, one.episode) for one in episodes], "reward")
         for one, answer in zip(episodes, answers, strict=True):
             if answer.problem:
-                one.leave_out()
-        rewards = [math.nan if answer.value is None else answer.value for answer in answers]
+                one.leave_out(answer)
+        worth = [0.0 if answer.problem else math.nan if answer.value is None else answer.value for answer in answers]
         rows = [row for one in episodes for row in one.rows]
-        known = None if all(map(math.isnan, rewards)) else [rewards[row.episode] for row in rows]
+        known = None if all(map(math.isnan, worth)) else [worth[row.episode] for row in rows]
         return as_rollout(rows, prompts, known)
-
-    def _ask(self, calls: Sequence[Callable[[], Any]], what: str) -> list[Answer[Any]]:
-        """Ask the environment, and warn once of each way in which it fails."""
-        answers = answers_of(calls, timeout=self.timeout, at_once=self.at_once)
-        for problem in {answer.problem: None for answer in answers if answer.problem}:
-            _warn_once(f"{self._name} {what} {problem[:30]}", f"`{self._name}`: `{what}` {problem}. {_WHAT_THEN[what]}")
-        return answers
 
     def _couples(self, models: Models) -> bool:
         """Return whether every rank has to run the model equally often."""
@@ -267,14 +269,6 @@ class Played(RolloutSource):
         return type(self.environment).__name__
 
 
-_WHAT_THEN = {
-    "reply": "The turn counts as failed, and ends its episode.",
-    "reward": "The episode is not trained on.",
-    "close": "What it holds may stay open.",
-}
-"""What follows from a failure, for warnings."""
-
-
 def _numbers(prompts: PromptBatch, places: Sequence[tuple[int, int]]) -> Tensor:
     """Return [R] int64 on the host: the number of each episode, a function of its prompt's and of the completion."""
     index = torch.tensor(places, dtype=torch.int64).view(-1, 2)
@@ -294,14 +288,4 @@ def _no_rows(written: Sequences | None, prompts: PromptBatch) -> Sequences:
     assert written is not None, "without episodes, the prompts are completed as they are"
     nobody = written.prompt_rows.long()
     turns = torch.zeros_like(written.input_ids)
-    return replace(written, prompts=prompts, turn_ids=turns, episodes=nobody, failed_turns=nobody)
-
-
-_warned: set[str] = set()
-
-
-def _warn_once(kind: str, message: str) -> None:
-    """Warn of the first failure of a kind, since thousands of episodes may fail alike."""
-    if kind not in _warned:
-        _warned.add(kind)
-        warnings.warn(message, stacklevel=3)
+    return replace(written, prompts=prompts, turn_ids=turns, episodes=nobody, failed_turns=nobody, late_turns=nobody)

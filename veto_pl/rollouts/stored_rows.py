@@ -39,6 +39,7 @@ class StoredRow:
         episode: equal on rows of one prompt that are turns of one episode; None where the row is one.
         reward: of the row, where it was known when the row was written.
         failed_turns: of the row; None without an environment.
+        late_turns: of the row; likewise.
     """
 
     prompt_ids: Tensor
@@ -62,6 +63,7 @@ class StoredRow:
     episode: int | None = None
     reward: float | None = None
     failed_turns: int | None = None
+    late_turns: int | None = None
 
     @property
     def example(self) -> Example:
@@ -105,7 +107,7 @@ def group_by_prompt(sequences: Sequences, written: int) -> list[Group]:
         grids["sampler_logp"] = sequences.sampler_logp.cpu().float()
     grids |= {name: grid.cpu() for name in PERHAPS if (grid := getattr(sequences, name)) is not None}
     columns = {"ending": sequences.ending, "unjudged": sequences.unjudged, "episode": sequences.episodes}
-    columns |= {"reward": sequences.rewards, "failed_turns": sequences.failed_turns}
+    columns |= {"reward": sequences.rewards} | {name: getattr(sequences, name) for name in TURNS}
     told = {name: column.tolist() for name, column in columns.items() if column is not None}
     groups: dict[int, Group] = {}
     for i, prompt in enumerate(sequences.prompt_rows.tolist()):
@@ -120,6 +122,10 @@ def group_by_prompt(sequences: Sequences, written: int) -> list[Group]:
 
 PERHAPS = ("by_teacher", "engine_log_ratio", "turn_ids")
 """What not all rollouts have of each token."""
+
+
+TURNS = ("failed_turns", "late_turns")
+"""What rollouts with an environment count of each row."""
 
 
 def _example_fields(example: Example) -> dict[str, Any]:
@@ -164,7 +170,8 @@ def as_sequences(groups: Sequence[Group], batch: PromptBatch) -> Sequences:
         by_teacher=behind([row.taught for row in rows], torch.bool) if has["by_teacher"] else None,
         engine_log_ratio=behind([row.gap for row in rows], torch.float32) if has["engine_log_ratio"] else None,
         turn_ids=behind([row.turns for row in rows], torch.int64) if has["turn_ids"] else None,
-        episodes=_episodes(groups, device), rewards=_rewards(rows, device), failed_turns=_failed(rows, device),
+        episodes=_episodes(groups, device), rewards=_rewards(rows, device),
+        **{name: _turns(name, rows, device) for name in TURNS},
         ending=torch.tensor([row.ending for row in rows], dtype=torch.int64, device=device),
         unjudged=torch.tensor([row.unjudged for row in rows], dtype=torch.int64, device=device),
     )  # fmt: skip
@@ -180,9 +187,9 @@ def _episodes(groups: Sequence[Group], device: torch.device) -> Tensor | None:
     return torch.tensor([numbers[key] for key in keys], dtype=torch.int64, device=device)
 
 
-def _failed(rows: Sequence[StoredRow], device: torch.device) -> Tensor | None:
-    """Return [B] int64 counts of failed turns; None where no row came from an environment."""
-    known = [row.failed_turns for row in rows]
+def _turns(name: str, rows: Sequence[StoredRow], device: torch.device) -> Tensor | None:
+    """Return [B] int64 counts of turns, by name; None where no row came from an environment."""
+    known = [getattr(row, name) for row in rows]
     return None if set(known) <= {None} else torch.tensor([count or 0 for count in known], device=device)
 
 

@@ -21,7 +21,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozens
 _OF_PLAIN_VALUES = {name for kind in _PLAIN for name in dir(kind)}
 
 # The tests of some problems draw numbers; the same completion gets the same verdict.
-_SEEDS = {"random": "import random; random.seed(0)", "numpy": "import numpy; numpy.random.seed(0)"}
+SEEDS = {"random": "import random; random.seed(0)", "numpy": "import numpy; numpy.random.seed(0)"}
 
 
 class CandidateError(Exception):
@@ -123,8 +123,8 @@ def run_tests(link: Link, job: dict[str, Any]) -> str:
     namespace: dict[str, Any] = {"__name__": "tests", "agree": agree, **job["values"]}
     try:
         code = job["setup"] + job["code"]
-        for library in filter(code.__contains__, _SEEDS if "random" in code else ()):
-            exec(_SEEDS[library], {})
+        for library in filter(code.__contains__, SEEDS if "random" in code else ()):
+            exec(SEEDS[library], {})
         exec(compile(job["setup"], "<setup>", "exec", dont_inherit=True), namespace)
         for name in job["names"]:
             namespace[name] = link.ask("name", name, made=name in job["classes"])

@@ -30,7 +30,7 @@ for name, code in modules:
     exec(code, module.__dict__)
 sys.modules[entry].main(job)
 """
-_MODULES = ("codec", "calls", "kernel", "fence", "candidate", "examiner")
+_MODULES = ("codec", "calls", "kernel", "fence", "candidate", "examiner", "interpreter")
 _RUNS = itertools.count()
 
 
@@ -63,6 +63,11 @@ class Child:
             poll.poll(seconds * 1000)
         finally:
             os.close(handle)
+
+    def succeeded(self) -> bool:
+        """Return whether the program, which has ended, has ended with the status 0; it is not reaped by that."""
+        end = os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return end is not None and (end.si_code, end.si_status) == (os.CLD_EXITED, 0)
 
     def end(self) -> None:
         """Kill the process group, and what may have left it, and remove the folder."""

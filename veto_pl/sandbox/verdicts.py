@@ -19,7 +19,7 @@ from veto_pl.sandbox.protection import protection
 
 LONGEST_PROGRAM = 2**20
 """Characters of a program; a longer one is wrong without being run."""
-_START_SECONDS = 60.0
+START_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ def _packages() -> list[str]:
 
 def _wait(words: int, timeout: float, judge: Child) -> str:
     """Read `ready` and the verdict; the time counts from `ready`, as a slow start is not the program's fault."""
-    text, deadline = b"", time.monotonic() + _START_SECONDS
+    text, deadline = b"", time.monotonic() + START_SECONDS
     poll = select.poll()
     poll.register(words, select.POLLIN)
     while text.count(b"\n") < 2:

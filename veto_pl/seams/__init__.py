@@ -21,8 +21,9 @@ from veto_pl.seams.dialogue import Continuation, Dialogue
 from veto_pl.seams.ending import Ending
 from veto_pl.seams.environments import Environment, Episode, Reply
 from veto_pl.seams.models import LanguageModel, ModelSource, TokenizerSource
-from veto_pl.seams.objective import Faults, LossOutput, Objective, TokenValues
+from veto_pl.seams.objective import AnyObjective, Faults, LossOutput, Objective, TokenValues
 from veto_pl.seams.panel import Panel, Reading, reading
+from veto_pl.seams.playing import Line, PlayingSource
 from veto_pl.seams.prompts import PromptBatch
 from veto_pl.seams.rollouts import Engine, Models, Rollouts, RolloutSource, Writing
 from veto_pl.seams.teacher_context import TeacherContext
@@ -39,6 +40,7 @@ from veto_pl.seams.tokens import (
 
 __all__ = [
     "Advantage",
+    "AnyObjective",
     "Continuation",
     "Conversation",
     "Dialogue",
@@ -52,6 +54,7 @@ __all__ = [
     "Judge",
     "LanguageModel",
     "Law",
+    "Line",
     "LossOutput",
     "Message",
     "Mistake",
@@ -60,6 +63,7 @@ __all__ = [
     "Objective",
     "Panel",
     "Part",
+    "PlayingSource",
     "PromptBatch",
     "Reading",
     "Rendering",

@@ -59,6 +59,7 @@ class Sequences:
         episodes: [B] int64, equal on rows that are turns of one episode, which follow one another in the order of their
             turns; None where every row is an episode.
         failed_turns: [B] int64, how many turns of the row could not be carried out; None where there is no environment.
+        late_turns: [B] int64, how often the environment did not answer in time; None where there is none.
     """
 
     input_ids: Tensor = field(metadata=PER_TOKEN)
@@ -104,8 +105,10 @@ class Sequences:
             "absent": lambda part: torch.arange(len(part), device=part.prompt_rows.device),
         },
     )
-
     failed_turns: Tensor | None = field(
+        default=None, metadata={**PER_ROW, "absent": lambda part: torch.zeros_like(part.prompt_rows)}
+    )
+    late_turns: Tensor | None = field(
         default=None, metadata={**PER_ROW, "absent": lambda part: torch.zeros_like(part.prompt_rows)}
     )
 

@@ -24,7 +24,7 @@ class Continuation:
 
 
 class Dialogue(ABC):
-    """The dialogue of an agent about a row, as a template shows it. It remembers nothing of what is said.
+    """The dialogue of an agent about a row, as a template shows it. What it returns depends on its arguments alone.
 
     Args:
         messages: the row's own, which the agent reads first.

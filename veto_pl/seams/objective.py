@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -78,14 +78,15 @@ class LossOutput:
     tokens: Mapping[str, TokenValues] = field(default_factory=dict)
 
 
-class Objective(Part, ABC):
-    """Which tokens to train on, and the loss.
+class AnyObjective(Part, ABC):
+    """What is trained on, and the loss, whatever a student produces: `Objective` of texts, others of other things.
+
+    The training loop, sums and phases know no more of an objective than this.
 
     Attributes:
         needs_teacher: `model.teacher` has to be set.
         needs_reference: `model.reference`, a further frozen model, has to be set.
         needs_rewards: the task scores each rollout before `loss` is called.
-        compares_completions: a prompt with a single completion teaches nothing; a run without others is warned of.
         aligns_tokenizers: it reads a teacher whose tokenizer differs (`Models.teacher_tokenizer`).
         laws: what the conformance suite holds the class to.
     """
@@ -93,9 +94,34 @@ class Objective(Part, ABC):
     needs_teacher = True
     needs_reference = False
     needs_rewards = False
-    compares_completions = False
     aligns_tokenizers = False
     laws = frozenset({Law.SPLIT_INVARIANT})
+
+    @property
+    @abstractmethod
+    def sources(self) -> tuple[Any, ...]:
+        """Return the rollouts that the loss reads.
+
+        Equal sources are rolled out once and shared, in this order.
+        """
+
+    def active(self, step: Step) -> Any:
+        """Return the objective that is trained on at this step: itself, unless it has phases."""
+        return self
+
+    @abstractmethod
+    def loss(self, rollouts: Any, models: Any, step: Step) -> LossOutput:
+        """Compute the undivided loss terms and metrics of one micro-batch."""
+
+
+class Objective(AnyObjective):
+    """Which tokens to train on, and the loss.
+
+    Attributes:
+        compares_completions: a prompt with a single completion teaches nothing; a run without others is warned of.
+    """
+
+    compares_completions = False
 
     @property
     @abstractmethod
@@ -128,7 +154,6 @@ class Objective(Part, ABC):
             source.before_loading(tokenizer)
 
     def active(self, step: Step) -> Objective:
-        """Return the objective that is trained on at this step: itself, unless it has phases."""
         return self
 
     @abstractmethod
@@ -136,7 +161,7 @@ class Objective(Part, ABC):
         """Compute the undivided loss terms and metrics of one micro-batch."""
 
 
-def all_align(parts: Iterable[Objective]) -> bool:
+def all_align(parts: Iterable[AnyObjective]) -> bool:
     """Return whether all objectives that read a teacher align its tokenizer, and one of them reads one."""
     readers = [part for part in parts if part.needs_teacher]
     return bool(readers) and all(part.aligns_tokenizers for part in readers)

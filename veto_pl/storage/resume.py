@@ -126,7 +126,8 @@ _COMPARED = (
     "trainer.strategy", "trainer.accelerator",
 )  # fmt: skip
 _NOT_COMPARED = (
-    "model.evaluation", "model.metrics", "data.validation_batch_size", "data.validation_limit", "data.num_workers",
+    "model.evaluation", "model.evaluation_rollout",
+    "model.metrics", "data.validation_batch_size", "data.validation_limit", "data.num_workers",
 )  # fmt: skip
 
 

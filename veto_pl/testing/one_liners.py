@@ -1,4 +1,4 @@
-"""Functions as users name them in place of a reward or a template."""
+"""Functions as users name them in place of a reward, a template or a server."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,3 +19,14 @@ def share_of_letters(completion: str, reference: str | None, row: Mapping[str, A
     """Return the share of the reference's characters that occur in the completion."""
     letters = set(reference or "")
     return sum(letter in completion for letter in letters) / max(len(letters), 1)
+
+
+def calculating_server() -> Any:
+    """Return an MCP server with a calculator as its only tool."""
+    from mcp.server import MCPServer
+
+    from veto_pl.environments.calculator import Calculator
+
+    server = MCPServer("calculator", log_level="CRITICAL")
+    server.add_tool(Calculator().calculate)
+    return server

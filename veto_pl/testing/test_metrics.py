@@ -23,6 +23,8 @@ load_plugins()
 SAMPLES = 4
 """Completions of each prompt."""
 TEXTS = ("one two two", "one", "", "three one", "12", "13", "12", "twelve", "{}", "[1]", "no", "a a a a a a", *"abcd")
+PERHAPS = ("logp", "turns", "failed_turns", "late_turns")
+"""Fields of `Generations` that not all evaluations have."""
 FAMILIES = installed(MetricFamily)
 MEMBERS = [member for family in FAMILIES for member in family.members(SAMPLES)]
 OF_COMPLETIONS = [*installed(CompletionMetric), *(x for x in MEMBERS if isinstance(x, CompletionMetric))]
@@ -50,6 +52,9 @@ def generations() -> Generations:
         finished=torch.arange(len(TEXTS)).reshape(shape) % 2 == 1,
         examples=tuple(Example(f"{i}?", text, alternatives=more) for i, (text, more) in enumerate(references)),
         logp=-5 * torch.rand(shape, generator=generator),
+        turns=torch.arange(1, len(TEXTS) + 1).reshape(shape) % 5 + 1,
+        failed_turns=torch.arange(len(TEXTS)).reshape(shape) % 2,
+        late_turns=torch.arange(len(TEXTS)).reshape(shape) % 3 // 2,
     )
 
 
@@ -64,7 +69,7 @@ def of_prompts(given: Generations, prompts: Iterable[int]) -> Generations:
         rewards=given.rewards[chosen],
         finished=given.finished[chosen],
         examples=tuple(given.examples[prompt] for prompt in chosen),
-        logp=None if given.logp is None else given.logp[chosen],
+        **{field: None if (of := getattr(given, field)) is None else of[chosen] for field in PERHAPS},
     )
 
 
@@ -187,13 +192,14 @@ def _same(one: object, other: object) -> bool:
 def test_one_completion_of_each_prompt_will_do(metric: CompletionMetric) -> None:
     """Check that a metric can measure, or says that it cannot by `needs_group`, where prompts have one completion."""
     given = generations()
+    known: dict[str, Any] = {name: of[:, :1] for name in PERHAPS if (of := getattr(given, name)) is not None}
     first = replace(
         given,
         texts=given.texts[::SAMPLES],
         tokens=given.tokens[::SAMPLES],
         rewards=given.rewards[:, :1],
         finished=given.finished[:, :1],
-        logp=None if given.logp is None else given.logp[:, :1],
+        **known,
     )
     if not metric.needs_group:
         assert measured(metric, [first]).compute().isfinite()

@@ -52,7 +52,7 @@ TYPES = {
     "on_policy": torch.bool, "sampler_logp": torch.float32, "rewards": torch.float32, "by_teacher": torch.bool,
     "age": torch.float32, "ending": torch.int64, "unjudged": torch.int64, "engine_log_ratio": torch.float32,
     "unanswered": torch.bool, "turn_ids": torch.int64, "episodes": torch.int64,
-    "failed_turns": torch.int64,
+    "failed_turns": torch.int64, "late_turns": torch.int64,
 }  # fmt: skip
 REQUIRED = tuple(TYPES)[:5]
 

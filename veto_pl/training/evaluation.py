@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,10 @@ from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.rollouts.engines import DecodeLoop
 from veto_pl.seams import (
     Engine,
+    Line,
     Models,
     Panel,
+    PlayingSource,
     PromptBatch,
     Reading,
     Sequences,
@@ -31,9 +33,8 @@ from veto_pl.seams import (
     TeacherContext,
     TokenValues,
 )  # fmt: skip
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from veto_pl.training.answered import Completions
+from veto_pl.training.token_texts import token_texts
 
 CHUNK_ROWS = 256
 """Tokens whose vocabulary-sized rows are held at a time."""
@@ -56,6 +57,7 @@ class Evaluation:
         voices: who reads which tokens; None until `update` has asked.
         context: what each teacher reads.
         said: by teacher, what it has said of each row, one entry for each turn.
+        lines: what was said in each episode, in the order of the completions; empty for single answers.
     """
 
     batch: PromptBatch
@@ -69,6 +71,7 @@ class Evaluation:
     voices: Voices | None = None
     context: TeacherContext = SameText()
     said: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]] = field(default_factory=dict)
+    lines: tuple[tuple[Line, ...], ...] = ()
 
     @classmethod
     def sample(
@@ -80,6 +83,7 @@ class Evaluation:
         engine: Engine | None = None,
         panel: Panel | None = OneTeacher(),
         context: TeacherContext = SameText(),
+        playing: PlayingSource | None = None,
     ) -> Evaluation:
         """Let the student answer every prompt of the batch, and score the answers.
 
@@ -91,19 +95,16 @@ class Evaluation:
             engine: what runs it; None for the decode loop of the package.
             panel: which teachers the answers are compared with; None for none.
             context: what each of them reads.
+            playing: whose episodes are played, from their beginning to their end; None for single answers.
         """
-        sequences = FromStudent(sampling, engine or DecodeLoop())(batch, models, step)
-        texts = sequences.texts(models.tokenizer)
-        rewards = batch.score(texts, sequences.prompt_rows.tolist())
-        shape = (len(batch), sampling.num_completions)
-        generations = Generations(
-            texts=texts,
-            tokens=sequences.completion_ids(),
-            rewards=torch.tensor(rewards).reshape(shape),
-            finished=sequences.finished(models.eos_ids).cpu().reshape(shape),
-            examples=batch.examples,
-        )
-        return cls(batch, sequences, generations, models, panel=panel, step=step, context=context)
+        lines: tuple[tuple[Line, ...], ...] = ()
+        if playing is None:
+            sequences = FromStudent(sampling, engine or DecodeLoop())(batch, models, step)
+        else:
+            sequences, lines = playing.answering(sampling, engine).told(batch, models, step)
+        sequences = batch.rewarded(sequences, models.tokenizer)
+        generations = Completions(sequences).generations(batch, models, sampling.num_completions)
+        return cls(batch, sequences, generations, models, panel=panel, step=step, context=context, lines=lines)
 
     def update(self, metrics: Iterable[nn.Module], *, annotate: bool = False) -> Evaluation:
         """Update token metrics with the distributions, and completion metrics with the completions.
@@ -128,7 +129,8 @@ class Evaluation:
             values, voices = self._read(readings, token_metrics, with_logp=with_logp, annotate=annotate)
         generations = self.generations
         if with_logp:
-            generations = replace(generations, logp=self._of_completions(values["student_logp"]))
+            sums = Completions(self.sequences).sums(values["student_logp"])
+            generations = replace(generations, logp=sums.view(generations.rewards.shape).to(generations.rewards.device))
         for metric in listed:
             if isinstance(metric, CompletionMetric) and (of_source := generations.of(metric.source)).texts:
                 metric.update(of_source)
@@ -142,9 +144,18 @@ class Evaluation:
         """Return one row per completion: prompt, completion, reference and reward; all references where there are
         several.
         """
-        examples = [self.batch.examples[i] for i in self.sequences.prompt_rows.tolist()]
+        completions = Completions(self.sequences)
         prompts = self.models.tokenizer.batch_decode(
             [ids[mask] for ids, mask in zip(self.batch.input_ids, self.batch.attention_mask, strict=True)]
+        )
+        told = zip(
+            completions.prompts,
+            self.generations.texts,
+            self.generations.rewards.flatten().tolist(),
+            self._shares(),
+            completions.joined(self.said),
+            self.lines or [()] * len(completions.last),
+            strict=True,
         )
         return [
             {"prompt": prompts[row], "completion": text, "reference": example.completion, "reward": reward}
@@ -152,26 +163,24 @@ class Evaluation:
             | ({"source": example.source} if example.source else {})
             | ({"teachers": dict(shares)} if shares else {})
             | ({"said": said} if said else {})
-            for row, text, example, reward, shares, said in zip(
-                self.sequences.prompt_rows.tolist(),
-                self.generations.texts,
-                examples,
-                self.generations.rewards.flatten().tolist(),
-                self._shares(),
-                [{name: list(told[row]) for name, told in self.said.items()} for row in range(len(examples))],
-                strict=True,
-            )
+            | ({"dialogue": [line.plain() for line in lines]} if lines else {})
+            for row, text, reward, shares, said, lines in told
+            for example in [self.batch.examples[row]]
         ]
 
     def annotated(self, row: int) -> dict[str, Any]:
         """Return the tokens of a completion as texts, and the divergences between the models at each token that counts.
 
-        The texts join to the completion; behind it may be a stop string, which is not judged.
+        The texts join to the completion; behind it may be a stop string, which is not judged. Of an episode they are
+        those of the student's turns, one after another, and `turns` are the numbers of these.
         """
-        ends = self.sequences.predictions.sum(1).cumsum(0).tolist()
-        here = slice(ends[row - 1] if row else 0, ends[row])
-        numbers = {name: _six_digits(values[here]) for name, values in self.divergences.items()}
-        return {"tokens": token_texts(self.generations.tokens[row], self.models.tokenizer), **numbers}
+        completions = Completions(self.sequences)
+        here = completions.places(row)
+        numbers: dict[str, Any] = {name: _six_digits(values[here]) for name, values in self.divergences.items()}
+        turns = completions.turns(row)
+        parts = {k: [i for i, of in zip(self.generations.tokens[row], turns, strict=True) if of == k] for k in turns}
+        texts = [text for ids in parts.values() for text in token_texts(ids, self.models.tokenizer)]
+        return {"tokens": texts, **numbers} | ({"turns": turns} if self.lines else {})
 
     def _readings(self) -> tuple[Reading, ...]:
         """Return what each teacher reads; nothing of a teacher with ids of its own, which cannot read the student's."""
@@ -188,7 +197,7 @@ class Evaluation:
             The values asked for, [N] each, and who has read which tokens.
         """
         ids, models, device = self.sequences.token_ids(), self.models, self.sequences.input_ids.device
-        measured = {source: self._tokens_of(source) for source in {metric.source for metric in metrics}}
+        measured = {which: self._tokens_of(*which) for which in {(one.source, one.turn) for one in metrics}}
 
         def look(block: Block) -> tuple[dict[str, Tensor], None]:
             place, share = block.given["place"], block.given.get("share")
@@ -196,7 +205,7 @@ class Evaluation:
             teacher_logp = None if block.teacher is None else torch.log_softmax(block.teacher, -1)
             written = ids[place]
             for metric in metrics:
-                if (of_source := measured[metric.source]) is None:
+                if (of_source := measured[metric.source, metric.turn]) is None:
                     _update(metric, student_logp, teacher_logp, written, share)
                 elif (here := of_source[place]).any():
                     others, parts = (None if one is None else one[here] for one in (teacher_logp, share))
@@ -221,23 +230,19 @@ class Evaluation:
 
     def _shares(self) -> list[dict[str, float]]:
         """Return of each row how much of it each of several teachers reads; nothing where one reads everything."""
+        completions = Completions(self.sequences)
         if self.voices is None or len(self.voices.voices) == 1:
-            return [{}] * len(self.sequences)
-        return self.voices.shares(self.sequences)
+            return [{}] * len(completions.last)
+        return completions.means(self.voices.shares(self.sequences))
 
-    def _tokens_of(self, source: str) -> Tensor | None:
-        """Return [N] bool: the tokens that count in the rows of a data set; None for all."""
-        if not source:
+    def _tokens_of(self, source: str, turn: int) -> Tensor | None:
+        """Return [N] bool: the tokens that count in the rows of a data set, and in a turn; None for all."""
+        if not source and not turn:
             return None
         rows = self.sequences.prompt_rows.tolist()
-        here = torch.tensor([self.batch.examples[row].source == source for row in rows], dtype=torch.bool)
-        return here.to(self.sequences.input_ids.device)[self.sequences.tokens()[1]]
-
-    def _of_completions(self, per_token: Tensor) -> Tensor:
-        """Sum [N] values over each completion's tokens, to [G, K]."""
-        sums = per_token.new_zeros(len(self.sequences))
-        sums.index_add_(0, self.sequences.tokens()[1], per_token)
-        return sums.view(self.generations.rewards.shape).to(self.generations.rewards.device)
+        here = torch.tensor([not source or self.batch.examples[row].source == source for row in rows], dtype=torch.bool)
+        of_source = here.to(self.sequences.input_ids.device)[self.sequences.tokens()[1]]
+        return of_source if not turn else of_source & (Completions(self.sequences).turn_of_tokens == turn)
 
 
 def _share(voice: Voice, places: Tensor) -> dict[str, Tensor]:
@@ -255,27 +260,6 @@ def _update(
 
 
 _DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
-
-
-def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the text that each token adds; together they are the decoded text, without special tokens.
-
-    A token that holds a part of a character adds nothing: the one that completes the character adds all of it.
-    """
-    whole = tokenizer.decode(ids, skip_special_tokens=True)
-    texts, written = [], 0
-    for length in range(1, len(ids)):
-        so_far = tokenizer.decode(ids[:length], skip_special_tokens=True)
-        reached = max(written, _common_prefix(so_far, whole))
-        texts.append(whole[written:reached])
-        written = reached
-    return [*texts, whole[written:]] if ids else []
-
-
-def _common_prefix(text: str, whole: str) -> int:
-    """Return how many characters both texts begin with in common."""
-    differing = (i for i, (one, other) in enumerate(zip(text, whole, strict=False)) if one != other)
-    return next(differing, min(len(text), len(whole)))
 
 
 def _six_digits(values: Tensor) -> list[float]:

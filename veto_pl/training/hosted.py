@@ -10,22 +10,26 @@ from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcess
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
+from veto_pl.core.mistakes import check_kind
 from veto_pl.core.own_errors import OwnErrors
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.seams import Models, ModelSource, Objective, Rollouts, Step
+from veto_pl.seams import Engine, Models, ModelSource, Objective, PlayingSource, Rollouts, RolloutSource, Step
 from veto_pl.seams.rollouts import TEACHER, listed, setting_of
 from veto_pl.training.measured import add_sources
 from veto_pl.training.template_probe import warn_of_templates
 
 
 def check_models(objective: Objective, teachers: Mapping[str, ModelSource], reference: ModelSource | None) -> None:
-    """Raise `ConfigurationError` where an objective needs a model that is not given.
+    """Raise `ConfigurationError` where an objective needs a model that is not given, or is no objective of texts.
 
     Args:
         objective: says what it needs.
         teachers: all of them, by name.
         reference: the further frozen model, or None.
     """
+    check_kind(objective, Objective, "model.objective", "an `Objective`")
+    for source in objective.sources:
+        check_kind(source, RolloutSource, "model.objective", "an objective of texts, which a `RolloutSource` writes")
     name = type(objective).__name__
     if reference is None and objective.needs_reference:
         raise ConfigurationError(f"`{name}` needs a reference, but `model.reference` is not set. Name one there.")
@@ -57,6 +61,17 @@ class HostedModule(OwnErrors, L.LightningModule):
     validation_metrics: nn.ModuleDict
     teacher_sources: Mapping[str, ModelSource]
     _templates_are_known = False
+    objective: Objective
+    evaluation_engine: Engine | None
+    evaluation_rollout: PlayingSource | None
+
+    @property
+    def answering_engine(self) -> Engine | None:
+        """What runs the student in evaluations: the engine that was named, or that of its rollouts, or None."""
+        sources = self.objective.sources if self.evaluation_rollout is None else (self.evaluation_rollout,)
+        writings = (writing for source in sources for writing in source.writings())
+        of_rollout = (one.engine for one in writings if one.writers == ("student",) and one.engine is not None)
+        return self.evaluation_engine or next(of_rollout, None)
 
     @property
     def further_teachers(self) -> dict[str, ModelSource]:

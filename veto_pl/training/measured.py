@@ -10,13 +10,13 @@ from torch import nn
 from torchmetrics import Metric
 
 from veto_pl.core.mistakes import check_kind
-from veto_pl.core.nested import inside
+from veto_pl.core.nested import inside, walk
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric, default_metrics
 from veto_pl.parts.contexts import SameText
 from veto_pl.parts.panels import OneTeacher
 from veto_pl.rollouts import Sampling
-from veto_pl.seams import Objective, Panel, TeacherContext
+from veto_pl.seams import Objective, Panel, PlayingSource, TeacherContext
 from veto_pl.seams.rollouts import TEACHER
 
 KINDS = (CompletionMetric, TokenMetric, MetricFamily)
@@ -24,9 +24,20 @@ KINDS = (CompletionMetric, TokenMetric, MetricFamily)
 
 
 def validation_metrics(
-    metrics: Sequence[CompletionMetric | TokenMetric | MetricFamily] | None, sampling: Sampling, *, with_teacher: bool
+    metrics: Sequence[CompletionMetric | TokenMetric | MetricFamily] | None,
+    sampling: Sampling,
+    *,
+    with_teacher: bool,
+    turns: int = 0,
 ) -> nn.ModuleDict:
-    """Return the metrics by name, families as their members, without those that need a teacher where there is none."""
+    """Return the metrics by name, families as their members, without those that need a teacher where there is none.
+
+    Args:
+        metrics: of the run; None for the default set.
+        sampling: how the student answers.
+        with_teacher: whether there is one.
+        turns: of the episodes that are measured one by one; 0 for single answers.
+    """
     check_kind(sampling, Sampling, "model.evaluation", "a `Sampling`")
     if metrics is not None:
         check_kind(metrics, (list, tuple), "model.metrics", "a list of metrics")
@@ -34,7 +45,7 @@ def validation_metrics(
         check_kind(metric, KINDS, "model.metrics", "a `CompletionMetric`, `TokenMetric` or `MetricFamily`")
     count = sampling.num_completions
     chosen: list[CompletionMetric | TokenMetric] = []
-    for metric in default_metrics(count) if metrics is None else metrics:
+    for metric in default_metrics(count, turns) if metrics is None else metrics:
         chosen += metric.members(count) if isinstance(metric, MetricFamily) else [metric]
     if nameless := [type(metric).__name__ for metric in chosen if not getattr(metric, "name", "")]:
         raise ConfigurationError(f"`{nameless[0]}` has no name to be logged under. Give the class a `name`.")
@@ -62,6 +73,11 @@ def read_in_validation(objective: Objective) -> TeacherContext:
     """Return what teachers read in a validation: the first context of the objective that tells them nothing more."""
     contexts = inside(objective, TeacherContext)  # type: ignore[type-abstract]
     return next((one for one in contexts if one.tells_nothing), SameText())
+
+
+def played_by(part: object) -> PlayingSource | None:
+    """Return the first source of episodes in a part, such as an objective or a source; None where nothing plays any."""
+    return next((one for _, one in walk(part, derived=True) if isinstance(one, PlayingSource)), None)
 
 
 def add_sources(metrics: nn.ModuleDict, sources: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from veto_pl.core.mistakes import check_kind
 from veto_pl.core.seeds import run_seed, seeded
 from veto_pl.models.randomness import global_draws
 from veto_pl.parts.schedules import scheduled_values
-from veto_pl.seams import LossOutput, Objective, Schedule, Stat, Step
+from veto_pl.seams import AnyObjective, LossOutput, Schedule, Stat, Step
 from veto_pl.training.checkpointed import CheckpointedModule
 from veto_pl.training.clock import PhaseClock
 from veto_pl.training.nonfinite import NonFiniteSteps
@@ -45,14 +45,14 @@ class OnPolicyModule(CheckpointedModule, OptimizedModule):
 
     def __init__(
         self,
-        objective: Objective,
+        objective: AnyObjective,
         optimizer: OptimizerCallable,
         lr_schedule: Schedule,
         seed: int | None,
         skip_limit: int,
     ) -> None:
         super().__init__(optimizer, lr_schedule)
-        check_kind(objective, Objective, "model.objective", "an `Objective`")
+        check_kind(objective, AnyObjective, "model.objective", "an objective")
         self.objective = seeded(objective)
         self.seed, self._seed_was_open = run_seed(seed), seed is None
         self.clock = PhaseClock()
@@ -63,7 +63,7 @@ class OnPolicyModule(CheckpointedModule, OptimizedModule):
         self._loaded_step: int | None = None
 
     @abstractmethod
-    def roll_out(self, objective: Objective, batch: Any, step: Step) -> Mapping[Any, Any]:
+    def roll_out(self, objective: Any, batch: Any, step: Step) -> Mapping[Any, Any]:
         """Return what each source of the objective produces for a micro-batch."""
 
     @abstractmethod
@@ -181,7 +181,7 @@ class OnPolicyModule(CheckpointedModule, OptimizedModule):
             "grad_norm": closed.norm,
             **others,
             "tokens": closed.tokens,
-            **({} if closed.turns is None else {"played_turns": closed.turns}),
+            **closed.sums,
             "learning_rate": learning_rate,
             **self._models.memories.numbers(),
             **self.clock.read(closed.own_tokens),

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import lightning as L
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from veto_pl.core.mistakes import wrong_kind
 from veto_pl.core.own_errors import OwnErrors
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.models.trainable import warn_before_training
+from veto_pl.models.trainable import warn_of_lost_steps
 from veto_pl.seams import Schedule
 from veto_pl.training.optimizer_groups import default_optimizer, make_optimizer
-
-if TYPE_CHECKING:
-    from veto_pl.seams import LanguageModel
 
 __all__ = ["OptimizedModule", "default_optimizer", "unlimited"]
 
@@ -39,7 +37,7 @@ class OptimizedModule(OwnErrors, L.LightningModule):
         lr_schedule: multiplies the optimizer's learning rate at every step.
     """
 
-    student: LanguageModel
+    student: nn.Module
 
     def __init__(self, optimizer: OptimizerCallable, lr_schedule: Schedule) -> None:
         super().__init__()
@@ -57,7 +55,7 @@ class OptimizedModule(OwnErrors, L.LightningModule):
         optimizer = make_optimizer(self.optimizer, trained)
         if self._rate is not None:
             _set_rate(optimizer, self._rate)
-        warn_before_training(self.student, optimizer)
+        warn_of_lost_steps(optimizer.param_groups)
         schedule = LambdaLR(optimizer, lambda step: self.lr_schedule(step, self.total_steps()))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 COUNTED = "tokens"
 """The number among those of a micro-batch that says how much of it is trained on; it is summed, not divided."""
+SUMMED = ("played_turns",)
+"""Other numbers that are summed, where there are any: the turns that the completions have."""
 LOGGED_WHEN_EMPTY = ("loss", "completion_length")
 """Logged as 0 where no row of a step counts; other means over nothing are left out."""
 
@@ -33,14 +35,14 @@ class ClosedWindow:
         norm: 2-norm of the normalised gradient, over all ranks.
         tokens: what was trained on, such as completion tokens, over all ranks.
         own_tokens: the same of this rank.
-        turns: of the student in episodes, over all ranks; None where nobody plays.
+        sums: of the numbers that are summed, by name, over all ranks.
     """
 
     means: dict[str, float]
     norm: float
     tokens: float
     own_tokens: float
-    turns: float | None = None
+    sums: dict[str, float]
 
 
 class Window:
@@ -127,13 +129,13 @@ class Window:
         *flat, norm, own_tokens = torch.cat([sums.flatten(), torch.stack(others)]).tolist()
         pairs = dict(zip(own, zip(flat[::2], flat[1::2], strict=True), strict=True))
         tokens, _ = pairs.pop(COUNTED)
-        turns, _ = pairs.get("turns", (None, 0.0))
+        totals = {name: pairs.pop(name)[0] for name in SUMMED if name in pairs}
         means = {
             name: total / (weight or 1.0)
             for name, (total, weight) in pairs.items()
             if weight > 0 or name.rpartition("/")[2] in LOGGED_WHEN_EMPTY
         }
-        return ClosedWindow(means, norm, tokens, own_tokens, turns)
+        return ClosedWindow(means, norm, tokens, own_tokens, totals)
 
     @property
     def trained(self) -> list[nn.Parameter]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from veto_pl.core.permission import check_permission
 from veto_pl.data.hub import hub_rows
 from veto_pl.data.jsonl import check_fields, shown, to_example
 from veto_pl.data.row_file import read_examples
@@ -63,12 +64,7 @@ class _CodeTask(Task):
     def __post_init__(self) -> None:
         super().__post_init__()
         name = type(self).__name__
-        if self.allow_code_execution is not True:
-            raise ConfigurationError(
-                f"`{name}` judges completions by running them, and `{name}.allow_code_execution` is "
-                f"{str(self.allow_code_execution).lower()}. Read what docs/sandbox.md says about the protection of "
-                "this machine, then set it to true."
-            )
+        check_permission(name, self.allow_code_execution)
         check_stop(name, self.stop)
 
     def program(self, example: Example, completion: str) -> str:

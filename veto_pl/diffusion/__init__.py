@@ -1,0 +1,51 @@
+"""On-policy distillation of denoising models (D-OPSD, arXiv 2605.05204) on the training loop of `veto_pl.training`.
+
+Models are those of diffusers, which is imported when one is loaded: `pip install "veto_pl[diffusion]"`.
+"""
+
+from veto_pl.diffusion.denoiser import Denoiser, Denoisers, reading
+from veto_pl.diffusion.denoiser_export import DenoiserFiles, export_denoiser, picture
+from veto_pl.diffusion.denoiser_sources import (
+    AveragedDenoiser,
+    DenoiserSource,
+    LoraDenoiser,
+    PretrainedDenoiser,
+    RandomDenoiser,
+)
+from veto_pl.diffusion.denoising_module import DenoisingModule
+from veto_pl.diffusion.denoising_objectives import DOPSD, DenoisingObjective, FlowMatching, compared, taught
+from veto_pl.diffusion.few_steps import FewSteps, Noised, TrajectorySource
+from veto_pl.diffusion.image_distance import EnergyDistance
+from veto_pl.diffusion.images import ArrayImages, Gratings, ImageDataModule, ImageSet, rows_of_arrays
+from veto_pl.diffusion.trajectories import ConditionBatch, Trajectories
+
+__all__ = [
+    "DOPSD",
+    "ArrayImages",
+    "AveragedDenoiser",
+    "ConditionBatch",
+    "Denoiser",
+    "DenoiserFiles",
+    "DenoiserSource",
+    "Denoisers",
+    "DenoisingModule",
+    "DenoisingObjective",
+    "EnergyDistance",
+    "FewSteps",
+    "FlowMatching",
+    "Gratings",
+    "ImageDataModule",
+    "ImageSet",
+    "LoraDenoiser",
+    "Noised",
+    "PretrainedDenoiser",
+    "RandomDenoiser",
+    "Trajectories",
+    "TrajectorySource",
+    "compared",
+    "export_denoiser",
+    "picture",
+    "reading",
+    "rows_of_arrays",
+    "taught",
+]
