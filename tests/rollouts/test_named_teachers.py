@@ -16,7 +16,7 @@ from veto_pl.rollouts import (
     TeacherSteps,
     TeacherSwitched,
 )
-from veto_pl.seams.rollouts import TEACHER
+from veto_pl.seams.teacher_names import TEACHER
 
 SHORT, GREEDY = Sampling(max_new_tokens=5), Sampling(temperature=0.0, max_new_tokens=5)
 STUDENT = FromStudent(SHORT)

@@ -17,7 +17,7 @@ from veto_pl.core.nested import given, inside
 from veto_pl.core.part import Part
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams import ModelSource, Objective, Panel, RolloutSource, Schedule, TeacherContext, Writing
-from veto_pl.seams.rollouts import TEACHER, setting_of
+from veto_pl.seams.teacher_names import TEACHER, setting_of
 from veto_pl.training.optimizer_groups import trial_optimizers
 
 STEPS = 100

@@ -28,7 +28,7 @@ from veto_pl.seams import (
     Template,
     TokenizerSource,
 )
-from veto_pl.seams.rollouts import setting_of
+from veto_pl.seams.teacher_names import setting_of
 
 
 class Checked(Protocol):

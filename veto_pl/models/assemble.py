@@ -17,7 +17,7 @@ from veto_pl.models.tying import say_whether_tied
 from veto_pl.models.vocabulary import compare_ends, real_ids
 from veto_pl.models.weights import load_sharded
 from veto_pl.seams import LanguageModel, Models, ModelSource, Objective, TokenizerSource
-from veto_pl.seams.rollouts import TEACHER, setting_of
+from veto_pl.seams.teacher_names import TEACHER, setting_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

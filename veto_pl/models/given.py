@@ -21,7 +21,7 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.loading import Pretrained
 from veto_pl.models.tokenizers import PretrainedTokenizer
 from veto_pl.seams import ModelSource, TokenizerSource
-from veto_pl.seams.rollouts import TEACHER, setting_of
+from veto_pl.seams.teacher_names import TEACHER, setting_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ from veto_pl.data.token_bytes import token_bytes
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.vocabulary import check_tokenizers
 from veto_pl.seams import Models, ModelSource, Objective, Panel, TeacherContext
-from veto_pl.seams.rollouts import TEACHER, listed, setting_of
+from veto_pl.seams.teacher_names import TEACHER, listed, setting_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

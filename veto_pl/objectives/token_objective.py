@@ -42,7 +42,7 @@ from veto_pl.seams import (
     Step,
     TeacherContext,
 )
-from veto_pl.seams.rollouts import listed
+from veto_pl.seams.teacher_names import listed
 from veto_pl.seams.tokens import TokenGrid, TokenRows
 
 __all__ = ["ChunkRows", "Compile", "TokenObjective"]

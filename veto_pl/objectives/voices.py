@@ -21,7 +21,7 @@ from veto_pl.functional.own_ends import Ends
 from veto_pl.functional.panel_stream import Reader
 from veto_pl.functional.pooled_head import Pool, PooledHead
 from veto_pl.seams import Reading, Sequences, Stat
-from veto_pl.seams.rollouts import TEACHER
+from veto_pl.seams.teacher_names import TEACHER
 
 TOLERANCE = 1e-4
 """How far from 1 the weights of a token may add up to, in float32."""

@@ -15,7 +15,7 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.own_ends import Ends
 from veto_pl.parts.contexts import behind, check_room
 from veto_pl.seams import Mistake, Models, PromptBatch, Sequences, Setup, Step, TeacherContext, Template
-from veto_pl.seams.rollouts import TEACHER, listed
+from veto_pl.seams.teacher_names import TEACHER, listed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

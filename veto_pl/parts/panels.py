@@ -25,7 +25,7 @@ from veto_pl.seams import (
     TeacherContext,
     reading,
 )
-from veto_pl.seams.rollouts import TEACHER, listed, setting_of
+from veto_pl.seams.teacher_names import TEACHER, listed, setting_of
 
 
 @dataclass(frozen=True)

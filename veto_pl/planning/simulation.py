@@ -27,7 +27,7 @@ from veto_pl.planning.rollout import Lengths, completed, roll_out
 from veto_pl.planning.shape_models import SAMPLE_ROWS, Weights, phases_of, skeletons, without_storage
 from veto_pl.rollouts import DecodeLoop, FromStudent
 from veto_pl.seams import Models, Objective, Panel, PromptBatch, RolloutSource, Sequences, Stat, Step, Writing
-from veto_pl.seams.rollouts import TEACHER
+from veto_pl.seams.teacher_names import TEACHER
 from veto_pl.training.evaluation import Evaluation
 from veto_pl.training.normalisation import GradientLedger
 

@@ -26,7 +26,7 @@ from veto_pl.seams import (
     Template,
     Writing,
 )
-from veto_pl.seams.rollouts import TEACHER
+from veto_pl.seams.teacher_names import TEACHER
 
 CHUNK_ROWS = 256
 

@@ -32,7 +32,7 @@ from veto_pl.seams import (
     Writing,
     reading,
 )
-from veto_pl.seams.rollouts import setting_of
+from veto_pl.seams.teacher_names import setting_of
 
 FORMATS = ("first", "following", "reading", "entry")
 """Settings that are format strings."""

@@ -18,7 +18,7 @@ from veto_pl.rollouts.endings import reference_completions
 from veto_pl.rollouts.engines import DecodeLoop, require_decode_loop
 from veto_pl.rollouts.token_buffer import Drawn
 from veto_pl.seams import Engine, Models, PromptBatch, RolloutSource, Schedule, Sequences, Step, Writing
-from veto_pl.seams.rollouts import TEACHER
+from veto_pl.seams.teacher_names import TEACHER
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.rollouts.engines import DecodeLoop
 from veto_pl.rollouts.sources import FromStudent, FromTeacher
 from veto_pl.seams import Engine, Models, PromptBatch, RolloutSource, Sequences, Step, Writing, pad_left
-from veto_pl.seams.rollouts import TEACHER
+from veto_pl.seams.teacher_names import TEACHER
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from veto_pl.rollouts.decoding import decode
 from veto_pl.rollouts.engines import require_decode_loop
 from veto_pl.rollouts.token_buffer import Drawn
 from veto_pl.seams import Models, PromptBatch, RolloutSource, Sequences, Step, Writing
-from veto_pl.seams.rollouts import TEACHER
+from veto_pl.seams.teacher_names import TEACHER
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +22,10 @@ from veto_pl.functional.compiled_numbers import Number
 from veto_pl.seams.batches import Sequences
 from veto_pl.seams.models import LanguageModel
 from veto_pl.seams.prompts import PromptBatch
+from veto_pl.seams.teacher_names import TEACHER, listed, required
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-TEACHER = "teacher"
-"""The name of `model.teacher` among the teachers."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class Models:
 
     def required_teacher(self) -> LanguageModel:
         """Return the one teacher, `model.teacher`; raise `ConfigurationError` where the run has none of this name."""
-        return _required(TEACHER, self.teacher, self.teachers)
+        return required(TEACHER, self.teacher, self.teachers)
 
     def teacher_named(self, name: str) -> LanguageModel:
         """Return the teacher of a name; raise `ConfigurationError` where no teacher has it."""
@@ -116,7 +114,7 @@ class Models:
 
     def required_reference(self) -> LanguageModel:
         """Return the reference model; raise `ConfigurationError` where the run has none."""
-        return _required("reference", self.reference)
+        return required("reference", self.reference)
 
     def rolled_out(self, source: RolloutSource, prompts: PromptBatch, step: Step) -> Sequences:
         """Return what `source` writes for the prompts, for a source that builds on another.
@@ -292,30 +290,3 @@ class Engine(Part, ABC):
 
         The rows are in prompt order. Collective where the model is sharded: call it on every rank.
         """
-
-
-def setting_of(teacher: str) -> str:
-    """Return where a configuration says where a teacher comes from, by its name.
-
-    Example:
-        >>> setting_of("teacher"), setting_of("maths")
-        ('model.teacher', 'model.teachers.maths')
-    """
-    return f"model.{TEACHER}" if teacher == TEACHER else f"model.teachers.{teacher}"
-
-
-def listed(names: Iterable[str]) -> str:
-    """Return names as a message shows them.
-
-    Example:
-        >>> listed(["teacher", "maths"]), listed([])
-        ('`teacher`, `maths`', 'none')
-    """
-    return ", ".join(f"`{name}`" for name in names) or "none"
-
-
-def _required(role: str, model: LanguageModel | None, others: Iterable[str] = ()) -> LanguageModel:
-    if model is None:
-        beside = f"; the teachers {listed(others)} of `model.teachers` cannot take its place" if others else ""
-        raise ConfigurationError(f"A {role} is needed, but `model.{role}` is not set{beside}. Name one there.")
-    return model

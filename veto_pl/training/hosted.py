@@ -14,7 +14,7 @@ from veto_pl.core.mistakes import check_kind
 from veto_pl.core.own_errors import OwnErrors
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams import Engine, Models, ModelSource, Objective, PlayingSource, Rollouts, RolloutSource, Step
-from veto_pl.seams.rollouts import TEACHER, listed, setting_of
+from veto_pl.seams.teacher_names import TEACHER, listed, setting_of
 from veto_pl.training.measured import add_sources
 from veto_pl.training.template_probe import warn_of_templates
 

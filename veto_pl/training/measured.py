@@ -17,7 +17,7 @@ from veto_pl.parts.contexts import SameText
 from veto_pl.parts.panels import OneTeacher
 from veto_pl.rollouts import Sampling
 from veto_pl.seams import Objective, Panel, PlayingSource, TeacherContext
-from veto_pl.seams.rollouts import TEACHER
+from veto_pl.seams.teacher_names import TEACHER
 
 KINDS = (CompletionMetric, TokenMetric, MetricFamily)
 """What a validation can measure with."""

@@ -18,7 +18,7 @@ from veto_pl.objectives.voices import voices_of
 from veto_pl.parts.contexts import SameText
 from veto_pl.parts.own_template import OwnTemplate, writes_alike
 from veto_pl.seams import Models, Objective, Rollouts, Sequences, Step, TeacherContext, reading
-from veto_pl.seams.rollouts import setting_of
+from veto_pl.seams.teacher_names import setting_of
 
 ROWS = 8
 """Rows that are looked at."""
