@@ -34,6 +34,7 @@ class OneTeacher(Panel):
         teacher: its name in `model.teachers`; `teacher` is `model.teacher`.
     """
 
+    aligns_tokenizers = True
     teacher: str = TEACHER
 
     def asks(self, named: Sequence[str]) -> tuple[str, ...]:
@@ -69,6 +70,7 @@ class Routed(Panel):
         arXiv 2605.03677, section on several teachers
     """
 
+    aligns_tokenizers = True
     column: str | None = None
     routes: Mapping[str, str] = field(default_factory=dict, hash=False)
     default: str | None = None
@@ -151,6 +153,7 @@ class Together(Panel):
         ConfigurationError: a weight is negative or not finite, or all are 0.
     """
 
+    aligns_tokenizers = True
     weights: Mapping[str, float | Schedule] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:

@@ -150,7 +150,7 @@ def skeletons(module: DistillationModule, dtype: torch.dtype | None, *, checkpoi
             teachers=named,
             objective=module.objective,
         )
-    check_shared_ids(models, "`veto-pl plan`")
+    check_shared_ids(models.tokenizers, "`veto-pl plan`")
     if dtype is not None:
         models.student.to(dtype)
     if checkpointing:

@@ -87,6 +87,7 @@ class Objective(Part, ABC):
         needs_rewards: the task scores each rollout before `loss` is called.
         compares_completions: a prompt with a single completion teaches nothing; a run without others is warned of.
         aligns_tokenizers: it reads a teacher whose tokenizer differs (`Models.teacher_tokenizer`).
+        aligns_named: it does so for every teacher of its panel, not for `model.teacher` alone.
         laws: what the conformance suite holds the class to.
     """
 
@@ -95,6 +96,7 @@ class Objective(Part, ABC):
     needs_rewards = False
     compares_completions = False
     aligns_tokenizers = False
+    aligns_named = False
     laws = frozenset({Law.SPLIT_INVARIANT})
 
     @property

@@ -40,7 +40,13 @@ class Panel(Part, ABC):
 
     The loss of a token is the mean of an objective's losses against each teacher that reads it, by their weights.
     Tokens that nobody reads are not trained on, and `train/unread` counts them.
+
+    Attributes:
+        aligns_tokenizers: each of its teachers reads rows of the rollout behind what the context makes of them, and
+            writes nothing, so that one with another tokenizer can read the same in ids of its own.
     """
+
+    aligns_tokenizers = False
 
     def asks(self, named: Sequence[str]) -> tuple[str, ...]:
         """Return the teachers that it may ask, of those that a run has; by default all of them.
