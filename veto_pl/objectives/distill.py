@@ -28,7 +28,6 @@ from veto_pl.seams import (
     LossOutput,
     Models,
     Reading,
-    Sequences,
     Step,
     Support,
     Target,
@@ -122,12 +121,12 @@ class Distill(TokenObjective):
         """Return whether the loss is a policy-gradient term alone."""
         return self.divergence is None and type(self).per_token is Distill.per_token
 
-    def credited(self, units: Units, sequences: Sequences, tokenizer: "PreTrainedTokenizerBase | None") -> Units:
+    def credited(self, units: Units, token_ids: Tensor, tokenizer: "PreTrainedTokenizerBase | None") -> Units:
         """Return the units that have a log-ratio, where teachers read ids of their own; by default all of them.
 
         Args:
-            units: on the host, of the tokens of the rows that count, and of a teacher's.
-            sequences: the rows.
+            units: on the host, of M tokens of the student and of a teacher's.
+            token_ids: [M] int64, those of the student.
             tokenizer: of the student.
         """
         return units
@@ -144,7 +143,9 @@ class Distill(TokenObjective):
 
         Collective where a model is sharded: call it on every rank.
         """
-        told = [self._told(one, models) for one in heard.readings]
+        ids = heard.sequences.token_ids()
+        voices = zip(heard.readings, heard.voices.voices, strict=True)
+        told = [self._told(one, voice.of(ids), models) for one, voice in voices]
         scoring = SpreadScoring(self, heard, step, told, self._reference_logp(heard.sequences, models))
 
         def score(hidden: Tensor, student: LanguageModel) -> tuple[Tensor, LossOutput]:
@@ -152,10 +153,10 @@ class Distill(TokenObjective):
 
         return read_by_student(heard.sequences, models, score)
 
-    def _told(self, one: Reading, models: Models) -> Told:
+    def _told(self, one: Reading, token_ids: Tensor, models: Models) -> Told:
         rows, units = read_in_own_ids(one, models, type(self).__name__)
         logp = self._token_logp(models.teacher_named(one.teacher), rows)
-        return Told(logp, self.credited(units, one.sequences, models.tokenizer).to(logp.device))
+        return Told(logp, self.credited(units, token_ids, models.tokenizer).to(logp.device))
 
     def on_every_id(self, rows: TokenRows) -> bool:
         """Return whether student and target stand on the whole vocabulary, as this class composes them."""

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.units import Units
 from veto_pl.objectives.heard import Heard
 from veto_pl.objectives.policy_gradient import PolicyGradient
 from veto_pl.parts.advantages import LogRatio
-from veto_pl.seams import Advantage, LossOutput, Models, Sequences, Step
+from veto_pl.seams import Advantage, LossOutput, Models, Step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,11 +68,9 @@ class SimpleOPD(PolicyGradient):
         """
         return self.spread_loss(heard, models, step)
 
-    def credited(self, units: Units, sequences: Sequences, tokenizer: "PreTrainedTokenizerBase | None") -> Units:
+    def credited(self, units: Units, token_ids: Tensor, tokenizer: "PreTrainedTokenizerBase | None") -> Units:
         """Return the units that have a log-ratio: none with a silent token, and of one token where that is asked."""
         vocabulary = {} if tokenizer is None else tokenizer.get_vocab()  # pictures have ids without names
         silent = torch.tensor([vocabulary[name] for name in self.silent if name in vocabulary], dtype=torch.int64)
-        quiet = torch.isin(sequences.token_ids().cpu(), silent)
-        kept = torch.ones(units.count, dtype=torch.bool)
-        kept[units.student[quiet & (units.student >= 0)]] = False
-        return units.only(kept & units.single if self.units == "one_to_one" else kept)
+        heard = units.without(torch.isin(token_ids.cpu(), silent))
+        return heard.only(heard.single) if self.units == "one_to_one" else heard

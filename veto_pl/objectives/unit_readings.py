@@ -14,16 +14,18 @@ def read_in_own_ids(one: Reading, models: Models, name: str) -> tuple[Sequences,
     """Return what a teacher reads of a reading's rows, and on the host the units of both.
 
     Args:
-        one: of the student's ids.
+        one: of the student's ids, unless it has units already.
         models: with the teacher. Where it has the student's tokenizer, every token is a unit.
         name: of the class that asks, for messages.
 
     Raises:
         ConfigurationError: the teacher cannot read the text.
     """
+    if one.units is not None:
+        return one.sequences, one.units
     tokenizer = models.tokenizers.get(one.teacher)
     if tokenizer is None:
-        tokens = torch.arange(int(one.sequences.host_masks[1, :, 1:].sum()))
+        tokens = torch.arange(one.spoken)
         return one.sequences, Units(tokens, tokens, len(tokens))
     speakers = (models.student, models.tokenizer), (models.teacher_named(one.teacher), tokenizer)
     return translated(one.sequences, *speakers, name)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from veto_pl.core.part import Part
 from veto_pl.core.step import Step
+from veto_pl.functional.units import Units
 from veto_pl.seams.batches import Sequences
 from veto_pl.seams.rollouts import Models
 from veto_pl.seams.teacher_context import TeacherContext
@@ -22,17 +23,25 @@ class Reading:
 
     Args:
         teacher: the teacher's name; `teacher` is `model.teacher`.
-        sequences: rows in the teacher's own ids, M tokens of which count.
+        sequences: rows of the student's ids, M tokens of which count; with `units`, rows of the teacher's own ids.
         places: [M] int64 on the host, ascending: the token of the rollout, counted row by row, that each counted token
             of `sequences` stands for; None where each stands for its own, and M is N.
         weights: the teacher's share of each of these tokens, [M] float32 on the host, or the same of all. The shares of
             a token add up to 1 over its readings.
+        units: on the host, which of the M tokens and of those of `sequences` stand for the same bytes. None lets an
+            objective that aligns tokenizers find it out, and is right where the teacher has the student's tokenizer.
     """
 
     teacher: str
     sequences: Sequences
     places: Tensor | None = None
     weights: Tensor | float = 1.0
+    units: Units | None = None
+
+    @property
+    def spoken(self) -> int:
+        """Return M, the tokens of the rollout that it speaks of."""
+        return len(self.sequences.prediction_index) if self.units is None else len(self.units.student)
 
 
 class Panel(Part, ABC):

@@ -1,0 +1,113 @@
+"""Teachers of a plan that read ids of their own: rows of other lengths, and units without values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from veto_pl.functional.units import Units
+from veto_pl.planning.rollout import Lengths, sequences
+from veto_pl.planning.shape_models import ShapeOnlyLM
+from veto_pl.seams import Models, Panel, Reading, Sequences, Step, TeacherContext, Writing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from veto_pl.planning.observation import Observation
+
+SPECIMEN = (
+    "The teacher reads what the student has written, in tokens of its own. Is 1,234 + 56.7 = 1290.7? Yes: it is.\n"
+    "def total(numbers):\n    return sum(number for number in numbers if number > 0)\n"
+)
+"""A text of words, numbers and code, by which lengths are compared: a plan has read no data."""
+
+
+def lengths_ratio(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> float:
+    """Return how many tokens a teacher reads for each of the student's, by the specimen."""
+    mine, theirs = (len(one(SPECIMEN, add_special_tokens=False)["input_ids"]) for one in (student, teacher))
+    return theirs / max(mine, 1)
+
+
+class PlannedUnits(Units):
+    """Units of so many tokens of a student and of a teacher, all of them aligned, without values."""
+
+    @classmethod
+    def of(cls, mine: int, theirs: int, ids: int) -> PlannedUnits:
+        """Return as many units as there can be.
+
+        Args:
+            mine: tokens of the student.
+            theirs: of the teacher.
+            ids: that both share.
+        """
+        count = min(mine, theirs)
+        made = cls(_numbers(mine), _numbers(theirs), count, (_numbers(ids), _numbers(ids)))
+        pair = _numbers(count), _numbers(count)
+        vars(made).update(sizes=pair, first=pair, others=_numbers(mine - count))
+        return made
+
+    def only(self, kept: Tensor) -> PlannedUnits:
+        """Return all of them: how many are kept is not known."""
+        return self
+
+    def without(self, tokens: Tensor) -> PlannedUnits:
+        """Return all of them."""
+        return self
+
+    def to(self, device: torch.device | str) -> PlannedUnits:
+        """Return the same; nothing of them is anywhere."""
+        return self
+
+
+@dataclass(frozen=True)
+class InOwnIds(Panel):
+    """A panel whose teachers with another tokenizer read rows of their own lengths.
+
+    Args:
+        panel: says who reads.
+        lengths: of the student's rows.
+        ratios: of the lengths of teachers that read ids of their own, by name.
+        observation: is told what a row's mask looks like.
+    """
+
+    panel: Panel
+    lengths: Lengths
+    ratios: Mapping[str, float] = field(hash=False)
+    observation: Observation = field(compare=False)
+
+    aligns_tokenizers = True
+
+    def asks(self, named: Sequence[str]) -> tuple[str, ...]:
+        """Return those that the panel asks."""
+        return self.panel.asks(named)
+
+    def __call__(
+        self, sequences: Sequences, context: TeacherContext, models: Models, step: Step
+    ) -> tuple[Reading, ...]:
+        """Return the readings of the panel, of which some have other rows."""
+        return tuple(self._read(one, models) for one in self.panel(sequences, context, models, step))
+
+    def _read(self, one: Reading, models: Models) -> Reading:
+        rows, width = one.sequences.input_ids.shape
+        ratio, new = self.ratios.get(one.teacher, 1.0), width - self.lengths.prompt
+        prompt, theirs = max(round(ratio * self.lengths.prompt), 1), max(round(ratio * new), 1)
+        read = sequences(rows, prompt, theirs, Writing())
+        self.observation.expect(read.input_ids.shape, prompt)
+        student, teacher = models.student, models.teacher_named(one.teacher)
+        seen = [min(rows * count, _sample(model)) for count, model in ((new, student), (theirs, teacher))]
+        ids = min(student.vocab_size, teacher.vocab_size)
+        return replace(one, sequences=read, units=PlannedUnits.of(*seen, ids))
+
+
+def _sample(model: object) -> int:
+    """Return how many rows a readout is shown."""
+    assert isinstance(model, ShapeOnlyLM), "a plan has no other models"
+    return model.sample
+
+
+def _numbers(count: int) -> Tensor:
+    return torch.zeros(count, dtype=torch.int64)
