@@ -2,9 +2,9 @@
 
     python benchmarks/two_tokenizers.py    # 32 trainings, about eight minutes of one core; one that was stopped goes on
 
-Sums of two or three digits (reasoning-gym: `chain_sum`) in byte-level BPE: the teacher's tokenizer has merged a number
-with the space in front of it, the student's digits stand alone (`benchmarks/alignment.py` trains them). So the answer
-" 12" is one token of the teacher and three of the student. Teachers, of either tokenizer, and students have 110k
+Sums of two or three digits (reasoning-gym: `chain_sum`) in byte-level BPE: the teacher's tokenizer has merged numbers,
+the student's digits stand alone (`benchmarks/alignment.py` trains them). So the answer "12" is one token of the teacher
+and two of the student. Teachers, of either tokenizer, and students have 110k
 parameters; a student is fine-tuned on 1,500 rows first, which is where all methods begin, and then samples.
 
 - `SimpleOPD`: the log-ratios of units that are one token on both sides, and no others;
@@ -22,8 +22,11 @@ greedy accuracy on 400 held-out rows counts where its 95% t interval excludes 0.
 3. minimal units are better than the published segments, if `SimCT` is above segments;
 4. spread credit is as good as one tokenizer, if the interval of `OPD` minus the bound has a lower end above -5 points.
 
-The share of the student's tokens that are compared (`train/aligned` of the last step) is reported beside them. The
-sizes were chosen before the runs, without looking at a method.
+The share of the student's tokens that are compared (`train/aligned` of the last step) is reported beside them.
+
+On seed 0 another form of the task was tried first, with a space in front of the answer, which the teacher's tokenizer
+merges with it: there all methods of two tokenizers fell below the start (19.2%), at rates of 1e-4, 5e-4 and 2e-3, while
+the bound stayed at it (18.3 to 20.7% at the first two). The rate and two completions of a prompt were chosen then; this form was not run before the rule.
 """
 
 from __future__ import annotations
@@ -50,9 +53,9 @@ TASK = ReasoningGym(
     arguments={"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1},
 )  # fmt: skip
 TEMPLATE = PlainTemplate("{metadata[expression]} =")
-ROLLOUT = FromStudent(Sampling(temperature=1.0, max_new_tokens=8))
-STEPS = {"teacher": 600, "start": 250, "student": 100}
-RATES = {"teacher": 4e-3, "start": 4e-3, "student": 2e-3}
+ROLLOUT = FromStudent(Sampling(temperature=1.0, max_new_tokens=6, num_completions=2))
+STEPS = {"teacher": 600, "start": 250, "student": 150}
+RATES = {"teacher": 4e-3, "start": 4e-3, "student": 5e-4}
 SEEDS = (1, 2, 3, 4, 5)
 
 
@@ -89,7 +92,7 @@ METHODS: dict[str, tuple[Objective, str]] = {
 
 def tokenizers():
     """The two tokenizers, by their kind."""
-    texts = [f"{one.row['metadata']['expression']} = {one.completion}" for one in TASK.load("train")]
+    texts = [f"{one.row['metadata']['expression']} ={one.completion}" for one in TASK.load("train")]
     return {
         "merged": InMemoryTokenizer(trained(texts, 420, single_digits=False)),
         "single digits": InMemoryTokenizer(trained(texts, 300, single_digits=True)),
@@ -100,7 +103,7 @@ def rows_of(limit: int | None = None):
     """Makes the data module of a seed."""
     return lambda seed: PromptDataModule(
         TASK, TEMPLATE, batch_size=64, validation_batch_size=400, max_prompt_tokens=24, max_completion_tokens=8,
-        completion_prefix=" ", seed=seed, train_limit=limit,
+        seed=seed, train_limit=limit,
     )  # fmt: skip
 
 
