@@ -26,7 +26,8 @@ The share of the student's tokens that are compared (`train/aligned` of the last
 
 On seed 0 another form of the task was tried first, with a space in front of the answer, which the teacher's tokenizer
 merges with it: there all methods of two tokenizers fell below the start (19.2%), at rates of 1e-4, 5e-4 and 2e-3, while
-the bound stayed at it (18.3 to 20.7% at the first two). The rate and two completions of a prompt were chosen then; this form was not run before the rule.
+the bound stayed at it (18.3 to 20.7%) at the first two. The rate and two completions of a prompt were chosen then; this
+form was not run before the rule.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def both_ranks(folder):
             "SGD": {"optimizer": "SGD", "objective": "Veto"},
             "adapter": {"adapter": True},
             "routed": {"objective": "routed"},
-            "spread": {"objective": "spread", "stranger": True, "adapter": True},
+            "spread": {"objective": "spread, adapter", "stranger": True, "adapter": True},
         }.items()
         for name, more in {
             f"{name} whole": {},

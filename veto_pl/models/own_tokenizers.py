@@ -67,7 +67,12 @@ def _problems(objective: Objective, name: str, source: ModelSource, named: Seque
     if source.moves:
         yield f"`{type(source).__name__}` follows the student, whose ids it would have to read"
     parts = [part for _, part in walk(objective, derived=True) if isinstance(part, Objective) and part.needs_teacher]
-    asking = [(part, panel) for part in parts for panel in given(part, Panel) if name in panel.asks(named)]
+    asking = [
+        (part, panel)
+        for part in parts
+        for panel in given(part, Panel)  # type: ignore[type-abstract]
+        if name in panel.asks(named)
+    ]
     if not asking:
         yield "nobody who reads it aligns tokenizers"
     for part, panel in asking:
@@ -85,6 +90,6 @@ def _misread(part: Objective, panel: Panel, name: str) -> Iterator[str]:
         yield alone if name != TEACHER else f"`{type(panel).__name__}` of `{kind}` would have it read the student's ids"
     elif not panel.is_neutral and not panel.aligns_tokenizers:
         yield f"`{type(panel).__name__}` of `{kind}` would have it read the student's ids"
-    for context in given(part, TeacherContext):
+    for context in given(part, TeacherContext):  # type: ignore[type-abstract]
         if not context.is_neutral:
             yield f"`{type(context).__name__}` of `{kind}` would have it read the student's ids"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
+from veto_pl.core.nested import changed
 from veto_pl.functional.units import Units
 from veto_pl.planning.rollout import Lengths, sequences
 from veto_pl.planning.shape_models import ShapeOnlyLM
-from veto_pl.seams import Models, Panel, Reading, Sequences, Step, TeacherContext, Writing
+from veto_pl.seams import LanguageModel, Models, Objective, Panel, Reading, Sequences, Step, TeacherContext, Writing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,6 +31,23 @@ def lengths_ratio(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizer
     """Return how many tokens a teacher reads for each of the student's, by the specimen."""
     mine, theirs = (len(one(SPECIMEN, add_special_tokens=False)["input_ids"]) for one in (student, teacher))
     return theirs / max(mine, 1)
+
+
+def in_own_ids(objective: Objective, models: Models, lengths: Lengths, observation: Observation) -> Objective:
+    """Return an objective whose teachers read rows of their own lengths, where they have other tokenizers.
+
+    Args:
+        objective: of the plan.
+        models: of the plan.
+        lengths: of the student's rows.
+        observation: is told what the masks of the teachers' rows look like.
+    """
+    ratios = {name: lengths_ratio(models.tokenizer, theirs) for name, theirs in models.tokenizers.items()}
+
+    def own(panel: Panel) -> Panel:
+        return _InOwnIds(panel, lengths, ratios, observation)
+
+    return changed(objective, Panel, own) if ratios else objective  # type: ignore[type-abstract]
 
 
 class PlannedUnits(Units):
@@ -64,7 +82,7 @@ class PlannedUnits(Units):
 
 
 @dataclass(frozen=True)
-class InOwnIds(Panel):
+class _InOwnIds(Panel):
     """A panel whose teachers with another tokenizer read rows of their own lengths.
 
     Args:
@@ -98,15 +116,14 @@ class InOwnIds(Panel):
         read = sequences(rows, prompt, theirs, Writing())
         self.observation.expect(read.input_ids.shape, prompt)
         student, teacher = models.student, models.teacher_named(one.teacher)
-        seen = [min(rows * count, _sample(model)) for count, model in ((new, student), (theirs, teacher))]
-        ids = min(student.vocab_size, teacher.vocab_size)
-        return replace(one, sequences=read, units=PlannedUnits.of(*seen, ids))
+        mine, read_by_teacher = _seen(student, rows * new), _seen(teacher, rows * theirs)
+        units = PlannedUnits.of(mine, read_by_teacher, min(student.vocab_size, teacher.vocab_size))
+        return replace(one, sequences=read, units=units)
 
 
-def _sample(model: object) -> int:
-    """Return how many rows a readout is shown."""
-    assert isinstance(model, ShapeOnlyLM), "a plan has no other models"
-    return model.sample
+def _seen(model: LanguageModel, tokens: int) -> int:
+    """Return how many of these tokens a readout is shown."""
+    return min(tokens, cast(ShapeOnlyLM, model).sample)
 
 
 def _numbers(count: int) -> Tensor:

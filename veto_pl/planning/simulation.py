@@ -25,7 +25,7 @@ from veto_pl.module import DistillationModule
 from veto_pl.parts.contexts import read_alike
 from veto_pl.planning.as_accelerator import as_on_an_accelerator, optimizer_of
 from veto_pl.planning.observation import Observation, Phase
-from veto_pl.planning.own_ids import InOwnIds, lengths_ratio
+from veto_pl.planning.own_ids import in_own_ids
 from veto_pl.planning.rollout import Lengths, completed, roll_out
 from veto_pl.planning.shape_models import SAMPLE_ROWS, Weights, phases_of, skeletons, without_storage
 from veto_pl.rollouts import DecodeLoop, FromStudent
@@ -146,7 +146,8 @@ class _Simulation:
         )
         self.trained = [p for p in self.student.parameters() if p.requires_grad]
         self.observation = Observation(setting.shards, self._weights_without_casts())
-        self.objective = self._in_own_ids(_with_chunks(objective, setting.chunk_rows))
+        chunked = _with_chunks(objective, setting.chunk_rows)
+        self.objective = in_own_ids(chunked, self.models, setting.lengths, self.observation)
         self.ledger = GradientLedger()
 
     def run(self) -> Simulated:
@@ -168,16 +169,6 @@ class _Simulation:
                     self._validate(phase)
         frozen = {role: Weights.of(model, self.student) for role, model in self.frozen.items()}
         return Simulated(Weights.of(self.student), frozen, state, self.observation.phases, self._reads())
-
-    def _in_own_ids(self, objective: Objective) -> Objective:
-        """Return the objective with teachers that read rows of their own lengths where they have other tokenizers."""
-        others = self.models.tokenizers.items()
-        ratios = {name: lengths_ratio(self.models.tokenizer, theirs) for name, theirs in others}
-
-        def own(panel: Panel) -> Panel:
-            return InOwnIds(panel, self.setting.lengths, ratios, self.observation)
-
-        return changed(objective, Panel, own) if ratios else objective  # type: ignore[type-abstract]
 
     def _weights_without_casts(self) -> list[nn.Parameter]:
         """Return the weights that are gathered in the dtype that they are computed with."""
@@ -297,12 +288,9 @@ class _Simulation:
         lengths, prompts = self.setting.lengths, self.setting.validation_prompts
         for writing in source.writings():
             self._write(writing, prompts, phase)
-        apart = bool(self.models.tokenizers)  # then metrics that compare ids are left out
-        metrics = [
-            metric
-            for metric in self.module.validation_metrics.values()
-            if isinstance(metric, TokenMetric) and not (apart and metric.needs_teacher)
-        ]
+        metrics = [m for m in self.module.validation_metrics.values() if isinstance(m, TokenMetric)]
+        if self.models.tokenizers:  # a run leaves them out
+            metrics = [metric for metric in metrics if not metric.needs_teacher]
         written = completed(source, prompts, lengths)
         self.observation.expect(written.input_ids.shape, lengths.prompt)
         panel = None if self.module.panel is None else self.module.panel.planned()
