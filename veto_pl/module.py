@@ -2,42 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
-from torch.optim import Optimizer
 from torchmetrics import Metric
 from transformers import PreTrainedTokenizerBase
 
 from veto_pl.checks import check_run
-from veto_pl.core.seeds import run_seed, seeded
 from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric
-from veto_pl.metrics.rollout_numbers import rollout_numbers
+from veto_pl.metrics.rollout_numbers import rollout_numbers, rollout_sizes
 from veto_pl.models.assemble import load_models, load_tokenizer
+from veto_pl.models.blueprint import BLUEPRINT, student_files
 from veto_pl.models.given import as_tokenizer, sources_of, teachers_of
-from veto_pl.models.randomness import global_draws
 from veto_pl.models.trainable import check_not_compiled
-from veto_pl.parts.schedules import Constant, scheduled_values
+from veto_pl.parts.schedules import Constant
 from veto_pl.rollouts import Sampling
-from veto_pl.seams import Engine, Models, ModelSource, Objective, PromptBatch, Rollouts, Schedule, Step, TokenizerSource
-from veto_pl.training.adapter_checkpoints import leave_out_bases
-from veto_pl.training.checkpointed import CheckpointedModule
-from veto_pl.training.clock import PhaseClock
+from veto_pl.seams import (
+    Engine,
+    LossOutput,
+    Models,
+    ModelSource,
+    Objective,
+    PromptBatch,
+    Rollouts,
+    Schedule,
+    Stat,
+    Step,
+    TokenizerSource,
+)  # fmt: skip
+from veto_pl.training.adapter_checkpoints import ADAPTER, adapter_entry, check_base, leave_out_bases
 from veto_pl.training.evaluation import Evaluation, compared_by, compute_all, validation_metrics
+from veto_pl.training.faulty_rows import reports_of
 from veto_pl.training.fsdp import FullyShard
 from veto_pl.training.hosted import HostedModule, check_models
-from veto_pl.training.nonfinite import NonFiniteSteps
-from veto_pl.training.optimizers import OptimizedModule, default_optimizer
-from veto_pl.training.window import ClosedWindow, Window
+from veto_pl.training.on_policy import OnPolicyModule
+from veto_pl.training.optimizers import default_optimizer
 from veto_pl.training.window_rollouts import WindowRollouts
 
 
-class DistillationModule(HostedModule, CheckpointedModule, OptimizedModule):
+class DistillationModule(HostedModule, OnPolicyModule):
     """Trains a student by an objective, and validates by letting it answer.
 
     A model may be a `ModelSource`, a path or hub id, or a model of transformers in memory; a tokenizer likewise.
@@ -66,6 +73,15 @@ class DistillationModule(HostedModule, CheckpointedModule, OptimizedModule):
         ConfigurationError: the objective needs a model that is not given, or a setting cannot work.
     """
 
+    models: Models | None
+    arguments: ClassVar[Mapping[str, str]] = {
+        "objective": "objective", "student": "student_source", "teacher": "teacher_source",
+        "teachers": "further_teachers", "reference": "reference_source", "tokenizer": "tokenizer_source",
+        "optimizer": "optimizer",
+        "lr_schedule": "lr_schedule", "evaluation": "evaluation", "evaluation_engine": "evaluation_engine",
+        "metrics": "metrics", "seed": "seed", "skip_limit": "skip_limit", "roll_out_window": "rolls_out_window",
+    }  # fmt: skip
+
     def __init__(
         self,
         objective: Objective,
@@ -83,27 +99,19 @@ class DistillationModule(HostedModule, CheckpointedModule, OptimizedModule):
         roll_out_window: bool = True,
         teachers: dict[str, ModelSource] | None = None,
     ) -> None:
-        super().__init__(optimizer, lr_schedule)
+        super().__init__(objective, optimizer, lr_schedule, seed, skip_limit)
         self.student_source, self.teacher_source, self.reference_source = sources_of(student, teacher, reference)
         self.teacher_sources = teachers_of(self.teacher_source, teachers or {}, self.student_source)
         check_models(objective, self.teacher_sources, reference)
-        self.objective = seeded(objective)
         self.tokenizer_source = None if tokenizer is None else as_tokenizer(tokenizer, "model.tokenizer")
         self.evaluation = evaluation
         self.evaluation_engine = evaluation_engine
-        self.seed, self._seed_was_open = run_seed(seed), seed is None
         self.run_config: str | None = None
-        self.clock = PhaseClock()
         self.models: Models | None = None
         self.metrics = metrics
         self.panel = compared_by(self.objective, self.teacher_sources)
         self.validation_metrics = validation_metrics(metrics, evaluation, with_teacher=self.panel is not None)
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self.logged: dict[str, float] = {}
-        self.skip_limit = skip_limit
-        self._non_finite = NonFiniteSteps(skip_limit)
-        self._window: Window | None = None
-        self._loaded_step: int | None = None
         self.rolls_out_window = roll_out_window
         self._rollouts = WindowRollouts(roll_out_window)
         self.tell_arguments()
@@ -148,52 +156,47 @@ class DistillationModule(HostedModule, CheckpointedModule, OptimizedModule):
             if model.shards is None and strategy is not None:
                 model.to(strategy.root_device)
 
-    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor | dict[str, Any]:
-        """Roll out and score one micro-batch; return an undivided sum, which `on_before_optimizer_step` divides.
+    def roll_out(self, objective: Objective, batch: PromptBatch, step: Step) -> Rollouts:
+        """Return what each source writes for a micro-batch, with rewards where the objective needs them."""
+        rollouts = self._rollouts.write(objective.sources, batch, self._models, step)
+        if objective.needs_rewards:  # by the task; rows that are replayed have prompts of their own
+            rollouts = {
+                source: (batch if rows.prompts is None else rows.prompts).rewarded(rows, self.tokenizer)
+                for source, rows in rollouts.items()
+            }
+        for rows in rollouts.values():
+            _ = rows.host_masks  # while the host waits for a rollout anyway; from here on it runs ahead of the device
+        return rollouts
 
-        Beside it stand the values of each token, as `tokens`, where a callback reads them.
-        """
-        step = self._step(batch_idx)
-        objective = self.objective.active(step)
-        with global_draws(step, "training", self.device):
-            self.clock.enter("rollout")
-            rollouts = self._roll_out(objective, batch, step)
-            self.clock.enter("scoring")
-            output = objective.loss(rollouts, self._models, step)
-        numbers = rollout_numbers(rollouts.values(), self._models.eos_ids)
-        loss = self.window.add(replace(output, metrics={**output.metrics, **numbers}), rollouts)
-        self._non_finite.keep_rows(batch, rollouts, output)
-        self.clock.enter("update")
-        return {"loss": loss, "tokens": output.tokens} if self.tokens_are_read else loss
+    def numbers_of(self, rollouts: Rollouts) -> dict[str, Stat]:
+        """Return the lengths and other numbers of the completions."""
+        rows = rollouts.values()
+        return {**rollout_numbers(rows, self._models.eos_ids), **rollout_sizes(rows)}
 
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Run one backward pass, or one per term where the window divides them by different weights."""
-        self.window.backward(lambda: super(DistillationModule, self).backward(loss, *args, **kwargs))
+    def reports_of(
+        self, batch: PromptBatch, rollouts: Rollouts, output: LossOutput
+    ) -> Callable[[], list[dict[str, Any]]]:
+        """Return what describes the rows of a micro-batch, if its loss is not finite."""
+        return reports_of(batch, rollouts, output, self.tokenizer)
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Divide the gradients by the global weights, before they are clipped, and log the step."""
+    def after_update(self, step: Step) -> None:
+        """Let teachers that move follow the student."""
+        self.move_teachers(self._models, step)
+
+    def forget_rollouts(self) -> None:
+        """Forget what was written for micro-batches that have not come."""
         self._rollouts.clear()
-        closed = self.window.close()
-        skipped = float(self._non_finite.skip_if_not_finite(optimizer, closed.means, closed.norm))
-        self._log_step(float(optimizer.param_groups[0]["lr"]), closed, skipped=skipped)
 
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        """Clip as Lightning does, but by the norm that the window has computed already, where no model is sharded."""
-        if not gradient_clip_val or gradient_clip_algorithm not in (None, "norm") or self._models.sharded:
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        else:
-            torch.nn.utils.clip_grads_with_norm_(self.window.trained, gradient_clip_val, self.window.norm)
+    def student_entries(self) -> dict[str, Any]:
+        """Return the student's files for an export, and what its adapter stands beside."""
+        return {
+            BLUEPRINT: student_files(self.student.model, self.tokenizer, self.template),
+            ADAPTER: adapter_entry(self.student, self.student_source),
+        }
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then update teachers that follow the student, and the memories."""
-        step = self._step(0)
-        super().optimizer_step(*args, **kwargs)
-        done = not self.logged["train/skipped"]
-        if done:
-            self.move_teachers(self._models, step)
-        self._models.memories.end_step(done=done)
+    def check_student(self, checkpoint: Mapping[str, Any]) -> None:
+        """Raise `ConfigurationError` where the checkpoint's adapter stands beside other weights."""
+        check_base(self.student, checkpoint.get(ADAPTER))
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Evaluation]:
         """Let the student answer, and update every metric."""
@@ -215,21 +218,6 @@ class DistillationModule(HostedModule, CheckpointedModule, OptimizedModule):
         """Return the student's completions as rows of prompt, completion, reference and reward."""
         return self._answers(batch, batch_idx).rows()
 
-    def on_train_start(self) -> None:
-        """Begin the first window, in training mode; a search trains several times, and validates in between."""
-        self._window, self._loaded_step = Window(self.trainer), None
-        self.student.train()
-        self._rollouts.clear()
-        self._non_finite.begin(self.trainer, self._window.trained, self.tokenizer)
-
-    def on_train_batch_start(self, *args: Any) -> None:
-        """Begin a micro-batch in the accumulation window."""
-        self.window.begin_micro_batch()
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Count the time until the next rollout as data loading and callbacks."""
-        self.clock.enter("data")
-
     @property
     def answering_engine(self) -> Engine | None:
         """What runs the student in evaluations: the engine that was named, or that of its rollouts, or None."""
@@ -237,62 +225,9 @@ class DistillationModule(HostedModule, CheckpointedModule, OptimizedModule):
         of_rollout = (one.engine for one in writings if one.writers == ("student",) and one.engine is not None)
         return self.evaluation_engine or next(of_rollout, None)
 
-    @property
-    def steps_done(self) -> int:
-        """The optimizer steps that made the student: the trainer's, or those of the checkpoint that is evaluated."""
-        fitting = self.trainer.state.fn == TrainerFn.FITTING
-        return self.global_step if fitting or self._loaded_step is None else self._loaded_step
-
-    @property
-    def window(self) -> Window:
-        """The micro-batches since the last optimizer step."""
-        assert self._window is not None, "Lightning calls `on_train_start` before any step"
-        return self._window
-
-    def _step(self, batch_idx: int) -> Step:
-        fitting = self.trainer.training
-        return Step(
-            index=self.global_step,
-            total=self.total_steps() if fitting else max(self.global_step, 1),
-            # Evaluation draws its own random numbers, so that looking does not change the run.
-            seed=self.seed if fitting else -1 - self.seed,
-            rank=self.global_rank,
-            micro=batch_idx % self.trainer.accumulate_grad_batches if fitting else batch_idx,
-        )
-
-    def _roll_out(self, objective: Objective, batch: PromptBatch, step: Step) -> Rollouts:
-        rollouts = self._rollouts.write(objective.sources, batch, self._models, step)
-        if objective.needs_rewards:  # by the task; rows that are replayed have prompts of their own
-            rollouts = {
-                source: (batch if rows.prompts is None else rows.prompts).rewarded(rows, self.tokenizer)
-                for source, rows in rollouts.items()
-            }
-        for rows in rollouts.values():
-            _ = rows.host_masks  # while the host waits for a rollout anyway; from here on it runs ahead of the device
-        return rollouts
-
-    def _log_step(self, learning_rate: float, closed: ClosedWindow, **others: float) -> None:
-        step, means = self._step(0), closed.means
-        values = {
-            **dict(scheduled_values(self.objective, step.index, step.total)),
-            **means,
-            "grad_norm": closed.norm,
-            **others,
-            "tokens": closed.tokens,
-            "learning_rate": learning_rate,
-            **self._models.memories.numbers(),
-            **self.clock.read(closed.own_tokens),
-        }
-        if "loss" not in values:
-            values["loss"] = sum(value for name, value in means.items() if name.endswith("/loss"))
-        self.logged = {f"train/{name}": float(value) for name, value in values.items()}
-        # Tensors of the host: of numbers Lightning makes tensors of the device, to fetch them again one by one.
-        numbers = self.logged | {"step": step.index + 1, "epoch": self.current_epoch}  # its own step is one less
-        self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in numbers.items()})
-
     def _answers(self, batch: PromptBatch, batch_idx: int) -> Evaluation:
         """Let the student answer."""
-        how = self.evaluation, self._step(batch_idx), self.answering_engine, self.panel
+        how = self.evaluation, self.step_of(batch_idx), self.answering_engine, self.panel
         return Evaluation.sample(batch, self._models, *how)
 
     def _evaluate(self, batch: PromptBatch, batch_idx: int, prefix: str) -> dict[str, Evaluation]:
@@ -305,3 +240,8 @@ class DistillationModule(HostedModule, CheckpointedModule, OptimizedModule):
             self.log(f"{prefix}/{name}", cast(Metric, metric), prog_bar=name == "accuracy", **shared)
         self.log_dict({"step": self.steps_done, "epoch": self.current_epoch}, reduce_fx="max", sync_dist=True, **shared)
         return {"evaluation": evaluation}
+
+    @property
+    def _models(self) -> Models:
+        assert self.models is not None, "Lightning calls `configure_model` before any step"
+        return self.models

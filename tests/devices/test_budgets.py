@@ -114,7 +114,7 @@ def fitted(tmp_path, objective, accumulated, steps):
         f"--trainer.accumulate_grad_batches={accumulated}", "--trainer.limit_val_batches=0", "--validate_first=false",
         "--export.folder=null", "--data.batch_size=4", "--checkpoint.save_last=false",
     )  # fmt: skip
-    roll_out, aside = DistillationModule._roll_out, []
+    roll_out, aside = DistillationModule.roll_out, []
 
     def rolling_out(*arguments):
         with counted() as work:
@@ -123,7 +123,7 @@ def fitted(tmp_path, objective, accumulated, steps):
         return rollouts
 
     with pytest.MonkeyPatch.context() as patch, counted() as work:
-        patch.setattr(DistillationModule, "_roll_out", rolling_out)
+        patch.setattr(DistillationModule, "roll_out", rolling_out)
         debug_run(objective, tmp_path / f"{accumulated}-{steps}", *options)
     assert len(aside) == accumulated * steps
     for rollout in aside if objective in SAMPLING else ():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from veto_pl.core.memory import Memories
 from veto_pl.data.rewards import ExactMatch
-from veto_pl.metrics.rollout_numbers import rollout_numbers
+from veto_pl.metrics.rollout_numbers import rollout_numbers, rollout_sizes
 from veto_pl.models.packing import Packing
 from veto_pl.objectives import SDFT
 from veto_pl.parts.contexts import Peer, Privileged
@@ -21,7 +21,7 @@ from veto_pl.rollouts.replay import ReplayBuffer
 from veto_pl.seams import Sequences, Step
 from veto_pl.testing.rows import tiny_prompts
 from veto_pl.testing.tiny import tiny_models
-from veto_pl.training.nonfinite import _row_reports
+from veto_pl.training.faulty_rows import row_reports
 from veto_pl.training.window import Window
 
 STEP = Step(3, 20)
@@ -122,7 +122,7 @@ def test_rows_that_are_skipped_are_replayed_in_their_order(models):
 @few
 def test_what_is_written_down_of_a_fault_is_the_row(full, models, data):
     rows = masked(full, data)
-    expected, found = (_row_reports(r.prompts, r, None, "rollout", models.tokenizer) for r in (full, rows))
+    expected, found = (row_reports(r.prompts, r, None, "rollout", models.tokenizer) for r in (full, rows))
     assert found == expected
 
 
@@ -200,7 +200,7 @@ def test_a_step_is_as_long_as_its_texts_and_trains_on_what_counts(full, data):
     logged = {}
     for name, given_rows in (("full", full), ("masked", rows)):
         window = Window(trainer)
-        window.add(SimpleNamespace(terms={"loss": _one()}, metrics={}), {"source": given_rows})
+        window.add(SimpleNamespace(terms={"loss": _one()}, metrics=rollout_sizes([given_rows])))
         ((names, values),) = window._logged.items()
         logged[name] = {
             name: total / weight for name, (total, weight) in zip(names, values.tolist(), strict=True) if weight

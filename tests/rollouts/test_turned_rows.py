@@ -16,7 +16,7 @@ from veto_pl.rollouts.replay import ReplayBuffer
 from veto_pl.seams import Ending, Example, PromptBatch, Sequences, Step, Task, pad_left, pad_right
 from veto_pl.testing.dense import dense_loss
 from veto_pl.testing.tiny import tiny_models
-from veto_pl.training.nonfinite import _row_reports
+from veto_pl.training.faulty_rows import row_reports
 
 STEP, EOS = Step(1, 10), 1
 DIALOGUES = [
@@ -132,7 +132,7 @@ def test_a_reward_of_the_environment_stays_and_the_task_judges_the_last_turn_of_
 @SHAPES
 def test_a_report_has_context_and_turns_apart(by_turn, models):
     rows = rows_of(by_turn)
-    reports = _row_reports(rows.prompts, rows, None, "Played", models.tokenizer)
+    reports = row_reports(rows.prompts, rows, None, "Played", models.tokenizer)
     for row, report in enumerate(reports):
         assert report["prompt_ids"] + report["completion_ids"] == rows.input_ids[row][rows.attention_mask[row]].tolist()
         assert len(report["turn_ids"]) == len(report["completion_ids"])

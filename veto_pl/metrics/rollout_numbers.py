@@ -51,6 +51,15 @@ def rollout_numbers(rollouts: Iterable[Sequences], eos_ids: Iterable[int]) -> di
     return {name: sum(stats[1:], stats[0]) for name, stats in numbers.items() if stats}
 
 
+def rollout_sizes(rollouts: Iterable[Sequences]) -> dict[str, Stat]:
+    """Return the lengths of the completions of a micro-batch, and how many of their tokens are trained on."""
+    rows = list(rollouts)
+    written = [one.completion_mask for one in rows]
+    lengths = [Stat(mask.sum().float(), mask.any(1).sum().float()) for mask in written]
+    counted = torch.stack([one.predictions.sum() for one in rows]).sum().float()
+    return {"completion_length": sum(lengths[1:], lengths[0]), "tokens": Stat(counted, counted)}
+
+
 def _own(rows: Sequences) -> Tensor:
     """Return [B, T] bool: what the writer of the completions wrote, without replies that it was given."""
     return rows.completion_mask if rows.turn_ids is None else rows.loss_mask

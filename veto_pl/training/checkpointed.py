@@ -2,51 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.core.own_errors import OwnErrors
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.models.blueprint import BLUEPRINT, student_files
-from veto_pl.seams import LanguageModel, Models, ModelSource
 from veto_pl.storage.checkpoint_io import read_checkpoint
 from veto_pl.storage.checkpoint_place import check_checkpoint
 from veto_pl.storage.sharded_checkpoint import is_sharded
-from veto_pl.training.adapter_checkpoints import ADAPTER, adapter_entry, check_base
 from veto_pl.training.arguments import made_again, plain_arguments
 from veto_pl.training.nonfinite import NonFiniteSteps
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 M = TypeVar("M", bound="CheckpointedModule")
-
-ARGUMENTS = {
-    "objective": "objective", "student": "student_source", "teacher": "teacher_source",
-    "teachers": "further_teachers", "reference": "reference_source", "tokenizer": "tokenizer_source",
-    "optimizer": "optimizer",
-    "lr_schedule": "lr_schedule", "evaluation": "evaluation", "evaluation_engine": "evaluation_engine",
-    "metrics": "metrics", "seed": "seed", "skip_limit": "skip_limit", "roll_out_window": "rolls_out_window",
-}  # fmt: skip
-"""The arguments of a module, with the attributes that hold them."""
 
 
 class CheckpointedModule(OwnErrors, L.LightningModule):
     """Saves what resuming and exporting need beside the weights, and can be made from a checkpoint.
 
     Attributes:
+        arguments: the arguments of the constructor, with the attributes that hold them.
         run_config: YAML of the run, where a configuration describes it.
         seed: of the run.
     """
 
-    student: LanguageModel
-    student_source: ModelSource
-    tokenizer: PreTrainedTokenizerBase
-    template: Any
-    models: Models | None
+    arguments: ClassVar[Mapping[str, str]] = {}
+    models: Any
     run_config: str | None
     seed: int
     _seed_was_open: bool
@@ -55,14 +39,18 @@ class CheckpointedModule(OwnErrors, L.LightningModule):
 
     def tell_arguments(self) -> None:
         """Keep the arguments in plain values as `hparams`, for loggers and checkpoints."""
-        self.save_hyperparameters(plain_arguments({name: getattr(self, of) for name, of in ARGUMENTS.items()}))
+        self.save_hyperparameters(plain_arguments({name: getattr(self, of) for name, of in self.arguments.items()}))
+
+    def student_entries(self) -> dict[str, Any]:
+        """Return what an export needs beside the weights, by its keys in a checkpoint; nothing by default."""
+        return {}
+
+    def check_student(self, checkpoint: Mapping[str, Any]) -> None:
+        """Raise `ConfigurationError` where the checkpoint is not of such a student; by default it always is."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the student's files for an export, the configuration as YAML, the seed, the memories and the count of
-        skipped steps.
-        """
-        checkpoint[BLUEPRINT] = student_files(self.student.model, self.tokenizer, self.template)
-        checkpoint[ADAPTER] = adapter_entry(self.student, self.student_source)
+        """Add what an export needs, the configuration, the seed, the memories and the count of skipped steps."""
+        checkpoint |= self.student_entries()
         checkpoint["veto_pl_config"] = self.run_config
         checkpoint["veto_pl_seed"] = self.seed
         checkpoint["veto_pl_memories"] = self._models.memories.states()
@@ -73,7 +61,7 @@ class CheckpointedModule(OwnErrors, L.LightningModule):
 
         The run keeps its seed, unless another one was given.
         """
-        check_base(self.student, checkpoint.get(ADAPTER))
+        self.check_student(checkpoint)
         self._loaded_step = checkpoint.get("global_step")
         self._models.memories.restore(checkpoint.get("veto_pl_memories", []))
         self._non_finite.in_a_row = checkpoint.get("veto_pl_skipped_in_a_row", 0)
@@ -135,6 +123,6 @@ class CheckpointedModule(OwnErrors, L.LightningModule):
         return module
 
     @property
-    def _models(self) -> Models:
+    def _models(self) -> Any:
         assert self.models is not None, "Lightning calls `configure_model` before any step"
         return self.models

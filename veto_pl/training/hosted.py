@@ -10,7 +10,6 @@ from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcess
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from veto_pl.core.mistakes import check_kind
 from veto_pl.core.own_errors import OwnErrors
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams import Models, ModelSource, Objective, Step
@@ -19,14 +18,13 @@ from veto_pl.training.evaluation import add_sources
 
 
 def check_models(objective: Objective, teachers: Mapping[str, ModelSource], reference: ModelSource | None) -> None:
-    """Raise `ConfigurationError` where an objective is none, or needs a model that is not given.
+    """Raise `ConfigurationError` where an objective needs a model that is not given.
 
     Args:
         objective: says what it needs.
         teachers: all of them, by name.
         reference: the further frozen model, or None.
     """
-    check_kind(objective, Objective, "model.objective", "an `Objective`")
     name = type(objective).__name__
     if reference is None and objective.needs_reference:
         raise ConfigurationError(f"`{name}` needs a reference, but `model.reference` is not set. Name one there.")
@@ -101,12 +99,6 @@ class HostedModule(OwnErrors, L.LightningModule):
         """The template that makes the prompts of the run; None where the data module has none."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         return getattr(data, "row_template", getattr(data, "template", None))
-
-    @property
-    def tokens_are_read(self) -> bool:
-        """Return whether a callback wants the values of each token: it has the attribute `reads_tokens`."""
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        return any(getattr(callback, "reads_tokens", False) for callback in callbacks)
 
     def setup(self, stage: str) -> None:
         """Measure each data set of a mixture by itself, too."""

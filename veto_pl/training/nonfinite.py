@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
@@ -13,16 +12,17 @@ from torch import nn
 from torch.optim import Optimizer
 
 from veto_pl.exceptions import ConfigurationError, NonFiniteError
-from veto_pl.seams import Faults, LossOutput, PromptBatch, Rollouts, Sequences
 from veto_pl.storage.run_folder import run_folder
 from veto_pl.storage.waiting_lines import WaitingLines, shared_lines
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
-    from transformers import PreTrainedTokenizerBase
 
 FAULTS = "faults.jsonl"
+RowReports = Callable[[], list[dict[str, Any]]]
+"""Says what the rows of a micro-batch were: `row`, `not_finite` and what describes each. It is asked only if needed."""
 SHOWN_ROWS, SHOWN_CHARACTERS, SHOWN_STEPS = 3, 80, 10
+SHOWN_TEXTS = ("prompt", "completion")
 
 
 class NonFiniteSteps:
@@ -52,24 +52,20 @@ class NonFiniteSteps:
         self.in_a_row = 0
         self._reported = 0
         self._lines: WaitingLines | None = None
-        self._kept_rows: list[tuple[PromptBatch, Sequences, Faults | None, str]] = []
+        self._kept_rows: list[RowReports] = []
 
-    def begin(self, trainer: Trainer, parameters: Sequence[nn.Parameter], tokenizer: PreTrainedTokenizerBase) -> None:
+    def begin(self, trainer: Trainer, parameters: Sequence[nn.Parameter]) -> None:
         """Begin a fit.
 
         Args:
             trainer: runs it.
             parameters: those that are trained.
-            tokenizer: turns the rows that are reported into text.
         """
-        self._run = trainer, parameters, tokenizer
+        self._run = trainer, parameters
 
-    def keep_rows(self, batch: PromptBatch, rollouts: Rollouts, output: LossOutput) -> None:
-        """Keep the rows of a micro-batch until the step is decided, and what the objective says about them."""
-        for source, rows in rollouts.items():
-            kept = replace(rows, teacher_scores=None)
-            prompts = batch if rows.prompts is None else rows.prompts
-            self._kept_rows.append((prompts, kept, output.faults.get(source), type(source).__name__))
+    def keep_rows(self, reports: RowReports) -> None:
+        """Keep what says which rows a micro-batch had until the step is decided."""
+        self._kept_rows.append(reports)
 
     def skip_if_not_finite(self, optimizer: Optimizer, means: Mapping[str, float], norm: float) -> bool:
         """Return whether the step is skipped; if so, drop its gradients and report its rows.
@@ -90,12 +86,12 @@ class NonFiniteSteps:
         if not broken:
             self.in_a_row = 0
             return False
-        trainer, parameters, tokenizer = self._run
+        trainer, parameters = self._run
         _drop_gradients(parameters, optimizer, scaled=_scale(trainer) is not None)
         if broken == ["gradient"] and (_scale(trainer) or 0.0) > 1:
             return True
         self.in_a_row += 1
-        rows = [row for part in kept_rows for row in _row_reports(*part, tokenizer)]
+        rows = [row for reports in kept_rows for row in reports()]
         self._report(trainer, broken, _gather_rows(rows, trainer))
         if self.in_a_row == self.limit:
             self.in_a_row = 0  # a run that is resumed has all its steps again
@@ -159,29 +155,6 @@ def _scale(trainer: Trainer) -> float | None:
     return None if scaler is None else float(scaler.get_scale())
 
 
-def _row_reports(
-    prompts: PromptBatch, rows: Sequences, faults: Faults | None, rollout: str, tokenizer: PreTrainedTokenizerBase
-) -> list[dict[str, Any]]:
-    """Return each row as it is written down; `not_finite` is empty for a row that is not to blame."""
-    marks = {} if faults is None else {"loss": faults.loss.tolist(), "gradient": faults.gradient.tolist()}
-    behind = rows.completion_mask
-    before = rows.attention_mask & ~behind
-    numbers = prompts.numbers[rows.prompt_rows].tolist()
-    described = []
-    for i, number in enumerate(numbers):
-        prompt, completion = (rows.input_ids[i][mask[i]].tolist() for mask in (before, behind))
-        described.append({
-            "row": number,
-            "not_finite": [name for name, marked in marks.items() if marked[i]],
-            "prompt": tokenizer.decode(prompt),
-            "completion": tokenizer.decode(completion),
-            "rollout": rollout,
-            "prompt_ids": prompt,
-            "completion_ids": completion,
-        } | ({} if rows.turn_ids is None else {"turn_ids": rows.turn_ids[i][behind[i]].tolist()}))  # fmt: skip
-    return described
-
-
 def _gather_rows(rows: list[dict[str, Any]], trainer: Trainer) -> list[dict[str, Any]]:
     """Gather the rows of all ranks, with the rank of each. Collective: call it on every rank."""
     parts: list[list[dict[str, Any]] | None] = [rows]
@@ -192,9 +165,8 @@ def _gather_rows(rows: list[dict[str, Any]], trainer: Trainer) -> list[dict[str,
 
 
 def _row_summary(row: Mapping[str, Any]) -> str:
-    prompt, completion = (_shorten(row[name]) for name in ("prompt", "completion"))
-    what = " and ".join(row["not_finite"])
-    return f"row {row['row']} on rank {row['rank']} ({what}), prompt {prompt!r}, completion {completion!r}"
+    shown = ", ".join(f"{name} {_shorten(row[name])!r}" for name in SHOWN_TEXTS if name in row)
+    return f"row {row['row']} on rank {row['rank']} ({' and '.join(row['not_finite'])}), {shown}"
 
 
 def _shorten(text: str) -> str:

@@ -12,12 +12,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.sharding import sum_shards
-from veto_pl.seams import LossOutput, Rollouts, Stat
+from veto_pl.seams import LossOutput, Stat
 from veto_pl.training.normalisation import GradientLedger, merge_terms
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
+COUNTED = "tokens"
+"""The number among those of a micro-batch that says how much of it is trained on; it is summed, not divided."""
 LOGGED_WHEN_EMPTY = ("loss", "completion_length")
 """Logged as 0 where no row of a step counts; other means over nothing are left out."""
 
@@ -29,8 +31,8 @@ class ClosedWindow:
     Args:
         means: of what was logged, over all ranks.
         norm: 2-norm of the normalised gradient, over all ranks.
-        tokens: completion tokens, over all ranks.
-        own_tokens: completion tokens of this rank.
+        tokens: what was trained on, such as completion tokens, over all ranks.
+        own_tokens: the same of this rank.
     """
 
     means: dict[str, float]
@@ -65,8 +67,11 @@ class Window:
         """
         self._synchronise(not self._ledger.separate)
 
-    def add(self, output: LossOutput, rollouts: Rollouts) -> Tensor:
+    def add(self, output: LossOutput) -> Tensor:
         """Add the terms and the logged values of a micro-batch.
+
+        Args:
+            output: its `metrics` have `tokens`, how much is trained on.
 
         Returns:
             The undivided loss.
@@ -85,7 +90,7 @@ class Window:
             )
         self._terms = terms
         self._ledger.record(terms)
-        self._log({**output.terms, **output.metrics, **_rollout_stats(rollouts)})
+        self._log({**output.terms, **output.metrics})
         return torch.stack([stat.total for stat in terms.values()]).sum()
 
     def _log(self, stats: Mapping[str, Stat]) -> None:
@@ -116,10 +121,10 @@ class Window:
         own, self._logged = _by_name(self._logged), {}
         sums = self.all_reduce(torch.stack(list(own.values())).double())
         self.norm = sum_shards(nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None]))
-        others = [self.norm.to(sums), own["tokens"][0].to(sums)]
+        others = [self.norm.to(sums), own[COUNTED][0].to(sums)]
         *flat, norm, own_tokens = torch.cat([sums.flatten(), torch.stack(others)]).tolist()
         pairs = dict(zip(own, zip(flat[::2], flat[1::2], strict=True), strict=True))
-        tokens, _ = pairs.pop("tokens")
+        tokens, _ = pairs.pop(COUNTED)
         means = {
             name: total / (weight or 1.0)
             for name, (total, weight) in pairs.items()
@@ -147,14 +152,6 @@ class Window:
         if isinstance(self.trainer.strategy.model, DistributedDataParallel):
             return self.all_reduce(gradient)
         return gradient * self.trainer.world_size
-
-
-def _rollout_stats(rollouts: Rollouts) -> dict[str, Stat]:
-    """Return the lengths of the completions of a micro-batch, and how many of their tokens count."""
-    written = [rows.completion_mask for rows in rollouts.values()]
-    lengths = [Stat(mask.sum().float(), mask.any(1).sum().float()) for mask in written]
-    counted = torch.stack([rows.predictions.sum() for rows in rollouts.values()]).sum().float()
-    return {"completion_length": sum(lengths[1:], lengths[0]), "tokens": Stat(counted, counted)}
 
 
 def _by_name(groups: Mapping[tuple[str, ...], Tensor]) -> dict[str, Tensor]:
