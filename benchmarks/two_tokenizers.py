@@ -25,9 +25,9 @@ greedy accuracy on 400 held-out rows counts where its 95% t interval excludes 0.
 The share of the student's tokens that are compared (`train/aligned` of the last step) is reported beside them.
 
 On seed 0 another form of the task was tried first, with a space in front of the answer, which the teacher's tokenizer
-merges with it: there all methods of two tokenizers fell below the start (19.2%), at rates of 1e-4, 5e-4 and 2e-3, while
-the bound stayed at it (18.3 to 20.7%) at the first two. The rate and two completions of a prompt were chosen then; this
-form was not run before the rule.
+merges with it: there `OPD` and `SimCT` fell below the start (19.2%) at rates of 1e-4 and 5e-4, to between 2.0 and
+14.5%, while the bound stayed at it (18.3 and 20.7%); at 2e-3 all methods fell, the bound too. The rate and two
+completions of a prompt were chosen then; this form was not run before the rule.
 """
 
 from __future__ import annotations
