@@ -35,10 +35,11 @@ from veto_pl.seams import (
     TokenizerSource,
 )  # fmt: skip
 from veto_pl.training.adapter_checkpoints import ADAPTER, adapter_entry, check_base, leave_out_bases
-from veto_pl.training.evaluation import Evaluation, compared_by, compute_all, validation_metrics
+from veto_pl.training.evaluation import Evaluation
 from veto_pl.training.faulty_rows import reports_of
 from veto_pl.training.fsdp import FullyShard
 from veto_pl.training.hosted import HostedModule, check_models
+from veto_pl.training.measured import compared_by, compute_all, validation_metrics
 from veto_pl.training.on_policy import OnPolicyModule
 from veto_pl.training.optimizers import default_optimizer
 from veto_pl.training.window_rollouts import WindowRollouts
@@ -166,6 +167,7 @@ class DistillationModule(HostedModule, OnPolicyModule):
             }
         for rows in rollouts.values():
             _ = rows.host_masks  # while the host waits for a rollout anyway; from here on it runs ahead of the device
+        self.look_at_templates(self.objective, rollouts, self._models, step)
         return rollouts
 
     def numbers_of(self, rollouts: Rollouts) -> dict[str, Stat]:

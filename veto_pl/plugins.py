@@ -26,6 +26,8 @@ GROUP = "veto_pl.plugins"
 BUILT_IN = (
     "veto_pl.parts.advantages",
     "veto_pl.parts.contexts",
+    "veto_pl.parts.own_template",
+    "veto_pl.parts.panels",
     "veto_pl.data",
     "veto_pl.parts.divergences",
     "veto_pl.environments",
@@ -37,6 +39,7 @@ BUILT_IN = (
     "veto_pl.parts.supports",
     "veto_pl.parts.targets",
     "veto_pl.parts.weightings",
+    "veto_pl.parts.wrong_peer",
 )
 
 

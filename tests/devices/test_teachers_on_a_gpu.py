@@ -1,12 +1,14 @@
 """Several teachers on the pretended GPU: the CPU's losses and gradients, and a host that does not wait for places."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
+from veto_pl.functional.own_ends import Ends
 from veto_pl.objectives import OPD, Distill
-from veto_pl.parts.panels import Routed, Together
+from veto_pl.parts.contexts import SameText
+from veto_pl.parts.panels import Routed, Shifted, Together
 from veto_pl.rollouts import FromDataset
 from veto_pl.seams import Step
 from veto_pl.testing.pretended_gpu import counted
@@ -15,10 +17,23 @@ from veto_pl.testing.tiny import prompt_batch, tiny_models
 DEVICE = "gpu:0"
 STEP = Step(2, 10)
 WORDS = ["abc", "d", "efghij", "ka"]
+
+
+@dataclass(frozen=True)
+class Ending(SameText):
+    """A teacher that ends its texts by another id than the student."""
+
+    def ends(self, models):
+        return Ends((1,), (3, 4))
+
+
 CASES = {
     "routed": (Distill(panel=Routed(otherwise="leave"), rollout=FromDataset()), 1),
     "routed policy gradient": (OPD(panel=Routed(), rollout=FromDataset(), importance_cap=None), 1),
     "together": (Distill(panel=Together({"teacher": 0.3, "other": 0.7}), rollout=FromDataset()), 0),
+    "a mixture": (Distill(panel=Together({"teacher": 0.3, "other": 0.7}, combine="target"), rollout=FromDataset()), 0),
+    "shifted": (Distill(panel=Shifted({"other": "teacher"}), rollout=FromDataset()), 0),
+    "other ends": (Distill(panel=Together(), rollout=FromDataset(), context=Ending()), 0),
 }
 """Objectives, and how often the host waits more than for one: which prompt a row continues is on the device."""
 
@@ -50,6 +65,6 @@ def test_several_teachers_do_what_they_do_on_the_cpu(case):
     torch.testing.assert_close(there[1], expected[1], rtol=1e-4, atol=1e-4)
     for name, stat in expected[0].metrics.items():
         torch.testing.assert_close(there[0].metrics[name].total.cpu(), stat.total, rtol=1e-4, atol=1e-5)
-    alone = update(replace(objective, panel=type(objective)().panel), DEVICE)
+    alone = update(replace(objective, panel=type(objective)().panel, context=SameText()), DEVICE)
     extra = there[2] - alone[2]
     assert sum(extra.values()) == more, extra

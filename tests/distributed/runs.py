@@ -20,11 +20,12 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from veto_pl import DistillationModule, PromptDataModule
 from veto_pl.callbacks import ExtrapolationMonitor
-from veto_pl.data import ExactMatch, JsonLines
+from veto_pl.data import ExactMatch, JsonLines, PlainTemplate
 from veto_pl.data.sampler import RankSampler
 from veto_pl.models import CharacterTokenizer, Lora, MovingAverage, Pretrained, StudentBase
 from veto_pl.models.sharding import full_weights
 from veto_pl.objectives import (
+    MADOPD,
     OPD,
     SFT,
     Distill,
@@ -35,8 +36,9 @@ from veto_pl.objectives import (
     Veto,
 )
 from veto_pl.parts.advantages import FutureLogRatio
+from veto_pl.parts.own_template import OwnTemplate
 from veto_pl.parts.panels import Routed, Together
-from veto_pl.rollouts import FromDataset, FromStudent, Mixture, Played, Sampling
+from veto_pl.rollouts import Debate, FromDataset, FromStudent, Mixture, Played, Sampling
 from veto_pl.seams import Environment, Episode, Reply, RolloutSource
 from veto_pl.testing.examples import first_examples
 from veto_pl.testing.tiny import ALPHABET, tiny_source
@@ -116,12 +118,24 @@ OBJECTIVES = FAMILY | {
 ROUTES = {"to": "teacher", "half": "teacher"}, {"to": "other", "half": ""}
 """Which teacher the rows of each of two ranks name, where they are not shuffled."""
 HINTED = replace(FAMILY["SDFT"], panel=Routed(column="to"))
+DEBATE = Debate(
+    sampling=Sampling(max_new_tokens=5), first="a>{state}", following="{debate}{state}", reading="{debate}b>{state}",
+    entry="{text}>", keep_cut=True,
+)  # fmt: skip
 PANELS = {
     "routed": Veto(rollout=SAMPLED, panel=Routed(column="to")),
     "routed policy gradient": OPD(rollout=FOUR, reward_weight=0.5, panel=Routed(column="to")),
     "routed, hinted": HINTED,
     "half of the rows": Veto(rollout=SAMPLED, aggregation="sequence", panel=Routed(column="half", otherwise="leave")),
     "together": Distill(rollout=SAMPLED, panel=Together({"teacher": 0.3, "other": 0.7})),
+    "mixture": Distill(rollout=SAMPLED, panel=Together({"teacher": 0.3, "other": 0.7}, combine="target")),
+    "its own template": Distill(
+        rollout=SAMPLED, panel=Routed(column="to"), context=OwnTemplate({"other": PlainTemplate("ab{prompt}")})
+    ),
+    "debate": MADOPD(rollout=SAMPLED, panel=DEBATE),
+    "debate, no row": MADOPD(rollout=EvenOnly(SAMPLED, drop=True), panel=DEBATE),
+    "debate, no token": MADOPD(rollout=EvenOnly(SAMPLED), panel=DEBATE, aggregation="token"),
+    "debate of turns": MADOPD(rollout=PLAYED, panel=replace(DEBATE, rounds=1), aggregation="turn"),
     "one hot": Distill(rollout=SAMPLED, panel=Together({"teacher": 0.0, "other": 1.0})),
 }
 """Objectives with two teachers, one of which a rank may not need."""

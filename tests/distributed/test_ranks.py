@@ -71,9 +71,9 @@ CASES = {
     "adapter and its average": case("sum", source="adapter and its average"),
 }
 
-SHARDED = (*PAPERS, "ListOPD", "DistiLLM2", "SKD", "BRTS", "SDPO")
+SHARDED = (*PAPERS, "ListOPD", "DistiLLM2", "SKD", "BRTS", "SDPO", "RLCSD")
 """Of the family: four, and those with a third model, a look ahead, two writers, a second try, another prompt for the
-teacher."""
+teacher, several such prompts."""
 KEYS = [
     (name, strategy)
     for name in CASES
@@ -83,15 +83,15 @@ KEYS = [
 FAST = {
     "ddp": ("Veto", "MiniLLM, accumulation", "sum, accumulation", "Veto, no row", "OPD, rewarded", "SDPO", "phases",
             "ListOPD, watched", "adapter and its average", "routed", "half of the rows", "episodes",
-            "spread", "units, no unit"),
+            "debate", "spread", "units, no unit"),
     "fsdp2": ("MiniLLM", "sum, accumulation", "Veto, no token", "Veto, no row, layer by layer", "coin per sample",
               "episodes, layer by layer", "SFT per sequence", "DistiLLM2", "SKD", "BRTS", "ListOPD, watched",
               "MiniLLM, whole teacher", "MiniLLM, not whitened, bf16-mixed",
               "Veto, activation checkpointing, bf16-mixed", "an uneven last batch, read ahead", "stored weights",
               "soft cap", "adapter, bf16-mixed", "adapter and its base", "routed, accumulation",
-              "routed, hinted, layer by layer", "half of the rows", "together", "units",
-              "spread, no unit, layer by layer",
-              "spread, routed", "spread, adapter"),
+              "routed, hinted, layer by layer", "half of the rows", "together", "mixture", "its own template",
+              "RLCSD", "debate, no row, layer by layer", "debate, no token", "debate of turns", "units",
+              "spread, no unit, layer by layer", "spread, routed", "spread, adapter"),
 }  # fmt: skip
 """Of each kind a case under a strategy that it matters to; the others show the same with other objectives."""
 MARKED = [

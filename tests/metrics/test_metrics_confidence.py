@@ -14,7 +14,7 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.metrics import CalibrationError, PassAtK, PassBound, PassCurve, SequenceLogProb
 from veto_pl.metrics.generations import Generations
 from veto_pl.rollouts import Sampling
-from veto_pl.training.evaluation import validation_metrics
+from veto_pl.training.measured import validation_metrics
 
 
 def of_rewards(rewards):

@@ -32,7 +32,7 @@ from veto_pl.metrics import (
 )
 from veto_pl.metrics.top_k import Quantity
 from veto_pl.rollouts import Sampling
-from veto_pl.training.evaluation import validation_metrics
+from veto_pl.training.measured import validation_metrics
 
 
 def rows_of(logp):

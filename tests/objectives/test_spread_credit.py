@@ -90,9 +90,11 @@ def test_every_policy_gradient_aligns_that_reads_no_more_than_the_sampled_tokens
         for kind in map(vars(objectives).get, dir(objectives))
         if isinstance(kind, type) and issubclass(kind, PolicyGradient) and kind is not PolicyGradient
     }
-    told = {kind: {one.aligns_tokenizers for one in examples_of(kind)} for kind in found}
+    examples = {kind: examples_of(kind) for kind in found}
+    found = {kind for kind in found if all(one.panel.is_neutral for one in examples[kind])}
+    told = {kind: {one.aligns_tokenizers for one in examples[kind]} for kind in found}
     assert {kind for kind, says in told.items() if says == {True}} == ALIGNED
-    assert {kind.__name__ for kind in found - ALIGNED} == {"VOPD", "TailPenalty"}
+    assert {kind.__name__ for kind in found - ALIGNED} == {"RLCSD", "VOPD", "TailPenalty"}
     assert not Distill(divergence=None, advantage=WithReward(CentredLogRatio())).aligns_tokenizers
     assert not Distill(advantage=LogRatio()).aligns_tokenizers
 

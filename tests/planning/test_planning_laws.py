@@ -10,7 +10,24 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.planning.conftest import VOCABULARY, llama, module, on_policy, part, planned
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.objectives import GKD, SFT, VOPD, DistiLLM2, MiniLLM, Phases, SeqKD, Sum, SupervisedKD, UniOPD, Veto
+from veto_pl.objectives import (
+    GKD,
+    RLCSD,
+    SFT,
+    VOPD,
+    Distill,
+    DistiLLM2,
+    MiniLLM,
+    Phases,
+    SeqKD,
+    ShiftMOPD,
+    Sum,
+    SupervisedKD,
+    UniOPD,
+    Veto,
+)
+from veto_pl.parts.own_template import OwnTemplate
+from veto_pl.parts.panels import Shifted, Together
 from veto_pl.parts.schedules import Linear
 from veto_pl.planning.devices import device
 from veto_pl.planning.observation import Observation
@@ -170,6 +187,9 @@ def test_chunks_bound_the_loss_head():
         SupervisedKD(gold_weight=0.5),
         Sum(terms={"one": SupervisedKD(), "two": SupervisedKD(temperature=2.0)}),
         UniOPD(rollout=FromStudent(Sampling(max_new_tokens=4, num_completions=2))),
+        RLCSD(rollout=FromStudent(Sampling(max_new_tokens=4, num_completions=2))),
+        ShiftMOPD(rollout=FromStudent(Sampling(max_new_tokens=4)), panel=Shifted({"teacher": "teacher"})),
+        Distill(panel=Together(combine="target"), context=OwnTemplate()),
     ],
     ids=lambda objective: type(objective).__name__,
 )

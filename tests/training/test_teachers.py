@@ -16,9 +16,9 @@ from veto_pl.data.tasks.mixed import DataSet, Mixed
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.metrics.agreement import ForwardKL
 from veto_pl.models import CharacterTokenizer, MovingAverage
-from veto_pl.objectives import OPD, SFT, Distill, MiniLLM, Sum
+from veto_pl.objectives import MADOPD, OPD, SFT, Distill, MiniLLM, Sum
 from veto_pl.parts.panels import OneTeacher, Routed, Together
-from veto_pl.rollouts import FromDataset, FromStudent, FromTeacher, Sampling
+from veto_pl.rollouts import Debate, FromDataset, FromStudent, FromTeacher, Sampling
 from veto_pl.seams import Step
 from veto_pl.testing.tiny import ALPHABET, prompt_batch, tiny_models, tiny_source
 from veto_pl.training.evaluation import Evaluation
@@ -151,6 +151,14 @@ REFUSED = {
     "a writer": (
         {"objective": Distill(rollout=FromTeacher(), panel=Routed())},
         r"`Distill` needs the teacher `teacher` for its `FromTeacher`, but `model\.teacher` is not set",
+    ),
+    "a writer without a reader": (
+        {"objective": SFT(rollout=FromTeacher(teacher="art"))},
+        r"`SFT` needs the teacher `art` for its `FromTeacher`, but `model\.teachers\.art` is not set; the run has",
+    ),
+    "a debate": (
+        {"objective": MADOPD(panel=Debate(("maths", "art")))},
+        r"`MADOPD` needs the teacher `art` for its `Debate`, but `model\.teachers\.art` is not set; the run has",
     ),
     "two writers": ({"objective": MiniLLM()}, "`MiniLLM` needs the teacher `teacher` for its `OneTeacher`"),
     "a role": (

@@ -9,6 +9,7 @@ from veto_pl.core.mistakes import Mistake, shorten
 from veto_pl.exceptions import VetoError
 from veto_pl.models.trainable import quantisation
 from veto_pl.rollouts import Sampling
+from veto_pl.seams import Panel
 
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -79,8 +80,10 @@ def _answers(setup: RunSetup) -> Iterator[tuple[str, int]]:
         yield "model.evaluation.max_new_tokens", setup.module.evaluation.max_new_tokens
     if setup.stage != "fit":
         return
+    # What a panel lets teachers write, the panel checks.
+    panels = tuple(f"{path}." for path, part in setup.parts() if isinstance(part, Panel))
     for path, part in setup.parts():
-        if isinstance(part, Sampling):
+        if isinstance(part, Sampling) and not path.startswith(panels):
             yield f"{path}.max_new_tokens", part.max_new_tokens
     if setup.references_for:
         yield "data.max_completion_tokens", setup.data.max_completion_tokens

@@ -132,7 +132,9 @@ def use_of_the_models(setup: RunSetup) -> Iterator[Mistake]:
             yield Mistake(f"{path}.init_args.panel", f"a panel for `{type(part).__name__}`, which reads no teacher",
                           "none", "Nobody would ask it; leave it out.", fatal=False)  # fmt: skip
     contexts = [part for _, part in setup.parts() if isinstance(part, TeacherContext)]
-    if setup.stage != "fit" or not all(context.is_neutral for context in contexts):
+    # Told more, or beside others whose differences count, the student's start has something to teach.
+    told = not all(context.is_neutral for context in contexts)
+    if setup.stage != "fit" or told or any(panel.pool is not None for panel in module.objective.panels):
         return
     for teacher, source in module.teacher_sources.items():
         starts = list(inside(source, ModelSource))  # type: ignore[type-abstract]
@@ -149,7 +151,7 @@ def _teachers_asked(setup: RunSetup) -> set[str]:
     measured = any(getattr(metric, "needs_teacher", False) for metric in module.validation_metrics.values())
     panels = [*module.objective.panels, *([module.panel] if measured and module.panel is not None else [])]
     asked = {teacher for panel in panels for teacher in panel.asks(named)}
-    writers = {role for source in module.objective.sources for one in source.writings() for role in one.writers}
+    writers = {role for one in module.objective.writings(named) for role in one.writers}
     alone = {TEACHER} if module.objective.needs_teacher and not module.objective.panels else set()
     return asked | writers | alone
 

@@ -82,10 +82,30 @@ def whiten(
     """
     summed = all_reduce or (lambda value: value)
     count = summed(mask.sum().to(values.dtype)).clamp_min(1)
+    shifted = centred(values, mask, all_reduce)
+    variance = summed(shifted.square().sum()) / count
+    return shifted * torch.rsqrt(variance + epsilon)
+
+
+def centred(values: Tensor, mask: Tensor, all_reduce: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    r"""Shift values to zero mean over the tokens of the batch, on all ranks together.
+
+    Args:
+        values: [B, S].
+        mask: [B, S] bool.
+        all_reduce: sums over the ranks; the tokens of this rank stand for themselves by default.
+
+    Returns:
+        [B, S]. It couples the rows of a batch: splitting the batch changes the result.
+
+    Example:
+        >>> centred(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[True, True, False]]))
+        tensor([[-1.,  1.,  0.]])
+    """
+    summed = all_reduce or (lambda value: value)
+    count = summed(mask.sum().to(values.dtype)).clamp_min(1)
     mean = summed(values.masked_fill(~mask, 0.0).sum()) / count
-    centred = (values - mean).masked_fill(~mask, 0.0)
-    variance = summed(centred.square().sum()) / count
-    return centred * torch.rsqrt(variance + epsilon)
+    return (values - mean).masked_fill(~mask, 0.0)
 
 
 def discounted_sum(values: Tensor, mask: Tensor, discount: float) -> Tensor:

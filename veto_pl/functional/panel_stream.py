@@ -22,6 +22,7 @@ from veto_pl.functional.chunk_size import ChunkRows, chunk_size
 from veto_pl.functional.compilation import Compile, evaluator
 from veto_pl.functional.gradients import Gradients
 from veto_pl.functional.heads import Head, full_precision
+from veto_pl.functional.own_ends import Ends
 from veto_pl.functional.sides import Side
 
 BLOCK_ELEMENTS = 2**18
@@ -41,12 +42,16 @@ class Reader:
         places: [M] int64 on the host, ascending: the student's row that each of its rows stands for; None where each
             stands for its own.
         index: `places` on the student's device.
+        ends: by which ids student and teacher end a text; None where by the same.
+        written: [M] int64 on the device, the student's tokens, with `ends`.
     """
 
     hidden: Tensor | None = None
     head: Head | None = None
     places: Tensor | None = None
     index: Tensor | None = None
+    ends: Ends | None = None
+    written: Tensor | None = None
 
 
 class PanelStream:
@@ -176,6 +181,7 @@ class PanelStream:
         padding = logits[0][rows, self.head.vocab_size :]
         target = student if into is logits[0] else None if into is None else into[tokens]
         place = slice(start + rows.start, start + rows.start + len(student))
+        teacher = turn.seat.renamed(teacher, place)
         here = {name: values[place] for name, values in turn.given.items()}
         raw = Raw(student, teacher, padding, (self._student.head.scale_and_cap, *turn.seat.scale))
         with full_precision(student.device):
@@ -204,6 +210,7 @@ class _Seat:
 
     def __init__(self, reader: Reader, rows: int, vocab_size: int) -> None:
         self.places, self._index = reader.places, reader.index
+        self._ends, self._written = reader.ends, reader.written
         self.side: Side | None = None
         self.count = rows if reader.places is None else len(reader.places)
         if reader.hidden is not None and reader.head is not None:
@@ -231,6 +238,12 @@ class _Seat:
     def logits(self, span: slice) -> Tensor | None:
         """Return the [m, R] logits of a span of its rows, or None where it is no teacher."""
         return None if self.side is None else self.side.logits(span, False)
+
+    def renamed(self, logits: Tensor | None, rows: slice) -> Tensor | None:
+        """Return the [m, V] logits of some of its rows with its end of a text in the place of the student's."""
+        if logits is None or self._ends is None or self._written is None:
+            return logits
+        return self._ends.renamed(logits, self._written[rows])
 
 
 @dataclass(frozen=True)

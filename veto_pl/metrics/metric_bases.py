@@ -42,10 +42,11 @@ class _Mean(Part, Metric, ABC):
         """Return total divided by weight; 0 before the first update."""
         return (self.total / self.weight.clamp_min(torch.finfo(torch.float64).tiny)).float()
 
-    def _add(self, values: Tensor) -> None:
+    def _add(self, values: Tensor, weights: Tensor | None = None) -> None:
         # Not in place: a validation before the fit leaves tensors of inference mode behind.
-        self.total = self.total + values.double().sum()
-        self.weight = self.weight + values.numel()
+        weighed = values.double() if weights is None else values.double() * weights
+        self.total = self.total + weighed.sum()
+        self.weight = self.weight + (values.numel() if weights is None else weights.double().sum())
 
     def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
         wrapped = super()._wrap_compute(compute)
@@ -84,12 +85,19 @@ class TokenMetric(_Mean):
     needs_teacher = True
     needs_ids = False
 
-    def update(self, student_logp: Tensor, teacher_logp: Tensor | None, *token_ids: Tensor) -> None:
+    def update(
+        self,
+        student_logp: Tensor,
+        teacher_logp: Tensor | None,
+        *token_ids: Tensor,
+        weights: Tensor | None = None,
+    ) -> None:
         """Add tokens: [N, V] log-probabilities of the student, and of the teacher where there is one.
 
-        `token_ids` is [N] of what was written, and there if the metric `needs_ids`.
+        `token_ids` is [N] of what was written, and there if the metric `needs_ids`. `weights` is [N], the teacher's
+        share of each token; None where it alone reads it.
         """
-        self._add(self.per_token(student_logp, teacher_logp, *token_ids))
+        self._add(self.per_token(student_logp, teacher_logp, *token_ids), weights)
 
     @abstractmethod
     def per_token(self, student_logp: Tensor, teacher_logp: Tensor | None) -> Tensor:

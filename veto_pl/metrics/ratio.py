@@ -59,6 +59,6 @@ class TargetRatio(TokenMetric):
         """Return the mean or the largest over the tokens, in powers of ten; 0 where there are no tokens."""
         return super().compute() if self.over == "mean" else self.peak.float()
 
-    def _add(self, values: Tensor) -> None:
-        super()._add(values)
+    def _add(self, values: Tensor, weights: Tensor | None = None) -> None:
+        super()._add(values, weights)
         self.peak = torch.maximum(self.peak, values.double().amax()) if values.numel() else self.peak

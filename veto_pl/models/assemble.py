@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from veto_pl.core.special_ids import end_ids, state_special_ids
@@ -122,12 +123,12 @@ def load_models(
             compare_ends(end_ids(tokenizer, trained.model), end_ids(its_own, model), tokenizer)
         if source.moves:
             _check_alike(trained, frozen[name], setting_of(name))
-    if sharding is not None:
-        for model in (trained, *frozen.values()):
-            model.probe()
+    for model in (trained, *frozen.values()) if sharding is not None else ():
+        model.probe()
     others = {name: frozen[name] for name in named if name != TEACHER}
-    reference_model = frozen.get("reference")
-    return Models(trained, frozen.get(TEACHER), tokenizer, reference=reference_model, teachers=others, tokenizers=apart)
+    brought = {name: own[name] for name in named if name in own and name not in apart}
+    models = Models(trained, frozen.get(TEACHER), tokenizer, tokenizers=apart, brought=brought)
+    return replace(models, reference=frozen.get("reference"), teachers=others)
 
 
 def _has_tokenizer(source: ModelSource) -> bool:

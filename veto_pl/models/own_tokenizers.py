@@ -77,8 +77,8 @@ def _problems(objective: Objective, name: str, source: ModelSource, named: Seque
         yield "nobody who reads it aligns tokenizers"
     for part, panel in asking:
         yield from _misread(part, panel, name)
-    for written in objective.sources if name == TEACHER else ():
-        if any(TEACHER in one.writers for one in written.writings()):
+    for written in objective.sources:
+        if any(name in one.writers for one in written.writings()):
             yield f"`{type(written).__name__}` lets it write, in ids that the student does not have"
 
 
@@ -88,7 +88,7 @@ def _misread(part: Objective, panel: Panel, name: str) -> Iterator[str]:
     if not part.aligns_named and not panel.is_neutral:
         alone = f"of `{kind}` only `{setting_of(TEACHER)}` may have one, with the panel `OneTeacher`"
         yield alone if name != TEACHER else f"`{type(panel).__name__}` of `{kind}` would have it read the student's ids"
-    elif not panel.is_neutral and not panel.aligns_tokenizers:
+    elif not panel.is_neutral and (not panel.aligns_tokenizers or panel.pool is not None):
         yield f"`{type(panel).__name__}` of `{kind}` would have it read the student's ids"
     for context in given(part, TeacherContext):  # type: ignore[type-abstract]
         if not context.is_neutral:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from veto_pl.functional.blocks import Block, Kernel
 from veto_pl.functional.chunk_size import ChunkRows
+from veto_pl.functional.heads import Head
 from veto_pl.functional.panel_stream import PanelStream, Reader
 from veto_pl.models.modes import sampling_mode
 from veto_pl.models.sharding import gathered
@@ -44,7 +44,12 @@ def row_scores(
         teacher: reads them as well, or None.
         chunk_rows: tokens whose logits are held at a time, or `auto`.
     """
-    (scores,) = panel_scores(kernel, [{}], sequences, student, [(teacher, sequences, Reader())], chunk_rows=chunk_rows)
+    asked = [] if teacher is None else [(teacher, sequences)]
+
+    def alone(hidden: Sequence[Tensor], heads: Sequence[Head]) -> list[Reader]:
+        return [Reader(hidden[0], heads[0]) if hidden else Reader()]
+
+    (scores,) = panel_scores(kernel, [{}], sequences, student, asked, alone, chunk_rows=chunk_rows)
     return scores
 
 
@@ -53,7 +58,8 @@ def panel_scores(
     given: Sequence[Mapping[str, Any]],
     sequences: Sequences,
     student: LanguageModel,
-    heard: Sequence[tuple[LanguageModel | None, Sequences, Reader]],
+    asked: Sequence[tuple[LanguageModel, Sequences]],
+    readers: Callable[[Sequence[Tensor], Sequence[Head]], Sequence[Reader]],
     *,
     chunk_rows: ChunkRows = "auto",
 ) -> list[dict[str, Tensor]]:
@@ -66,20 +72,17 @@ def panel_scores(
         given: to each reading by name, [M, ...], for the kernel.
         sequences: what the student reads.
         student: reads them.
-        heard: of each reading the teacher, or None for the student alone; what it reads; and which of the student's
-            tokens that stands for.
+        asked: of each reading the teacher and what it reads.
+        readers: what the loss head reads, of the teachers' hidden states and heads.
         chunk_rows: tokens whose logits are held at a time, or `auto`.
     """
     own = read_hidden(student, sequences)
-    hidden = [None if model is None else read_hidden(model, rows) for model, rows, _ in heard]
+    hidden = [read_hidden(model, rows) for model, rows in asked]
     with ExitStack() as stack, torch.no_grad():
-        for one in dict.fromkeys(model for model in (student, *(model for model, _, _ in heard)) if model is not None):
+        for one in dict.fromkeys((student, *(model for model, _ in asked))):
             stack.enter_context(gathered(one, head_only=True))
-        readers = [
-            where if model is None else replace(where, hidden=found, head=model.head())
-            for (model, _, where), found in zip(heard, hidden, strict=True)
-        ]
-        return PanelStream(own, student.head(), readers, chunk_rows=chunk_rows).scores(kernel, given)
+        heard = readers(hidden, [model.head() for model, _ in asked])
+        return PanelStream(own, student.head(), heard, chunk_rows=chunk_rows).scores(kernel, given)
 
 
 def token_logp(

@@ -50,6 +50,7 @@ def compare_ends(student: tuple[int, ...], teacher: tuple[int, ...], tokenizer: 
             f"Student and teacher end their texts differently: the student by {ours}, the teacher by {theirs}. A text "
             "that the teacher takes part in ends at any of them, the student's own texts at the student's alone: it "
             "may learn to end where nobody stops it, or never to stop. Name the same `eos_token_id` in both "
-            "generation_config.json, or take an instruction-tuned teacher with an instruction-tuned student.",
+            "generation_config.json, or take an instruction-tuned teacher with an instruction-tuned student, or let "
+            "the teacher read its own way, by `context: OwnTemplate` in the objective.",
             stacklevel=3,
         )

@@ -11,6 +11,7 @@ from veto_pl.objectives.eopd import *
 from veto_pl.objectives.exopd import *
 from veto_pl.objectives.gkd import *
 from veto_pl.objectives.interleaved import *
+from veto_pl.objectives.mad_opd import *
 from veto_pl.objectives.minillm import *
 from veto_pl.objectives.mixed_kl import *
 from veto_pl.objectives.opd import *
@@ -18,8 +19,10 @@ from veto_pl.objectives.phases import *
 from veto_pl.objectives.policy_gradient import *
 from veto_pl.objectives.reopold import *
 from veto_pl.objectives.res_opd import *
+from veto_pl.objectives.rlcsd import *
 from veto_pl.objectives.self_distillation import *
 from veto_pl.objectives.sft import *
+from veto_pl.objectives.shift_mopd import *
 from veto_pl.objectives.sim_ct import *
 from veto_pl.objectives.simple_opd import *
 from veto_pl.objectives.sod import *

@@ -142,7 +142,15 @@ class Distill(TokenObjective):
         """Sum the policy-gradient terms, each teacher's log-probability of a unit spread over the student's tokens.
 
         Collective where a model is sharded: call it on every rank.
+
+        Raises:
+            ConfigurationError: the panel makes one teacher of several.
         """
+        if self.panel.pool is not None:
+            raise ConfigurationError(
+                f"`{type(self).__name__}` spreads what each teacher says over units, but `{type(self.panel).__name__}` "
+                "makes one teacher of several. Leave its pool out, so that their losses are averaged."
+            )
         ids = heard.sequences.token_ids()
         voices = zip(heard.readings, heard.voices.voices, strict=True)
         told = [self._told(one, voice.of(ids), models) for one, voice in voices]
@@ -215,7 +223,8 @@ class Distill(TokenObjective):
         """Return whether all that is read of a live teacher is its log-probability of the sampled tokens."""
         own = all(getattr(type(self), name) is getattr(Distill, name) for name in ("scores", "token_metrics", "loss"))
         sampled = self.sampled_tokens_only and self.advantage is not None and not self.advantage.needs_every_id
-        return own and sampled and self.needs_teacher and not self.rollout.stored_teacher
+        plain = not self.contrasts and self.needs_teacher and not self.rollout.stored_teacher
+        return own and sampled and plain
 
     def _student_and_target(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
         def compare() -> tuple[Tensor, Tensor]:

@@ -35,10 +35,11 @@ class GKD(Distill):
         self.check_bounds()
         rollout = Mixture(FromStudent(self.sampling), FromDataset(), self.lmbda)
         object.__setattr__(self, "rollout", rollout)
-        object.__setattr__(self, "divergence", _divergence(self.beta))
+        object.__setattr__(self, "divergence", jsd_or_its_limit(self.beta))
         super().__post_init__()
 
 
-def _divergence(beta: float) -> Divergence:
+def jsd_or_its_limit(beta: float) -> Divergence:
+    """Return the JSD with a weight of the teacher in [0, 1], or at the end points the limit of its quotient, a KL."""
     ends: dict[float, Divergence] = {0.0: ForwardKL(), 1.0: ReverseKL()}
     return ends[beta] if beta in ends else GeneralizedJSD(beta)

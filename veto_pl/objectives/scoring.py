@@ -43,6 +43,7 @@ class Scoring:
         step: where training stands.
         reference_logp: [N] of the tokens under the reference model, or None.
         voices: the teachers that speak of the tokens; None for one, or none at all.
+        contrast_logp: [K, B, S] of the tokens under the teacher in further contexts, or None.
     """
 
     def __init__(
@@ -52,11 +53,13 @@ class Scoring:
         step: Step,
         reference_logp: Tensor | None = None,
         voices: Voices | None = None,
+        contrast_logp: Tensor | None = None,
     ) -> None:
         self.objective = objective
         self.sequences = sequences
         self.step = step
         self.reference_logp = reference_logp
+        self.contrast_logp = contrast_logp
         self.token_ids, self.sequence_rows = sequences.tokens()
         self.voices = Voices.alone(len(self.token_ids)) if voices is None else voices
         self.stored = self._stored_scores()
@@ -102,7 +105,7 @@ class Scoring:
     def reduce(self, scores: dict[str, Tensor]) -> LossOutput:
         """Sum the scores [N] over the batch, in the graph that they have."""
         mask = self.sequences.predictions
-        losses = self.objective.over_sequences(_on_grid(scores["loss"], mask), self._grid(scores))
+        losses = self.objective.over_sequences(on_grid(scores["loss"], mask), self._grid(scores))
         if self.engine_weights is not None:
             losses = losses * self.engine_weights
         total = aggregated(self.objective.aggregation, losses, mask, self.turn_ids, self.sequences.episodes)
@@ -123,25 +126,26 @@ class Scoring:
     def _grid(self, scores: dict[str, Tensor]) -> TokenGrid:
         mask = self.sequences.predictions
         return TokenGrid(
-            student_logp=_on_grid(scores["student_logp"], mask),
-            teacher_logp=_on_grid(scores["teacher_logp"], mask),
+            student_logp=on_grid(scores["student_logp"], mask),
+            teacher_logp=on_grid(scores["teacher_logp"], mask),
             sampler_logp=self.sequences.sampled_logp(),
             mask=mask,
             prompt_rows=self.sequences.prompt_rows,
             rewards=self.sequences.rewards,
             step=self.step,
-            reference_logp=None if self.reference_logp is None else _on_grid(self.reference_logp, mask),
+            reference_logp=None if self.reference_logp is None else on_grid(self.reference_logp, mask),
             age=self.sequences.age,
-            scores={name: _on_grid(value, mask) for name, value in _with_prefix("score/", scores)},
+            scores={name: on_grid(value, mask) for name, value in _with_prefix("score/", scores)},
             turn_ids=self.turn_ids,
             episodes=self.sequences.episodes,
+            contrast_logp=self.contrast_logp,
         )
 
     def _with_gradient_faults(self, output: LossOutput, of_hidden: Tensor | None) -> LossOutput:
         """Mark the rows whose hidden states have a gradient [N, D] that is not finite; no host waits for this."""
         if of_hidden is None:
             return output
-        broken = _on_grid(~of_hidden.isfinite().all(1), self.sequences.predictions).any(1)
+        broken = on_grid(~of_hidden.isfinite().all(1), self.sequences.predictions).any(1)
         faults = {source: replace(known, gradient=broken) for source, known in output.faults.items()}
         return replace(output, faults=faults)
 
@@ -212,6 +216,6 @@ def _with_prefix(prefix: str, scores: dict[str, Tensor]) -> Iterator[tuple[str, 
     return ((name.removeprefix(prefix), value) for name, value in scores.items() if name.startswith(prefix))
 
 
-def _on_grid(values: Tensor, mask: Tensor) -> Tensor:
+def on_grid(values: Tensor, mask: Tensor) -> Tensor:
     """Put [N] values back to where `mask` [B, S] is True; 0 elsewhere."""
     return values.new_zeros(mask.shape).masked_scatter(mask, values)

@@ -1,11 +1,13 @@
 """Objectives made of token losses: the road from hidden states to an undivided loss."""
 
 import contextlib
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from veto_pl.core.bounds import AboveZero, Count, Positive
@@ -21,7 +23,7 @@ from veto_pl.models.readout import read_hidden, token_logp
 from veto_pl.models.sharding import gathered
 from veto_pl.models.vocabulary import ALIGNING
 from veto_pl.objectives.heard import Heard
-from veto_pl.objectives.scoring import Scoring
+from veto_pl.objectives.scoring import Scoring, on_grid
 from veto_pl.objectives.student_pass import read_by_student
 from veto_pl.objectives.unit_readings import check_plain
 from veto_pl.objectives.voices import attended
@@ -99,8 +101,13 @@ class TokenObjective(Objective):
             for scores in filter(None, (writing.stored for writing in self.rollout.writings())):
                 scores.check_temperature(name, self.temperature)
         for need in ("needs_rewards", "compares_completions"):
-            if getattr(self.context, need):
+            if any(getattr(context, need) for context in (self.context, *self.contrasts)):
                 object.__setattr__(self, need, True)
+        if self.contrasts and not self.panel.is_neutral:
+            raise ConfigurationError(
+                f"`{name}` contrasts what one teacher says in several contexts, but `{name}.panel` is "
+                f"`{type(self.panel).__name__}`. Leave it out."
+            )
 
     @abstractmethod
     def per_token(self, rows: TokenRows) -> Tensor:
@@ -117,6 +124,14 @@ class TokenObjective(Objective):
     def by_autograd(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
         """Compute `per_token` and its gradient in the student's logits, with a graph of these few rows alone."""
         return differentiated(lambda logp: self.per_token(replace(rows, student_logp=logp)), rows.student_logp)
+
+    @property
+    def contrasts(self) -> tuple[TeacherContext, ...]:
+        """Return further contexts in which the one teacher scores the tokens, for `TokenGrid.contrast_logp`.
+
+        Each costs a pass of the teacher. An objective that has some names them in a field.
+        """
+        return ()
 
     @property
     def couples_tokens(self) -> bool:
@@ -195,11 +210,13 @@ class TokenObjective(Objective):
         check_plain(self.context, apart, type(self).__name__)
         selected = self.select(rollouts[self.rollout], step)
         readings = self._readings(selected, models, step)
-        sequences, voices = attended(selected, readings, type(self.panel).__name__)
+        sequences, voices = attended(selected, readings, type(self.panel).__name__, self.panel.pool)
         output = self.heard_loss(Heard(sequences, readings, voices), models, step)
         metrics = dict(output.metrics)
         if type(self).select is not TokenObjective.select:
             metrics["selected"] = _share(selected, rollouts[self.rollout])
+        for one in readings:
+            metrics |= {f"{one.teacher}/{name}": stat for name, stat in one.metrics.items()}
         if not self.panel.is_neutral:
             left = _share(sequences, selected)
             metrics["unread"] = Stat(left.weight - left.total, left.weight)
@@ -212,11 +229,13 @@ class TokenObjective(Objective):
         """
         teachers = [models.teacher_named(name) for name in heard.names]
         hidden = [read_hidden(teacher, one.sequences) for teacher, one in zip(teachers, heard.readings, strict=True)]
-        scoring = Scoring(self, heard.sequences, step, self._reference_logp(heard.sequences, models), heard.voices)
+        rows, reference_logp = heard.sequences, self._reference_logp(heard.sequences, models)
+        contrasts = self._contrast_logp(rows, models, step)
+        scoring = Scoring(self, rows, step, reference_logp, heard.voices, contrasts)
 
         def score(student_hidden: Tensor, student: LanguageModel) -> tuple[Tensor, LossOutput]:
-            spoken = zip(heard.voices.voices, hidden, teachers, strict=True) if teachers else ()
-            readers = [voice.reader(hidden=found, head=teacher.head()) for voice, found, teacher in spoken]
+            heads = [teacher.head() for teacher in teachers]
+            readers = heard.voices.readers(heard.readings, hidden, heads, self.panel.pool)
             return scoring.run(self._stream(student_hidden, student, readers))
 
         with contextlib.ExitStack() as stack:
@@ -249,6 +268,20 @@ class TokenObjective(Objective):
     def _reference_logp(self, sequences: Sequences, models: Models) -> Tensor | None:
         """Return the log-probabilities [N] of the tokens under the reference, None where none is needed."""
         return self._token_logp(models.required_reference(), sequences) if self.needs_reference else None
+
+    def _contrast_logp(self, sequences: Sequences, models: Models, step: Step) -> Tensor | None:
+        """Return the tokens' log-probabilities under the teacher in each further context, [K, B, S]; None without any.
+
+        They are -inf on rows to which that context, or the objective's own, has nothing to tell.
+        """
+        if not self.contrasts:
+            return None
+        teacher, found = models.required_teacher(), []
+        for context in self.contrasts:
+            logp = on_grid(self._token_logp(teacher, context(sequences, models, step)), sequences.predictions)
+            known = self.context.informed(sequences) & context.informed(sequences)
+            found.append(logp.masked_fill(~known[:, None], -math.inf))
+        return torch.stack(found)
 
     def _token_logp(self, model: LanguageModel, sequences: Sequences) -> Tensor:
         return token_logp(model, sequences, temperature=self.temperature, chunk_rows=self.chunk_rows)

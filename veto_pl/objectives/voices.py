@@ -8,7 +8,7 @@ and nothing that is computed of a token knows of another teacher.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,10 @@ from torch import Tensor
 
 from veto_pl.core.transfer import sent
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.functional.heads import Head
+from veto_pl.functional.own_ends import Ends
 from veto_pl.functional.panel_stream import Reader
+from veto_pl.functional.pooled_head import Pool, PooledHead
 from veto_pl.seams import Reading, Sequences, Stat
 from veto_pl.seams.rollouts import TEACHER
 
@@ -33,12 +36,16 @@ class Voice:
         places: [M] int64 on the host, ascending, of the N tokens; None for all of them.
         index: the same on the device.
         weights: its share of each token, [M] float32 on the device, or the same of all.
+        ends: by which ids the student and its teacher end a text; None where ids are compared as they are.
+        written: [M] int64 on the device, the tokens themselves, with `ends`.
     """
 
     teacher: str = TEACHER
     places: Tensor | None = None
     index: Tensor | None = None
     weights: Tensor | float = 1.0
+    ends: Ends | None = None
+    written: Tensor | None = None
 
     @classmethod
     def at(
@@ -74,7 +81,11 @@ class Voice:
 
     def reader(self, **of_teacher: Any) -> Reader:
         """Return what the loss head reads of it; `hidden` and `head` are its teacher's."""
-        return Reader(places=self.places, index=self.index, **of_teacher)
+        return Reader(places=self.places, index=self.index, ends=self.ends, written=self.written, **of_teacher)
+
+    def ending(self, ends: Ends | None, sequences: Sequences) -> Voice:
+        """Return the same voice, whose teacher ends the texts of a rollout by ids of its own."""
+        return self if ends is None else replace(self, ends=ends, written=self.of(sequences.token_ids()))
 
 
 @dataclass(frozen=True)
@@ -101,6 +112,28 @@ class Voices:
         if not len(self.unread):
             return self
         return Voices((*self.voices, Voice.at(self.unread, self.tokens, device, "")), self.tokens)
+
+    def readers(
+        self, readings: Sequence[Reading], hidden: Sequence[Tensor], heads: Sequence[Head], pool: Pool | None
+    ) -> list[Reader]:
+        """Return what the loss head reads of each voice; a voice without a teacher hears the student alone.
+
+        Args:
+            readings: that the voices are of.
+            hidden: [M, D] of each reading, by its teacher.
+            heads: of the teachers.
+            pool: of the panel: what makes one teacher of all; None where they stay apart.
+        """
+        found = [*zip(readings, hidden, heads, strict=True)]
+        if pool is None:
+            spoken = zip(self.voices, found)  # noqa: B905  there may be voices without a teacher behind them
+            known = [voice.reader(hidden=states, head=head) for voice, (_, states, head) in spoken]
+        else:
+            heard = [(states, head, float(one.weights)) for one, states, head in found if one.places is None]
+            states, heads, weights = zip(*heard, strict=True)
+            head = PooledHead(heads, [one.shape[1] for one in states], weights, pool)
+            known = [self.voices[0].reader(hidden=torch.cat(states, 1), head=head)]
+        return [*known, *(voice.reader() for voice in self.voices[len(known) :])]
 
     def shares(self, sequences: Sequences) -> list[dict[str, float]]:
         """Return by name, for each row, how much of its tokens each teacher has; nothing for who has none of them."""
@@ -164,18 +197,22 @@ class Voices:
         return found
 
 
-def attended(sequences: Sequences, readings: Sequence[Reading], panel: str) -> tuple[Sequences, Voices]:
+def attended(
+    sequences: Sequences, readings: Sequence[Reading], panel: str, pool: Pool | None = None
+) -> tuple[Sequences, Voices]:
     """Return a rollout without the tokens that nobody reads, and the voices of its readings.
 
     Args:
         sequences: N tokens of which count.
         readings: of a panel; none where no teacher is asked.
         panel: the class of the panel, for messages.
+        pool: of the panel.
 
     Raises:
-        ConfigurationError: a reading speaks of other tokens than it has, or the weights of a token do not add up to 1.
+        ConfigurationError: a reading speaks of other tokens than it has, or the weights of a token do not add up to 1;
+            or readings of a pool have weights of single tokens or other ends.
     """
-    voices = voices_of(sequences, readings, panel)
+    voices = voices_of(sequences, readings, panel, pool)
     if not len(voices.unread):
         return sequences, voices
     read = torch.ones(voices.tokens, dtype=torch.bool)
@@ -183,24 +220,30 @@ def attended(sequences: Sequences, readings: Sequence[Reading], panel: str) -> t
     order, device = read.cumsum(0) - 1, sequences.input_ids.device
     kept = len(read) - len(voices.unread)
     moved = [(one, order[one.spoken(voices.tokens)]) for one in voices.voices]
-    told = tuple(Voice.at(places, kept, device, one.teacher, one.weights) for one, places in moved)
+    told = tuple(
+        replace(Voice.at(places, kept, device, one.teacher, one.weights), ends=one.ends, written=one.written)
+        for one, places in moved
+    )
     return sequences.counting(read), Voices(told, kept)
 
 
-def voices_of(sequences: Sequences, readings: Sequence[Reading], panel: str) -> Voices:
+def voices_of(sequences: Sequences, readings: Sequence[Reading], panel: str, pool: Pool | None = None) -> Voices:
     """Return the voices of readings, as `attended` does, among all N tokens."""
     tokens, device = len(sequences.prediction_index), sequences.input_ids.device
     if not readings:
         return Voices.alone(tokens)
+    if pool is not None:
+        return Voices((Voice().ending(_check_pool(readings, panel), sequences),), tokens)
     if all(one.places is None and not isinstance(one.weights, Tensor) for one in readings):
         _check_sum(float(sum(one.weights for one in readings)), 0, panel)
-        return Voices(tuple(Voice(one.teacher, weights=one.weights) for one in readings), tokens)
+        told = (Voice(one.teacher, weights=one.weights).ending(one.ends, sequences) for one in readings)
+        return Voices(tuple(told), tokens)
     found, places, shares = [], [], []
     for one in readings:
         spoken = torch.arange(tokens) if one.places is None else one.places
         _check_places(one, spoken, tokens, panel)
         weights = sent(one.weights, device) if isinstance(one.weights, Tensor) else one.weights
-        found.append(Voice.at(spoken, tokens, device, one.teacher, weights))
+        found.append(Voice.at(spoken, tokens, device, one.teacher, weights).ending(one.ends, sequences))
         places.append(spoken)
         shares.append(torch.ones(len(spoken), dtype=torch.float64) * one.weights)
     read = _read(torch.cat(places), torch.cat(shares), tokens, panel)
@@ -214,6 +257,24 @@ def _read(places: Tensor, weights: Tensor, tokens: int, panel: str) -> Tensor:
     for wrong in (read & ~((sums - 1).abs() <= TOLERANCE)).nonzero()[:1, 0].tolist():
         _check_sum(float(sums[wrong]), wrong, panel)
     return read
+
+
+def _check_pool(readings: Sequence[Reading], panel: str) -> Ends | None:
+    """Return the ends of the teachers that are pooled; raise `ConfigurationError` for what cannot be."""
+    heard = [one for one in readings if one.places is None or len(one.places)]
+    if any(one.places is not None or isinstance(one.weights, Tensor) for one in heard) or not heard:
+        raise ConfigurationError(
+            f"`{panel}` makes one teacher of several, but gives readings of some of the tokens, or with weights of "
+            "single tokens. Let every teacher read everything by one weight, or leave `pool` out."
+        )
+    _check_sum(float(sum(one.weights for one in heard)), 0, panel)
+    if len({one.ends for one in heard}) > 1:
+        raise ConfigurationError(
+            f"`{panel}` makes one teacher of several, but they end their texts by different ids: "
+            f"{', '.join(f'`{one.teacher}` by {one.ends and one.ends.teacher}' for one in heard)}. Name the same "
+            "`eos_token_id` in their generation_config.json, or average their losses."
+        )
+    return heard[0].ends
 
 
 def _check_sum(weights: float, token: int, panel: str) -> None:

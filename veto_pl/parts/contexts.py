@@ -155,12 +155,20 @@ class Peer(TeacherContext):
     def peers(self, sequences: Sequences) -> Tensor:
         """Return [B] int64: the row of another, successful completion of the same prompt; -1 where there is none."""
         assert sequences.rewards is not None, "a context with `needs_rewards` always gets them"
+        return self.other_completion(sequences, sequences.rewards >= self.threshold)
+
+    @staticmethod
+    def other_completion(sequences: Sequences, chosen: Tensor, place: int = 0) -> Tensor:
+        """Return [B] int64: of each row's prompt the row of another completion that is `chosen` ([B] bool).
+
+        It is the one at the `place`, counted from 0; -1 where there are fewer.
+        """
         rows = sequences.prompt_rows
-        usable = (rows[:, None] == rows) & (sequences.rewards >= self.threshold)
+        usable = (rows[:, None] == rows) & chosen
         numbers = torch.arange(len(rows), device=rows.device) if sequences.episodes is None else sequences.episodes
         usable = usable & (numbers[:, None] != numbers)
-        first = (usable.cumsum(1) == 0).sum(1)
-        return first.masked_fill(first == len(rows), -1)
+        found = (usable.cumsum(1) <= place).sum(1)
+        return found.masked_fill(found == len(rows), -1)
 
     def _feedback_texts(self, sequences: Sequences) -> list[str]:
         examples = [_prompts(sequences).examples[i] for i in sequences.prompt_rows.tolist()]
@@ -183,6 +191,8 @@ def retold(
     tokenizer: "PreTrainedTokenizerBase",
     template: Template | None,
     name: str,
+    *,
+    tells_more: bool = True,
 ) -> PromptBatch:
     """Return the prompts of the same examples, with other texts.
 
@@ -192,6 +202,7 @@ def retold(
         tokenizer: of the models.
         template: makes prompts of the texts; None takes that of the data.
         name: of the class whose hint this is, for messages.
+        tells_more: whether no text may come to what the plain prompt is.
 
     Raises:
         ConfigurationError: the template does not show the text, or makes an empty one of it, or there is none.
@@ -218,7 +229,7 @@ def retold(
                 f"The hint of `{name}` makes an empty text, and the teacher needs a token in front of the completion. "
                 "Let it say `{prompt}` at least."
             )
-        if torch.equal(told[-1], old):
+        if tells_more and torch.equal(told[-1], old):
             raise ConfigurationError(
                 f"The hint of `{name}` does not reach the teacher: the template of the data makes the same text of it "
                 f"as of the plain prompt. Use `{{prompt}}` there, or set the `template` of `{name}`."

@@ -8,15 +8,18 @@ from typing import Annotated
 from annotated_types import Interval
 from torch import Tensor
 
-from veto_pl.core.bounds import Finite, NonNegative, PositiveShare
+from veto_pl.core.bounds import AboveZero, Finite, NonNegative, PositiveShare
+from veto_pl.core.ranks import sum_over_ranks
 from veto_pl.functional.advantages import (
     FDivergence,
+    centred,
     divergence_credit,
     most_uncertain,
     share_before,
     softsign,
 )
-from veto_pl.functional.order import group_standardised
+from veto_pl.functional.contrast import contrast_of_hints, two_path_credit
+from veto_pl.functional.order import group_advantage, group_standardised
 from veto_pl.functional.step_weights import step_weights
 from veto_pl.parts.advantages import CentredLogRatio, LogRatio
 from veto_pl.seams import Advantage, Law
@@ -98,6 +101,69 @@ class StepWeighted(Reshaped):
 
     def __call__(self, grid: TokenGrid) -> Tensor:
         return self.of(grid) * step_weights(grid.log_ratio(), grid.mask, grid.turn_ids, grid.episodes, self.cap)
+
+
+@dataclass(frozen=True)
+class Centred(Reshaped):
+    r"""Another credit minus its mean over the tokens of the micro-batch, on all ranks together.
+
+    .. math:: A_t - \bar A
+
+    Args:
+        of: the other credit, A.
+
+    References:
+        arXiv 2610.10460
+    """
+
+    @property
+    def laws(self) -> frozenset[Law]:
+        """Return what holds with this credit: the mean couples the rows of a micro-batch."""
+        return frozenset()
+
+    def __call__(self, grid: TokenGrid) -> Tensor:
+        return centred(self.of(grid), grid.mask, all_reduce=sum_over_ranks)
+
+
+@dataclass(frozen=True)
+class HintContrast(Advantage):
+    r"""The outcome of a completion, stronger at tokens that a right hint makes likelier than wrong hints do.
+
+    .. math:: c_t = \log p_T(y_t \mid h^+) - \log \frac1K \sum_k p_T(y_t \mid h^-_k), \qquad
+        e_t = \mathrm{clip}(s \tanh(c_t / \tau), -b, b)
+
+    with GRPO's advantage A of the completion. A token with :math:`|e_t| > \delta` is selected: it has A + e, but never
+    a credit of the other sign, and 0 where A is 0. Others have A. In each completion the selected tokens and the others
+    are averaged by themselves, and added by 1 and :math:`\eta`, as long as the objective aggregates by `sequence`. A
+    completion of which the right hint or every wrong one is missing has A alone.
+
+    Args:
+        strength: s; 0 is GRPO.
+        scale: tau, in nats.
+        limit: b.
+        threshold: delta.
+        weight: eta, of the selected tokens.
+
+    References:
+        arXiv 2606.11709
+    """
+
+    strength: NonNegative = 0.5
+    scale: AboveZero = 0.02
+    limit: NonNegative = 2.0
+    threshold: NonNegative = 0.02
+    weight: NonNegative = 1.0
+
+    needs_rewards = True
+    compares_completions = True
+
+    def __call__(self, grid: TokenGrid) -> Tensor:
+        outcome = group_advantage(grid.required_rewards(), grid.prompt_rows, grid.counted_once(grid.mask.any(1)))
+        told = grid.required_contrast_logp()
+        contrast = contrast_of_hints(grid.teacher_logp, told)
+        shift = (self.strength * (contrast / self.scale).tanh()).clamp(-self.limit, self.limit)
+        chosen = (shift.abs() > self.threshold) & grid.mask
+        return two_path_credit(outcome[:, None], shift, chosen, grid.mask, self.weight)
 
 
 @dataclass(frozen=True)

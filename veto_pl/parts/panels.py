@@ -1,5 +1,6 @@
 """Which teachers look at a rollout."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,6 +10,7 @@ import torch
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.functional.compiled_numbers import Number
 from veto_pl.functional.differentiation import belongs
+from veto_pl.functional.pooled_head import Pool
 from veto_pl.parts.schedules import value_at
 from veto_pl.seams import (
     Example,
@@ -138,16 +140,19 @@ class Routed(Panel):
 
 @dataclass(frozen=True)
 class Together(Panel):
-    r"""Every teacher reads everything, and the losses against them are averaged.
+    r"""Every teacher reads everything, and the losses against them are averaged, or they are one teacher.
 
-    .. math:: L_t = \sum_k w_k\, L_t(p_k), \qquad \sum_k w_k = 1
+    .. math:: L_t = \sum_k w_k\, L_t(p_k) \quad (\text{loss}), \qquad
+        L_t = L_t\Big(\sum_k w_k\, p_k\Big) \quad (\text{target}), \qquad \sum_k w_k = 1
 
-    A policy gradient takes :math:`\sum_k w_k \log p_k(y_t)` for the teacher's log-probability. That is the loss of the
-    weighted teachers one by one, and not that of their mixture.
+    Of losses, a policy gradient takes :math:`\sum_k w_k \log p_k(y_t)` for the teacher's log-probability, and under a
+    target that of the mixture. The mixture is made of the models as they are; the temperature of an objective divides
+    its logarithm, as it divides the logits of one teacher.
 
     Args:
         weights: of each teacher by its name, numbers or schedules, relative to their sum. At steps where it is 0 a
             teacher reads nothing. Empty for all teachers of the run alike.
+        combine: `loss` averages the losses, `target` compares with the mixture of the teachers.
 
     Raises:
         ConfigurationError: a weight is negative or not finite, or all are 0.
@@ -155,6 +160,16 @@ class Together(Panel):
 
     aligns_tokenizers = True
     weights: Mapping[str, float | Schedule] = field(default_factory=dict, hash=False)
+    combine: Literal["loss", "target"] = "loss"
+
+    @classmethod
+    def examples(cls) -> tuple["Together", ...]:
+        return cls(), cls(combine="target")
+
+    @property
+    def pool(self) -> Pool | None:
+        """Return `mixture` where the teachers are one."""
+        return "mixture" if self.combine == "target" else None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -181,6 +196,53 @@ class Together(Panel):
     def with_tensors(self, number: Number, step: Step) -> "Together":
         """Return the panel itself: kernels read no weights."""
         return self
+
+
+@dataclass(frozen=True)
+class Shifted(Panel):
+    r"""One teacher that is made of an anchor and of what further training has changed in experts.
+
+    .. math:: q = \mathrm{softmax}\Big( z_A + \sum_i (z_{T_i} - z_{B_i}) \Big)
+
+    with the logits z of the anchor A, of the experts :math:`T_i`, and of the models :math:`B_i` that they were trained
+    from. Every model reads everything. What an expert and its base have in common, such as a style, is not taught. An
+    expert that equals its base changes nothing.
+
+    Args:
+        shifts: the name of the base by the name of each expert; empty for the anchor alone.
+        anchor: its name; the student's start in the paper.
+
+    References:
+        arXiv 2610.10460
+    """
+
+    shifts: Mapping[str, str] = field(default_factory=dict, hash=False)
+    anchor: str = TEACHER
+
+    @classmethod
+    def examples(cls) -> tuple["Shifted", ...]:
+        return cls(), cls({TEACHER: TEACHER})
+
+    @property
+    def pool(self) -> Pool | None:
+        """Return `logits`."""
+        return "logits"
+
+    def asks(self, named: Sequence[str]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((self.anchor, *self.shifts, *self.shifts.values())))
+
+    def __call__(
+        self, sequences: Sequences, context: TeacherContext, models: Models, step: Step
+    ) -> tuple[Reading, ...]:
+        weights = Counter([self.anchor, *self.shifts])
+        weights.subtract(self.shifts.values())
+        return tuple(reading(name, sequences, context, models, step, weight=weights[name]) for name in self.asks(()))
+
+    def requirements(self, setup: Setup, path: str) -> Iterator[Mistake]:
+        """Yield that nothing is shifted."""
+        if not self.shifts:
+            yield Mistake(f"{path}.init_args.shifts", "no experts", "the base of each expert, by the expert's name",
+                          "Without any, the anchor is the teacher.", fatal=False)  # fmt: skip
 
 
 def _shares(weights: Sequence[float]) -> list[float]:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from veto_pl.core.special_ids import end_ids
-from veto_pl.data.collate import Collator
 from veto_pl.data.translator import Translator
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.units import Units, joined_units, unit_sums
 from veto_pl.parts.contexts import check_room
+from veto_pl.parts.own_template import prompts_written
 from veto_pl.seams import LanguageModel, PromptBatch, Sequences, pad_left, pad_right
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def translated(sequences: Sequences, student: Speaker, teacher: Speaker, name: s
         line[there] for line, there in zip(sequences.host_masks[1], sequences.completion_mask.cpu(), strict=True)
     ]
     kept = [_of_counted(units, counts) for (_, units), counts in zip(found, counted, strict=True)]
-    told = _prompts(sequences, teacher[1], name).rows(sequences.prompt_rows)
+    told = prompts_written(sequences.prompts, teacher[1], None, name).rows(sequences.prompt_rows)
     if sequences.turn_ids is not None:
         told = _with_dialogues(told, sequences, translator, name)
     ids, written = pad_right([torch.tensor(row, dtype=torch.int64) for row, _ in found])
@@ -104,26 +104,3 @@ def _with_dialogues(told: PromptBatch, sequences: Sequences, translator: Transla
         texts[row] = torch.tensor(ids, dtype=torch.int64)
     stacked, mask = (part.to(told.input_ids.device) for part in pad_left(texts))
     return replace(told, input_ids=stacked, attention_mask=mask)
-
-
-def _prompts(sequences: Sequences, tokenizer: PreTrainedTokenizerBase, name: str) -> PromptBatch:
-    """Return the prompts of a rollout in the ids of a tokenizer.
-
-    Raises:
-        ConfigurationError: nobody can make them anew.
-    """
-    prompts = sequences.prompts
-    if prompts is None or prompts.template is None or len(prompts.examples) < len(prompts):
-        raise ConfigurationError(
-            f"`{name}` has a teacher with another tokenizer, for which prompts must be made anew, but the batch has no "
-            "template or no examples. Take batches of `PromptDataModule`, or a teacher with the student's tokenizer."
-        )
-    collator = Collator(tokenizer=tokenizer, template=prompts.template)
-    # References are not read, and need no end.
-    asked = [one if one.conversation else replace(one, completion=None, alternatives=()) for one in prompts.examples]
-    encoded = collator.pad(collator.encode(asked))
-    return replace(
-        prompts,
-        input_ids=encoded.input_ids.to(prompts.input_ids.device),
-        attention_mask=encoded.attention_mask.to(prompts.input_ids.device),
-    )

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from veto_pl.planning.placement import Placement
 from veto_pl.planning.shape_models import Weights
 from veto_pl.planning.simulation import PHASES, Simulated
-from veto_pl.seams.rollouts import TEACHER
 
 
 @dataclass(frozen=True)
@@ -105,26 +104,26 @@ def _gathered(
     They are the outer weights, the layer at work and the next one; in a rollout, all weights of a model that
     `placement` gathers.
     """
-    student, teacher = simulated.student, simulated.frozen.get(TEACHER)
+    student = simulated.student
     scored = max(map(_layer_by_layer, simulated.frozen.values()), default=0)
-    teachers = [weights for role, weights in simulated.frozen.items() if role != "reference"]
-    heads = sum(weights.outer for weights in teachers)  # all of them are whole at once
+    teachers = {role: weights for role, weights in simulated.frozen.items() if role != "reference"}
+    heads = sum(weights.outer for weights in teachers.values())  # all of them are whole at once
 
-    def sampling(role: str, weights: Weights | None, whole: bool) -> int:
-        if weights is None or role not in writers:
-            return 0
-        return weights.bytes if whole else _layer_by_layer(weights)
+    def sampling(roles: Mapping[str, Weights], whole: bool) -> int:
+        """Return what the largest of those that write takes: teachers write one after another."""
+        sizes = (w.bytes if whole else _layer_by_layer(w) for role, w in roles.items() if role in writers)
+        return max(sizes, default=0)
 
     whole, sums = placement.gather_student, 1 if gathered_in is None else 4 // gathered_in
     amounts: dict[str, Callable[[], int]] = {
-        "rollout": lambda: sampling("student", student, whole) + sampling("teacher", teacher, placement.gather_teacher),
+        "rollout": lambda: sampling({"student": student}, whole) + sampling(teachers, placement.gather_teacher),
         "teacher's scoring": lambda: scored,
         "student's forward": lambda: _layer_by_layer(student) + heads,
         "loss head": lambda: _layer_by_layer(student) + heads,
         # A layer's gradients are whole, and once more in the buffer that is summed over the ranks, which is float32.
         "backward": lambda: student.outer + max((3 + sums) * student.layer, (1 + sums) * student.outer),
         "validation": lambda: max(
-            [student.bytes if whole else _layer_by_layer(student), *map(_layer_by_layer, teachers)]
+            [student.bytes if whole else _layer_by_layer(student), *map(_layer_by_layer, teachers.values())]
         ),
     }
     return amounts[phase]() if phase in amounts else 0

@@ -33,10 +33,9 @@ def engine_memory(module: DistillationModule, setting: Setting, simulated: Simul
 
 
 def _of_rollouts(module: DistillationModule) -> Iterator[Running]:
-    for source in module.objective.sources:
-        for writing in source.writings():
-            if writing.engine is not None:
-                yield from ((role, writing.engine) for role in writing.writers)
+    for writing in module.objective.writings(tuple(module.teacher_sources)):
+        if writing.engine is not None:
+            yield from ((role, writing.engine) for role in writing.writers)
 
 
 def _of_validation(module: DistillationModule, setting: Setting) -> Iterator[Running]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from veto_pl.core.nested import changed
+from veto_pl.functional.pooled_head import Pool
 from veto_pl.functional.units import Units
 from veto_pl.planning.rollout import Lengths, sequences
 from veto_pl.planning.shape_models import ShapeOnlyLM
@@ -99,9 +100,22 @@ class _InOwnIds(Panel):
 
     aligns_tokenizers = True
 
+    @property
+    def pool(self) -> Pool | None:
+        """Return the panel's."""
+        return self.panel.pool
+
     def asks(self, named: Sequence[str]) -> tuple[str, ...]:
         """Return those that the panel asks."""
         return self.panel.asks(named)
+
+    def writings(self, named: Sequence[str]) -> tuple[Writing, ...]:
+        """Return what the panel has teachers write."""
+        return self.panel.writings(named)
+
+    def beside(self, named: Sequence[str]) -> int:
+        """Return what the panel has teachers read beside a row."""
+        return self.panel.beside(named)
 
     def __call__(
         self, sequences: Sequences, context: TeacherContext, models: Models, step: Step

@@ -89,7 +89,7 @@ def roll_out(
     sampling = writing.sampling
     if sampling is None:
         return
-    writers = [models.student if role == "student" else models.required_teacher() for role in writing.writers]
+    writers = [models.student if role == "student" else models.teacher_named(role) for role in writing.writers]
     new = lengths.sampled(sampling)
     with ExitStack() as stack:
         for model in writers:

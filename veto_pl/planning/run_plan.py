@@ -69,9 +69,8 @@ def plan(
     """
     setting = replace(setting, shards=placement.shards, accelerator=device.accelerator)
     simulated = combine_peaks([simulate(module, setting, objective) for objective in stages(module.objective)])
-    writers = frozenset(
-        role for source in module.objective.sources for writing in source.writings() for role in writing.writers
-    )
+    named = tuple(module.teacher_sources)
+    writers = frozenset(role for writing in module.objective.writings(named) for role in writing.writers)
     given = {"teacher": module.teacher_source, "reference": module.reference_source}
     offloaded = frozenset(role for role, source in given.items() if source is not None and source.offloads)
     engines = engine_memory(module, setting, simulated, device.memory)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -16,20 +16,18 @@ from torch._subclasses.fake_tensor import (
 )
 
 from veto_pl.core.memory import remembers
-from veto_pl.core.nested import changed, inside
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.functional.chunk_size import fewest_rows
 from veto_pl.metrics import TokenMetric
 from veto_pl.metrics.generations import Generations
 from veto_pl.module import DistillationModule
-from veto_pl.parts.contexts import read_alike
 from veto_pl.planning.as_accelerator import as_on_an_accelerator, optimizer_of
 from veto_pl.planning.observation import Observation, Phase
 from veto_pl.planning.own_ids import in_own_ids
+from veto_pl.planning.planned_objective import most_rows, without_examples
 from veto_pl.planning.rollout import Lengths, completed, roll_out
 from veto_pl.planning.shape_models import SAMPLE_ROWS, Weights, phases_of, skeletons, without_storage
 from veto_pl.rollouts import DecodeLoop, FromStudent
-from veto_pl.seams import Models, Objective, Panel, PromptBatch, RolloutSource, Stat, Step, Writing
+from veto_pl.seams import Models, Objective, Panel, PromptBatch, RolloutSource, Sequences, Stat, Step, Writing
 from veto_pl.seams.rollouts import TEACHER
 from veto_pl.training.evaluation import Evaluation
 from veto_pl.training.normalisation import GradientLedger
@@ -141,20 +139,20 @@ class _Simulation:
         reference = None if models.reference is None else without_storage(models.reference)
         self.frozen = dict(teachers) if reference is None else teachers | {"reference": reference}
         first = teachers.pop(TEACHER, None)
-        self.models = Models(
-            self.student, first, models.tokenizer, reference=reference, teachers=teachers, tokenizers=models.tokenizers
-        )
+        self.named = (*((TEACHER,) if first is not None else ()), *teachers)
+        others = {"reference": reference, "teachers": teachers, "tokenizers": models.tokenizers}
+        self.models = Models(self.student, first, models.tokenizer, **others)
         self.trained = [p for p in self.student.parameters() if p.requires_grad]
         self.observation = Observation(setting.shards, self._weights_without_casts())
-        chunked = _with_chunks(objective, setting.chunk_rows)
-        self.objective = in_own_ids(chunked, self.models, setting.lengths, self.observation)
+        plain = without_examples(objective, setting.chunk_rows)
+        self.objective = in_own_ids(plain, self.models, setting.lengths, self.observation)
         self.ledger = GradientLedger()
 
     def run(self) -> Simulated:
         state = self._first_step()
         for model in (self.student, *self.frozen.values()):
             model.observation = self.observation
-            model.sample = max(SAMPLE_ROWS, 2 * _chunk_rows(self.objective))
+            model.sample = max(SAMPLE_ROWS, 2 * most_rows(self.objective))
         with self.observation:
             for parameter in self.trained:
                 self._set_gradient(parameter)
@@ -209,10 +207,19 @@ class _Simulation:
                     costs.append((times * (phase.flops - flops), times * (phase.kernels - kernels)))
                     phase.flops, phase.kernels = flops, kernels
                 phase.flops, phase.kernels = flops + max(costs)[0], kernels + max(costs)[1]
+            for panel in self.objective.panels:
+                for _ in range(self.setting.accumulate):
+                    self._say(panel, self.setting.prompts, phase)
+
+    def _say(self, panel: Panel, prompts: int, phase: Phase) -> None:
+        """Let teachers write what they say before they read a micro-batch."""
+        for writing in panel.writings(self.named):
+            self._write(writing, prompts, phase)
 
     def _write(self, writing: Writing, prompts: int, phase: Phase) -> None:
         records = self.setting.accelerator and self.setting.shards == 1  # sharded weights cannot be recorded
-        roll_out(writing, self.models, prompts, self.setting.lengths, phase, accelerator=records)
+        lengths = replace(self.setting.lengths, prompt=self.setting.lengths.prompt + writing.beside)
+        roll_out(writing, self.models, prompts, lengths, phase, accelerator=records)
 
     def _times(self, source: RolloutSource) -> int:
         """Return how often a source writes for an optimizer step: once, where it does for all micro-batches at once."""
@@ -227,6 +234,13 @@ class _Simulation:
         _, computed = PRECISIONS[self.setting.precision]
         weights = {role: Weights.of(model) for role, model in {"student": self.student, **self.frozen}.items()}
         size = {role: (one.cast(2) if computed else one).bytes for role, one in weights.items()}
+        said = sum(
+            size[role] * self.setting.lengths.sampled(writing.sampling)
+            for panel in self.objective.panels
+            for writing in panel.writings(self.named)
+            for role in writing.writers
+            if writing.sampling is not None
+        )
         chosen = (
             max(
                 self._times(source)
@@ -238,7 +252,7 @@ class _Simulation:
             )
             for source in self.objective.sources
         )
-        return sum(chosen)
+        return sum(chosen) + self.setting.accumulate * said
 
     def _update(self) -> None:
         """Run the last micro-batch of an accumulation window, and the optimizer step."""
@@ -259,7 +273,7 @@ class _Simulation:
         rollouts = {}
         for source in self.objective.sources:
             rollouts[source] = completed(source, self.setting.prompts, self.setting.lengths)
-            self.observation.expect(rollouts[source].input_ids.shape, self.setting.lengths.prompt)
+            self._expect(rollouts[source], self.objective.panels)
         with ExitStack() as stack:
             for context in (
                 self.observation.phase("loss head"),
@@ -271,6 +285,12 @@ class _Simulation:
             terms = dict(self.objective.loss(rollouts, self.models, Step(0, 1)).terms)
         self.ledger.record(terms)
         return terms
+
+    def _expect(self, written: Sequences, panels: Iterable[Panel]) -> None:
+        """Let the masks of a rollout, and of what teachers read of it, have the values that they would have."""
+        (rows, width), prompt = written.input_ids.shape, self.setting.lengths.prompt
+        for beside in {0, *(panel.beside(self.named) for panel in panels)}:
+            self.observation.expect((rows, beside + width), beside + prompt)
 
     def _backward(self, terms: dict[str, Stat]) -> None:
         with self.observation.phase("backward"):
@@ -288,30 +308,13 @@ class _Simulation:
         lengths, prompts = self.setting.lengths, self.setting.validation_prompts
         for writing in source.writings():
             self._write(writing, prompts, phase)
-        metrics = [m for m in self.module.validation_metrics.values() if isinstance(m, TokenMetric)]
-        if self.models.tokenizers:  # a run leaves them out
-            metrics = [metric for metric in metrics if not metric.needs_teacher]
+        known = [m for m in self.module.validation_metrics.values() if isinstance(m, TokenMetric)]
+        metrics = [m for m in known if not (self.models.tokenizers and m.needs_teacher)]  # as a run does
         written = completed(source, prompts, lengths)
-        self.observation.expect(written.input_ids.shape, lengths.prompt)
-        panel = None if self.module.panel is None else self.module.panel.planned()
-        Evaluation(cast(PromptBatch, None), written, cast(Generations, None), self.models, panel=panel).update(metrics)
-
-
-def _with_chunks(objective: Objective, chunk_rows: int | None) -> Objective:
-    """Return the objective and its terms with other chunks, and teachers that read what the student reads.
-
-    Other contexts and panels read the examples of the batch, and a plan has none. Nor does it compile anything.
-    """
-
-    def chunked(part: Objective) -> Objective:
-        wanted = {"compile": False} | ({} if chunk_rows is None else {"chunk_rows": chunk_rows})
-        return replace(part, **{name: value for name, value in wanted.items() if hasattr(part, name)})  # type: ignore
-
-    alike = changed(read_alike(objective), Panel, lambda panel: panel.planned())  # type: ignore[type-abstract]
-    return changed(alike, Objective, chunked)  # type: ignore[type-abstract]
-
-
-def _chunk_rows(objective: Objective) -> int:
-    """Return the most rows that a term of the objective needs to hold at a time."""
-    parts = inside(objective, Objective)  # type: ignore[type-abstract]
-    return max((fewest_rows(getattr(part, "chunk_rows", 0)) for part in parts), default=0)
+        asked = [] if self.module.panel is None else [self.module.panel.planned()]
+        for panel in asked:
+            self._say(panel, prompts, phase)
+        self._expect(written, asked)
+        compared = next(iter(asked), None)
+        evaluation = Evaluation(cast(PromptBatch, None), written, cast(Generations, None), self.models, panel=compared)
+        evaluation.update(metrics)

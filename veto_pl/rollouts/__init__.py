@@ -4,6 +4,7 @@ from veto_pl.core.sampling import Sampling
 from veto_pl.rollouts.adaptive import AdaptiveReplay
 from veto_pl.rollouts.best_teacher import BestTeacher
 from veto_pl.rollouts.cached import FromCache
+from veto_pl.rollouts.debate import Debate
 from veto_pl.rollouts.engines import DecodeLoop, Transformers
 from veto_pl.rollouts.played import Played
 from veto_pl.rollouts.replay import Replay
@@ -17,6 +18,7 @@ from veto_pl.rollouts.vllm_server import VllmServer
 __all__ = [
     "AdaptiveReplay",
     "BestTeacher",
+    "Debate",
     "DecodeLoop",
     "FromCache",
     "FromDataset",

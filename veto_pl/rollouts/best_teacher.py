@@ -26,6 +26,7 @@ from veto_pl.seams import (
     Template,
     Writing,
 )
+from veto_pl.seams.rollouts import TEACHER
 
 CHUNK_ROWS = 256
 
@@ -55,6 +56,7 @@ class BestTeacher(RolloutSource):
             `{prompt}`.
         fallback: `overlap` takes the completion with the largest overlap, though it is wrong; `skip` trains on nothing.
         engine: what runs the teacher.
+        teacher: its name in `model.teachers`; `teacher` is `model.teacher`.
 
     Raises:
         ConfigurationError: the hint is malformed, a row cannot fill it, or the template of the data does not show it.
@@ -73,6 +75,7 @@ class BestTeacher(RolloutSource):
     template: Template | None = None
     fallback: Literal["overlap", "skip"] = "overlap"
     engine: Engine = DecodeLoop()
+    teacher: str = TEACHER
 
     needs_rewards = True
 
@@ -88,7 +91,7 @@ class BestTeacher(RolloutSource):
         )
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
-        tried = FromTeacher(self.sampling, self.engine)(prompts, models, step)
+        tried = FromTeacher(self.sampling, self.engine, self.teacher)(prompts, models, step)
         tried = prompts.rewarded(tried, models.tokenizer)
         own = models.rolled_out(self.student, prompts, step)
         own = replace(own, loss_mask=own.completion_mask)  # compared with all that the student wrote
@@ -110,7 +113,7 @@ class BestTeacher(RolloutSource):
         return ()
 
     def writings(self) -> tuple[Writing, ...]:
-        return (Writing(("teacher",), self.sampling, self.engine, chooses=True),)
+        return (Writing((self.teacher,), self.sampling, self.engine, chooses=True),)
 
     def _second_try(
         self, taken: Sequences, failed: Tensor, prompts: PromptBatch, models: Models, step: Step
@@ -122,8 +125,8 @@ class BestTeacher(RolloutSource):
         plain = prompts.rows(failed)
         texts = [fill("BestTeacher.hint", self.hint, e, **known(e)) for e in plain.examples]
         told = retold(plain, texts, models.tokenizer, self.template, "BestTeacher")
-        check_room(told, models.required_teacher(), "BestTeacher", self.sampling.max_new_tokens)
-        again = FromTeacher(replace(self.sampling, num_completions=1), self.engine)
+        check_room(told, models.teacher_named(self.teacher), "BestTeacher", self.sampling.max_new_tokens)
+        again = FromTeacher(replace(self.sampling, num_completions=1), self.engine, self.teacher)
         answers = again(told, models, step.aside("second try"))
         answers = plain.rewarded(behind(plain, answers), models.tokenizer)
         right = _correct(answers)

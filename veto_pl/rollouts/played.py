@@ -24,6 +24,7 @@ from veto_pl.rollouts.concurrent_calls import Answer, answers_of
 from veto_pl.rollouts.engines import DecodeLoop
 from veto_pl.rollouts.episode_rows import as_rollout, behind_contexts, written_turns
 from veto_pl.rollouts.live_episodes import LiveEpisode, Room
+from veto_pl.rollouts.student_turns import PLACES
 from veto_pl.seams import (
     Engine,
     Environment,
@@ -39,9 +40,6 @@ from veto_pl.seams import (
     Step,
     Writing,
 )
-
-PLACES = 1 << 20
-"""More completions than any prompt has."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from veto_pl.rollouts.endings import reference_completions
 from veto_pl.rollouts.engines import DecodeLoop, require_decode_loop
 from veto_pl.rollouts.token_buffer import Drawn
 from veto_pl.seams import Engine, Models, PromptBatch, RolloutSource, Schedule, Sequences, Step, Writing
+from veto_pl.seams.rollouts import TEACHER
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class FromTeacher(RolloutSource):
     Args:
         sampling: temperature, truncation, lengths and counts.
         engine: what runs the model.
+        teacher: its name in `model.teachers`; `teacher` is `model.teacher`.
 
     References:
         arXiv 1606.07947
@@ -63,18 +65,21 @@ class FromTeacher(RolloutSource):
 
     sampling: Sampling = Sampling()
     engine: Engine = DecodeLoop()
+    teacher: str = TEACHER
 
     @classmethod
     def examples(cls) -> tuple["FromTeacher", ...]:
         return (cls(SEVERAL),)
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
-        sampling, teacher = self.sampling.ending_with(prompts.stop), models.required_teacher()
-        # With the student's random numbers, a student that has come close to the teacher would write the same text.
-        return self.engine.generate(prompts, teacher, sampling, models, step.aside("teacher"), on_policy=False)
+        sampling, teacher = self.sampling.ending_with(prompts.stop), models.teacher_named(self.teacher)
+        # With the student's random numbers, a student that has come close to the teacher would write the same text, and
+        # so would teachers that are alike.
+        aside = step.aside(TEACHER if self.teacher == TEACHER else f"{TEACHER} {self.teacher}")
+        return self.engine.generate(prompts, teacher, sampling, models, aside, on_policy=False)
 
     def writings(self) -> tuple[Writing, ...]:
-        return (Writing(("teacher",), self.sampling, self.engine),)
+        return (Writing((self.teacher,), self.sampling, self.engine),)
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,7 @@ class TeacherMixed(RolloutSource):
     Args:
         teacher_fraction: alpha, a number in [0, 1] or a schedule.
         sampling: shapes both distributions before they are mixed; lengths and counts.
+        teacher: its name in `model.teachers`; `teacher` is `model.teacher`.
 
     References:
         arXiv 2306.08543, section 2.2
@@ -91,13 +97,14 @@ class TeacherMixed(RolloutSource):
 
     teacher_fraction: UnitInterval | Schedule = 0.2
     sampling: Sampling = Sampling()
+    teacher: str = TEACHER
 
     @classmethod
     def examples(cls) -> tuple["TeacherMixed", ...]:
         return (cls(0.5, SEVERAL),)
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
-        writers = (models.required_teacher(), models.student)
+        writers = (models.teacher_named(self.teacher), models.student)
         require_decode_loop(type(self).__name__, writers)
         fraction = value_at(self.teacher_fraction, step.index, step.total)
 
@@ -109,7 +116,7 @@ class TeacherMixed(RolloutSource):
         return decode(prompts, writers, draw, sampling, models, step, on_policy=True, recordable=recordable)
 
     def writings(self) -> tuple[Writing, ...]:
-        return (Writing(("teacher", "student"), self.sampling),)
+        return (Writing((self.teacher, "student"), self.sampling),)
 
     def token_distribution(self, student: Tensor, teacher: Tensor, step: Step) -> Tensor:
         return log_mixture(teacher, student, value_at(self.teacher_fraction, step.index, step.total))

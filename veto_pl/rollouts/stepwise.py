@@ -11,6 +11,7 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.rollouts.engines import DecodeLoop
 from veto_pl.rollouts.sources import FromStudent, FromTeacher
 from veto_pl.seams import Engine, Models, PromptBatch, RolloutSource, Sequences, Step, Writing, pad_left
+from veto_pl.seams.rollouts import TEACHER
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class TeacherSteps(RolloutSource):
         sampling: how the teacher samples; its longest step, and how many steps it writes at each place.
         separator: the text that ends a step.
         engine: what runs the teacher.
+        teacher: its name in `model.teachers`; `teacher` is `model.teacher`.
 
     Raises:
         ConfigurationError: a row would be longer than the teacher's positions.
@@ -40,6 +42,7 @@ class TeacherSteps(RolloutSource):
     sampling: Sampling = Sampling(temperature=0.0)
     separator: str = "\n\n"
     engine: Engine = DecodeLoop()
+    teacher: str = TEACHER
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,7 +63,7 @@ class TeacherSteps(RolloutSource):
             ids, mask = (part.to(rows.device) for part in pad_left([text for _, text in begun]))
             asked = replace(asked, input_ids=ids, attention_mask=mask)
         self._check_room(asked, models)
-        source = FromTeacher(self.sampling.ending_with((self.separator,)), self.engine)
+        source = FromTeacher(self.sampling.ending_with((self.separator,)), self.engine, self.teacher)
         steps = source(asked, models, step)
         # Behind the prompts that were given, the student's part is completion too, and does not count.
         return replace(
@@ -75,7 +78,7 @@ class TeacherSteps(RolloutSource):
     def writings(self) -> tuple[Writing, ...]:
         """Return the teacher, behind what the student has written before; how many steps there are is not known."""
         longest = self.student.sampling.max_new_tokens + self.sampling.max_new_tokens
-        return (Writing(("teacher",), replace(self.sampling, max_new_tokens=longest), self.engine),)
+        return (Writing((self.teacher,), replace(self.sampling, max_new_tokens=longest), self.engine),)
 
     def _step_prefixes(self, written: Sequences, models: Models) -> Iterator[tuple[int, Tensor]]:
         """Yield the row of each step, and the ids in front of it: the prompt and the student's earlier steps."""
@@ -86,7 +89,7 @@ class TeacherSteps(RolloutSource):
                 yield row, ids[: len(ids) - len(completion) + start]
 
     def _check_room(self, asked: PromptBatch, models: Models) -> None:
-        positions = models.required_teacher().positions
+        positions = models.teacher_named(self.teacher).positions
         longest = asked.input_ids.shape[1] + self.sampling.max_new_tokens
         if positions is not None and longest > positions:
             raise ConfigurationError(

@@ -14,6 +14,7 @@ from veto_pl.rollouts.decoding import decode
 from veto_pl.rollouts.engines import require_decode_loop
 from veto_pl.rollouts.token_buffer import Drawn
 from veto_pl.seams import Models, PromptBatch, RolloutSource, Sequences, Step, Writing
+from veto_pl.seams.rollouts import TEACHER
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class TeacherCorrected(RolloutSource):
         top_k: ids in K; more than there are accept everything.
         sampling: how the student proposes; lengths, counts and stop strings.
         teacher_sampling: temperature and truncation of the teacher's tokens; lengths are the student's.
+        teacher: its name in `model.teachers`; `teacher` is `model.teacher`.
 
     References:
         arXiv 2410.11325
@@ -38,6 +40,7 @@ class TeacherCorrected(RolloutSource):
     top_k: Count = 25
     sampling: Sampling = Sampling()
     teacher_sampling: Sampling = Sampling()
+    teacher: str = TEACHER
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,7 +51,7 @@ class TeacherCorrected(RolloutSource):
         return (cls(3, SEVERAL),)
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
-        writers = (models.required_teacher(), models.student)
+        writers = (models.teacher_named(self.teacher), models.student)
         require_decode_loop(type(self).__name__, writers)
         sampling, recordable = self.sampling.ending_with(prompts.stop), partial(self.draw, unread=True)
         return decode(prompts, writers, self.draw, sampling, models, step, on_policy=True, recordable=recordable)
@@ -66,7 +69,7 @@ class TeacherCorrected(RolloutSource):
         return Drawn(ids, mixture.gather(1, ids[:, None])[:, 0].log(), by_teacher)
 
     def writings(self) -> tuple[Writing, ...]:
-        return (Writing(("teacher", "student"), self.sampling),)
+        return (Writing((self.teacher, "student"), self.sampling),)
 
     def token_distribution(self, student: Tensor, teacher: Tensor, step: Step) -> Tensor:
         kept, refused = self.split(student.exp(), teacher)
@@ -102,6 +105,7 @@ class TeacherSwitched(RolloutSource):
         threshold: c. The paper's value was not found; 3 is this package's choice.
         sampling: how the student writes; lengths, counts and stop strings.
         teacher_sampling: temperature and truncation of the teacher's tokens; lengths are the student's.
+        teacher: its name in `model.teachers`; `teacher` is `model.teacher`.
 
     References:
         arXiv 2510.07842
@@ -110,6 +114,7 @@ class TeacherSwitched(RolloutSource):
     threshold: NonNegative = 3.0
     sampling: Sampling = Sampling()
     teacher_sampling: Sampling = Sampling()
+    teacher: str = TEACHER
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,7 +125,7 @@ class TeacherSwitched(RolloutSource):
         return (cls(1.0, SEVERAL, Sampling()),)
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
-        writers = (models.required_teacher(), models.student)
+        writers = (models.teacher_named(self.teacher), models.student)
         require_decode_loop(type(self).__name__, writers)
         sampling = self.sampling.ending_with(prompts.stop)
         strays = DivergenceWatch(
@@ -137,7 +142,7 @@ class TeacherSwitched(RolloutSource):
         return decode(prompts, writers, draw, sampling, models, step, on_policy=True)
 
     def writings(self) -> tuple[Writing, ...]:
-        return (Writing(("teacher", "student"), self.sampling),)
+        return (Writing((self.teacher, "student"), self.sampling),)
 
     def token_distribution(self, student: Tensor, teacher: Tensor, step: Step) -> Tensor:
         """Return the student's distribution: the first token is always its own."""

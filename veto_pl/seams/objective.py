@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from veto_pl.core.step import Step
 from veto_pl.functional.stat import Stat
 from veto_pl.seams.batches import Sequences
 from veto_pl.seams.panel import Panel
-from veto_pl.seams.rollouts import Models, Rollouts, RolloutSource
+from veto_pl.seams.rollouts import Models, Rollouts, RolloutSource, Writing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -113,6 +113,15 @@ class Objective(Part, ABC):
         parts = (part for _, part in walk(self, derived=True) if isinstance(part, Objective) and part.needs_teacher)
         panels = [panel for part in parts for panel in given(part, Panel)]  # type: ignore[type-abstract]
         return tuple(panel for place, panel in enumerate(panels) if panel not in panels[:place])
+
+    def writings(self, named: Sequence[str]) -> tuple[Writing, ...]:
+        """Return all ways in which models write for it: completions, and what teachers say before they read.
+
+        Args:
+            named: the names of the run's teachers.
+        """
+        completions = (writing for source in self.sources for writing in source.writings())
+        return (*completions, *(writing for panel in self.panels for writing in panel.writings(named)))
 
     def before_loading(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Let every source, at any depth, look at what it needs outside of this process."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from veto_pl.core.part import Part
 from veto_pl.core.step import Step
+from veto_pl.functional.own_ends import Ends
+from veto_pl.functional.pooled_head import Pool
+from veto_pl.functional.stat import Stat
 from veto_pl.functional.units import Units
 from veto_pl.seams.batches import Sequences
-from veto_pl.seams.rollouts import Models
+from veto_pl.seams.rollouts import Models, Writing
 from veto_pl.seams.teacher_context import TeacherContext
 
 
@@ -28,6 +32,10 @@ class Reading:
             of `sequences` stands for; None where each stands for its own, and M is N.
         weights: the teacher's share of each of these tokens, [M] float32 on the host, or the same of all. The shares of
             a token add up to 1 over its readings.
+        ends: by which ids the student and this teacher end a text; None where ids are compared as they are.
+        said: for each row of the rollout, what the teacher has said of its turns, by name, for tables; empty where it
+            has said nothing of any.
+        metrics: undivided numbers to log under the teacher's name; every rank has them by the same names.
         units: on the host, which of the M tokens and of those of `sequences` stand for the same bytes. None lets an
             objective that aligns tokenizers find it out, and is right where the teacher has the student's tokenizer.
     """
@@ -36,6 +44,9 @@ class Reading:
     sequences: Sequences
     places: Tensor | None = None
     weights: Tensor | float = 1.0
+    ends: Ends | None = None
+    said: tuple[tuple[Mapping[str, Any], ...], ...] = ()
+    metrics: Mapping[str, Stat] = field(default_factory=dict)
     units: Units | None = None
 
     @property
@@ -50,12 +61,20 @@ class Panel(Part, ABC):
     The loss of a token is the mean of an objective's losses against each teacher that reads it, by their weights.
     Tokens that nobody reads are not trained on, and `train/unread` counts them.
 
+    A panel with a `pool` makes one teacher of all of them instead. Each then reads everything, and its weight is one
+    number.
+
     Attributes:
         aligns_tokenizers: each of its teachers reads rows of the rollout behind what the context makes of them, and
             writes nothing, so that one with another tokenizer can read the same in ids of its own.
     """
 
     aligns_tokenizers = False
+
+    @property
+    def pool(self) -> Pool | None:
+        """Return what of the teachers is added up before there is a loss; None where their losses are."""
+        return None
 
     def asks(self, named: Sequence[str]) -> tuple[str, ...]:
         """Return the teachers that it may ask, of those that a run has; by default all of them.
@@ -66,6 +85,22 @@ class Panel(Part, ABC):
             named: the names of the run's teachers.
         """
         return tuple(named)
+
+    def writings(self, named: Sequence[str]) -> tuple[Writing, ...]:
+        """Return what teachers write in every micro-batch before they read, one after another; by default nothing.
+
+        Args:
+            named: the names of the run's teachers.
+        """
+        return ()
+
+    def beside(self, named: Sequence[str]) -> int:
+        """Return the tokens that each teacher reads beside a row at most, for plans; by default none.
+
+        Args:
+            named: the names of the run's teachers.
+        """
+        return 0
 
     def planned(self) -> Panel:
         """Return a panel that costs as much or more, for plans; by default the same.
@@ -116,7 +151,8 @@ def reading(
     """
     places = None if rows is None else tokens_of_rows(sequences, rows)
     chosen = sequences if rows is None else sequences.rows(rows)
-    return Reading(teacher, context(chosen, models.taught_by(teacher), step), places, weight)
+    taught = models.taught_by(teacher)
+    return Reading(teacher, context(chosen, taught, step), places, weight, context.ends(taught))
 
 
 def tokens_of_rows(sequences: Sequences, rows: Tensor) -> Tensor:

@@ -43,6 +43,9 @@ class Models:
         rollouts: what other sources have written for the same prompts, as far as the micro-batch has come.
         teachers: further frozen models by their names in `model.teachers`; `teacher` is not among them.
         tokenizers: of the teachers that read ids of their own, by the teacher's name.
+        brought: the tokenizers that teachers with the student's ids bring along, by the teacher's name: how they write
+            prompts and end texts is their own.
+        teacher_name: under which the one teacher is known.
     """
 
     student: LanguageModel
@@ -53,6 +56,8 @@ class Models:
     rollouts: Rollouts = field(default_factory=dict)
     teachers: Mapping[str, LanguageModel] = field(default_factory=dict)
     tokenizers: Mapping[str, PreTrainedTokenizerBase] = field(default_factory=dict)
+    brought: Mapping[str, PreTrainedTokenizerBase] = field(default_factory=dict)
+    teacher_name: str = TEACHER
 
     @property
     def teacher_tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -102,8 +107,12 @@ class Models:
         teacher has it.
         """
         alone = name == TEACHER and not self.teachers
-        own = {TEACHER: self.tokenizers[name]} if name in self.tokenizers else {}
-        return self if alone else replace(self, teacher=self.teacher_named(name), teachers={}, tokenizers=own)
+        if alone:
+            return self
+        own, brought = ({TEACHER: of[name]} if name in of else {} for of in (self.tokenizers, self.brought))
+        return replace(
+            self, teacher=self.teacher_named(name), teachers={}, tokenizers=own, brought=brought, teacher_name=name
+        )
 
     def required_reference(self) -> LanguageModel:
         """Return the reference model; raise `ConfigurationError` where the run has none."""
@@ -123,13 +132,14 @@ class Writing:
     """One way in which a source completes prompts.
 
     Args:
-        writers: the models that write, `student`, `teacher` or both; none where the completions are there already, as
-            the references of a task are.
+        writers: the models that write: `student`, a teacher by its name, or both; none where the completions are there
+            already, as the references of a task are.
         sampling: how long the completions are and how many; None where no model writes.
         engine: what runs the model; None for the decode loop of the package.
         chooses: whether one completion of each prompt is given on, of those that are sampled.
         stored: what a stored teacher says of no tokens, [0], for the shape and temperature of its scores; None for a
             live teacher.
+        beside: tokens that the writer reads beside the prompt, at most.
     """
 
     writers: tuple[str, ...] = ()
@@ -137,6 +147,7 @@ class Writing:
     engine: Engine | None = None
     chooses: bool = False
     stored: TopKScores | None = None
+    beside: int = 0
 
     @property
     def kept(self) -> int:
@@ -207,8 +218,8 @@ class RolloutSource(Part, Remembers, ABC):
         delegates = self.delegates()
         if len(delegates) == 1:
             return delegates[0].token_distribution(student, teacher, step)
-        writers = {writing.writers or ("teacher",) for writing in self.writings()}
-        if writers not in ({("student",)}, {("teacher",)}):
+        writers = {writing.writers or (TEACHER,) for writing in self.writings()}
+        if len({role for roles in writers for role in roles}) > 1:
             raise ConfigurationError(
                 f"`{type(self).__name__}` lets several models write, and does not say which distribution a token is "
                 "drawn from. Its method `token_distribution` can say it."

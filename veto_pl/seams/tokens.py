@@ -185,6 +185,8 @@ class TokenGrid:
         turn_ids: [B, S] int64, the agent's turn that each token belongs to, 0 off the completion; None where every
             completion is one turn.
         episodes: [B] int64, equal on rows that are turns of one episode; None where every row is one.
+        contrast_logp: [K, B, S] of the tokens under the teacher in each of the objective's `contrasts`, without graph;
+            -inf on rows to which that one, or the objective's own context, has nothing to tell. None without any.
     """
 
     student_logp: Tensor
@@ -199,6 +201,7 @@ class TokenGrid:
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     turn_ids: Tensor | None = None
     episodes: Tensor | None = None
+    contrast_logp: Tensor | None = None
 
     def counted_once(self, counted: Tensor) -> Tensor:
         """Return [B] bool: the rows that are `counted` ([B] bool), but of each episode only the first of them.
@@ -240,6 +243,15 @@ class TokenGrid:
         """Return the reward of each row, [B], for objectives that need rewards."""
         assert self.rewards is not None, "an objective with `needs_rewards` always gets rewards"
         return self.rewards
+
+    def required_contrast_logp(self) -> Tensor:
+        """Return the contrasts' log-probabilities [K, B, S]; raise `ConfigurationError` where there are none."""
+        if self.contrast_logp is None:
+            raise ConfigurationError(
+                "The advantage compares what a teacher says under several contexts, but the objective has no "
+                "`contrasts`. Take an objective that has them, such as `RLCSD`."
+            )
+        return self.contrast_logp
 
     def required_sampler_logp(self) -> Tensor:
         """Return the sampler's log-probabilities [B, S]; raise `ConfigurationError` where the rollout kept none."""

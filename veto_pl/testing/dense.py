@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from veto_pl.objectives.token_objective import TokenObjective
-from veto_pl.seams import LanguageModel, Models, Rollouts, Sequences, Step
+from veto_pl.seams import LanguageModel, Models, Rollouts, Sequences, Step, TeacherContext
 from veto_pl.seams.tokens import TokenGrid, TokenRows
 
 
@@ -66,9 +67,10 @@ def dense_loss(objective: TokenObjective, rollouts: Rollouts, models: Models, st
             teacher = _logp(models.required_teacher(), teacher_rows, objective.temperature)
         if objective.needs_reference:
             reference = _logp(models.required_reference(), sequences, objective.temperature)
+        contrasts = [_contrast(objective, context, sequences, models, step) for context in objective.contrasts]
     ids = torch.stack([sequences.input_ids[place] for place in places])
     rows = TokenRows(student, teacher, ids, torch.tensor([row for row, _ in places]), step)
-    grid = _grid(rows, reference, sequences)
+    grid = replace(_grid(rows, reference, sequences), contrast_logp=torch.stack(contrasts) if contrasts else None)
     if objective.looks_ahead:
         numbers = objective.look_ahead(replace(grid, student_logp=grid.student_logp.detach()))
         ahead = {
@@ -83,6 +85,19 @@ def dense_loss(objective: TokenObjective, rollouts: Rollouts, models: Models, st
         share = 1.0 if objective.aggregation == "token" else 1 / groups.count(group)
         total = total + share * losses[row, column - 1]
     return total
+
+
+def _contrast(
+    objective: TokenObjective, context: TeacherContext, sequences: Sequences, models: Models, step: Step
+) -> Tensor:
+    """Return the tokens' log-probabilities [B, S] under the teacher in a context; -inf on rows that are not told."""
+    logp = _logp(models.required_teacher(), context(sequences, models, step), objective.temperature)
+    own, told = objective.context.informed(sequences).tolist(), context.informed(sequences).tolist()
+    found = [
+        line[sequences.input_ids[row, column]] if own[row] and told[row] else line.new_tensor(-math.inf)
+        for line, (row, column) in zip(logp, _places(sequences), strict=True)
+    ]
+    return _spread(torch.stack(found), sequences)
 
 
 def _group(aggregation: str, sequences: Sequences, place: tuple[int, int]) -> tuple[int, int]:

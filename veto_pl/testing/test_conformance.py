@@ -247,9 +247,8 @@ def test_advantages_ignore_what_is_masked(instance: Advantage, grid: Pair, seed:
     rewards = torch.randint(2, (len(mask),), generator=generator).double()
     rows = torch.arange(len(mask)) // 2
     scores = scored(instance, mask.shape, generator)
-    clean = TokenGrid(
-        student, teacher, teacher, mask, rows, rewards, STEP, reference_logp=teacher.flip(1), scores=scores
-    )
+    others = {"reference_logp": teacher.flip(1), "contrast_logp": torch.stack([teacher.flip(1), teacher / 2])}
+    clean = TokenGrid(student, teacher, teacher, mask, rows, rewards, STEP, scores=scores, **others)
     dirty = dataclasses.replace(clean, student_logp=torch.where(mask, student, garbage * 100))
     credit = instance(clean)
     assert credit.shape == mask.shape

@@ -2,87 +2,41 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
-from veto_pl.core.mistakes import check_kind
-from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.chunked import Block
 from veto_pl.functional.divergences import forward_kl, reverse_kl
-from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric, default_metrics
+from veto_pl.metrics import CompletionMetric, TokenMetric
 from veto_pl.metrics.generations import Generations
 from veto_pl.models.readout import panel_scores
-from veto_pl.objectives.voices import Voices, voices_of
+from veto_pl.objectives.voices import Voice, Voices, voices_of
 from veto_pl.parts.contexts import SameText
 from veto_pl.parts.panels import OneTeacher
 from veto_pl.rollouts import FromStudent, Sampling
 from veto_pl.rollouts.engines import DecodeLoop
-from veto_pl.seams import Engine, Models, Objective, Panel, PromptBatch, Sequences, Step, TokenValues
-from veto_pl.seams.rollouts import TEACHER
+from veto_pl.seams import (
+    Engine,
+    Models,
+    Panel,
+    PromptBatch,
+    Reading,
+    Sequences,
+    Step,
+    TeacherContext,
+    TokenValues,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-KINDS = (CompletionMetric, TokenMetric, MetricFamily)
-"""What a validation can measure with."""
 CHUNK_ROWS = 256
 """Tokens whose vocabulary-sized rows are held at a time."""
-
-
-def validation_metrics(
-    metrics: Sequence[CompletionMetric | TokenMetric | MetricFamily] | None, sampling: Sampling, *, with_teacher: bool
-) -> nn.ModuleDict:
-    """Return the metrics by name, families as their members, without those that need a teacher where there is none."""
-    check_kind(sampling, Sampling, "model.evaluation", "a `Sampling`")
-    if metrics is not None:
-        check_kind(metrics, (list, tuple), "model.metrics", "a list of metrics")
-    for metric in metrics or ():
-        check_kind(metric, KINDS, "model.metrics", "a `CompletionMetric`, `TokenMetric` or `MetricFamily`")
-    count = sampling.num_completions
-    chosen: list[CompletionMetric | TokenMetric] = []
-    for metric in default_metrics(count) if metrics is None else metrics:
-        chosen += metric.members(count) if isinstance(metric, MetricFamily) else [metric]
-    if nameless := [type(metric).__name__ for metric in chosen if not getattr(metric, "name", "")]:
-        raise ConfigurationError(f"`{nameless[0]}` has no name to be logged under. Give the class a `name`.")
-    if dotted := sorted(metric.name for metric in chosen if "." in metric.name):
-        raise ConfigurationError(f"The name of a metric cannot hold a dot, got `{dotted[0]}`. Use another character.")
-    usable = [m for m in chosen if with_teacher or not getattr(m, "needs_teacher", False)]
-    return nn.ModuleDict({metric.name: metric for metric in usable})
-
-
-def compared_by(objective: Objective, teachers: Collection[str]) -> Panel | None:
-    """Return the panel of teachers that a validation compares with: the objective's first, else `model.teacher` alone.
-
-    Args:
-        objective: of the run.
-        teachers: the names of all teachers.
-
-    Returns:
-        None where there is no teacher to compare with.
-    """
-    alone = [OneTeacher()] if TEACHER in teachers else []
-    return next(iter((*objective.panels, *alone)), None) if teachers else None
-
-
-def add_sources(metrics: nn.ModuleDict, sources: Sequence[str]) -> None:
-    """Add a copy of each metric for each data set of a mixture, as `maths/accuracy`, where there is none yet."""
-    for name, metric in [*metrics.items()]:
-        for source in sources:
-            if not getattr(metric, "source", "") and f"{source}/{name}" not in metrics:
-                own: Any = copy.deepcopy(metric)
-                own.source, own.name = source, f"{source}/{name}"
-                metrics[own.name] = own
-
-
-def compute_all(metrics: nn.ModuleDict, prefix: str) -> dict[str, float]:
-    """Compute each metric over all ranks, by its logged name. Collective: call it on every rank."""
-    return {f"{prefix}/{name}": float(cast(Metric, metric).compute()) for name, metric in metrics.items()}
 
 
 @dataclass(frozen=True)
@@ -97,9 +51,11 @@ class Evaluation:
         divergences: [N] each, `forward_kl` and `reverse_kl` at every completion token in nats; empty until `update` is
             asked for them, and where there is no teacher.
         tokens: the same and the log-probabilities of the tokens under both models; None until `update` is asked.
-        panel: which teachers read the completions, or None; what each reads is the plain text.
+        panel: which teachers read the completions, or None.
         step: where training stands.
         voices: who reads which tokens; None until `update` has asked.
+        context: what each teacher reads.
+        said: by teacher, what it has said of each row, one entry for each turn.
     """
 
     batch: PromptBatch
@@ -111,6 +67,8 @@ class Evaluation:
     panel: Panel | None = OneTeacher()
     step: Step = Step(0, 1)
     voices: Voices | None = None
+    context: TeacherContext = SameText()
+    said: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]] = field(default_factory=dict)
 
     @classmethod
     def sample(
@@ -121,6 +79,7 @@ class Evaluation:
         step: Step,
         engine: Engine | None = None,
         panel: Panel | None = OneTeacher(),
+        context: TeacherContext = SameText(),
     ) -> Evaluation:
         """Let the student answer every prompt of the batch, and score the answers.
 
@@ -131,6 +90,7 @@ class Evaluation:
             step: names the random numbers.
             engine: what runs it; None for the decode loop of the package.
             panel: which teachers the answers are compared with; None for none.
+            context: what each of them reads.
         """
         sequences = FromStudent(sampling, engine or DecodeLoop())(batch, models, step)
         texts = sequences.texts(models.tokenizer)
@@ -143,7 +103,7 @@ class Evaluation:
             finished=sequences.finished(models.eos_ids).cpu().reshape(shape),
             examples=batch.examples,
         )
-        return cls(batch, sequences, generations, models, panel=panel, step=step)
+        return cls(batch, sequences, generations, models, panel=panel, step=step, context=context)
 
     def update(self, metrics: Iterable[nn.Module], *, annotate: bool = False) -> Evaluation:
         """Update token metrics with the distributions, and completion metrics with the completions.
@@ -162,8 +122,10 @@ class Evaluation:
         with_logp = any(getattr(metric, "needs_logp", False) for metric in listed)
         values: dict[str, Tensor] = {}
         voices: Voices | None = None
+        readings: Sequence[Reading] = ()
         if token_metrics or with_logp or annotate:
-            values, voices = self._read(token_metrics, with_logp=with_logp, annotate=annotate)
+            readings = self._readings()
+            values, voices = self._read(readings, token_metrics, with_logp=with_logp, annotate=annotate)
         generations = self.generations
         if with_logp:
             generations = replace(generations, logp=self._of_completions(values["student_logp"]))
@@ -172,7 +134,9 @@ class Evaluation:
                 metric.update(of_source)
         divergences = {name: value for name, value in values.items() if name in _DIVERGENCES}
         tokens = TokenValues(self.sequences, values) if annotate else None
-        return replace(self, generations=generations, divergences=divergences, tokens=tokens, voices=voices)
+        said = {one.teacher: one.said for one in readings if one.said}
+        found: dict[str, Any] = {"divergences": divergences, "tokens": tokens, "voices": voices, "said": said}
+        return replace(self, generations=generations, **found)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per completion: prompt, completion, reference and reward; all references where there are
@@ -187,12 +151,14 @@ class Evaluation:
             | ({"references": list(example.references)} if example.alternatives else {})
             | ({"source": example.source} if example.source else {})
             | ({"teachers": dict(shares)} if shares else {})
-            for row, text, example, reward, shares in zip(
+            | ({"said": said} if said else {})
+            for row, text, example, reward, shares, said in zip(
                 self.sequences.prompt_rows.tolist(),
                 self.generations.texts,
                 examples,
                 self.generations.rewards.flatten().tolist(),
                 self._shares(),
+                [{name: list(told[row]) for name, told in self.said.items()} for row in range(len(examples))],
                 strict=True,
             )
         ]
@@ -207,8 +173,14 @@ class Evaluation:
         numbers = {name: _six_digits(values[here]) for name, values in self.divergences.items()}
         return {"tokens": token_texts(self.generations.tokens[row], self.models.tokenizer), **numbers}
 
+    def _readings(self) -> tuple[Reading, ...]:
+        """Return what each teacher reads; nothing of a teacher with ids of its own, which cannot read the student's."""
+        if self.panel is None or not self.models.named_teachers or self.models.tokenizers:
+            return ()
+        return self.panel(self.sequences, self.context, self.models, self.step)
+
     def _read(
-        self, metrics: Sequence[TokenMetric], *, with_logp: bool, annotate: bool
+        self, readings: Sequence[Reading], metrics: Sequence[TokenMetric], *, with_logp: bool, annotate: bool
     ) -> tuple[dict[str, Tensor], Voices]:
         """Run the models over the completions, and update the metrics.
 
@@ -219,16 +191,16 @@ class Evaluation:
         measured = {source: self._tokens_of(source) for source in {metric.source for metric in metrics}}
 
         def look(block: Block) -> tuple[dict[str, Tensor], None]:
-            place = block.given["place"]
+            place, share = block.given["place"], block.given.get("share")
             student_logp = torch.log_softmax(block.student, -1)
             teacher_logp = None if block.teacher is None else torch.log_softmax(block.teacher, -1)
             written = ids[place]
             for metric in metrics:
                 if (of_source := measured[metric.source]) is None:
-                    _update(metric, student_logp, teacher_logp, written)
+                    _update(metric, student_logp, teacher_logp, written, share)
                 elif (here := of_source[place]).any():
-                    others = None if teacher_logp is None else teacher_logp[here]
-                    _update(metric, student_logp[here], others, written[here] if metric.needs_ids else written)
+                    others, parts = (None if one is None else one[here] for one in (teacher_logp, share))
+                    _update(metric, student_logp[here], others, written[here] if metric.needs_ids else written, parts)
             kept: dict[str, Tensor] = {}
             if with_logp or annotate:
                 kept["student_logp"] = student_logp.gather(1, written[:, None])[:, 0]
@@ -237,17 +209,14 @@ class Evaluation:
                 kept |= {name: of(student_logp, teacher_logp) for name, of in _DIVERGENCES.items()}
             return kept, None
 
-        # A teacher with ids of its own cannot read the student's.
-        panel = self.panel if models.named_teachers and not models.tokenizers else None
-        readings = () if panel is None else panel(self.sequences, SameText(), models, self.step)
-        told = voices_of(self.sequences, readings, type(panel).__name__)
+        pool = self.panel.pool if self.panel is not None and readings else None
+        told = voices_of(self.sequences, readings, type(self.panel).__name__, pool)
         voices = told.with_silence(device)
         asked = [(models.teacher_named(one.teacher), one.sequences) for one in readings]
-        everyone = [*asked, *[(None, self.sequences)] * (len(voices.voices) - len(asked))]
-        heard = [(*one, voice.reader()) for one, voice in zip(everyone, voices.voices, strict=True)]
         places = torch.arange(len(ids), device=device)
-        given = [{"place": voice.of(places)} for voice in voices.voices]
-        parts = panel_scores(look, given, self.sequences, models.student, heard, chunk_rows=CHUNK_ROWS)
+        given = [{"place": voice.of(places), **_share(voice, places)} for voice in voices.voices]
+        readers = partial(voices.readers, readings, pool=pool)
+        parts = panel_scores(look, given, self.sequences, models.student, asked, readers, chunk_rows=CHUNK_ROWS)
         return voices.joined(parts), told
 
     def _shares(self) -> list[dict[str, float]]:
@@ -271,10 +240,18 @@ class Evaluation:
         return sums.view(self.generations.rewards.shape).to(self.generations.rewards.device)
 
 
-def _update(metric: TokenMetric, student_logp: Tensor, teacher_logp: Tensor | None, ids: Tensor) -> None:
+def _share(voice: Voice, places: Tensor) -> dict[str, Tensor]:
+    """Return a teacher's share of each of its tokens, [M], by name; nothing where it is all of them."""
+    return {} if voice.has_all else {"share": voice.weighed(torch.ones_like(voice.of(places), dtype=torch.float32))}
+
+
+def _update(
+    metric: TokenMetric, student_logp: Tensor, teacher_logp: Tensor | None, ids: Tensor, share: Tensor | None
+) -> None:
     """Update a metric, but not one that compares with a teacher by tokens that no teacher reads."""
     if teacher_logp is not None or not metric.needs_teacher:
-        metric.update(student_logp, teacher_logp, *((ids,) if metric.needs_ids else ()))
+        weights = {} if share is None else {"weights": share}
+        metric.update(student_logp, teacher_logp, *((ids,) if metric.needs_ids else ()), **weights)
 
 
 _DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}

@@ -12,9 +12,10 @@ from torch import nn
 
 from veto_pl.core.own_errors import OwnErrors
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.seams import Models, ModelSource, Objective, Step
+from veto_pl.seams import Models, ModelSource, Objective, Rollouts, Step
 from veto_pl.seams.rollouts import TEACHER, listed, setting_of
-from veto_pl.training.evaluation import add_sources
+from veto_pl.training.measured import add_sources
+from veto_pl.training.template_probe import warn_of_templates
 
 
 def check_models(objective: Objective, teachers: Mapping[str, ModelSource], reference: ModelSource | None) -> None:
@@ -28,14 +29,14 @@ def check_models(objective: Objective, teachers: Mapping[str, ModelSource], refe
     name = type(objective).__name__
     if reference is None and objective.needs_reference:
         raise ConfigurationError(f"`{name}` needs a reference, but `model.reference` is not set. Name one there.")
-    if not objective.needs_teacher:
-        return
     asked: list[tuple[str, object]] = [
         (one, panel) for panel in objective.panels for one in panel.asks(tuple(teachers))
     ]
-    written = [source for source in objective.sources if any(TEACHER in one.writers for one in source.writings())]
-    for one, part in (*(asked or [(TEACHER, objective)]), *((TEACHER, source) for source in written)):
-        if one not in teachers:
+    if objective.needs_teacher and not asked:
+        asked = [(TEACHER, objective)]
+    written = [(role, source) for source in objective.sources for one in source.writings() for role in one.writers]
+    for one, part in (*asked, *written):
+        if one not in (*teachers, "student"):
             raise ConfigurationError(_missing(name, one, part, teachers))
 
 
@@ -55,6 +56,7 @@ class HostedModule(OwnErrors, L.LightningModule):
 
     validation_metrics: nn.ModuleDict
     teacher_sources: Mapping[str, ModelSource]
+    _templates_are_known = False
 
     @property
     def further_teachers(self) -> dict[str, ModelSource]:
@@ -71,6 +73,12 @@ class HostedModule(OwnErrors, L.LightningModule):
         """Let every teacher follow the student after an optimizer step."""
         for name, model in models.named_teachers.items():
             self.teacher_sources[name].follow(model, models.student, step)
+
+    def look_at_templates(self, objective: Objective, rollouts: Rollouts, models: Models, step: Step) -> None:
+        """Warn once of teachers with a chat template of their own. Collective: call it on every rank."""
+        if not self._templates_are_known:
+            self._templates_are_known = True
+            warn_of_templates(objective, rollouts, models, step)
 
     def leave_out_comparisons(self, models: Models) -> None:
         """Take away the metrics that compare ids with a teacher's, where it has others; warn once, and name them.
