@@ -140,8 +140,8 @@ class _Simulation:
         self.frozen = dict(teachers) if reference is None else teachers | {"reference": reference}
         first = teachers.pop(TEACHER, None)
         self.named = (*((TEACHER,) if first is not None else ()), *teachers)
-        others = {"reference": reference, "teachers": teachers, "tokenizers": models.tokenizers}
-        self.models = Models(self.student, first, models.tokenizer, **others)
+        known = Models(self.student, first, models.tokenizer, reference=reference, teachers=teachers)
+        self.models = replace(known, tokenizers=models.tokenizers)
         self.trained = [p for p in self.student.parameters() if p.requires_grad]
         self.observation = Observation(setting.shards, self._weights_without_casts())
         plain = without_examples(objective, setting.chunk_rows)
