@@ -13,7 +13,7 @@ from veto_pl import DistillationModule, PromptDataModule
 from veto_pl.callbacks import Checkpoints
 from veto_pl.data import JsonLines
 from veto_pl.exceptions import NonFiniteError
-from veto_pl.models import CharacterTokenizer, Lora, MovingAverage
+from veto_pl.models import CharacterTokenizer, Lora, MovingAverage, Pretrained
 from veto_pl.models.sharding import full_weights
 from veto_pl.objectives import SFT, Veto
 from veto_pl.parts.panels import Routed
@@ -63,6 +63,7 @@ def run(
     objective: str = "remembers",
     optimizer: str = "AdamW",
     adapter: bool = False,
+    stranger: bool = False,
 ) -> dict[str, Any]:
     """Eight steps of two micro-batches over shuffled epochs of 48 rows, eight rows a micro-batch; saved every 3."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -72,10 +73,13 @@ def run(
     if adapter:
         student = Lora(student, rank=2, dropout=0.1, modules_to_save=("lm_head",))
     teacher = MovingAverage(student, decay=0.8)
+    given = teacher if objective == "remembers" else tiny_source(seed=1)
+    if stranger:
+        given = Pretrained(str(Path(folder, "stranger")))
     module = DistillationModule(
         (OBJECTIVES | objectives)[objective],
         student,
-        teacher if objective == "remembers" else tiny_source(seed=1),
+        given,
         tokenizer=CharacterTokenizer(ALPHABET),
         optimizer=lambda parameters: getattr(torch.optim, optimizer)(parameters, **settings),
         skip_limit=2,

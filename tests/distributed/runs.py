@@ -10,7 +10,13 @@ from typing import Any
 
 import lightning as L
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from veto_pl import DistillationModule, PromptDataModule
 from veto_pl.callbacks import ExtrapolationMonitor
@@ -25,6 +31,7 @@ from veto_pl.objectives import (
     Distill,
     MiniLLM,
     Phases,
+    SimCT,
     Sum,
     Veto,
 )
@@ -56,6 +63,19 @@ class EvenOnly(RolloutSource):
         if self.drop:
             return sequences.rows(even)
         return replace(sequences, loss_mask=sequences.loss_mask & even[:, None])
+
+
+@dataclass(frozen=True)
+class Garbled(RolloutSource):
+    """Begins every second row with an id that stands for no text: of two ranks one shares no unit with its teacher."""
+
+    source: RolloutSource
+
+    def __call__(self, prompts, models, step):
+        sequences = self.source(prompts, models, step)
+        odd = prompts.numbers[sequences.prompt_rows] % 2 == 1
+        first = sequences.completion_mask & (sequences.completion_mask.cumsum(1) == 1) & odd[:, None]
+        return replace(sequences, input_ids=sequences.input_ids.masked_fill(first, models.tokenizer.unk_token_id))
 
 
 @dataclass(frozen=True)
@@ -121,6 +141,16 @@ PANELS = {
 }
 """Objectives with two teachers, one of which a rank may not need."""
 OBJECTIVES |= PANELS
+STRANGERS = {
+    "spread": OPD(rollout=FOUR, reward_weight=0.5),
+    "units": SimCT(rollout=SAMPLED),
+    "spread, no unit": OPD(rollout=Garbled(SAMPLED)),
+    "units, no unit": SimCT(rollout=Garbled(SAMPLED)),
+    "spread, adapter": OPD(rollout=SAMPLED),
+}
+"""Objectives whose teacher has another tokenizer."""
+PANELS["spread, routed"] = OPD(rollout=SAMPLED, panel=Routed(column="to"))
+OBJECTIVES |= STRANGERS | PANELS
 LORA = Lora(tiny_source(), rank=2, dora=True, seed=3)
 ADAPTED = {
     "adapter": (LORA, tiny_source(seed=1)),
@@ -172,6 +202,19 @@ def prepare(folder: str) -> None:
     for role, seed in (("student", 0), ("teacher", 1)):
         tiny_source("qwen2", seed).load().save_pretrained(Path(folder, role), max_shard_size="4KB")
         CharacterTokenizer(ALPHABET).load().save_pretrained(Path(folder, role))
+    words = merging_letters()
+    tiny_source("qwen2", 1, vocab_size=len(words.get_vocab()) + 2).load().save_pretrained(Path(folder, "stranger"))
+    words.save_pretrained(Path(folder, "stranger"))
+
+
+def merging_letters() -> PreTrainedTokenizerBase:
+    """A tokenizer that has merged pairs of letters of the alphabet."""
+    core = Tokenizer(BPE())
+    core.pre_tokenizer, core.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    pairs = [one + other for one in ALPHABET[1:] for other in ALPHABET[1::3]]
+    settings = {"vocab_size": 256 + 1 + len(pairs), "initial_alphabet": ByteLevel.alphabet(), "show_progress": False}
+    core.train_from_iterator(pairs, BpeTrainer(special_tokens=["<eos>"], **settings))
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", clean_up_tokenization_spaces=False)
 
 
 def train(
@@ -239,6 +282,8 @@ def train_all(folder: str, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _sources(folder: str, source: str | dict[str, Any]) -> tuple[Any, Any]:
+    if source in ("stranger", "adapter and a stranger"):
+        return tiny_source() if source == "stranger" else LORA, Pretrained(str(Path(folder, "stranger")))
     if source == "untied":
         return tiny_source(tie_word_embeddings=False), tiny_source(seed=1, tie_word_embeddings=False)
     if isinstance(source, str) and source in ADAPTED:

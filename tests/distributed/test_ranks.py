@@ -49,10 +49,19 @@ CASES = {
     "episodes, layer by layer": case("episodes", shuffle=False, two=LAYERS_ONE_BY_ONE),
     "MiniLLM, whole teacher": case("MiniLLM", two={"gather": (True, True)}),
     "ListOPD, watched": case("ListOPD", watched=True),
-    **{name: case(name, shuffle=False) for name in PANELS},
+    **{name: case(name, shuffle=False) for name in PANELS if name != "spread, routed"},
+    "spread, routed": case("spread, routed", source="stranger", shuffle=False),
     **{f"{name}, layer by layer": case(name, shuffle=False, two=LAYERS_ONE_BY_ONE) for name in ("routed, hinted",)},
     "routed, accumulation": case("routed", shuffle=False, **HALVES),
     "together, bf16-mixed": case("together", **DEALT),
+    "spread": case("spread", source="stranger", **HALVES),
+    "units": case("units", source="stranger", **HALVES),
+    **{name: case(name, source="stranger", shuffle=False) for name in ("spread, no unit", "units, no unit")},
+    **{
+        f"{name}, layer by layer": case(name, source="stranger", shuffle=False, two=LAYERS_ONE_BY_ONE)
+        for name in ("spread, no unit", "units, no unit")
+    },
+    "spread, adapter": case("spread, adapter", source="adapter and a stranger", **HALVES),
     "stored weights": case("Veto", source={}),
     "untied head": case("Veto", source="untied"),
     "soft cap": case("Veto", source="gemma2"),
@@ -74,14 +83,15 @@ KEYS = [
 FAST = {
     "ddp": ("Veto", "MiniLLM, accumulation", "sum, accumulation", "Veto, no row", "OPD, rewarded", "SDPO", "phases",
             "ListOPD, watched", "adapter and its average", "routed", "half of the rows", "episodes",
-            "debate"),
+            "debate", "spread", "units, no unit"),
     "fsdp2": ("MiniLLM", "sum, accumulation", "Veto, no token", "Veto, no row, layer by layer", "coin per sample",
               "episodes, layer by layer", "SFT per sequence", "DistiLLM2", "SKD", "BRTS", "ListOPD, watched",
               "MiniLLM, whole teacher", "MiniLLM, not whitened, bf16-mixed",
               "Veto, activation checkpointing, bf16-mixed", "an uneven last batch, read ahead", "stored weights",
               "soft cap", "adapter, bf16-mixed", "adapter and its base", "routed, accumulation",
               "routed, hinted, layer by layer", "half of the rows", "together", "mixture", "its own template",
-              "RLCSD", "debate, no row, layer by layer", "debate, no token", "debate of turns"),
+              "RLCSD", "debate, no row, layer by layer", "debate, no token", "debate of turns", "units",
+              "spread, no unit, layer by layer", "spread, routed", "spread, adapter"),
 }  # fmt: skip
 """Of each kind a case under a strategy that it matters to; the others show the same with other objectives."""
 MARKED = [

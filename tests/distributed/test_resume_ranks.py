@@ -47,6 +47,7 @@ def both_ranks(folder):
             "SGD": {"optimizer": "SGD", "objective": "Veto"},
             "adapter": {"adapter": True},
             "routed": {"objective": "routed"},
+            "spread": {"objective": "spread, adapter", "stranger": True, "adapter": True},
         }.items()
         for name, more in {
             f"{name} whole": {},
@@ -69,7 +70,7 @@ def close(outcome, expected, tolerance):
         torch.testing.assert_close(value, expected["weights"][name], rtol=0, atol=tolerance, msg=name)
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "SGD", "adapter", "routed"])
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD", "adapter", "routed", "spread"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_resumed_ranks_end_where_they_would_have(strategy, optimizer, both_ranks):
     """AdamW's run replays rollouts and follows the student with its teacher; both are in the checkpoint.

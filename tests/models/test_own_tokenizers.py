@@ -1,7 +1,7 @@
 """A teacher with a tokenizer of its own: what is kept of it, and who may have one."""
 
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,11 +11,11 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.models import InMemory, MovingAverage
 from veto_pl.models.assemble import load_models
 from veto_pl.models.vocabulary import real_ids
-from veto_pl.objectives import OPD, SFT, Distill, Phases, SimCT, SimpleOPD, Sum
+from veto_pl.objectives import OPD, SFT, VOPD, Distill, ExOPD, Phases, SimCT, SimpleOPD, Sum
 from veto_pl.parts.contexts import Privileged
 from veto_pl.parts.panels import Together
 from veto_pl.rollouts import FromDataset, FromTeacher
-from veto_pl.seams import Sequences
+from veto_pl.seams import Panel, Sequences
 from veto_pl.testing.tiny import prompt_batch, tiny_source
 from veto_pl.testing.tokenizer_kinds import tokenizer_of
 
@@ -74,7 +74,8 @@ def test_a_teacher_with_the_same_ids_is_read_as_ever(objective):
 TERMS = {
     "both align": ((SimCT(), SimpleOPD()), True),
     "one reads no teacher": ((SimCT(), SFT()), True),
-    "one compares ids": ((SimCT(), OPD()), False),
+    "one compares ids": ((SimCT(), VOPD()), False),
+    "policy gradients": ((OPD(), ExOPD()), True),
     "none reads a teacher": ((SFT(), SFT(aggregation="sequence")), False),
 }
 
@@ -106,21 +107,39 @@ def unread(kind="bytes", seed=1):
     return Unread(made.model, made.tokenizer)
 
 
+@dataclass(frozen=True)
+class Whispering(Panel):
+    """A panel that does not say that its teachers read the rollout as it is."""
+
+    def __call__(self, sequences, context, models, step):
+        raise AssertionError("nobody reads")
+
+
 REFUSED = {
-    "an objective that compares ids": (Distill(), {}, "different tokenizers.*`SimCT` and `SimpleOPD`"),
+    "an objective that compares ids": (Distill(), {}, "different tokenizers.*`SimCT`, or a policy gradient"),
     "nobody who reads it": (None, {}, "different tokenizers"),
     "a further teacher": (
         SimCT(),
         {"teachers": {"maths": unread()}},
-        r"\.maths`.*only `model\.teacher` may",
+        r"\.maths`.*nobody who reads it aligns tokenizers",
     ),
     "a reference": (SimCT(), {"reference": unread()}, "different tokenizers"),
     "a teacher that follows": (SimCT(), {"teacher": MovingAverage(unread())}, "`MovingAverage` follows the student"),
     "another text for it": (SimCT(context=Privileged("{prompt}!")), {}, "`Privileged` of `SimCT` would have it read"),
+    "a further teacher of units": (
+        SimCT(panel=Together()),
+        {"teachers": {"maths": unread()}},
+        r"\.maths`.*of `SimCT` only `model\.teacher` may",
+    ),
     "a panel inside of a sum": (
-        Sum(terms={"gold": SFT(), "aligned": SimpleOPD(panel=Together())}),
+        Sum(terms={"gold": SFT(), "aligned": SimCT(panel=Together())}),
         {},
-        "`Together` of `SimpleOPD` would have it read",
+        "`Together` of `SimCT` would have it read",
+    ),
+    "a panel that shows other texts": (
+        OPD(panel=Whispering()),
+        {},
+        "`Whispering` of `OPD` would have it read",
     ),
     "a teacher that writes": (SimCT(rollout=FromTeacher()), {}, "`FromTeacher` lets it write"),
     "a teacher that writes for another term": (

@@ -240,7 +240,7 @@ def test_what_cannot_be_aligned_is_refused_by_name():
     no_template = replace(sequences, prompts=replace(sequences.prompts, template=None))
     with pytest.raises(ConfigurationError, match=r"`SimCT` has a teacher with another tokenizer.*no template"):
         update(SimCT(), no_template, models)
-    with pytest.raises(ConfigurationError, match=r"`SimCT\.context` is `Privileged`, but the teacher has another"):
+    with pytest.raises(ConfigurationError, match=r"`SimCT\.context` is `Privileged`, but the teacher `teacher`"):
         update(SimCT(context=Privileged("{prompt}!")), sequences, models)
     pieces = replace(models, tokenizers={"teacher": tokenizer_of("word pieces")})
     with pytest.raises(ConfigurationError, match="cannot be aligned with another tokenizer"):
@@ -251,7 +251,7 @@ def test_what_cannot_be_aligned_is_refused_by_name():
 
 
 def test_an_objective_that_compares_ids_refuses_a_teacher_with_others_and_names_what_does_not(models):
-    with pytest.raises(ConfigurationError, match=r"`Distill` compares ids, but `teacher` reads.*Take `SimCT` or"):
+    with pytest.raises(ConfigurationError, match=r"`Distill` compares ids, but `teacher` reads.*Take `SimCT`, or"):
         update(Distill(), written(models), models)
 
 

@@ -25,7 +25,7 @@ class Prepared(VetoCLI):
             module.configure_model()
         models: Models | None = module.models
         assert models is not None, "`configure_model` has just loaded them"
-        check_shared_ids(models, f"`veto-pl {command}`")
+        check_shared_ids(models.tokenizers, f"`veto-pl {command}`")
         for model in (models.student, models.required_teacher()):
             model.to(self.trainer.strategy.root_device)
         return models

@@ -78,6 +78,21 @@ class Units:
         new = torch.where(number, number.cumsum(0) - 1, -1)
         return Units(new[self.student + 1], new[self.teacher + 1], int(kept.sum()), self.shared)
 
+    def without(self, tokens: Tensor) -> Units:
+        """Return the units that hold none of some tokens of the student.
+
+        Args:
+            tokens: [N] bool.
+
+        Example:
+            >>> units = minimal_units(torch.tensor([1, 1, 1]), torch.tensor([2, 1]))
+            >>> units.without(torch.tensor([True, False, False])).student
+            tensor([-1, -1,  0])
+        """
+        kept = torch.ones(self.count, dtype=torch.bool)
+        kept[self.student[tokens & (self.student >= 0)]] = False
+        return self.only(kept)
+
     def to(self, device: torch.device | str) -> Units:
         """Return the same units on a device; what takes a wait to find there is found here."""
 

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+ALIGNING = "`SimCT`, or a policy gradient such as `OPD` or `SimpleOPD`,"
+"""What learns from a teacher with another tokenizer, as messages name it."""
+
+
 def real_ids(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the number of ids that stand for a token: the largest id plus 1, added tokens included."""
     return int(max(tokenizer.get_vocab().values())) + 1
@@ -31,8 +35,7 @@ def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeni
         raise ConfigurationError(
             f"Student and teacher have different tokenizers: `{student.name_or_path}` ({len(ours)} tokens) and "
             f"`{teacher.name_or_path}` ({len(theirs)} tokens) differ in {len(wrong)} ids, for instance {examples}. "
-            "`SimCT` and `SimpleOPD` compare texts with those of `model.teacher`: take one of them, or a teacher of "
-            "the same family."
+            f"To compare texts instead, take {ALIGNING} or a teacher of the same family."
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -10,13 +11,32 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.diagnostics import sharpness
 from veto_pl.functional.differentiation import closed_form
 from veto_pl.functional.policy import clipped_surrogate, importance_weight
+from veto_pl.functional.units import Units
+from veto_pl.objectives.heard import Heard
+from veto_pl.objectives.spread_scoring import SpreadScoring, Told
+from veto_pl.objectives.student_pass import read_by_student
 from veto_pl.objectives.token_objective import TokenObjective
+from veto_pl.objectives.unit_readings import read_in_own_ids
 from veto_pl.parts.divergences import ForwardKL, ReverseKL
 from veto_pl.parts.supports import FullVocabulary, TopK
 from veto_pl.parts.targets import GeometricBridge, Teacher
 from veto_pl.parts.weightings import Uniform
-from veto_pl.seams import Advantage, Divergence, Support, Target, TokenWeighting
+from veto_pl.seams import (
+    Advantage,
+    Divergence,
+    LanguageModel,
+    LossOutput,
+    Models,
+    Reading,
+    Step,
+    Support,
+    Target,
+    TokenWeighting,
+)
 from veto_pl.seams.tokens import TokenGrid, TokenRows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Distill"]
 
@@ -70,6 +90,9 @@ class Distill(TokenObjective):
             object.__setattr__(self, "laws", self.laws & self.advantage.laws)
             for need in ("needs_reference", "needs_rewards", "compares_completions"):
                 object.__setattr__(self, need, getattr(self, need) or getattr(self.advantage, need))
+        if self._aligns():
+            for said in ("aligns_tokenizers", "aligns_named"):
+                object.__setattr__(self, said, True)
         if self.rollout.stored_teacher:
             self._check_stored_teacher()
 
@@ -97,6 +120,51 @@ class Distill(TokenObjective):
     def sampled_tokens_only(self) -> bool:
         """Return whether the loss is a policy-gradient term alone."""
         return self.divergence is None and type(self).per_token is Distill.per_token
+
+    def credited(self, units: Units, token_ids: Tensor, tokenizer: "PreTrainedTokenizerBase | None") -> Units:
+        """Return the units that have a log-ratio, where teachers read ids of their own; by default all of them.
+
+        Args:
+            units: on the host, of M tokens of the student and of a teacher's.
+            token_ids: [M] int64, those of the student.
+            tokenizer: of the student.
+        """
+        return units
+
+    def heard_loss(self, heard: Heard, models: Models, step: Step) -> LossOutput:
+        """Sum the losses of the completion tokens; a policy gradient spreads what teachers say in other ids.
+
+        Collective where a model is sharded: call it on every rank.
+        """
+        return (self.spread_loss if heard.by_own_ids(models) else super().heard_loss)(heard, models, step)
+
+    def spread_loss(self, heard: Heard, models: Models, step: Step) -> LossOutput:
+        """Sum the policy-gradient terms, each teacher's log-probability of a unit spread over the student's tokens.
+
+        Collective where a model is sharded: call it on every rank.
+
+        Raises:
+            ConfigurationError: the panel makes one teacher of several.
+        """
+        if self.panel.pool is not None:
+            raise ConfigurationError(
+                f"`{type(self).__name__}` spreads what each teacher says over units, but `{type(self.panel).__name__}` "
+                "makes one teacher of several. Leave its pool out, so that their losses are averaged."
+            )
+        ids = heard.sequences.token_ids()
+        voices = zip(heard.readings, heard.voices.voices, strict=True)
+        told = [self._told(one, voice.of(ids), models) for one, voice in voices]
+        scoring = SpreadScoring(self, heard, step, told, self._reference_logp(heard.sequences, models))
+
+        def score(hidden: Tensor, student: LanguageModel) -> tuple[Tensor, LossOutput]:
+            return scoring.run(self._stream(hidden, student))
+
+        return read_by_student(heard.sequences, models, score)
+
+    def _told(self, one: Reading, token_ids: Tensor, models: Models) -> Told:
+        rows, units = read_in_own_ids(one, models, type(self).__name__)
+        logp = self._token_logp(models.teacher_named(one.teacher), rows)
+        return Told(logp, self.credited(units, token_ids, models.tokenizer).to(logp.device))
 
     def on_every_id(self, rows: TokenRows) -> bool:
         """Return whether student and target stand on the whole vocabulary, as this class composes them."""
@@ -150,6 +218,13 @@ class Distill(TokenObjective):
             _, teacher = rows.outcomes(self.support)
             metrics["target_sharpness"] = sharpness(target, teacher)
         return metrics
+
+    def _aligns(self) -> bool:
+        """Return whether all that is read of a live teacher is its log-probability of the sampled tokens."""
+        own = all(getattr(type(self), name) is getattr(Distill, name) for name in ("scores", "token_metrics", "loss"))
+        sampled = self.sampled_tokens_only and self.advantage is not None and not self.advantage.needs_every_id
+        plain = not self.contrasts and self.needs_teacher and not self.rollout.stored_teacher
+        return own and sampled and plain
 
     def _student_and_target(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
         def compare() -> tuple[Tensor, Tensor]:

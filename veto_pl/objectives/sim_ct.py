@@ -9,15 +9,17 @@ from veto_pl.core.bounds import Count
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.differentiation import closed_form
 from veto_pl.functional.unit_outcomes import Score
+from veto_pl.functional.units import Units
 from veto_pl.models.readout import read_hidden
 from veto_pl.models.sharding import gathered
+from veto_pl.objectives.heard import Heard
 from veto_pl.objectives.student_pass import read_by_student
 from veto_pl.objectives.token_objective import TokenObjective
 from veto_pl.objectives.unit_readings import read_in_own_ids
 from veto_pl.objectives.unit_scoring import Spoken, UnitScoring
 from veto_pl.parts.divergences import ReverseKL
 from veto_pl.rollouts import FromStudent, Sampling
-from veto_pl.seams import Divergence, LanguageModel, LossOutput, Models, Rollouts, RolloutSource, Step
+from veto_pl.seams import Divergence, LanguageModel, LossOutput, Models, RolloutSource, Sequences, Step
 from veto_pl.seams.tokens import TokenRows
 
 __all__ = ["SimCT"]
@@ -76,17 +78,22 @@ class SimCT(TokenObjective):
         """Compute the same and its gradient [n, V], in closed form over every id."""
         return self.by_autograd(rows) if self.shared else closed_form(self.divergence)(*self._outcomes(rows))
 
-    def loss(self, rollouts: Rollouts, models: Models, step: Step) -> LossOutput:
-        """Run teacher and student over the rollout, each in its own ids, and sum the losses of the units.
+    def compared(self, units: Units, sequences: Sequences) -> Units:
+        """Return the units that have a loss, of the minimal ones of a rollout; all are on the host."""
+        return units.only(units.single) if self.units == "one_to_one" else units
+
+    def heard_loss(self, heard: Heard, models: Models, step: Step) -> LossOutput:
+        """Sum the losses of the units, which teacher and student have read in their own ids.
 
         Collective where a model is sharded: call it on every rank.
         """
-        if models.teacher_tokenizer is None:
-            return super().loss(rollouts, models, step)
-        sequences, teacher = self.select(rollouts[self.rollout], step), models.required_teacher()
-        rows, units = read_in_own_ids(self, sequences, models)
-        kept = units.only(units.single) if self.units == "one_to_one" else units
-        scoring = UnitScoring(self, sequences, kept.to(rows.input_ids.device), step)
+        if not heard.by_own_ids(models):
+            return super().heard_loss(heard, models, step)
+        sequences, teacher = heard.sequences, models.required_teacher()
+        (one,) = heard.readings  # by `aligns_named`, `load_models` has refused several
+        rows, units = read_in_own_ids(one, models, type(self).__name__)
+        kept = self.compared(units, sequences).to(rows.input_ids.device)
+        scoring = UnitScoring(self, sequences, kept, step)
         of_teacher = read_hidden(teacher, rows)
 
         def score(hidden: Tensor, student: LanguageModel) -> tuple[Tensor, LossOutput]:

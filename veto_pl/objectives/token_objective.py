@@ -3,7 +3,7 @@
 import contextlib
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,13 +16,16 @@ from veto_pl.functional.compilation import Compile
 from veto_pl.functional.diagnostics import comparison, entropy
 from veto_pl.functional.differentiation import differentiated
 from veto_pl.functional.divergences import reverse_kl
-from veto_pl.functional.panel_stream import PanelStream
+from veto_pl.functional.panel_stream import PanelStream, Reader
 from veto_pl.functional.reduction import Aggregation
 from veto_pl.models.own_tokenizers import check_shared_ids
 from veto_pl.models.readout import read_hidden, token_logp
 from veto_pl.models.sharding import gathered
+from veto_pl.models.vocabulary import ALIGNING
+from veto_pl.objectives.heard import Heard
 from veto_pl.objectives.scoring import Scoring, on_grid
 from veto_pl.objectives.student_pass import read_by_student
+from veto_pl.objectives.unit_readings import check_plain
 from veto_pl.objectives.voices import attended
 from veto_pl.parts.contexts import SameText
 from veto_pl.parts.panels import OneTeacher
@@ -200,28 +203,15 @@ class TokenObjective(Objective):
 
         Collective where a model is sharded: call it on every rank.
         """
-        if self.needs_teacher:
-            check_shared_ids(models, f"`{type(self).__name__}`", "`SimCT` or `SimpleOPD`, which compare texts, or ")
+        asked = self.panel.asks(tuple(models.named_teachers)) if self.needs_teacher else ()
+        apart = [name for name in asked if name in models.tokenizers]
+        if not self.aligns_tokenizers:
+            check_shared_ids(apart, f"`{type(self).__name__}`", f"{ALIGNING} or ")
+        check_plain(self.context, apart, type(self).__name__)
         selected = self.select(rollouts[self.rollout], step)
         readings = self._readings(selected, models, step)
         sequences, voices = attended(selected, readings, type(self.panel).__name__, self.panel.pool)
-        teachers = [models.teacher_named(one.teacher) for one in readings]
-        hidden = [read_hidden(teacher, one.sequences) for teacher, one in zip(teachers, readings, strict=True)]
-        reference = models.required_reference() if self.needs_reference else None
-        reference_logp = None if reference is None else self._token_logp(reference, sequences)
-        scoring = Scoring(self, sequences, step, reference_logp, voices, self._contrast_logp(sequences, models, step))
-
-        def score(student_hidden: Tensor, student: LanguageModel) -> tuple[Tensor, LossOutput]:
-            readers = voices.readers(readings, hidden, [teacher.head() for teacher in teachers], self.panel.pool)
-            stream = PanelStream(
-                student_hidden, student.head(), readers, chunk_rows=self.chunk_rows, compiled=self.compile
-            )
-            return scoring.run(stream)
-
-        with contextlib.ExitStack() as stack:
-            for teacher in dict.fromkeys(teachers):
-                stack.enter_context(gathered(teacher, head_only=True))
-            output = read_by_student(sequences, models, score)
+        output = self.heard_loss(Heard(sequences, readings, voices), models, step)
         metrics = dict(output.metrics)
         if type(self).select is not TokenObjective.select:
             metrics["selected"] = _share(selected, rollouts[self.rollout])
@@ -231,6 +221,27 @@ class TokenObjective(Objective):
             left = _share(sequences, selected)
             metrics["unread"] = Stat(left.weight - left.total, left.weight)
         return replace(output, metrics=metrics)
+
+    def heard_loss(self, heard: Heard, models: Models, step: Step) -> LossOutput:
+        """Sum the losses of the completion tokens, against teachers that read the student's ids.
+
+        Collective where a model is sharded: call it on every rank.
+        """
+        teachers = [models.teacher_named(name) for name in heard.names]
+        hidden = [read_hidden(teacher, one.sequences) for teacher, one in zip(teachers, heard.readings, strict=True)]
+        rows, reference_logp = heard.sequences, self._reference_logp(heard.sequences, models)
+        contrasts = self._contrast_logp(rows, models, step)
+        scoring = Scoring(self, rows, step, reference_logp, heard.voices, contrasts)
+
+        def score(student_hidden: Tensor, student: LanguageModel) -> tuple[Tensor, LossOutput]:
+            heads = [teacher.head() for teacher in teachers]
+            readers = heard.voices.readers(heard.readings, hidden, heads, self.panel.pool)
+            return scoring.run(self._stream(student_hidden, student, readers))
+
+        with contextlib.ExitStack() as stack:
+            for teacher in dict.fromkeys(teachers):
+                stack.enter_context(gathered(teacher, head_only=True))
+            return read_by_student(heard.sequences, models, score)
 
     def _readings(self, sequences: Sequences, models: Models, step: Step) -> tuple[Reading, ...]:
         """Return what each teacher reads, none where none is needed.
@@ -248,6 +259,15 @@ class TokenObjective(Objective):
                 "one of each, in this order, without rows where a teacher has none."
             )
         return readings
+
+    def _stream(self, hidden: Tensor, student: LanguageModel, readers: Sequence[Reader] = ()) -> PanelStream:
+        """Return the student's rows on their way through the heads, alone or beside teachers."""
+        sides = readers or [Reader()]
+        return PanelStream(hidden, student.head(), sides, chunk_rows=self.chunk_rows, compiled=self.compile)
+
+    def _reference_logp(self, sequences: Sequences, models: Models) -> Tensor | None:
+        """Return the log-probabilities [N] of the tokens under the reference, None where none is needed."""
+        return self._token_logp(models.required_reference(), sequences) if self.needs_reference else None
 
     def _contrast_logp(self, sequences: Sequences, models: Models, step: Step) -> Tensor | None:
         """Return the tokens' log-probabilities under the teacher in each further context, [K, B, S]; None without any.

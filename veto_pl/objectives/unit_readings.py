@@ -1,26 +1,46 @@
-"""What a teacher reads in its own ids, for objectives over units."""
+"""What teachers read in their own ids."""
 
 from __future__ import annotations
 
+import torch
+
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.units import Units
-from veto_pl.objectives.token_objective import TokenObjective
 from veto_pl.parts.translated_rows import translated
-from veto_pl.seams import Models, Sequences
+from veto_pl.seams import Models, Reading, Sequences, TeacherContext
 
 
-def read_in_own_ids(objective: TokenObjective, sequences: Sequences, models: Models) -> tuple[Sequences, Units]:
-    """Return what a teacher with another tokenizer reads of a rollout, and on the host the units of both.
+def read_in_own_ids(one: Reading, models: Models, name: str) -> tuple[Sequences, Units]:
+    """Return what a teacher reads of a reading's rows, and on the host the units of both.
+
+    Args:
+        one: of the student's ids, unless it has units already.
+        models: with the teacher. Where it has the student's tokenizer, every token is a unit.
+        name: of the class that asks, for messages.
 
     Raises:
-        ConfigurationError: the teacher is to read another text than the student, or cannot read this one.
+        ConfigurationError: the teacher cannot read the text.
     """
-    name = type(objective).__name__
-    if not objective.context.is_neutral:
+    if one.units is not None:
+        return one.sequences, one.units
+    tokenizer = models.tokenizers.get(one.teacher)
+    if tokenizer is None:
+        tokens = torch.arange(one.spoken)
+        return one.sequences, Units(tokens, tokens, len(tokens))
+    speakers = (models.student, models.tokenizer), (models.teacher_named(one.teacher), tokenizer)
+    return translated(one.sequences, *speakers, name)
+
+
+def check_plain(context: TeacherContext, names: list[str], name: str) -> None:
+    """Raise `ConfigurationError` where teachers with ids of their own are to read another text than the student.
+
+    Args:
+        context: what a teacher reads.
+        names: of these teachers.
+        name: of the class that asks.
+    """
+    if names and not context.is_neutral:
         raise ConfigurationError(
-            f"`{name}.context` is `{type(objective.context).__name__}`, but the teacher has another tokenizer, and "
+            f"`{name}.context` is `{type(context).__name__}`, but the teacher `{names[0]}` has another tokenizer, and "
             "reads the plain prompt. Leave the context out, or take a teacher with the student's tokenizer."
         )
-    assert models.teacher_tokenizer is not None, "asked where the teacher has a tokenizer of its own"
-    speakers = (models.student, models.tokenizer), (models.required_teacher(), models.teacher_tokenizer)
-    return translated(sequences, *speakers, name)

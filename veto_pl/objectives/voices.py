@@ -286,7 +286,7 @@ def _check_sum(weights: float, token: int, panel: str) -> None:
 
 
 def _check_places(one: Reading, places: Tensor, tokens: int, panel: str) -> None:
-    count = int(one.sequences.host_masks[1, :, 1:].sum())
+    count = one.spoken
     ascending = bool((places.diff() > 0).all()) and (not len(places) or (places[0] >= 0 and places[-1] < tokens))
     weighed = len(one.weights) if isinstance(one.weights, Tensor) else count
     if not ascending or not len(places) == count == weighed:

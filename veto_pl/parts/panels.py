@@ -36,6 +36,7 @@ class OneTeacher(Panel):
         teacher: its name in `model.teachers`; `teacher` is `model.teacher`.
     """
 
+    aligns_tokenizers = True
     teacher: str = TEACHER
 
     def asks(self, named: Sequence[str]) -> tuple[str, ...]:
@@ -71,6 +72,7 @@ class Routed(Panel):
         arXiv 2605.03677, section on several teachers
     """
 
+    aligns_tokenizers = True
     column: str | None = None
     routes: Mapping[str, str] = field(default_factory=dict, hash=False)
     default: str | None = None
@@ -156,6 +158,7 @@ class Together(Panel):
         ConfigurationError: a weight is negative or not finite, or all are 0.
     """
 
+    aligns_tokenizers = True
     weights: Mapping[str, float | Schedule] = field(default_factory=dict, hash=False)
     combine: Literal["loss", "target"] = "loss"
 

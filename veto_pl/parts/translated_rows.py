@@ -11,10 +11,11 @@ from torch import Tensor
 
 from veto_pl.core.special_ids import end_ids
 from veto_pl.data.translator import Translator
+from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.units import Units, joined_units, unit_sums
 from veto_pl.parts.contexts import check_room
 from veto_pl.parts.own_template import prompts_written
-from veto_pl.seams import LanguageModel, Sequences, pad_right
+from veto_pl.seams import LanguageModel, PromptBatch, Sequences, pad_left, pad_right
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,9 +27,9 @@ Speaker = tuple[LanguageModel, "PreTrainedTokenizerBase"]
 def translated(sequences: Sequences, student: Speaker, teacher: Speaker, name: str) -> tuple[Sequences, Units]:
     """Return what a teacher reads of a rollout in its own ids, and which tokens of both stand for the same bytes.
 
-    Prompts are made anew of their examples, by the template of the data as the teacher's tokenizer fills it in.
-    Completions are the bytes that the student has written, as far as they can be aligned (`Translator`). The student's
-    ids stay what they are.
+    Prompts are made anew of their examples, by the template of the data as the teacher's tokenizer fills it in. What a
+    row of a dialogue has read beside its prompt, and completions, are the same bytes, as far as they can be aligned
+    (`Translator`). The student's ids stay what they are.
 
     Args:
         sequences: B rows of the student's ids, N tokens of which count.
@@ -51,6 +52,8 @@ def translated(sequences: Sequences, student: Speaker, teacher: Speaker, name: s
     ]
     kept = [_of_counted(units, counts) for (_, units), counts in zip(found, counted, strict=True)]
     told = prompts_written(sequences.prompts, teacher[1], None, name).rows(sequences.prompt_rows)
+    if sequences.turn_ids is not None:
+        told = _with_dialogues(told, sequences, translator, name)
     ids, written = pad_right([torch.tensor(row, dtype=torch.int64) for row, _ in found])
     counting, _ = pad_right([(units.teacher >= 0).long() for units in kept])
     device = sequences.input_ids.device
@@ -76,3 +79,28 @@ def _of_counted(units: Units, counts: Tensor) -> Units:
     """Return the units of which all tokens of the student count ([C] bool), for those of its tokens that do."""
     whole = units.only(unit_sums((~counts).long(), units.student, units.count) == 0)
     return replace(whole, student=whole.student[counts])
+
+
+def _with_dialogues(told: PromptBatch, sequences: Sequences, translator: Translator, name: str) -> PromptBatch:
+    """Return prompts, one for each row, with the bytes of what was read in place of those that a dialogue extends.
+
+    Raises:
+        ConfigurationError: something that was read has no counterpart in the teacher's ids.
+    """
+    assert sequences.prompts is not None, "the prompts were made of its examples"
+    known, read = sequences.prompts.on_host, sequences.read_ids()
+    own = [ids[mask].tolist() for ids, mask in zip(known.input_ids, known.attention_mask, strict=True)]
+    others = [row for row, of in enumerate(sequences.prompt_rows.tolist()) if read[row] != own[of]]
+    if not others:
+        return told
+    texts = [ids[mask].cpu() for ids, mask in zip(told.input_ids, told.attention_mask, strict=True)]
+    for row, (ids, units) in zip(others, translator([read[row] for row in others]), strict=True):
+        if lost := [i for i, unit in zip(read[row], units.student.tolist(), strict=True) if unit < 0]:
+            raise ConfigurationError(
+                f"`{name}` has a teacher with another tokenizer, which cannot read what the student has read in a "
+                f"dialogue: from the id {lost[0]} on it has no counterpart. Take a template whose marks both "
+                "tokenizers have, such as `PlainTemplate`, or a teacher with the student's tokenizer."
+            )
+        texts[row] = torch.tensor(ids, dtype=torch.int64)
+    stacked, mask = (part.to(told.input_ids.device) for part in pad_left(texts))
+    return replace(told, input_ids=stacked, attention_mask=mask)

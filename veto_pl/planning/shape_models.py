@@ -15,7 +15,6 @@ from veto_pl.models.assemble import load_models
 from veto_pl.models.backbone import backbone
 from veto_pl.models.causal_lm import CausalLM
 from veto_pl.models.layers import decoder_layers
-from veto_pl.models.own_tokenizers import check_shared_ids
 from veto_pl.models.quantising import packed_size
 from veto_pl.module import DistillationModule
 from veto_pl.planning.observation import Observation
@@ -150,7 +149,6 @@ def skeletons(module: DistillationModule, dtype: torch.dtype | None, *, checkpoi
             teachers=named,
             objective=module.objective,
         )
-    check_shared_ids(models, "`veto-pl plan`")
     if dtype is not None:
         models.student.to(dtype)
     if checkpointing:

@@ -22,6 +22,7 @@ from veto_pl.metrics.generations import Generations
 from veto_pl.module import DistillationModule
 from veto_pl.planning.as_accelerator import as_on_an_accelerator, optimizer_of
 from veto_pl.planning.observation import Observation, Phase
+from veto_pl.planning.own_ids import in_own_ids
 from veto_pl.planning.planned_objective import most_rows, without_examples
 from veto_pl.planning.rollout import Lengths, completed, roll_out
 from veto_pl.planning.shape_models import SAMPLE_ROWS, Weights, phases_of, skeletons, without_storage
@@ -139,10 +140,12 @@ class _Simulation:
         self.frozen = dict(teachers) if reference is None else teachers | {"reference": reference}
         first = teachers.pop(TEACHER, None)
         self.named = (*((TEACHER,) if first is not None else ()), *teachers)
-        self.models = Models(self.student, first, models.tokenizer, reference=reference, teachers=teachers)
-        self.objective = without_examples(objective, setting.chunk_rows)
+        known = Models(self.student, first, models.tokenizer, reference=reference, teachers=teachers)
+        self.models = replace(known, tokenizers=models.tokenizers)
         self.trained = [p for p in self.student.parameters() if p.requires_grad]
         self.observation = Observation(setting.shards, self._weights_without_casts())
+        plain = without_examples(objective, setting.chunk_rows)
+        self.objective = in_own_ids(plain, self.models, setting.lengths, self.observation)
         self.ledger = GradientLedger()
 
     def run(self) -> Simulated:
@@ -308,8 +311,9 @@ class _Simulation:
         lengths, prompts = self.setting.lengths, self.setting.validation_prompts
         for writing in source.writings():
             self._write(writing, prompts, phase)
-        named = self.module.validation_metrics.values()  # those of a turn look at values, and need no more than others
-        metrics = [m for m in named if isinstance(m, TokenMetric) and not m.turn]
+        known = [m for m in self.module.validation_metrics.values() if isinstance(m, TokenMetric) and not m.turn]
+        # As a run does: metrics of a turn look at values that are there, and ids of its own cannot be compared.
+        metrics = [m for m in known if not (self.models.tokenizers and m.needs_teacher)]
         written = completed(source, prompts, lengths)
         asked = [] if self.module.panel is None else [self.module.panel.planned()]
         for panel in asked:

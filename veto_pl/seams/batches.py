@@ -180,6 +180,10 @@ class Sequences:
         """Return the same as numbers of the host, which fetches all rows at once."""
         return self._ids_where(self.completion_mask)
 
+    def read_ids(self) -> list[list[int]]:
+        """Return on the host what each row reads in front of its completion: its prompt, and more in a dialogue."""
+        return self._ids_where(self.attention_mask & ~self.completion_mask)
+
     def _ids_where(self, mask: Tensor) -> list[list[int]]:
         ids, chosen = torch.stack([self.input_ids, mask.long()]).cpu()
         return [row[there].tolist() for row, there in zip(ids, chosen.bool(), strict=True)]

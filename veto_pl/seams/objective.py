@@ -88,6 +88,7 @@ class AnyObjective(Part, ABC):
         needs_reference: `model.reference`, a further frozen model, has to be set.
         needs_rewards: the task scores each rollout before `loss` is called.
         aligns_tokenizers: it reads a teacher whose tokenizer differs (`Models.teacher_tokenizer`).
+        aligns_named: it does so for every teacher of its panel, not for `model.teacher` alone.
         laws: what the conformance suite holds the class to.
     """
 
@@ -95,6 +96,7 @@ class AnyObjective(Part, ABC):
     needs_reference = False
     needs_rewards = False
     aligns_tokenizers = False
+    aligns_named = False
     laws = frozenset({Law.SPLIT_INVARIANT})
 
     @property

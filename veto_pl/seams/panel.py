@@ -15,6 +15,7 @@ from veto_pl.core.step import Step
 from veto_pl.functional.own_ends import Ends
 from veto_pl.functional.pooled_head import Pool
 from veto_pl.functional.stat import Stat
+from veto_pl.functional.units import Units
 from veto_pl.seams.batches import Sequences
 from veto_pl.seams.rollouts import Models, Writing
 from veto_pl.seams.teacher_context import TeacherContext
@@ -26,7 +27,7 @@ class Reading:
 
     Args:
         teacher: the teacher's name; `teacher` is `model.teacher`.
-        sequences: rows in the teacher's own ids, M tokens of which count.
+        sequences: rows of the student's ids, M tokens of which count; with `units`, rows of the teacher's own ids.
         places: [M] int64 on the host, ascending: the token of the rollout, counted row by row, that each counted token
             of `sequences` stands for; None where each stands for its own, and M is N.
         weights: the teacher's share of each of these tokens, [M] float32 on the host, or the same of all. The shares of
@@ -35,6 +36,8 @@ class Reading:
         said: for each row of the rollout, what the teacher has said of its turns, by name, for tables; empty where it
             has said nothing of any.
         metrics: undivided numbers to log under the teacher's name; every rank has them by the same names.
+        units: on the host, which of the M tokens and of those of `sequences` stand for the same bytes. None lets an
+            objective that aligns tokenizers find it out, and is right where the teacher has the student's tokenizer.
     """
 
     teacher: str
@@ -44,6 +47,12 @@ class Reading:
     ends: Ends | None = None
     said: tuple[tuple[Mapping[str, Any], ...], ...] = ()
     metrics: Mapping[str, Stat] = field(default_factory=dict)
+    units: Units | None = None
+
+    @property
+    def spoken(self) -> int:
+        """Return M, the tokens of the rollout that it speaks of."""
+        return len(self.sequences.prediction_index) if self.units is None else len(self.units.student)
 
 
 class Panel(Part, ABC):
@@ -54,7 +63,13 @@ class Panel(Part, ABC):
 
     A panel with a `pool` makes one teacher of all of them instead. Each then reads everything, and its weight is one
     number.
+
+    Attributes:
+        aligns_tokenizers: each of its teachers reads rows of the rollout behind what the context makes of them, and
+            writes nothing, so that one with another tokenizer can read the same in ids of its own.
     """
+
+    aligns_tokenizers = False
 
     @property
     def pool(self) -> Pool | None:
