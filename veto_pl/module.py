@@ -42,7 +42,7 @@ from veto_pl.training.evaluation import Evaluation
 from veto_pl.training.faulty_rows import reports_of
 from veto_pl.training.fsdp import FullyShard
 from veto_pl.training.hosted import HostedModule, check_models
-from veto_pl.training.measured import compared_by, compute_all, played_by, validation_metrics
+from veto_pl.training.measured import compared_by, compute_all, played_by, read_in_validation, validation_metrics
 from veto_pl.training.on_policy import OnPolicyModule
 from veto_pl.training.optimizers import default_optimizer
 from veto_pl.training.window_rollouts import WindowRollouts
@@ -240,7 +240,8 @@ class DistillationModule(HostedModule, OnPolicyModule):
     def _answers(self, batch: PromptBatch, batch_idx: int) -> Evaluation:
         """Let the student answer."""
         how = self.evaluation, self.step_of(batch_idx), self.answering_engine, self.panel
-        return Evaluation.sample(batch, self._models, *how, playing=self.playing)
+        read = read_in_validation(self.objective)
+        return Evaluation.sample(batch, self._models, *how, context=read, playing=self.playing)
 
     def _evaluate(self, batch: PromptBatch, batch_idx: int, prefix: str) -> dict[str, Evaluation]:
         with self.clock.during("validation"):

@@ -11,12 +11,14 @@ import torch
 from veto_pl import DistillationModule, PromptDataModule
 from veto_pl.callbacks import Checkpoints
 from veto_pl.checks import check
-from veto_pl.data import ExactMatch, Rows
+from veto_pl.data import ExactMatch, PlainTemplate, Rows
 from veto_pl.data.tasks.mixed import DataSet, Mixed
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.metrics.agreement import ForwardKL
 from veto_pl.models import CharacterTokenizer, MovingAverage
 from veto_pl.objectives import MADOPD, OPD, SFT, Distill, MiniLLM, Sum
+from veto_pl.parts.contexts import SameText
+from veto_pl.parts.own_template import OwnTemplate
 from veto_pl.parts.panels import OneTeacher, Routed, Together
 from veto_pl.rollouts import Debate, FromDataset, FromStudent, FromTeacher, Sampling
 from veto_pl.seams import Step
@@ -72,6 +74,24 @@ def test_a_routed_run_measures_each_teacher_and_validates_with_the_rows_own(tmp_
         apart.append(validated(alone, rows))
     expected = sum(total for total, _ in apart) / sum(count for _, count in apart)
     assert float(metrics["validation/forward_kl"]) == pytest.approx(expected, rel=1e-5)
+
+
+class Seen(L.Callback):
+    """Keeps the evaluations of a validation."""
+
+    def __init__(self):
+        self.evaluations = []
+
+    def on_validation_batch_end(self, trainer, module, outputs, *args):
+        self.evaluations.append(outputs["evaluation"])
+
+
+def test_a_validation_of_a_run_reads_what_the_objective_says(tmp_path):
+    for context in (OwnTemplate({"teacher": PlainTemplate("ab{prompt}")}), SameText()):
+        module = module_of(Distill(rollout=SAMPLED, context=context), teacher=tiny_source(seed=1), teachers=None)
+        fit(module, tmp_path, callbacks=[seen := Seen()])
+        assert seen.evaluations
+        assert {type(one.context) for one in seen.evaluations} == {type(context)}
 
 
 def validated(module, rows):
