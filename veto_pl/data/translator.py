@@ -5,6 +5,7 @@ The student's ids are never tokenised again: only the teacher's are new, made of
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, takewhile
@@ -29,8 +30,10 @@ class Translator:
 
     An id that is no text, such as a mark of a chat template, is the teacher's id of the same name. One that ends the
     student's texts is the teacher's end of the same name, or else the one that the teacher ends its texts with; a row
-    that was cut gets none. The alignment of a row ends at an id without a counterpart, in front of the first byte that
-    is no valid UTF-8, and in front of the first that the teacher's tokenizer writes otherwise.
+    that was cut gets none. Bytes that are no valid UTF-8 are read one by one where the teacher has ids of single bytes;
+    were they left out, a student could leave the comparison by writing one. The alignment of a row ends at an id or
+    byte without a counterpart, in front of a character that the row was cut in, and in front of the first byte that the
+    teacher's tokenizer writes otherwise.
 
     Args:
         student: tokenizer of the rows.
@@ -56,6 +59,7 @@ class Translator:
         ends = {i: named[i] if named.get(i) in teacher_ends else teacher_ends[0] for i in student_ends if teacher_ends}
         unread = {student.pad_token_id, student.unk_token_id}  # nobody knows what text they stand for
         self.controls: Mapping[int, int] = {i: other for i, other in named.items() if i not in unread} | ends
+        self.bytes = {piece[0]: i for i, piece in enumerate(self.theirs.pieces) if len(piece) == 1}
         self.shared = shared_ids(self.mine, self.theirs, {i: ends[i] for i in student_ends[:1] if i in ends}, named)
 
     def __call__(self, rows: Sequence[Sequence[int]]) -> list[tuple[list[int], Units]]:
@@ -73,17 +77,20 @@ class Translator:
     def _plan(self, ids: Sequence[int]) -> Plan:
         """Return what the teacher has to read of a row, as far as it can be aligned."""
         plan: Plan = []
-        for is_text, run in groupby(ids, lambda i: i not in self.mine.names):
+        read = 0
+        for is_text, of_run in groupby(ids, lambda i: i not in self.mine.names):
+            run = list(of_run)
+            read += len(run)
             if is_text:
                 text = self.mine.joined(run)
-                valid = text[: valid_length(text)]
-                plan.append(valid)
-                if len(valid) < len(text):
+                parts: Plan = spans(text[: len(text) - cut_character(text)] if read == len(ids) else text)
+                counterparts = [self.bytes.get(part) if isinstance(part, int) else part for part in parts]
+            else:
+                counterparts = [self.controls.get(i) for i in run]
+            for one in counterparts:
+                if one is None:
                     return plan
-            for i in () if is_text else run:
-                if i not in self.controls:
-                    return plan
-                plan.append(self.controls[i])
+                plan.append(one)
         return plan
 
     def _aligned(self, ids: Sequence[int], parts: Sequence[tuple[bytes | int, list[int]]]) -> tuple[list[int], Units]:
@@ -128,18 +135,32 @@ def shared_ids(
     return together[:, 0], together[:, 1]
 
 
-def valid_length(text: bytes) -> int:
-    r"""Return how many bytes from the beginning are valid UTF-8; a character that is cut off is none.
+def spans(text: bytes) -> list[bytes | int]:
+    r"""Return the parts of a text that are valid UTF-8, and between them, one by one, the bytes that are not.
 
     Example:
-        >>> valid_length("aé".encode()), valid_length(b"a\xc3"), valid_length(b"\xffa")
-        (3, 1, 0)
+        >>> spans("aé".encode()), spans(b"a\xc3\xffb"), spans(b"")
+        ([b'a\xc3\xa9'], [b'a', 195, 255, b'b'], [])
     """
-    try:
-        text.decode()
-    except UnicodeDecodeError as error:
-        return error.start
-    return len(text)
+    found: list[bytes | int] = []
+    escaped = text.decode(errors="surrogateescape")  # such a byte is one of the characters from U+DC80 to U+DCFF
+    for broken, run in groupby(escaped, lambda character: "\udc80" <= character <= "\udcff"):
+        part = "".join(run).encode(errors="surrogateescape")
+        found.extend(part if broken else [part])
+    return found
+
+
+def cut_character(text: bytes) -> int:
+    r"""Return how many bytes at the end begin a character whose other bytes are missing.
+
+    Example:
+        >>> cut_character(b"a\xf0\x9f\x99"), cut_character(b"a\xff"), cut_character("é".encode())
+        (3, 0, 0)
+    """
+    reader = getincrementaldecoder("utf-8")("surrogateescape")
+    reader.decode(text)
+    waiting, _ = reader.getstate()
+    return len(waiting)
 
 
 def common_length(one: bytes, other: bytes) -> int:
