@@ -24,8 +24,24 @@ GYM = {"data.task": {"class_path": "ReasoningGym", "init_args": {"dataset": "cha
 MEMORY, WORDS = ({"model.student": {"class_path": "InMemory", "init_args": {"model": None}}} for _ in range(2))
 TOKENIZER = {"model.tokenizer": {"class_path": "InMemoryTokenizer", "init_args": {"tokenizer": None}}}
 STORED = {"model.student": {"class_path": "Pretrained", "init_args": {"path": "x", "quantization_config": {}}}}
+WORLD = "model.objective.init_args.rollout.init_args.environment"
+
+
+def played(environment, **arguments):
+    """An objective that plays, as settings."""
+    world = {"class_path": environment, "init_args": arguments}
+    rollout = {"class_path": "Played", "init_args": {"environment": world}}
+    return {"model.objective": {"class_path": "OPD", "init_args": {"rollout": rollout}}}
+
+
+SERVED = played("OpenEnv", url="ws://localhost:1", action="message", more={})
 OPEN = {
     ("ChatTemplate", "arguments"): ("data.template.init_args.arguments.x", CHAT),
+    ("Gymnasium", "options"): (f"{WORLD}.init_args.options.x", played("Gymnasium", id="CartPole-v1", options={})),
+    ("OpenEnv", "more"): (
+        f"{WORLD}.init_args.more.x",
+        played("OpenEnv", url="ws://localhost:1", action="message", more={}),
+    ),
     ("InMemory", "model"): ("model.student.init_args.model", MEMORY),
     ("InMemory", "tokenizer"): ("model.student.init_args.tokenizer", WORDS),
     ("InMemoryTokenizer", "tokenizer"): ("model.tokenizer.init_args.tokenizer", TOKENIZER),

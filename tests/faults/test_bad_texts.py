@@ -246,7 +246,7 @@ def models_of(student, teacher=None, **teachers_settings):
     return {"prepare": prepare, "act": act}
 
 
-OTHER = ("different tokenizers", "`SimCT` and `SimpleOPD`")
+OTHER = ("different tokenizers", "`SimCT`, or a policy gradient such as `OPD` or `SimpleOPD`")
 VOCABULARIES = [
     Case("a teacher with letters in another order", **models_of("abc", "cba"), names=OTHER),
     Case("a teacher with fewer letters", **models_of("abcd", "abc"), names=OTHER),

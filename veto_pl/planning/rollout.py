@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +44,18 @@ class Lengths:
     def sampled(self, sampling: Sampling) -> int:
         """Return the tokens of a sampled completion."""
         return min(sampling.max_new_tokens, self.longest or sampling.max_new_tokens)
+
+
+def bytes_read(writing: Writing, sizes: Mapping[str, int], lengths: Lengths) -> int:
+    """Return the bytes of weights that are read while a row is written: each writer's, once for each token.
+
+    Args:
+        writing: how.
+        sizes: bytes of each model, by its role.
+        lengths: tokens of the row.
+    """
+    sampled = 0 if writing.sampling is None else lengths.sampled(writing.sampling)
+    return sampled * sum(sizes[role] for role in writing.writers if sampled)
 
 
 def completed(source: RolloutSource, prompts: int, lengths: Lengths) -> Sequences:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -24,7 +25,7 @@ from veto_pl.planning.as_accelerator import as_on_an_accelerator, optimizer_of
 from veto_pl.planning.observation import Observation, Phase
 from veto_pl.planning.own_ids import in_own_ids
 from veto_pl.planning.planned_objective import most_rows, without_examples
-from veto_pl.planning.rollout import Lengths, completed, roll_out
+from veto_pl.planning.rollout import Lengths, bytes_read, completed, roll_out
 from veto_pl.planning.shape_models import SAMPLE_ROWS, Weights, phases_of, skeletons, without_storage
 from veto_pl.rollouts import DecodeLoop, FromStudent
 from veto_pl.seams import Models, Objective, Panel, PromptBatch, RolloutSource, Sequences, Stat, Step, Writing
@@ -234,25 +235,10 @@ class _Simulation:
         _, computed = PRECISIONS[self.setting.precision]
         weights = {role: Weights.of(model) for role, model in {"student": self.student, **self.frozen}.items()}
         size = {role: (one.cast(2) if computed else one).bytes for role, one in weights.items()}
-        said = sum(
-            size[role] * self.setting.lengths.sampled(writing.sampling)
-            for panel in self.objective.panels
-            for writing in panel.writings(self.named)
-            for role in writing.writers
-            if writing.sampling is not None
-        )
-        chosen = (
-            max(
-                self._times(source)
-                * sum(size[role] for role in writing.writers)
-                * self.setting.lengths.sampled(writing.sampling)
-                if writing.sampling is not None
-                else 0
-                for writing in source.writings()
-            )
-            for source in self.objective.sources
-        )
-        return sum(chosen) + self.setting.accumulate * said
+        read = partial(bytes_read, sizes=size, lengths=self.setting.lengths)
+        said = sum(read(writing) for panel in self.objective.panels for writing in panel.writings(self.named))
+        chosen = sum(self._times(source) * max(map(read, source.writings())) for source in self.objective.sources)
+        return chosen + self.setting.accumulate * said
 
     def _update(self) -> None:
         """Run the last micro-batch of an accumulation window, and the optimizer step."""

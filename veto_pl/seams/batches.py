@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+COUNT_PER_ROW = {**PER_ROW, "absent": lambda part: torch.zeros_like(part.prompt_rows)}
+"""Metadata of a number of each row that is 0 where nobody has counted."""
+
+
 @dataclass(frozen=True)
 class Sequences:
     """Prompts with completions, whoever wrote them. Any padding layout: only the masks say what is what.
@@ -84,9 +88,7 @@ class Sequences:
     ending: Tensor | None = field(
         default=None, metadata={**PER_ROW, "absent": lambda part: torch.full_like(part.prompt_rows, Ending.UNKNOWN)}
     )
-    unjudged: Tensor | None = field(
-        default=None, metadata={**PER_ROW, "absent": lambda part: torch.zeros_like(part.prompt_rows)}
-    )
+    unjudged: Tensor | None = field(default=None, metadata=COUNT_PER_ROW)
     engine_log_ratio: Tensor | None = field(
         default=None,
         metadata={**PER_TOKEN, "absent": lambda part: torch.zeros_like(part.loss_mask, dtype=torch.float32)},
@@ -105,12 +107,8 @@ class Sequences:
             "absent": lambda part: torch.arange(len(part), device=part.prompt_rows.device),
         },
     )
-    failed_turns: Tensor | None = field(
-        default=None, metadata={**PER_ROW, "absent": lambda part: torch.zeros_like(part.prompt_rows)}
-    )
-    late_turns: Tensor | None = field(
-        default=None, metadata={**PER_ROW, "absent": lambda part: torch.zeros_like(part.prompt_rows)}
-    )
+    failed_turns: Tensor | None = field(default=None, metadata=COUNT_PER_ROW)
+    late_turns: Tensor | None = field(default=None, metadata=COUNT_PER_ROW)
 
     def __len__(self) -> int:
         return len(self.input_ids)
