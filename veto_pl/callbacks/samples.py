@@ -12,7 +12,7 @@ from rich.table import Table
 
 from veto_pl.callbacks.logged_tables import log_table
 from veto_pl.core.mistakes import check_number
-from veto_pl.seams import Line
+from veto_pl.seams.playing import Line, spoken_in
 from veto_pl.storage.journals import Journal
 from veto_pl.storage.run_folder import SAMPLES, run_folder
 from veto_pl.storage.waiting_lines import WaitingLines
@@ -114,8 +114,8 @@ class SampleTable(L.Callback, Journal):
 
 def _spoken(row: Mapping[str, Any], width: int | None = None) -> dict[str, str]:
     """Return as `completion` an episode's turns and replies, each cut to `width` characters; nothing for an answer."""
-    said = [Line(**line) for line in row.get("dialogue") or ()]
-    texts = [(one.role, one.text if width is None else _first(one.text, width)) for one in said if not one.is_first]
+    said = spoken_in(Line(**line) for line in row.get("dialogue") or ())
+    texts = [(one.role, one.text if width is None else _first(one.text, width)) for one in said]
     return {"completion": "\n".join(f"{role}: {text}" for role, text in texts)} if texts else {}
 
 

@@ -10,7 +10,7 @@ from pydantic import dataclasses as checked
 
 from veto_pl.report.columns import Quantity, Shown
 from veto_pl.report.run import Run
-from veto_pl.seams import Line
+from veto_pl.seams.playing import Line, opening_of, spoken_in
 
 
 class EvaluationResult(BaseModel):
@@ -59,13 +59,13 @@ class Answer:
     @property
     def opening(self) -> tuple[Line, ...]:
         """What was said before the student's first turn."""
-        return tuple(line for line in self.dialogue if line.is_first)
+        return opening_of(self.dialogue)
 
     @property
     def spoken(self) -> tuple[Line, ...]:
         """The student's turns and the replies; none where it is not known which tokens belong to which."""
         known = len(self.turns) == len(self.tokens)
-        return tuple(line for line in self.dialogue if not line.is_first) if known else ()
+        return spoken_in(self.dialogue) if known else ()
 
 
 @dataclass(frozen=True)

@@ -80,10 +80,9 @@ def whiten(
         >>> whiten(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[True, True, False]]))
         tensor([[-1.,  1.,  0.]])
     """
-    summed = all_reduce or (lambda value: value)
-    count = summed(mask.sum().to(values.dtype)).clamp_min(1)
-    shifted = centred(values, mask, all_reduce)
-    variance = summed(shifted.square().sum()) / count
+    shifted, count = _shifted(values, mask, all_reduce)
+    squares = shifted.square().sum()
+    variance = (squares if all_reduce is None else all_reduce(squares)) / count
     return shifted * torch.rsqrt(variance + epsilon)
 
 
@@ -102,10 +101,15 @@ def centred(values: Tensor, mask: Tensor, all_reduce: Callable[[Tensor], Tensor]
         >>> centred(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[True, True, False]]))
         tensor([[-1.,  1.,  0.]])
     """
+    return _shifted(values, mask, all_reduce)[0]
+
+
+def _shifted(values: Tensor, mask: Tensor, all_reduce: Callable[[Tensor], Tensor] | None) -> tuple[Tensor, Tensor]:
+    """Return the values without their mean over all ranks, 0 outside the mask, and the number inside, at least 1."""
     summed = all_reduce or (lambda value: value)
     count = summed(mask.sum().to(values.dtype)).clamp_min(1)
     mean = summed(values.masked_fill(~mask, 0.0).sum()) / count
-    return (values - mean).masked_fill(~mask, 0.0)
+    return (values - mean).masked_fill(~mask, 0.0), count
 
 
 def discounted_sum(values: Tensor, mask: Tensor, discount: float) -> Tensor:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from veto_pl.charts.curve import Curve
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.report.columns import Shown
-from veto_pl.seams import Line
+from veto_pl.seams.playing import Line, opening_of, spoken_in
 from veto_pl.storage.run_folder import CONFIG, METRICS, QUANTITIES, SAMPLES
 
 T = TypeVar("T")
@@ -47,12 +47,12 @@ class Sample(BaseModel):
     @property
     def opening(self) -> tuple[Line, ...]:
         """What was said before the student's first turn; it belongs to the question."""
-        return tuple(line for line in self.dialogue if line.is_first)
+        return opening_of(self.dialogue)
 
     @property
     def spoken(self) -> tuple[Line, ...]:
         """The student's turns and the replies."""
-        return tuple(line for line in self.dialogue if not line.is_first)
+        return spoken_in(self.dialogue)
 
     @property
     def is_correct(self) -> bool:

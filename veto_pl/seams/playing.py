@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -75,6 +75,16 @@ class Line:
         """Return the line as plain values, without those that say nothing."""
         told = {name: value for name, value in asdict(self).items() if value or name in ("role", "content")}
         return told | ({"calls": [dict(call) for call in self.calls]} if self.calls else {})
+
+
+def opening_of(dialogue: Iterable[Line]) -> tuple[Line, ...]:
+    """Return what was said before the agent's first turn."""
+    return tuple(line for line in dialogue if line.is_first)
+
+
+def spoken_in(dialogue: Iterable[Line]) -> tuple[Line, ...]:
+    """Return the agent's turns and the replies."""
+    return tuple(line for line in dialogue if not line.is_first)
 
 
 class PlayingSource(RolloutSource, ABC):

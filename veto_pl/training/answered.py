@@ -89,8 +89,11 @@ class Completions:
 
     def joined(self, said: Mapping[str, Sequence[Sequence[Any]]]) -> list[dict[str, list[Any]]]:
         """Return for each completion, by name, the entries of its rows, one after another."""
-        rows = [[i for i, of in enumerate(self.of_rows.tolist()) if of == place] for place in range(len(self.last))]
-        return [{name: [one for i in own for one in told[i]] for name, told in said.items()} for own in rows]
+        found: list[dict[str, list[Any]]] = [{name: [] for name in said} for _ in self.last]
+        for row, of in enumerate(self.of_rows.tolist()):
+            for name, told in said.items():
+                found[of][name] += told[row]
+        return found
 
     def places(self, completion: int) -> slice:
         """Return where the tokens of a completion stand among all N that count."""
