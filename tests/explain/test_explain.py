@@ -27,6 +27,7 @@ from veto_pl.objectives import (
     ExOPD,
     MiniLLM,
     Phases,
+    ShiftMOPD,
     Sum,
     TokenObjective,
     UniOPD,
@@ -189,6 +190,10 @@ def test_every_objective_is_drawn_with_its_defaults(kind):
     for values in (response.loss, response.gradient, response.pull(), *response.targets.values()):
         assert values.isfinite().all()
     assert response.gradient.any() or objective.compares_completions  # of which there is one
+
+
+def test_a_baseline_over_tokens_is_left_out():
+    same(drawn(ShiftMOPD()), drawn(OPD()))
 
 
 def test_a_token_stands_behind_those_that_are_left_out():

@@ -17,7 +17,7 @@ from veto_pl.explain.scene import Scene, one_token, table_models
 from veto_pl.parts.contexts import read_alike
 from veto_pl.parts.panels import OneTeacher
 from veto_pl.parts.schedules import scheduled_values
-from veto_pl.seams import Objective, Panel, Stat, Step, Support, Target
+from veto_pl.seams import Advantage, Objective, Panel, Stat, Step, Support, Target
 from veto_pl.seams.tokens import TokenRows
 
 STEPS = 100
@@ -74,6 +74,7 @@ def respond(objective: Objective, scene: Scene, part: float = 0.0) -> Response:
     kept = max((one.kept_ids() or 0 for one in _supports(objective)), default=0)
     objective = read_alike(objective)  # the scene's numbers hold what the teacher has read
     objective = changed(objective, Panel, lambda _: OneTeacher())  # type: ignore[type-abstract]  # it is each of several
+    objective = changed(objective, Advantage, lambda one: one.of_one_token())  # type: ignore[type-abstract]
     # One id must be left for the outcome of all others, so the outcomes are those of the whole vocabulary.
     objective = changed(objective, Support, lambda one: one.keeping(scene.outcomes - 1))  # type: ignore[type-abstract]
     teacher = scene.logp(scene.teacher)

@@ -121,6 +121,10 @@ class Centred(Reshaped):
         """Return what holds with this credit: the mean couples the rows of a micro-batch."""
         return frozenset()
 
+    def of_one_token(self) -> Advantage:
+        """Return the other credit: in expectation the mean, a baseline, does not move the gradient."""
+        return self.of
+
     def __call__(self, grid: TokenGrid) -> Tensor:
         return centred(self.of(grid), grid.mask, all_reduce=sum_over_ranks)
 

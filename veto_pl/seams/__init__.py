@@ -20,6 +20,7 @@ from veto_pl.seams.data import Example, Judge, Reward, Task, Template
 from veto_pl.seams.dialogue import Continuation, Dialogue
 from veto_pl.seams.ending import Ending
 from veto_pl.seams.environments import Environment, Episode, Reply
+from veto_pl.seams.media import Media, media_of
 from veto_pl.seams.models import LanguageModel, ModelSource, TokenizerSource
 from veto_pl.seams.objective import AnyObjective, Faults, LossOutput, Objective, TokenValues
 from veto_pl.seams.panel import Panel, Reading, reading
@@ -56,6 +57,7 @@ __all__ = [
     "Law",
     "Line",
     "LossOutput",
+    "Media",
     "Message",
     "Mistake",
     "ModelSource",
@@ -88,6 +90,7 @@ __all__ = [
     "TokenizerSource",
     "Turn",
     "Writing",
+    "media_of",
     "pad_left",
     "pad_right",
     "reading",

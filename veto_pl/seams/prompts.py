@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 
 from veto_pl.core.transfer import sent
 from veto_pl.seams.data import Example, Task, Template
+from veto_pl.seams.media import Media
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,6 +74,7 @@ class PromptBatch:
         completion_turns: [B, C] int64, for references of which not all counts: k on the tokens of the k-th turn that is
             trained on, 0 on all others; None where the whole of each reference counts.
         following: the batches that are still to come in the accumulation window, on the CPU.
+        media: the images of B rows; None where no row has any.
     """
 
     input_ids: Tensor
@@ -85,6 +87,7 @@ class PromptBatch:
     template: Template | None = None
     completion_turns: Tensor | None = None
     following: tuple[PromptBatch, ...] = ()
+    media: Media | None = None
 
     def __post_init__(self) -> None:
         if cast("Tensor | None", self.numbers) is None:
@@ -99,7 +102,8 @@ class PromptBatch:
         """
         tensors = self._tensors()
         moved = {name: t.to(device, non_blocking=non_blocking or t.is_pinned()) for name, t in tensors.items()}
-        there = replace(self, **cast("dict[str, Any]", moved))
+        media = None if self.media is None else self.media.to(device, non_blocking)
+        there = replace(self, media=media, **cast("dict[str, Any]", moved))
         if _is_on_host(self):
             vars(there)["on_host"] = self  # as if it had been asked for
         return there
@@ -107,7 +111,7 @@ class PromptBatch:
     def pin_memory(self) -> PromptBatch:
         """Return the same batch in pinned memory; loaders of runs on a GPU ask for it."""
         pinned: dict[str, Any] = {name: tensor.pin_memory() for name, tensor in self._tensors().items()}
-        return replace(self, **pinned)
+        return replace(self, media=None if self.media is None else self.media.pin_memory(), **pinned)
 
     @cached_property
     def on_host(self) -> PromptBatch:
@@ -119,7 +123,8 @@ class PromptBatch:
         numbers, there = index.cpu(), sent(index, self.input_ids.device)
         examples = tuple(self.examples[i] for i in numbers.tolist()) if self.examples else ()
         taken: dict[str, Any] = {name: tensor[there] for name, tensor in self._tensors().items()}
-        part = replace(self, examples=examples, **taken)
+        media = None if self.media is None else self.media.rows(numbers.tolist())
+        part = replace(self, examples=examples, media=media, **taken)
         if "on_host" in vars(self) and not _is_on_host(self):
             vars(part)["on_host"] = self.on_host.rows(numbers)
         return part
@@ -137,7 +142,8 @@ class PromptBatch:
                 values = [pad(v, (0, n) if behind else (n, 0)) for v, n in zip(values, room, strict=True)]
             columns[name] = torch.cat(values)
         examples = tuple(example for part in parts for example in part.examples)
-        whole = replace(parts[0], examples=examples, following=(), **columns)
+        media = Media.concatenate([(part.media, len(part)) for part in parts])
+        whole = replace(parts[0], examples=examples, following=(), media=media, **columns)
         if not _is_on_host(whole) and all("on_host" in vars(part) for part in parts):
             vars(whole)["on_host"] = PromptBatch.concatenate([part.on_host for part in parts])
         return whole

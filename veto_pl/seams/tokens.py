@@ -289,6 +289,10 @@ class Advantage(Part, ABC):
         """Return what holds for an objective with this advantage; an advantage that couples rows promises nothing."""
         return frozenset({Law.SPLIT_INVARIANT})
 
+    def of_one_token(self) -> Advantage:
+        """Return the credit of a token without others, as `explain` draws it; a mean over tokens is left out."""
+        return self
+
     def scores(self, rows: TokenRows) -> Mapping[str, Tensor]:
         """Return, by name, [n] numbers that need the distributions of a few tokens.
 

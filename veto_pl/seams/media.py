@@ -1,0 +1,66 @@
+"""Images of prompts, as a model's processor has made them: what its forward takes beside the ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from veto_pl.seams.batches import Sequences
+
+
+@dataclass(frozen=True)
+class Media:
+    """The features of the images of B rows.
+
+    Args:
+        of_rows: for each row, tensors by the names that the model's forward takes them by, such as `pixel_values`;
+            their first axis counts images, or the patches of all images. Empty for a row without images.
+    """
+
+    of_rows: tuple[Mapping[str, Tensor], ...]
+
+    def __len__(self) -> int:
+        return len(self.of_rows)
+
+    def features(self) -> dict[str, Tensor]:
+        """Return the tensors by name, those of all rows one behind the other along their first axis.
+
+        None are returned where no row has an image.
+        """
+        names = dict.fromkeys(name for row in self.of_rows for name in row)
+        return {name: torch.cat([row[name] for row in self.of_rows if name in row]) for name in names}
+
+    def rows(self, places: Sequence[int]) -> Media:
+        """Return those of the rows at `places`, in that order, repeats allowed."""
+        return Media(tuple(self.of_rows[place] for place in places))
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Media:
+        """Return the same on `device`."""
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=non_blocking or tensor.is_pinned()))
+
+    def pin_memory(self) -> Media:
+        """Return the same in pinned memory."""
+        return self._changed(Tensor.pin_memory)
+
+    @staticmethod
+    def concatenate(parts: Sequence[tuple[Media | None, int]]) -> Media | None:
+        """Stack the rows of several batches, each given with its number of rows; None where no batch has images."""
+        if all(media is None for media, _ in parts):
+            return None
+        rows = [({},) * count if media is None else media.of_rows for media, count in parts]
+        return Media(tuple(row for part in rows for row in part))
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Media:
+        return Media(tuple({name: change(tensor) for name, tensor in row.items()} for row in self.of_rows))
+
+
+def media_of(sequences: Sequences) -> Media | None:
+    """Return the images of the prompts that these rows continue; None where no prompt of the batch has any."""
+    if sequences.prompts is None or sequences.prompts.media is None:
+        return None
+    return sequences.prompts.media.rows(sequences.prompt_rows.tolist())
