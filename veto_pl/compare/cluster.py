@@ -157,7 +157,9 @@ class Cluster:
                         failed |= {} if reason is None else {job.folder: reason}
                         finished(job, reason, seconds)
         finally:
-            _cancel(list(running))
+            if running:
+                self._origin.marker.unlink(missing_ok=True)  # a cancellation is lost where a worker is just starting
+                _cancel(list(running))
         return failed
 
 
@@ -181,8 +183,7 @@ def _cancel(references: list[Any]) -> None:
 
     for reference in references:
         ray.cancel(reference)
-    if references:
-        ray.wait(references, num_returns=len(references), timeout=STOP_SECONDS + 10)
+    ray.wait(references, num_returns=len(references), timeout=STOP_SECONDS + 10)
 
 
 def _nodes() -> list[tuple[float, float]]:

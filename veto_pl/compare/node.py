@@ -26,7 +26,8 @@ class Origin:
 
     Args:
         directory: the current one, which relative paths start from.
-        marker: a file in the study's folder, by which a node shows that it sees that folder.
+        marker: a file in the study's folder, by which a node shows that it sees that folder. It is there for as long as
+            the study wants its runs.
         package: its version.
     """
 
@@ -50,7 +51,7 @@ class Origin:
 
 
 def run_in_process(job: Job, origin: Origin, threads: int) -> tuple[str | None, float]:
-    """Run a job in a process of its own, which saves and ends where Ray cancels this call.
+    """Run a job in a process of its own, which saves and ends where Ray cancels this call or the marker goes.
 
     Returns:
         Why it failed, or None, and the seconds that it took.
@@ -66,7 +67,7 @@ def run_in_process(job: Job, origin: Origin, threads: int) -> tuple[str | None, 
     since = time.monotonic()
     process.start()
     try:
-        while process.exitcode is None:
+        while process.exitcode is None and origin.marker.exists():
             process.join(0.1)  # not for long: a cancellation shows between two system calls
     finally:
         process.terminate()
