@@ -99,11 +99,12 @@ def mismatch_errors() -> Iterator[None]:
     """Turn what transformers raises where placeholders and images do not belong together into a `DataError`."""
     try:
         yield
-    except (ValueError, RuntimeError) as error:  # a generator turns the end of an iterator into the latter
-        if not (isinstance(error.__cause__, StopIteration) or any(words in str(error) for words in MISMATCHES)):
+    except (ValueError, RuntimeError, StopIteration) as error:
+        if not (isinstance(error, StopIteration) or any(words in str(error) for words in MISMATCHES)):
             raise
+        said = " ".join(str(error).split()) or "there are fewer images"
         raise DataError(
-            f"The placeholders of a batch are not those of its images: {' '.join(str(error).split())}. A text of the "
+            f"The placeholders of a batch are not those of its images: {said}. A text of the "
             "run has lost or gained some, or another processor has made the images."
         ) from error
 
