@@ -38,6 +38,11 @@ class Media:
     def __len__(self) -> int:
         return len(self.of_rows)
 
+    @property
+    def has_images(self) -> bool:
+        """Return whether any of these rows has an image."""
+        return any(self.of_rows)
+
     def features(self) -> dict[str, Tensor]:
         """Return the tensors by name, those of all rows one behind the other along their first axis.
 
