@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-TEXT_ALONE = "Use the context `SameText` or `WithoutImages`, or route rows with images to a teacher that reads the student's text."
+TEXT_ALONE = "Use the context `SameText` or `WithoutImages`, or route rows with images to another teacher."
 """What to do where prompts would lose their images."""
 
 
