@@ -87,7 +87,6 @@ class Scorer:
         """
         # A stored row has scores of all that stands behind the prompt, whether it is trained on or not.
         prompts = self.collator.pad([replace(row, turns=[]) for row in batch]).to(self.device)
-        prompts.refuse_images("A store of scores knows rows by their ids alone", "Load the teacher (`model.teacher`).")
         sequences = FromDataset()(prompts, self.models, Step(0, 1))
         teacher, student = self.models.required_teacher(), self.models.student
         ids, logp, sampled, cost = [], [], [], TruncationCost()

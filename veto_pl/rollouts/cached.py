@@ -35,7 +35,6 @@ class FromCache(RolloutSource):
         return ()
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
-        prompts.refuse_images("A store of scores knows rows by their ids alone", "Load the teacher (`model.teacher`).")
         store = open_store(self.path)
         store.check_tokenizer(models.tokenizer)
         sequences = reference_completions(prompts, models)
