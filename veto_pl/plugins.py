@@ -39,6 +39,7 @@ BUILT_IN = (
     "veto_pl.parts.supports",
     "veto_pl.parts.targets",
     "veto_pl.parts.weightings",
+    "veto_pl.parts.without_images",
     "veto_pl.parts.wrong_peer",
 )
 

@@ -275,6 +275,10 @@ def one_by_one(*kept):
     ]
 
 
+def test_every_debug_run_trains_on_something():
+    assert not [name for name in DEBUG if not any(golden_losses(name))]
+
+
 @pytest.mark.parametrize("name", one_by_one(*FILES))
 def test_debug_runs_reproduce_their_golden_losses(name, straight, request):
     """A change of a loss must be meant: run this file with `--update-golden`, and say why it moved."""

@@ -180,6 +180,6 @@ def test_prompts_with_images_are_read_from_the_start():
         asked.append(prompts)
 
     session = KeepingSession(write, lambda *_: pytest.fail("what is kept knows ids alone"))
-    images = replace(tiny_prompts(MODELS), media=Media(({}, {}, {}, {})))
+    images = replace(tiny_prompts(MODELS), media=Media(({"pixel_values": torch.ones(1)}, {}, {}, {})))
     session.generate(images, SAMPLING, STEP, range(8))
     assert asked == [images]

@@ -20,7 +20,7 @@ SIZES = (
 
 def room_to_answer(setup: RunSetup) -> Iterator[Mistake]:
     """Check that prompt and answer together fit into the positions of each model."""
-    known = {path: getattr(config, "max_position_embeddings", None) for path, config in setup.models.items()}
+    known = {path: getattr(config, "max_position_embeddings", None) for path, config in setup.text_parts.items()}
     positions, path = min(((n, path) for path, n in known.items() if isinstance(n, int) and n > 0), default=(None, ""))
     # Of equal ones the shortest name: a text of two writers has the lengths of `sampling`, not of `teacher_sampling`.
     setting, answer = max(_answers(setup), key=lambda known: (known[1], -len(known[0])), default=("no answer", 0))
@@ -53,7 +53,7 @@ def quantised_student(setup: RunSetup) -> Iterator[Mistake]:
 
 def positive_sizes(setup: RunSetup) -> Iterator[Mistake]:
     """Check that the vocabulary, layers and widths of each model are not 0."""
-    for path, config in setup.models.items():
+    for path, config in setup.text_parts.items():
         aliases = getattr(config, "attribute_map", {})
         for name in SIZES:
             value = getattr(config, name, None)

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 from torch import nn
 from torch.optim import Optimizer
 
+from veto_pl.core.architectures import text_config
 from veto_pl.core.nested import Path, setting, walk
 from veto_pl.data import PromptDataModule
 from veto_pl.exceptions import VetoError
@@ -157,6 +158,11 @@ class RunSetup:
         return {path: _architecture(source) for path, source in self._model_sources.items()}
 
     @property
+    def text_parts(self) -> dict[str, Any]:
+        """The part of each architecture that describes the decoder of text; those that cannot be read are left out."""
+        return {path: text_config(config) for path, config in self.models.items() if not isinstance(config, Exception)}
+
+    @property
     def teachers(self) -> tuple[str, ...]:
         """The names of the teachers."""
         return tuple(self.module.teacher_sources)
@@ -164,7 +170,7 @@ class RunSetup:
     @property
     def vocab_size(self) -> int | None:
         """Ids of the model that has the fewest; None where no model says."""
-        sizes = [getattr(config, "vocab_size", None) for config in self.models.values()]
+        sizes = [getattr(config, "vocab_size", None) for config in self.text_parts.values()]
         return min((size for size in sizes if isinstance(size, int) and size > 0), default=None)
 
     @property

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.heads import LinearHead
-from veto_pl.seams import LanguageModel, Models, Sequences
+from veto_pl.seams import LanguageModel, Media, Models, Sequences
 
 Result = TypeVar("Result")
 MIN_PROBABILITY = 1e-6
@@ -91,7 +91,12 @@ class Table(LanguageModel):
         return hidden, hidden.new_zeros(hidden.shape[:-1])
 
     def next_logits(
-        self, input_ids: Tensor, attention_mask: Tensor | None, cache: Any, position_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        cache: Any,
+        position_ids: Tensor | None = None,
+        media: Media | None = None,
     ) -> Tensor:
         """Return [B, V] logits of the first token, whatever was read."""
         return self.logits[:1].expand(len(input_ids), -1)

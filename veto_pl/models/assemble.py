@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -114,6 +114,7 @@ def load_models(
     beside = {role: source.beside(trained) for role, source in given.items() if role not in apart}
     loaded = {role: beside.get(role) or load(role, source) for role, source in given.items()}
     _check_apart(trained, loaded)
+    _share_placeholders([trained, *(model for role, model in loaded.items() if role not in apart)])
     frozen = {role: model.requires_grad_(False).eval() for role, model in loaded.items()}
     for name, source in named.items():
         # A tokenizer with the student's ids is not kept, but what ends its texts is.
@@ -151,6 +152,13 @@ def _made(source: ModelSource, *, empty: bool) -> PreTrainedModel:
     model = source.load()
     say_whether_tied(model)
     return model
+
+
+def _share_placeholders(models: Sequence[LanguageModel]) -> None:
+    """Let nobody write an id that stands for an image to any of the models, which all read the same ids."""
+    shared = tuple(sorted({i for model in models for i in model.placeholders if i < models[0].vocab_size}))
+    for model in models:
+        model.placeholders = shared
 
 
 def _check_alike(student: LanguageModel, teacher: LanguageModel, setting: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from veto_pl.core.architectures import text_config
 from veto_pl.core.seeds import run_seed
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.backbone import backbone
@@ -70,17 +72,18 @@ class RandomWeights(ModelSource):
             )
         with setting_errors("RandomWeights.model_type", self.model_type):
             plain = AutoConfig.for_model(self.model_type)
-        # Not `hasattr`: the names of methods would pass, and be overwritten.
-        unknown = sorted(set(self.dimensions) - set(plain.to_dict()) - set(plain.attribute_map))
-        if unknown:
-            raise ConfigurationError(
-                f"`RandomWeights.dimensions` names {unknown}, which the configuration of `{self.model_type}` does not "
-                f"have. Its fields are: {', '.join(sorted(plain.to_dict()))}."
-            )
+        _check_fields("RandomWeights.dimensions", self.dimensions, plain)
         with setting_errors("RandomWeights.dimensions", self.dimensions):
             config: PretrainedConfig = AutoConfig.for_model(self.model_type, **self.dimensions)
-            for name in ENDS - set(self.dimensions):
-                setattr(config, name, None)
+            for name in config.sub_configs:
+                given = self.dimensions.get(name)
+                if isinstance(given, dict):
+                    _check_fields(f"RandomWeights.dimensions.{name}", given, type(getattr(config, name))())
+            text = text_config(config)
+            inner = self.dimensions if text is config else self.dimensions.get("text_config") or {}
+            for part, stated in {id(config): (config, self.dimensions), id(text): (text, inner)}.values():
+                for name in ENDS - set(stated):
+                    setattr(part, name, None)
         if self.attention != "auto":
             config._attn_implementation = self.attention
         if self.dtype != "auto":
@@ -130,12 +133,14 @@ class Pruned(Wrapping):
 
     def config(self) -> PretrainedConfig:
         config = self.source.config()
-        _keep(config, self._kept(int(config.num_hidden_layers)))
+        text = text_config(config)
+        _keep(text, self._kept(int(text.num_hidden_layers)))
         return config
 
     def load(self) -> PreTrainedModel:
         model = self.source.load()
-        kept = self._kept(int(model.config.num_hidden_layers))
+        text = text_config(model.config)
+        kept = self._kept(int(text.num_hidden_layers))
         name, layers = decoder_layers(model)
         left: Any = nn.ModuleList(layers[i] for i in kept)
         backbone(model).set_submodule(name, left)
@@ -143,7 +148,7 @@ class Pruned(Wrapping):
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):
                     module.layer_idx = index  # the KV cache is addressed by it
-        _keep(model.config, kept)
+        _keep(text, kept)
         _check_rebuilt(model)
         return model
 
@@ -156,6 +161,17 @@ class Pruned(Wrapping):
                 f"`Pruned` must name layers between 0 and {layers - 1} and keep at least one, got {list(named or ())}."
             )
         return kept
+
+
+def _check_fields(setting: str, given: Mapping[str, Any], plain: PretrainedConfig) -> None:
+    """Raise `ConfigurationError` for a field that a configuration of this kind does not have."""
+    # Not `hasattr`: the names of methods would pass, and be overwritten.
+    unknown = sorted(set(given) - {"model_type", *ENDS} - set(plain.to_dict()) - set(plain.attribute_map))
+    if unknown:
+        raise ConfigurationError(
+            f"`{setting}` names {unknown}, which the configuration of `{plain.model_type}` does not have. Its fields "
+            f"are: {', '.join(sorted(plain.to_dict()))}."
+        )
 
 
 def _keep(config: PretrainedConfig, kept: list[int]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from filelock import FileLock
 
+from veto_pl.core.architectures import auto_class, parts_of
 from veto_pl.core.bounds import BelowOne
 from veto_pl.core.mistakes import Mistake
 from veto_pl.core.part import Setup
@@ -115,15 +116,14 @@ class Pretrained(ModelSource):
         if self.quantization_config is not None:
             config.quantization_config = dict(self.quantization_config)  # as a stored one would say
         if self.dropout is not None:
-            for name in DROPOUTS:
-                if hasattr(config, name):
-                    setattr(config, name, self.dropout)
-        check_stored_dropout(self.path, config, DROPOUTS)
+            for part, name in ((part, name) for part in parts_of(config) for name in DROPOUTS):
+                if hasattr(part, name):
+                    setattr(part, name, self.dropout)
+        for part in parts_of(config):
+            check_stored_dropout(self.path, part, DROPOUTS)
         return config
 
     def load(self) -> PreTrainedModel:
-        from transformers import AutoModelForCausalLM
-
         model: PreTrainedModel
         # On the CPU, and moved later: transformers takes a default device as a `device_map`, which needs accelerate.
         with source_errors(self.path), torch.device("cpu"):
@@ -132,7 +132,7 @@ class Pretrained(ModelSource):
             if self.quantization_config is not None:
                 del config.quantization_config  # or the stored weights would be taken for quantised ones
                 quantised = {"quantization_config": quantization(self.quantization_config), "device_map": {"": "cpu"}}
-            model, found = AutoModelForCausalLM.from_pretrained(
+            model, found = auto_class(config).from_pretrained(
                 **self._location(),
                 **quantised,
                 config=config,
@@ -147,12 +147,13 @@ class Pretrained(ModelSource):
         return self._prepared(model)
 
     def skeleton(self) -> PreTrainedModel:
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers import GenerationConfig
 
         model: PreTrainedModel
         with source_errors(self.path):
+            config = self.config()
             # Without the answer the library asks on the terminal whether code from the hub may run.
-            model = AutoModelForCausalLM.from_config(self.config(), trust_remote_code=self.trust_remote_code)
+            model = auto_class(config).from_config(config, trust_remote_code=self.trust_remote_code)
         with contextlib.suppress(OSError):  # not every model has such a file
             model.generation_config = GenerationConfig.from_pretrained(self.path, revision=self.revision)
         return self._prepared(model)

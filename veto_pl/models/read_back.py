@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from veto_pl.core.architectures import is_known
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.models.attention import is_flash
 from veto_pl.models.causal_lm import CausalLM
@@ -93,10 +94,7 @@ def _read(student: LanguageModel, folder: Path) -> PreTrainedModel:
 
 
 def _is_registered(model: PreTrainedModel) -> bool:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    own = model._auto_class is not None
-    return own or MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None) is type(model)
+    return model._auto_class is not None or is_known(model.config, type(model))
 
 
 def _is_coarse(student: LanguageModel) -> bool:

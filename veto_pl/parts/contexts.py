@@ -212,6 +212,7 @@ def retold(
         raise ConfigurationError(f"`{name}` must make new prompts, but the batch has no template. Set `.template`.")
     before = [ids[mask].cpu() for ids, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True)]
     others = [text is not None and text != e.prompt for e, text in zip(prompts.examples, texts, strict=True)]
+    prompts.rows(torch.tensor([i for i, other in enumerate(others) if other], dtype=torch.int64)).refuse_images(name)
     changed_examples = [
         replace(example, prompt=text or "")
         for example, text, other in zip(prompts.examples, texts, others, strict=True)

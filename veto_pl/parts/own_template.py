@@ -109,6 +109,7 @@ def prompts_written(
             "batch has no template or no examples. Take batches of `PromptDataModule`, or a teacher with the student's "
             "tokenizer."
         )
+    prompts.refuse_images(name)
     collator = Collator(tokenizer=tokenizer, template=template)
     # References are not read, and need no end.
     asked = [one if one.conversation else replace(one, completion=None, alternatives=()) for one in prompts.examples]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from veto_pl.core.architectures import text_config
 from veto_pl.module import DistillationModule
 from veto_pl.planning.run_plan import Plan, plan
 
@@ -22,7 +23,7 @@ def longest_row(module: DistillationModule, given: Plan) -> int | None:
     """
     lengths = given.setting.lengths
     completion = lengths.longest or lengths.reference
-    positions = getattr(module.student_source.config(), "max_position_embeddings", None)
+    positions = getattr(text_config(module.student_source.config()), "max_position_embeddings", None)
     most = max((positions or 2**20) - completion, 1)
     tried, prompt = {lengths.prompt: given}, 2 * lengths.prompt
     while len(tried) <= TRIES and (prompt := min(max(prompt, 1), most)) not in tried:

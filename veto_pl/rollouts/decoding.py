@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from veto_pl.rollouts.fixed_rows import FixedRows, repeats, write_fixed
 from veto_pl.rollouts.kept_rows import KeptRows
 from veto_pl.rollouts.live_rows import EndChecks, Leave, LiveRows, forget, shared_padding
 from veto_pl.rollouts.token_buffer import Draw, TokenBuffer, assemble
-from veto_pl.seams import LanguageModel, Models, PromptBatch, Sequences, Step
+from veto_pl.seams import LanguageModel, Media, Models, PromptBatch, Sequences, Step
 
 WORTH_A_PASS = 512
 """Tokens of padding that are worth another forward pass over the prompts."""
@@ -99,8 +100,9 @@ def decode(
     return assemble(prompts, copies, ids, lived, *others, ended=endings.found(ids, lived), on_policy=on_policy)
 
 
-_PromptGroup = tuple[Tensor, Tensor, int, bool]
-"""Ids and mask of prompts that are read together, the columns that are padding in all, and whether any other is."""
+_PromptGroup = tuple[Tensor, Tensor, int, bool, Media | None]
+"""Ids and mask of prompts that are read together, the columns that are padding in all, and whether any other is; their
+images, if any of them has some."""
 
 
 def placeholder_prompt(device: torch.device) -> PromptBatch:
@@ -123,13 +125,15 @@ def _prefill(
     if len(sizes) == 1:
         order = torch.arange(len(lengths))
     width = int(lengths[-1])
+    places = order.tolist()
     host_mask, order = host_mask[order, host_mask.shape[1] - width :], sent(order, device)
     mask = prompts.attention_mask[order, prompts.input_ids.shape[1] - width :].long()
     ids = prompts.input_ids[order, prompts.input_ids.shape[1] - width :]
     used = [int(shared_padding(part)) for part in torch.split(host_mask.long(), sizes)]
     padded = [not bool(part[:, first:].all()) for part, first in zip(torch.split(host_mask, sizes), used, strict=True)]
-    groups = list(zip(torch.split(ids, sizes), torch.split(mask, sizes), used, padded, strict=True))
-    logits, caches = zip(*(_prefill_groups(model, groups) for model in writers), strict=True)
+    images = _images(prompts, places, sizes)
+    groups = list(zip(torch.split(ids, sizes), torch.split(mask, sizes), used, padded, images, strict=True))
+    logits, caches, following = zip(*(_prefill_groups(model, groups) for model in writers), strict=True)
     if copies > 1:
         for cache in caches:
             cache.batch_repeat_interleave(copies)
@@ -141,11 +145,20 @@ def _prefill(
         logits=[values.repeat_interleave(copies, 0) for values in logits],
         rows=rows,
         mask=torch.cat([mask, mask.new_ones(len(rows), new_tokens)], 1),
-        position=mask.sum(1, keepdim=True),
+        positions=[position.repeat_interleave(copies, 0) for position in following],
         alive=torch.ones_like(rows, dtype=torch.bool),
         width=width,
         padded=not bool(host_mask.all()),
     )
+
+
+def _images(prompts: PromptBatch, places: Sequence[int], sizes: Sequence[int]) -> list[Media | None]:
+    """Return the images of each group of the prompts at `places`, in their order; None for one without any."""
+    parts: list[Media | None] = []
+    for end, size in zip(accumulate(sizes), sizes, strict=True):
+        part = None if prompts.media is None else prompts.media.rows(places[end - size : end])
+        parts.append(part if part is not None and part.has_images else None)
+    return parts
 
 
 def prompt_group_sizes(lengths: Sequence[int]) -> list[int]:
@@ -166,21 +179,24 @@ def prompt_group_sizes(lengths: Sequence[int]) -> list[int]:
     return [*prompt_group_sizes(lengths[:size]), *prompt_group_sizes(lengths[size:])]
 
 
-def _prefill_groups(model: LanguageModel, groups: Sequence[_PromptGroup]) -> tuple[Tensor, Any]:
-    """Return the logits after each prompt, [B, V], and a cache of all prompts.
+def _prefill_groups(model: LanguageModel, groups: Sequence[_PromptGroup]) -> tuple[Tensor, Any, Tensor]:
+    """Return the logits after each prompt, [B, V], a cache of all prompts, and [B, 1] the positions of what follows.
 
     Each group is read without the padding that all of it has.
     """
     from veto_pl.rollouts.kv_cache import merge_caches, new_cache
 
-    logits, caches = [], []
-    for ids, mask, first, padded in groups:
-        mask = mask[:, first:]
+    logits, caches, following = [], [], []
+    for ids, mask, first, padded, media in groups:
+        ids, mask = ids[:, first:], mask[:, first:]
+        seen, images = mask if padded else None, {} if media is None else {"media": media}
         caches.append(new_cache(model))
-        position = (mask.cumsum(1) - 1).clamp_min(0)
+        own = None if media is None else model.read_positions(ids, seen, media)
+        position = (mask.cumsum(1) - 1).clamp_min(0) if own is None else own
         with known_rows(packed=False, padded=padded):
-            logits.append(model.next_logits(ids[:, first:], mask if padded else None, caches[-1], position))
-    return torch.cat(logits), merge_caches(caches)
+            logits.append(model.next_logits(ids, seen, caches[-1], position, **images))
+        following.append(mask.sum(1, keepdim=True) if own is None else own.amax((0, 2))[:, None] + 1)
+    return torch.cat(logits), merge_caches(caches), torch.cat(following)
 
 
 def _uniform(prompts: PromptBatch, sampling: Sampling, step: Step) -> Tensor:

@@ -69,7 +69,7 @@ def engine_log_ratio(sequences: Sequences, model: LanguageModel, sampling: Sampl
     ids = sequences.token_ids()
 
     def look(block: Block) -> tuple[dict[str, Tensor], None]:
-        return {"logp": sampling.shape(block.student).gather(1, ids[block.rows, None])[:, 0]}, None
+        return {"logp": sampling.shape(model.text_only(block.student)).gather(1, ids[block.rows, None])[:, 0]}, None
 
     own = row_scores(look, sequences, model, chunk_rows=CHUNK_ROWS)["logp"]
     ratio = torch.zeros_like(sequences.sampler_logp)

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from veto_pl.core.bounds import UnitInterval
 from veto_pl.core.sampling import Sampling
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.models.images import image_inputs, mismatch_errors, positions_forgotten
 from veto_pl.models.modes import sampling_mode
 from veto_pl.models.randomness import global_draws
 from veto_pl.models.sharding import gathered
@@ -162,11 +163,13 @@ def _generated(
 ) -> Sequences:
     copies = sampling.num_completions
     record = _SamplingRecord(model, sampling, Endings(models, sampling, prompts.input_ids.device, (model,)))
-    with _without_own_settings(model):
+    # Not `num_return_sequences`, which greedy decoding refuses.
+    repeated = prompts.rows(torch.arange(len(prompts)).repeat_interleave(copies))
+    with _without_own_settings(model), positions_forgotten(model.model), mismatch_errors():
         written: Tensor = model.model.generate(
-            # Not `num_return_sequences`, which greedy decoding refuses.
-            prompts.input_ids.repeat_interleave(copies, 0),
-            attention_mask=prompts.attention_mask.long().repeat_interleave(copies, 0),
+            repeated.input_ids,
+            attention_mask=repeated.attention_mask.long(),
+            **_images_of(repeated, model),
             max_new_tokens=sampling.max_new_tokens,
             do_sample=sampling.temperature > 0,
             top_k=0,
@@ -179,22 +182,32 @@ def _generated(
     return assemble(prompts, copies, ids, lived, logp, ended=ended, on_policy=on_policy)
 
 
+def _images_of(prompts: PromptBatch, model: LanguageModel) -> dict[str, Any]:
+    """Return what `generate` takes beside the ids of these prompts."""
+    if prompts.media is None or not prompts.media.has_images:
+        return {}
+    return image_inputs(model.model, prompts.input_ids, prompts.media)
+
+
 class _SamplingRecord:
     """Shapes the distribution, and remembers what was drawn from it and which rows lived."""
 
     def __init__(self, model: LanguageModel, sampling: Sampling, endings: Endings) -> None:
-        self.vocab_size, self.sampling, self.endings = model.vocab_size, sampling, endings
+        self.model, self.sampling, self.endings = model, sampling, endings
         self.previous: Tensor | None = None
         self.drawn: list[Tensor] = []
         self.lived: list[Tensor] = []
         self.alive: Tensor | None = None
 
     def shape(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Shape the distribution [R, V] and leave out the head's padding rows; this is a logits processor."""
+        """Shape the distribution [R, V]; this is a logits processor.
+
+        The head's padding rows are left out, and what stands for no text.
+        """
         if self.previous is not None:
             self.drawn.append(self.previous.gather(1, input_ids[:, -1:]))
-        shaped = self.sampling.shape(scores[:, : self.vocab_size].float())
-        self.previous = pad(shaped, (0, scores.shape[1] - self.vocab_size), value=-torch.inf)
+        shaped = self.sampling.shape(self.model.text_only(scores[:, : self.model.vocab_size].float()))
+        self.previous = pad(shaped, (0, scores.shape[1] - self.model.vocab_size), value=-torch.inf)
         return self.previous
 
     def ended(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:

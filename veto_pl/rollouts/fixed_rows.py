@@ -37,7 +37,7 @@ class FixedRows:
         logits: [L, V] of each writer.
         rows: [L] int64, the number of each row in the rollout.
         mask: [L, M] int64, 0 on padding and on columns that nothing is written to yet.
-        position: [L, 1] int64 of the next token.
+        positions: [L, 1] int64 of the next token, as each writer counts.
         alive: [L] bool.
         drawn: [L] int64, the last token.
         uniform: [C, L] random numbers.
@@ -56,7 +56,7 @@ class FixedRows:
     logits: list[Tensor]
     rows: Tensor
     mask: Tensor
-    position: Tensor
+    positions: list[Tensor]
     alive: Tensor
     drawn: Tensor
     uniform: Tensor
@@ -85,7 +85,7 @@ class FixedRows:
             logits=live.logits,
             rows=live.rows,
             mask=fixed_mask(live.mask[:, : live.width], columns),
-            position=live.position,
+            positions=[position.clone() for position in live.positions],
             alive=live.alive,
             drawn=torch.zeros_like(live.rows),
             uniform=uniform[:, live.rows],
@@ -118,9 +118,9 @@ class FixedRows:
         """Let the writers read the last token of every row."""
         self.mask.index_fill_(1, self.place, 1)
         with known_rows(packed=False, padded=True):
-            for held, model, cache in zip(self.logits, self.writers, self.caches, strict=True):
-                held.copy_(model.next_logits(self.drawn[:, None], self.mask, cache, self.position))
-        for counter in (self.position, self.place, self.column):
+            for held, model, *known in zip(self.logits, self.writers, self.caches, self.positions, strict=True):
+                held.copy_(model.next_logits(self.drawn[:, None], self.mask, *known))
+        for counter in (*self.positions, self.place, self.column):
             counter.add_(1)
 
     def end_at_stops(self, begin: int, end: int) -> None:
@@ -141,12 +141,12 @@ class FixedRows:
         """Forget all rows but these ([K] int64); what is left is in new places. Return as `LiveRows.keep` does."""
         from veto_pl.rollouts.kv_cache import rows_of
 
-        for name in ("rows", "mask", "position", "alive", "drawn"):
+        for name in ("rows", "mask", "alive", "drawn"):
             setattr(self, name, getattr(self, name)[survivors])
         for name in ("uniform", "ids", "logp", "lived", "by_teacher"):
             held = getattr(self, name)
             setattr(self, name, None if held is None else held[:, survivors])
-        self.logits = [values[survivors] for values in self.logits]
+        self.logits, self.positions = ([held[survivors] for held in kept] for kept in (self.logits, self.positions))
         left: list[Held] = [[] for _ in self.caches]
         for held_before, cache in zip(left, self.caches, strict=True):
             for layer in cache.layers:

@@ -40,7 +40,7 @@ class KeepingSession(Session):
     def generate(
         self, prompts: PromptBatch, sampling: Sampling, step: Step, names: Sequence[int], *, is_last: bool = False
     ) -> Sequences:
-        if not len(prompts) or prompts.media is not None:
+        if not len(prompts) or (prompts.media is not None and prompts.media.has_images):
             return self.write(prompts, sampling, step)
         self.kept.names, self.kept.is_last = names, is_last
         rows = self.resume(prompts, sampling, step, self.kept)
@@ -201,7 +201,7 @@ def _read_on(
     rows = sent(torch.tensor(order, dtype=torch.int64), device)
     return LiveRows(
         writers=writers, caches=caches, logits=logits, rows=rows,
-        mask=torch.cat([mask, mask.new_ones(len(rows), new_tokens)], 1), position=mask.sum(1, keepdim=True),
+        mask=torch.cat([mask, mask.new_ones(len(rows), new_tokens)], 1), positions=[mask.sum(1, keepdim=True) for _ in writers],
         alive=torch.ones_like(rows, dtype=torch.bool), width=mask.shape[1], padded=padded,
     )  # fmt: skip
 

@@ -27,7 +27,7 @@ class LiveRows:
         logits: [L, V] of each.
         rows: [L] int64, the number of each row in the rollout.
         mask: [L, M] int64, 0 on padding; columns beyond `width` are ones already.
-        position: [L, 1] int64 of the next token.
+        positions: [L, 1] int64 of the next token, as each writer counts.
         alive: [L] bool.
         width: columns in use.
         padded: whether any of these rows has padding.
@@ -38,7 +38,7 @@ class LiveRows:
     logits: list[Tensor]
     rows: Tensor
     mask: Tensor
-    position: Tensor
+    positions: list[Tensor]
     alive: Tensor
     width: int
     padded: bool
@@ -49,8 +49,8 @@ class LiveRows:
         mask = self.mask[:, : self.width] if self.padded else None
         with known_rows(packed=False, padded=self.padded):
             for i, (model, cache) in enumerate(zip(self.writers, self.caches, strict=True)):
-                self.logits[i] = model.next_logits(drawn[:, None], mask, cache, self.position)
-        self.position = self.position + 1
+                self.logits[i] = model.next_logits(drawn[:, None], mask, cache, self.positions[i])
+        self.positions = [position + 1 for position in self.positions]
 
     def keep(self, survivors: Tensor, leaving: Tensor | None = None) -> list[Held]:
         """Forget all rows but these ([K] int64), and the columns that are padding in all of them.
@@ -60,7 +60,7 @@ class LiveRows:
         """
         from veto_pl.rollouts.kv_cache import can_drop_columns, keep
 
-        self.rows, self.position = self.rows[survivors], self.position[survivors]
+        self.rows, self.positions = self.rows[survivors], [position[survivors] for position in self.positions]
         self.alive, self.mask = self.alive[survivors], self.mask[survivors]
         first = int(shared_padding(self.mask)) if self.padded and all(map(can_drop_columns, self.caches)) else 0
         self.mask, self.width = self.mask[:, first:], self.width - first

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from veto_pl.seams import Conversation, Ending, Example, PromptBatch, Sequences, pad_left, pad_right
+from veto_pl.seams import Conversation, Ending, Example, Media, PromptBatch, Sequences, pad_left, pad_right
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,7 @@ class StoredRow:
         reward: of the row, where it was known when the row was written.
         failed_turns: of the row; None without an environment.
         late_turns: of the row; likewise.
+        media: the features of the prompt's images; None where it has none.
     """
 
     prompt_ids: Tensor
@@ -64,6 +65,7 @@ class StoredRow:
     reward: float | None = None
     failed_turns: int | None = None
     late_turns: int | None = None
+    media: Mapping[str, Tensor] | None = None
 
     @property
     def example(self) -> Example:
@@ -106,6 +108,7 @@ def group_by_prompt(sequences: Sequences, written: int) -> list[Group]:
     if sequences.sampler_logp is not None:
         grids["sampler_logp"] = sequences.sampler_logp.cpu().float()
     grids |= {name: grid.cpu() for name in PERHAPS if (grid := getattr(sequences, name)) is not None}
+    media = None if sequences.prompts.media is None else sequences.prompts.media.to("cpu")
     columns = {"ending": sequences.ending, "unjudged": sequences.unjudged, "episode": sequences.episodes}
     columns |= {"reward": sequences.rewards} | {name: getattr(sequences, name) for name in TURNS}
     told = {name: column.tolist() for name, column in columns.items() if column is not None}
@@ -115,7 +118,8 @@ def group_by_prompt(sequences: Sequences, written: int) -> list[Group]:
         fields |= {name: column[i] for name, column in told.items()}
         fields |= _example_fields(sequences.prompts.examples[prompt] if sequences.prompts.examples else Example(""))
         prompt_ids = ids[i, attended[i] & ~behind[i]].clone()
-        row = StoredRow(prompt_ids=prompt_ids, number=numbers[prompt], written=written, **fields)
+        images = None if media is None else media.of_rows[prompt] or None
+        row = StoredRow(prompt_ids=prompt_ids, number=numbers[prompt], written=written, media=images, **fields)
         groups[prompt] = (*groups.get(prompt, ()), row)
     return list(groups.values())
 
@@ -148,8 +152,11 @@ def as_sequences(groups: Sequence[Group], batch: PromptBatch) -> Sequences:
     numbers = torch.tensor([group[0].number for group in groups], dtype=torch.int64)
     none = torch.zeros(len(groups), 0, dtype=torch.int64)
     examples = tuple(group[0].example for group in groups)
-    prompts = PromptBatch(prompt_ids, prompt_mask, none, none.bool(), examples, batch.task, numbers, batch.template)
-    prompts = prompts.to(device)
+    images = Media(tuple(group[0].media or {} for group in groups))
+    prompts = PromptBatch(
+        prompt_ids, prompt_mask, none, none.bool(), examples, batch.task, numbers, batch.template,
+        media=images if images.has_images else None,
+    ).to(device)  # fmt: skip
     rows = [row for group in groups for row in group]
     place_of = torch.tensor([i for i, group in enumerate(groups) for _ in group], dtype=torch.int64, device=device)
     read = prompts.rows(place_of)

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from veto_pl.seams.batches import Sequences
+
+class Continuing(Protocol):
+    """What is asked of rows that continue prompts; `Sequences` says what it means."""
+
+    @property
+    def prompts(self) -> Any:
+        """Return the `PromptBatch`, or None."""
+        ...
+
+    @property
+    def prompt_rows(self) -> Tensor:
+        """Return [B] int64."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,11 @@ class Media:
 
     def __len__(self) -> int:
         return len(self.of_rows)
+
+    @property
+    def has_images(self) -> bool:
+        """Return whether any of these rows has an image."""
+        return any(self.of_rows)
 
     def features(self) -> dict[str, Tensor]:
         """Return the tensors by name, those of all rows one behind the other along their first axis.
@@ -59,8 +75,7 @@ class Media:
         return Media(tuple({name: change(tensor) for name, tensor in row.items()} for row in self.of_rows))
 
 
-def media_of(sequences: Sequences) -> Media | None:
+def media_of(sequences: Continuing) -> Media | None:
     """Return the images of the prompts that these rows continue; None where no prompt of the batch has any."""
-    if sequences.prompts is None or sequences.prompts.media is None:
-        return None
-    return sequences.prompts.media.rows(sequences.prompt_rows.tolist())
+    media: Media | None = getattr(sequences.prompts, "media", None)
+    return None if media is None else media.rows(sequences.prompt_rows.tolist())

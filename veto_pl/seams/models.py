@@ -7,8 +7,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor, device, nn
 
+from veto_pl.core.architectures import auto_class, text_config
 from veto_pl.core.own_errors import OwnErrors
 from veto_pl.core.part import Part
 from veto_pl.core.ranks import Sharding
@@ -16,6 +18,7 @@ from veto_pl.core.special_ids import listed_ids
 from veto_pl.core.step import Step
 from veto_pl.functional.heads import Head
 from veto_pl.seams.batches import Sequences
+from veto_pl.seams.media import Media
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -31,12 +34,14 @@ class LanguageModel(OwnErrors, nn.Module, ABC):
         vocab_size: number of ids that the tokenizer knows, `V`; no other id ever gets probability.
         shards: how the ranks share the weights; None where every rank has them all.
         stays_in_place: the weights keep their addresses, so that kernels can be recorded.
+        placeholders: ids that stand for images and the like, which nobody writes.
     """
 
     model: PreTrainedModel
     vocab_size: int
     shards: Sharding | None = None
     stays_in_place = True
+    placeholders: tuple[int, ...] = ()
 
     def present(self, *, head_only: bool = False) -> AbstractContextManager[None]:
         """Have the weights, or at least those of the head, where they are computed with, while the block lasts.
@@ -53,8 +58,14 @@ class LanguageModel(OwnErrors, nn.Module, ABC):
     @property
     def positions(self) -> int | None:
         """Return how many tokens a row may have; None where the configuration does not say."""
-        known = getattr(self.model.config, "max_position_embeddings", None)
+        known = getattr(text_config(self.model.config), "max_position_embeddings", None)
         return known if isinstance(known, int) else None
+
+    def text_only(self, logits: Tensor) -> Tensor:
+        """Make logits [..., V] -inf in place where a placeholder would be written, and return them."""
+        for place in self.placeholders:
+            logits[..., place] = -torch.inf  # by one number each, which no device waits for
+        return logits
 
     @property
     def head_rows(self) -> int:
@@ -89,7 +100,12 @@ class LanguageModel(OwnErrors, nn.Module, ABC):
 
     @abstractmethod
     def next_logits(
-        self, input_ids: Tensor, attention_mask: Tensor | None, cache: Any, position_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        cache: Any,
+        position_ids: Tensor | None = None,
+        media: Media | None = None,
     ) -> Tensor:
         """Take one decoding step: return float32 logits [B, V] of the token after the last of `input_ids`.
 
@@ -97,8 +113,18 @@ class LanguageModel(OwnErrors, nn.Module, ABC):
             input_ids: [B, L] the tokens that `cache` does not hold yet.
             attention_mask: [B, M] over all tokens so far, the new ones last, or None where no row has padding.
             cache: a transformers cache; it is extended in place.
-            position_ids: [B, L] of the new tokens; counted from the mask where they are not given.
+            position_ids: [B, L] of the new tokens, or as `read_positions` gives them; counted from the mask where they
+                are not given.
+            media: the images of the B rows, whose placeholders are among the new tokens; it is left out where no row
+                has any.
         """
+
+    def read_positions(self, input_ids: Tensor, attention_mask: Tensor | None, media: Media) -> Tensor | None:
+        """Return the positions at which whole rows [B, L] with images are read, [n, B, L] int64 of n kinds.
+
+        By default None: they are counted as those of text.
+        """
+        return None
 
 
 class StoredWeights(Protocol):
@@ -144,9 +170,9 @@ class ModelSource(Part, ABC):
 
     def skeleton(self) -> PreTrainedModel:
         """Build the architecture with arbitrary weights; on the meta device it costs no memory."""
-        from transformers import AutoModelForCausalLM
-
-        return AutoModelForCausalLM.from_config(self.config())
+        config = self.config()
+        model: PreTrainedModel = auto_class(config).from_config(config)
+        return model
 
     def stored(self) -> StoredWeights | None:
         """Return the weights as they are stored, to be read in parts.
@@ -202,7 +228,11 @@ class ModelSource(Part, ABC):
                 settings = GenerationConfig.from_pretrained(
                     location["pretrained_model_name_or_path"], revision=location.get("revision")
                 )
-        return listed_ids(getattr(self.config() if settings is None else settings, "eos_token_id", None))
+        if settings is not None:
+            return listed_ids(getattr(settings, "eos_token_id", None))
+        config = self.config()
+        stated = (getattr(part, "eos_token_id", None) for part in (config, text_config(config)))
+        return listed_ids(next((ids for ids in stated if ids is not None), None))
 
     @property
     def own_tokenizer(self) -> PreTrainedTokenizerBase | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from veto_pl.core.transfer import sent
+from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams.data import Example, Task, Template
 from veto_pl.seams.media import Media
 
@@ -156,6 +157,14 @@ class PromptBatch:
         elif turns:
             tensors["completion_turns"] = self.completion_mask.long()
         return tensors
+
+    def refuse_images(self, name: str) -> None:
+        """Raise `ConfigurationError` where a row has an image; `name` makes the texts of these prompts anew."""
+        if self.media is not None and self.media.has_images:
+            raise ConfigurationError(
+                f"`{name}` makes the text of a prompt anew, and a row has an image, which would be lost. Use the "
+                "context `SameText` or `WithoutImages`, or route rows with images to a teacher that reads them so."
+            )
 
     @property
     def stop(self) -> tuple[str, ...]:

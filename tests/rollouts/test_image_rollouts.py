@@ -1,0 +1,87 @@
+"""Rollouts of prompts with images: the own loop against `generate`, and what it never writes."""
+
+import pytest
+import torch
+
+from tests import vision
+from veto_pl.rollouts import DecodeLoop, FromStudent, Sampling, Transformers
+from veto_pl.seams import Step
+
+STEP = Step(index=3, total=10, seed=7)
+ROWS = [
+    ([(16, 16, 1)], "what is it>"), ([], "no image>"), ([(8, 16, 2), (28, 20, 3)], "two>"), ([], "x>"),
+    ([(28, 28, 4)], "a long text behind an image>"),
+]  # fmt: skip
+GREEDY = Sampling(temperature=0.0, max_new_tokens=12)
+
+
+def completions(sequences):
+    return [ids.tolist() for ids in sequences.completions()]
+
+
+def generated(style, models, row, limit):
+    """What transformers' greedy `generate` writes for a row alone, asked as its processor asks it."""
+    pictures = [vision.picture(*size) for size in row[0]]
+    given = {"images": [pictures] if style == "idefics3" else pictures} if pictures else {}
+    made = vision.processor(style)(text=[vision.shown(style, row[1], len(pictures))], return_tensors="pt", **given)
+    model = models.student.model.eval()
+    banned = [[i] for i in models.student.placeholders]
+    ids = model.generate(
+        **made, max_new_tokens=limit, do_sample=False, eos_token_id=list(models.eos_ids), pad_token_id=0,
+        bad_words_ids=banned,
+    )[0, made["input_ids"].shape[1] :].tolist()  # fmt: skip
+    if hasattr(model.model, "rope_deltas"):
+        model.model.rope_deltas = None
+    return ids[: next((i + 1 for i, token in enumerate(ids) if token in models.eos_ids), limit)]
+
+
+@pytest.mark.parametrize("style", vision.STYLES)
+def test_greedy_completions_are_those_of_generate(style):
+    models = vision.models(style)
+    expected = [generated(style, models, row, 12) for row in ROWS]
+    batch = vision.prompts(style, ROWS)
+    for engine in (DecodeLoop(), DecodeLoop(0.0), Transformers()):
+        assert completions(FromStudent(GREEDY, engine)(batch, models, STEP)) == expected
+    order = torch.tensor([4, 2, 0, 1, 3])
+    assert completions(FromStudent(GREEDY)(batch.rows(order), models, STEP)) == [expected[i] for i in order]
+
+
+@pytest.mark.parametrize("style", ["llava", "qwen3_vl"])
+def test_completions_of_one_prompt_are_those_of_the_prompt_alone(style):
+    models, sampling = vision.models(style), Sampling(max_new_tokens=8, num_completions=3)
+    batch = vision.prompts(style, ROWS)
+    whole = FromStudent(sampling)(batch, models, STEP)
+    for place in range(len(ROWS)):
+        alone = FromStudent(sampling)(batch.rows(torch.tensor([place])), models, STEP)
+        assert completions(alone) == completions(whole)[3 * place : 3 * place + 3]
+
+
+@pytest.mark.parametrize("engine", [DecodeLoop(), Transformers()], ids=["loop", "generate"])
+@pytest.mark.parametrize("style", vision.STYLES)
+def test_a_placeholder_is_never_written_and_the_others_share_its_probability(style, engine):
+    models = vision.models(style)
+    ids = vision.tokenizer(style).get_vocab()
+    placeholder = ids[vision.CONTROL[style][0]]
+    assert placeholder in models.student.placeholders
+    head = models.student.model.get_output_embeddings().weight
+    bias = torch.zeros(len(head))
+    bias[placeholder] = 50.0  # without the rule the model would write nothing else
+    models.student.model.get_output_embeddings().register_forward_hook(lambda _, __, logits: logits + bias)
+    sequences = FromStudent(Sampling(max_new_tokens=6), engine)(vision.prompts(style, ROWS), models, STEP)
+    written = sequences.token_ids()
+    assert not torch.isin(written, torch.tensor(models.student.placeholders)).any()
+    with torch.no_grad():
+        logits = models.student.eval()(sequences, lambda hidden, lm: lm.project(hidden)[0])
+    logp = models.student.text_only(logits.clone()).log_softmax(-1).gather(1, written[:, None])[:, 0]
+    assert torch.allclose(sequences.sampler_logp[:, 1:][sequences.predictions], logp, atol=1e-4)
+
+
+def test_generate_remembers_no_positions_of_an_earlier_batch():
+    models = vision.models("qwen2_5_vl")
+    text = vision.prompts("qwen2_5_vl", [ROWS[1], ROWS[3]])
+    first = completions(FromStudent(GREEDY, Transformers())(text, models, STEP))
+    FromStudent(GREEDY, Transformers())(vision.prompts("qwen2_5_vl", ROWS), models, STEP)
+    assert models.student.model.model.rope_deltas is None
+    assert completions(FromStudent(GREEDY, Transformers())(text, models, STEP)) == first
+    models.student.model.model.rope_deltas = torch.tensor([[5], [-5]])  # whoever has generated with it before
+    assert completions(FromStudent(GREEDY, Transformers())(text, models, STEP)) == first
