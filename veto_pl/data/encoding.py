@@ -21,6 +21,7 @@ from veto_pl.data.example_rows import batches, rows_at, told_beside
 from veto_pl.data.fingerprints import digest
 from veto_pl.data.row_store import Notes, cached_table
 from veto_pl.data.sampler import RankSampler
+from veto_pl.data.turns import check_agreement
 from veto_pl.exceptions import DataError
 from veto_pl.seams import Example
 
@@ -219,6 +220,7 @@ class _Encoder:
 
     def __call__(self, places: range) -> _Batch:
         examples = rows_at(self.examples, places)
+        check_agreement(examples)
         rows = self.collator.encode(examples)
         columns = [
             [row.prompt_ids for row in rows],

@@ -27,6 +27,7 @@ from veto_pl.seams.panel import Panel, Reading, reading
 from veto_pl.seams.playing import Line, PlayingSource
 from veto_pl.seams.prompts import PromptBatch
 from veto_pl.seams.rollouts import Engine, Models, Rollouts, RolloutSource, Writing
+from veto_pl.seams.sessions import Session
 from veto_pl.seams.teacher_context import TeacherContext
 from veto_pl.seams.tokens import (
     Advantage,
@@ -75,6 +76,7 @@ __all__ = [
     "Rollouts",
     "Schedule",
     "Sequences",
+    "Session",
     "Setup",
     "Stat",
     "Step",

@@ -26,7 +26,8 @@ class Example:
         completion: the reference that is trained on.
         row: the row as the task read it.
         alternatives: references that are as good as `completion`, for judging.
-        conversation: where the row is one; `prompt` is then the user's last message in front of the reference.
+        conversation: where the row is one; `prompt` is then the user's last message in front of the first reference,
+            and `completion` the last reference.
         source: the data set that the row comes from, where several are mixed.
         teacher: the name of the teacher that the row asks for; empty where it names none.
     """

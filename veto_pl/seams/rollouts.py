@@ -22,6 +22,7 @@ from veto_pl.functional.compiled_numbers import Number
 from veto_pl.seams.batches import Sequences
 from veto_pl.seams.models import LanguageModel
 from veto_pl.seams.prompts import PromptBatch
+from veto_pl.seams.sessions import Session
 from veto_pl.seams.teacher_names import TEACHER, listed, required
 
 if TYPE_CHECKING:
@@ -290,3 +291,10 @@ class Engine(Part, ABC):
 
         The rows are in prompt order. Collective where the model is sharded: call it on every rank.
         """
+
+    def session(self, model: LanguageModel, models: Models, *, on_policy: bool) -> Session:
+        """Return calls for rows that grow, such as episodes, turn by turn; here they are calls of `generate`.
+
+        Collective where the model is sharded: call it on every rank.
+        """
+        return Session(lambda *asked: self.generate(asked[0], model, asked[1], models, asked[2], on_policy=on_policy))
