@@ -11,9 +11,9 @@ from torch import Tensor
 
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.host_reads import refused_host_reads
-from veto_pl.models.images import decoding_modules
 from veto_pl.models.known_masks import known_rows
 from veto_pl.models.probes import close, probing
+from veto_pl.models.vision import decoding_modules
 from veto_pl.rollouts.recording import RECORDERS, Recorder
 from veto_pl.seams import LanguageModel, Setup
 
