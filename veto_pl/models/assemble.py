@@ -126,10 +126,9 @@ def load_models(
             _check_alike(trained, frozen[name], setting_of(name))
     for model in (trained, *frozen.values()) if sharding is not None else ():
         model.probe()
-    others = {name: frozen[name] for name in named if name != TEACHER}
     brought = {name: own[name] for name in named if name in own and name not in apart}
     models = Models(trained, frozen.get(TEACHER), tokenizer, tokenizers=apart, brought=brought)
-    return replace(models, reference=frozen.get("reference"), teachers=others)
+    return replace(models, reference=frozen.get("reference"), teachers={n: frozen[n] for n in named if n != TEACHER})
 
 
 def _has_tokenizer(source: ModelSource) -> bool:

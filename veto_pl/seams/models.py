@@ -64,7 +64,7 @@ class LanguageModel(OwnErrors, nn.Module, ABC):
     def text_only(self, logits: Tensor) -> Tensor:
         """Make logits [..., V] -inf in place where a placeholder would be written, and return them."""
         for place in self.placeholders:
-            logits[..., place] = -torch.inf  # by one number each, which no device waits for
+            logits.select(-1, place).fill_(-torch.inf)  # an assignment would make a tensor of the host of it
         return logits
 
     @property
