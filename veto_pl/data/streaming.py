@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
@@ -107,8 +107,7 @@ class EncodedStream:
 
     def _encoded(self, numbered: Iterable[tuple[int, Example]]) -> Iterator[Encoded]:
         for block in in_chunks(numbered, _BLOCK):
-            rows = self.collator.encode([example for _, example in block])
-            yield from (replace(row, number=number) for row, (number, _) in zip(rows, block, strict=True))
+            yield from self.collator.encode([example for _, example in block], [number for number, _ in block])
 
 
 class StreamOrder(DistributedSampler[Any]):
