@@ -14,6 +14,7 @@ from torchmetrics import Metric
 from transformers import PreTrainedTokenizerBase
 
 from veto_pl.checks import check_run
+from veto_pl.data.image_reader import ImageReader
 from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric
 from veto_pl.metrics.rollout_numbers import rollout_numbers, rollout_sizes
 from veto_pl.models.assemble import load_models, load_tokenizer
@@ -125,6 +126,7 @@ class DistillationModule(HostedModule, OnPolicyModule):
         has_teacher = self.panel is not None
         self.validation_metrics = validation_metrics(metrics, evaluation, with_teacher=has_teacher, turns=turns)
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._images: ImageReader | None = None
         self.rolls_out_window = roll_out_window
         self._rollouts = WindowRollouts(roll_out_window)
         self.tell_arguments()
@@ -135,6 +137,14 @@ class DistillationModule(HostedModule, OnPolicyModule):
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.student_source, self.tokenizer_source)
         return self._tokenizer
+
+    @property
+    def images(self) -> ImageReader:
+        """What reads the images of rows, by the student's processor; that is loaded when the first image comes."""
+        if self._images is None:
+            given = (self.student_source, self.tokenizer_source)
+            self._images = ImageReader(self.tokenizer, tuple(one for one in given if one is not None))
+        return self._images
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Check the settings before data and models are loaded; those of a configuration have been checked already."""
@@ -209,7 +219,7 @@ class DistillationModule(HostedModule, OnPolicyModule):
     def student_entries(self) -> dict[str, Any]:
         """Return the student's files for an export, and what its adapter stands beside."""
         return {
-            BLUEPRINT: student_files(self.student.model, self.tokenizer, self.template),
+            BLUEPRINT: student_files(self.student.model, self.tokenizer, self.template, self.images.files),
             ADAPTER: adapter_entry(self.student, self.student_source),
         }
 

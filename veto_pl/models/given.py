@@ -24,7 +24,7 @@ from veto_pl.seams import ModelSource, TokenizerSource
 from veto_pl.seams.teacher_names import TEACHER, setting_of
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 ROLES = ("student", TEACHER, "reference")
 """Names that no teacher of `model.teachers` can have."""
@@ -41,7 +41,7 @@ class InMemory(ModelSource):
 
     Args:
         model: any decoder-only model of transformers; one that peft has wrapped is unwrapped.
-        tokenizer: of transformers; None where the run has one.
+        tokenizer: of transformers, or the processor of a model that reads images; None where the run has one.
         copied: hand out copies, and leave the object as it is.
     """
 
@@ -66,6 +66,10 @@ class InMemory(ModelSource):
     @property
     def own_tokenizer(self) -> PreTrainedTokenizerBase | None:
         return None if self.tokenizer is None else as_tokenizer(self.tokenizer, "InMemory.tokenizer").load()
+
+    @property
+    def own_processor(self) -> ProcessorMixin | None:
+        return self.tokenizer if is_processor(self.tokenizer) else None
 
     def config(self) -> PretrainedConfig:
         return copy.deepcopy(self.model.config)
@@ -97,7 +101,7 @@ class InMemoryTokenizer(TokenizerSource):
     """A tokenizer of transformers that is in memory already, from Python. A run gets a copy.
 
     Args:
-        tokenizer: of transformers.
+        tokenizer: of transformers, or a processor, which has one.
     """
 
     tokenizer: Any
@@ -106,8 +110,16 @@ class InMemoryTokenizer(TokenizerSource):
     def examples(cls) -> tuple[InMemoryTokenizer, ...]:
         return ()
 
+    @property
+    def own_processor(self) -> ProcessorMixin | None:
+        return self.tokenizer if is_processor(self.tokenizer) else None
+
     def load(self) -> PreTrainedTokenizerBase:
-        return copy.deepcopy(self.tokenizer)
+        tokenizer = self.tokenizer.tokenizer if is_processor(self.tokenizer) else self.tokenizer
+        loaded: PreTrainedTokenizerBase = copy.deepcopy(tokenizer)
+        if loaded.chat_template is None and is_processor(self.tokenizer):
+            loaded.chat_template = self.tokenizer.chat_template
+        return loaded
 
 
 def as_source(given: Any, setting: str, *, copied: bool = False) -> ModelSource:
@@ -177,9 +189,14 @@ def as_tokenizer(given: Any, setting: str) -> TokenizerSource:
         return PretrainedTokenizer(os.fspath(given))
     from transformers import PreTrainedTokenizerBase
 
-    if isinstance(given, PreTrainedTokenizerBase):
+    if isinstance(given, PreTrainedTokenizerBase) or is_processor(given):
         return InMemoryTokenizer(given)
     raise wrong_kind(given, setting, "a `TokenizerSource`, a path, a hub id, or a tokenizer of transformers")
+
+
+def is_processor(given: Any) -> bool:
+    """Return whether something is a processor of transformers, which reads images and has a tokenizer."""
+    return hasattr(given, "image_processor") and hasattr(given, "tokenizer")
 
 
 def named_place(kind: object, given: object) -> Mapping[str, Any] | None:

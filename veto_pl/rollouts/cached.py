@@ -53,13 +53,23 @@ def _aligned_scores(store: ScoreStore, sequences: Sequences, models: Models) -> 
     columns = (sequences.input_ids, sequences.attention_mask, sequences.completion_mask)
     ids, attended, written = (column.cpu() for column in columns)
     told = TopKScores.uniform(tuple(ids.shape), store.k, store.temperature, sampled=store.sampled_logp)
+    images = _images(sequences)
     for row in written.any(1).nonzero()[:, 0].tolist():
         prompt, completion = ids[row, attended[row] & ~written[row]].tolist(), ids[row, written[row]].tolist()
-        scores = store.find(prompt, completion)
+        scores = store.find(prompt, completion, images.get(row, ()))
         if scores is None:
             raise DataError(_never_scored(store, models.tokenizer.decode(prompt), len(prompt), len(completion)))
         told[row, written[row]] = scores
     return told.to(sequences.input_ids.device)
+
+
+def _images(sequences: Sequences) -> dict[int, list[str]]:
+    """Return hashes of the images of each row that has some."""
+    examples = () if sequences.prompts is None else sequences.prompts.examples
+    if not any(example.images for example in examples):
+        return {}
+    rows = enumerate(sequences.prompt_rows.tolist())
+    return {row: [image.digest for image in examples[of].images] for row, of in rows}
 
 
 def _never_scored(store: ScoreStore, text: str, prompt_tokens: int, completion_tokens: int) -> str:

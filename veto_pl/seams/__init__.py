@@ -15,7 +15,7 @@ from veto_pl.core.part import Part, Setup
 from veto_pl.core.step import Step
 from veto_pl.functional.stat import Stat
 from veto_pl.seams.batches import Sequences
-from veto_pl.seams.conversation import Conversation, Message, Rendering, Turn
+from veto_pl.seams.conversation import Conversation, Message, Rendering, Turn, text_of, with_text
 from veto_pl.seams.data import Example, Judge, Reward, Task, Template
 from veto_pl.seams.dialogue import Continuation, Dialogue
 from veto_pl.seams.ending import Ending
@@ -24,6 +24,7 @@ from veto_pl.seams.media import Media, media_of
 from veto_pl.seams.models import LanguageModel, ModelSource, TokenizerSource
 from veto_pl.seams.objective import AnyObjective, Faults, LossOutput, Objective, TokenValues
 from veto_pl.seams.panel import Panel, Reading, reading
+from veto_pl.seams.pictures import Picture
 from veto_pl.seams.playing import Line, PlayingSource
 from veto_pl.seams.prompts import PromptBatch
 from veto_pl.seams.rollouts import Engine, Models, Rollouts, RolloutSource, Writing
@@ -66,6 +67,7 @@ __all__ = [
     "Objective",
     "Panel",
     "Part",
+    "Picture",
     "PlayingSource",
     "PromptBatch",
     "Reading",
@@ -96,4 +98,6 @@ __all__ = [
     "pad_left",
     "pad_right",
     "reading",
+    "text_of",
+    "with_text",
 ]

@@ -21,7 +21,7 @@ from veto_pl.seams.batches import Sequences
 from veto_pl.seams.media import Media
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 Result = TypeVar("Result")
 
@@ -244,6 +244,19 @@ class ModelSource(Part, ABC):
         """Return the keyword arguments for `AutoTokenizer.from_pretrained`; None where there is no tokenizer."""
         return None
 
+    @property
+    def own_processor(self) -> ProcessorMixin | None:
+        """Return what makes features of images, where the source has it in memory."""
+        return None
+
+    @property
+    def processor_source(self) -> Mapping[str, Any] | None:
+        """Return the keyword arguments for `AutoProcessor.from_pretrained`, by default those of the tokenizer.
+
+        It is asked where rows have images; nobody has looked whether there is a processor.
+        """
+        return self.tokenizer_source
+
 
 class TokenizerSource(Part, ABC):
     """Where a tokenizer comes from, when it is not the student's own."""
@@ -251,3 +264,13 @@ class TokenizerSource(Part, ABC):
     @abstractmethod
     def load(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer."""
+
+    @property
+    def own_processor(self) -> ProcessorMixin | None:
+        """Return the processor of images that was given with the tokenizer."""
+        return None
+
+    @property
+    def processor_source(self) -> Mapping[str, Any] | None:
+        """Return the keyword arguments for `AutoProcessor.from_pretrained`; None where it names no place."""
+        return None

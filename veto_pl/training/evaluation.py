@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from veto_pl.data.shown_prompts import image_names, shown_prompts
 from veto_pl.functional.chunked import Block
 from veto_pl.functional.divergences import forward_kl, reverse_kl
 from veto_pl.metrics import CompletionMetric, TokenMetric
@@ -25,6 +26,7 @@ from veto_pl.seams import (
     Line,
     Models,
     Panel,
+    Picture,
     PlayingSource,
     PromptBatch,
     Reading,
@@ -145,9 +147,7 @@ class Evaluation:
         several.
         """
         completions = Completions(self.sequences)
-        prompts = self.models.tokenizer.batch_decode(
-            [ids[mask] for ids, mask in zip(self.batch.input_ids, self.batch.attention_mask, strict=True)]
-        )
+        prompts = shown_prompts(self.batch, self.models.tokenizer)
         told = zip(
             completions.prompts,
             self.generations.texts,
@@ -160,6 +160,7 @@ class Evaluation:
         return [
             {"prompt": prompts[row], "completion": text, "reference": example.completion, "reward": reward}
             | ({"references": list(example.references)} if example.alternatives else {})
+            | ({"images": image_names(example)} if example.images else {})
             | ({"source": example.source} if example.source else {})
             | ({"teachers": dict(shares)} if shares else {})
             | ({"said": said} if said else {})
@@ -167,6 +168,10 @@ class Evaluation:
             for row, text, reward, shares, said, lines in told
             for example in [self.batch.examples[row]]
         ]
+
+    def images(self) -> list[tuple[Picture, ...]]:
+        """Return the images of the prompt of each row of `rows`."""
+        return [self.batch.examples[row].images for row in Completions(self.sequences).prompts]
 
     def annotated(self, row: int) -> dict[str, Any]:
         """Return the tokens of a completion as texts, and the divergences between the models at each token that counts.
