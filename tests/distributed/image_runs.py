@@ -7,7 +7,6 @@ from pathlib import Path
 import lightning as L
 import torch
 from runs import QUIET, Curve
-from torch.utils.data import DataLoader
 
 from tests import vision
 from veto_pl import DistillationModule, PromptDataModule
@@ -36,9 +35,9 @@ class Pictured(PromptDataModule):
         return self._pictured(super().val_dataloader())
 
     def _pictured(self, loader):
-        kept = {"batch_size": loader.batch_size} if loader.batch_sampler is None else {}
-        kept |= {"batch_sampler": loader.batch_sampler} if loader.batch_sampler is not None else {}
-        return DataLoader(loader.dataset, collate_fn=lambda rows: self.with_images(loader.collate_fn(rows)), **kept)
+        pad = loader.collate_fn
+        loader.collate_fn = lambda rows: self.with_images(pad(rows))
+        return loader
 
     def with_images(self, batch):
         rows = [
@@ -49,8 +48,11 @@ class Pictured(PromptDataModule):
         return replace(batch, input_ids=made.input_ids, attention_mask=made.attention_mask, media=made.media)
 
 
-def train(folder, style, objective, *, batch_size=4, strategy="auto", images=True, gather=(True, False), **trainer):
-    """Three steps with a validation; what they logged and the weights in the end."""
+def train(
+    folder, style, objective, *, batch_size=4, strategy="auto", images=True, gather=(True, False), source=None,
+    resumed=None, callbacks=(), **trainer,
+):  # fmt: skip
+    """Three steps with a validation; what they logged and the weights in the end. They go on from `resumed`."""
     file = Path(folder, "rows.jsonl")
     if not file.exists():
         file.write_text("".join(json.dumps({"prompt": f"{w}>", "completion": w[::-1]}) + "\n" for w in WORDS))
@@ -61,7 +63,7 @@ def train(folder, style, objective, *, batch_size=4, strategy="auto", images=Tru
     )  # fmt: skip
     data.style, data.images = style, images
     module = DistillationModule(
-        OBJECTIVES[objective], vision.source(style), vision.source(style, 1),
+        OBJECTIVES[objective], source or vision.source(style), vision.source(style, 1),
         tokenizer=InMemoryTokenizer(vision.tokenizer(style)),
         optimizer=lambda weights: torch.optim.SGD(weights, lr=0.1, momentum=0.9),
         evaluation=Sampling(temperature=0.0, max_new_tokens=4),
@@ -69,11 +71,12 @@ def train(folder, style, objective, *, batch_size=4, strategy="auto", images=Tru
     curve = Curve()
     settings = {
         "max_steps": 3, "val_check_interval": 3, "num_sanity_val_steps": 0, "use_distributed_sampler": False,
-        "default_root_dir": str(folder), "accelerator": "cpu", "gradient_clip_val": 1.0, "callbacks": [curve],
+        "default_root_dir": str(folder), "accelerator": "cpu", "gradient_clip_val": 1.0,
+        "callbacks": [curve, *callbacks],
         "strategy": FullyShard(*gather) if strategy == "fsdp2" else strategy, "devices": 1 if strategy == "auto" else 2,
     }  # fmt: skip
     runner = L.Trainer(**(settings | QUIET | trainer))
-    runner.fit(module, data)
+    runner.fit(module, data, ckpt_path=resumed)
     metrics = {name: float(value) for name, value in runner.callback_metrics.items()}
     weights = {name: weight.clone() for name, weight in full_weights(module.student).items()}
     return {"curve": torch.tensor(curve.points), "weights": weights, "metrics": metrics}

@@ -1,11 +1,16 @@
 """Rollouts of prompts with images: the own loop against `generate`, and what it never writes."""
 
+import types
+
 import pytest
 import torch
 
 from tests import vision
-from veto_pl.rollouts import DecodeLoop, FromStudent, Sampling, Transformers
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.objectives import Distill
+from veto_pl.rollouts import DecodeLoop, FromDataset, FromStudent, Sampling, ServedTeacher, Transformers, Vllm
 from veto_pl.seams import Step
+from veto_pl.testing.tiny import tiny_source
 
 STEP = Step(index=3, total=10, seed=7)
 ROWS = [
@@ -85,3 +90,23 @@ def test_generate_remembers_no_positions_of_an_earlier_batch():
     assert completions(FromStudent(GREEDY, Transformers())(text, models, STEP)) == first
     models.student.model.model.rope_deltas = torch.tensor([[5], [-5]])  # whoever has generated with it before
     assert completions(FromStudent(GREEDY, Transformers())(text, models, STEP)) == first
+
+
+def test_a_writer_that_reads_images_is_refused_when_the_configuration_is_read():
+    source = FromStudent(Sampling(), Vllm())
+    for config, told in ((vision.source("llava").config(), 1), (tiny_source().config(), 0)):
+        setup = types.SimpleNamespace(
+            objective=Distill(rollout=source), evaluation=Sampling(0.0), models={"model.student": config}
+        )
+        found = [str(mistake) for mistake in source.engine.requirements(setup, "model.objective.init_args.rollout")]
+        assert len(found) == told
+        assert all("`Vllm` with a model that reads images (`model.student`)" in one for one in found)
+
+
+def test_prompts_with_images_are_refused_where_ids_alone_are_sent():
+    models = vision.models("llava")
+    with pytest.raises(ConfigurationError, match="`Vllm` sends ids alone to vLLM, and a row has an image"):
+        FromStudent(Sampling(), Vllm())(vision.prompts("llava", [([(8, 8, 1)], "a>")]), models, STEP)
+    teacher = ServedTeacher(servers=("http://localhost:1/v1",), model="t", source=FromDataset())
+    with pytest.raises(ConfigurationError, match="`ServedTeacher` sends ids alone"):
+        teacher(vision.prompts("llava", [([(8, 8, 1)], "a>")]), models, STEP)

@@ -341,7 +341,7 @@ def test_a_mixture_asks_it_on_every_rank_whoever_gets_the_prompts(vllm):
 @pytest.mark.parametrize("temperature", [2.0, 2.5])
 def test_more_heat_than_vllm_allows_is_refused_when_the_configuration_is_read(temperature):
     source = FromStudent(Sampling(temperature), Vllm())
-    setup = types.SimpleNamespace(objective=Distill(rollout=source), evaluation=Sampling(0.0))
+    setup = types.SimpleNamespace(objective=Distill(rollout=source), evaluation=Sampling(0.0), models={})
     found = [str(mistake) for mistake in source.engine.requirements(setup, "model.objective.init_args.rollout")]
     assert len(found) == (temperature > 2)
     assert all("`Vllm` with `temperature: 2.5`, expected at most 2" in one for one in found)

@@ -34,6 +34,12 @@ def auto_class(config: PretrainedConfig) -> Any:
     return AutoModelForImageTextToText if alone else AutoModelForCausalLM
 
 
+def reads_images(config: PretrainedConfig) -> bool:
+    """Return whether models of this architecture, as `auto_class` makes them, read images."""
+    causal, images = _known(config)
+    return images is not None and causal in (None, images)
+
+
 def is_known(config: PretrainedConfig, kind: type) -> bool:
     """Return whether transformers makes a model of class `kind` of this configuration."""
     return next((found is kind for found in _known(config) if found), False)

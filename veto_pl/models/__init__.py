@@ -1,6 +1,7 @@
 """Where models and tokenizers come from, and how a run puts them together."""
 
 from veto_pl.models.averaging import MovingAverage
+from veto_pl.models.freezing import PartlyFrozen
 from veto_pl.models.given import InMemory, InMemoryTokenizer
 from veto_pl.models.initialisation import Pruned, RandomWeights
 from veto_pl.models.loading import Gguf, Pretrained
@@ -17,6 +18,7 @@ __all__ = [
     "Lora",
     "MovingAverage",
     "Offloaded",
+    "PartlyFrozen",
     "Pretrained",
     "PretrainedTokenizer",
     "Pruned",

@@ -97,7 +97,7 @@ def export_student(
             card = model_card(tokenizer, config, Path(folder).resolve().name, loading)
             (new / "README.md").write_text(card, encoding="utf-8")
             read = None if files is None else partial(read_adapter, new, files, student)
-            check_read_back(student, expected, new, read, _remedy(student, separate=separate))
+            check_read_back(student, expected, new, read, _remedy(student, separate=separate), weights)
             paths = [path for path in new.rglob("*") if path.is_file()]
             write_sums(new, {path.relative_to(new).as_posix(): sha256_of(path) for path in paths})
     return Path(folder)

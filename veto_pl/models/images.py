@@ -128,14 +128,16 @@ def kept_in_graph(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     So these have a gradient, of zeros, where a batch has no image or a layer is not read: ranks expect gradients of the
     same weights from each other, whoever of them has images.
     """
-    if not (torch.is_grad_enabled() and reads_images(model)):
+    if not torch.is_grad_enabled():
         return hidden
     nothing = [weight.flatten()[:0].sum() for weight in image_weights(model) if weight.requires_grad]
     return hidden + torch.stack(nothing).sum().to(hidden.dtype) if nothing else hidden
 
 
 def image_weights(model: PreTrainedModel) -> list[nn.Parameter]:
-    """Return the weights beside the text's decoder and head: those of vision tower and projector."""
+    """Return the weights beside the text's decoder and head, of tower and projector; none where it reads text only."""
+    if not reads_images(model):
+        return []
     text = {id(weight) for part in (model.get_decoder(), model.get_output_embeddings()) for weight in part.parameters()}
     return [weight for weight in model.parameters() if id(weight) not in text]
 

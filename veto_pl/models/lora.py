@@ -13,12 +13,14 @@ from torch import nn
 
 from veto_pl.core.bounds import BelowOne, Count, Positive
 from veto_pl.core.extras import require_extra
-from veto_pl.core.mistakes import Mistake, did_you_mean
+from veto_pl.core.mistakes import Mistake
 from veto_pl.core.part import Setup
 from veto_pl.core.seeds import run_seed
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.adapters import adapter_config, is_adapted
+from veto_pl.models.images import reads_images
 from veto_pl.models.initialisation import TINY, RandomWeights
+from veto_pl.models.module_names import full_names, linear_names
 from veto_pl.models.quantising import keep_layout
 from veto_pl.models.reading import prefixed_errors, source_errors
 from veto_pl.models.wrapping import Wrapping
@@ -44,8 +46,9 @@ class Lora(Wrapping):
 
     Args:
         source: the model; it may be quantised (QLoRA).
-        targets: the layers that get an adapter: `all-linear` (all but the head), a list of the ends of their names,
-            such as `[q_proj, v_proj]`, or a regular expression of whole names, such as `.*layers\.1\..*_proj`.
+        targets: the layers that get an adapter: `all-linear` (all but the head; of a model that reads images, those of
+            the text's decoder), a list of the ends of their names, such as `[q_proj, v_proj]`, or a regular expression
+            of whole names, such as `.*layers\.1\..*_proj`. The two latter are looked for in a vision tower as well.
         rank: r.
         alpha: as in the formula.
         dropout: of what an adapter reads, in training.
@@ -122,8 +125,8 @@ class Lora(Wrapping):
             lora_dropout=self.dropout,
             use_dora=self.dora,
             use_rslora=self.rank_stabilised,
-            target_modules=self.targets if isinstance(self.targets, str) else [*self.targets],
-            modules_to_save=_full_names("modules_to_save", self.modules_to_save, model) or None,
+            target_modules=self._target_modules(model),
+            modules_to_save=full_names("Lora.modules_to_save", self.modules_to_save, model) or None,
             fan_in_fan_out=_has_transposed(model),
             task_type="CAUSAL_LM",
         )
@@ -133,32 +136,30 @@ class Lora(Wrapping):
             cast_adapter_dtype(model, "default")
         return model
 
+    def _target_modules(self, model: PreTrainedModel) -> str | list[str]:
+        """Return what peft calls the layers: by name those of the text's decoder, which it would not tell apart."""
+        if not isinstance(self.targets, str):
+            return [*self.targets]
+        if self.targets != ALL or not reads_images(model):
+            return self.targets
+        decoder = model.get_decoder()
+        outer = next(name for name, module in model.named_modules() if module is decoder)
+        ends = sorted(
+            {name.rpartition(".")[2] for name, module in decoder.named_modules() if type(module) is nn.Linear}
+        )
+        return rf"{re.escape(outer)}\..*\.({'|'.join(ends)})"
+
     def _check_targets(self, model: nn.Module) -> None:
         """Raise `ConfigurationError` for a name that no module has; peft leaves such a one out without a word."""
         if not isinstance(self.targets, str):
-            _full_names("targets", self.targets, model)
+            full_names("Lora.targets", self.targets, model)
             return
         pattern = _compiled(self.targets)
         if self.targets != ALL and not any(pattern.fullmatch(name) for name, _ in model.named_modules()):
             raise ConfigurationError(
                 f"`Lora.targets` is the expression `{self.targets}`, which matches the whole name of no layer. The "
-                f"names are like `{_linear_names(model)[0]}`; a list of names is written in brackets."
+                f"names are like `{linear_names(model)[0]}`; a list of names is written in brackets."
             )
-
-
-def _full_names(setting: str, wanted: Iterable[str], model: nn.Module) -> list[str]:
-    """Return the names of the modules whose names end so; raise `ConfigurationError` where none does.
-
-    peft would also take `input_layernorm` for one that ends with `norm`.
-    """
-    known = [name for name, _ in model.named_modules() if name]
-    found = {end: [name for name in known if name == end or name.endswith(f".{end}")] for end in wanted}
-    for end, names in found.items():
-        if not names:
-            ends = sorted({name.rpartition(".")[2] for name in (_linear_names(model) or known)})
-            hint = did_you_mean(end, ends) or f"There are: {', '.join(ends)}."
-            raise ConfigurationError(f"`Lora.{setting}` names `{end}`, which no module has. {hint}")
-    return [name for names in found.values() for name in names]
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
@@ -166,10 +167,6 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except re.error as error:
         raise ConfigurationError(f"`Lora.targets` must be a regular expression, got `{pattern}` ({error}).") from error
-
-
-def _linear_names(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if hasattr(module, "weight") and module.weight.dim() == 2]
 
 
 def _has_transposed(model: nn.Module) -> bool:

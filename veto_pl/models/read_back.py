@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from veto_pl.core.architectures import is_known
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.models.attention import is_flash
 from veto_pl.models.causal_lm import CausalLM
+from veto_pl.models.images import image_weights
 from veto_pl.models.loading import Pretrained
 from veto_pl.models.probes import examined_dtype, probe_logits
 from veto_pl.models.quantising import keep_layout
@@ -37,8 +38,9 @@ def check_read_back(
     folder: Path,
     read: Callable[[], PreTrainedModel] | None = None,
     remedy: str = "Its class writes other weights than it computes with.",
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Read an export and compare its logits with the student's.
+    """Read an export and compare its logits of texts with the student's, and what reads images number by number.
 
     A model of a class that transformers does not know cannot be read by its configuration alone; then a warning says
     that nothing was compared.
@@ -49,6 +51,7 @@ def check_read_back(
         folder: of the export.
         read: reads it; by default as any model folder is read.
         remedy: what to do where it is another model.
+        weights: the student's by name, as they were written; None where it was written as an adapter.
 
     Raises:
         ConfigurationError: it cannot be read, or is another model.
@@ -68,7 +71,18 @@ def check_read_back(
             raise ConfigurationError(f"{told} {error}") from error
         keep_layout(found)  # the files are compared, not how a processor repacks them
         logits = probe_logits(found)
+    _compare_images(found, weights or {}, remedy)
     _compare(logits, expected, remedy, coarse=_is_coarse(student) or found.model.dtype in HALF)
+
+
+def _compare_images(found: LanguageModel, weights: Mapping[str, Tensor], remedy: str) -> None:
+    images = {id(weight) for weight in image_weights(found.model)}
+    for name, weight in found.model.named_parameters():
+        if id(weight) in images and name in weights and not torch.equal(weight, weights[name].to("cpu", weight.dtype)):
+            raise ConfigurationError(
+                f"The export is another model than the trained student: read again, its `{name}`, which reads images, "
+                f"has other numbers, so it was not kept. {remedy}"
+            )
 
 
 def _compare(logits: Tensor, expected: Tensor, remedy: str, *, coarse: bool) -> None:

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+TEXT_ALONE = "Use the context `SameText` or `WithoutImages`, or route rows with images to another teacher."
+"""What to do where prompts would lose their images."""
+
+
 @dataclass(frozen=True)
 class SameText(TeacherContext):
     """The text that the student read and wrote."""
@@ -212,7 +216,8 @@ def retold(
         raise ConfigurationError(f"`{name}` must make new prompts, but the batch has no template. Set `.template`.")
     before = [ids[mask].cpu() for ids, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True)]
     others = [text is not None and text != e.prompt for e, text in zip(prompts.examples, texts, strict=True)]
-    prompts.rows(torch.tensor([i for i, other in enumerate(others) if other], dtype=torch.int64)).refuse_images(name)
+    anew = prompts.rows(torch.tensor([i for i, other in enumerate(others) if other], dtype=torch.int64))
+    anew.refuse_images(f"`{name}` makes the text of a prompt anew, without images", TEXT_ALONE)
     changed_examples = [
         replace(example, prompt=text or "")
         for example, text, other in zip(prompts.examples, texts, others, strict=True)

@@ -13,7 +13,7 @@ from veto_pl.data.collate import Collator
 from veto_pl.data.templates import PlainTemplate
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.own_ends import Ends
-from veto_pl.parts.contexts import behind, check_room
+from veto_pl.parts.contexts import TEXT_ALONE, behind, check_room
 from veto_pl.seams import Mistake, Models, PromptBatch, Sequences, Setup, Step, TeacherContext, Template
 from veto_pl.seams.teacher_names import TEACHER, listed
 
@@ -109,7 +109,7 @@ def prompts_written(
             "batch has no template or no examples. Take batches of `PromptDataModule`, or a teacher with the student's "
             "tokenizer."
         )
-    prompts.refuse_images(name)
+    prompts.refuse_images(f"`{name}` makes the text of a prompt anew, without images", TEXT_ALONE)
     collator = Collator(tokenizer=tokenizer, template=template)
     # References are not read, and need no end.
     asked = [one if one.conversation else replace(one, completion=None, alternatives=()) for one in prompts.examples]

@@ -55,12 +55,15 @@ def summary(plan: Plan) -> list[str]:
     lengths = setting.lengths
     rests = {role: " (offloaded)" if role in plan.offloaded else "" for role in _models(plan)}
     named = [f"{role} {_millions(w)}{rests[role]}" for role, w in _models(plan).items() if w is not None]
+    reading = [f"{role} {w.images / 1e6:.1f}M" for role, w in _models(plan).items() if w is not None and w.images]
+    images = f"{', '.join(reading)} of it read images: counted are these weights, not what a row's images take."
     verdict = "It fits." if plan.fits else "It does not fit."
     reserve = f" {size(device.reserve)} of it are not the run's." if device.reserve else ""
     return [
         f"{', '.join(named)}; {setting.precision}; {plan.placement.kind}, {plan.placement.ranks} device(s); "
         f"{setting.prompts} prompts a batch, {setting.accumulate} batch(es) a step; "
         f"{lengths.prompt} prompt tokens, {lengths.longest or lengths.reference} completion tokens",
+        *([images] if reading else []),
         f"peak {size(plan.peak.total)} (*, {plan.peak.phase}); {device.name} has {size(device.memory)}.{reserve} "
         f"{verdict}",
     ]

@@ -14,6 +14,7 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.assemble import load_models
 from veto_pl.models.backbone import backbone
 from veto_pl.models.causal_lm import CausalLM
+from veto_pl.models.images import image_weights
 from veto_pl.models.layers import decoder_layers
 from veto_pl.models.quantising import packed_size
 from veto_pl.module import DistillationModule
@@ -36,6 +37,7 @@ class Weights:
         outer: bytes outside the decoder layers: embeddings, last norm, head.
         layer: bytes of the largest decoder layer.
         alone: bytes of a copy in memory of its own, whose weights are numbers.
+        images: how many of the numbers read images.
     """
 
     parameters: int
@@ -44,6 +46,7 @@ class Weights:
     outer: int
     layer: int
     alone: int
+    images: int = 0
 
     @classmethod
     def of(cls, model: CausalLM, beside: CausalLM | None = None) -> Weights:
@@ -61,6 +64,7 @@ class Weights:
             outer=_size(parameters) - sum(_size([*layer.parameters()]) for layer in _layers(model)),
             layer=max(layers, default=0),
             alone=_size([*parameters, *model.buffers()]),
+            images=sum(weight.numel() for weight in image_weights(model.model)),
         )
 
     def cast(self, size: int) -> Weights:

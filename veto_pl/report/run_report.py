@@ -11,6 +11,7 @@ from veto_pl.charts.text import number
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.pages.render import render, write_text
 from veto_pl.report.columns import Quantity, Shown, in_order
+from veto_pl.report.pictures import Picture
 from veto_pl.report.run import Run, Sample
 from veto_pl.report.table import Cell, ResultTable
 from veto_pl.report.turn_charts import by_turn, turn_chart
@@ -18,6 +19,8 @@ from veto_pl.seams import Line
 
 PROMPTS = 24
 """The most prompts that are shown."""
+GRIDS = 7
+"""The most pictures of a run that are shown."""
 _SECONDS = "train/seconds"
 _TEST = "test"
 """The group of what `veto-pl test` has logged: a number of one student, and no curve."""
@@ -53,6 +56,7 @@ def write_report(
         **_charts(runs),
         cards=_cards(runs),
         limit=PROMPTS,
+        drawn={run.name: _some(run.pictures) for run in runs if run.pictures},
     )
     return write_text(page, path)
 
@@ -119,6 +123,13 @@ def _cards(runs: Sequence[Run]) -> list[tuple[str, tuple[Line, ...], list[str], 
         opening = next(iter(of.values()))[0].opening
         cards.append((prompt, opening, list(references), {run.name: of.get(run.name, []) for run in runs}))
     return cards
+
+
+def _some(pictures: Sequence[Picture]) -> list[Picture]:
+    """Return at most `GRIDS` pictures: the first, which shows the targets, and steps at even distances to the last."""
+    wanted = min(len(pictures), GRIDS)
+    places = [0, *(round(1 + i * (len(pictures) - 2) / max(wanted - 2, 1)) for i in range(wanted - 1))]
+    return [pictures[place] for place in places]
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -81,6 +81,7 @@ class ServedTeacher(RolloutSource):
         return ()
 
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
+        prompts.refuse_images("`ServedTeacher` sends ids alone to its servers", "Load the teacher (`model.teacher`).")
         written = models.rolled_out(self.source, prompts, step)
         answers = self._ask(written, models)
         told = TopKScores.uniform(tuple(written.input_ids.shape), self.k, sampled=True)

@@ -7,15 +7,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from veto_pl.core.architectures import reads_images
 from veto_pl.core.bounds import AboveZero
 from veto_pl.core.sampling import Sampling
 from veto_pl.rollouts.endings import Endings
 from veto_pl.rollouts.engine_gap import compared
 from veto_pl.rollouts.vllm_answers import as_sequences, settings_of
 from veto_pl.seams import Engine, LanguageModel, Mistake, Models, PromptBatch, Sequences, Setup, Step
+from veto_pl.seams.teacher_names import setting_of
 
 HOTTEST = 2.0
 """The highest temperature that vLLM samples at."""
+INSTEAD = "Use the engine `DecodeLoop`, which reads images."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,8 @@ class VllmEngine(Engine, ABC):
         *,
         on_policy: bool,
     ) -> Sequences:
-        """Write completions, and compare their probabilities with training's."""
+        """Write completions, and compare their probabilities with training's; refuse prompts with images."""
+        prompts.refuse_images(f"`{type(self).__name__}` sends ids alone to vLLM", INSTEAD)
         rows = zip(prompts.input_ids.cpu(), prompts.attention_mask.cpu(), strict=True)
         texts, ends = [ids[mask].tolist() for ids, mask in rows], models.ends_of(model)
         settings = [settings_of(sampling, ends, seed >> 32) for seed in step.seeds("rollout", prompts.numbers)]
@@ -77,8 +81,15 @@ class VllmEngine(Engine, ABC):
         """Return None: weights and caches are in memory that vLLM has set aside, here or on the server's devices."""
 
     def requirements(self, setup: Setup, path: str) -> Iterator[Mistake]:
-        """Yield a rollout by this engine, or a validation, that is hotter than vLLM can sample."""
-        samplings = [w.sampling for source in setup.objective.sources for w in source.writings() if w.engine == self]
+        """Yield writers that read images, and a rollout by this engine that is hotter than vLLM can sample."""
+        writings = [w for source in setup.objective.sources for w in source.writings() if w.engine == self]
+        for name in dict.fromkeys(name for writing in writings for name in writing.writers):
+            place = "model.student" if name == "student" else setting_of(name)
+            config = setup.models.get(place)
+            if not isinstance(config, Exception | None) and reads_images(config):
+                yield Mistake(path, f"`{type(self).__name__}` with a model that reads images (`{place}`)",
+                              "a model of text", INSTEAD)  # fmt: skip
+        samplings = [writing.sampling for writing in writings]
         samplings += [setup.evaluation]
         hottest = max((one.temperature for one in samplings if one is not None), default=0.0)
         if hottest > HOTTEST:

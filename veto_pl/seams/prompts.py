@@ -158,13 +158,10 @@ class PromptBatch:
             tensors["completion_turns"] = self.completion_mask.long()
         return tensors
 
-    def refuse_images(self, name: str) -> None:
-        """Raise `ConfigurationError` where a row has an image; `name` makes the texts of these prompts anew."""
+    def refuse_images(self, why: str, instead: str) -> None:
+        """Raise `ConfigurationError` where a row has an image: `why` that cannot be, and what to do `instead`."""
         if self.media is not None and self.media.has_images:
-            raise ConfigurationError(
-                f"`{name}` makes the text of a prompt anew, and a row has an image, which would be lost. Use the "
-                "context `SameText` or `WithoutImages`, or route rows with images to a teacher that reads them so."
-            )
+            raise ConfigurationError(f"{why}, and a row has an image. {instead}")
 
     @property
     def stop(self) -> tuple[str, ...]:
