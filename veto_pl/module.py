@@ -188,8 +188,11 @@ class DistillationModule(HostedModule, OnPolicyModule):
         """Return what each source writes for a micro-batch, with rewards where the objective needs them."""
         rollouts = self._rollouts.write(objective.sources, batch, self._models, step)
         if objective.needs_rewards:  # by the task; rows that are replayed have prompts of their own
+            asked = objective.rewarded_sources
             rollouts = {
-                source: (batch if rows.prompts is None else rows.prompts).rewarded(rows, self.tokenizer)
+                source: (batch if rows.prompts is None else rows.prompts).rewarded(
+                    rows, self.tokenizer, required=source in asked
+                )
                 for source, rows in rollouts.items()
             }
         for rows in rollouts.values():

@@ -47,6 +47,7 @@ class Checked(Protocol):
     evaluation: Sampling
     evaluation_engine: Engine | None
     evaluation_rollout: PlayingSource | None
+    playing: PlayingSource | None
     validation_metrics: nn.ModuleDict
 
 
@@ -132,8 +133,9 @@ class RunSetup:
 
     @property
     def rewards_for(self) -> str:
-        """The class that learns from rewards; empty where none does."""
-        learns = self.objective.needs_rewards or any(source.needs_rewards for source in self.sources())
+        """The class that learns from rewards of the task; empty where none does."""
+        asked = (one for source in self.objective.rewarded_sources for one in _writing(source))
+        learns = any(not one.brings_rewards for one in asked) or any(one.needs_rewards for one in self.sources())
         return type(self.objective).__name__ if self.stage == "fit" and learns else ""
 
     @property

@@ -14,6 +14,7 @@ from veto_pl.report.columns import Quantity, Shown, in_order
 from veto_pl.report.pictures import Picture
 from veto_pl.report.run import Run, Sample
 from veto_pl.report.table import Cell, ResultTable
+from veto_pl.report.turn_charts import by_turn, turn_chart
 from veto_pl.seams import Line
 
 PROMPTS = 24
@@ -85,10 +86,16 @@ def _ends(curve: Curve | None, quantity: Quantity) -> Cell:
 
 
 def _charts(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Return the pictures, of what changed (validations first), of times, and of what did not change; no empty one."""
+    """Return the pictures, of what changed (validations first), of times, and of what did not change; no empty one.
+
+    What is logged turn by turn is one picture over the turns, behind those of what changed.
+    """
     curves = {run.name: run.curves() for run in runs}
     charts: dict[str, list[str]] = {"charts": [], "times": [], "constants": []}
-    logged = [quantity for quantity in _quantities(runs) if quantity.group != _TEST]
+    quantities = [quantity for quantity in _quantities(runs) if quantity.group != _TEST]
+    turns = by_turn(quantities)
+    together = {one for of in turns.values() for one in of.values()}
+    logged = [quantity for quantity in quantities if quantity not in together]
     for quantity in sorted(logged, key=lambda quantity: quantity.group != "validation"):
         series = {name: [columns.get(quantity.column, Curve())] for name, columns in curves.items()}
         scaled = {name: [curve.scaled(quantity.factor) for curve in own] for name, own in series.items()}
@@ -97,6 +104,7 @@ def _charts(runs: Sequence[Run]) -> dict[str, list[str]]:
         kind = "times" if quantity.is_time else "constants" if constant else "charts"
         if drawn:
             charts[kind].append(curve_chart(scaled, quantity.title, quantity.label))
+    charts["charts"] += [turn_chart(column, of, curves) for column, of in turns.items()]
     return charts
 
 

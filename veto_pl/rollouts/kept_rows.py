@@ -16,7 +16,7 @@ from veto_pl.data.turns import common
 from veto_pl.models.known_masks import known_rows
 from veto_pl.rollouts.live_rows import LiveRows
 from veto_pl.seams import LanguageModel, PromptBatch, Sequences, Session, pad_left
-from veto_pl.seams.sessions import Write
+from veto_pl.seams.engine_sessions import Write
 
 if TYPE_CHECKING:
     from veto_pl.rollouts.fixed_rows import FixedRows
@@ -201,7 +201,8 @@ def _read_on(
     rows = sent(torch.tensor(order, dtype=torch.int64), device)
     return LiveRows(
         writers=writers, caches=caches, logits=logits, rows=rows,
-        mask=torch.cat([mask, mask.new_ones(len(rows), new_tokens)], 1), positions=[mask.sum(1, keepdim=True) for _ in writers],
+        mask=torch.cat([mask, mask.new_ones(len(rows), new_tokens)], 1),
+        positions=[mask.sum(1, keepdim=True) for _ in writers],
         alive=torch.ones_like(rows, dtype=torch.bool), width=mask.shape[1], padded=padded,
     )  # fmt: skip
 

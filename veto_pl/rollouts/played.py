@@ -103,6 +103,11 @@ class Played(PlayingSource):
         short = cls(again, Sampling(max_new_tokens=4), max_tokens=7)
         return cls(again, SEVERAL, max_turns=3, max_tokens=256), cls(again, max_turns=1), short
 
+    @property
+    def brings_rewards(self) -> bool:  # type: ignore[override]
+        """Whether the environment gives rewards."""
+        return self.environment.gives_rewards
+
     def requirements(self, setup: Setup, path: str) -> Iterator[Mistake]:
         """Check that the template of the data shows dialogues."""
         template = setup.template

@@ -19,6 +19,7 @@ from veto_pl.seams.conversation import Conversation, Message, Rendering, Turn, t
 from veto_pl.seams.data import Example, Judge, Reward, Task, Template
 from veto_pl.seams.dialogue import Continuation, Dialogue
 from veto_pl.seams.ending import Ending
+from veto_pl.seams.engine_sessions import Session
 from veto_pl.seams.environments import Environment, Episode, Reply
 from veto_pl.seams.media import Media, media_of
 from veto_pl.seams.models import LanguageModel, ModelSource, TokenizerSource
@@ -28,7 +29,6 @@ from veto_pl.seams.pictures import Picture
 from veto_pl.seams.playing import Line, PlayingSource
 from veto_pl.seams.prompts import PromptBatch
 from veto_pl.seams.rollouts import Engine, Models, Rollouts, RolloutSource, Writing
-from veto_pl.seams.sessions import Session
 from veto_pl.seams.teacher_context import TeacherContext
 from veto_pl.seams.tokens import (
     Advantage,

@@ -54,9 +54,14 @@ class Example:
 
 
 class Reward(Part, ABC):
-    """A verifier: how good a completion is."""
+    """A verifier: how good a completion is.
+
+    Attributes:
+        judges: it tells completions apart; False where it says the same of all.
+    """
 
     laws = frozenset({Law.REFERENCE_IS_BEST})
+    judges = True
 
     @abstractmethod
     def __call__(self, example: Example, completion: str) -> float:
@@ -161,6 +166,11 @@ class Task(Part, ABC):
     def teachers(self) -> tuple[str, ...]:
         """Return the names of teachers that its rows ask for (`Example.teacher`), where the settings tell them."""
         return ()
+
+    @property
+    def judges(self) -> bool:
+        """Whether it tells completions apart; False where its rewards say nothing."""
+        return True
 
     def shown_by(self, template: Template) -> Template:
         """Return the template of its rows, given that of the run."""

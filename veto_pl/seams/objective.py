@@ -140,6 +140,14 @@ class Objective(AnyObjective):
         panels = [panel for part in parts for panel in given(part, Panel)]  # type: ignore[type-abstract]
         return tuple(panel for place, panel in enumerate(panels) if panel not in panels[:place])
 
+    @property
+    def rewarded_sources(self) -> tuple[RolloutSource, ...]:
+        """Return the sources whose completions it, or an objective inside of it, learns from the rewards of."""
+        parts = [part for _, part in walk(self, derived=True) if isinstance(part, Objective) and part.needs_rewards]
+        alone = [part for part in parts if next(given(part, Objective), None) is None]  # type: ignore[type-abstract]
+        found = tuple(dict.fromkeys(source for part in alone for source in part.sources))
+        return found or (self.sources if self.needs_rewards else ())
+
     def writings(self, named: Sequence[str]) -> tuple[Writing, ...]:
         """Return all ways in which models write for it: completions, and what teachers say before they read.
 

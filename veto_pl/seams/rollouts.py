@@ -20,9 +20,9 @@ from veto_pl.core.step import Step
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.compiled_numbers import Number
 from veto_pl.seams.batches import Sequences
+from veto_pl.seams.engine_sessions import Session
 from veto_pl.seams.models import LanguageModel
 from veto_pl.seams.prompts import PromptBatch
-from veto_pl.seams.sessions import Session
 from veto_pl.seams.teacher_names import TEACHER, listed, required
 
 if TYPE_CHECKING:
@@ -160,10 +160,12 @@ class RolloutSource(Part, Remembers, ABC):
     Attributes:
         stored_teacher: the completions bring a teacher's scores along, so no teacher is loaded.
         needs_rewards: the source asks for the task's rewards itself.
+        brings_rewards: its completions have rewards, as those of an environment: the task needs no verifier for it.
     """
 
     stored_teacher = False
     needs_rewards = False
+    brings_rewards: bool = False
 
     @abstractmethod
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:

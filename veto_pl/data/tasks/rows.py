@@ -103,6 +103,11 @@ class RowTask(Task):
         """Return the verifier's score of each pair."""
         return self.verifier.batch(examples, completions)
 
+    @property
+    def judges(self) -> bool:
+        """Whether the verifier does."""
+        return self.verifier.judges
+
     def _from_hub(self, source: str, split: str, *, streamed: bool) -> StoredExamples | ExampleStream:
         assert self.hub is not None, "the caller has asked for it"
         origin, name = f"{self.hub}/{source}", type(self).__name__
