@@ -16,7 +16,7 @@ from veto_pl.models.trainable import check_full_precision, check_numbers
 from veto_pl.models.tying import say_whether_tied
 from veto_pl.models.vocabulary import compare_ends, real_ids
 from veto_pl.models.weights import load_sharded
-from veto_pl.seams import LanguageModel, Models, ModelSource, Objective, TokenizerSource
+from veto_pl.seams import LanguageModel, Models, ModelSource, Objective, ScoreSource, TeacherSource, TokenizerSource
 from veto_pl.seams.teacher_names import TEACHER, setting_of
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def load_models(
     empty: bool = False,
     sharding: Callable[[str], Sharding] | None = None,
     reference: ModelSource | None = None,
-    teachers: Mapping[str, ModelSource] | None = None,
+    teachers: Mapping[str, TeacherSource] | None = None,
     objective: Objective | None = None,
 ) -> Models:
     """Load the student and the frozen models, and bring all to the same vocabulary, or the teacher to its own.
@@ -85,7 +85,8 @@ def load_models(
         empty: only the architectures; on the meta device this costs no memory.
         sharding: how the ranks share a model, by its role; each rank holds it whole by default.
         reference: where another frozen model comes from, if there is one.
-        teachers: where further teachers come from, by name; `teacher` may be among them instead.
+        teachers: where further teachers come from, by name; `teacher` may be among them instead. Of those that tell
+            scores nothing is loaded.
         objective: what reads the teacher; a tokenizer of its own is kept where the objective `aligns_tokenizers`.
 
     Raises:
@@ -103,8 +104,8 @@ def load_models(
         _check_rows(role, model)
         return model
 
-    named = {} if teacher is None else {TEACHER: teacher}
-    named |= teachers or {}
+    tellers = {name: source for name, source in (teachers or {}).items() if isinstance(source, ScoreSource)}
+    named = _models_of(teacher, teachers or {})
     given = named if reference is None else named | {"reference": reference}
     own = {role: load_tokenizer(source) for role, source in given.items() if _has_tokenizer(source)}
     apart = own_tokenizers(tokenizer, own, named, objective)
@@ -128,7 +129,13 @@ def load_models(
     others = {name: frozen[name] for name in named if name != TEACHER}
     brought = {name: own[name] for name in named if name in own and name not in apart}
     models = Models(trained, frozen.get(TEACHER), tokenizer, tokenizers=apart, brought=brought)
-    return replace(models, reference=frozen.get("reference"), teachers=others)
+    return replace(models, reference=frozen.get("reference"), teachers=others, tellers=tellers)
+
+
+def _models_of(teacher: ModelSource | None, teachers: Mapping[str, TeacherSource]) -> dict[str, ModelSource]:
+    """Return the sources of the teachers that have a model, by name."""
+    first = {} if teacher is None else {TEACHER: teacher}
+    return first | {name: source for name, source in teachers.items() if isinstance(source, ModelSource)}
 
 
 def _has_tokenizer(source: ModelSource) -> bool:
