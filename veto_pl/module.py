@@ -36,6 +36,7 @@ from veto_pl.seams import (
     Schedule,
     Stat,
     Step,
+    TeacherSource,
     TokenizerSource,
 )  # fmt: skip
 from veto_pl.training.adapter_checkpoints import ADAPTER, adapter_entry, check_base, leave_out_bases
@@ -57,8 +58,8 @@ class DistillationModule(HostedModule, OnPolicyModule):
     Args:
         objective: which tokens to train on, and the loss.
         student: the model that is trained.
-        teacher: the frozen model; objectives without a teacher leave it out.
-        teachers: further frozen models by name, for objectives whose `panel` asks several.
+        teacher: the frozen model, or what tells its scores; objectives without a teacher leave it out.
+        teachers: further ones by name, for objectives whose `panel` asks several.
         reference: another frozen model, for objectives that extrapolate from one: the student's start, or what the
             teacher was before its own training.
         tokenizer: the tokenizer; the student's own by default.
@@ -96,7 +97,7 @@ class DistillationModule(HostedModule, OnPolicyModule):
         self,
         objective: Objective,
         student: ModelSource,
-        teacher: ModelSource | None = None,
+        teacher: TeacherSource | None = None,
         tokenizer: TokenizerSource | None = None,
         optimizer: OptimizerCallable = default_optimizer,
         lr_schedule: Schedule = Constant(1.0),
@@ -107,7 +108,7 @@ class DistillationModule(HostedModule, OnPolicyModule):
         reference: ModelSource | None = None,
         evaluation_engine: Engine | None = None,
         roll_out_window: bool = True,
-        teachers: dict[str, ModelSource] | None = None,
+        teachers: dict[str, TeacherSource] | None = None,
         evaluation_rollout: PlayingSource | None = None,
     ) -> None:
         super().__init__(objective, optimizer, lr_schedule, seed, skip_limit)
@@ -121,7 +122,7 @@ class DistillationModule(HostedModule, OnPolicyModule):
         self.run_config: str | None = None
         self.models: Models | None = None
         self.metrics = metrics
-        self.panel = compared_by(self.objective, self.teacher_sources)
+        self.panel = compared_by(self.objective, tuple(self.teacher_sources), self.model_sources)
         turns = 0 if self.playing is None else self.playing.measured_turns
         has_teacher = self.panel is not None
         self.validation_metrics = validation_metrics(metrics, evaluation, with_teacher=has_teacher, turns=turns)
@@ -158,7 +159,7 @@ class DistillationModule(HostedModule, OnPolicyModule):
         strategy = None if self._trainer is None else self.trainer.strategy
         if self.models is None:
             if strategy is not None and self.trainer.state.fn == TrainerFn.FITTING:
-                self.objective.before_loading(self.tokenizer)
+                self.look_outside()
             self.models = load_models(
                 self.student_source,
                 None,

@@ -20,7 +20,7 @@ from veto_pl.core.special_ids import listed_ids
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.loading import Pretrained
 from veto_pl.models.tokenizers import PretrainedTokenizer
-from veto_pl.seams import ModelSource, TokenizerSource
+from veto_pl.seams import ModelSource, ScoreSource, TeacherSource, TokenizerSource
 from veto_pl.seams.teacher_names import TEACHER, setting_of
 
 if TYPE_CHECKING:
@@ -122,6 +122,11 @@ class InMemoryTokenizer(TokenizerSource):
         return loaded
 
 
+def as_teacher(given: Any, setting: str) -> TeacherSource:
+    """Return where a teacher comes from that may be given as a source of scores, or as any model (`as_source`)."""
+    return given if isinstance(given, ScoreSource) else as_source(given, setting)
+
+
 def as_source(given: Any, setting: str, *, copied: bool = False) -> ModelSource:
     """Return the source of a model that may be given as one, as a path or hub id, or as an object of transformers.
 
@@ -144,18 +149,20 @@ def as_source(given: Any, setting: str, *, copied: bool = False) -> ModelSource:
 
 def sources_of(
     student: Any, teacher: Any, reference: Any
-) -> tuple[ModelSource, ModelSource | None, ModelSource | None]:
+) -> tuple[ModelSource, TeacherSource | None, ModelSource | None]:
     """Return the sources of the models of a run, each given in any way; teacher and reference know the student's.
 
     Seeds that were left open are the run's from here on.
     """
     trained = seeded(as_source(student, "model.student"))
-    roles = {"model.teacher": teacher, "model.reference": reference}
-    given = [None if one is None else seeded(as_source(one, path)).resolved(trained) for path, one in roles.items()]
-    return trained, given[0], given[1]
+    taught = None if teacher is None else seeded(as_teacher(teacher, "model.teacher")).resolved(trained)
+    beside = None if reference is None else seeded(as_source(reference, "model.reference")).resolved(trained)
+    return trained, taught, beside
 
 
-def teachers_of(teacher: ModelSource | None, named: Mapping[str, Any], student: ModelSource) -> dict[str, ModelSource]:
+def teachers_of(
+    teacher: TeacherSource | None, named: Mapping[str, Any], student: ModelSource
+) -> dict[str, TeacherSource]:
     """Return the sources of all teachers by name, `model.teacher` first, under the name `teacher`.
 
     Args:
@@ -172,8 +179,8 @@ def teachers_of(teacher: ModelSource | None, named: Mapping[str, Any], student: 
                 f"`model.teachers`: given the name {shorten(name, 60)!r}, expected letters, digits, `-` and `_`, and "
                 f"none of {', '.join(f'`{role}`' for role in ROLES)}. Rename it, in the data too."
             )
-    first = {} if teacher is None else {TEACHER: teacher}
-    others = {name: seeded(as_source(one, setting_of(name))).resolved(student) for name, one in named.items()}
+    first: dict[str, TeacherSource] = {} if teacher is None else {TEACHER: teacher}
+    others = {name: seeded(as_teacher(one, setting_of(name))).resolved(student) for name, one in named.items()}
     return first | others
 
 
@@ -208,7 +215,8 @@ def named_place(kind: object, given: object) -> Mapping[str, Any] | None:
         kind: the annotation of the setting.
         given: its value.
     """
-    places: dict[Any, type] = {ModelSource: Pretrained, TokenizerSource: PretrainedTokenizer}
+    models = dict.fromkeys((ModelSource, TeacherSource), Pretrained)
+    places: dict[Any, type] = {**models, TokenizerSource: PretrainedTokenizer}
     owner = places.get(kind)
     if owner is None or not isinstance(given, str) or not _is_place(given):
         return None

@@ -22,13 +22,14 @@ from veto_pl.seams.ending import Ending
 from veto_pl.seams.engine_sessions import Session
 from veto_pl.seams.environments import Environment, Episode, Reply
 from veto_pl.seams.media import Media, media_of
-from veto_pl.seams.models import LanguageModel, ModelSource, TokenizerSource
+from veto_pl.seams.models import LanguageModel, ModelSource, TeacherSource, TokenizerSource
 from veto_pl.seams.objective import AnyObjective, Faults, LossOutput, Objective, TokenValues
 from veto_pl.seams.panel import Panel, Reading, reading
 from veto_pl.seams.pictures import Picture
 from veto_pl.seams.playing import Line, PlayingSource
 from veto_pl.seams.prompts import PromptBatch
 from veto_pl.seams.rollouts import Engine, Models, Rollouts, RolloutSource, Writing
+from veto_pl.seams.score_source import Answers, ScoreSource
 from veto_pl.seams.teacher_context import TeacherContext
 from veto_pl.seams.tokens import (
     Advantage,
@@ -43,6 +44,7 @@ from veto_pl.seams.tokens import (
 
 __all__ = [
     "Advantage",
+    "Answers",
     "AnyObjective",
     "Continuation",
     "Conversation",
@@ -77,6 +79,7 @@ __all__ = [
     "RolloutSource",
     "Rollouts",
     "Schedule",
+    "ScoreSource",
     "Sequences",
     "Session",
     "Setup",
@@ -86,6 +89,7 @@ __all__ = [
     "Target",
     "Task",
     "TeacherContext",
+    "TeacherSource",
     "Template",
     "TokenGrid",
     "TokenRows",

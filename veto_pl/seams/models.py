@@ -146,15 +146,27 @@ class StoredWeights(Protocol):
         """Return what reads each weight in slices."""
 
 
-class ModelSource(Part, ABC):
-    """Where a causal language model comes from.
+class TeacherSource(Part, ABC):
+    """Where a teacher comes from: a model (`ModelSource`), or what tells of tokens without one (`ScoreSource`).
 
     Attributes:
         moves: a teacher of it follows the student.
-        offloads: a frozen model of it rests in the memory of the host while it is not used.
     """
 
     moves = False  # jsonargparse would look for the name `ClassVar` where subclasses live
+
+    def resolved(self, student: ModelSource) -> TeacherSource:
+        """Return this source in a run with a student of another source; by default, as it is."""
+        return self
+
+
+class ModelSource(TeacherSource, ABC):
+    """Where a causal language model comes from.
+
+    Attributes:
+        offloads: a frozen model of it rests in the memory of the host while it is not used.
+    """
+
     offloads = False
 
     @abstractmethod
@@ -201,7 +213,6 @@ class ModelSource(Part, ABC):
         return None
 
     def resolved(self, student: ModelSource) -> ModelSource:
-        """Return this source in a run with a student of another source; by default, as it is."""
         return self
 
     def beside(self, student: LanguageModel) -> LanguageModel | None:
