@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from transformers import (
     AutoModelForImageTextToText,
@@ -21,8 +22,10 @@ from transformers import (
     Qwen3VLProcessor,
 )
 
+from veto_pl.models.assemble import load_models
 from veto_pl.models.initialisation import RandomWeights
 from veto_pl.models.tokenizers import CharacterTokenizer
+from veto_pl.seams import Example, Media, Models, PromptBatch, pad_left, pad_right
 
 STYLES = ("llava", "qwen2_5_vl", "qwen3_vl", "idefics3")
 ALPHABET = ">abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 \n.,:;?!+-*/=()'<|_"
@@ -110,8 +113,6 @@ def source(style: str, seed: int = 0, **changed: Any) -> RandomWeights:
 
 def model(style: str, seed: int = 0, **changed: Any) -> Any:
     """Return a model of transformers, in evaluation mode."""
-    import torch
-
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return AutoModelForImageTextToText.from_config(source(style, seed, **changed).config()).eval()
@@ -160,3 +161,30 @@ def picture(width: int = 16, height: int = 16, seed: int = 0) -> Image.Image:
 def shown(style: str, text: str, images: int = 1) -> str:
     """Return a text behind the placeholders of images, one for each, as a processor takes it."""
     return SHOWN[style] * images + text
+
+
+def read(style: str, images: Any, text: str) -> tuple[list[int], dict[str, Any]]:
+    """Return the ids of a row and the features of its images, as the processor makes them of this row alone."""
+    pictures = [picture(width, height, seed) for width, height, seed in images]
+    given = {"images": [pictures] if style == "idefics3" else pictures} if pictures else {}
+    made = dict(processor(style)(text=[shown(style, text, len(pictures))], return_tensors="pt", **given))
+    ids = made.pop("input_ids")[0].tolist()
+    for name in ("attention_mask", "mm_token_type_ids"):
+        made.pop(name, None)
+    return ids, {name: values[0] if style == "idefics3" else values for name, values in made.items()}
+
+
+def prompts(style: str, rows: Any, completions: Any = None) -> PromptBatch:
+    """Return prompts of rows, each a list of images (width, height, seed) and a text, with reference completions."""
+    ids, features = zip(*(read(style, images, text) for images, text in rows), strict=True)
+    told = tokenizer(style)([*(completions or [""] * len(rows))], add_special_tokens=False)["input_ids"]
+    left, right = pad_left([torch.tensor(one) for one in ids]), pad_right([torch.tensor(one).long() for one in told])
+    examples = tuple(Example(text, None) for _, text in rows)
+    media = Media(tuple(features)) if any(features) else None
+    return PromptBatch(left[0], left[1], right[0], right[1], examples, media=media)
+
+
+def models(style: str, teacher: str | None = None, **changed: Any) -> Models:
+    """Return a student of a style, and a teacher of one with the same tokenizer."""
+    teaches = None if teacher is None else source(teacher, 1)
+    return load_models(source(style, **changed), teaches, tokenizer(style))
