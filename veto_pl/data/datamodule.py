@@ -57,7 +57,8 @@ class PromptDataModule(ResumedRows, LightningDataModule):
         validation_batch_size: prompts of an evaluation batch, on each rank; None for `batch_size`.
         max_prompt_tokens: tokens that a prompt may have.
         max_completion_tokens: tokens that a reference may have, EOS included.
-        overlong: for prompts that are too long: `drop` them, `truncate_left` to keep their last tokens, or `error`.
+        overlong: for prompts that are too long: `drop` them, `truncate_left` to keep their last tokens (prompts with
+            images are dropped then), or `error`.
         overlong_completions: for training references that are too long: `cut` them, which takes their EOS, `drop` their
             rows, or `error`.
         completion_prefix: text between prompt and reference, such as a space, that counts as completion.
