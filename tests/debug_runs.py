@@ -16,6 +16,7 @@ from veto_pl.testing.examples import arguments_of, first_examples
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 GOLDEN = Path(__file__).parent / "configs" / "golden"
 SHARED = ("base", "reference")
+REWARD = "veto_pl.testing.one_liners.share_of_letters"
 FILES = sorted(p.stem for p in (CONFIGS / "debug").glob("*.yaml") if p.stem not in SHARED)
 _SHOWN = {
     yaml.safe_load((CONFIGS / f"debug/{name}.yaml").read_text())["model"]["objective"]["class_path"] for name in FILES
@@ -27,9 +28,11 @@ DEBUG = [*FILES, *EXAMPLES]
 def arguments(name):
     """What describes a debug run on the command line."""
     example = EXAMPLES.get(name)
-    told = ("base", name) if example is None else ("base", *(["reference"] if example.needs_reference else []))
-    files = [f"--config={CONFIGS / 'debug' / f'{file}.yaml'}" for file in told]
-    return [*files, *(arguments_of(example) if example else [])]
+    shared = ("base", name) if example is None else ("base", *(["reference"] if example.needs_reference else []))
+    files = [f"--config={CONFIGS / 'debug' / f'{file}.yaml'}" for file in shared]
+    # No answer of an untrained student is right, so rewards tell how near they are.
+    told = [f"--data.reward={REWARD}"] if example is not None and example.needs_rewards else []
+    return [*files, *told, *(arguments_of(example) if example else [])]
 
 
 def debug_run(name, folder, *options):

@@ -21,6 +21,8 @@ seeds: [1]
 pytestmark = [pytest.mark.xdist_group("compare"), pytest.mark.usefixtures("local_ray")]
 
 
+@pytest.mark.long
+@pytest.mark.slow  # by Ray's workers, whose time is not counted
 def test_a_run_of_two_processes_is_the_run_of_one(tmp_path):
     """With half of the batch each."""
     alone = STUDY.replace("devices: 2, strategy: ddp", "devices: 1")

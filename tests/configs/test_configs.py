@@ -53,7 +53,7 @@ def test_every_config_is_covered():
         f"recipes/methods/{name}.yaml" for name in METHODS
     }
     covered |= {f"strategy/{name}.yaml" for name in STRATEGIES} | {"recipes/qwen3_tools.yaml"}
-    covered |= {"diffusion/debug.yaml"}  # tests/diffusion/test_denoising_cli.py
+    covered |= {f"diffusion/{name}.yaml" for name in ("debug", "compare")}  # tests/diffusion
     covered |= {str(p.relative_to(CONFIGS)) for p in [*COMPARED, *STUDIES]}
     assert {str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml")} == covered
 
@@ -273,6 +273,10 @@ def one_by_one(*kept):
         )
         for name in DEBUG
     ]
+
+
+def test_every_debug_run_trains_on_something():
+    assert not [name for name in DEBUG if not any(golden_losses(name))]
 
 
 @pytest.mark.parametrize("name", one_by_one(*FILES))

@@ -146,8 +146,10 @@ def test_a_validation_samples_draws_and_exports_what_diffusers_reads(tmp_path):
     runner.validate(module, runner.datamodule, verbose=False)
     assert found > 0
     assert torch.isfinite(module.evaluation.sample(module.student, batch, module.step_of(0))).all()
-    (drawn,) = (tmp_path / "samples").glob("step-000003.png")
-    assert Image.open(drawn).size == (4 * 5, 2 * 5)
+    pictures = {path.name: Image.open(path) for path in (tmp_path / "samples").iterdir()}
+    assert {name: drawn.size for name, drawn in pictures.items()} == {
+        "step-000003.png": (4 * 5, 5), "targets.png": (4 * 5, 5),
+    }  # fmt: skip
     read = PretrainedDenoiser(str(tmp_path / "export"), subfolder="transformer").load()
     assert all(torch.equal(a, b) for a, b in zip(read.parameters(), module.student.parameters(), strict=True))
 
@@ -156,7 +158,10 @@ def test_a_picture_has_the_images_in_reading_order():
     images = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 1, 2, 2)
     drawn = picture(images, columns=2)
     assert drawn.size == (6, 6)
-    assert [drawn.getpixel(place)[0] for place in ((0, 0), (3, 0), (0, 3), (3, 3))] == [0, 128, 255, 255]
+    assert [drawn.getpixel(place) for place in ((0, 0), (3, 0), (0, 3))] == [(v, v, v, 255) for v in (0, 128, 255)]
+    assert {drawn.getpixel(place)[3] for place in ((3, 3), (2, 0), (0, 2))} == {0}, "gaps are transparent"
+    within = picture(images, columns=2, bounds=(0.0, 1.0))
+    assert [within.getpixel(place)[0] for place in ((3, 0), (0, 3))] == [255, 255]
 
 
 def test_an_adapter_alone_is_trained_averaged_and_merged_into_the_export(tmp_path):

@@ -26,6 +26,8 @@ from veto_pl.training.measured import read_in_validation
 pytestmark = pytest.mark.filterwarnings("ignore:Student and teacher end their texts differently")
 STEP = Step(0, 10)
 OURS, THEIRS = (f"{{% for m in messages %}}{{{{ m['content'] ~ '{mark}' }}}}{{% endfor %}}" for mark in (">", "ab>"))
+LATER = OURS.replace("'>'", "'>' ~ loop.index0 * 'b'")
+"""Writes a first message as `OURS` does, and all others otherwise."""
 REFUSES = "{{ raise_exception('no such row') }}"
 WORDS = ["cde", "f", "ghij"]
 SAMPLED = FromStudent(Sampling(max_new_tokens=6, num_completions=2))
@@ -240,6 +242,19 @@ def test_a_dialogue_is_refused_where_the_templates_differ():
         OwnTemplate()(played, models, STEP)
     alike = models_of()
     assert OwnTemplate()(played, alike, STEP) is played
+
+
+@pytest.mark.parametrize(
+    "own", [{}, {"teacher": ChatTemplate(template=OURS.replace("'>'", "'>' ~ loop.index0 * 'b'"))}]
+)
+def test_dialogues_are_refused_also_where_their_prompts_happen_to_be_the_same(own):
+    """Another template may write a first message alike, and what stands between turns otherwise."""
+    models = models_of(template=OURS if own else LATER)
+    rows = SAMPLED(batch_of(models), models, STEP)
+    assert OwnTemplate(own)(rows, models, STEP) is rows
+    played = replace(rows, turn_ids=2 * rows.completion_mask.long())
+    with pytest.raises(ConfigurationError, match="these rows are dialogues"):
+        OwnTemplate(own)(played, models, STEP)
 
 
 def test_prompts_that_nobody_can_make_anew_are_refused():

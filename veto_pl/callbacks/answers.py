@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,12 @@ from veto_pl.core.mistakes import check_number
 from veto_pl.core.ranks import gather_on_first
 from veto_pl.exceptions import VetoError
 from veto_pl.storage.atomic import replacing
-from veto_pl.storage.journals import describe_metrics
+from veto_pl.storage.evaluation_file import TEST, write_test
 from veto_pl.storage.run_folder import run_folder
 from veto_pl.storage.waiting_lines import WaitingLines
 from veto_pl.training.evaluation import Evaluation
 
-ANSWERS, TEST = "answers.jsonl", "test.json"
+ANSWERS = "answers.jsonl"
 
 
 class Answers(L.Callback):
@@ -90,20 +88,7 @@ class Answers(L.Callback):
             raise failure
 
     def _write_metrics(self, trainer: L.Trainer, module: L.LightningModule, folder: Path) -> None:
-        values = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
-        found = {
-            "metrics": {
-                name.removeprefix("test/"): value if math.isfinite(value) else None
-                for name, value in values.items()
-                if name.startswith("test/")
-            },
-            "quantities": describe_metrics(getattr(module, "validation_metrics", {})),
-            "split": getattr(trainer.datamodule, "test_split", "test"),  # type: ignore[attr-defined]
-            "prompts": self._prompts,
-            "completions": self._completions,
-        }
-        with replacing(folder / TEST) as temporary:
-            temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_test(trainer, module, folder, prompts=self._prompts, completions=self._completions)
         rank_zero_info(f"Wrote the answers to {folder / ANSWERS} and the metrics to {folder / TEST}")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

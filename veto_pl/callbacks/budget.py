@@ -50,8 +50,14 @@ class Budget(L.Callback):
         self._validates_first = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give the module `horizon`, from which schedules read the run's length."""
+        """Give the module `horizon`, from which schedules read the run's length.
+
+        Raises:
+            ConfigurationError: turns are limited in a run that has none, which would never end.
+        """
         assert isinstance(pl_module, OnPolicyModule), "this callback belongs to a module that trains on-policy"
+        if "turns" in self.limits and not pl_module.plays:
+            raise ConfigurationError("`budget.turns`: given a limit, expected none, for this run has no turns.")
         if self.limits:
             pl_module.horizon = self.horizon
 

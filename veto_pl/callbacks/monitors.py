@@ -31,7 +31,7 @@ class Monitors(L.Callback):
         _load_validation(trainer)
         self._step = trainer.global_step
         if sum(trainer.num_val_batches) == 0:
-            remedy = "Name some in `data.task`, or follow what `train/` logs."
+            remedy = "Name some in `data`, or follow what `train/` logs."
             report(
                 Mistake(path, f"`{name}`, without rows to validate on", "validation rows", remedy)
                 for path, name in _followed(trainer, "validation/")

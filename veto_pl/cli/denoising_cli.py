@@ -1,4 +1,4 @@
-"""`veto-pl diffusion fit`: the same command line for denoising students."""
+"""`veto-pl diffusion fit`, `validate`, `test` and `predict`: the same command line for denoising students."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from veto_pl.callbacks import Budget, Checkpoints
+from veto_pl.callbacks import Budget, Checkpoints, Diagnostics, DistillationProgress, Guards
+from veto_pl.callbacks.monitors import Monitors
 from veto_pl.cli.build import TRAINER_DEFAULTS, VetoCLI
 from veto_pl.cli.compact_parser import ROOTS, CompactParser
 from veto_pl.diffusion import DenoiserFiles, DenoisingModule, ImageDataModule
@@ -24,8 +25,11 @@ class DenoisingParser(CompactParser):
         "data": ImageDataModule,
         "trainer": Trainer,
         "checkpoint": Checkpoints,
+        "diagnostics": Diagnostics,
+        "guards": Guards,
         "files": DenoiserFiles,
         "budget": Budget,
+        "progress": DistillationProgress,
     } | {name: None for name, owner in ROOTS.items() if owner is None}
 
 
@@ -33,7 +37,7 @@ class DenoisingCLI(VetoCLI):
     """The command line of `DenoisingModule`: run folder, checkpoints and resuming are those of texts."""
 
     parser_kind = DenoisingParser
-    trainer_settings: Mapping[str, Any] = {**TRAINER_DEFAULTS, "callbacks": []}
+    trainer_settings: Mapping[str, Any] = {**TRAINER_DEFAULTS, "callbacks": [Monitors()]}
 
     def __init__(self, args: Sequence[str] | None = None, *, run: bool = True) -> None:
         super().__init__(args, run=run, description=DESCRIPTION)

@@ -39,7 +39,7 @@ def headroom(config: Sequence[str], *, prompts: int, split: str, share: float, a
         config: the arguments of `veto-pl fit`; both answer as `model.evaluation` says.
         prompts: how many are asked, the first of the split.
         split: of the task.
-        share: of each completion of the student's that the teacher goes on from.
+        share: of each completion of the student's that the teacher goes on from; of its turns, in episodes.
         as_script: print JSON.
 
     Raises:
@@ -64,6 +64,7 @@ def headroom(config: Sequence[str], *, prompts: int, split: str, share: float, a
         collator=cli.datamodule.collator,
         sampling=cli.model.evaluation.ending_with(cli.datamodule.task.stop),
         share=share,
+        playing=cli.model.playing,
         device=trainer.strategy.root_device,
         precision=trainer.precision_plugin.forward_context,
     )
@@ -108,8 +109,9 @@ class _Rewarded(RunSetup):
 
     @property
     def rewards_for(self) -> str:
-        """The command's name."""
-        return "veto-pl headroom"
+        """The command's name; empty where an environment gives the rewards."""
+        playing = self.module.playing
+        return "" if playing is not None and playing.brings_rewards else "veto-pl headroom"
 
 
 def _check_rewards(cli: Prepared) -> None:

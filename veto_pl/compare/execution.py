@@ -18,8 +18,9 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
-from veto_pl.compare.jobs import DONE, FAILURE, JOB, LOG, Job, Record
+from veto_pl.compare.jobs import DONE, FAILURE, JOB, LOG, Job, Record, merged
 from veto_pl.compare.results import EvaluationResult, Summary
+from veto_pl.compare.run_kind import RunKind
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.report.run import Run
 from veto_pl.storage.atomic import replacing
@@ -88,9 +89,9 @@ def perform(job: Job, threads: int) -> None:
     Raises:
         VetoError: the run ended early, or has nothing that can be compared.
     """
-    command = _in_this_process(threads) if job.devices == 1 else _in_subprocesses(threads)
+    command = _in_this_process(job.kind, threads) if job.devices == 1 else _in_subprocesses(job.kind, threads)
     files = [f"--config={file}" for file in (*job.files, job.folder / "settings.yaml")]
-    command(["fit", *files, f"--run_dir={job.folder}", "--ckpt_path=last", "--samples.show=false",
+    command(["fit", *files, f"--run_dir={job.folder}", "--ckpt_path=last", *job.kind.fit_options,
              "--trainer.log_every_n_steps=1"])  # fmt: skip
     _refuse_cut_short(job)
     for name in job.evaluations:
@@ -101,20 +102,19 @@ def perform(job: Job, threads: int) -> None:
         shutil.copyfile(job.folder / JOB, temporary)
 
 
-def _in_this_process(threads: int) -> Callable[[list[str]], object]:
+def _in_this_process(kind: RunKind, threads: int) -> Callable[[list[str]], object]:
     """Return a function that runs commands of `veto-pl` in this process, which saves the seconds of a start."""
     import torch
     from lightning.pytorch import Trainer
 
-    from veto_pl.cli.build import VetoCLI
     from veto_pl.cli.streams import hide_noise
     from veto_pl.plugins import load_plugins
 
-    class OneProcess(VetoCLI):
+    class OneProcess(kind.command_line()):  # type: ignore[misc]
         """Refuses several processes: Lightning would start them with the arguments of `veto-pl compare`."""
 
         def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-            trainer = super().instantiate_trainer(**kwargs)
+            trainer: Trainer = super().instantiate_trainer(**kwargs)
             if trainer.world_size > 1:
                 raise ConfigurationError(
                     f"`devices` of a study: given 1, but the run's trainer asks for {trainer.world_size} processes. "
@@ -129,12 +129,12 @@ def _in_this_process(threads: int) -> Callable[[list[str]], object]:
     return OneProcess
 
 
-def _in_subprocesses(threads: int) -> Callable[[list[str]], object]:
+def _in_subprocesses(kind: RunKind, threads: int) -> Callable[[list[str]], object]:
     """Return a function that runs commands of `veto-pl` as subprocesses, so that they can start others."""
 
     def command(arguments: list[str]) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        process = subprocess.Popen([sys.executable, "-m", "veto_pl", *arguments], env=environment)
+        process = subprocess.Popen([sys.executable, "-m", "veto_pl", *kind.command, *arguments], env=environment)
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         if code := process.wait():
             raise VetoError(f"`veto-pl {arguments[0]}` ended with {code}; its output is in {LOG} of the run.")
@@ -143,13 +143,13 @@ def _in_subprocesses(threads: int) -> Callable[[list[str]], object]:
 
 
 def _test_options(job: Job, name: str) -> list[str]:
-    """Return the options of `veto-pl test` for the exported student, which writes into a folder of its own."""
-    folder, settings = job.folder / name, job.evaluations[name]
+    """Return the options of a test of the trained student, which writes into a folder of its own."""
+    folder = job.folder / name
     folder.mkdir(exist_ok=True)
-    student = {"class_path": "Pretrained", "init_args": {"path": str(job.folder / "export")}}
-    content = {**settings, "model": {**settings.get("model", {}), "student": student}}
+    student, options = job.kind.tested_student(job.folder)
+    content = merged(job.evaluations[name], student)
     (folder / "settings.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    return [f"--config={folder / 'settings.yaml'}", f"--run_dir={folder}", "--trainer.logger=false"]
+    return [f"--config={folder / 'settings.yaml'}", f"--run_dir={folder}", "--trainer.logger=false", *options]
 
 
 def _refuse_cut_short(job: Job) -> None:
@@ -172,8 +172,8 @@ def _refuse_validation_rows(test: Path) -> None:
     """Raise `VetoError` for a test on the validation split, on which the search has already chosen settings."""
     if EvaluationResult.model_validate_json(test.read_bytes()).split != "test":
         raise ConfigurationError(
-            "A comparison tests on the test split, but the task of `data.task` has none. Set its `test_size`, or name "
-            "its file of test rows."
+            "A comparison tests on the test split, but the data have none. Set `test_size` of the task of `data.task`, "
+            "or name a file of test rows."
         )
 
 

@@ -13,7 +13,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from veto_pl.compare.study import Method, Settings, Stage, Study
+from veto_pl.compare.run_kind import RunKind, Settings
+from veto_pl.compare.run_kinds import KINDS
+from veto_pl.compare.study import Method, Stage, Study
 from veto_pl.exceptions import ConfigurationError, DataError
 
 Point = Mapping[str, float]
@@ -51,6 +53,7 @@ class Job:
         stage_fingerprints: fingerprints of the runs that it starts from.
         stage_folders: their folders.
         devices: processes that it trains on.
+        kind: how it is trained and tested.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Job:
     stage_fingerprints: tuple[str, ...] = ()
     stage_folders: tuple[Path, ...] = ()
     devices: int = 1
+    kind: RunKind = KINDS["texts"]
 
     @property
     def fingerprint(self) -> str:
@@ -158,11 +162,11 @@ class JobFactory:
             stage_fingerprints=tuple(stage.fingerprint for stage in started.values()),
             stage_folders=tuple(stage.folder for stage in started.values()),
             devices=self.study.devices,
+            kind=self.study.runs,
         )
 
-    def _test(self, sampling: Settings) -> Settings:
-        shown = {"model": {"evaluation": sampling}, "answers": {"annotated": self.study.answers}}
-        return merged(self.study.test, shown)
+    def _test(self, evaluation: Settings) -> Settings:
+        return merged(self.study.test, self.study.runs.test_settings(evaluation, self.study.answers))
 
 
 def merged(*parts: Settings) -> Settings:

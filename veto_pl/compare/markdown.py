@@ -48,7 +48,7 @@ def _table(comparison: Comparison) -> ResultTable:
         steps, tokens, turns, seconds = mean_costs(trials)
         costs = [steps, tokens, *([turns] if comparison.plays else []), seconds]
         rows[method] = [*(_cell(comparison, method, q) for q in quantities), *costs, finished]
-    costs_of = ["steps", "completion tokens", *(["turns"] if comparison.plays else []), "training time (s)"]
+    costs_of = ["steps", comparison.counted, *(["turns"] if comparison.plays else []), "training time (s)"]
     return ResultTable([*headings, *costs_of, "runs"], rows, "method")
 
 

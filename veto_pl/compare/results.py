@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic import dataclasses as checked
 
 from veto_pl.report.columns import Quantity, Shown
+from veto_pl.report.pictures import Picture
 from veto_pl.report.run import Run
 from veto_pl.seams.playing import Line, opening_of, spoken_in
 
@@ -74,7 +75,7 @@ class Cost:
 
     Args:
         steps: optimizer steps.
-        tokens: completion tokens that were trained on.
+        tokens: completion tokens, or states, that were trained on.
         seconds: wall time of the training.
         skipped: steps without an update, because the loss or its gradient was not finite.
         turns: of the student in episodes; None where it has played none.
@@ -99,6 +100,7 @@ class Trial:
         cost: what the training took.
         answers: the first test rows, in the same order in every trial, as the first evaluation answered them.
         shown: the test's metrics by name -> how they are shown.
+        pictures: of what the first evaluation sampled, and of its targets.
     """
 
     method: str
@@ -108,6 +110,7 @@ class Trial:
     cost: Cost
     answers: tuple[Answer, ...] = ()
     shown: Mapping[str, Shown] = field(default_factory=dict)
+    pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,7 @@ class Comparison:
         failures: a run, or a search, by its name -> why it failed.
         confidence: of the intervals, such as 0.95.
         command: what makes this page again.
+        counted: what the tokens of a cost are.
     """
 
     title: str
@@ -201,6 +205,17 @@ class Comparison:
     failures: Mapping[str, str] = field(default_factory=dict)
     confidence: float = 0.95
     command: str = ""
+    counted: str = "completion tokens"
+
+    @property
+    def pictured(self) -> dict[str, Trial]:
+        """Method -> its trial of the first seed that has pictures."""
+        found: dict[str, Trial] = {}
+        for seed in self.seeds:
+            for trial in self.trials:
+                if trial.seed == seed and trial.pictures:
+                    found.setdefault(trial.method, trial)
+        return found
 
     @property
     def plays(self) -> bool:

@@ -4,16 +4,17 @@ from dataclasses import field
 from itertools import product
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
+from veto_pl.compare.run_kind import RunKind, Settings
+from veto_pl.compare.run_kinds import KINDS
+from veto_pl.core.mistakes import did_you_mean
 from veto_pl.exceptions import ConfigurationError
 
-Settings = dict[str, Any]
-"""A part of a configuration of `veto-pl fit`, as nested mappings."""
 _NEVER = 1_000_000_000  # steps: schedules ask for a finite length until the first share of a budget is spent
 _TAKEN = ("checkpoints", "export", "tensorboard", "train", "validation")  # in the folder of a run, or in its log
-_EXACT = ConfigDict(extra="forbid")
+_EXACT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
 
 def _named(name: str) -> str:
@@ -26,6 +27,12 @@ def _folder(name: str) -> str:
     if name.lower() in _TAKEN:
         raise ValueError(f"it names a folder of the run, and {', '.join(_TAKEN)} are taken")
     return name
+
+
+def _kind(given: Any) -> Any:
+    if isinstance(given, str) and given not in KINDS:
+        raise ValueError(f"expected one of {', '.join(KINDS)}. {did_you_mean(given, KINDS)}".strip())
+    return KINDS[given] if isinstance(given, str) else given
 
 
 def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
@@ -77,7 +84,7 @@ class EqualBudget:
 
     Args:
         steps: optimizer steps.
-        tokens: completion tokens.
+        tokens: completion tokens, or states of a denoising model.
         turns: of the student in episodes; a completion without an environment is one.
         seconds: seconds of training; then results depend on the machine and its load.
 
@@ -95,6 +102,11 @@ class EqualBudget:
             raise ConfigurationError(
                 f"`budget` of a study must set steps, tokens, turns or seconds, got {self._given}."
             )
+
+    @property
+    def unit(self) -> str:
+        """Which one is set."""
+        return next(iter(self._given))
 
     @property
     def _given(self) -> dict[str, float]:
@@ -145,6 +157,7 @@ class Study:
         methods: name -> what it is.
         baseline: the method that the others are tested against.
         budget: what every run of a method is given.
+        runs: of which kind they are: `texts` or `denoising`.
         intro: plain text under the headline; an empty line starts a paragraph.
         config: files of settings that all runs share, relative to the study's file.
         settings: settings that all runs share, behind the files.
@@ -154,10 +167,10 @@ class Study:
         search: how the settings of the methods are found.
         evaluations: name -> settings of `model.evaluation` for the test split.
         test: settings of the runs of `veto-pl test`, such as other metrics, `{model: {metrics: [...]}}`.
-        quantities: what the table shows, `evaluation/metric`; by default the accuracy of each evaluation.
+        quantities: what the table shows, `evaluation/metric`; by default the accuracy, or energy distance, of each.
         frontier: diversity and reward, two quantities that are drawn against each other.
         devices: processes, or accelerators, of each run; as many as its `trainer` asks for.
-        answers: test prompts whose answers the page shows, token by token.
+        answers: test rows that the page shows: prompts, answered token by token, or images.
         confidence: of the intervals.
 
     Raises:
@@ -168,6 +181,7 @@ class Study:
     methods: Annotated[dict[Name, Method], Field(min_length=1)]
     baseline: str
     budget: EqualBudget
+    runs: Annotated[RunKind, BeforeValidator(_kind)] = KINDS["texts"]
     intro: str = ""
     config: tuple[str, ...] = ()
     settings: Settings = field(default_factory=dict)
@@ -189,17 +203,26 @@ class Study:
         if self.baseline not in self.methods:
             methods = ", ".join(self.methods)
             raise ConfigurationError(f"`baseline` of a study must be one of {methods}, got {self.baseline!r:.80}.")
+        if self.budget.unit not in self.runs.budgets:
+            raise ConfigurationError(
+                f"`budget` of such runs must set {', '.join(self.runs.budgets)}, got {self.budget.unit}."
+            )
         for quantity in (*self.quantities, *(self.frontier or ())):
             if quantity.partition("/")[0] not in self.evaluations:
                 raise ConfigurationError(
                     f"`quantities` and `frontier` expected an evaluation ({', '.join(self.evaluations)}) and a metric, "
-                    f"such as {next(iter(self.evaluations))}/accuracy, got {quantity!r:.80}."
+                    f"such as {next(iter(self.evaluations))}/{self.runs.metric}, got {quantity!r:.80}."
                 )
         if shared := set(self.seeds) & set(self.search.seeds) if self.searches else set():
             raise ConfigurationError(
                 f"`search.seeds` must not be seeds of the comparison, or the search would choose by luck that counts: "
                 f"both hold {sorted(shared)}."
             )
+
+    @property
+    def budget_text(self) -> str:
+        """The budget in words, with what the tokens of such runs are."""
+        return str(self.budget).replace("tokens", self.runs.counted)
 
     @property
     def searches(self) -> bool:
@@ -209,7 +232,7 @@ class Study:
     @property
     def shown(self) -> tuple[str, ...]:
         """The quantities of the table."""
-        return self.quantities or tuple(f"{name}/accuracy" for name in self.evaluations)
+        return self.quantities or tuple(f"{name}/{self.runs.metric}" for name in self.evaluations)
 
     @property
     def measured(self) -> tuple[str, ...]:

@@ -11,13 +11,14 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from veto_pl.compare.run_kinds import KINDS
 from veto_pl.compare.study import EqualBudget, Method, SettingSearch, Stage, Study
 from veto_pl.core.mistakes import did_you_mean, shorten
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.storage.config_files import load, reason
 
 _PARTS = {"methods": Method, "stages": Stage, "budget": EqualBudget, "search": SettingSearch}
-_TEXTS = ("title", "intro", "baseline", "search.metric", "search.mode")
+_TEXTS = ("title", "intro", "baseline", "runs", "search.metric", "search.mode")
 
 
 def load_study(file: Path, options: Sequence[str] = ()) -> Study:
@@ -31,12 +32,22 @@ def load_study(file: Path, options: Sequence[str] = ()) -> Study:
     try:
         content = load(file.read_text(encoding="utf-8"))
         _replace_entries(content, list(options))
-        return TypeAdapter(Study).validate_python(content)
+        return TypeAdapter(Study).validate_python(_completed(content))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigurationError(f"The study `{file}` cannot be used: {reason(error)}. Mend it.") from error
     except ValidationError as error:
         problems = "; ".join(map(_problem, error.errors()))
         raise ConfigurationError(f"The study `{file}` cannot be used: {problems}.") from error
+
+
+def _completed(content: Any) -> Any:
+    """Return the entries of a file with those that its kind of runs has by default; others are refused later."""
+    name = content.get("runs", "texts") if isinstance(content, dict) else None
+    search = content.get("search", {}) if isinstance(content, dict) else None
+    if not (isinstance(name, str) and name in KINDS and isinstance(search, dict)):
+        return content
+    entries = KINDS[name].entries
+    return {**entries, **content, "search": {**entries["search"], **search}}
 
 
 def _replace_entries(content: Any, options: list[str]) -> None:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
-
-from pydantic import TypeAdapter
 
 from veto_pl.callbacks.budget import PHASES
 from veto_pl.compare.jobs import DONE, Job, Point, label
-from veto_pl.compare.results import Answer, Comparison, Contrast, Cost, EvaluationResult, Search, Summary, Trial
+from veto_pl.compare.results import Comparison, Contrast, Cost, EvaluationResult, Search, Summary, Trial
 from veto_pl.compare.statistics import contrasts, estimate
 from veto_pl.compare.study import SettingSearch, Study
 from veto_pl.exceptions import DataError
@@ -37,9 +33,10 @@ def read_trial(method: str, seed: int, job: Job, answers: int) -> Trial:
         # JSON has no NaN: a metric without a finite value is null there.
         values |= {f"{name}/{metric}": math.nan if value is None else value for metric, value in found.metrics.items()}
         shown |= found.quantities
-    with _reading(job, f"{next(iter(job.evaluations))}/answers.jsonl") as path:
-        first = tuple(islice(_answers(path), answers))
-    return Trial(method, seed, run, values, _cost(job, run), first, shown)
+    first = next(iter(job.evaluations))
+    with _reading(job, first) as folder:
+        rows, pictures = tuple(job.kind.answers(folder, answers)), tuple(job.kind.pictures(folder))
+    return Trial(method, seed, run, values, _cost(job, run), rows, shown, pictures)
 
 
 def read_search(search: SettingSearch, scores: Mapping[str, float]) -> Search:
@@ -80,7 +77,7 @@ def compare(
     return Comparison(
         title=study.title,
         intro=study.intro,
-        budget=str(study.budget),
+        budget=study.budget_text,
         baseline=study.baseline,
         methods=tuple(study.methods),
         seeds=study.seeds,
@@ -93,6 +90,7 @@ def compare(
         failures=failures,
         confidence=study.confidence,
         command=command,
+        counted=study.runs.counted,
     )
 
 
@@ -134,15 +132,6 @@ def _last(job: Job, metric: str) -> float:
         path.stat()  # a run reads a missing file as an empty one
         curve = Run(job.name, job.folder).curves().get(metric)
     return curve.values[-1] if curve else math.nan
-
-
-def _answers(path: Path) -> Iterator[Answer]:
-    """Yield the answers that are written token by token."""
-    adapter = TypeAdapter(Answer)
-    with path.open(encoding="utf-8") as lines:
-        for row in map(json.loads, lines):
-            if "tokens" in row:
-                yield adapter.validate_python(row)
 
 
 @contextmanager

@@ -63,7 +63,7 @@ class Setup(Protocol):
 
     @property
     def rewards_for(self) -> str:
-        """The class that learns from rewards; empty where none does."""
+        """The class that learns from rewards of the task; empty where none does."""
 
     @property
     def references_for(self) -> str:

@@ -45,6 +45,8 @@ class NoReward(Reward):
         0.0
     """
 
+    judges = False
+
     def __call__(self, example: Example, completion: str) -> float:
         """Return 0.0, always."""
         return 0.0
@@ -53,7 +55,8 @@ class NoReward(Reward):
         """Yield that somebody learns from rewards, which nobody gives."""
         if setup.rewards_for:
             yield Mistake(path, "`NoReward`", f"a verifier, for `{setup.rewards_for}` learns from rewards",
-                          "Set it, for instance to `ExactMatch`; `veto-pl list rewards` shows all.")  # fmt: skip
+                          "Set it, for instance to `ExactMatch`; `veto-pl list rewards` shows all. `Played` needs "
+                          "none, if its environment gives rewards.")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

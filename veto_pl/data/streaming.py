@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import Dataset, DistributedSampler
 
 from veto_pl.data.collate import Collator, Encoded
+from veto_pl.data.turns import check_agreement
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.seams import Example, Step
 
@@ -107,8 +108,9 @@ class EncodedStream:
 
     def _encoded(self, numbered: Iterable[tuple[int, Example]]) -> Iterator[Encoded]:
         for block in in_chunks(numbered, _BLOCK):
-            rows = self.collator.encode([example for _, example in block])
-            yield from (replace(row, number=number) for row, (number, _) in zip(rows, block, strict=True))
+            examples = [example for _, example in block]
+            check_agreement(examples)
+            yield from self.collator.encode(examples, [number for number, _ in block])
 
 
 class StreamOrder(DistributedSampler[Any]):

@@ -6,18 +6,20 @@ texts in front of it and up to it, which begin alike: a law that is checked row 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from veto_pl.data.control_words import ControlWords, remove_marks
 from veto_pl.data.jsonl import shown
-from veto_pl.data.tokenising import read_all
+from veto_pl.data.tokenising import read_all, row_images
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.seams import Example, Rendering, Template
+from veto_pl.seams import Example, Message, Rendering, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from veto_pl.data.image_reader import RowImages
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,13 @@ class Spoken:
     remark: str = ""
 
 
-def speak(example: Example, template: Template, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> Spoken:
+def speak(
+    example: Example,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    ends: Collection[int],
+    images: RowImages | None = None,
+) -> Spoken:
     """Render and tokenise a conversation with references.
 
     Args:
@@ -48,6 +56,7 @@ def speak(example: Example, template: Template, tokenizer: PreTrainedTokenizerBa
         template: renders it.
         tokenizer: of the models.
         ends: the ids that end a generation.
+        images: what stands in its texts for the row's images, if it has some.
 
     Raises:
         ConfigurationError: the template does not end an answer with one of the ends, or changes what was said before
@@ -57,6 +66,9 @@ def speak(example: Example, template: Template, tokenizer: PreTrainedTokenizerBa
     rendering, remark = _rendered(example, template, tokenizer, words)
     places = [(turn.before, turn.through, turn.through[: turn.start or 0]) for turn in rendering.turns]
     texts = [rendering.text, *(text for place in places for text in place)]
+    if example.images:
+        row = row_images(example, images)
+        texts = [row.whole(rendering.text), *map(row.beginning, texts[1:])]
     whole, *others = read_all(texts, tokenizer, words)
     first, last, spans = len(whole), 0, []
     for i, turn in enumerate(rendering.turns):
@@ -73,6 +85,36 @@ def speak(example: Example, template: Template, tokenizer: PreTrainedTokenizerBa
         turns[start - first : stop - first] = [number] * (stop - start)
     answer = remove_marks(_without_end(rendering.turns[-1].through[len(rendering.turns[-1].before) :], words))
     return Spoken(whole[:first], whole[first:last], [] if 0 not in turns and len(spans) == 1 else turns, answer, remark)
+
+
+def check_agreement(examples: Iterable[Example]) -> None:
+    """Check that rows which are conversations say the same as their prompts and references.
+
+    Templates show the prompt in place of the user's last message, so that contexts can put a hint there: a task that
+    gives another text would be trained on it, and one that gives another reference would not.
+
+    Raises:
+        DataError: a prompt is not the text of the last message of the user, or of the last one where the user says
+            nothing, in front of the first reference; or a reference is not that of the last turn.
+    """
+    for example in examples:
+        said = example.conversation
+        if said is None or not said.opening:
+            continue
+        asked = said.opening[-1 if said.question is None else said.question]
+        _check_text("prompt", example.prompt, asked, "the last message in front of the first reference")
+        if said.turns:
+            _check_text("completion", example.completion or "", said.messages[said.turns[-1]], "the last reference")
+
+
+def _check_text(name: str, given: str, message: Message, place: str) -> None:
+    content = message.get("content") or ""
+    if isinstance(content, str) and content != given:
+        raise DataError(
+            f"A row of the task has the {name} {shown(given)}, but its conversation says {shown(content)} in "
+            f"{place} (role `{message['role']}`). Expected the same text twice: set `Example.{name}` to that of the "
+            "conversation, or change the message."
+        )
 
 
 def judged_by(example: Example, answer: str) -> Example:

@@ -4,7 +4,8 @@ Models are those of diffusers, which is imported when one is loaded: `pip instal
 """
 
 from veto_pl.diffusion.denoiser import Denoiser, Denoisers, reading
-from veto_pl.diffusion.denoiser_export import DenoiserFiles, export_denoiser, picture
+from veto_pl.diffusion.denoiser_export import export_denoiser
+from veto_pl.diffusion.denoiser_files import DenoiserFiles
 from veto_pl.diffusion.denoiser_sources import (
     AveragedDenoiser,
     DenoiserSource,
@@ -16,6 +17,7 @@ from veto_pl.diffusion.denoising_module import DenoisingModule
 from veto_pl.diffusion.denoising_objectives import DOPSD, DenoisingObjective, FlowMatching, compared, taught
 from veto_pl.diffusion.few_steps import FewSteps, Noised, TrajectorySource
 from veto_pl.diffusion.image_distance import EnergyDistance
+from veto_pl.diffusion.image_grid import picture
 from veto_pl.diffusion.images import ArrayImages, Gratings, ImageDataModule, ImageSet, rows_of_arrays
 from veto_pl.diffusion.trajectories import ConditionBatch, Trajectories
 

@@ -14,7 +14,8 @@ from veto_pl.core.seeds import seeded
 from veto_pl.diffusion.denoiser import Denoiser, Denoisers
 from veto_pl.diffusion.denoiser_export import export_denoiser
 from veto_pl.diffusion.denoiser_sources import DenoiserSource
-from veto_pl.diffusion.denoising_objectives import numbers
+from veto_pl.diffusion.denoising_objectives import loss_at, numbers
+from veto_pl.diffusion.denoising_quantities import TRAINED, shown_at
 from veto_pl.diffusion.few_steps import FewSteps, TrajectorySource
 from veto_pl.diffusion.image_distance import EnergyDistance
 from veto_pl.diffusion.trajectories import ConditionBatch, Trajectories
@@ -45,6 +46,7 @@ class DenoisingModule(OnPolicyModule):
         ConfigurationError: the objective needs what is not given, or reads what is no trajectory.
     """
 
+    plays = False
     models: Denoisers | None
     student: Denoiser
     arguments: ClassVar[Mapping[str, str]] = {
@@ -124,13 +126,24 @@ class DenoisingModule(OnPolicyModule):
         """Return images of the student for the rows, [B * samples, ...], by the noise of an evaluation."""
         return self.evaluation.sample(self._models.student, batch, self.step_of(batch_idx))
 
+    def images_of(self, states: Tensor) -> Tensor:
+        """Return what states show, [B, C, H, W]: themselves, where the student works on pixels."""
+        return states
+
     def validation_step(self, batch: ConditionBatch, batch_idx: int) -> dict[str, Tensor]:
         """Let the student sample, and measure how far its images are from the targets."""
+        return self._evaluate(batch, batch_idx, "validation")
+
+    def test_step(self, batch: ConditionBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Do as `validation_step` does, logged under `test/`."""
+        return self._evaluate(batch, batch_idx, "test")
+
+    def _evaluate(self, batch: ConditionBatch, batch_idx: int, prefix: str) -> dict[str, Tensor]:
         with self.clock.during("validation"):
             samples = self.sample(batch, batch_idx)
             self.distance.update(samples, batch.targets)
         shared: dict[str, Any] = {"on_epoch": True, "batch_size": len(batch)}
-        self.log("validation/energy_distance", self.distance, **shared)
+        self.log(f"{prefix}/energy_distance", self.distance, **shared)
         self.log_dict({"step": self.steps_done, "epoch": self.current_epoch}, reduce_fx="max", sync_dist=True, **shared)
         return {"samples": samples}
 
@@ -141,6 +154,12 @@ class DenoisingModule(OnPolicyModule):
     def export(self, folder: str | Path) -> None:
         """Write the student's transformer as diffusers reads it, in the place of an earlier export."""
         export_denoiser(self._models.student, folder)
+
+    @property
+    def quantities(self) -> Mapping[str, Any]:
+        """Return how the distance and the numbers of the training are shown."""
+        times = sorted({t for source in self.objective.sources for t in source.grid})
+        return {"energy_distance": self.distance, **TRAINED, **{f"train/{loss_at(t)}": shown_at(t) for t in times}}
 
     @property
     def _models(self) -> Denoisers:

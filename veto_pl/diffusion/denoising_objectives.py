@@ -54,8 +54,18 @@ def compared(rows: Trajectories, models: Denoisers, target: Tensor, weighting: W
     errors = (student - target).square().flatten(1)
     weights = (1 - rows.flat_times).square() if weighting == "clean" else torch.ones_like(rows.flat_times)
     counted = errors.new_tensor(float(errors.numel()))
-    total = (weights.to(errors)[:, None] * errors).sum()
-    return LossOutput({"loss": Stat(total, counted)}, {"velocity_error": Stat(errors.detach().sum(), counted)})
+    weighted = weights.to(errors) * errors.sum(dim=1)
+    metrics = {"velocity_error": Stat(errors.detach().sum(), counted)}
+    if rows.grid:
+        of_times = weighted.detach().view(-1, len(rows.grid)).sum(dim=0)
+        each = counted / len(rows.grid)
+        metrics |= {loss_at(t): Stat(total, each) for t, total in zip(rows.grid, of_times, strict=True)}
+    return LossOutput({"loss": Stat(weighted.sum(), counted)}, metrics)
+
+
+def loss_at(t: float) -> str:
+    """Return what the part of a loss that belongs to one time of a grid is called in the log."""
+    return f"loss_at_t_{t:g}"
 
 
 def taught(teacher: Denoiser, rows: Trajectories) -> Tensor:

@@ -21,7 +21,13 @@ PAPER = (0.0, 0.1, 0.25, 0.5)
 
 
 class TrajectorySource(Part, Remembers, ABC):
-    """Where the states come from that a denoising student is trained at."""
+    """Where the states come from that a denoising student is trained at.
+
+    Attributes:
+        grid: the times of the states, where all rows have the same.
+    """
+
+    grid: tuple[float, ...] = ()
 
     @abstractmethod
     def __call__(self, batch: ConditionBatch, models: Denoisers, step: Step) -> Trajectories:
@@ -58,7 +64,7 @@ class FewSteps(TrajectorySource):
         noise, rows = batch.noise(step, self.samples), batch.repeated(self.samples)
         states, _ = self.integrate(models.student, noise, rows.conditions)
         times = noise.new_tensor(self.grid).expand(len(noise), -1)
-        return Trajectories(states, times, noise, rows)
+        return Trajectories(states, times, noise, rows, self.grid)
 
     def sample(self, model: Denoiser, batch: ConditionBatch, step: Step) -> Tensor:
         """Return images of a model, [B * samples, ...], in the order of the rows."""

@@ -34,7 +34,7 @@ class ImageSet(Part, ABC):
 
     @abstractmethod
     def load(self, split: str) -> ConditionBatch | None:
-        """Return all rows of `train` or `validation`; None where there are none."""
+        """Return all rows of `train`, `validation` or `test`; None where there are none."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,16 @@ class ArrayImages(ImageSet):
     Args:
         train: a `.npz` file.
         validation: another one, or None.
+        test: another one, or None.
     """
 
     train: str
     validation: str | None = None
+    test: str | None = None
 
     def load(self, split: str) -> ConditionBatch | None:
         """Return the rows of a file; raise `DataError` where it is missing or no archive of arrays."""
-        named = self.train if split == "train" else self.validation
+        named = {"train": self.train, "validation": self.validation, "test": self.test}[split]
         if named is None:
             return None
         path = Path(named).expanduser()
@@ -190,7 +192,7 @@ class ImageDataModule(ResumedRows, L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Load the rows; raise `DataError` where a training has none."""
-        for split in ("train", "validation"):
+        for split in ("train", "validation", "test"):
             if split not in self._rows:
                 self._rows[split] = self.images.load(split)
         if stage == "fit" and not self._rows["train"]:
@@ -206,14 +208,26 @@ class ImageDataModule(ResumedRows, L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Return every validation row once; an empty list, which turns validation off, where there are none."""
-        if not (rows := self._rows["validation"]):
+        return self._every_row("validation")
+
+    @property
+    def test_split(self) -> str:
+        """The split that a test reads: that of the validation where there is no other."""
+        return "test" if self._rows.get("test") else "validation"
+
+    def test_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Return every row of the test once."""
+        return self._every_row(self.test_split)
+
+    def predict_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Return the rows of the test."""
+        return self.test_dataloader()
+
+    def _every_row(self, split: str) -> DataLoader[Any] | list[Any]:
+        if not (rows := self._rows[split]):
             return []
         batches = even_batches(range(len(rows)), *self._place, self.validation_batch_size)
         return self._loader(rows, batches, sampler=RankSampler(len(batches), shuffle=False), batch_size=None)
-
-    def predict_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Return the validation rows."""
-        return self.val_dataloader()
 
     def _loader(self, rows: ConditionBatch, places: Any, **settings: Any) -> DataLoader[Any]:
         def collate(index: Any) -> ConditionBatch:

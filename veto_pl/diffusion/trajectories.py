@@ -82,12 +82,14 @@ class Trajectories:
         times: [B, K] in [0, 1).
         noise: [B, ...] z at time 0.
         batch: B rows; where each row has several trajectories, it stands there as often.
+        grid: the K times, where all rows have the same; else nothing. Losses are then logged for each of them.
     """
 
     states: Tensor
     times: Tensor
     noise: Tensor
     batch: ConditionBatch
+    grid: tuple[float, ...] = ()
 
     @property
     def flat_states(self) -> Tensor:

@@ -52,6 +52,8 @@ class Mcp(Environment):
     url: str | None = None
     timeout: Positive = 30.0
 
+    gives_rewards = False
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require_extra("mcp", extra="mcp", needed_by="`Mcp`")

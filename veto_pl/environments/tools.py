@@ -52,6 +52,11 @@ class Tools(Environment):
         """The schemas of the public methods, by name."""
         return _schemas(self.factory)
 
+    @property
+    def gives_rewards(self) -> bool:
+        """Whether the class has a `get_reward`."""
+        return hasattr(class_of("Tools.factory", self.factory), "get_reward")
+
     def begin(self, example: Example, seed: int) -> Episode:
         _schemas(self.factory)  # which says what is wrong with a tool before it is called
         return CalledTools(class_of("Tools.factory", self.factory)(), example, seed)

@@ -56,6 +56,22 @@ def reads_with_cache(model: LanguageModel, new_cache: Callable[[], Any]) -> bool
     return close(model, stepped, torch.cat(alone))
 
 
+def reads_behind_holes(model: LanguageModel, new_cache: Callable[[], Any]) -> bool:
+    """Return whether tokens behind hidden columns within a row are read as in a pass over the row without them."""
+    device = model.device
+    ids = (torch.arange(14) % model.vocab_size).view(2, 7).to(device)
+    mask = torch.tensor([[0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 1, 1]], device=device)
+    places = (mask.cumsum(1) - 1).clamp_min(0)
+    cache = new_cache()
+    with probing(model):
+        for span in (slice(0, 3), slice(3, 6), slice(6, 7)):
+            stepped = model.next_logits(ids[:, span], mask[:, : span.stop], cache, places[:, span])
+        alone = [
+            model.next_logits(row[seen.bool()][None], None, new_cache()) for row, seen in zip(ids, mask, strict=True)
+        ]
+    return close(model, stepped, torch.cat(alone))
+
+
 def keeps_sequences_apart(model: LanguageModel) -> bool:
     """Return whether two sequences in one row, told apart by their positions, do not see each other.
 

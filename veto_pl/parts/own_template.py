@@ -58,9 +58,13 @@ class OwnTemplate(TeacherContext):
         mine, place = torch.unique(sequences.prompt_rows.cpu(), return_inverse=True)
         asked = None if sequences.prompts is None else sequences.prompts.rows(mine)
         told = prompts_written(asked, tokenizer, template, "OwnTemplate")
-        if asked is None or _same(told, asked):
+        if asked is None:
             return sequences
-        _check_single_turns(sequences)
+        same = _same(told, asked)
+        if not (same and _writes_turns_alike(template, asked.template, tokenizer, models.tokenizer)):
+            _check_single_turns(sequences)
+        if same:
+            return sequences
         told_rows = behind(told.rows(place), sequences)
         check_room(told_rows, models.required_teacher(), "OwnTemplate")
         return told_rows
@@ -122,6 +126,15 @@ def _same(told: PromptBatch, asked: PromptBatch) -> bool:
     """Return whether two batches hold the same prompts, whatever their padding."""
     rows = zip(told.input_ids, told.attention_mask, asked.input_ids, asked.attention_mask, strict=True)
     return all(torch.equal(ids[mask], others[other]) for ids, mask, others, other in rows)
+
+
+def _writes_turns_alike(
+    own: Template | None, ours: Template | None, tokenizer: PreTrainedTokenizerBase, shared: PreTrainedTokenizerBase
+) -> bool:
+    """Return whether a teacher's template, None for that of the data, writes what stands between turns as `ours`."""
+    if ours is None or own not in (None, ours):
+        return False
+    return ours.chat_template(tokenizer) == ours.chat_template(shared)
 
 
 def _check_single_turns(sequences: Sequences) -> None:

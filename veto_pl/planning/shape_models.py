@@ -141,7 +141,8 @@ def skeletons(module: DistillationModule, dtype: torch.dtype | None, *, checkpoi
     Raises:
         ConfigurationError: a model cannot be read, or cannot do without its activations.
     """
-    named = {name: _portable(source) for name, source in module.teacher_sources.items()}
+    portable = {name: _portable(source) for name, source in module.model_sources.items()}
+    named = {**module.teacher_sources, **portable}
     reference = module.reference_source
     with torch.device("meta"), _default_dtype(dtype):
         models = load_models(

@@ -67,6 +67,8 @@ class Quantity:
     def of(cls, column: str, shown: Mapping[str, Shown] | None = None) -> Quantity:
         """Return the title, unit and direction of a column, as its metric says, or else made from its name.
 
+        A run may tell of what it logs in training by `train/NAME`.
+
         >>> Quantity.of("train/kl").label, Quantity.of("validation/f1_score").title
         ('KL to the teacher (nats/token)', 'Validation: f1 score')
         >>> Quantity.of("sampled/cost", {"cost": Shown(title="price", unit="%", higher_is_better=False)})
@@ -77,7 +79,9 @@ class Quantity:
         group, _, name = column.rpartition("/")
         words = name.replace("_", " ").strip() or column
         of_training = group.partition("/")[0] == "train"  # that of a term or a teacher, too
-        known = (_TRAINED.get(name) if of_training else None) or (shown or {}).get(name) or Shown(title=words)
+        told = shown or {}
+        trained = told.get(f"train/{name}") or _TRAINED.get(name) if of_training else None
+        known = trained or told.get(name) or Shown(title=words)
         if group == "train/seconds":
             known = Shown(title=f"time for {words}", unit="s")
         title = f"{known.title[:1].upper()}{known.title[1:]}"
@@ -113,7 +117,7 @@ class Quantity:
 def in_order(columns: Iterable[str], shown: Mapping[str, Shown]) -> list[Quantity]:
     """Return training first, then validation, each in the order in which it is described, and the others by name."""
     places = {f"train/{name}": i for i, name in enumerate(_TRAINED)}
-    places |= {f"validation/{name}": len(places) + i for i, name in enumerate(shown)}
+    places |= {f"validation/{name}": len(places) + i for i, name in enumerate(shown) if "/" not in name}
     ordered = sorted(set(columns), key=lambda column: (places.get(column, len(places)), _by_number(column)))
     return [Quantity.of(column, shown) for column in ordered]
 

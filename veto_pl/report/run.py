@@ -8,17 +8,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from veto_pl.charts.curve import Curve
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.report.columns import Shown
+from veto_pl.report.pictures import Picture, read_picture
 from veto_pl.seams.playing import Line, opening_of, spoken_in
-from veto_pl.storage.run_folder import CONFIG, METRICS, QUANTITIES, SAMPLES
+from veto_pl.storage.run_folder import CONFIG, METRICS, PICTURES, QUANTITIES, SAMPLES, STEP
 
 T = TypeVar("T")
+Thumbnail = Annotated[str, StringConstraints(pattern=r"^data:image/png;base64,[A-Za-z0-9+/]+=*$")]
 _COUNTERS = ("step", "epoch")
 _DESCRIBED = TypeAdapter(dict[str, Shown])
 
@@ -33,6 +35,7 @@ class Sample(BaseModel):
         reference: the expected completion, if there is one.
         reward: the task's score; 1 is right.
         dialogue: what was said in an episode with an environment; empty for a single answer.
+        thumbnails: small copies of the prompt's images, as `data:` addresses.
     """
 
     model_config = ConfigDict(frozen=True, strict=True)
@@ -43,6 +46,7 @@ class Sample(BaseModel):
     reference: str | None = None
     reward: float
     dialogue: tuple[Line, ...] = ()
+    thumbnails: tuple[Thumbnail, ...] = ()
 
     @property
     def opening(self) -> tuple[Line, ...]:
@@ -66,7 +70,7 @@ class Run:
 
     Args:
         name: how the report calls the run.
-        folder: holds `metrics.csv`, `quantities.json`, `samples.jsonl` and `config.yaml`.
+        folder: holds `metrics.csv`, `quantities.json`, `config.yaml`, and `samples.jsonl` or pictures in `samples`.
     """
 
     name: str
@@ -83,7 +87,7 @@ class Run:
         if not folder.is_dir():
             raise DataError(f"`Run.read` needs the folder of a run, got {str(folder)!r}, which is not a folder.")
         run = cls(folder.resolve().name if name is None else name, folder)
-        _ = run.curves(), run.samples, run.config, run.shown
+        _ = run.curves(), run.samples, run.pictures, run.config, run.shown
         return run
 
     def curves(self) -> dict[str, Curve]:
@@ -116,6 +120,14 @@ class Run:
         # Not `splitlines`: JSON strings may hold other line separators unescaped.
         lines = enumerate(_text(path).split("\n"), start=1)
         return tuple(_sample(line, f"{path}:{number}") for number, line in lines if line.strip())
+
+    @cached_property
+    def pictures(self) -> tuple[Picture, ...]:
+        """What was sampled, step by step, behind the images that it should look like; nothing for texts."""
+        folder = self.folder / PICTURES
+        steps = sorted(folder.glob(f"{STEP}*.png"))
+        targets = [read_picture(path, "targets") for path in [folder / "targets.png"] if path.is_file()]
+        return (*targets, *(read_picture(path, _step_title(path)) for path in steps))
 
     @cached_property
     def config(self) -> str:
@@ -183,6 +195,11 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
         if not any(shared):
             return names
         lengths = [length + more for length, more in zip(lengths, shared, strict=True)]
+
+
+def _step_title(path: Path) -> str:
+    number = path.stem.removeprefix(STEP)
+    return f"step {int(number):,}" if number.isdecimal() else path.stem
 
 
 def _text(path: Path) -> str:

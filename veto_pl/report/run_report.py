@@ -11,12 +11,16 @@ from veto_pl.charts.text import number
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.pages.render import render, write_text
 from veto_pl.report.columns import Quantity, Shown, in_order
+from veto_pl.report.pictures import Picture
 from veto_pl.report.run import Run, Sample
 from veto_pl.report.table import Cell, ResultTable
+from veto_pl.report.turn_charts import by_turn, turn_chart
 from veto_pl.seams import Line
 
 PROMPTS = 24
 """The most prompts that are shown."""
+GRIDS = 7
+"""The most pictures of a run that are shown."""
 _SECONDS = "train/seconds"
 _TEST = "test"
 """The group of what `veto-pl test` has logged: a number of one student, and no curve."""
@@ -52,6 +56,7 @@ def write_report(
         **_charts(runs),
         cards=_cards(runs),
         limit=PROMPTS,
+        drawn={run.name: _some(run.pictures) for run in runs if run.pictures},
     )
     return write_text(page, path)
 
@@ -81,10 +86,16 @@ def _ends(curve: Curve | None, quantity: Quantity) -> Cell:
 
 
 def _charts(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Return the pictures, of what changed (validations first), of times, and of what did not change; no empty one."""
+    """Return the pictures, of what changed (validations first), of times, and of what did not change; no empty one.
+
+    What is logged turn by turn is one picture over the turns, behind those of what changed.
+    """
     curves = {run.name: run.curves() for run in runs}
     charts: dict[str, list[str]] = {"charts": [], "times": [], "constants": []}
-    logged = [quantity for quantity in _quantities(runs) if quantity.group != _TEST]
+    quantities = [quantity for quantity in _quantities(runs) if quantity.group != _TEST]
+    turns = by_turn(quantities)
+    together = {one for of in turns.values() for one in of.values()}
+    logged = [quantity for quantity in quantities if quantity not in together]
     for quantity in sorted(logged, key=lambda quantity: quantity.group != "validation"):
         series = {name: [columns.get(quantity.column, Curve())] for name, columns in curves.items()}
         scaled = {name: [curve.scaled(quantity.factor) for curve in own] for name, own in series.items()}
@@ -93,24 +104,37 @@ def _charts(runs: Sequence[Run]) -> dict[str, list[str]]:
         kind = "times" if quantity.is_time else "constants" if constant else "charts"
         if drawn:
             charts[kind].append(curve_chart(scaled, quantity.title, quantity.label))
+    charts["charts"] += [turn_chart(column, of, curves) for column, of in turns.items()]
     return charts
 
 
-def _cards(runs: Sequence[Run]) -> list[tuple[str, tuple[Line, ...], list[str], dict[str, list[Sample]]]]:
-    """Return prompt, what else is said first, references, and the completions of each run's last step.
+Card = tuple[str, tuple[str, ...], tuple[Line, ...], list[str], dict[str, list[Sample]]]
 
-    What more runs have answered stands first. Episodes of one prompt that begin otherwise are told apart.
+
+def _cards(runs: Sequence[Run]) -> list[Card]:
+    """Return prompt, its images, what else is said first, references, and the completions of each run's last step.
+
+    What more runs have answered stands first. Episodes of one prompt that begin otherwise are told apart, and so are
+    prompts with other images.
     """
-    answers: dict[tuple[str, str], dict[str, list[Sample]]] = {}
+    answers: dict[tuple[str, tuple[str, ...], str], dict[str, list[Sample]]] = {}
     for run in runs:
         for sample in run.last_samples:
-            answers.setdefault((sample.prompt, repr(sample.opening)), {}).setdefault(run.name, []).append(sample)
+            key = (sample.prompt, sample.thumbnails, repr(sample.opening))
+            answers.setdefault(key, {}).setdefault(run.name, []).append(sample)
     cards = []
-    for (prompt, _), of in sorted(answers.items(), key=lambda item: -len(item[1])):
+    for (prompt, images, _), of in sorted(answers.items(), key=lambda item: -len(item[1])):
         references = dict.fromkeys(s.reference for own in of.values() for s in own if s.reference is not None)
         opening = next(iter(of.values()))[0].opening
-        cards.append((prompt, opening, list(references), {run.name: of.get(run.name, []) for run in runs}))
+        cards.append((prompt, images, opening, list(references), {run.name: of.get(run.name, []) for run in runs}))
     return cards
+
+
+def _some(pictures: Sequence[Picture]) -> list[Picture]:
+    """Return at most `GRIDS` pictures: the first, which shows the targets, and steps at even distances to the last."""
+    wanted = min(len(pictures), GRIDS)
+    places = [0, *(round(1 + i * (len(pictures) - 2) / max(wanted - 2, 1)) for i in range(wanted - 1))]
+    return [pictures[place] for place in places]
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -18,7 +18,8 @@ from veto_pl.models.sharding import gathered_to_sample
 from veto_pl.rollouts.capture import Capture, recorder_for, recording_failed
 from veto_pl.rollouts.endings import Endings
 from veto_pl.rollouts.fixed_rows import FixedRows, repeats, write_fixed
-from veto_pl.rollouts.live_rows import EndChecks, LiveRows, shared_padding
+from veto_pl.rollouts.kept_rows import KeptRows
+from veto_pl.rollouts.live_rows import EndChecks, Leave, LiveRows, forget, shared_padding
 from veto_pl.rollouts.token_buffer import Draw, TokenBuffer, assemble
 from veto_pl.seams import LanguageModel, Media, Models, PromptBatch, Sequences, Step
 
@@ -38,6 +39,7 @@ def decode(
     drop_at: float = 0.25,
     capture: Capture = "auto",
     recordable: Draw | None = None,
+    kept: KeptRows | None = None,
 ) -> Sequences:
     """Sample `sampling.num_completions` completions of every prompt.
 
@@ -58,6 +60,8 @@ def decode(
         capture: whether steps are recorded and replayed, where the device can do that.
         recordable: the draw in a form that looks at no value on the host and remembers nothing, so that it can be
             recorded; None where there is none.
+        kept: what the call before has read of these rows, and where this one leaves what it has read; None where each
+            call is alone.
 
     Returns:
         B x num_completions rows, the completions of a prompt one after another, with the log-probabilities of the
@@ -75,16 +79,22 @@ def decode(
             stack.enter_context(sampling_mode(model))
         in_step = stack.enter_context(gathered_to_sample(*writers))
         recorder = recorder_for(writers, device, capture, sampling.max_new_tokens)
-        live = _prefill(read, writers, copies, sampling.max_new_tokens, grouped=in_step is None)
+        live = None if kept is None else kept.resumed(read, writers, copies, sampling.max_new_tokens)
+        live = live or _prefill(read, writers, copies, sampling.max_new_tokens, grouped=in_step is None)
         live.alive &= len(prompts) > 0
         buffer = TokenBuffer.empty(len(live.rows), sampling.max_new_tokens, device)
         checks, endings = EndChecks(device, in_step), Endings(models, sampling, device, writers)
         uniform = _uniform(read, sampling, step)
+        leave = forget if kept is None else kept.leave
         if recorder is None:
-            _loop(live, buffer, draw, endings, uniform, drop_at, checks)
+            rows: LiveRows | FixedRows = live
+            _loop(live, buffer, draw, endings, uniform, drop_at, checks, leave)
         else:
             repeated = repeats(recorder, recording_failed(writers, capture), with_draw=recordable is not None)
-            write_fixed(FixedRows.of(live, recordable or draw, endings, uniform), buffer, drop_at, checks, repeated)
+            rows = FixedRows.of(live, recordable or draw, endings, uniform)
+            write_fixed(rows, buffer, drop_at, checks, repeated, leave)
+        if kept is not None:
+            kept.end(rows)
     columns = (buffer.ids, buffer.lived, buffer.logp, *(() if buffer.by_teacher is None else (buffer.by_teacher,)))
     ids, lived, *others = (values[: len(prompts) * copies] for values in columns)
     return assemble(prompts, copies, ids, lived, *others, ended=endings.found(ids, lived), on_policy=on_policy)
@@ -204,6 +214,7 @@ def _loop(
     uniform: Tensor,
     drop_at: float,
     checks: EndChecks,
+    leave: Leave,
 ) -> None:
     """Write tokens until every row has ended or the buffer is full."""
     for column in range(1, buffer.ids.shape[1] + 1):
@@ -217,7 +228,7 @@ def _loop(
                 break
             if 0 < len(survivors) <= len(live.rows) - max(1.0, drop_at * len(live.rows)):
                 buffer.flush(live.rows)
-                live.keep(survivors)
+                leave(live, survivors)
                 drawn = drawn[survivors]
         if column < buffer.ids.shape[1]:
             live.feed(drawn)

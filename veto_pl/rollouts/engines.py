@@ -23,8 +23,9 @@ from veto_pl.rollouts.batched_generate import grouping_for, without_padding
 from veto_pl.rollouts.capture import Capture, capture_obstacle, planned_obstacle, unrecorded
 from veto_pl.rollouts.decoding import decode, placeholder_prompt
 from veto_pl.rollouts.endings import Endings
+from veto_pl.rollouts.kept_rows import KeepingSession, KeptRows
 from veto_pl.rollouts.token_buffer import Drawn, assemble
-from veto_pl.seams import Engine, LanguageModel, Law, Mistake, Models, PromptBatch, Sequences, Setup, Step
+from veto_pl.seams import Engine, LanguageModel, Law, Mistake, Models, PromptBatch, Sequences, Session, Setup, Step
 
 _warned: WeakSet[LanguageModel] = WeakSet()
 
@@ -34,6 +35,7 @@ class DecodeLoop(Engine):
     """The loop of this package: a KV cache that is always on, and rows that leave the batch when they have ended.
 
     A model that it cannot run (recurrent, or with a cache of another kind) is given to `Transformers`, with a warning.
+    Of rows that grow from call to call (`session`) only what is new is read, but for models with sliding windows.
 
     Args:
         drop_at: rows that have ended leave when they are at least this share of the batch, in [0, 1]; 0 drops each at
@@ -66,12 +68,34 @@ class DecodeLoop(Engine):
             _warn_once(model, reason)
             return Transformers().generate(prompts, model, sampling, models, step, on_policy=on_policy)
 
+        return self._write(prompts, sampling, step, model=model, models=models, on_policy=on_policy)
+
+    def session(self, model: LanguageModel, models: Models, *, on_policy: bool) -> Session:
+        """Return calls that keep keys and values of their rows in between, where the model's cache allows it."""
+        from veto_pl.rollouts.kv_cache import can_resume
+
+        plain = super().session(model, models, on_policy=on_policy)
+        if not can_resume(model):
+            return plain
+        return KeepingSession(plain.write, partial(self._write, model=model, models=models, on_policy=on_policy))
+
+    def _write(
+        self,
+        prompts: PromptBatch,
+        sampling: Sampling,
+        step: Step,
+        kept: KeptRows | None = None,
+        *,
+        model: LanguageModel,
+        models: Models,
+        on_policy: bool,
+    ) -> Sequences:
         def draw(logits: Sequence[Tensor], uniform: Tensor, rows: Tensor, *, unread: bool = False) -> Drawn:
             return Drawn(*sampling.draw(logits[0], uniform, unread=unread))
 
         return decode(
             prompts, (model,), draw, sampling, models, step, on_policy=on_policy, drop_at=self.drop_at,
-            capture=self.capture, recordable=partial(draw, unread=True),
+            capture=self.capture, recordable=partial(draw, unread=True), kept=kept,
         )  # fmt: skip
 
     def new_cache(self, model: LanguageModel) -> Any:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from veto_pl.models.known_masks import known_rows
 from veto_pl.rollouts.endings import Endings
-from veto_pl.rollouts.live_rows import EndChecks, LiveRows
+from veto_pl.rollouts.live_rows import EndChecks, Leave, LiveRows, forget
 from veto_pl.rollouts.recording import Recorder, Repeated
 from veto_pl.rollouts.token_buffer import Draw, Drawn, TokenBuffer
 from veto_pl.seams import LanguageModel
+
+if TYPE_CHECKING:
+    from veto_pl.rollouts.kv_cache import Held
 
 LEAST_SHARE = 0.5
 """Rows leave when at least this share of them has ended: a rollout of L rows is recorded 1 + log2(L) times at most."""
@@ -134,17 +137,22 @@ class FixedRows:
         by_teacher = None if self.by_teacher is None else self.by_teacher[block].T
         buffer.enter(self.rows, Drawn(self.ids[block].T, self.logp[block].T, by_teacher), self.lived[block].T)
 
-    def keep(self, survivors: Tensor) -> None:
-        """Forget all rows but these ([K] int64); what is left is in new places."""
+    def keep(self, survivors: Tensor, leaving: Tensor | None = None) -> list[Held]:
+        """Forget all rows but these ([K] int64); what is left is in new places. Return as `LiveRows.keep` does."""
+        from veto_pl.rollouts.kv_cache import rows_of
+
         for name in ("rows", "mask", "alive", "drawn"):
             setattr(self, name, getattr(self, name)[survivors])
         for name in ("uniform", "ids", "logp", "lived", "by_teacher"):
             held = getattr(self, name)
             setattr(self, name, None if held is None else held[:, survivors])
         self.logits, self.positions = ([held[survivors] for held in kept] for kept in (self.logits, self.positions))
-        for cache in self.caches:
+        left: list[Held] = [[] for _ in self.caches]
+        for held_before, cache in zip(left, self.caches, strict=True):
             for layer in cache.layers:
+                held_before += rows_of(layer, leaving)
                 layer.keep(survivors)
+        return left
 
 
 def write_fixed(
@@ -153,6 +161,7 @@ def write_fixed(
     drop_at: float,
     checks: EndChecks,
     repeated: Callable[[FixedRows], Callable[[], None]],
+    leave: Leave = forget,
 ) -> None:
     """Write tokens until every row has ended or the buffer is full.
 
@@ -162,6 +171,7 @@ def write_fixed(
         drop_at: the share of rows that have ended at which they leave, if it is above `LEAST_SHARE`.
         checks: when to look who has ended.
         repeated: returns what writes a token and reads it, for rows in their present places.
+        leave: lets rows go.
     """
     columns, step, seen = buffer.ids.shape[1], repeated(rows), 0
     for column in range(1, columns + 1):
@@ -177,7 +187,7 @@ def write_fixed(
             break
         if len(survivors) <= leaving_at(len(rows.rows), drop_at) and columns - column >= WORTH_A_RECORDING:
             rows.enter(buffer, column)
-            rows.keep(survivors)
+            leave(rows, survivors)
             step = repeated(rows)
     rows.enter(buffer, column)
 

@@ -13,8 +13,11 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from veto_pl.models.modes import sampling_mode
-from veto_pl.models.probes import reads_with_cache
+from veto_pl.models.probes import reads_behind_holes, reads_with_cache
 from veto_pl.seams import LanguageModel
+
+Held = list[tuple[Tensor, Tensor]]
+"""The keys and values of each layer, [B, H, L, D]."""
 
 ROOM = 64
 """Tokens that a layer makes room for at least when it is full."""
@@ -77,13 +80,25 @@ def can_drop_columns(cache: Any) -> bool:
     return all(isinstance(layer, GrowingLayer) for layer in cache.layers)
 
 
-def keep(cache: Any, rows: Tensor, first: int) -> None:
-    """Keep these rows of the batch ([K] int64) and drop `first` columns, 0 unless `can_drop_columns` allows more."""
+def keep(cache: Any, rows: Tensor, first: int, leaving: Tensor | None = None) -> Held:
+    """Keep these rows of the batch ([K] int64) and drop `first` columns, 0 unless `can_drop_columns` allows more.
+
+    Returns:
+        What it held of the rows `leaving` ([G] int64); nothing of any layer where that is None.
+    """
+    left: Held = []
     for layer in cache.layers:
+        left += rows_of(layer, leaving)
         if isinstance(layer, GrowingLayer):
             layer.keep(rows, first)
         else:
             layer.batch_select_indices(rows)
+    return left
+
+
+def rows_of(layer: Any, rows: Tensor | None) -> Held:
+    """Return copies of the keys and values of these rows ([K] int64) of a layer; nothing where None is asked for."""
+    return [] if rows is None else [(layer.keys.index_select(0, rows), layer.values.index_select(0, rows))]
 
 
 def merge_caches(caches: Sequence[Any]) -> Any:
@@ -102,6 +117,15 @@ def _stack_padded(parts: Sequence[Tensor]) -> Tensor:
 
 
 _obstacles: WeakKeyDictionary[LanguageModel, str] = WeakKeyDictionary()
+_resumable: WeakKeyDictionary[LanguageModel, bool] = WeakKeyDictionary()
+
+
+def can_resume(model: LanguageModel) -> bool:
+    """Return whether rows can be read on behind a cache of theirs, found out once: columns are hidden in it then."""
+    if model not in _resumable:
+        whole = not obstacle(model) and can_drop_columns(new_cache(model))
+        _resumable[model] = whole and reads_behind_holes(model, lambda: new_cache(model))
+    return _resumable[model]
 
 
 def obstacle(model: LanguageModel) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from veto_pl.core.ranks import Sharding
 from veto_pl.models.known_masks import known_rows
 from veto_pl.seams import LanguageModel
+
+if TYPE_CHECKING:
+    from veto_pl.rollouts.kv_cache import Held
 
 
 @dataclass
@@ -49,8 +52,12 @@ class LiveRows:
                 self.logits[i] = model.next_logits(drawn[:, None], mask, cache, self.positions[i])
         self.positions = [position + 1 for position in self.positions]
 
-    def keep(self, survivors: Tensor) -> None:
-        """Forget all rows but these ([K] int64), and the columns that are padding in all of them."""
+    def keep(self, survivors: Tensor, leaving: Tensor | None = None) -> list[Held]:
+        """Forget all rows but these ([K] int64), and the columns that are padding in all of them.
+
+        Returns:
+            What each cache held of the rows `leaving` ([G] int64), as `kv_cache.keep` does.
+        """
         from veto_pl.rollouts.kv_cache import can_drop_columns, keep
 
         self.rows, self.positions = self.rows[survivors], [position[survivors] for position in self.positions]
@@ -58,8 +65,16 @@ class LiveRows:
         first = int(shared_padding(self.mask)) if self.padded and all(map(can_drop_columns, self.caches)) else 0
         self.mask, self.width = self.mask[:, first:], self.width - first
         self.padded = self.padded and not bool(self.mask.all())
-        for cache in self.caches:
-            keep(cache, survivors, first)
+        return [keep(cache, survivors, first, leaving) for cache in self.caches]
+
+
+Leave = Callable[[Any, Tensor], None]
+"""Lets all rows but the survivors ([K] int64) go, of `LiveRows` or of rows at fixed places."""
+
+
+def forget(rows: Any, survivors: Tensor) -> None:
+    """Let rows go, and keep nothing of them."""
+    rows.keep(survivors)
 
 
 def shared_padding(mask: Tensor) -> Tensor:

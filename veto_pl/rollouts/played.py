@@ -37,6 +37,7 @@ from veto_pl.seams import (
     Reply,
     Schedule,
     Sequences,
+    Session,
     Setup,
     Step,
     Writing,
@@ -102,6 +103,11 @@ class Played(PlayingSource):
         short = cls(again, Sampling(max_new_tokens=4), max_tokens=7)
         return cls(again, SEVERAL, max_turns=3, max_tokens=256), cls(again, max_turns=1), short
 
+    @property
+    def brings_rewards(self) -> bool:  # type: ignore[override]
+        """Whether the environment gives rewards."""
+        return self.environment.gives_rewards
+
     def requirements(self, setup: Setup, path: str) -> Iterator[Mistake]:
         """Check that the template of the data shows dialogues."""
         template = setup.template
@@ -127,12 +133,13 @@ class Played(PlayingSource):
         begun = self._begin(prompts, models, step)
         try:
             episodes = self._opened(begun, prompts, models, step)
-            written = self._first_turns(episodes, prompts, models, step)
-            for turn in range(2, self.max_turns + 1):
-                playing = [one for one in episodes if one.is_live]
-                if not self._goes_on(bool(playing), prompts, models):
-                    break
-                self._turn(playing, turn, prompts, models, step)
+            with self.engine.session(models.student, models, on_policy=True) as session:
+                written = self._first_turns(session, episodes, prompts, models, step)
+                for turn in range(2, self.max_turns + 1):
+                    playing = [one for one in episodes if one.is_live]
+                    if not self._goes_on(bool(playing), prompts, models):
+                        break
+                    self._turn(session, playing, turn, prompts, models, step)
             rows = self._rows(episodes, prompts) if episodes else _no_rows(written, prompts)
             return rows, tuple(tuple(one.lines) for one in episodes)
         finally:
@@ -182,7 +189,7 @@ class Played(PlayingSource):
         return None if self.depth is None else max(int(value_at(self.depth, step.index, step.total)), 1)
 
     def _first_turns(
-        self, episodes: Sequence[LiveEpisode], prompts: PromptBatch, models: Models, step: Step
+        self, session: Session, episodes: Sequence[LiveEpisode], prompts: PromptBatch, models: Models, step: Step
     ) -> Sequences | None:
         """Let the student write the first turns, behind the prompts as they are where nothing else is said first.
 
@@ -196,14 +203,21 @@ class Played(PlayingSource):
         written = None
         if len(plain) or not opened or self._couples(models):
             asked, sampling = prompts.rows(plain) if opened else prompts, self.sampling.ending_with(prompts.stop)
-            written = self.engine.generate(asked, models.student, sampling, models, step, on_policy=True)
-            self._exchange([one for one in episodes if one.prompt not in opened], written, 1, models)
+            playing = [one for one in episodes if one.prompt not in opened]
+            written = session.generate(asked, sampling, step, _names(playing), is_last=self.max_turns == 1)
+            self._exchange(playing, written, 1, models)
         if opened or self._couples(models):
-            self._turn([one for one in episodes if one.prompt in opened], 1, prompts, models, step)
+            self._turn(session, [one for one in episodes if one.prompt in opened], 1, prompts, models, step)
         return written
 
     def _turn(
-        self, playing: Sequence[LiveEpisode], turn: int, prompts: PromptBatch, models: Models, step: Step
+        self,
+        session: Session,
+        playing: Sequence[LiveEpisode],
+        turn: int,
+        prompts: PromptBatch,
+        models: Models,
+        step: Step,
     ) -> None:
         """Let the student write a turn in each of these episodes, and the environment reply.
 
@@ -217,7 +231,7 @@ class Played(PlayingSource):
             replace(self.sampling.ending_with(prompts.stop), num_completions=1),
             step.aside(f"turn {turn}"),
         )
-        written = self.engine.generate(asked, models.student, sampling, models, aside, on_policy=True)
+        written = session.generate(asked, sampling, aside, _names(playing), is_last=turn == self.max_turns)
         self._exchange(playing, written, turn, models)
 
     def _exchange(self, playing: Sequence[LiveEpisode], written: Sequences, turn: int, models: Models) -> None:
@@ -267,6 +281,11 @@ class Played(PlayingSource):
     @property
     def _name(self) -> str:
         return type(self.environment).__name__
+
+
+def _names(playing: Sequence[LiveEpisode]) -> list[int]:
+    """Return the number of each episode, by which an engine knows it again at its next turn."""
+    return [one.row.episode for one in playing]
 
 
 def _numbers(prompts: PromptBatch, places: Sequence[tuple[int, int]]) -> Tensor:

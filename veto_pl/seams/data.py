@@ -12,6 +12,7 @@ from veto_pl.core.part import Part
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams.conversation import Conversation, Rendering
 from veto_pl.seams.dialogue import Dialogue
+from veto_pl.seams.pictures import Picture
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,9 +27,11 @@ class Example:
         completion: the reference that is trained on.
         row: the row as the task read it.
         alternatives: references that are as good as `completion`, for judging.
-        conversation: where the row is one; `prompt` is then the user's last message in front of the reference.
+        conversation: where the row is one; `prompt` is then the user's last message in front of the first reference,
+            and `completion` the last reference.
         source: the data set that the row comes from, where several are mixed.
         teacher: the name of the teacher that the row asks for; empty where it names none.
+        images: of the row, in the order in which the prompt shows them; whatever `Picture.of` takes becomes a picture.
     """
 
     prompt: str
@@ -38,6 +41,11 @@ class Example:
     conversation: Conversation | None = None
     source: str = ""
     teacher: str = ""
+    images: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.images:
+            object.__setattr__(self, "images", tuple(map(Picture.of, self.images)))
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -46,9 +54,14 @@ class Example:
 
 
 class Reward(Part, ABC):
-    """A verifier: how good a completion is."""
+    """A verifier: how good a completion is.
+
+    Attributes:
+        judges: it tells completions apart; False where it says the same of all.
+    """
 
     laws = frozenset({Law.REFERENCE_IS_BEST})
+    judges = True
 
     @abstractmethod
     def __call__(self, example: Example, completion: str) -> float:
@@ -153,6 +166,11 @@ class Task(Part, ABC):
     def teachers(self) -> tuple[str, ...]:
         """Return the names of teachers that its rows ask for (`Example.teacher`), where the settings tell them."""
         return ()
+
+    @property
+    def judges(self) -> bool:
+        """Whether it tells completions apart; False where its rewards say nothing."""
+        return True
 
     def shown_by(self, template: Template) -> Template:
         """Return the template of its rows, given that of the run."""

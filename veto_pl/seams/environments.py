@@ -87,3 +87,11 @@ class Environment(Part, ABC):
     def tools(self) -> tuple[Mapping[str, Any], ...]:
         """The JSON schemas of the tools that the agent may call, as chat templates take them; by default none."""
         return ()
+
+    @property
+    def gives_rewards(self) -> bool:
+        """Whether its episodes have rewards of their own, so that the task needs no verifier; by default true.
+
+        An episode without one is then an error in a training that learns from rewards, unless the task has a verifier.
+        """
+        return True

@@ -174,15 +174,24 @@ class PromptBatch:
             return [0.0] * len(completions)
         return self.task.rewards([self.examples[i] for i in rows], completions)
 
-    def rewarded(self, sequences: Rows, tokenizer: PreTrainedTokenizerBase) -> Rows:
+    def rewarded(self, sequences: Rows, tokenizer: PreTrainedTokenizerBase, *, required: bool = False) -> Rows:
         """Return the same sequences with a reward of each in `rewards`, [B] float32.
 
         A reward that is there stays, as that of an environment. The others are the task's, of the last row of each
         episode.
+
+        Raises:
+            ConfigurationError: with `required`, an episode has no reward, and the task tells no completions apart.
         """
         last, known = sequences.last_rows(), sequences.rewards
         scores = [math.nan] * len(last) if known is None else known.tolist()
         unscored = sorted({row for row, score in zip(last, scores, strict=True) if math.isnan(score)})
+        if required and unscored and self.task is not None and not self.task.judges:
+            raise ConfigurationError(
+                f"The objective learns from rewards, but {len(unscored)} of {len(set(last))} completions have none: no "
+                "environment gave one, and the task has no verifier. Let `Episode.reward` return a number, or set "
+                "`data.reward`, for instance to `ExactMatch`, which judges the last turn."
+            )
         texts, prompts = sequences.texts(tokenizer), sequences.prompt_rows.tolist()
         judged = self.score([texts[row] for row in unscored], [prompts[row] for row in unscored])
         of_last = dict(zip(unscored, judged, strict=True))

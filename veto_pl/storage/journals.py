@@ -77,9 +77,7 @@ class ContinuedCSV(CSVLogger, Journal):
         """Write title, unit and direction of a module's metrics beside the file; Lightning calls it at the start."""
         path = Path(self.log_dir) / QUANTITIES
         with warn_if_unwritten(path), replacing(path) as temporary:
-            temporary.write_text(
-                json.dumps(describe_metrics(getattr(model, "validation_metrics", {})), indent=2) + "\n"
-            )
+            temporary.write_text(json.dumps(described_quantities(model), indent=2) + "\n")
 
     @rank_zero_only
     def log_hyperparams(self, params: Any = None) -> None:
@@ -96,6 +94,11 @@ class ContinuedCSV(CSVLogger, Journal):
         self.save()
         if is_first_rank():
             bring_to_disk(Path(self.experiment.metrics_file_path))
+
+
+def described_quantities(module: Any) -> dict[str, dict[str, Any]]:
+    """Return how the numbers of a module are shown: its `quantities`, or else those of `validation_metrics`."""
+    return describe_metrics(getattr(module, "quantities", getattr(module, "validation_metrics", {})))
 
 
 def describe_metrics(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

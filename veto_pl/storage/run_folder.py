@@ -19,6 +19,8 @@ from veto_pl.storage.paths import local_path
 METRICS, SAMPLES, CONFIG = "metrics.csv", "samples.jsonl", "config.yaml"
 QUANTITIES = "quantities.json"
 """Names of files of a run: numbers of its steps, completions of the student, and the whole configuration."""
+PICTURES, STEP = "samples", "step-"
+"""Where a run keeps pictures, and what stands in front of the step in the name of one."""
 LOCK = ".lock"
 """The file that is locked; it holds a line about the run that has, or had, the lock."""
 

@@ -15,12 +15,13 @@ from veto_pl.functional.chunked import Block
 from veto_pl.functional.diagnostics import entropy, overlap
 from veto_pl.functional.divergences import forward_kl, reverse_kl
 from veto_pl.models.readout import row_scores
-from veto_pl.rollouts import FromStudent, FromTeacher
-from veto_pl.seams import Models, PromptBatch, Sequences, Step
+from veto_pl.rollouts import DecodeLoop, FromStudent, FromTeacher
+from veto_pl.seams import Models, PlayingSource, PromptBatch, Sequences, Step
 from veto_pl.training.evaluation import CHUNK_ROWS
+from veto_pl.training.relay import Relay
 
 WRITERS = ("student", "teacher", "teacher behind the student")
-"""Who writes: either model alone, or the teacher behind the beginning of a completion of the student's."""
+"""Who writes: either model alone, or the teacher behind the beginning of what the student has written."""
 
 
 @dataclass
@@ -51,7 +52,8 @@ class HeadroomProbe:
         models: both models, on `device`.
         collator: pads the rows, and knows the task that scores answers.
         sampling: how both answer.
-        share: of each completion of the student's that the teacher goes on from, in [0, 1).
+        share: of each completion of the student's that the teacher goes on from, in [0, 1); of episodes, of its turns.
+        playing: whose episodes both play, from their beginning to their end; None for single answers.
         device: where the models are.
         precision: makes the context of a forward pass, such as autocast.
     """
@@ -60,6 +62,7 @@ class HeadroomProbe:
     collator: Collator
     sampling: Sampling
     share: float = 0.5
+    playing: PlayingSource | None = None
     device: torch.device
     precision: Callable[[], AbstractContextManager[None]]
 
@@ -69,11 +72,9 @@ class HeadroomProbe:
         for index, rows in enumerate(batches):
             prompts, step = self.collator.pad(rows).to(self.device), Step(index, index + 1)
             with torch.inference_mode(), self.precision():
-                by_student = FromStudent(self.sampling)(prompts, self.models, step)
-                by_teacher = FromTeacher(self.sampling)(prompts, self.models, step)
-                behind = self._continued(rows, prompts, by_student, step)
-                distances = token_distances(by_student, self.models)
-            for name, written in zip(WRITERS, (by_student, by_teacher, behind), strict=True):
+                written_by = self._answers(rows, prompts, step) if self.playing is None else self._played(prompts, step)
+                distances = token_distances(written_by[0], self.models)
+            for name, written in zip(WRITERS, written_by, strict=True):
                 found.rewards[name] += self._rewards(prompts, written)
             for name, values in distances.items():
                 found.distances.setdefault(name, []).extend(values.tolist())
@@ -81,10 +82,31 @@ class HeadroomProbe:
 
     def _rewards(self, prompts: PromptBatch, written: Sequences) -> list[float]:
         """Return the mean reward of each prompt's completions."""
-        rewards = prompts.rewarded(written, self.models.tokenizer).rewards
+        rewards = prompts.rewarded(written, self.models.tokenizer, required=True).rewards
         assert rewards is not None, "`rewarded` has just set them"
-        per_prompt: list[float] = rewards.double().view(len(prompts), -1).mean(1).tolist()
+        of_last = rewards.double()[sorted(set(written.last_rows()))]
+        per_prompt: list[float] = of_last.view(len(prompts), -1).mean(1).tolist()
         return per_prompt
+
+    def _answers(self, rows: Sequence[Encoded], prompts: PromptBatch, step: Step) -> tuple[Sequences, ...]:
+        """Return single answers of each writer."""
+        by_student = FromStudent(self.sampling)(prompts, self.models, step)
+        by_teacher = FromTeacher(self.sampling)(prompts, self.models, step)
+        return by_student, by_teacher, self._continued(rows, prompts, by_student, step)
+
+    def _played(self, prompts: PromptBatch, step: Step) -> tuple[Sequences, ...]:
+        """Return the episodes of each writer; what the environment draws is the same in all."""
+        assert self.playing is not None, "the caller has asked for it"
+        teacher, whole = self.models.required_teacher(), self.playing.answering(self.sampling, DecodeLoop())
+        by_student = whole(prompts, self.models, step)
+        by_teacher = whole(prompts, replace(self.models, student=teacher), step)
+        assert by_student.turn_ids is not None, "episodes have turns"
+        assert by_student.episodes is not None, "and numbers"
+        played: dict[int, int] = {}
+        for episode, last in zip(by_student.episodes.tolist(), by_student.turn_ids.amax(1).tolist(), strict=True):
+            played[episode] = max(last, played.get(episode, 0))
+        relay = Relay({episode: int(self.share * turns) for episode, turns in played.items()})
+        return by_student, by_teacher, self.playing.answering(self.sampling, relay)(prompts, self.models, step)
 
     def _continued(self, rows: Sequence[Encoded], prompts: PromptBatch, by_student: Sequences, step: Step) -> Sequences:
         """Let the teacher write one end to the beginning of each completion of the student's."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -39,9 +39,14 @@ class OnPolicyModule(CheckpointedModule, OptimizedModule):
         seed: every random draw is a function of it, the step, the rank and the purpose; None takes Lightning's.
         skip_limit: the run stops after so many steps in a row whose loss or gradient is not finite.
 
+    Attributes:
+        plays: whether rollouts have turns, which a budget can limit.
+
     Raises:
         ConfigurationError: the objective is none, or `skip_limit` is below 1.
     """
+
+    plays: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -81,6 +86,14 @@ class OnPolicyModule(CheckpointedModule, OptimizedModule):
 
     def forget_rollouts(self) -> None:
         """Forget what was rolled out for micro-batches that have not come; nothing by default."""
+
+    @property
+    def quantities(self) -> Mapping[str, Any]:
+        """Return what tells title, unit and direction of a metric or, by `train/NAME`, of what is logged in training.
+
+        By default those are the metrics of `validation_metrics`.
+        """
+        return getattr(self, "validation_metrics", {})
 
     @property
     def tokens_are_read(self) -> bool:

@@ -40,6 +40,11 @@ class Judged(Task):
         return self.verifier.batch(examples, completions)
 
     @property
+    def judges(self) -> bool:
+        """Whether the verifier does."""
+        return self.verifier.judges
+
+    @property
     def teachers(self) -> tuple[str, ...]:
         """Return the teachers that rows of the task ask for."""
         return self.task.teachers

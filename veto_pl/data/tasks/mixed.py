@@ -105,6 +105,11 @@ class Mixed(Task):
         return tuple(dict.fromkeys(named))
 
     @property
+    def judges(self) -> bool:
+        """Whether all sets do."""
+        return all(one.judged.judges for one in self.sets.values())
+
+    @property
     def stop(self) -> tuple[str, ...]:
         """Return the strings that end a completion, which all sets share."""
         return next(iter(self.sets.values())).task.stop
