@@ -39,6 +39,7 @@ from veto_pl.seams import (
     TeacherSource,
     TokenizerSource,
 )  # fmt: skip
+from veto_pl.seams.teacher_names import setting_of
 from veto_pl.training.adapter_checkpoints import ADAPTER, adapter_entry, check_base, leave_out_bases
 from veto_pl.training.evaluation import Evaluation
 from veto_pl.training.faulty_rows import reports_of
@@ -144,7 +145,10 @@ class DistillationModule(HostedModule, OnPolicyModule):
         """What reads the images of rows, by the student's processor; that is loaded when the first image comes."""
         if self._images is None:
             given = (self.student_source, self.tokenizer_source)
-            self._images = ImageReader(self.tokenizer, tuple(one for one in given if one is not None))
+            models = {name: one for name, one in self.teacher_sources.items() if isinstance(one, ModelSource)}
+            sources = tuple(one for one in given if one is not None)
+            read = {setting_of(name): source for name, source in models.items()}
+            self._images = ImageReader(self.tokenizer, sources, teachers=read)
         return self._images
 
     def configure_callbacks(self) -> list[L.Callback]:

@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from veto_pl.data.fingerprints import code_of, digest
 from veto_pl.data.processors import find_processor, saved_processor
+from veto_pl.data.same_images import check_teachers
 from veto_pl.exceptions import ConfigurationError, DataError, VetoError
 from veto_pl.seams import ModelSource, Picture, TokenizerSource
 from veto_pl.seams.pictures import pillow
@@ -35,18 +36,21 @@ class ImageReader:
         tokenizer: of the run; it reads the texts in place of the processor's own.
         sources: of the student and the tokenizer; the first that has a processor brings it.
         given: a processor of transformers in memory, in place of theirs.
+        teachers: by where they are set, which read the same ids and features: their processors have to do the same.
     """
 
     tokenizer: PreTrainedTokenizerBase
     sources: tuple[ModelSource | TokenizerSource, ...] = ()
     given: Any = None
+    teachers: Mapping[str, ModelSource] = field(default_factory=dict)
 
     @cached_property
     def processor(self) -> Any:
         """The processor.
 
         Raises:
-            ConfigurationError: there is none, or the tokenizer does not know its word for an image.
+            ConfigurationError: there is none, the tokenizer does not know its word for an image, or a teacher has
+                another one.
         """
         found = find_processor(self.sources) if self.given is None else self.given
         word = getattr(found, "image_token", None)
@@ -60,11 +64,12 @@ class ImageReader:
                 f"The processor `{type(found).__name__}` writes images as `{word}`, which the run's tokenizer does not "
                 "know. Use the tokenizer of the processor under `model.tokenizer`."
             )
+        check_teachers(found, self.teachers)
         return found
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what was loaded: a process of a loader loads it anew."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """Leave out what was loaded and compared: a process of a loader loads it anew."""
+        return {one.name: getattr(self, one.name) for one in fields(self)} | {"teachers": {}}
 
     @property
     def placeholder(self) -> str:
