@@ -1,5 +1,7 @@
 """Curricula of the depth of episodes: their limits are whole episodes, and an expert's turns are only read."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ from veto_pl.objectives import OPD, TCOD
 from veto_pl.parts.schedules import Staircase
 from veto_pl.rollouts import Played, Sampling
 from veto_pl.rollouts.beginnings import behind_expert
-from veto_pl.seams import Example, Step
+from veto_pl.seams import Environment, Episode, Example, Reply, Step
 from veto_pl.testing.rows import difference, tiny_prompts
 from veto_pl.testing.tiny import tiny_models, tiny_source
 
@@ -100,6 +102,48 @@ def test_the_expert_leaves_out_its_last_turns():
         assert begun.turns == whole.turns - left
         assert begun.episode.reward() == 0
         assert [m["role"] for m in begun.said] == ["assistant", "user"] * begun.turns
+
+
+@dataclass(frozen=True)
+class Switches(Environment):
+    """A tool has to be called twice."""
+
+    tools = ({"type": "function", "function": {"name": "press", "description": "Press.", "parameters": {}}},)
+
+    def begin(self, example, seed):
+        return _Switches()
+
+
+class _Switches(Episode):
+    def __init__(self):
+        self.pressed = 0
+
+    def reply(self, turn):
+        self.pressed += len(turn.get("tool_calls") or ())
+        return Reply(({"role": "tool", "name": "press", "content": str(self.pressed)},), done=self.pressed == 2)
+
+    def expert(self):
+        return None if self.pressed == 2 else 'So.<tool_call>{"name": "press", "arguments": {"lamp": 1}}</tool_call>'
+
+
+def test_an_expert_calls_tools():
+    """They are calls to the environment, and are shown as the template shows calls."""
+    example = Example("Go.")
+    begun = behind_expert(Switches(), example, 0, left=1, longest=9)
+    assert (begun.episode.pressed, begun.turns) == (1, 1)
+    assert [message["role"] for message in begun.said] == ["assistant", "tool"]
+    tokenizer = chat_tokenizer("llama3")
+
+    def read(template):
+        dialogue = template.dialogue(example, tokenizer, Switches().tools, [tokenizer.eos_token_id])
+        return tokenizer.decode(dialogue.read((*dialogue.messages, *begun.said)))
+
+    call = '{"name": "press", "arguments": {"lamp": 1}}'
+    assert call in read(ChatTemplate())
+    assert f"So.<tool_call>{call}</tool_call>" in read(PlainTemplate(reply="{content}"))
+    silent = "{{ tools }}{% for m in messages %}{{ m.role ~ m.content ~ eos_token }}{% endfor %}"
+    with pytest.raises(ConfigurationError, match="leaves out calls of tools, such as `press`"):
+        read(ChatTemplate(template=silent))
 
 
 def test_without_an_expert_there_is_no_back(models):

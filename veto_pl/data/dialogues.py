@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from veto_pl.data.control_words import ControlWords
 from veto_pl.data.renderings import Renderer
 from veto_pl.data.tokenising import AS_TEXT, read_all, tokenise_continuations
-from veto_pl.data.tool_calls import message_of
+from veto_pl.data.tool_calls import message_of, tagged_text
 from veto_pl.data.turns import common, end_of_turn
 from veto_pl.seams import Continuation, Conversation, Dialogue, Message
 
@@ -110,7 +110,7 @@ class PlainDialogue(Dialogue):
         first, *others = messages
         ids = self.prompt_ids(str(first["content"]))
         for message in others:
-            ids += self._turn(str(message["content"])) if message["role"] == "assistant" else self._ids([message])
+            ids += self._turn(tagged_text(message)) if message["role"] == "assistant" else self._ids([message])
         return ids
 
     def between(self, said: Sequence[Message], reply: Sequence[Message], end: int | None) -> Continuation:

@@ -157,8 +157,24 @@ class Renderer:
                 )
         if tools and self._is_same(messages, (), text, asks=asks):
             raise ConfigurationError(
-                "The chat template does not show the row's tools. Set `ChatTemplate.template` to one that has `tools`, "
-                "or `data.task.tools: null`."
+                "The chat template does not show the row's tools, or those of the environment. Set "
+                "`ChatTemplate.template` to one that has `tools`, or `data.task.tools: null`."
+            )
+        self._check_calls_are_shown(messages, tools, text, asks=asks)
+
+    def _check_calls_are_shown(
+        self, messages: Sequence[Message], tools: Sequence[Any], text: str, *, asks: bool
+    ) -> None:
+        """Refuse a template that ignores calls of tools; the first message with some is looked at."""
+        place = next((place for place, message in enumerate(messages) if message.get("tool_calls")), None)
+        if place is None:
+            return
+        mute = {name: value for name, value in messages[place].items() if name != "tool_calls"}
+        if self._is_same([*messages[:place], mute, *messages[place + 1 :]], tools, text, asks=asks):
+            raise ConfigurationError(
+                "The chat template leaves out calls of tools, such as "
+                f"`{messages[place]['tool_calls'][0]['function']['name']}`. Set `ChatTemplate.template` to one that "
+                "shows `tool_calls`."
             )
 
     def _is_same(self, messages: Sequence[Message], tools: Sequence[Any], text: str, *, asks: bool) -> bool:

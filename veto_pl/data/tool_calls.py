@@ -66,6 +66,19 @@ def tagged_calls(text: str) -> Message:
     return message | ({"tool_calls": calls} if calls else {}) | ({"invalid_tool_calls": unread} if unread else {})
 
 
+def tagged_text(message: Message) -> str:
+    """Return the text of a turn with its calls, as `tagged_calls` reads it.
+
+    Example:
+        >>> tagged_text(tagged_calls('Add.<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'))
+        'Add.<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
+    """
+    functions = [call["function"] for call in message.get("tool_calls") or ()]
+    calls = [json.dumps({key: one[key] for key in ("name", "arguments")}, ensure_ascii=False) for one in functions]
+    calls += message.get("invalid_tool_calls") or ()
+    return str(message["content"]) + "".join(f"<tool_call>{call}</tool_call>" for call in calls)
+
+
 def _call_of(told: str) -> dict[str, Any] | None:
     """Return the call that a JSON text tells; None where it tells none."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from veto_pl.core.event_loop import settled
+from veto_pl.data.tool_calls import tagged_calls
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams import Environment, Episode, Example, Message
 
@@ -65,7 +66,7 @@ def _turns_of_expert(episode: Episode, longest: int) -> list[Message]:
     turns: list[Message] = []
     try:
         while len(turns) < longest and (said := episode.expert()) is not None:
-            turns.append({"role": "assistant", "content": said})
+            turns.append(tagged_calls(said))
             if settled(episode.reply(turns[-1])).is_last:
                 break
         return turns

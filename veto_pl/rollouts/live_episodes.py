@@ -82,8 +82,9 @@ class LiveEpisode:
         said = self.dialogue.heard(self.context, turn.said)
         self.row.write(turn, number)
         self.messages, self._end = (*self.messages, said), turn.end
-        self.lines.append(Line.of(said, turn=number, counts=True))
         self.is_live = turn.ending != Ending.LIMIT
+        problem = "" if self.is_live else f"cut off behind {len(turn.ids)} tokens"
+        self.lines.append(Line.of(said, turn=number, counts=True, problem=problem))
 
     def hear(self, answer: Answer[Reply], number: int, room: Room) -> None:
         """Take the reply to turn `number`; nobody reads it where no turn follows, or none has room.

@@ -63,7 +63,10 @@ class Episode(ABC):
         return None
 
     def expert(self) -> str | None:
-        """Return what a good agent would say now; None where nobody knows, or where there is nothing left to do."""
+        """Return what a good agent would say now; None where nobody knows, or where there is nothing left to do.
+
+        Calls of tools are JSON between `<tool_call>` and `</tool_call>`, whatever the template makes of them.
+        """
         return None
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ class Line:
         name: of the tool that has replied.
         thought: what the agent thought before.
         calls: of tools, each with `name` and `arguments`, or the `text` of one that nobody can read.
-        problem: why the turn has failed; empty where it has not.
+        problem: why the turn has failed, or that it was cut off, which ends the episode; empty elsewhere.
     """
 
     role: str

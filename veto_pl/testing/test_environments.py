@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from veto_pl.data.tool_calls import tagged_calls
 from veto_pl.plugins import load_plugins
 from veto_pl.seams import Environment, Episode, Example, Message, Reply
 from veto_pl.testing.examples import installed
@@ -105,7 +106,7 @@ def test_an_expert_succeeds(environment: Environment) -> None:
         episode, turns = environment.begin(EXAMPLE, seed), 0
         while (turn := episode.expert()) is not None and turns < LONGEST:
             turns += 1
-            if answered(episode, {"role": "assistant", "content": turn}).is_last:
+            if answered(episode, tagged_calls(turn)).is_last:
                 break
         assert turns < LONGEST, f"An expert must come to an end, but has gone on for {turns} turns."
         if turns:
