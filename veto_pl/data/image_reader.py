@@ -17,7 +17,7 @@ from veto_pl.data.processors import find_processor, saved_processor
 from veto_pl.data.same_images import check_teachers
 from veto_pl.exceptions import ConfigurationError, DataError, VetoError
 from veto_pl.seams import ModelSource, Picture, TokenizerSource
-from veto_pl.seams.pictures import pillow
+from veto_pl.seams.image_files import pillow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

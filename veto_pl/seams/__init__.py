@@ -21,11 +21,11 @@ from veto_pl.seams.dialogue import Continuation, Dialogue
 from veto_pl.seams.ending import Ending
 from veto_pl.seams.engine_sessions import Session
 from veto_pl.seams.environments import Environment, Episode, Reply
+from veto_pl.seams.image_files import Picture
 from veto_pl.seams.media import Media, media_of
 from veto_pl.seams.models import LanguageModel, ModelSource, TeacherSource, TokenizerSource
 from veto_pl.seams.objective import AnyObjective, Faults, LossOutput, Objective, TokenValues
 from veto_pl.seams.panel import Panel, Reading, reading
-from veto_pl.seams.pictures import Picture
 from veto_pl.seams.playing import Line, PlayingSource
 from veto_pl.seams.prompts import PromptBatch
 from veto_pl.seams.rollouts import Engine, Models, Rollouts, RolloutSource, Writing

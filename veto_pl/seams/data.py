@@ -12,7 +12,7 @@ from veto_pl.core.part import Part
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams.conversation import Conversation, Rendering
 from veto_pl.seams.dialogue import Dialogue
-from veto_pl.seams.pictures import Picture
+from veto_pl.seams.image_files import Picture
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -128,10 +128,8 @@ class Models:
         if name == TEACHER and set(self.teacher_names) <= {TEACHER}:
             return self
         teacher = None if name in self.tellers else self.teacher_named(name)
-        by_name = ("tokenizers", "brought", "tellers")
-        own: dict[str, Any] = {
-            of: {TEACHER: known[name]} if name in (known := getattr(self, of)) else {} for of in by_name
-        }
+        known = {of: getattr(self, of) for of in ("tokenizers", "brought", "tellers")}
+        own: dict[str, Any] = {of: {TEACHER: them[name]} if name in them else {} for of, them in known.items()}
         return replace(self, teacher=teacher, teachers={}, teacher_name=name, **own)
 
     def required_reference(self) -> LanguageModel:
@@ -316,8 +314,5 @@ class Engine(Part, ABC):
         """
 
     def session(self, model: LanguageModel, models: Models, *, on_policy: bool) -> Session:
-        """Return calls for rows that grow, such as episodes, turn by turn; here they are calls of `generate`.
-
-        Collective where the model is sharded: call it on every rank.
-        """
+        """Return calls for rows that grow turn by turn; here they are calls of `generate`, and as collective."""
         return Session(lambda *asked: self.generate(asked[0], model, asked[1], models, asked[2], on_policy=on_policy))
