@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import lightning as L
@@ -164,7 +165,7 @@ class DistillationModule(HostedModule, OnPolicyModule):
         if self.models is None:
             if strategy is not None and self.trainer.state.fn == TrainerFn.FITTING:
                 self.look_outside()
-            self.models = load_models(
+            models = load_models(
                 self.student_source,
                 None,
                 self.tokenizer,
@@ -174,6 +175,7 @@ class DistillationModule(HostedModule, OnPolicyModule):
                 teachers=self.teacher_sources,
                 objective=self.objective,
             )
+            self.models = replace(models, images=self.images)
             self.models.memories.claim(self.objective.sources)
             self.leave_out_comparisons(self.models)
             # A frozen model is no submodule: it is never saved, optimized, wrapped or averaged.
