@@ -88,7 +88,8 @@ def fitted(
     trainer.fit(module, rows)
     logged = {name: value for name, value in module.logged.items() if name.startswith("train/")}
     (tested,) = trainer.test(module, rows, verbose=False)
-    export = export_student(module.student, module.tokenizer, None, folder / "export")
+    processor = module.images.files(module.student.model)
+    export = export_student(module.student, module.tokenizer, None, folder / "export", processor=processor)
     torch.save((dict(tested), logged), done)
     return export, dict(tested), logged
 

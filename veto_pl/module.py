@@ -14,6 +14,7 @@ from torchmetrics import Metric
 from transformers import PreTrainedTokenizerBase
 
 from veto_pl.checks import check_run
+from veto_pl.data.image_reader import ImageReader
 from veto_pl.metrics import CompletionMetric, MetricFamily, TokenMetric
 from veto_pl.metrics.rollout_numbers import rollout_numbers, rollout_sizes
 from veto_pl.models.assemble import load_models, load_tokenizer
@@ -35,8 +36,10 @@ from veto_pl.seams import (
     Schedule,
     Stat,
     Step,
+    TeacherSource,
     TokenizerSource,
 )  # fmt: skip
+from veto_pl.seams.teacher_names import setting_of
 from veto_pl.training.adapter_checkpoints import ADAPTER, adapter_entry, check_base, leave_out_bases
 from veto_pl.training.evaluation import Evaluation
 from veto_pl.training.faulty_rows import reports_of
@@ -56,8 +59,8 @@ class DistillationModule(HostedModule, OnPolicyModule):
     Args:
         objective: which tokens to train on, and the loss.
         student: the model that is trained.
-        teacher: the frozen model; objectives without a teacher leave it out.
-        teachers: further frozen models by name, for objectives whose `panel` asks several.
+        teacher: the frozen model, or what tells its scores; objectives without a teacher leave it out.
+        teachers: further ones by name, for objectives whose `panel` asks several.
         reference: another frozen model, for objectives that extrapolate from one: the student's start, or what the
             teacher was before its own training.
         tokenizer: the tokenizer; the student's own by default.
@@ -95,7 +98,7 @@ class DistillationModule(HostedModule, OnPolicyModule):
         self,
         objective: Objective,
         student: ModelSource,
-        teacher: ModelSource | None = None,
+        teacher: TeacherSource | None = None,
         tokenizer: TokenizerSource | None = None,
         optimizer: OptimizerCallable = default_optimizer,
         lr_schedule: Schedule = Constant(1.0),
@@ -106,7 +109,7 @@ class DistillationModule(HostedModule, OnPolicyModule):
         reference: ModelSource | None = None,
         evaluation_engine: Engine | None = None,
         roll_out_window: bool = True,
-        teachers: dict[str, ModelSource] | None = None,
+        teachers: dict[str, TeacherSource] | None = None,
         evaluation_rollout: PlayingSource | None = None,
     ) -> None:
         super().__init__(objective, optimizer, lr_schedule, seed, skip_limit)
@@ -120,11 +123,12 @@ class DistillationModule(HostedModule, OnPolicyModule):
         self.run_config: str | None = None
         self.models: Models | None = None
         self.metrics = metrics
-        self.panel = compared_by(self.objective, self.teacher_sources)
+        self.panel = compared_by(self.objective, tuple(self.teacher_sources), self.model_sources)
         turns = 0 if self.playing is None else self.playing.measured_turns
         has_teacher = self.panel is not None
         self.validation_metrics = validation_metrics(metrics, evaluation, with_teacher=has_teacher, turns=turns)
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._images: ImageReader | None = None
         self.rolls_out_window = roll_out_window
         self._rollouts = WindowRollouts(roll_out_window)
         self.tell_arguments()
@@ -135,6 +139,17 @@ class DistillationModule(HostedModule, OnPolicyModule):
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.student_source, self.tokenizer_source)
         return self._tokenizer
+
+    @property
+    def images(self) -> ImageReader:
+        """What reads the images of rows, by the student's processor; that is loaded when the first image comes."""
+        if self._images is None:
+            given = (self.student_source, self.tokenizer_source)
+            models = {name: one for name, one in self.teacher_sources.items() if isinstance(one, ModelSource)}
+            sources = tuple(one for one in given if one is not None)
+            read = {setting_of(name): source for name, source in models.items()}
+            self._images = ImageReader(self.tokenizer, sources, teachers=read)
+        return self._images
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Check the settings before data and models are loaded; those of a configuration have been checked already."""
@@ -148,7 +163,7 @@ class DistillationModule(HostedModule, OnPolicyModule):
         strategy = None if self._trainer is None else self.trainer.strategy
         if self.models is None:
             if strategy is not None and self.trainer.state.fn == TrainerFn.FITTING:
-                self.objective.before_loading(self.tokenizer)
+                self.look_outside()
             self.models = load_models(
                 self.student_source,
                 None,
@@ -212,7 +227,7 @@ class DistillationModule(HostedModule, OnPolicyModule):
     def student_entries(self) -> dict[str, Any]:
         """Return the student's files for an export, and what its adapter stands beside."""
         return {
-            BLUEPRINT: student_files(self.student.model, self.tokenizer, self.template),
+            BLUEPRINT: student_files(self.student.model, self.tokenizer, self.template, self.images.files),
             ADAPTER: adapter_entry(self.student, self.student_source),
         }
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.diffusion.tiny_denoisers import double_models, rows, tiny
-from veto_pl.diffusion import DOPSD, Denoisers, FewSteps, FlowMatching, Noised
+from veto_pl.diffusion import DOPSD, Denoiser, Denoisers, FewSteps, FlowMatching, ImageCall, Noised
+from veto_pl.exceptions import ConfigurationError
 from veto_pl.objectives import Phases, Sum
 from veto_pl.parts.schedules import Linear
 from veto_pl.seams import Step
@@ -119,12 +120,23 @@ def test_both_clocks_are_one_field():
             self.seen.append(timestep.tolist())
             return (self.sign * hidden_states,)
 
-    from veto_pl.diffusion import Denoiser
-
-    sigma, time = Denoiser(Plain(-2.0)), Denoiser(Plain(2.0), "time", 1.0)
+    sigma, time = Denoiser(Plain(-2.0), ImageCall()), Denoiser(Plain(2.0), ImageCall(clock="time", scale=1.0))
     z, t = torch.ones(2, 1, 2, 2), torch.tensor([0.0, 0.75])
     assert torch.equal(sigma.velocity(z, t, {}), time.velocity(z, t, {}))
     assert (sigma.model.seen, time.model.seen) == ([[1000.0, 250.0]], [[0.0, 0.75]])
+    with pytest.raises(ConfigurationError, match="not known how `Plain` is called, only of SD3Transformer2DModel"):
+        Denoiser(Plain(1.0))
+
+
+@pytest.mark.parametrize("weighting", ["clean", "velocity"])
+def test_the_losses_of_the_times_have_the_loss_as_their_mean(weighting):
+    models, batch = double_models()
+    output = loss_of(DOPSD(rollout=FewSteps(grid=PAPER, samples=2), weighting=weighting), models, batch)
+    parts = [output.metrics[f"loss_at_t_{t:g}"].mean() for t in PAPER]
+    torch.testing.assert_close(torch.stack(parts).mean(), output.terms["loss"].mean(), rtol=1e-12, atol=0)
+    assert len({float(part) for part in parts}) == 4
+    noised = loss_of(FlowMatching(), models, batch)
+    assert not [name for name in noised.metrics if name.startswith("loss_at")], "random times have no grid"
 
 
 @given(order=st.permutations(range(4)), samples=st.integers(1, 3))

@@ -9,8 +9,8 @@ from tests import vision
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.models import Pretrained, Pruned, RandomWeights
 from veto_pl.models.assemble import load_models
-from veto_pl.models.images import image_weights
 from veto_pl.models.layers import decoder_layers
+from veto_pl.models.vision import image_weights
 from veto_pl.rollouts import FromDataset, FromStudent, Sampling
 from veto_pl.seams import Media, Step
 from veto_pl.testing.tiny import tiny_source

@@ -7,7 +7,7 @@ from tests import vision
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models import Lora, PartlyFrozen
 from veto_pl.models.assemble import load_models
-from veto_pl.models.images import image_weights
+from veto_pl.models.vision import image_weights
 from veto_pl.rollouts import FromDataset
 from veto_pl.seams import Step
 from veto_pl.testing.tiny import tiny_source

@@ -5,7 +5,7 @@ import torch
 from tests import vision
 from veto_pl import DistillationModule
 from veto_pl.models import InMemoryTokenizer, PartlyFrozen
-from veto_pl.models.images import image_weights
+from veto_pl.models.vision import image_weights
 from veto_pl.objectives import Veto
 from veto_pl.planning.devices import DEVICES
 from veto_pl.planning.placement import Placement

@@ -8,8 +8,21 @@ import torch
 from tests import vision
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.objectives import Distill
-from veto_pl.rollouts import DecodeLoop, FromDataset, FromStudent, Sampling, ServedTeacher, Transformers, Vllm
+from veto_pl.rollouts import (
+    DecodeLoop,
+    FromDataset,
+    FromStudent,
+    Sampling,
+    ServedTeacher,
+    TeacherCorrected,
+    TeacherMixed,
+    TeacherSwitched,
+    Transformers,
+    Vllm,
+    recording,
+)
 from veto_pl.seams import Step
+from veto_pl.testing.pretended_graph import PretendedRecorder
 from veto_pl.testing.tiny import tiny_source
 
 STEP = Step(index=3, total=10, seed=7)
@@ -110,3 +123,29 @@ def test_prompts_with_images_are_refused_where_ids_alone_are_sent():
     teacher = ServedTeacher(servers=("http://localhost:1/v1",), model="t", source=FromDataset())
     with pytest.raises(ConfigurationError, match="`ServedTeacher` sends ids alone"):
         teacher(vision.prompts("llava", [([(8, 8, 1)], "a>")]), models, STEP)
+
+
+WRITTEN = Sampling(max_new_tokens=8, num_completions=2)
+MIXED = [TeacherMixed(0.5, WRITTEN), TeacherCorrected(sampling=WRITTEN), TeacherSwitched(1.0, WRITTEN)]
+
+
+@pytest.mark.parametrize("source", MIXED, ids=lambda source: type(source).__name__)
+def test_two_writers_read_the_same_images(source):
+    models = vision.models("qwen2_5_vl", "qwen3_vl")
+    batch = vision.prompts("qwen2_5_vl", ROWS)
+    sequences = source(batch, models, STEP)
+    written = sequences.token_ids()
+    assert not torch.isin(written, torch.tensor(models.student.placeholders)).any()
+    assert torch.isfinite(sequences.sampler_logp).all()
+    alone = source(batch.rows(torch.tensor([4])), models, STEP)
+    assert completions(alone) == completions(sequences)[8:10]
+
+
+@pytest.mark.parametrize("style", ["llava", "qwen2_5_vl"])
+def test_recorded_steps_behind_images_write_what_the_growing_loop_writes(style, monkeypatch):
+    monkeypatch.setitem(recording.RECORDERS, "cpu", PretendedRecorder)
+    models, batch = vision.models(style), vision.prompts(style, ROWS)
+    sampling = Sampling(max_new_tokens=20, num_completions=2)
+    grown, fixed = (FromStudent(sampling, DecodeLoop(capture=how))(batch, models, STEP) for how in (False, True))
+    assert completions(fixed) == completions(grown)
+    assert torch.allclose(fixed.sampler_logp, grown.sampler_logp, atol=1e-4)

@@ -19,7 +19,7 @@ from veto_pl.metrics.rollout_numbers import rollout_numbers
 from veto_pl.models import CharacterTokenizer
 from veto_pl.objectives import OPD, VOPD, Distill, ResOPD, Sum, Veto
 from veto_pl.parts.supports import TopK
-from veto_pl.rollouts import FromDataset, FromStudent, Mixture, Sampling, ServedTeacher, served_teacher
+from veto_pl.rollouts import FromDataset, FromStudent, Mixture, Sampling, ServedTeacher, asked_servers
 from veto_pl.seams import ModelSource, PromptBatch, Step
 from veto_pl.testing.rows import difference
 from veto_pl.testing.tiny import ALPHABET, prompt_batch, tiny_models, tiny_source
@@ -33,7 +33,7 @@ SAMPLED = FromStudent(Sampling(max_new_tokens=6, num_completions=2))
 def _direct_and_at_once(monkeypatch):
     """No proxy, no pause between attempts, no server that was compared before."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(served_teacher, "_checked", set())
+    monkeypatch.setattr(asked_servers, "_checked", set())
 
     async def sleep(delay):
         """Does not wait."""

@@ -68,6 +68,7 @@ class Export(L.Callback):
                     folder,
                     adapter=self.adapter,
                     source=pl_module.student_source,
+                    processor=pl_module.images.files(pl_module.student.model),
                 )
                 rank_zero_info(f"Exported the student to {folder}{'' if chosen is None else _said_of(chosen)}")
         except ConfigurationError as error:  # an error of the first rank, for which the others would wait

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import lightning as L
@@ -12,6 +13,8 @@ from rich.table import Table
 
 from veto_pl.callbacks.logged_tables import log_table
 from veto_pl.core.mistakes import check_number
+from veto_pl.exceptions import DataError
+from veto_pl.seams import Picture
 from veto_pl.seams.playing import Line, spoken_in
 from veto_pl.storage.journals import Journal
 from veto_pl.storage.run_folder import SAMPLES, run_folder
@@ -77,7 +80,8 @@ class SampleTable(L.Callback, Journal):
         missing = self.number - len(self._rows)
         if missing > 0 and trainer.is_global_zero and outputs is not None:
             evaluation: Evaluation = outputs["evaluation"]
-            self._rows += evaluation.rows()[:missing]
+            for row, images in zip(evaluation.rows()[:missing], evaluation.images(), strict=False):
+                self._rows.append(row | ({"thumbnails": _thumbnails(images)} if images else {}))
 
     @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -110,6 +114,15 @@ class SampleTable(L.Callback, Journal):
             cells = [_last(prompt, self.width), *texts]
             table.add_row(*(cell.replace("[", r"\[") for cell in cells), f"{row['reward']:g}")  # no mark-up of rich
         return table
+
+
+def _thumbnails(images: Iterable[Picture]) -> list[str]:
+    """Return small copies for pages; none of an image that is gone."""
+    found = []
+    for image in images:
+        with suppress(DataError):
+            found.append(image.thumbnail())
+    return found
 
 
 def _spoken(row: Mapping[str, Any], width: int | None = None) -> dict[str, str]:

@@ -26,10 +26,12 @@ from veto_pl.seams import (
     RolloutSource,
     Schedule,
     Task,
+    TeacherSource,
     Template,
     TokenizerSource,
 )
 from veto_pl.seams.teacher_names import setting_of
+from veto_pl.training.measured import compared_apart, teacher_folders
 
 
 class Checked(Protocol):
@@ -37,8 +39,8 @@ class Checked(Protocol):
 
     objective: Objective
     student_source: ModelSource
-    teacher_source: ModelSource | None
-    teacher_sources: Mapping[str, ModelSource]
+    teacher_source: TeacherSource | None
+    teacher_sources: Mapping[str, TeacherSource]
     panel: Panel | None
     reference_source: ModelSource | None
     tokenizer_source: TokenizerSource | None
@@ -83,7 +85,7 @@ class RunSetup:
         if self.stage == "fit":
             yield from self.settings()
             yield from _settings(module.lr_schedule, "model.lr_schedule")
-        for path, source in self._model_sources.items():
+        for path, source in self._all_sources.items():
             yield from _settings(source, path)
         yield from _settings(module.tokenizer_source, "model.tokenizer")
         yield from _settings(module.evaluation_engine, "model.evaluation_engine")
@@ -123,8 +125,13 @@ class RunSetup:
     @property
     def metrics(self) -> list[str]:
         """What a validation measures."""
+        measured, module = self.module.validation_metrics, self.module
         folders = ["validation", *(f"validation/{source}" for source in self.task.sources)]
-        return [f"{folder}/{name}" for folder in folders for name in self.module.validation_metrics]
+        models = [name for name, source in module.teacher_sources.items() if isinstance(source, ModelSource)]
+        apart = teacher_folders(compared_apart(module.panel, self.teachers, models), self.task.sources)
+        comparing = [name for name, metric in measured.items() if getattr(metric, "needs_teacher", False)]
+        by_teacher = [f"validation/{folder}/{name}" for folder in apart.values() for name in comparing]
+        return [*(f"{folder}/{name}" for folder in folders for name in measured), *by_teacher]
 
     @property
     def validates(self) -> bool:
@@ -157,7 +164,8 @@ class RunSetup:
     @cached_property
     def models(self) -> dict[str, Any]:
         """The architecture of each model by its path, or the error that reading it gave. No weights are read."""
-        return {path: _architecture(source) for path, source in self._model_sources.items()}
+        sources = self._all_sources.items()
+        return {path: _architecture(source) for path, source in sources if isinstance(source, ModelSource)}
 
     @property
     def text_parts(self) -> dict[str, Any]:
@@ -176,11 +184,11 @@ class RunSetup:
         return min((size for size in sizes if isinstance(size, int) and size > 0), default=None)
 
     @property
-    def _model_sources(self) -> dict[str, ModelSource]:
+    def _all_sources(self) -> dict[str, TeacherSource]:
         module = self.module
         teachers = {setting_of(name): source for name, source in module.teacher_sources.items()}
-        sources = {"model.student": module.student_source, **teachers, "model.reference": module.reference_source}
-        return {path: source for path, source in sources.items() if source is not None}
+        reference = {} if module.reference_source is None else {"model.reference": module.reference_source}
+        return {"model.student": module.student_source, **teachers, **reference}
 
 
 def _architecture(source: ModelSource) -> Any:

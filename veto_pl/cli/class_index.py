@@ -29,6 +29,7 @@ SEAM_NAMES: dict[str, tuple[str, ...]] = {
     "rewards": ("Reward",),
     "judges": ("Judge",),
     "models": ("ModelSource",),
+    "scores": ("ScoreSource",),
     "tokenizers": ("TokenizerSource",),
     "metrics": ("CompletionMetric", "TokenMetric", "MetricFamily"),
 }

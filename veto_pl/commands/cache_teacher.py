@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -17,9 +18,12 @@ from veto_pl.functional.chunk_size import fewest_rows
 from veto_pl.offline.cost import cost_table
 from veto_pl.offline.manifest import NAME
 from veto_pl.seams import Objective, TeacherContext
+from veto_pl.seams.teacher_names import TEACHER, listed, setting_of
 
 
-def cache_teacher(config: Sequence[str], *, out: Path, k: int, split: str, rows_per_shard: int) -> None:
+def cache_teacher(
+    config: Sequence[str], *, out: Path, k: int, split: str, rows_per_shard: int, teacher: str = TEACHER
+) -> None:
     """Write the teacher's scores of a split, and print what truncation costs and how a run uses them.
 
     Args:
@@ -28,6 +32,7 @@ def cache_teacher(config: Sequence[str], *, out: Path, k: int, split: str, rows_
         k: ids kept per token.
         split: the rows to score.
         rows_per_shard: rows of a file.
+        teacher: the name of the one that is scored.
 
     Raises:
         ConfigurationError: a setting cannot work, or the folder holds other scores.
@@ -36,11 +41,14 @@ def cache_teacher(config: Sequence[str], *, out: Path, k: int, split: str, rows_
     check_sizes("cache-teacher", at_least=1, rows_per_shard=rows_per_shard)
     cli = Prepared(["fit", *config])
     temperature = _temperature(cli.model.objective)
-    if cli.model.teacher_source is None:
-        raise ConfigurationError("`cache-teacher` needs the teacher to be scored, but `model.teacher` is not set.")
+    if teacher not in (known := cli.model.model_sources):
+        raise ConfigurationError(
+            f"`cache-teacher` needs the teacher to be scored, but of models the run has {listed(known)} and not "
+            f"`{teacher}`. Set `{setting_of(teacher)}`, or name another by `--teacher`."
+        )
     console = Console()
     manifest = write_store(
-        _scorer(cli, k, temperature),
+        _scorer(cli, k, temperature, teacher),
         cli.datamodule.rows(split),
         out,
         rows_per_shard=rows_per_shard,
@@ -50,22 +58,24 @@ def cache_teacher(config: Sequence[str], *, out: Path, k: int, split: str, rows_
     console.print(f"{out / NAME}: {rows} rows, {manifest.cost.tokens} tokens", highlight=False, soft_wrap=True)
     console.print(cost_table(manifest.cost.means(), k))
     console.print("Train from the store with these lines in the config, behind the others:", highlight=False)
-    console.print(usage(out), highlight=False, soft_wrap=True)
+    console.print(usage(out, teacher), highlight=False, soft_wrap=True)
 
 
-def usage(out: Path) -> str:
-    """Return the YAML that replaces the teacher by the store in `out`."""
-    rollout = {"class_path": "FromCache", "init_args": {"path": str(out)}}
-    content = {"model": {"teacher": None, "objective": {"init_args": {"rollout": rollout}}}}
-    text: str = yaml.safe_dump(content, sort_keys=False)
+def usage(out: Path, teacher: str = TEACHER) -> str:
+    """Return the YAML that replaces a teacher by the store in `out`."""
+    path = {"path": str(out)}
+    rollout = {"class_path": "FromCache", "init_args": path}
+    alone: dict[str, Any] = {"teacher": None, "objective": {"init_args": {"rollout": rollout}}}
+    named: dict[str, Any] = {"teachers": {teacher: {"class_path": "StoredScores", "init_args": path}}}
+    text: str = yaml.safe_dump({"model": alone if teacher == TEACHER else named}, sort_keys=False)
     return text
 
 
-def _scorer(cli: Prepared, k: int, temperature: float) -> Scorer:
+def _scorer(cli: Prepared, k: int, temperature: float, teacher: str) -> Scorer:
     """Return a scorer with the models of the run, on its device and in its precision."""
     data, trainer = cli.datamodule, cli.trainer
     return Scorer(
-        models=cli.loaded("cache-teacher"),
+        models=cli.loaded("cache-teacher", teacher),
         collator=data.collator,
         k=k,
         temperature=temperature,

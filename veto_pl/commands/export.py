@@ -11,7 +11,7 @@ from torch import Tensor
 from veto_pl.cli.build import built_from
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.assemble import load_student
-from veto_pl.models.blueprint import BLUEPRINT, rebuild_student, rebuild_tokenizer, with_run_template
+from veto_pl.models.blueprint import BLUEPRINT, rebuild_processor, rebuild_student, rebuild_tokenizer, with_run_template
 from veto_pl.models.checkpoint_weights import load_stored, weights_in
 from veto_pl.models.described import rebuilt
 from veto_pl.models.export_folder import STUDENT_PREFIX, AdapterForm, check_folder, export_student
@@ -24,6 +24,7 @@ from veto_pl.training.adapter_checkpoints import ADAPTER, check_base
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from veto_pl.data.image_reader import ImageReader
     from veto_pl.models.causal_lm import CausalLM
     from veto_pl.seams import ModelSource
 
@@ -53,7 +54,8 @@ def export_checkpoint(
     settings, weights = _read(checkpoint)
     entry = settings.get(ADAPTER)
     if config is not None:
-        student, tokenizer, source = _student_of_config(config, empty=entry is None)
+        student, tokenizer, source, images = _student_of_config(config, empty=entry is None)
+        processor = images.files(student.model)
     elif settings.get(BLUEPRINT) is None:
         raise ConfigurationError(
             f"`{checkpoint}` does not describe its student; an earlier version has written it. Name the configuration "
@@ -68,18 +70,23 @@ def export_checkpoint(
         student, tokenizer = rebuild_student(
             settings[BLUEPRINT], Path(checkpoint), tensors=len(weights), trust_remote_code=trust_remote_code
         )
+    if config is None:
+        processor = rebuild_processor(settings[BLUEPRINT])
     check_base(student, entry)
     _load_weights(student, weights, checkpoint)
     written = settings.get("veto_pl_config")
     told = config or (written if isinstance(written, str) else None)
-    return export_student(student, tokenizer, told, folder, adapter=adapter, source=source)
+    return export_student(student, tokenizer, told, folder, adapter=adapter, source=source, processor=processor)
 
 
-def _student_of_config(config: str, *, empty: bool) -> tuple[CausalLM, PreTrainedTokenizerBase, ModelSource]:
+def _student_of_config(
+    config: str, *, empty: bool
+) -> tuple[CausalLM, PreTrainedTokenizerBase, ModelSource, ImageReader]:
     """Return the student that a run's YAML describes, with its weights unless the checkpoint has them all."""
     module, data = built_from(config)
     student = load_student(module.student_source, module.tokenizer, empty=empty)
-    return student, with_run_template(data.row_template, module.tokenizer), module.student_source
+    tokenizer = with_run_template(data.row_template, module.tokenizer)
+    return student, tokenizer, module.student_source, module.images
 
 
 def _source_of(entry: Any, checkpoint: str | Path, trust_remote_code: bool) -> ModelSource:

@@ -101,6 +101,7 @@ def _cache_teacher(arguments: Sequence[str]) -> None:
     parser.add_argument("--k", type=int, default=64, help="likeliest ids kept per token (default: 64)")
     parser.add_argument("--split", default="train", help="train (default), validation or test")
     parser.add_argument("--rows_per_shard", type=int, default=512, help="rows of a file (default: 512)")
+    parser.add_argument("--teacher", default="teacher", help="its name in `model.teachers`; `model.teacher` by default")
     given, config = parser.parse_known_args(arguments)
     load_plugins()
     from veto_pl.commands.cache_teacher import cache_teacher

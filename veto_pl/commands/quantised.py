@@ -58,7 +58,7 @@ def print_gaps(config: Sequence[str], *, rows: int) -> None:
     check_sizes("quantised", at_least=1, rows=rows)
     cli = Prepared(["fit", *config])
     module, data = cli.model, cli.datamodule
-    sources = {"student": module.student_source, **module.teacher_sources, "reference": module.reference_source}
+    sources = {"student": module.student_source, **module.model_sources, "reference": module.reference_source}
     quantised = {role: pair for role, source in sources.items() if (pair := _pair(source)) is not None}
     if not quantised:
         raise ConfigurationError(

@@ -76,7 +76,7 @@ class Scorer:
             columns, lost = self._score_batch(batch)
             lengths = [len(row.completion_ids) for row in batch]
             for row, *told in zip(batch, *(torch.split(column, lengths) for column in columns), strict=True):
-                scored.append(ScoredRow(row_key(row.prompt_ids, row.completion_ids), *told))
+                scored.append(ScoredRow(row_key(row.prompt_ids, row.completion_ids, row.pictures), *told))
             cost += lost
         return scored, cost
 
@@ -126,7 +126,7 @@ def write_store(scorer: Scorer, rows: Sequence[Encoded], folder: Path, *, rows_p
         ConfigurationError: the folder holds scores of another teacher, tokenizer, k or temperature.
         DataError: no row has a completion.
     """
-    wanted = {row_key(row.prompt_ids, row.completion_ids): row for row in rows if row.completion_ids}
+    wanted = {row_key(row.prompt_ids, row.completion_ids, row.pictures): row for row in rows if row.completion_ids}
     if not wanted:
         raise DataError(f"None of the {len(rows)} rows has a reference completion, so there is nothing to score.")
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from string import Formatter
 from typing import Any
 
-from veto_pl.seams import Conversation
+from veto_pl.seams import Conversation, text_of
 
 
 def format_as_jinja(text: str) -> str | None:
@@ -83,5 +83,10 @@ def merged_system(said: Conversation) -> Conversation:
     if first["role"] != "system" or place is None:
         return said
     asked = others[place]
-    others[place] = {**asked, "content": f"{first['content']}\n\n{asked['content']}"}
+    said_first = f"{text_of(first)}\n\n"
+    behind = asked["content"]
+    others[place] = {
+        **asked,
+        "content": said_first + behind if isinstance(behind, str) else [{"type": "text", "text": said_first}, *behind],
+    }
     return replace(said, messages=tuple(others), turns=tuple(turn - 1 for turn in said.turns))

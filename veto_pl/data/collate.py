@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from veto_pl.data.control_words import ControlWords
+from veto_pl.data.image_reader import ImageReader, RowImages
 from veto_pl.data.templates import PlainTemplate
 from veto_pl.data.tokenising import tokenise_continuations, tokenise_prompts
 from veto_pl.data.turns import judged_by, speak
 from veto_pl.data.unknown_text import UnknownText
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.seams import Example, ModelSource, PromptBatch, Task, Template, pad_left, pad_right
+from veto_pl.seams import Example, Media, ModelSource, PromptBatch, Task, Template, pad_left, pad_right
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,6 +36,7 @@ class Encoded:
         turns: for each id of the completion, k in the k-th turn that is trained on and 0 elsewhere; empty where all
             counts.
         unknown: tokens that stand for text that the tokenizer does not know.
+        pictures: a hash of each image of the row, whose places in the prompt have as many tokens as the model reads.
     """
 
     example: Example
@@ -45,6 +47,7 @@ class Encoded:
     remarks: tuple[str, ...] = ()
     turns: list[int] = field(default_factory=list)
     unknown: int = 0
+    pictures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +61,11 @@ class Collator:
         max_completion_tokens: a longer reference is cut and then has no EOS; None for no limit.
         completion_prefix: text between prompt and reference, such as a space, that counts as completion.
         student: its stored settings may name further ends beside the tokenizer's EOS.
+        images: reads the images of rows that have some; None refuses such rows.
 
     Raises:
         ConfigurationError: where references need an EOS and the tokenizer has none.
-        DataError: where a prompt has no tokens.
+        DataError: where a prompt has no tokens, or an image is missing or damaged.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -70,25 +74,42 @@ class Collator:
     max_completion_tokens: int | None = None
     completion_prefix: str = ""
     student: ModelSource | None = None
+    images: ImageReader | None = None
 
     def __call__(self, examples: Sequence[Example]) -> PromptBatch:
         """Encode and pad."""
         return self.pad(self.encode(examples))
 
-    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+    def encode(self, examples: Sequence[Example], numbers: Sequence[int] | None = None) -> list[Encoded]:
         """Tokenise each example. Prompt and completion are tokenised apart, as generation sees them.
 
         A reference whose text has its end gets no other one behind it, and is judged and shown without. A conversation
         with references is tokenised as a whole, and gets the ends that its template writes.
+
+        Args:
+            examples: rows of a split.
+            numbers: their places in it; counted from 0 where they are not given.
         """
+        numbers = range(len(examples)) if numbers is None else numbers
         spoken = [bool(example.conversation and example.conversation.turns) for example in examples]
-        texts = iter(self._from_texts([example for example, one in zip(examples, spoken, strict=True) if not one]))
-        turns = iter(self._from_turns([example for example, one in zip(examples, spoken, strict=True) if one]))
+        images = [self._images(example, number) for example, number in zip(examples, numbers, strict=True)]
+        told = list(zip(examples, images, spoken, strict=True))
+        texts = iter(self._from_texts(*_apart([one[:2] for one in told if not one[2]])))
+        turns = iter(self._from_turns(*_apart([one[:2] for one in told if one[2]])))
         unknown = UnknownText(self.tokenizer)
         rows = [next(turns) if one else next(texts) for one in spoken]
-        return [replace(row, number=i, unknown=unknown.count(row)) for i, row in enumerate(rows)]
+        return [
+            replace(row, number=number, unknown=unknown.count(row), pictures=() if seen is None else seen.digests)
+            for row, number, seen in zip(rows, numbers, images, strict=True)
+        ]
 
-    def _from_texts(self, examples: Sequence[Example]) -> list[Encoded]:
+    def _images(self, example: Example, number: int) -> RowImages | None:
+        """Return what stands in the texts of a row for its images; None for a row without or without a reader."""
+        if not example.images or self.images is None:
+            return None
+        return self.images.reading(example.images, _called(example, number))
+
+    def _from_texts(self, examples: Sequence[Example], images: Sequence[RowImages | None]) -> list[Encoded]:
         """Encode single prompts, and conversations without a reference."""
         talks = [example for example in examples if example.conversation is not None]
         if talks and not self.template.renders_conversations:
@@ -96,7 +117,7 @@ class Collator:
         words = ControlWords(self.tokenizer)
         ends = self._ends(examples, words)
         stripped = [_without_ends(example, ends) for example in examples]
-        prompts = tokenise_prompts(stripped, self.template, self.tokenizer)
+        prompts = tokenise_prompts(stripped, self.template, self.tokenizer, images)
         for example, (ids, _) in zip(examples, prompts, strict=True):
             if not ids:
                 raise DataError(
@@ -112,15 +133,15 @@ class Collator:
             for example, (prompt, _), whole, said in rows
         ]
 
-    def _from_turns(self, examples: Sequence[Example]) -> list[Encoded]:
+    def _from_turns(self, examples: Sequence[Example], images: Sequence[RowImages | None]) -> list[Encoded]:
         """Encode conversations with references."""
         if not examples:
             return []
         named = () if self.student is None else self.student.end_ids()
         ends = {i for i in (self.tokenizer.eos_token_id, *named) if i is not None}
         limit, rows = self.max_completion_tokens, []
-        for example in examples:
-            said = speak(example, self.template, self.tokenizer, ends)
+        for example, seen in zip(examples, images, strict=True):
+            said = speak(example, self.template, self.tokenizer, ends, seen)
             if not said.prompt_ids:
                 raise DataError(f"Nothing stands in front of the answer in {example.prompt[:60]!r}. Add a message.")
             ids = said.completion_ids[:limit]
@@ -141,8 +162,17 @@ class Collator:
         if any(row.turns for row in rows):
             turns, _ = pad_right([_tensor(row.turns or [1] * len(row.completion_ids)) for row in rows])
         return PromptBatch(
-            prompts, prompt_mask, completions, completion_mask, examples, self.task, numbers, self.template, turns
-        )
+            prompts, prompt_mask, completions, completion_mask, examples, self.task, numbers, self.template, turns,
+            media=self._media(rows),
+        )  # fmt: skip
+
+    def _media(self, rows: Sequence[Encoded]) -> Media | None:
+        """Return the features of the rows' images, each row's as if it were alone; None where there is no image."""
+        if not any(row.pictures for row in rows):
+            return None
+        assert self.images is not None, "the rows were encoded by it"
+        of_rows = [(row.example.images, row.pictures, _called(row.example, row.number)) for row in rows]
+        return Media(tuple(self.images.features(*one) if one[1] else {} for one in of_rows))
 
     def _ends(self, examples: Sequence[Example], words: ControlWords) -> dict[str, int]:
         """Return the ids that end a reference, by their text: EOS, and those of the student if a reference ends with
@@ -169,6 +199,17 @@ class Collator:
             [] if example.completion is None else [*next(ids), eos if end is None else end]
             for example, end in zip(examples, ends, strict=True)
         ]
+
+
+def _called(example: Example, number: int) -> str:
+    """Return what a row is called in messages."""
+    return f"Row {number + 1} ({example.prompt[:60]!r})"
+
+
+def _apart(
+    pairs: Sequence[tuple[Example, RowImages | None]],
+) -> tuple[list[Example], list[RowImages | None]]:
+    return [example for example, _ in pairs], [images for _, images in pairs]
 
 
 def _end_of(text: str, ends: Mapping[str, int]) -> str:

@@ -69,9 +69,11 @@ class ControlWords:
 
     def first(self, example: Example) -> str:
         """Return the first control word of an example's own text; empty where it holds none."""
-        said = example.conversation
-        told = [] if said is None else [*said.messages, *said.tools]
-        return next(filter(None, map(self.within, _texts([example.prompt, example.row, told]))), "")
+        return next(filter(None, map(self.within, _own_texts(example))), "")
+
+    def inside(self, example: Example) -> set[str]:
+        """Return all control words of an example's own text."""
+        return {word for text in _own_texts(example) for word in self.pattern.findall(text)}
 
     def mark_words(self, example: Example) -> Example:
         """Return the example with a mark in each control word, so that none is one any more."""
@@ -111,6 +113,11 @@ class ControlWords:
         while self.within(text):  # words may overlap
             text = self.pattern.sub(lambda word: word[0][0] + MARK + word[0][1:], text)
         return text
+
+
+def _own_texts(example: Example) -> list[str]:
+    said = example.conversation
+    return _texts([example.prompt, example.row, [] if said is None else [*said.messages, *said.tools]])
 
 
 def _texts(value: Any) -> list[str]:

@@ -21,6 +21,7 @@ from veto_pl.data.encoding import Batches, EncodedRows
 from veto_pl.data.epoch import check_epoch
 from veto_pl.data.fingerprints import fingerprint
 from veto_pl.data.functions import as_reward, as_task, as_template
+from veto_pl.data.image_reader import ImageReader
 from veto_pl.data.overlong import Overlong, OverlongCompletions
 from veto_pl.data.resumed_rows import ResumedRows
 from veto_pl.data.sampler import RankSampler, even_batches
@@ -56,7 +57,8 @@ class PromptDataModule(ResumedRows, LightningDataModule):
         validation_batch_size: prompts of an evaluation batch, on each rank; None for `batch_size`.
         max_prompt_tokens: tokens that a prompt may have.
         max_completion_tokens: tokens that a reference may have, EOS included.
-        overlong: for prompts that are too long: `drop` them, `truncate_left` to keep their last tokens, or `error`.
+        overlong: for prompts that are too long: `drop` them, `truncate_left` to keep their last tokens (prompts with
+            images are dropped then), or `error`.
         overlong_completions: for training references that are too long: `cut` them, which takes their EOS, `drop` their
             rows, or `error`.
         completion_prefix: text between prompt and reference, such as a space, that counts as completion.
@@ -127,13 +129,20 @@ class PromptDataModule(ResumedRows, LightningDataModule):
         self.shuffle_buffer = shuffle_buffer
         self.test_split = "test"  # or what stands in for it
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._images: ImageReader | None = None
         self._rows: dict[str, EncodedRows | EncodedStream] = {}
         self._built_from: dict[str, tuple[Any, ...]] = {}
         self._order: RankSampler | StreamOrder = RankSampler(0)
 
-    def connect(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Set the tokenizer, for use without a trainer or instead of the module's; rows are tokenised anew."""
+    def connect(self, tokenizer: PreTrainedTokenizerBase, processor: Any = None) -> None:
+        """Set the tokenizer, for use without a trainer or instead of the module's; rows are tokenised anew.
+
+        Args:
+            tokenizer: of transformers.
+            processor: of transformers, for rows with images.
+        """
         self._tokenizer = tokenizer
+        self._images = None if processor is None else ImageReader(tokenizer, given=processor)
         self._rows.clear()
         self._built_from.clear()
 
@@ -158,6 +167,7 @@ class PromptDataModule(ResumedRows, LightningDataModule):
             max_completion_tokens=self.max_completion_tokens,
             completion_prefix=self.completion_prefix,
             student=getattr(module, "student_source", None),
+            images=getattr(module, "images", None) if self._tokenizer is None else self._images,
         )
 
     def setup(self, stage: str) -> None:
@@ -229,7 +239,7 @@ class PromptDataModule(ResumedRows, LightningDataModule):
         """Return a fingerprint of everything that decides how rows are encoded; None where it cannot be told."""
         collator = self.collator
         ends = [] if collator.student is None else list(collator.student.end_ids())
-        return fingerprint([replace(collator, task=None, student=None), ends])
+        return fingerprint([replace(collator, task=None, student=None, images=None), ends])
 
     def _encode(self, split: str, name: str | None) -> EncodedRows | EncodedStream:
         wanted, examples = split, self._load(split)

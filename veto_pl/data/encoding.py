@@ -38,6 +38,7 @@ _SCHEMA = pa.schema(
         "references": pa.large_string(),  # as JSON, where the encoding has changed those of the example
         "turns": pa.list_(pa.int32()),
         "unknown": pa.int32(),
+        "pictures": pa.list_(pa.string()),
     }
 )
 _Batch = tuple[pa.RecordBatch, str]
@@ -85,10 +86,11 @@ class EncodedRows(Sequence[Encoded]):
         parts = zip(rows_at(self.examples, numbers), numbers, *columns.values(), strict=True)
         return [
             Encoded(
-                _with(example, references), prompt[first:], completion, number, cut, tuple(said.split()), turns, unknown
+                _with(example, references), prompt[first:], completion, number, cut, tuple(said.split()), turns,
+                unknown, tuple(pictures),
             )
-            for example, number, prompt, completion, cut, said, references, turns, unknown in parts
-        ]
+            for example, number, prompt, completion, cut, said, references, turns, unknown, pictures in parts
+        ]  # fmt: skip
 
     def __iter__(self) -> Iterator[Encoded]:
         return chain.from_iterable(map(self.__getitems__, batches(len(self))))
@@ -125,6 +127,11 @@ class EncodedRows(Sequence[Encoded]):
     def unknown_tokens(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Tokens of each row that stand for text that the tokenizer does not know, [N] int64."""
         return self._left(self.tokens.data.column("unknown"))
+
+    @property
+    def with_images(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which rows have images, [N] bool."""
+        return self._left(pc.list_value_length(self.tokens.data.column("pictures"))) > 0
 
     def remarked(self, remark: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Return which rows have a remark, [N] bool."""
@@ -207,6 +214,9 @@ def encode_rows(
     encoder = _Encoder(examples, replace(collator, task=None))
     known: str | None = getattr(examples, "key", None)
     key = digest("tokens", known, name) if known and name else None
+    pictures: str | None = getattr(examples, "pictures", None)
+    if key is not None and pictures is not None:
+        key = digest(key, pictures, collator.images.name) if collator.images is not None else None
     table = cached_table(key, _SCHEMA, lambda notes: _batches(encoder, processes, notes))
     return EncodedRows(table.rows, examples, table.notes["content"])
 
@@ -221,7 +231,7 @@ class _Encoder:
     def __call__(self, places: range) -> _Batch:
         examples = rows_at(self.examples, places)
         check_agreement(examples)
-        rows = self.collator.encode(examples)
+        rows = self.collator.encode(examples, places)
         columns = [
             [row.prompt_ids for row in rows],
             [row.completion_ids for row in rows],
@@ -230,11 +240,15 @@ class _Encoder:
             [_changed(example, row.example) for example, row in zip(examples, rows, strict=True)],
             [row.turns for row in rows],
             [row.unknown for row in rows],
+            [row.pictures for row in rows],
         ]
         arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
         batch = pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA)
-        plain = [[e.prompt, e.completion, e.alternatives, dict(e.row), *told_beside(e)] for e in examples]
-        told = json.dumps([plain, columns], skipkeys=True, default=lambda value: type(value).__name__)
+        # Of images the hash tells, wherever they lie, and the name of rows without any is as it was.
+        blind = [replace(example, images=()) if example.images else example for example in examples]
+        plain = [[e.prompt, e.completion, e.alternatives, dict(e.row), *told_beside(e)] for e in blind]
+        seen = columns if any(row.pictures for row in rows) else columns[:-1]
+        told = json.dumps([plain, seen], skipkeys=True, default=lambda value: type(value).__name__)
         return batch, hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
 

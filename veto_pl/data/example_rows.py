@@ -11,17 +11,17 @@ from typing import Any, overload
 import pyarrow as pa
 from lightning.pytorch.utilities import rank_zero_warn
 
-from veto_pl.data.fingerprints import digest
-from veto_pl.data.row_store import Notes, cached_table
+from veto_pl.data.fingerprints import digest, files_state
+from veto_pl.data.row_store import Notes, Table, cached_table
 from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.seams import Conversation, Example
+from veto_pl.seams import Conversation, Example, Picture
 
 Say = Callable[[str], None]
 _TEXT = pa.large_string()
 _SCHEMA = pa.schema(
     {"prompt": _TEXT, "completion": _TEXT, "alternatives": pa.list_(_TEXT), "row": _TEXT, "beside": _TEXT}
 )
-"""The last two are JSON: the row, and what `told_beside` tells."""
+"""The last two are JSON: the row, and what `told_beside` tells with the images, if there are any."""
 BATCH = 1000
 """Rows that are written, read or tokenised together."""
 _BATCH_CHARACTERS = 2**24
@@ -36,12 +36,15 @@ class StoredExamples(Sequence[Example]):
         origin: where the rows come from, for messages.
         key: names the contents; None where that is not known.
         remark: why there are fewer rows than somebody may expect, for messages.
+        pictures: names the contents of their image files, as far as size and time of change tell; None where no row has
+            an image.
     """
 
     rows: Any
     origin: str
     key: str | None = None
     remark: str = ""
+    pictures: str | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -92,7 +95,11 @@ def rows_at(examples: Sequence[Example], places: Sequence[int]) -> list[Example]
 
 
 def stored(
-    read: Callable[[Say], Iterable[Example]], *, origin: str, key: Callable[[], str | None] = lambda: None
+    read: Callable[[Say], Iterable[Example]],
+    *,
+    origin: str,
+    key: Callable[[], str | None] = lambda: None,
+    place: str = "",
 ) -> StoredExamples:
     """Read examples once and keep them in an Arrow table.
 
@@ -102,6 +109,7 @@ def stored(
         origin: where the examples come from, for messages.
         key: names their contents, as `source_key` does, and is asked before and after reading; None keeps them for this
             process only.
+        place: where they lie: equal rows elsewhere may have other images.
 
     Raises:
         DataError: the contents changed while they were read.
@@ -115,6 +123,9 @@ def stored(
         for example in read(said.append):
             row = json.dumps(dict(example.row), default=str)
             beside = json.dumps(told) if any(told := told_beside(example)) else None
+            if example.images:
+                notes["place"] = place
+                notes.setdefault("images", []).extend(one.path for one in example.images if one.path)
             values = (example.prompt, example.completion, list(example.alternatives), row, beside)
             for column, value in zip(columns, values, strict=True):
                 column.append(value)
@@ -128,9 +139,18 @@ def stored(
             raise DataError(f"{origin}: changed while it was read. Start again when it is complete.")
 
     table = cached_table(name, _SCHEMA, fill)
+    if name is not None and table.notes.get("place", place) != place:
+        own = digest(name, place)
+        table = cached_table(own, _SCHEMA, fill)
+        return _stored(table, origin, own)
+    return _stored(table, origin, name)
+
+
+def _stored(table: Table, origin: str, key: str | None) -> StoredExamples:
     for message in table.notes["said"]:
         rank_zero_warn(message)
-    return StoredExamples(table.rows, origin, name, " ".join(table.notes["said"]))
+    pictures = files_state(table.notes["images"]) if "images" in table.notes else None
+    return StoredExamples(table.rows, origin, key, " ".join(table.notes["said"]), pictures)
 
 
 @dataclass(frozen=True)
@@ -166,12 +186,16 @@ def _example(prompt: str, completion: str | None, alternatives: list[str], row: 
     example = Example(prompt, completion, json.loads(row), tuple(alternatives))
     if beside is None:
         return example
-    said, source, teacher = json.loads(beside)
+    said, source, teacher, *images = json.loads(beside)
     conversation = None if said is None else Conversation.from_plain(said)
-    return replace(example, conversation=conversation, source=source, teacher=teacher)
+    pictures = tuple(map(Picture.from_plain, *images)) if images else ()
+    return replace(example, conversation=conversation, source=source, teacher=teacher, images=pictures)
 
 
 def told_beside(example: Example) -> list[Any]:
-    """Return what few examples have, as plain values: a conversation, the names of a data set and of a teacher."""
+    """Return what few examples have, as plain values: a conversation, the names of a data set and of a teacher, and
+    behind them images, if there are any.
+    """
     said = example.conversation
-    return [None if said is None else said.plain(), example.source, example.teacher]
+    told = [None if said is None else said.plain(), example.source, example.teacher]
+    return [*told, [one.plain() for one in example.images]] if example.images else told

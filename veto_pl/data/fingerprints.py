@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -49,6 +49,22 @@ def file_digest(path: Path) -> str:
         while block := file.read(_BLOCK):
             total.update(block)
     return total.hexdigest()
+
+
+def files_state(paths: Iterable[str]) -> str:
+    """Return a name for the present contents of files, by their sizes and the times at which they were written.
+
+    They are many, and are read anyway; a file that is missing has a name too, and reading will say so.
+    """
+    return digest(*(f"{path} {_state(path)}" for path in paths))
+
+
+def _state(path: str) -> str:
+    try:
+        state = local_path(path).stat()
+    except (OSError, ValueError, RuntimeError):
+        return "missing"
+    return f"{state.st_size} {state.st_mtime_ns}"
 
 
 def source_key(path: str, *settings: Any) -> str | None:
@@ -118,7 +134,7 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
         content.pop(state, None)
     special = [str(tokenizer.special_tokens_map), str(tokenizer.chat_template), str(tokenizer.eos_token_id)]
     versions = [tokenizers.__version__, transformers.__version__]
-    return digest(_code(type(tokenizer)), json.dumps(content), *special, *versions)
+    return digest(code_of(type(tokenizer)), json.dumps(content), *special, *versions)
 
 
 def _plain_value(value: Any) -> Any:
@@ -127,7 +143,7 @@ def _plain_value(value: Any) -> Any:
         return value
     if is_dataclass(value) and not isinstance(value, type):
         described = {field.name: _plain_value(getattr(value, field.name)) for field in fields(value)}
-        return [type(value).__qualname__, _code(type(value)), described]
+        return [type(value).__qualname__, code_of(type(value)), described]
     if isinstance(value, Mapping):
         return [[_plain_value(key), _plain_value(item)] for key, item in value.items()]
     if isinstance(value, list | tuple):
@@ -137,7 +153,7 @@ def _plain_value(value: Any) -> Any:
     raise _UnknownContentError(f"{type(value).__name__} cannot be written down.")
 
 
-def _code(kind: type) -> str:
+def code_of(kind: type) -> str:
     """Return a hash of the modules that define a class and its bases."""
     bases = [base for base in kind.__mro__ if base.__module__ not in ("abc", "builtins", "typing")]
     return digest(*(part for base in bases for part in (base.__qualname__, _source(base.__module__))))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from veto_pl.data.image_fields import is_image, no_part
 from veto_pl.data.jsonl import TEXT, check_fields, listed, shown
 from veto_pl.exceptions import DataError
 from veto_pl.seams import Message
@@ -77,20 +78,22 @@ def _message(given: Any, where: str) -> Message:
     if role not in ROLES:
         got = shown(role) if role is not None else f"a message with {listed(given)}"
         raise DataError(f"{where} expected one of the roles {', '.join(ROLES)}, got {got}.")
-    content = _text(told.pop("content", told.pop("value", None)), where)
+    content = _content(told.pop("content", told.pop("value", None)), where)
     if content is None and not told.get("tool_calls"):
         raise DataError(f"{where} expected a text, got a message with {listed(given)}.")
     calls = {"tool_calls": [_call(one, where) for one in told.pop("tool_calls")]} if told.get("tool_calls") else {}
     return {"role": role, "content": content or "", **calls, **told}
 
 
-def _text(content: Any, where: str) -> str | None:
-    """Return a text, which may be given in parts."""
+def _content(content: Any, where: str) -> str | list[Any] | None:
+    """Return a text, which may be given in parts, or parts, where some of them are images."""
     if isinstance(content, list):
-        other = [part for part in content if not isinstance(part, dict) or not isinstance(part.get("text"), str)]
-        if other:
-            raise DataError(f"{where} expected text, got {shown(other[0])}. Images and sound cannot be read.")
-        content = "".join(part["text"] for part in content)
+        texts = [part for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)]
+        if other := [part for part in content if part not in texts and not is_image(part)]:
+            raise no_part(other[0], where)
+        if any(map(is_image, content)):
+            return [part if is_image(part) else {"type": "text", "text": part["text"]} for part in content]
+        content = "".join(part["text"] for part in texts)
     if content is None:
         return None
     check_fields({"content": content}, where, content=TEXT)

@@ -69,6 +69,12 @@ class MixedExamples(Sequence[Example]):
         return None if None in keys else digest("mixed", *told)
 
     @property
+    def pictures(self) -> str | None:
+        """A name of the contents of the image files; None where no set has images."""
+        told = [getattr(part.examples, "pictures", None) for part in self.parts]
+        return digest("mixed", *map(str, told)) if any(told) else None
+
+    @property
     def origin(self) -> str:
         """Where the rows come from, for messages."""
         return origins(self.parts)

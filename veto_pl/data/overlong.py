@@ -35,7 +35,8 @@ def fit_prompts(rows: EncodedRows, *, max_prompt_tokens: int, overlong: Overlong
     Args:
         rows: encoded rows of any prompt length.
         max_prompt_tokens: tokens that a prompt may have.
-        overlong: `drop` leaves longer prompts out, `truncate_left` keeps their last tokens, `error` refuses them.
+        overlong: `drop` leaves longer prompts out, `truncate_left` keeps their last tokens, `error` refuses them. A
+            prompt with images is never cut: it is dropped then.
         split: what the rows are called in messages.
 
     Raises:
@@ -56,7 +57,14 @@ def fit_prompts(rows: EncodedRows, *, max_prompt_tokens: int, overlong: Overlong
     if overlong == "drop":
         rank_zero_warn(f"{found}: dropped.")
         return rows.only(fitting)
-    rank_zero_warn(f"{found}: their first tokens are cut.")
+    whole = ~fitting & rows.with_images
+    if whole.all():
+        raise DataError(f"{found}, and all have images, which are never cut. Raise the limit.")
+    if whole.any():
+        rank_zero_warn(f"{found}: the first tokens of those without images are cut, {whole.sum()} with images dropped.")
+        rows = rows.only(~whole)
+    else:
+        rank_zero_warn(f"{found}: their first tokens are cut.")
     return rows.cut(max_prompt_tokens)
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_PROBE = "probe"
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' ~ message['role'] ~ '\\n' ~ message['content'] ~ '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -57,7 +58,7 @@ class Renderer:
         options: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, **self.arguments}
         options |= {"tools": list(tools)} if tools else {}
         options |= {} if self.template is None else {"chat_template": self.template}
-        conversation = [dict(message) for message in messages]
+        conversation = self._shaped(messages)
         if not any("date" in name for name in self.arguments):
             _warn_of_dates(str(self.template or self.tokenizer.chat_template))
         return str(self._run(lambda: self.tokenizer.apply_chat_template(conversation, tokenize=False, **options)))
@@ -125,7 +126,7 @@ class Renderer:
         options = {**self.tokenizer.special_tokens_map, **self.arguments}
         _, places = self._run(
             lambda: render_jinja_template(
-                conversations=[[dict(message) for message in messages]],
+                conversations=[self._shaped(messages)],
                 tools=list(tools) or None,
                 chat_template=source,
                 return_assistant_tokens_mask=True,
@@ -146,12 +147,12 @@ class Renderer:
     ) -> None:
         """Refuse a template that ignores a message, as many do with those of tools, or the tools."""
         for place, message in enumerate(messages):
-            said = message.get("content")
-            if message["role"] == "assistant" or not isinstance(said, str) or said.strip() in text:
+            said = [one["text"] for one in _parts(message) if "text" in one]
+            if message["role"] == "assistant" or not said or all(one.strip() in text for one in said):
                 continue
             if self._is_same([*messages[:place], *messages[place + 1 :]], tools, text, asks=asks):
                 raise ConfigurationError(
-                    f"The chat template leaves out messages of the role `{message['role']}`, such as {shown(said)}. "
+                    f"The chat template leaves out messages of the role `{message['role']}`, such as {shown(said[0])}. "
                     f"Set `ChatTemplate.template` to one that shows them{_system_remedy(message['role'])}."
                 )
         if tools and self._is_same(messages, (), text, asks=asks):
@@ -182,6 +183,11 @@ class Renderer:
         except ConfigurationError:  # so it reads what is missing
             return False
 
+    def _shaped(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Return messages as the template reads them: some know contents in parts only."""
+        in_parts = reads_parts_only(str(self.template or self.tokenizer.chat_template))
+        return [{**message, "content": _parts(message)} if in_parts else dict(message) for message in messages]
+
     def _run(self, render: Callable[[], Any]) -> Any:
         try:
             return render()
@@ -193,6 +199,27 @@ class Renderer:
             if "system" in reason.lower():
                 remedy = f"Change it{_system_remedy('system')}"
             raise ConfigurationError(f"The chat template refused the conversation: {reason}. {remedy}.") from error
+
+
+def _parts(message: Message) -> list[Any]:
+    """Return the content of a message as parts; none where it has no content."""
+    content = message.get("content")
+    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content or ())
+
+
+@lru_cache(maxsize=64)
+def reads_parts_only(source: str) -> bool:
+    """Return whether a chat template shows a text in parts and not a plain one, as that of LLaVA does."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    def shows(content: Any) -> bool:
+        try:
+            (text,), _ = render_jinja_template([[{"role": "user", "content": content}]], chat_template=source)
+        except Exception:  # a template is a program, and may raise anything
+            return False
+        return _PROBE in text
+
+    return not shows(_PROBE) and shows([{"type": "text", "text": _PROBE}])
 
 
 @lru_cache(maxsize=64)

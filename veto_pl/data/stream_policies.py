@@ -34,10 +34,10 @@ def prompts_fit(rows: Iterable[Encoded], *, max_prompt_tokens: int, overlong: Ov
         if overlong == "error":
             raise DataError(f"{found}: it may not be used. Raise the limit or truncate.")
         if not told:
-            done = "dropped" if overlong == "drop" else "cut to their last tokens"
+            done = "dropped" if overlong == "drop" else "cut to their last tokens, or dropped where they have images"
             rank_zero_warn(f"{found}: it and all such prompts of the stream are {done}.")
             told = True
-        if overlong == "truncate_left":
+        if overlong == "truncate_left" and not row.pictures:
             yield replace(row, prompt_ids=row.prompt_ids[-max_prompt_tokens:])
 
 

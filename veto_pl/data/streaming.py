@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
@@ -110,8 +110,7 @@ class EncodedStream:
         for block in in_chunks(numbered, _BLOCK):
             examples = [example for _, example in block]
             check_agreement(examples)
-            rows = self.collator.encode(examples)
-            yield from (replace(row, number=number) for row, (number, _) in zip(rows, block, strict=True))
+            yield from self.collator.encode(examples, [number for number, _ in block])
 
 
 class StreamOrder(DistributedSampler[Any]):

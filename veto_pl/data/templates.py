@@ -13,8 +13,9 @@ from veto_pl.data.chat_templates import format_as_jinja, merged_system, user_onl
 from veto_pl.data.control_words import ControlWords, Reading, remove_json_marks, remove_marks, unmarked
 from veto_pl.data.dialogues import ChatDialogue, PlainDialogue
 from veto_pl.data.format_strings import check_format, fill
+from veto_pl.data.image_fields import IMAGE
 from veto_pl.data.renderings import Renderer
-from veto_pl.data.tokenising import tokenise_prompts
+from veto_pl.data.tokenising import row_images, tokenise_prompts
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams import Conversation, Dialogue, Example, Message, Rendering, Template
 
@@ -148,7 +149,9 @@ class ChatTemplate(Template):
         tools: tuple[Mapping[str, Any], ...] = (),
         ends: Collection[int] = (),
     ) -> Dialogue:
-        """Return the dialogue that the chat template shows."""
+        """Return the dialogue that the chat template shows; raise `ConfigurationError` for a row with images."""
+        if example.images:
+            row_images(example, None)  # which says so
         marked = ControlWords(tokenizer).mark_words(example) if self.control_words == "text" else example
         said = self._conversation(marked)
         said = Conversation(said.opening, tools=(*said.tools, *tools))
@@ -167,7 +170,7 @@ class ChatTemplate(Template):
     def _conversation(self, example: Example) -> Conversation:
         """Return what is rendered: the row's conversation, or one of its prompt, with the system message."""
         user = fill("ChatTemplate.user", self.user, example)
-        said = example.conversation or Conversation(({"role": "user", "content": ""},))
+        said = example.conversation or Conversation(({"role": "user", "content": [IMAGE] * len(example.images) or ""},))
         said = said.asking(user)
         said = self._with_system(example, said.with_texts(unmarked) if self.control_words == "tokens" else said)
         return merged_system(said) if self.merge_system else said

@@ -9,11 +9,13 @@ from weakref import WeakKeyDictionary
 from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.data.control_words import MARK, ControlWords
-from veto_pl.exceptions import DataError
+from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.seams import Example, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from veto_pl.data.image_reader import RowImages
 
 AS_TEXT: Mapping[str, Any] = {"split_special_tokens": True}
 SENTINELS = ("", "\n", ":", "0", "a")
@@ -65,16 +67,45 @@ def tokenise_continuations(texts: Sequence[str], tokenizer: PreTrainedTokenizerB
 
 
 def tokenise_prompts(
-    examples: Sequence[Example], template: Template, tokenizer: PreTrainedTokenizerBase
+    examples: Sequence[Example],
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    images: Sequence[RowImages | None] = (),
 ) -> list[tuple[list[int], str]]:
     """Tokenise each example's prompt, and return what is to be said of it: a key of `REMARKS`, mostly empty.
 
     A template gets an example whose control words are marked; those that it leaves marked are read as text.
+
+    Args:
+        examples: the rows.
+        template: makes their texts.
+        tokenizer: of the models.
+        images: of each row what stands in its text for its images, or None; empty where nothing reads images.
+
+    Raises:
+        ConfigurationError: a row has images, and nothing reads them.
+        DataError: a text is no valid Unicode, or shows more or fewer images than the row has.
     """
     words = ControlWords(tokenizer)
     rendered = [_rendered(example, template, tokenizer, words) for example in examples]
+    for i, example in enumerate(examples):
+        if example.images:
+            row = row_images(example, images[i] if images else None)
+            text, said = rendered[i]
+            rendered[i] = row.whole(text), "" if words.inside(example) <= row.words else said
     ids = read_all([text for text, _ in rendered], tokenizer, words)
     return [(row, said) for row, (_, said) in zip(ids, rendered, strict=True)]
+
+
+def row_images(example: Example, found: RowImages | None) -> RowImages:
+    """Return what stands for a row's images; raise `ConfigurationError` where nothing has read them."""
+    if found is None:
+        raise ConfigurationError(
+            f"The row {example.prompt[:60]!r} has images, and nothing reads them here. Rows of a run are read by the "
+            "processor of its student, those of a `Collator` of your own by its `images`. Other prompts of such a row, "
+            "as hints and environments make them, cannot be made."
+        )
+    return found
 
 
 def read_all(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, words: ControlWords) -> list[list[int]]:

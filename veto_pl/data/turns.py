@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 from veto_pl.data.control_words import ControlWords, remove_marks
 from veto_pl.data.jsonl import shown
-from veto_pl.data.tokenising import read_all
+from veto_pl.data.tokenising import read_all, row_images
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.seams import Example, Message, Rendering, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from veto_pl.data.image_reader import RowImages
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,13 @@ class Spoken:
     remark: str = ""
 
 
-def speak(example: Example, template: Template, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> Spoken:
+def speak(
+    example: Example,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    ends: Collection[int],
+    images: RowImages | None = None,
+) -> Spoken:
     """Render and tokenise a conversation with references.
 
     Args:
@@ -48,6 +56,7 @@ def speak(example: Example, template: Template, tokenizer: PreTrainedTokenizerBa
         template: renders it.
         tokenizer: of the models.
         ends: the ids that end a generation.
+        images: what stands in its texts for the row's images, if it has some.
 
     Raises:
         ConfigurationError: the template does not end an answer with one of the ends, or changes what was said before
@@ -57,6 +66,9 @@ def speak(example: Example, template: Template, tokenizer: PreTrainedTokenizerBa
     rendering, remark = _rendered(example, template, tokenizer, words)
     places = [(turn.before, turn.through, turn.through[: turn.start or 0]) for turn in rendering.turns]
     texts = [rendering.text, *(text for place in places for text in place)]
+    if example.images:
+        row = row_images(example, images)
+        texts = [row.whole(rendering.text), *map(row.beginning, texts[1:])]
     whole, *others = read_all(texts, tokenizer, words)
     first, last, spans = len(whole), 0, []
     for i, turn in enumerate(rendering.turns):

@@ -19,6 +19,8 @@ from veto_pl.diffusion.few_steps import FewSteps, Noised, TrajectorySource
 from veto_pl.diffusion.image_distance import EnergyDistance
 from veto_pl.diffusion.image_grid import picture
 from veto_pl.diffusion.images import ArrayImages, Gratings, ImageDataModule, ImageSet, rows_of_arrays
+from veto_pl.diffusion.model_calls import Flux2Call, ImageCall, ModelCall, ZImageCall
+from veto_pl.diffusion.pipeline_images import PipelineDecoder, PipelineImages
 from veto_pl.diffusion.trajectories import ConditionBatch, Trajectories
 
 __all__ = [
@@ -35,15 +37,21 @@ __all__ = [
     "EnergyDistance",
     "FewSteps",
     "FlowMatching",
+    "Flux2Call",
     "Gratings",
+    "ImageCall",
     "ImageDataModule",
     "ImageSet",
     "LoraDenoiser",
+    "ModelCall",
     "Noised",
+    "PipelineDecoder",
+    "PipelineImages",
     "PretrainedDenoiser",
     "RandomDenoiser",
     "Trajectories",
     "TrajectorySource",
+    "ZImageCall",
     "compared",
     "export_denoiser",
     "picture",

@@ -2,44 +2,52 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from veto_pl.core.memory import Memories
 from veto_pl.core.own_errors import OwnErrors
+from veto_pl.diffusion.model_calls import ModelCall, call_of
 from veto_pl.diffusion.trajectories import Condition
 from veto_pl.exceptions import ConfigurationError
-
-Clock = Literal["sigma", "time"]
-"""What a model is told of the time: how much noise there is, or how far the image is."""
 
 
 class Denoiser(OwnErrors, nn.Module):
     """A velocity field around a transformer of diffusers.
 
     Args:
-        model: takes `hidden_states`, `timestep` and the names of a condition, and returns a tuple with the prediction.
-        clock: `sigma` for models that read 1 - t and predict noise minus image, as SD3 and FLUX do; `time` for those
-            that read t and predict image minus noise, as Z-Image does.
-        scale: what the model's time is multiplied by; SD3 counts to 1000.
+        model: is asked for the velocity.
+        call: how; None takes what is known of the model's class.
+
+    Attributes:
+        shards: how ranks share the weights; they do not.
+
+    Raises:
+        ConfigurationError: nothing is known of the class.
     """
 
-    def __init__(self, model: Any, clock: Clock = "sigma", scale: float = 1000.0) -> None:
+    shards = None
+
+    def __init__(self, model: Any, call: ModelCall | None = None) -> None:
         super().__init__()
         self.model = model
-        self.clock = clock
-        self.scale = scale
+        self.call = call_of(model) if call is None else call
 
     @property
     def device(self) -> torch.device:
         """Return the device on which the model computes."""
         return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the dtype in which the model computes: that of its frozen weights, where it has any."""
+        weights: list[nn.Parameter] = list(self.model.parameters())
+        return min(weights, key=lambda weight: weight.requires_grad).dtype
 
     def velocity(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the velocity, image minus noise, at states.
@@ -55,27 +63,15 @@ class Denoiser(OwnErrors, nn.Module):
         Raises:
             ConfigurationError: the model does not take this condition, or predicts another shape.
         """
-        sigma = self.clock == "sigma"
-        self._check(condition)
-        dtype = next(self.parameters()).dtype
+        dtype = self.dtype
         told = {name: value.to(dtype) if value.is_floating_point() else value for name, value in condition.items()}
-        clock = self.scale * (1 - t if sigma else t)
-        found: Tensor = self.model(hidden_states=z.to(dtype), timestep=clock, return_dict=False, **told)[0]
+        found = self.call(self.model, z.to(dtype), t, told)
         if found.shape != z.shape:
             raise ConfigurationError(
                 f"The model predicts {list(found.shape)} for states {list(z.shape)}. The images of `data.images` must "
                 "have the channels and the size that the model is made for."
             )
-        return (-found if sigma else found).to(z.dtype)
-
-    def _check(self, condition: Condition) -> None:
-        known = inspect.signature(self.model.forward).parameters
-        takes_all = any(one.kind is one.VAR_KEYWORD for one in known.values())
-        if not takes_all and (unknown := sorted(condition.keys() - known.keys())):
-            raise ConfigurationError(
-                f"`{type(self.model).__name__}` takes no `{unknown[0]}`. Name the conditions of `data.images` as its "
-                f"forward does: {', '.join(known)}."
-            )
+        return found.to(z.dtype)
 
 
 @dataclass(frozen=True)

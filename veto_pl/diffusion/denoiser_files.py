@@ -31,6 +31,7 @@ class DenoiserFiles(L.Callback, Journal):
 
     Args:
         folder: of the export, inside the run folder unless it is absolute; None writes none.
+        pipeline: a folder or hub id of the pipeline that the student belongs to: the export is a whole one then.
         shown: images of a picture, the first rows of the first batch; 0 draws none.
 
     Raises:
@@ -39,10 +40,11 @@ class DenoiserFiles(L.Callback, Journal):
 
     journal = "pictures"
 
-    def __init__(self, folder: str | None = "export", shown: int = 16) -> None:
+    def __init__(self, folder: str | None = "export", shown: int = 16, pipeline: str | None = None) -> None:
         check_number("DenoiserFiles.shown", shown, 0)
         self.folder = expand_home(folder)
         self.shown = shown
+        self.pipeline = pipeline
         self._tested = 0
         self._predicted: list[tuple[Tensor, Tensor]] = []
 
@@ -116,7 +118,7 @@ class DenoiserFiles(L.Callback, Journal):
         folder = run_folder(trainer) / self.folder
         if trainer.is_global_zero:
             with warn_if_unwritten(folder, "keeps the student in its checkpoints"):
-                pl_module.export(folder)  # type: ignore[operator]
+                pl_module.export(folder, self.pipeline)  # type: ignore[operator]
             rank_zero_info(f"Exported the student to {folder}")
 
     def _draw(self, trainer: L.Trainer, module: Any, name: str, beside: str, samples: Tensor, batch: Any) -> None:

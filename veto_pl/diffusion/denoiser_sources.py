@@ -15,7 +15,8 @@ from veto_pl.core.mistakes import shorten
 from veto_pl.core.part import Part
 from veto_pl.core.seeds import run_seed
 from veto_pl.core.step import Step
-from veto_pl.diffusion.denoiser import Clock, Denoiser
+from veto_pl.diffusion.denoiser import Denoiser
+from veto_pl.diffusion.model_calls import ModelCall
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.averaging import move_towards
 from veto_pl.parts.schedules import value_at
@@ -47,18 +48,22 @@ class PretrainedDenoiser(DenoiserSource):
         path: a folder or a hub id.
         subfolder: where the transformer lies in it, such as `transformer` in a pipeline.
         dtype: of the weights, such as `float32` or `bfloat16`.
-        clock: what the model is told of the time: `sigma` (SD3, FLUX) or `time` (Z-Image).
-        scale: what its time is multiplied by.
+        gradient_checkpointing: compute activations again in the backward pass, which takes less memory.
+        call: how the model is asked for a velocity; None takes what is known of its class.
     """
 
     path: str
     subfolder: str | None = None
     dtype: str = "float32"
-    clock: Clock = "sigma"
-    scale: Positive = 1000.0
+    gradient_checkpointing: bool = False
+    call: ModelCall | None = None
 
     def load(self) -> Denoiser:
-        """Return the model; raise `ConfigurationError` where there is none, or diffusers is missing."""
+        """Return the model; on the meta device its shapes alone.
+
+        Raises:
+            ConfigurationError: there is none, or diffusers is missing.
+        """
         _require_diffusers(self)
         from diffusers import AutoModel
 
@@ -67,14 +72,17 @@ class PretrainedDenoiser(DenoiserSource):
             raise ConfigurationError(f"`PretrainedDenoiser.dtype` must name a dtype of torch, got {self.dtype!r}.")
         try:
             place = str(Path(self.path).expanduser())
-            model = AutoModel.from_pretrained(place, subfolder=self.subfolder, torch_dtype=dtype)
+            read = _shapes if torch.empty(0).is_meta else AutoModel.from_pretrained
+            model = read(place, subfolder=self.subfolder, torch_dtype=dtype)
         except (OSError, ValueError, KeyError) as error:
             inside = "" if self.subfolder is None else f", subfolder `{self.subfolder}`"
             raise ConfigurationError(
                 f"`PretrainedDenoiser.path`: given `{self.path}`{inside}, expected a transformer that diffusers has "
                 f"written. It says: {shorten(error, 200)}"
             ) from error
-        return Denoiser(model, self.clock, self.scale)
+        if self.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        return Denoiser(model, self.call)
 
 
 @dataclass(frozen=True)
@@ -85,15 +93,13 @@ class RandomDenoiser(DenoiserSource):
         architecture: a class of diffusers, such as `SD3Transformer2DModel`.
         settings: the arguments of the class.
         seed: of the weights; None is the run's. The global generators are left as they were.
-        clock: what the model is told of the time: `sigma` (SD3, FLUX) or `time` (Z-Image).
-        scale: what its time is multiplied by.
+        call: how the model is asked for a velocity; None takes what is known of its class.
     """
 
     architecture: str = "SD3Transformer2DModel"
     settings: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
-    clock: Clock = "sigma"
-    scale: Positive = 1000.0
+    call: ModelCall | None = None
 
     def load(self) -> Denoiser:
         """Return the model; raise `ConfigurationError` where diffusers refuses it, or is missing."""
@@ -113,7 +119,7 @@ class RandomDenoiser(DenoiserSource):
                 raise ConfigurationError(
                     f"`RandomDenoiser.settings`: `{self.architecture}` refuses them. It says: {shorten(error, 200)}"
                 ) from error
-        return Denoiser(model, self.clock, self.scale)
+        return Denoiser(model, self.call)
 
 
 @dataclass(frozen=True)
@@ -156,6 +162,9 @@ class LoraDenoiser(DenoiserSource):
                     f"`LoraDenoiser.targets`: given {list(self.targets)}, expected ends of names of layers. peft says: "
                     f"{shorten(error, 200)}"
                 ) from error
+        for weight in denoiser.model.parameters():
+            if weight.requires_grad:  # an average of many small steps would stand still in bfloat16
+                weight.data = weight.data.float()
         return denoiser
 
 
@@ -187,6 +196,14 @@ class AveragedDenoiser(DenoiserSource):
     def follow(self, teacher: Denoiser, student: Denoiser, step: Step) -> None:
         """Move the weights that the student trains."""
         move_towards(teacher, student, 1 - value_at(self.decay, step.index, step.total))
+
+
+def _shapes(path: str, subfolder: str | None, torch_dtype: torch.dtype) -> Any:
+    """Return the model of a configuration, without weights."""
+    import diffusers
+
+    config = diffusers.AutoModel.load_config(path, subfolder=subfolder)
+    return getattr(diffusers, config["_class_name"]).from_config(config).to(torch_dtype)
 
 
 def _require_diffusers(source: DenoiserSource) -> None:

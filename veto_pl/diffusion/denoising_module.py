@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
@@ -18,10 +19,13 @@ from veto_pl.diffusion.denoising_objectives import loss_at, numbers
 from veto_pl.diffusion.denoising_quantities import TRAINED, shown_at
 from veto_pl.diffusion.few_steps import FewSteps, TrajectorySource
 from veto_pl.diffusion.image_distance import EnergyDistance
+from veto_pl.diffusion.pipeline_images import PipelineDecoder
+from veto_pl.diffusion.pipelines import Surroundings
 from veto_pl.diffusion.trajectories import ConditionBatch, Trajectories
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.parts.schedules import Constant
 from veto_pl.seams import AnyObjective, LossOutput, Schedule, Stat, Step
+from veto_pl.training.adapter_checkpoints import ADAPTER, adapter_entry, check_base, leave_out_bases
 from veto_pl.training.on_policy import OnPolicyModule
 from veto_pl.training.optimizers import default_optimizer
 
@@ -39,6 +43,7 @@ class DenoisingModule(OnPolicyModule):
         optimizer: of the student's weights.
         lr_schedule: multiplies the optimizer's learning rate at every step.
         evaluation: how the student samples in a validation.
+        decoder: makes images of latents for pictures; None shows them as they are.
         seed: every random draw is a function of it, the step and the row; None takes Lightning's.
         skip_limit: the run stops after so many steps in a row whose loss or gradient is not finite.
 
@@ -51,7 +56,8 @@ class DenoisingModule(OnPolicyModule):
     student: Denoiser
     arguments: ClassVar[Mapping[str, str]] = {
         "objective": "objective", "student": "student_source", "teacher": "teacher_source", "optimizer": "optimizer",
-        "lr_schedule": "lr_schedule", "evaluation": "evaluation", "seed": "seed", "skip_limit": "skip_limit",
+        "lr_schedule": "lr_schedule", "evaluation": "evaluation", "decoder": "decoder", "seed": "seed",
+        "skip_limit": "skip_limit",
     }  # fmt: skip
 
     def __init__(
@@ -64,6 +70,7 @@ class DenoisingModule(OnPolicyModule):
         evaluation: FewSteps = FewSteps(),
         seed: int | None = None,
         skip_limit: int = 10,
+        decoder: PipelineDecoder | None = None,
     ) -> None:
         super().__init__(objective, optimizer, lr_schedule, seed, skip_limit)
         check_kind(student, DenoiserSource, "model.student", "a `DenoiserSource`, such as `PretrainedDenoiser`")
@@ -71,7 +78,8 @@ class DenoisingModule(OnPolicyModule):
         _check_objective(self.objective, teacher)
         self.student_source = seeded(student)
         self.teacher_source = None if teacher is None else seeded(teacher)
-        self.evaluation = evaluation
+        self.evaluation, self.decoder = evaluation, decoder
+        self._decoding: Surroundings | None = None
         self.distance = EnergyDistance()
         self.run_config: str | None = None
         self.models: Denoisers | None = None
@@ -88,6 +96,7 @@ class DenoisingModule(OnPolicyModule):
             if teacher is not None and self.teacher_source is not None and self.teacher_source.moves:
                 _check_alike(student, teacher)
                 self.add_module("teacher", teacher)  # so that checkpoints hold it; a frozen one is no submodule
+            leave_out_bases(self)
         if self.models.teacher is not None and self._trainer is not None:
             self.models.teacher.to(self.trainer.strategy.root_device)
 
@@ -127,8 +136,14 @@ class DenoisingModule(OnPolicyModule):
         return self.evaluation.sample(self._models.student, batch, self.step_of(batch_idx))
 
     def images_of(self, states: Tensor) -> Tensor:
-        """Return what states show, [B, C, H, W]: themselves, where the student works on pixels."""
-        return states
+        """Return what states show, [B, C, H, W]: themselves, or what the decoder makes of latents."""
+        if self.decoder is None:
+            return states
+        if self._decoding is None:
+            self._decoding = self.decoder.load()
+            self._decoding.pipeline.to(self.device)
+        with torch.no_grad():
+            return torch.cat([self._decoding.pixels(one).float() for one in torch.split(states, 1)])
 
     def validation_step(self, batch: ConditionBatch, batch_idx: int) -> dict[str, Tensor]:
         """Let the student sample, and measure how far its images are from the targets."""
@@ -151,9 +166,18 @@ class DenoisingModule(OnPolicyModule):
         """Return images of the student."""
         return self.sample(batch, batch_idx)
 
-    def export(self, folder: str | Path) -> None:
-        """Write the student's transformer as diffusers reads it, in the place of an earlier export."""
-        export_denoiser(self._models.student, folder)
+    def export(self, folder: str | Path, pipeline: str | None = None) -> None:
+        """Write the student as diffusers reads it, in the place of an earlier export; see `export_denoiser`."""
+        export_denoiser(self._models.student, folder, pipeline)
+
+    def student_entries(self) -> dict[str, Any]:
+        """Return what a checkpoint says of the base of an adapter."""
+        student, source = cast(Any, self._models.student), cast(Any, self.student_source)
+        return {ADAPTER: adapter_entry(student, source)}
+
+    def check_student(self, checkpoint: Mapping[str, Any]) -> None:
+        """Raise `ConfigurationError` where the checkpoint's adapter stands beside other weights."""
+        check_base(cast(Any, self._models.student), checkpoint.get(ADAPTER))
 
     @property
     def quantities(self) -> Mapping[str, Any]:

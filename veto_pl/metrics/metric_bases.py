@@ -80,12 +80,14 @@ class TokenMetric(_Mean):
     """A mean over completion tokens; `name` is the key that it is logged under.
 
     With `needs_ids`, `per_token` has a third parameter `token_ids`: [N] int64, the ids that the student has written.
-    With a `turn` it measures the tokens of that turn alone, of the student's in episodes.
+    With a `turn` it measures the tokens of that turn alone, of the student's in episodes. With a `teacher` it compares
+    with that one of several alone, over the tokens that it reads.
     """
 
     needs_teacher = True
     needs_ids = False
     turn: int = 0
+    teacher: str = ""
 
     def update(
         self,

@@ -16,7 +16,7 @@ from veto_pl.models.trainable import check_full_precision, check_numbers
 from veto_pl.models.tying import say_whether_tied
 from veto_pl.models.vocabulary import compare_ends, real_ids
 from veto_pl.models.weights import load_sharded
-from veto_pl.seams import LanguageModel, Models, ModelSource, Objective, TokenizerSource
+from veto_pl.seams import LanguageModel, Models, ModelSource, Objective, ScoreSource, TeacherSource, TokenizerSource
 from veto_pl.seams.teacher_names import TEACHER, setting_of
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def load_models(
     empty: bool = False,
     sharding: Callable[[str], Sharding] | None = None,
     reference: ModelSource | None = None,
-    teachers: Mapping[str, ModelSource] | None = None,
+    teachers: Mapping[str, TeacherSource] | None = None,
     objective: Objective | None = None,
 ) -> Models:
     """Load the student and the frozen models, and bring all to the same vocabulary, or the teacher to its own.
@@ -85,7 +85,8 @@ def load_models(
         empty: only the architectures; on the meta device this costs no memory.
         sharding: how the ranks share a model, by its role; each rank holds it whole by default.
         reference: where another frozen model comes from, if there is one.
-        teachers: where further teachers come from, by name; `teacher` may be among them instead.
+        teachers: where further teachers come from, by name; `teacher` may be among them instead. Of those that tell
+            scores nothing is loaded.
         objective: what reads the teacher; a tokenizer of its own is kept where the objective `aligns_tokenizers`.
 
     Raises:
@@ -103,8 +104,8 @@ def load_models(
         _check_rows(role, model)
         return model
 
-    named = {} if teacher is None else {TEACHER: teacher}
-    named |= teachers or {}
+    tellers = {name: source for name, source in (teachers or {}).items() if isinstance(source, ScoreSource)}
+    named = _models_of(teacher, teachers or {})
     given = named if reference is None else named | {"reference": reference}
     own = {role: load_tokenizer(source) for role, source in given.items() if _has_tokenizer(source)}
     apart = own_tokenizers(tokenizer, own, named, objective)
@@ -116,20 +117,47 @@ def load_models(
     _check_apart(trained, loaded)
     _share_placeholders([trained, *(model for role, model in loaded.items() if role not in apart)])
     frozen = {role: model.requires_grad_(False).eval() for role, model in loaded.items()}
+    _check_teachers(named, trained, frozen, tokenizer, own, apart)
+    for model in (trained, *frozen.values()) if sharding is not None else ():
+        model.probe()
+    brought = {name: own[name] for name in named if name in own and name not in apart}
+    models = Models(trained, frozen.get(TEACHER), tokenizer, tokenizers=apart, brought=brought)
+    others = {name: frozen[name] for name in named if name != TEACHER}
+    return replace(models, reference=frozen.get("reference"), teachers=others, tellers=tellers)
+
+
+def _models_of(teacher: ModelSource | None, teachers: Mapping[str, TeacherSource]) -> dict[str, ModelSource]:
+    """Return the sources of the teachers that have a model, by name."""
+    first = {} if teacher is None else {TEACHER: teacher}
+    return first | {name: source for name, source in teachers.items() if isinstance(source, ModelSource)}
+
+
+def _check_teachers(
+    named: Mapping[str, ModelSource],
+    student: LanguageModel,
+    frozen: Mapping[str, LanguageModel],
+    tokenizer: PreTrainedTokenizerBase,
+    own: Mapping[str, PreTrainedTokenizerBase],
+    apart: Mapping[str, PreTrainedTokenizerBase],
+) -> None:
+    """Say to each teacher what ends its texts, and check that it fits the student.
+
+    Args:
+        named: where the teachers come from.
+        student: with the ids of `tokenizer`.
+        frozen: the teachers, among others.
+        tokenizer: of the student.
+        own: tokenizers that teachers bring.
+        apart: those of them that are kept.
+    """
     for name, source in named.items():
         # A tokenizer with the student's ids is not kept, but what ends its texts is.
         model, its_own = frozen[name].model, own.get(name, tokenizer)
         state_special_ids(model, its_own)
         if name not in apart:
-            compare_ends(end_ids(tokenizer, trained.model), end_ids(its_own, model), tokenizer)
+            compare_ends(end_ids(tokenizer, student.model), end_ids(its_own, model), tokenizer)
         if source.moves:
-            _check_alike(trained, frozen[name], setting_of(name))
-    for model in (trained, *frozen.values()) if sharding is not None else ():
-        model.probe()
-    others = {name: frozen[name] for name in named if name != TEACHER}
-    brought = {name: own[name] for name in named if name in own and name not in apart}
-    models = Models(trained, frozen.get(TEACHER), tokenizer, tokenizers=apart, brought=brought)
-    return replace(models, reference=frozen.get("reference"), teachers=others)
+            _check_alike(student, frozen[name], setting_of(name))
 
 
 def _has_tokenizer(source: ModelSource) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 from lightning.pytorch.utilities import rank_zero_warn
 
 from veto_pl.core.special_ids import drop_contradictions
+from veto_pl.data.processors import FILES as PROCESSOR
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.models.assemble import load_student, load_tokenizer
 from veto_pl.models.loading import Pretrained
@@ -42,7 +43,10 @@ _NAME = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*\.(?:json|txt|model|jinja|tik
 
 
 def student_files(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: Any = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Any = None,
+    processor: Callable[[PreTrainedModel], Mapping[str, str]] = lambda model: {},
 ) -> dict[str, str] | None:
     """Return the files for the checkpoints of a run, whose student and tokenizer do not change: they are written once.
 
@@ -53,20 +57,26 @@ def student_files(
         model: the student.
         tokenizer: of the run.
         template: of the run's prompts; where none is known the tokenizer keeps its own.
+        processor: gives the files of what reads the images of the model, if it reads some.
     """
     known = _FILES.get(model)
     if known is not None and known[0] is template:
         return known[1]
     files = None
     with warn_if_unwritten("The description of the student for checkpoints", "tries again at the next one"):
-        files = _saved_files_or_warn(model, exported_tokenizer(tokenizer, template))
+        files = _saved_files_or_warn(model, exported_tokenizer(tokenizer, template), processor)
         _FILES[model] = template, files
     return files
 
 
-def _saved_files_or_warn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str] | None:
+def _saved_files_or_warn(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    processor: Callable[[PreTrainedModel], Mapping[str, str]],
+) -> dict[str, str] | None:
     try:
-        return saved_files(model, tokenizer)
+        images = {name: text.encode().decode(BYTES) for name, text in processor(model).items()}
+        return saved_files(model, tokenizer) | images
     except Exception as error:  # whatever a third party's `save_pretrained` raises
         if system_error(error) is not None:
             raise
@@ -144,6 +154,11 @@ def rebuild_student(
         student.model.name_or_path = student.model.config.name_or_path = ""
         tokenizer.name_or_path = ""
         return student, tokenizer
+
+
+def rebuild_processor(files: Mapping[str, str]) -> dict[str, str]:
+    """Return the texts of the files of a processor among those of a checkpoint; none where it reads no images."""
+    return {name: files[name].encode(BYTES).decode() for name in PROCESSOR if name in files}
 
 
 def rebuild_tokenizer(files: Any, checkpoint: Path) -> PreTrainedTokenizerBase:

@@ -13,11 +13,11 @@ from veto_pl.functional.heads import FunctionHead, Head, LinearHead, ScaleAndCap
 from veto_pl.models.adapters import is_adapted, trained_copy
 from veto_pl.models.attention import flash_bounds, is_flash
 from veto_pl.models.backbone import backbone
-from veto_pl.models.images import image_inputs, image_positions, kept_in_graph, mismatch_errors, placeholder_ids
 from veto_pl.models.known_masks import known_rows
 from veto_pl.models.modes import sampling_mode as sampling_mode  # plug-ins were told to import it from here
 from veto_pl.models.packing import Packing
 from veto_pl.models.probes import architecture_errors, cache_keyword, check_causal, check_head, keeps_sequences_apart
+from veto_pl.models.vision import image_inputs, image_positions, kept_in_graph, mismatch_errors, placeholder_ids
 from veto_pl.seams import LanguageModel, Sequences
 from veto_pl.seams.media import Media, media_of
 

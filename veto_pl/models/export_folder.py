@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -55,6 +56,7 @@ def export_student(
     *,
     adapter: AdapterForm = "merged",
     source: ModelSource | None = None,
+    processor: Mapping[str, str] | None = None,
 ) -> Path:
     """Save the student (safetensors), the tokenizer, a model card and checksums, whole or not at all.
 
@@ -71,6 +73,7 @@ def export_student(
         adapter: `merged` writes a student with an adapter as a model without one, `separate` the adapter as peft does
             and, unless it is on the hub, its base beside it.
         source: of the student, which knows whether the base is on the hub.
+        processor: the files of the processor of a student that reads images, saved beside the tokenizer.
 
     Returns:
         The folder.
@@ -93,6 +96,8 @@ def export_student(
             else:
                 _write_model(student, weights, new)
             tokenizer.save_pretrained(new)
+            for name, text in (processor or {}).items():
+                (new / name).write_text(text, encoding="utf-8")
             loading = None if files is None else LoadedAdapter.of(student.model, files.place)
             card = model_card(tokenizer, config, Path(folder).resolve().name, loading)
             (new / "README.md").write_text(card, encoding="utf-8")

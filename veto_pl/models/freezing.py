@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.models.images import image_weights
 from veto_pl.models.initialisation import TINY, RandomWeights
 from veto_pl.models.module_names import full_names
+from veto_pl.models.vision import image_weights
 from veto_pl.models.wrapping import Wrapping
 from veto_pl.seams import ModelSource
 from veto_pl.seams.models import StoredWeights

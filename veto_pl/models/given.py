@@ -20,11 +20,11 @@ from veto_pl.core.special_ids import listed_ids
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.loading import Pretrained
 from veto_pl.models.tokenizers import PretrainedTokenizer
-from veto_pl.seams import ModelSource, TokenizerSource
+from veto_pl.seams import ModelSource, ScoreSource, TeacherSource, TokenizerSource
 from veto_pl.seams.teacher_names import TEACHER, setting_of
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 ROLES = ("student", TEACHER, "reference")
 """Names that no teacher of `model.teachers` can have."""
@@ -41,7 +41,7 @@ class InMemory(ModelSource):
 
     Args:
         model: any decoder-only model of transformers; one that peft has wrapped is unwrapped.
-        tokenizer: of transformers; None where the run has one.
+        tokenizer: of transformers, or the processor of a model that reads images; None where the run has one.
         copied: hand out copies, and leave the object as it is.
     """
 
@@ -66,6 +66,10 @@ class InMemory(ModelSource):
     @property
     def own_tokenizer(self) -> PreTrainedTokenizerBase | None:
         return None if self.tokenizer is None else as_tokenizer(self.tokenizer, "InMemory.tokenizer").load()
+
+    @property
+    def own_processor(self) -> ProcessorMixin | None:
+        return self.tokenizer if is_processor(self.tokenizer) else None
 
     def config(self) -> PretrainedConfig:
         return copy.deepcopy(self.model.config)
@@ -97,7 +101,7 @@ class InMemoryTokenizer(TokenizerSource):
     """A tokenizer of transformers that is in memory already, from Python. A run gets a copy.
 
     Args:
-        tokenizer: of transformers.
+        tokenizer: of transformers, or a processor, which has one.
     """
 
     tokenizer: Any
@@ -106,8 +110,21 @@ class InMemoryTokenizer(TokenizerSource):
     def examples(cls) -> tuple[InMemoryTokenizer, ...]:
         return ()
 
+    @property
+    def own_processor(self) -> ProcessorMixin | None:
+        return self.tokenizer if is_processor(self.tokenizer) else None
+
     def load(self) -> PreTrainedTokenizerBase:
-        return copy.deepcopy(self.tokenizer)
+        tokenizer = self.tokenizer.tokenizer if is_processor(self.tokenizer) else self.tokenizer
+        loaded: PreTrainedTokenizerBase = copy.deepcopy(tokenizer)
+        if loaded.chat_template is None and is_processor(self.tokenizer):
+            loaded.chat_template = self.tokenizer.chat_template
+        return loaded
+
+
+def as_teacher(given: Any, setting: str) -> TeacherSource:
+    """Return where a teacher comes from that may be given as a source of scores, or as any model (`as_source`)."""
+    return given if isinstance(given, ScoreSource) else as_source(given, setting)
 
 
 def as_source(given: Any, setting: str, *, copied: bool = False) -> ModelSource:
@@ -132,18 +149,20 @@ def as_source(given: Any, setting: str, *, copied: bool = False) -> ModelSource:
 
 def sources_of(
     student: Any, teacher: Any, reference: Any
-) -> tuple[ModelSource, ModelSource | None, ModelSource | None]:
+) -> tuple[ModelSource, TeacherSource | None, ModelSource | None]:
     """Return the sources of the models of a run, each given in any way; teacher and reference know the student's.
 
     Seeds that were left open are the run's from here on.
     """
     trained = seeded(as_source(student, "model.student"))
-    roles = {"model.teacher": teacher, "model.reference": reference}
-    given = [None if one is None else seeded(as_source(one, path)).resolved(trained) for path, one in roles.items()]
-    return trained, given[0], given[1]
+    taught = None if teacher is None else seeded(as_teacher(teacher, "model.teacher")).resolved(trained)
+    beside = None if reference is None else seeded(as_source(reference, "model.reference")).resolved(trained)
+    return trained, taught, beside
 
 
-def teachers_of(teacher: ModelSource | None, named: Mapping[str, Any], student: ModelSource) -> dict[str, ModelSource]:
+def teachers_of(
+    teacher: TeacherSource | None, named: Mapping[str, Any], student: ModelSource
+) -> dict[str, TeacherSource]:
     """Return the sources of all teachers by name, `model.teacher` first, under the name `teacher`.
 
     Args:
@@ -160,8 +179,8 @@ def teachers_of(teacher: ModelSource | None, named: Mapping[str, Any], student: 
                 f"`model.teachers`: given the name {shorten(name, 60)!r}, expected letters, digits, `-` and `_`, and "
                 f"none of {', '.join(f'`{role}`' for role in ROLES)}. Rename it, in the data too."
             )
-    first = {} if teacher is None else {TEACHER: teacher}
-    others = {name: seeded(as_source(one, setting_of(name))).resolved(student) for name, one in named.items()}
+    first: dict[str, TeacherSource] = {} if teacher is None else {TEACHER: teacher}
+    others = {name: seeded(as_teacher(one, setting_of(name))).resolved(student) for name, one in named.items()}
     return first | others
 
 
@@ -177,9 +196,14 @@ def as_tokenizer(given: Any, setting: str) -> TokenizerSource:
         return PretrainedTokenizer(os.fspath(given))
     from transformers import PreTrainedTokenizerBase
 
-    if isinstance(given, PreTrainedTokenizerBase):
+    if isinstance(given, PreTrainedTokenizerBase) or is_processor(given):
         return InMemoryTokenizer(given)
     raise wrong_kind(given, setting, "a `TokenizerSource`, a path, a hub id, or a tokenizer of transformers")
+
+
+def is_processor(given: Any) -> bool:
+    """Return whether something is a processor of transformers, which reads images and has a tokenizer."""
+    return hasattr(given, "image_processor") and hasattr(given, "tokenizer")
 
 
 def named_place(kind: object, given: object) -> Mapping[str, Any] | None:
@@ -191,7 +215,8 @@ def named_place(kind: object, given: object) -> Mapping[str, Any] | None:
         kind: the annotation of the setting.
         given: its value.
     """
-    places: dict[Any, type] = {ModelSource: Pretrained, TokenizerSource: PretrainedTokenizer}
+    models = dict.fromkeys((ModelSource, TeacherSource), Pretrained)
+    places: dict[Any, type] = {**models, TokenizerSource: PretrainedTokenizer}
     owner = places.get(kind)
     if owner is None or not isinstance(given, str) or not _is_place(given):
         return None

@@ -18,11 +18,11 @@ from veto_pl.core.part import Setup
 from veto_pl.core.seeds import run_seed
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.adapters import adapter_config, is_adapted
-from veto_pl.models.images import reads_images
 from veto_pl.models.initialisation import TINY, RandomWeights
 from veto_pl.models.module_names import full_names, linear_names
 from veto_pl.models.quantising import keep_layout
 from veto_pl.models.reading import prefixed_errors, source_errors
+from veto_pl.models.vision import reads_images
 from veto_pl.models.wrapping import Wrapping
 from veto_pl.seams import ModelSource
 from veto_pl.storage.paths import expand_home

@@ -14,11 +14,11 @@ from veto_pl.core.architectures import is_known
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.models.attention import is_flash
 from veto_pl.models.causal_lm import CausalLM
-from veto_pl.models.images import image_weights
 from veto_pl.models.loading import Pretrained
 from veto_pl.models.probes import examined_dtype, probe_logits
 from veto_pl.models.quantising import keep_layout
 from veto_pl.models.reading import prefixed_errors
+from veto_pl.models.vision import image_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

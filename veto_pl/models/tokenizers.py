@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from veto_pl.data.processors import stored_chat_template
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.reading import check_regular, source_errors
 from veto_pl.seams import TokenizerSource
@@ -99,15 +100,17 @@ class PretrainedTokenizer(TokenizerSource):
         CharacterTokenizer("abc").load().save_pretrained(folder)
         return cls(str(folder)), cls(str(folder), eos="b")
 
+    @property
+    def processor_source(self) -> Mapping[str, Any]:
+        return {
+            "pretrained_model_name_or_path": self.path,
+            "revision": self.revision,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
     def load(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer."""
-        tokenizer = read_tokenizer(
-            {
-                "pretrained_model_name_or_path": self.path,
-                "revision": self.revision,
-                "trust_remote_code": self.trust_remote_code,
-            }
-        )
+        tokenizer = read_tokenizer(self.processor_source)
         if self.eos is not None:
             if self.eos not in tokenizer.get_vocab():
                 raise ConfigurationError(
@@ -145,6 +148,8 @@ def read_tokenizer(location: Mapping[str, Any]) -> PreTrainedTokenizerBase:
         check_regular(Path(place))
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**location)
         tokenizer("a", add_special_tokens=False, verbose=False)  # some settings are only refused in use
+        if tokenizer.chat_template is None:
+            tokenizer.chat_template = stored_chat_template(location)
     # From a folder with nothing but config.json the library makes a tokenizer that knows its special tokens only.
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise ConfigurationError(

@@ -10,7 +10,7 @@ from veto_pl.models.given import as_source
 from veto_pl.seams import ModelSource
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,14 @@ class Wrapping(ModelSource):
     @property
     def own_tokenizer(self) -> PreTrainedTokenizerBase | None:
         return self.source.own_tokenizer
+
+    @property
+    def own_processor(self) -> ProcessorMixin | None:
+        return self.source.own_processor
+
+    @property
+    def processor_source(self) -> Mapping[str, Any] | None:
+        return self.source.processor_source
 
     def config(self) -> PretrainedConfig:
         return self.source.config()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from veto_pl.core.bounds import AboveZero, PositiveShare
+from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.diagnostics import sharpness
 from veto_pl.functional.differentiation import closed_form
@@ -93,8 +94,6 @@ class Distill(TokenObjective):
         if self._aligns():
             for said in ("aligns_tokenizers", "aligns_named"):
                 object.__setattr__(self, said, True)
-        if self.rollout.stored_teacher:
-            self._check_stored_teacher()
 
     @classmethod
     def examples(cls) -> tuple["Distill", ...]:
@@ -163,8 +162,36 @@ class Distill(TokenObjective):
 
     def _told(self, one: Reading, token_ids: Tensor, models: Models) -> Told:
         rows, units = read_in_own_ids(one, models, type(self).__name__)
-        logp = self._token_logp(models.teacher_named(one.teacher), rows)
+        said = None if one.told is None else one.told.sampled_logp
+        logp = self._token_logp(models.teacher_named(one.teacher), rows) if said is None else said
         return Told(logp, self.credited(units, token_ids, models.tokenizer).to(logp.device))
+
+    @property
+    def fixed_support(self) -> Support:
+        """Return the outcomes that a teacher has to tell, whatever it knows; by default those of `support`."""
+        return self.support
+
+    def check_told(self, scores: TopKScores | None, teacher: str) -> None:
+        """Raise `ConfigurationError` for a composition that needs more than a stored or served teacher tells."""
+        super().check_told(scores, teacher)
+        name = type(self).__name__
+        needs_more = self.advantage is not None and self.advantage.needs_every_id
+        if needs_more or not self.fixed_support.is_neutral:
+            raise ConfigurationError(
+                f"`{name}` reads more of its teacher than {teacher} tells, which knows its own likeliest ids and no "
+                f"others. Leave out `{'advantage' if needs_more else 'support'}`, or use a live teacher."
+            )
+        if self.advantage is not None and scores is not None and scores.sampled_logp is None:
+            raise ConfigurationError(
+                f"`{name}.advantage` reads the teacher's log-probability of every token, but {teacher} has a store "
+                "without them, of an earlier version. Write it again with `veto-pl cache-teacher`, or use a live "
+                "teacher."
+            )
+        if not self.weighting.is_neutral:
+            raise ConfigurationError(
+                f"`{name}.weighting` reads the teacher's whole distribution, which {teacher} does not tell. Leave the "
+                "weighting out, or use a live teacher."
+            )
 
     def on_every_id(self, rows: TokenRows) -> bool:
         """Return whether student and target stand on the whole vocabulary, as this class composes them."""
@@ -235,25 +262,3 @@ class Distill(TokenObjective):
 
     def _weight(self, rows: TokenRows) -> Tensor:
         return self.weighting(replace(rows, student_logp=rows.student_logp.detach())).detach()
-
-    def _check_stored_teacher(self) -> None:
-        """Raise `ConfigurationError` for a composition that needs more than a stored or served teacher has told."""
-        name = type(self).__name__
-        needs_more = self.advantage is not None and self.advantage.needs_every_id
-        if needs_more or not self.support.is_neutral:
-            raise ConfigurationError(
-                f"`{name}` has a rollout with a stored teacher, which knows its own likeliest ids and no others. "
-                f"Leave out `{'advantage' if needs_more else 'support'}`, or use a live teacher."
-            )
-        told = [writing.stored for writing in self.rollout.writings() if writing.stored is not None]
-        if self.advantage is not None and any(scores.sampled_logp is None for scores in told):
-            raise ConfigurationError(
-                f"`{name}.advantage` reads the teacher's log-probability of every token, but its rollout has a stored "
-                "teacher without them: the store is of an earlier version. Write it again with `veto-pl "
-                "cache-teacher`, or use a live teacher."
-            )
-        if not self.weighting.is_neutral:
-            raise ConfigurationError(
-                f"`{name}.weighting` reads the teacher's whole distribution, but its rollout has a stored teacher. "
-                "Leave the weighting out, or use a live teacher."
-            )

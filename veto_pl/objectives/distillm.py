@@ -9,6 +9,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from veto_pl.core.ranks import sum_over_ranks
+from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.advantages import row_mean
 from veto_pl.functional.divergences import forward_kl, log_mixture, reverse_kl
@@ -87,12 +88,16 @@ class AdaptiveSkew(TokenObjective):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_skew(self)
-        if self.rollout.stored_teacher:
-            raise ConfigurationError("`AdaptiveSkew.rollout` needs a live teacher: the skew depends on every token.")
 
     @classmethod
     def examples(cls) -> tuple["AdaptiveSkew", ...]:
         return cls(), cls(direction="reverse", rollout=FromStudent())
+
+    def check_told(self, scores: TopKScores | None, teacher: str) -> None:
+        """Refuse every stored or served teacher."""
+        raise ConfigurationError(
+            f"`AdaptiveSkew` needs a live teacher, not {teacher}: the skew depends on every token."
+        )
 
     def look_ahead(self, grid: TokenGrid) -> Mapping[str, Tensor]:
         """Compute the skew of each completion, at all of its tokens, [B, S]."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from veto_pl.core.bounds import UnitInterval
+from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional import closed_forms
 from veto_pl.functional.mixing import head_share, mixed_kl, ratio_share
@@ -57,17 +58,16 @@ class AKL(MixedKL):
 
     head: UnitInterval = 0.5
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rollout.stored_teacher:
-            raise ConfigurationError(
-                "`AKL` tells likely ids from unlikely ones, but a stored teacher knows the likely ones alone. Use a "
-                "live teacher, or `ToDi`."
-            )
-
     @classmethod
     def examples(cls) -> tuple["AKL", ...]:
         return cls(), cls(head=0.9)
+
+    def check_told(self, scores: TopKScores | None, teacher: str) -> None:
+        """Refuse every stored or served teacher."""
+        raise ConfigurationError(
+            f"`AKL` tells likely ids from unlikely ones, but {teacher} knows the likely ones alone. Use a live "
+            "teacher, or `ToDi`."
+        )
 
     def share(self, student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
         """Return one share for all ids of a token, [n, 1]."""

@@ -70,6 +70,11 @@ class ResOPD(Distill):
     def examples(cls) -> tuple["ResOPD", ...]:
         return cls(), cls(k=1, temperature=2.0, aggregation="sequence")
 
+    @property
+    def fixed_support(self) -> Support:
+        """Return every id: a teacher that tells fewer says how many."""
+        return FullVocabulary()
+
     def requirements(self, setup: Setup, path: str) -> Iterator[Mistake]:
         """Yield a rollout that does not draw from the distribution of the loss."""
         if biased := next((one for one in self.rollout.writings() if not self._is_unbiased(one)), None):

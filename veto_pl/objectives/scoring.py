@@ -17,6 +17,7 @@ from veto_pl.functional.panel_stream import PanelStream
 from veto_pl.functional.policy import importance_weight
 from veto_pl.functional.reduction import aggregated, sums_by_turn
 from veto_pl.objectives.token_kernel import LogpKernel, TokenKernel, TokenLoss
+from veto_pl.objectives.told_readings import of_tokens
 from veto_pl.objectives.voices import Voices
 from veto_pl.seams import Faults, LossOutput, PlayingSource, Sequences, Stat, Step, TokenValues
 from veto_pl.seams.tokens import TokenGrid
@@ -215,8 +216,7 @@ class Scoring:
                 "`teacher_scores`. Fill them in, or leave `stored_teacher` out."
             )
         scores.check_temperature(type(self.objective).__name__, self.objective.temperature)
-        row, place = self.sequence_rows, self.sequences.prediction_index % self.sequences.predictions.shape[1]
-        return scores[row, place + 1]
+        return of_tokens(scores, self.sequences)
 
 
 def _told(scores: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from typing import Literal
 from torch import Tensor
 
 from veto_pl.core.bounds import Count
+from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.differentiation import closed_form
 from veto_pl.functional.unit_outcomes import Score
@@ -61,14 +62,13 @@ class SimCT(TokenObjective):
     units: Literal["minimal", "one_to_one"] = "minimal"
     shared: Count | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rollout.stored_teacher:
-            raise ConfigurationError("`SimCT.rollout` needs a live teacher: a stored one does not know every id.")
-
     @classmethod
     def examples(cls) -> tuple["SimCT", ...]:
         return cls(), cls(units="one_to_one", shared=3, temperature=2.0, aggregation="sequence")
+
+    def check_told(self, scores: TopKScores | None, teacher: str) -> None:
+        """Refuse every stored or served teacher."""
+        raise ConfigurationError(f"`SimCT` needs a live teacher: {teacher} does not know every id.")
 
     def per_token(self, rows: TokenRows) -> Tensor:
         """Compute the divergence of each token, [n], where student and teacher have one tokenizer."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.units import Units
 from veto_pl.objectives.heard import Heard
@@ -48,14 +49,15 @@ class SimpleOPD(PolicyGradient):
     units: Literal["one_to_one", "minimal"] = "one_to_one"
     silent: tuple[str, ...] = ("</think>", "<|im_end|>")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rollout.stored_teacher:
-            raise ConfigurationError("`SimpleOPD.rollout` needs a live teacher, which reads the text in its own ids.")
-
     @classmethod
     def examples(cls) -> tuple["SimpleOPD", ...]:
         return cls(), cls(units="minimal", silent=(), aggregation="sequence")
+
+    def check_told(self, scores: TopKScores | None, teacher: str) -> None:
+        """Refuse every stored or served teacher."""
+        raise ConfigurationError(
+            f"`SimpleOPD` needs a live teacher, which reads the text in its own ids, not {teacher}."
+        )
 
     def credit(self) -> Advantage:
         """Return the log-ratio of the token."""

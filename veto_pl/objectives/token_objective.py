@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from veto_pl.core.bounds import AboveZero, Count, Positive
+from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.compilation import Compile
 from veto_pl.functional.diagnostics import comparison, entropy
@@ -25,6 +26,7 @@ from veto_pl.models.vocabulary import ALIGNING
 from veto_pl.objectives.heard import Heard
 from veto_pl.objectives.scoring import Scoring, on_grid
 from veto_pl.objectives.student_pass import read_by_student
+from veto_pl.objectives.told_readings import with_answers
 from veto_pl.objectives.unit_readings import check_plain
 from veto_pl.objectives.voices import attended
 from veto_pl.parts.contexts import SameText
@@ -87,19 +89,14 @@ class TokenObjective(Objective):
         super().__post_init__()
         name = type(self).__name__
         if self.rollout.stored_teacher:
-            if not self.context.is_neutral:
-                raise ConfigurationError(
-                    f"`{name}.rollout` has a stored teacher, which has read the plain text, but `{name}.context` is "
-                    f"`{type(self.context).__name__}`. Use a live teacher, or the context `SameText`."
-                )
             if not self.panel.is_neutral:
                 raise ConfigurationError(
                     f"`{name}.rollout` has a stored teacher, which is the one that speaks, but `{name}.panel` is "
                     f"`{type(self.panel).__name__}`. Use live teachers, or leave `panel` out."
                 )
             object.__setattr__(self, "needs_teacher", False)
-            for scores in filter(None, (writing.stored for writing in self.rollout.writings())):
-                scores.check_temperature(name, self.temperature)
+            for writing in self.rollout.writings():
+                self.check_told(writing.stored, f"`{type(self.rollout).__name__}`")
         for need in ("needs_rewards", "compares_completions"):
             if any(getattr(context, need) for context in (self.context, *self.contrasts)):
                 object.__setattr__(self, need, True)
@@ -108,6 +105,27 @@ class TokenObjective(Objective):
                 f"`{name}` contrasts what one teacher says in several contexts, but `{name}.panel` is "
                 f"`{type(self.panel).__name__}`. Leave it out."
             )
+
+    def check_told(self, scores: TopKScores | None, teacher: str) -> None:
+        """Raise `ConfigurationError` where it reads more of a stored or served teacher than that tells, or otherwise.
+
+        Args:
+            scores: what the teacher says of no tokens, [0]; None where that is not known yet.
+            teacher: what brings the scores, as the message calls it.
+        """
+        name = type(self).__name__
+        if not self.context.is_neutral:
+            raise ConfigurationError(
+                f"{teacher} is a stored or served teacher, which has read the plain text, but `{name}.context` is "
+                f"`{type(self.context).__name__}`. Use a live teacher, or the context `SameText`."
+            )
+        if self.contrasts:
+            raise ConfigurationError(
+                f"`{name}` contrasts what its teacher says in several contexts, but {teacher} has read the plain text. "
+                "Use a live teacher."
+            )
+        if scores is not None:
+            scores.check_temperature(name, self.temperature)
 
     @abstractmethod
     def per_token(self, rows: TokenRows) -> Tensor:
@@ -203,7 +221,7 @@ class TokenObjective(Objective):
 
         Collective where a model is sharded: call it on every rank.
         """
-        asked = self.panel.asks(tuple(models.named_teachers)) if self.needs_teacher else ()
+        asked = self.panel.asks(models.teacher_names) if self.needs_teacher else ()
         apart = [name for name in asked if name in models.tokenizers]
         if not self.aligns_tokenizers:
             check_shared_ids(apart, f"`{type(self).__name__}`", f"{ALIGNING} or ")
@@ -227,19 +245,20 @@ class TokenObjective(Objective):
 
         Collective where a model is sharded: call it on every rank.
         """
-        teachers = [models.teacher_named(name) for name in heard.names]
-        hidden = [read_hidden(teacher, one.sequences) for teacher, one in zip(teachers, heard.readings, strict=True)]
+        teachers = [None if one.told is not None else models.teacher_named(one.teacher) for one in heard.readings]
+        asked = zip(teachers, heard.readings, strict=True)
+        hidden = [None if teacher is None else read_hidden(teacher, one.sequences) for teacher, one in asked]
         rows, reference_logp = heard.sequences, self._reference_logp(heard.sequences, models)
         contrasts = self._contrast_logp(rows, models, step)
         scoring = Scoring(self, rows, step, reference_logp, heard.voices, contrasts)
 
         def score(student_hidden: Tensor, student: LanguageModel) -> tuple[Tensor, LossOutput]:
-            heads = [teacher.head() for teacher in teachers]
+            heads = [None if teacher is None else teacher.head() for teacher in teachers]
             readers = heard.voices.readers(heard.readings, hidden, heads, self.panel.pool)
             return scoring.run(self._stream(student_hidden, student, readers))
 
         with contextlib.ExitStack() as stack:
-            for teacher in dict.fromkeys(teachers):
+            for teacher in filter(None, dict.fromkeys(teachers)):
                 stack.enter_context(gathered(teacher, head_only=True))
             return read_by_student(heard.sequences, models, score)
 
@@ -252,13 +271,13 @@ class TokenObjective(Objective):
         if not self.needs_teacher:
             return ()
         readings = self.panel(sequences, self.context, models, step)
-        asked, wanted = [one.teacher for one in readings], self.panel.asks(tuple(models.named_teachers))
+        asked, wanted = [one.teacher for one in readings], self.panel.asks(models.teacher_names)
         if tuple(dict.fromkeys(asked)) != wanted:
             raise ConfigurationError(
                 f"`{type(self.panel).__name__}` gave readings of {listed(asked)}, but it `asks` {listed(wanted)}. Give "
                 "one of each, in this order, without rows where a teacher has none."
             )
-        return readings
+        return with_answers(readings, len(sequences.prediction_index), models)
 
     def _stream(self, hidden: Tensor, student: LanguageModel, readers: Sequence[Reader] = ()) -> PanelStream:
         """Return the student's rows on their way through the heads, alone or beside teachers."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from veto_pl.core.bounds import Count
+from veto_pl.core.scores import TopKScores
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.diagnostics import overlap
 from veto_pl.functional.supports import top_k_ids
@@ -45,11 +46,6 @@ class TopKOPD(TokenObjective):
     weights: Literal["student", "teacher", "none"] = "student"
     rollout: RolloutSource = FromStudent(Sampling(temperature=1.0))
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rollout.stored_teacher:
-            raise ConfigurationError("`TopKOPD.rollout` needs a live teacher: a stored one does not know every id.")
-
     @classmethod
     def examples(cls) -> tuple["TopKOPD", ...]:
         return (
@@ -57,6 +53,10 @@ class TopKOPD(TokenObjective):
             cls(k=4, support="symmetric_difference", weights="teacher", temperature=2.0),
             cls(k=99, weights="none", aggregation="sequence"),
         )
+
+    def check_told(self, scores: TopKScores | None, teacher: str) -> None:
+        """Refuse every stored or served teacher."""
+        raise ConfigurationError(f"`TopKOPD` needs a live teacher: {teacher} does not know every id.")
 
     def per_token(self, rows: TokenRows) -> Tensor:
         """Compute the sum over the support, with the gradient of the log-probabilities alone, [n]."""

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from veto_pl.core.scores import TopKScores
 from veto_pl.core.transfer import sent
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.functional.heads import Head
 from veto_pl.functional.own_ends import Ends
 from veto_pl.functional.panel_stream import Reader
 from veto_pl.functional.pooled_head import Pool, PooledHead
@@ -38,6 +38,7 @@ class Voice:
         weights: its share of each token, [M] float32 on the device, or the same of all.
         ends: by which ids the student and its teacher end a text; None where ids are compared as they are.
         written: [M] int64 on the device, the tokens themselves, with `ends`.
+        told: [M] what a teacher without a model has said of them; None for a model.
     """
 
     teacher: str = TEACHER
@@ -46,6 +47,7 @@ class Voice:
     weights: Tensor | float = 1.0
     ends: Ends | None = None
     written: Tensor | None = None
+    told: TopKScores | None = None
 
     @classmethod
     def at(
@@ -83,9 +85,10 @@ class Voice:
         """Return what the loss head reads of it; `hidden` and `head` are its teacher's."""
         return Reader(places=self.places, index=self.index, ends=self.ends, written=self.written, **of_teacher)
 
-    def ending(self, ends: Ends | None, sequences: Sequences) -> Voice:
-        """Return the same voice, whose teacher ends the texts of a rollout by ids of its own."""
-        return self if ends is None else replace(self, ends=ends, written=self.of(sequences.token_ids()))
+    def of_reading(self, one: Reading, sequences: Sequences) -> Voice:
+        """Return the same voice with how the teacher of its reading ends a rollout's texts, and what it has told."""
+        written = None if one.ends is None else self.of(sequences.token_ids())
+        return replace(self, ends=one.ends, written=written, told=one.told)
 
 
 @dataclass(frozen=True)
@@ -114,14 +117,14 @@ class Voices:
         return Voices((*self.voices, Voice.at(self.unread, self.tokens, device, "")), self.tokens)
 
     def readers(
-        self, readings: Sequence[Reading], hidden: Sequence[Tensor], heads: Sequence[Head], pool: Pool | None
+        self, readings: Sequence[Reading], hidden: Sequence[Any], heads: Sequence[Any], pool: Pool | None
     ) -> list[Reader]:
         """Return what the loss head reads of each voice; a voice without a teacher hears the student alone.
 
         Args:
             readings: that the voices are of.
-            hidden: [M, D] of each reading, by its teacher.
-            heads: of the teachers.
+            hidden: [M, D] of each reading, by its teacher; None without a model.
+            heads: of the teachers, `Head` each; None without a model.
             pool: of the panel: what makes one teacher of all; None where they stay apart.
         """
         found = [*zip(readings, hidden, heads, strict=True)]
@@ -159,19 +162,27 @@ class Voices:
         """
         found = []
         for voice in self.voices:
-            own = {name: voice.weighed(voice.of(value)) for name, value in derivatives.items()}
+            own: dict[str, Any] = {name: voice.weighed(voice.of(value)) for name, value in derivatives.items()}
+            if voice.told is not None:
+                own["stored"] = voice.told
             if not voice.has_all and "by_loss" not in own:
                 own["by_loss"] = voice.weighed(torch.ones_like(voice.of(values["token_ids"]), dtype=torch.float32))
             found.append({name: voice.of(value) for name, value in values.items()} | own)
         return found
 
     def joined(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Return, for all tokens, the weighted sums [N] of what was found for each reading, [M] each by name."""
+        """Return, for all tokens, the weighted sums [N] of what was found for each reading, [M] each by name.
+
+        What is measured of some teachers alone has no mean over all.
+        """
         if len(parts) == 1 and self.voices[0].is_whole:
             return dict(parts[0])
         sums: dict[str, Tensor] = {}
+        apart = _measured_apart(parts)
         for voice, part in zip(self.voices, parts, strict=True):
             for name, values in part.items():
+                if name in apart:
+                    continue
                 own = voice.weighed(values)
                 if voice.index is not None:
                     own = values.new_zeros(self.tokens).index_add_(0, voice.index, own)
@@ -179,22 +190,30 @@ class Voices:
         return sums
 
     def metrics(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Stat]:
-        """Return of each teacher its share of the tokens, and the KL to it over those that it reads.
+        """Return of each teacher its share of the tokens, and over those that it reads the KL to it, and what is
+        measured of some teachers alone.
 
         They are nothing new where one teacher reads everything.
         """
         if len(parts) == 1:
             return {}
         found: dict[str, Stat] = {}
+        names = ("metric/kl", *_measured_apart(parts))
         for voice, part in zip(self.voices, parts, strict=True):
             one = next(iter(part.values()))
             told = {"share": Stat(voice.weighed(torch.ones_like(one)).sum(), one.new_full((), self.tokens))}
-            if "metric/kl" in part:
-                told["kl"] = Stat(part["metric/kl"].sum(), one.new_full((), len(one)))
+            for name in (name for name in names if name in part):
+                told[name.removeprefix("metric/")] = Stat(part[name].sum(), one.new_full((), len(one)))
             for name, stat in told.items():
                 known = found.get(f"{voice.teacher}/{name}")
                 found[f"{voice.teacher}/{name}"] = stat if known is None else known + stat
         return found
+
+
+def _measured_apart(parts: Sequence[Mapping[str, Tensor]]) -> list[str]:
+    """Return the metrics that not every reading has, as those of a teacher that tells its likeliest ids alone."""
+    known = dict.fromkeys(name for part in parts for name in part if name.startswith("metric/"))
+    return [name for name in known if not all(name in part for part in parts)]
 
 
 def attended(
@@ -219,11 +238,8 @@ def attended(
     read[voices.unread] = False
     order, device = read.cumsum(0) - 1, sequences.input_ids.device
     kept = len(read) - len(voices.unread)
-    moved = [(one, order[one.spoken(voices.tokens)]) for one in voices.voices]
-    told = tuple(
-        replace(Voice.at(places, kept, device, one.teacher, one.weights), ends=one.ends, written=one.written)
-        for one, places in moved
-    )
+    moved = [(one, Voice.at(order[one.spoken(voices.tokens)], kept, device, one.teacher)) for one in voices.voices]
+    told = tuple(replace(one, places=there.places, index=there.index) for one, there in moved)
     return sequences.counting(read), Voices(told, kept)
 
 
@@ -233,17 +249,17 @@ def voices_of(sequences: Sequences, readings: Sequence[Reading], panel: str, poo
     if not readings:
         return Voices.alone(tokens)
     if pool is not None:
-        return Voices((Voice().ending(_check_pool(readings, panel), sequences),), tokens)
+        return Voices((Voice().of_reading(_check_pool(readings, panel), sequences),), tokens)
     if all(one.places is None and not isinstance(one.weights, Tensor) for one in readings):
         _check_sum(float(sum(one.weights for one in readings)), 0, panel)
-        told = (Voice(one.teacher, weights=one.weights).ending(one.ends, sequences) for one in readings)
+        told = (Voice(one.teacher, weights=one.weights).of_reading(one, sequences) for one in readings)
         return Voices(tuple(told), tokens)
     found, places, shares = [], [], []
     for one in readings:
         spoken = torch.arange(tokens) if one.places is None else one.places
         _check_places(one, spoken, tokens, panel)
         weights = sent(one.weights, device) if isinstance(one.weights, Tensor) else one.weights
-        found.append(Voice.at(spoken, tokens, device, one.teacher, weights).ending(one.ends, sequences))
+        found.append(Voice.at(spoken, tokens, device, one.teacher, weights).of_reading(one, sequences))
         places.append(spoken)
         shares.append(torch.ones(len(spoken), dtype=torch.float64) * one.weights)
     read = _read(torch.cat(places), torch.cat(shares), tokens, panel)
@@ -259,8 +275,8 @@ def _read(places: Tensor, weights: Tensor, tokens: int, panel: str) -> Tensor:
     return read
 
 
-def _check_pool(readings: Sequence[Reading], panel: str) -> Ends | None:
-    """Return the ends of the teachers that are pooled; raise `ConfigurationError` for what cannot be."""
+def _check_pool(readings: Sequence[Reading], panel: str) -> Reading:
+    """Return a reading of the teachers that are pooled; raise `ConfigurationError` for what cannot be."""
     heard = [one for one in readings if one.places is None or len(one.places)]
     if any(one.places is not None or isinstance(one.weights, Tensor) for one in heard) or not heard:
         raise ConfigurationError(
@@ -274,7 +290,7 @@ def _check_pool(readings: Sequence[Reading], panel: str) -> Ends | None:
             f"{', '.join(f'`{one.teacher}` by {one.ends and one.ends.teacher}' for one in heard)}. Name the same "
             "`eos_token_id` in their generation_config.json, or average their losses."
         )
-    return heard[0].ends
+    return heard[0]
 
 
 def _check_sum(weights: float, token: int, panel: str) -> None:

@@ -43,15 +43,16 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.blake2b(_json(content), digest_size=32).hexdigest()
 
 
-def row_key(prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> bytes:
-    """Return 16 bytes that identify a row by its tokens and by where its prompt ends.
+def row_key(prompt_ids: Sequence[int], completion_ids: Sequence[int], images: Sequence[str] = ()) -> bytes:
+    """Return 16 bytes that identify a row by its tokens, by where its prompt ends and by hashes of its images.
 
     Example:
         >>> row_key([1, 2], [3]) == row_key([1], [2, 3])
         False
     """
     ids = [len(prompt_ids), *prompt_ids, *completion_ids]
-    return hashlib.blake2b(struct.pack(f"<{len(ids)}q", *ids), digest_size=16).digest()
+    seen = " ".join(images).encode()
+    return hashlib.blake2b(struct.pack(f"<{len(ids)}q", *ids) + seen, digest_size=16).digest()
 
 
 def _json(content: Any) -> bytes:

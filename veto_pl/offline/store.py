@@ -59,9 +59,17 @@ class ScoreStore:
         """Whether the log-probability of each token is kept, likely or not."""
         return self.manifest.identity.sampled_logp
 
-    def find(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> TopKScores | None:
-        """Return the scores of the n completion tokens, ids [n, k], or None if the row was never scored."""
-        place = self._places.get(row_key(prompt_ids, completion_ids))
+    def find(
+        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], images: Sequence[str] = ()
+    ) -> TopKScores | None:
+        """Return the scores of the n completion tokens, ids [n, k], or None if the row was never scored.
+
+        Args:
+            prompt_ids: of the row.
+            completion_ids: of the row.
+            images: a hash of each of its images.
+        """
+        place = self._places.get(row_key(prompt_ids, completion_ids, images))
         scores = None if place is None else self._readers[place[0]].row(place[1], self.temperature)
         if scores is not None and len(scores.ids) and int(scores.ids.max()) >= self._ids:
             raise DataError(

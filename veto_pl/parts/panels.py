@@ -95,7 +95,7 @@ class Routed(Panel):
             rows = torch.tensor([row for row, name in enumerate(names) if name == teacher], dtype=torch.int64)
             return reading(teacher, sequences, context, models, step, rows=rows)
 
-        return tuple(of(teacher) for teacher in self.asks(tuple(models.named_teachers)))
+        return tuple(of(teacher) for teacher in self.asks(models.teacher_names))
 
     def named_by(self, example: Example) -> str:
         """Return the teacher that a row names; empty where it names nobody and there is no default."""
@@ -121,7 +121,7 @@ class Routed(Panel):
         assert sequences.prompts is not None, "every source names the prompts that it has completed"
         examples = sequences.prompts.examples
         of_prompts = [self.named_by(example) for example in examples]
-        known = models.named_teachers
+        known = models.teacher_names
         numbers = sequences.prompts.on_host.numbers.tolist()
         for number, example, name in zip(numbers, examples, of_prompts, strict=True):
             if name not in known and self.otherwise == "error":
@@ -183,7 +183,7 @@ class Together(Panel):
     def __call__(
         self, sequences: Sequences, context: TeacherContext, models: Models, step: Step
     ) -> tuple[Reading, ...]:
-        names = self.asks(tuple(models.named_teachers))
+        names = self.asks(models.teacher_names)
         shares = _shares([value_at(self.weights.get(name, 1.0), step.index, step.total) for name in names])
         nothing = torch.zeros(0, dtype=torch.int64)
 

@@ -14,6 +14,7 @@ from veto_pl.planning.engine_memory import engine_memory
 from veto_pl.planning.placement import Placement
 from veto_pl.planning.simulation import Setting, Simulated, gathered_in, simulate
 from veto_pl.planning.stages import combine_peaks, stages
+from veto_pl.seams.teacher_names import TEACHER
 
 FEW_ROWS = 64
 """Rows of a chunk of the loss head that still make products of a useful size."""
@@ -71,7 +72,7 @@ def plan(
     simulated = combine_peaks([simulate(module, setting, objective) for objective in stages(module.objective)])
     named = tuple(module.teacher_sources)
     writers = frozenset(role for writing in module.objective.writings(named) for role in writing.writers)
-    given = {"teacher": module.teacher_source, "reference": module.reference_source}
+    given = {TEACHER: module.model_sources.get(TEACHER), "reference": module.reference_source}
     offloaded = frozenset(role for role, source in given.items() if source is not None and source.offloads)
     engines = engine_memory(module, setting, simulated, device.memory)
     return Plan(

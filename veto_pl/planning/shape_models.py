@@ -14,9 +14,9 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.assemble import load_models
 from veto_pl.models.backbone import backbone
 from veto_pl.models.causal_lm import CausalLM
-from veto_pl.models.images import image_weights
 from veto_pl.models.layers import decoder_layers
 from veto_pl.models.quantising import packed_size
+from veto_pl.models.vision import image_weights
 from veto_pl.module import DistillationModule
 from veto_pl.planning.observation import Observation
 from veto_pl.seams import LanguageModel, Models, ModelSource, Sequences
@@ -141,7 +141,8 @@ def skeletons(module: DistillationModule, dtype: torch.dtype | None, *, checkpoi
     Raises:
         ConfigurationError: a model cannot be read, or cannot do without its activations.
     """
-    named = {name: _portable(source) for name, source in module.teacher_sources.items()}
+    portable = {name: _portable(source) for name, source in module.model_sources.items()}
+    named = {**module.teacher_sources, **portable}
     reference = module.reference_source
     with torch.device("meta"), _default_dtype(dtype):
         models = load_models(

@@ -27,6 +27,7 @@ from veto_pl.planning.own_ids import in_own_ids
 from veto_pl.planning.planned_objective import most_rows, without_examples
 from veto_pl.planning.rollout import Lengths, bytes_read, completed, roll_out
 from veto_pl.planning.shape_models import SAMPLE_ROWS, Weights, phases_of, skeletons, without_storage
+from veto_pl.planning.told import shape_of
 from veto_pl.rollouts import DecodeLoop, FromStudent
 from veto_pl.seams import Models, Objective, Panel, PromptBatch, RolloutSource, Sequences, Stat, Step, Writing
 from veto_pl.seams.teacher_names import TEACHER
@@ -142,7 +143,8 @@ class _Simulation:
         first = teachers.pop(TEACHER, None)
         self.named = (*((TEACHER,) if first is not None else ()), *teachers)
         known = Models(self.student, first, models.tokenizer, reference=reference, teachers=teachers)
-        self.models = replace(known, tokenizers=models.tokenizers)
+        tellers = {name: shape_of(source) for name, source in models.tellers.items()}
+        self.models = replace(known, tokenizers=models.tokenizers, tellers=tellers)
         self.trained = [p for p in self.student.parameters() if p.requires_grad]
         self.observation = Observation(setting.shards, self._weights_without_casts())
         plain = without_examples(objective, setting.chunk_rows)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from veto_pl.charts.curve import Curve
 from veto_pl.exceptions import ConfigurationError, DataError
@@ -20,6 +20,7 @@ from veto_pl.seams.playing import Line, opening_of, spoken_in
 from veto_pl.storage.run_folder import CONFIG, METRICS, PICTURES, QUANTITIES, SAMPLES, STEP
 
 T = TypeVar("T")
+Thumbnail = Annotated[str, StringConstraints(pattern=r"^data:image/png;base64,[A-Za-z0-9+/]+=*$")]
 _COUNTERS = ("step", "epoch")
 _DESCRIBED = TypeAdapter(dict[str, Shown])
 
@@ -34,6 +35,7 @@ class Sample(BaseModel):
         reference: the expected completion, if there is one.
         reward: the task's score; 1 is right.
         dialogue: what was said in an episode with an environment; empty for a single answer.
+        thumbnails: small copies of the prompt's images, as `data:` addresses.
     """
 
     model_config = ConfigDict(frozen=True, strict=True)
@@ -44,6 +46,7 @@ class Sample(BaseModel):
     reference: str | None = None
     reward: float
     dialogue: tuple[Line, ...] = ()
+    thumbnails: tuple[Thumbnail, ...] = ()
 
     @property
     def opening(self) -> tuple[Line, ...]:

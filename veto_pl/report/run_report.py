@@ -108,20 +108,25 @@ def _charts(runs: Sequence[Run]) -> dict[str, list[str]]:
     return charts
 
 
-def _cards(runs: Sequence[Run]) -> list[tuple[str, tuple[Line, ...], list[str], dict[str, list[Sample]]]]:
-    """Return prompt, what else is said first, references, and the completions of each run's last step.
+Card = tuple[str, tuple[str, ...], tuple[Line, ...], list[str], dict[str, list[Sample]]]
 
-    What more runs have answered stands first. Episodes of one prompt that begin otherwise are told apart.
+
+def _cards(runs: Sequence[Run]) -> list[Card]:
+    """Return prompt, its images, what else is said first, references, and the completions of each run's last step.
+
+    What more runs have answered stands first. Episodes of one prompt that begin otherwise are told apart, and so are
+    prompts with other images.
     """
-    answers: dict[tuple[str, str], dict[str, list[Sample]]] = {}
+    answers: dict[tuple[str, tuple[str, ...], str], dict[str, list[Sample]]] = {}
     for run in runs:
         for sample in run.last_samples:
-            answers.setdefault((sample.prompt, repr(sample.opening)), {}).setdefault(run.name, []).append(sample)
+            key = (sample.prompt, sample.thumbnails, repr(sample.opening))
+            answers.setdefault(key, {}).setdefault(run.name, []).append(sample)
     cards = []
-    for (prompt, _), of in sorted(answers.items(), key=lambda item: -len(item[1])):
+    for (prompt, images, _), of in sorted(answers.items(), key=lambda item: -len(item[1])):
         references = dict.fromkeys(s.reference for own in of.values() for s in own if s.reference is not None)
         opening = next(iter(of.values()))[0].opening
-        cards.append((prompt, opening, list(references), {run.name: of.get(run.name, []) for run in runs}))
+        cards.append((prompt, images, opening, list(references), {run.name: of.get(run.name, []) for run in runs}))
     return cards
 
 

@@ -11,6 +11,7 @@ from veto_pl.rollouts.replay import Replay
 from veto_pl.rollouts.served_teacher import ServedTeacher
 from veto_pl.rollouts.sources import FromDataset, FromStudent, FromTeacher, Mixture, TeacherMixed
 from veto_pl.rollouts.stepwise import TeacherSteps
+from veto_pl.rollouts.told_teachers import ServedScores, StoredScores
 from veto_pl.rollouts.two_writers import TeacherCorrected, TeacherSwitched
 from veto_pl.rollouts.vllm import Vllm
 from veto_pl.rollouts.vllm_server import VllmServer
@@ -28,7 +29,9 @@ __all__ = [
     "Played",
     "Replay",
     "Sampling",
+    "ServedScores",
     "ServedTeacher",
+    "StoredScores",
     "TeacherCorrected",
     "TeacherMixed",
     "TeacherSteps",

@@ -13,6 +13,7 @@ from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.host_reads import refused_host_reads
 from veto_pl.models.known_masks import known_rows
 from veto_pl.models.probes import close, probing
+from veto_pl.models.vision import decoding_modules
 from veto_pl.rollouts.recording import RECORDERS, Recorder
 from veto_pl.seams import LanguageModel, Setup
 
@@ -74,7 +75,7 @@ def structure_obstacle(model: LanguageModel) -> str:
     attention = getattr(model.model.config, "_attn_implementation", None) or "eager"
     if attention not in MASKED:
         return f"its attention, `{attention}`, takes no mask over columns that are not written yet"
-    for name, module in model.named_modules():
+    for name, module in (("", model), *((f"model.{name}", module) for name, module in decoding_modules(model.model))):
         if module._forward_hooks or module._forward_pre_hooks:  # there is no public getter
             return f"`{name}` has a hook, whose Python would run for the first tokens only"
     return ""

@@ -176,7 +176,7 @@ class Debate(Panel):
     def __call__(
         self, sequences: Sequences, context: TeacherContext, models: Models, step: Step
     ) -> tuple[Reading, ...]:
-        names = self.asks(tuple(models.named_teachers))
+        names = self.asks(models.teacher_names)
         if not self.rounds:
             return Together(dict.fromkeys(names, 1.0))(sequences, context, models, step)
         assert sequences.prompts is not None, "every source names the prompts that it has completed"
@@ -214,8 +214,8 @@ class _Planned(Panel):
     def __call__(
         self, sequences: Sequences, context: TeacherContext, models: Models, step: Step
     ) -> tuple[Reading, ...]:
-        names = self.asks(tuple(models.named_teachers))
-        rows = _behind_blanks(sequences, self.beside(tuple(models.named_teachers)))
+        names = self.asks(models.teacher_names)
+        rows = _behind_blanks(sequences, self.beside(models.teacher_names))
         return Together(dict.fromkeys(names, 1.0))(rows, context, models, step)
 
 

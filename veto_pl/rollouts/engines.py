@@ -15,10 +15,10 @@ from torch.nn.functional import pad
 from veto_pl.core.bounds import UnitInterval
 from veto_pl.core.sampling import Sampling
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.models.images import image_inputs, mismatch_errors, positions_forgotten
 from veto_pl.models.modes import sampling_mode
 from veto_pl.models.randomness import global_draws
 from veto_pl.models.sharding import gathered
+from veto_pl.models.vision import image_inputs, mismatch_errors, positions_forgotten
 from veto_pl.rollouts.batched_generate import grouping_for, without_padding
 from veto_pl.rollouts.capture import Capture, capture_obstacle, planned_obstacle, unrecorded
 from veto_pl.rollouts.decoding import decode, placeholder_prompt

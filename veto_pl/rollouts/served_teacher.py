@@ -1,33 +1,16 @@
 """Completions with what a teacher behind a server says about them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-import torch
-from lightning.pytorch.utilities import rank_zero_warn
-
-from veto_pl.core.bounds import Count, CountFromZero, Positive
-from veto_pl.core.extras import require_extra
-from veto_pl.core.scores import TopKScores
-from veto_pl.exceptions import ConfigurationError, DataError
-from veto_pl.rollouts.prompt_scores import check_server, request_for, scores_of
+from veto_pl.exceptions import ConfigurationError
+from veto_pl.rollouts.asked_servers import AskedServers, too_many_ids
 from veto_pl.rollouts.sources import FromStudent
 from veto_pl.seams import Mistake, Models, PromptBatch, RolloutSource, Sequences, Setup, Step, Writing
-from veto_pl.servers.endpoint import Endpoint, NoAnswerError
-from veto_pl.servers.pool import ask_somewhere
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-LARGEST_REPLY = 2**28
-"""Bytes of an answer: about 80 for each id of each token, of the prompt too."""
-FEW_IDS = 8
-"""Of the vocabulary, that both sides are compared on before there is a text of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServedTeacher(RolloutSource):
+class ServedTeacher(AskedServers, RolloutSource):
     """What another source writes, scored by a teacher behind a server: no teacher is loaded.
 
     The server is vLLM, or another that answers `/completions` with `prompt_logprobs`. Of each token come the teacher's
@@ -55,26 +38,16 @@ class ServedTeacher(RolloutSource):
         DataError: no server answers any row, or each of its answers has ids that the run does not have.
     """
 
-    servers: tuple[str, ...]
-    model: str
     source: RolloutSource = FromStudent()
-    k: Count = 16
-    api_key_variable: str | None = None
-    timeout: Positive = 120.0
-    retries: CountFromZero = 2
-    concurrency: Count = 32
     stored_teacher = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_extra("openai", extra="served", needed_by="`ServedTeacher`")
-        if not self.servers:
-            raise ConfigurationError("`ServedTeacher.servers` must name a server, got none.")
+        self.check_addresses()
         if self.source.stored_teacher:
             raise ConfigurationError(
                 f"`ServedTeacher.source` cannot be `{type(self.source).__name__}`, which brings scores along itself."
             )
-        self._endpoints()  # refuses an address that is none
 
     @classmethod
     def examples(cls) -> tuple["ServedTeacher", ...]:
@@ -83,85 +56,14 @@ class ServedTeacher(RolloutSource):
     def __call__(self, prompts: PromptBatch, models: Models, step: Step) -> Sequences:
         prompts.refuse_images("`ServedTeacher` sends ids alone to its servers", "Load the teacher (`model.teacher`).")
         written = models.rolled_out(self.source, prompts, step)
-        answers = self._ask(written, models)
-        told = TopKScores.uniform(tuple(written.input_ids.shape), self.k, sampled=True)
-        unanswered, behind = torch.zeros(len(written), dtype=torch.bool), written.completion_mask.cpu()
-        for row, answer in answers.items():
-            unanswered[row] = answer is None
-            if answer is not None:
-                told[row, behind[row]] = answer
-        unanswered = unanswered.to(written.input_ids.device)
-        counted = written.loss_mask & ~unanswered[:, None]
-        scores = told.to(written.input_ids.device)
-        return replace(written, teacher_scores=scores, unanswered=unanswered, loss_mask=counted)
-
-    def before_loading(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        """Ask each server for a few texts; warn of one that is silent, and refuse to begin where all are."""
-        special = set(tokenizer.all_special_ids)
-        few = [i for i in range(min(len(tokenizer), FEW_IDS + len(special))) if i not in special]
-        answers = {end.base_url: check_server(end, self.model, self.k, tokenizer, few) for end in self._endpoints()}
-        silent = [f"{address} ({reason})" for address, reason in answers.items() if reason is not None]
-        if len(silent) == len(answers):
-            raise ConfigurationError(
-                f"The teacher `{self.model}` cannot be reached at {', '.join(silent)}. Start its servers before the "
-                "run, or correct `ServedTeacher.servers`."
-            )
-        if silent:
-            rank_zero_warn(f"The teacher `{self.model}` cannot be reached at {', '.join(silent)}; others do its part.")
+        told = self.answers(written, models.tokenizer)
+        assert told.unanswered is not None, "servers say which rows they have not answered"
+        counted = written.loss_mask & ~told.unanswered[:, None]
+        return replace(written, teacher_scores=told.scores, unanswered=told.unanswered, loss_mask=counted)
 
     def writings(self) -> tuple[Writing, ...]:
-        told = TopKScores.uniform((0,), self.k, sampled=True)
-        return tuple(replace(writing, stored=told) for writing in self.source.writings())
+        return tuple(replace(writing, stored=self.of_nothing()) for writing in self.source.writings())
 
     def requirements(self, setup: Setup, path: str) -> Iterator[Mistake]:
         """Yield a k that leaves nothing for the ids together."""
-        if setup.vocab_size is not None and self.k >= setup.vocab_size:
-            yield Mistake(f"{path}.init_args.k", f"{self.k}", f"fewer than the {setup.vocab_size} ids", "Lower it.")
-
-    def _ask(self, written: Sequences, models: Models) -> dict[int, TopKScores | None]:
-        """Return what the teacher says of each row that counts, or None where no server has answered."""
-        rows = written.loss_mask.any(1).nonzero()[:, 0].tolist()
-        texts = {row: written.input_ids[row, written.attention_mask[row]].tolist() for row in rows}
-        if rows:
-            self._check(models, list(texts.values()))
-        bodies = [request_for(self.model, ids, self.k) for ids in texts.values()]
-        replies = ask_somewhere(self._endpoints(), "/completions", bodies, self.concurrency)
-        lengths = written.completion_mask.sum(1).tolist()
-        vocabulary = models.student.vocab_size
-        answers: dict[int, TopKScores | None] = {}
-        for (row, ids), reply in zip(texts.items(), replies, strict=True):
-            completion = ids[-lengths[row] :]
-            answers[row] = (
-                None if isinstance(reply, NoAnswerError) else scores_of(reply, completion, self.k, vocabulary)
-            )
-        if answers and all(answer is None for answer in answers.values()):
-            silent = any(isinstance(reply, NoAnswerError) for reply in replies)
-            raise DataError(self._why_none(len(answers), silent=silent, vocabulary=vocabulary))
-        return answers
-
-    def _why_none(self, rows: int, *, silent: bool, vocabulary: int) -> str:
-        """Return why no row was scored: servers were silent, or told of ids that the run does not have."""
-        if silent:
-            return (
-                f"None of {rows} rows was scored by the teacher `{self.model}` at {', '.join(self.servers)}. See "
-                "whether the servers run, raise `ServedTeacher.timeout` or `retries`, and go on from a checkpoint."
-            )
-        return (
-            f"The teacher `{self.model}` has ids from {vocabulary} on among its {self.k} likeliest in each of {rows} "
-            "rows, where the run's tokenizer has none: they are padding rows of the teacher's head. Lower "
-            "`ServedTeacher.k`, or serve a model without such rows."
-        )
-
-    def _check(self, models: Models, rows: Sequence[Sequence[int]]) -> None:
-        """Compare the tokenizers of both sides, once per process and server."""
-        for endpoint in self._endpoints():
-            known = (endpoint, self.model, self.k)
-            if known not in _checked and check_server(*known, models.tokenizer, rows[0]) is None:
-                _checked.add(known)
-
-    def _endpoints(self) -> tuple[Endpoint, ...]:
-        how = (self.api_key_variable, self.timeout, self.retries, "teacher", LARGEST_REPLY)
-        return tuple(Endpoint(address, *how) for address in self.servers)
-
-
-_checked: set[tuple[Endpoint, str, int]] = set()
+        yield from too_many_ids(self.k, setup, path)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from veto_pl.seams import Conversation, Ending, Example, Media, PromptBatch, Sequences, pad_left, pad_right
+from veto_pl.seams import Conversation, Ending, Example, Media, Picture, PromptBatch, Sequences, pad_left, pad_right
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +33,7 @@ class StoredRow:
         conversation: the example's, as plain values, where it is one.
         source: the data set that it comes from.
         teacher: the name of the teacher that it asks for.
+        images: the example's, as plain values.
         engine_log_ratio: [C] float32, by how much the trainer's arithmetic and the engine's differed at the time, as
             in `Sequences`; None where the trainer's own has sampled, and in checkpoints of older versions.
         turn_ids: [C] int64, the agent's turn of each token; None where the completion is one turn.
@@ -59,6 +60,7 @@ class StoredRow:
     conversation: Mapping[str, Any] | None = None
     source: str = ""
     teacher: str = ""
+    images: Sequence[Mapping[str, str]] = ()
     engine_log_ratio: Tensor | None = None
     turn_ids: Tensor | None = None
     episode: int | None = None
@@ -72,7 +74,8 @@ class StoredRow:
         """Return the example as the task gave it."""
         said = None if self.conversation is None else Conversation.from_plain(self.conversation)
         alternatives = tuple(self.alternatives)
-        return Example(self.prompt, self.completion, self.row, alternatives, said, self.source, self.teacher)
+        images = tuple(map(Picture.from_plain, self.images))
+        return Example(self.prompt, self.completion, self.row, alternatives, said, self.source, self.teacher, images)
 
     @property
     def counts(self) -> Tensor:
@@ -142,6 +145,7 @@ def _example_fields(example: Example) -> dict[str, Any]:
         "conversation": None if example.conversation is None else _plain_value(example.conversation.plain()),
         "source": example.source,
         "teacher": example.teacher,
+        "images": [image.plain() for image in example.images],
     }
 
 

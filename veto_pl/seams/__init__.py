@@ -15,19 +15,21 @@ from veto_pl.core.part import Part, Setup
 from veto_pl.core.step import Step
 from veto_pl.functional.stat import Stat
 from veto_pl.seams.batches import Sequences
-from veto_pl.seams.conversation import Conversation, Message, Rendering, Turn
+from veto_pl.seams.conversation import Conversation, Message, Rendering, Turn, text_of, with_text
 from veto_pl.seams.data import Example, Judge, Reward, Task, Template
 from veto_pl.seams.dialogue import Continuation, Dialogue
 from veto_pl.seams.ending import Ending
 from veto_pl.seams.engine_sessions import Session
 from veto_pl.seams.environments import Environment, Episode, Reply
+from veto_pl.seams.image_files import Picture
 from veto_pl.seams.media import Media, media_of
-from veto_pl.seams.models import LanguageModel, ModelSource, TokenizerSource
+from veto_pl.seams.models import LanguageModel, ModelSource, TeacherSource, TokenizerSource
 from veto_pl.seams.objective import AnyObjective, Faults, LossOutput, Objective, TokenValues
 from veto_pl.seams.panel import Panel, Reading, reading
 from veto_pl.seams.playing import Line, PlayingSource
 from veto_pl.seams.prompts import PromptBatch
 from veto_pl.seams.rollouts import Engine, Models, Rollouts, RolloutSource, Writing
+from veto_pl.seams.score_source import Answers, ScoreSource
 from veto_pl.seams.teacher_context import TeacherContext
 from veto_pl.seams.tokens import (
     Advantage,
@@ -42,6 +44,7 @@ from veto_pl.seams.tokens import (
 
 __all__ = [
     "Advantage",
+    "Answers",
     "AnyObjective",
     "Continuation",
     "Conversation",
@@ -66,6 +69,7 @@ __all__ = [
     "Objective",
     "Panel",
     "Part",
+    "Picture",
     "PlayingSource",
     "PromptBatch",
     "Reading",
@@ -75,6 +79,7 @@ __all__ = [
     "RolloutSource",
     "Rollouts",
     "Schedule",
+    "ScoreSource",
     "Sequences",
     "Session",
     "Setup",
@@ -84,6 +89,7 @@ __all__ = [
     "Target",
     "Task",
     "TeacherContext",
+    "TeacherSource",
     "Template",
     "TokenGrid",
     "TokenRows",
@@ -96,4 +102,6 @@ __all__ = [
     "pad_left",
     "pad_right",
     "reading",
+    "text_of",
+    "with_text",
 ]

@@ -7,7 +7,33 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 Message = Mapping[str, Any]
-"""What a chat template reads: `role`, `content`, and perhaps `tool_calls`, `name` and others."""
+"""What a chat template reads: `role`, `content`, and perhaps `tool_calls`, `name` and others.
+
+The content is a text, or parts where it has images: `{"type": "image"}` and `{"type": "text", "text": ...}`.
+"""
+
+
+def text_of(message: Message) -> str:
+    """Return the text of a message, without its images.
+
+    Example:
+        >>> text_of({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]})
+        'What is it?'
+    """
+    content = message.get("content")
+    if isinstance(content, str) or content is None:
+        return content or ""
+    return "".join(part.get("text", "") for part in content)
+
+
+def with_text(message: Message, text: str) -> Message:
+    """Return a message with another text, its images where they were: the text stands where the first one stood."""
+    content = message.get("content")
+    if isinstance(content, str) or content is None:
+        return {**message, "content": text}
+    first = next((i for i, part in enumerate(content) if part["type"] == "text"), len(content))
+    front, behind = content[:first], [part for part in content[first + 1 :] if part["type"] != "text"]
+    return {**message, "content": [*front, {"type": "text", "text": text}, *behind]}
 
 
 @dataclass(frozen=True)
@@ -39,10 +65,10 @@ class Conversation:
     def asking(self, text: str) -> Conversation:
         """Return the same conversation with another text of the user's last message in the opening."""
         place = self.question
-        if place is None or self.messages[place].get("content") == text:
+        if place is None or text_of(self.messages[place]) == text:
             return self
         messages = [*self.messages]
-        messages[place] = {**messages[place], "content": text}
+        messages[place] = with_text(messages[place], text)
         return replace(self, messages=tuple(messages))
 
     def behind(self, *messages: Message) -> Conversation:

@@ -12,6 +12,7 @@ from veto_pl.core.part import Part
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams.conversation import Conversation, Rendering
 from veto_pl.seams.dialogue import Dialogue
+from veto_pl.seams.image_files import Picture
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,6 +31,7 @@ class Example:
             and `completion` the last reference.
         source: the data set that the row comes from, where several are mixed.
         teacher: the name of the teacher that the row asks for; empty where it names none.
+        images: of the row, in the order in which the prompt shows them; whatever `Picture.of` takes becomes a picture.
     """
 
     prompt: str
@@ -39,6 +41,11 @@ class Example:
     conversation: Conversation | None = None
     source: str = ""
     teacher: str = ""
+    images: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.images:
+            object.__setattr__(self, "images", tuple(map(Picture.of, self.images)))
 
     @property
     def references(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 class Continuing(Protocol):
@@ -46,10 +47,11 @@ class Media:
     def features(self) -> dict[str, Tensor]:
         """Return the tensors by name, those of all rows one behind the other along their first axis.
 
-        None are returned where no row has an image.
+        Where other axes differ, as with images of several sizes, zeros fill them up behind, as processors do. None are
+        returned where no row has an image.
         """
         names = dict.fromkeys(name for row in self.of_rows for name in row)
-        return {name: torch.cat([row[name] for row in self.of_rows if name in row]) for name in names}
+        return {name: _joined([row[name] for row in self.of_rows if name in row]) for name in names}
 
     def rows(self, places: Sequence[int]) -> Media:
         """Return those of the rows at `places`, in that order, repeats allowed."""
@@ -79,3 +81,14 @@ def media_of(sequences: Continuing) -> Media | None:
     """Return the images of the prompts that these rows continue; None where no prompt of the batch has any."""
     media: Media | None = getattr(sequences.prompts, "media", None)
     return None if media is None else media.rows(sequences.prompt_rows.tolist())
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Join tensors along their first axis, each filled up by zeros to the longest of every other axis."""
+    longest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    room = [[most - size for size, most in zip(part.shape[1:], longest, strict=True)] for part in parts]
+    filled = [
+        pad(part, [side for most in reversed(more) for side in (0, most)]) if any(more) else part
+        for part, more in zip(parts, room, strict=True)
+    ]
+    return torch.cat(filled)

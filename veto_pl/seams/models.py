@@ -21,7 +21,7 @@ from veto_pl.seams.batches import Sequences
 from veto_pl.seams.media import Media
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 Result = TypeVar("Result")
 
@@ -64,7 +64,7 @@ class LanguageModel(OwnErrors, nn.Module, ABC):
     def text_only(self, logits: Tensor) -> Tensor:
         """Make logits [..., V] -inf in place where a placeholder would be written, and return them."""
         for place in self.placeholders:
-            logits[..., place] = -torch.inf  # by one number each, which no device waits for
+            logits.select(-1, place).fill_(-torch.inf)  # an assignment would make a tensor of the host of it
         return logits
 
     @property
@@ -146,15 +146,27 @@ class StoredWeights(Protocol):
         """Return what reads each weight in slices."""
 
 
-class ModelSource(Part, ABC):
-    """Where a causal language model comes from.
+class TeacherSource(Part, ABC):
+    """Where a teacher comes from: a model (`ModelSource`), or what tells of tokens without one (`ScoreSource`).
 
     Attributes:
         moves: a teacher of it follows the student.
-        offloads: a frozen model of it rests in the memory of the host while it is not used.
     """
 
     moves = False  # jsonargparse would look for the name `ClassVar` where subclasses live
+
+    def resolved(self, student: ModelSource) -> TeacherSource:
+        """Return this source in a run with a student of another source; by default, as it is."""
+        return self
+
+
+class ModelSource(TeacherSource, ABC):
+    """Where a causal language model comes from.
+
+    Attributes:
+        offloads: a frozen model of it rests in the memory of the host while it is not used.
+    """
+
     offloads = False
 
     @abstractmethod
@@ -201,7 +213,6 @@ class ModelSource(Part, ABC):
         return None
 
     def resolved(self, student: ModelSource) -> ModelSource:
-        """Return this source in a run with a student of another source; by default, as it is."""
         return self
 
     def beside(self, student: LanguageModel) -> LanguageModel | None:
@@ -244,6 +255,19 @@ class ModelSource(Part, ABC):
         """Return the keyword arguments for `AutoTokenizer.from_pretrained`; None where there is no tokenizer."""
         return None
 
+    @property
+    def own_processor(self) -> ProcessorMixin | None:
+        """Return what makes features of images, where the source has it in memory."""
+        return None
+
+    @property
+    def processor_source(self) -> Mapping[str, Any] | None:
+        """Return the keyword arguments for `AutoProcessor.from_pretrained`, by default those of the tokenizer.
+
+        It is asked where rows have images; nobody has looked whether there is a processor.
+        """
+        return self.tokenizer_source
+
 
 class TokenizerSource(Part, ABC):
     """Where a tokenizer comes from, when it is not the student's own."""
@@ -251,3 +275,13 @@ class TokenizerSource(Part, ABC):
     @abstractmethod
     def load(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer."""
+
+    @property
+    def own_processor(self) -> ProcessorMixin | None:
+        """Return the processor of images that was given with the tokenizer."""
+        return None
+
+    @property
+    def processor_source(self) -> Mapping[str, Any] | None:
+        """Return the keyword arguments for `AutoProcessor.from_pretrained`; None where it names no place."""
+        return None

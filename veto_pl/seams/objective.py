@@ -12,7 +12,9 @@ from torch import Tensor
 from veto_pl.core.laws import Law
 from veto_pl.core.nested import given, walk
 from veto_pl.core.part import Part
+from veto_pl.core.scores import TopKScores
 from veto_pl.core.step import Step
+from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.stat import Stat
 from veto_pl.seams.batches import Sequences
 from veto_pl.seams.panel import Panel
@@ -162,6 +164,17 @@ class Objective(AnyObjective):
         parts = (part for _, part in walk(self, derived=True))
         for source in dict.fromkeys(part for part in parts if isinstance(part, RolloutSource)):
             source.before_loading(tokenizer)
+
+    def check_told(self, scores: TopKScores | None, teacher: str) -> None:
+        """Raise `ConfigurationError` where a teacher that tells its likeliest ids alone is not enough; by default so.
+
+        Args:
+            scores: what the teacher says of no tokens, [0]; None where that is not known yet.
+            teacher: what brings the scores, as the message calls it.
+        """
+        raise ConfigurationError(
+            f"`{type(self).__name__}` reads a model, but {teacher} is a stored or served teacher. Use a live teacher."
+        )
 
     def active(self, step: Step) -> Objective:
         return self

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from veto_pl.core.part import Part
+from veto_pl.core.scores import TopKScores
 from veto_pl.core.step import Step
 from veto_pl.functional.own_ends import Ends
 from veto_pl.functional.pooled_head import Pool
@@ -36,6 +37,7 @@ class Reading:
         said: for each row of the rollout, what the teacher has said of its turns, by name, for tables; empty where it
             has said nothing of any.
         metrics: undivided numbers to log under the teacher's name; every rank has them by the same names.
+        told: what a teacher without a model has said of these tokens, [M]; None for a model. An objective asks for it.
         units: on the host, which of the M tokens and of those of `sequences` stand for the same bytes. None lets an
             objective that aligns tokenizers find it out, and is right where the teacher has the student's tokenizer.
     """
@@ -48,6 +50,7 @@ class Reading:
     said: tuple[tuple[Mapping[str, Any], ...], ...] = ()
     metrics: Mapping[str, Stat] = field(default_factory=dict)
     units: Units | None = None
+    told: TopKScores | None = None
 
     @property
     def spoken(self) -> int:

@@ -23,7 +23,8 @@ from veto_pl.seams.batches import Sequences
 from veto_pl.seams.engine_sessions import Session
 from veto_pl.seams.models import LanguageModel
 from veto_pl.seams.prompts import PromptBatch
-from veto_pl.seams.teacher_names import TEACHER, listed, required
+from veto_pl.seams.score_source import ScoreSource
+from veto_pl.seams.teacher_names import TEACHER, listed, required, setting_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,6 +46,7 @@ class Models:
         brought: the tokenizers that teachers with the student's ids bring along, by the teacher's name: how they write
             prompts and end texts is their own.
         teacher_name: under which the one teacher is known.
+        tellers: teachers without a model here, by name; `teacher` may be among them.
     """
 
     student: LanguageModel
@@ -57,6 +59,7 @@ class Models:
     tokenizers: Mapping[str, PreTrainedTokenizerBase] = field(default_factory=dict)
     brought: Mapping[str, PreTrainedTokenizerBase] = field(default_factory=dict)
     teacher_name: str = TEACHER
+    tellers: Mapping[str, ScoreSource] = field(default_factory=dict)
 
     @property
     def teacher_tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -79,8 +82,18 @@ class Models:
 
     @property
     def named_teachers(self) -> dict[str, LanguageModel]:
-        """Return all teachers by name, `teacher` first where there is one."""
+        """Return all teachers with a model by name, `teacher` first where it is one."""
         return ({} if self.teacher is None else {TEACHER: self.teacher}) | dict(self.teachers)
+
+    @property
+    def teacher_names(self) -> tuple[str, ...]:
+        """Return the names of all teachers, those without a model last."""
+        return (*self.named_teachers, *self.tellers)
+
+    @property
+    def comparable(self) -> tuple[str, ...]:
+        """Return the names of the teachers whose distributions over the student's ids are known for any text."""
+        return tuple(name for name in self.named_teachers if name not in self.tokenizers)
 
     @property
     def frozen(self) -> list[LanguageModel]:
@@ -89,15 +102,22 @@ class Models:
 
     def required_teacher(self) -> LanguageModel:
         """Return the one teacher, `model.teacher`; raise `ConfigurationError` where the run has none of this name."""
+        if TEACHER in self.tellers:
+            return self.teacher_named(TEACHER)
         return required(TEACHER, self.teacher, self.teachers)
 
     def teacher_named(self, name: str) -> LanguageModel:
-        """Return the teacher of a name; raise `ConfigurationError` where no teacher has it."""
+        """Return the teacher of a name; raise `ConfigurationError` where no teacher has it, or one without a model."""
+        if name in self.tellers:
+            raise ConfigurationError(
+                f"The teacher `{name}` is a `{type(self.tellers[name]).__name__}`, of which no model is loaded, but "
+                f"one is needed. Name a model in `{setting_of(name)}`."
+            )
         if name == TEACHER:
             return self.required_teacher()
         if name not in self.teachers:
             raise ConfigurationError(
-                f"There is no teacher `{name}`; the run has {listed(self.named_teachers)}. Name it in `model.teachers`."
+                f"There is no teacher `{name}`; the run has {listed(self.teacher_names)}. Name it in `model.teachers`."
             )
         return self.teachers[name]
 
@@ -105,13 +125,12 @@ class Models:
         """Return the same models with the teacher of a name as the one teacher; raise `ConfigurationError` where no
         teacher has it.
         """
-        alone = name == TEACHER and not self.teachers
-        if alone:
+        if name == TEACHER and set(self.teacher_names) <= {TEACHER}:
             return self
-        own, brought = ({TEACHER: of[name]} if name in of else {} for of in (self.tokenizers, self.brought))
-        return replace(
-            self, teacher=self.teacher_named(name), teachers={}, tokenizers=own, brought=brought, teacher_name=name
-        )
+        teacher = None if name in self.tellers else self.teacher_named(name)
+        known = {of: getattr(self, of) for of in ("tokenizers", "brought", "tellers")}
+        own: dict[str, Any] = {of: {TEACHER: them[name]} if name in them else {} for of, them in known.items()}
+        return replace(self, teacher=teacher, teachers={}, teacher_name=name, **own)
 
     def required_reference(self) -> LanguageModel:
         """Return the reference model; raise `ConfigurationError` where the run has none."""
@@ -295,8 +314,5 @@ class Engine(Part, ABC):
         """
 
     def session(self, model: LanguageModel, models: Models, *, on_policy: bool) -> Session:
-        """Return calls for rows that grow, such as episodes, turn by turn; here they are calls of `generate`.
-
-        Collective where the model is sharded: call it on every rank.
-        """
+        """Return calls for rows that grow turn by turn; here they are calls of `generate`, and as collective."""
         return Session(lambda *asked: self.generate(asked[0], model, asked[1], models, asked[2], on_policy=on_policy))

@@ -140,8 +140,8 @@ class TokenRows:
         """
         if self.teacher_logp is None and self.stored is not None:
             raise ConfigurationError(
-                "The objective reads the teacher's probability of every id, but its rollout has a stored or served "
-                "teacher, which tells its likeliest ids only. Use a live teacher."
+                "The objective reads the teacher's probability of every id, but it has a stored or served teacher, "
+                "which tells its likeliest ids only. Use a live teacher."
             )
         assert self.teacher_logp is not None, "an objective with `needs_teacher` always gets the teacher's rows"
         return self.teacher_logp

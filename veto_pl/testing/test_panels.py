@@ -51,7 +51,7 @@ def test_each_teacher_reads_and_the_weights_add_up(
     """Check readings, weights and tokens, of some rows and of none."""
     sequences = rollout(models, rows)
     readings = panel(sequences, context, models, STEP)
-    asked = panel.asks(tuple(models.named_teachers))
+    asked = panel.asks(models.teacher_names)
     assert tuple(dict.fromkeys(one.teacher for one in readings)) == asked, (
         "A panel gives a reading of each teacher that it `asks`, in that order, on every rank: without rows where a "
         "teacher has none."

@@ -76,7 +76,7 @@ def check_base(student: LanguageModel, entry: Any) -> None:
     if not is_adapted(student.model):
         if isinstance(entry, Mapping):
             raise ConfigurationError(
-                "The checkpoint holds an adapter, but `model.student` has none. Name the `Lora` student of its run."
+                "The checkpoint holds an adapter, but `model.student` has none. Name the student of its run."
             )
         return
     if not isinstance(entry, Mapping):

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from veto_pl.data.shown_prompts import image_names, shown_prompts
 from veto_pl.functional.chunked import Block
 from veto_pl.functional.divergences import forward_kl, reverse_kl
 from veto_pl.metrics import CompletionMetric, TokenMetric
 from veto_pl.metrics.generations import Generations
 from veto_pl.models.readout import panel_scores
+from veto_pl.objectives.told_readings import comparable
 from veto_pl.objectives.voices import Voice, Voices, voices_of
 from veto_pl.parts.contexts import SameText
 from veto_pl.parts.panels import OneTeacher
@@ -25,6 +27,7 @@ from veto_pl.seams import (
     Line,
     Models,
     Panel,
+    Picture,
     PlayingSource,
     PromptBatch,
     Reading,
@@ -145,9 +148,7 @@ class Evaluation:
         several.
         """
         completions = Completions(self.sequences)
-        prompts = self.models.tokenizer.batch_decode(
-            [ids[mask] for ids, mask in zip(self.batch.input_ids, self.batch.attention_mask, strict=True)]
-        )
+        prompts = shown_prompts(self.batch, self.models.tokenizer)
         told = zip(
             completions.prompts,
             self.generations.texts,
@@ -160,6 +161,7 @@ class Evaluation:
         return [
             {"prompt": prompts[row], "completion": text, "reference": example.completion, "reward": reward}
             | ({"references": list(example.references)} if example.alternatives else {})
+            | ({"images": image_names(example)} if example.images else {})
             | ({"source": example.source} if example.source else {})
             | ({"teachers": dict(shares)} if shares else {})
             | ({"said": said} if said else {})
@@ -167,6 +169,10 @@ class Evaluation:
             for row, text, reward, shares, said, lines in told
             for example in [self.batch.examples[row]]
         ]
+
+    def images(self) -> list[tuple[Picture, ...]]:
+        """Return the images of the prompt of each row of `rows`."""
+        return [self.batch.examples[row].images for row in Completions(self.sequences).prompts]
 
     def annotated(self, row: int) -> dict[str, Any]:
         """Return the tokens of a completion as texts, and the divergences between the models at each token that counts.
@@ -183,10 +189,12 @@ class Evaluation:
         return {"tokens": texts, **numbers} | ({"turns": turns} if self.lines else {})
 
     def _readings(self) -> tuple[Reading, ...]:
-        """Return what each teacher reads; nothing of a teacher with ids of its own, which cannot read the student's."""
-        if self.panel is None or not self.models.named_teachers or self.models.tokenizers:
+        """Return what each teacher reads; nothing of one that has ids of its own, or no model here."""
+        asked = () if self.panel is None else self.panel.asks(self.models.teacher_names)
+        if self.panel is None or not set(asked) & set(self.models.comparable):
             return ()
-        return self.panel(self.sequences, self.context, self.models, self.step)
+        readings = self.panel(self.sequences, self.context, self.models, self.step)
+        return comparable(readings, len(self.sequences.prediction_index), self.models)
 
     def _read(
         self, readings: Sequence[Reading], metrics: Sequence[TokenMetric], *, with_logp: bool, annotate: bool
@@ -197,6 +205,8 @@ class Evaluation:
             The values asked for, [N] each, and who has read which tokens.
         """
         ids, models, device = self.sequences.token_ids(), self.models, self.sequences.input_ids.device
+        of_one = {one.teacher: [m for m in metrics if m.teacher == one.teacher] for one in metrics if one.teacher}
+        metrics = [one for one in metrics if not one.teacher]
         measured = {which: self._tokens_of(*which) for which in {(one.source, one.turn) for one in metrics}}
 
         def look(block: Block) -> tuple[dict[str, Tensor], None]:
@@ -204,26 +214,28 @@ class Evaluation:
             student_logp = torch.log_softmax(block.student, -1)
             teacher_logp = None if block.teacher is None else torch.log_softmax(block.teacher, -1)
             written = ids[place]
+            for metric in of_one.get(_speaker(block, speakers) if of_one else "", ()):
+                _update(metric, student_logp, teacher_logp, written, None)
             for metric in metrics:
                 if (of_source := measured[metric.source, metric.turn]) is None:
                     _update(metric, student_logp, teacher_logp, written, share)
                 elif (here := of_source[place]).any():
                     others, parts = (None if one is None else one[here] for one in (teacher_logp, share))
                     _update(metric, student_logp[here], others, written[here] if metric.needs_ids else written, parts)
-            kept: dict[str, Tensor] = {}
-            if with_logp or annotate:
-                kept["student_logp"] = student_logp.gather(1, written[:, None])[:, 0]
-            if annotate and teacher_logp is not None:
-                kept["teacher_logp"] = teacher_logp.gather(1, written[:, None])[:, 0]
-                kept |= {name: of(student_logp, teacher_logp) for name, of in _DIVERGENCES.items()}
-            return kept, None
+            if not (with_logp or annotate):
+                return {}, None
+            return _kept(student_logp, teacher_logp if annotate else None, written), None
 
         pool = self.panel.pool if self.panel is not None and readings else None
         told = voices_of(self.sequences, readings, type(self.panel).__name__, pool)
         voices = told.with_silence(device)
         asked = [(models.teacher_named(one.teacher), one.sequences) for one in readings]
         places = torch.arange(len(ids), device=device)
-        given = [{"place": voice.of(places), **_share(voice, places)} for voice in voices.voices]
+        speakers = [voice.teacher for voice in voices.voices]
+        given = [
+            {"place": (here := voice.of(places)), "speaker": torch.full_like(here, number), **_share(voice, places)}
+            for number, voice in enumerate(voices.voices)
+        ]
         readers = partial(voices.readers, readings, pool=pool)
         parts = panel_scores(look, given, self.sequences, models.student, asked, readers, chunk_rows=CHUNK_ROWS)
         return voices.joined(parts), told
@@ -243,6 +255,21 @@ class Evaluation:
         here = torch.tensor([not source or self.batch.examples[row].source == source for row in rows], dtype=torch.bool)
         of_source = here.to(self.sequences.input_ids.device)[self.sequences.tokens()[1]]
         return of_source if not turn else of_source & (Completions(self.sequences).turn_of_tokens == turn)
+
+
+def _kept(student_logp: Tensor, teacher_logp: Tensor | None, written: Tensor) -> dict[str, Tensor]:
+    """Return the log-probabilities of the tokens, and with a teacher how far it is from the student, [n] each."""
+    kept = {"student_logp": student_logp.gather(1, written[:, None])[:, 0]}
+    if teacher_logp is not None:
+        kept["teacher_logp"] = teacher_logp.gather(1, written[:, None])[:, 0]
+        kept |= {name: of(student_logp, teacher_logp) for name, of in _DIVERGENCES.items()}
+    return kept
+
+
+def _speaker(block: Block, speakers: Sequence[str]) -> str:
+    """Return the teacher of a block's rows; empty where it has none."""
+    number = block.given["speaker"]
+    return speakers[int(number[0])] if len(number) else ""
 
 
 def _share(voice: Voice, places: Tensor) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from veto_pl.data.shown_prompts import image_names, shown_prompts
 from veto_pl.seams import Faults, LossOutput, PromptBatch, Rollouts, Sequences
 
 if TYPE_CHECKING:
@@ -36,16 +37,19 @@ def row_reports(
     behind = rows.completion_mask
     before = rows.attention_mask & ~behind
     numbers = prompts.numbers[rows.prompt_rows].tolist()
+    with_images = {i for i, example in enumerate(prompts.examples) if example.images}
+    shown = shown_prompts(prompts, tokenizer) if with_images else []
     described = []
-    for i, number in enumerate(numbers):
+    for i, (number, of) in enumerate(zip(numbers, rows.prompt_rows.tolist(), strict=True)):
         prompt, completion = (rows.input_ids[i][mask[i]].tolist() for mask in (before, behind))
         described.append({
             "row": number,
             "not_finite": [name for name, marked in marks.items() if marked[i]],
-            "prompt": tokenizer.decode(prompt),
+            "prompt": shown[of] if of in with_images else tokenizer.decode(prompt),
             "completion": tokenizer.decode(completion),
             "rollout": rollout,
             "prompt_ids": prompt,
             "completion_ids": completion,
-        } | ({} if rows.turn_ids is None else {"turn_ids": rows.turn_ids[i][behind[i]].tolist()}))  # fmt: skip
+        } | ({"images": image_names(prompts.examples[of])} if of in with_images else {})
+          | ({} if rows.turn_ids is None else {"turn_ids": rows.turn_ids[i][behind[i]].tolist()}))  # fmt: skip
     return described

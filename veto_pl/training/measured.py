@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 from torch import nn
@@ -55,18 +55,25 @@ def validation_metrics(
     return nn.ModuleDict({metric.name: metric for metric in usable})
 
 
-def compared_by(objective: Objective, teachers: Collection[str]) -> Panel | None:
+def compared_by(objective: Objective, teachers: Sequence[str], models: Collection[str]) -> Panel | None:
     """Return the panel of teachers that a validation compares with: the objective's first, else `model.teacher` alone.
 
     Args:
         objective: of the run.
         teachers: the names of all teachers.
+        models: of those that have a model, which can say something of any text.
 
     Returns:
         None where there is no teacher to compare with.
     """
-    alone = [OneTeacher()] if TEACHER in teachers else []
-    return next(iter((*objective.panels, *alone)), None) if teachers else None
+    panels = (*objective.panels, OneTeacher())
+    return next((panel for panel in panels if set(panel.asks(teachers)) & set(models)), None)
+
+
+def compared_apart(panel: Panel | None, teachers: Sequence[str], models: Collection[str]) -> tuple[str, ...]:
+    """Return the names of the teachers that a validation compares with one by one; none where there is only one."""
+    several = panel is not None and panel.pool is None and len(panel.asks(teachers)) > 1
+    return tuple(name for name in panel.asks(teachers) if name in models) if panel is not None and several else ()
 
 
 def read_in_validation(objective: Objective) -> TeacherContext:
@@ -84,10 +91,32 @@ def add_sources(metrics: nn.ModuleDict, sources: Sequence[str]) -> None:
     """Add a copy of each metric for each data set of a mixture, as `maths/accuracy`, where there is none yet."""
     for name, metric in [*metrics.items()]:
         for source in sources:
-            if not getattr(metric, "source", "") and f"{source}/{name}" not in metrics:
+            apart = getattr(metric, "source", "") or getattr(metric, "teacher", "")
+            if not apart and f"{source}/{name}" not in metrics:
                 own: Any = copy.deepcopy(metric)
                 own.source, own.name = source, f"{source}/{name}"
                 metrics[own.name] = own
+
+
+def add_teachers(metrics: nn.ModuleDict, folders: Mapping[str, str]) -> None:
+    """Add a copy of each metric that compares with a teacher for each of several, as `maths/forward_kl`.
+
+    Args:
+        metrics: of a run; those of a data set or a turn have no copies.
+        folders: of the metrics, by the teacher's name (`teacher_folders`).
+    """
+    plain = [one for one in metrics.items() if getattr(one[1], "needs_teacher", False)]
+    for name, metric in plain:
+        if not metric.source and not metric.turn and not metric.teacher:
+            for teacher, folder in folders.items():
+                own: Any = copy.deepcopy(metric)
+                own.teacher, own.name = teacher, f"{folder}/{name}"
+                metrics[own.name] = own
+
+
+def teacher_folders(teachers: Sequence[str], sources: Sequence[str]) -> dict[str, str]:
+    """Return in front of which metrics a teacher's name stands: `NAME`, or `teacher-NAME` beside a data set `NAME`."""
+    return {name: f"{TEACHER}-{name}" if name in sources else name for name in teachers}
 
 
 def compute_all(metrics: nn.ModuleDict, prefix: str) -> dict[str, float]:

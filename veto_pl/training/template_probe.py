@@ -97,7 +97,7 @@ def _with_other_templates(objective: Objective, models: Models) -> Iterator[str]
     contexts = inside(objective, TeacherContext)  # type: ignore[type-abstract]
     if not all(context.is_neutral for context in contexts):
         return
-    named = tuple(models.named_teachers)
+    named = models.teacher_names
     asked = dict.fromkeys(name for panel in objective.panels for name in panel.asks(named))
     for name in asked:
         if name in models.brought and not writes_alike(models.brought[name], models.tokenizer):

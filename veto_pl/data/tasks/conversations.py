@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from veto_pl.data.example_files import split_files
+from veto_pl.data.image_fields import ImagePlace, placed
 from veto_pl.data.jsonl import check_fields
 from veto_pl.data.messages import answers, read_answer, read_messages, read_tools
 from veto_pl.data.tasks.rows import RowTask
 from veto_pl.exceptions import DataError
-from veto_pl.seams import Conversation, Example, Message, Mistake, Setup
+from veto_pl.seams import Conversation, Example, Message, Mistake, Picture, Setup, text_of
 
 Turns = Literal["each", "last", "together"]
+Seen = tuple[Message, tuple[Picture, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,8 @@ class Chat(RowTask):
         turns: `each` makes an example of every answer: all before it is the prompt. `last` makes one of the last.
             `together` makes one of the whole conversation, in which all answers are trained on, and none is asked for
             anew: for references only.
+        image_word: stands for an image in the texts of rows with `images`; None for none, so that it is a text like any
+            other. Where no text of a row has it, the images stand in front of the user's first message.
 
     Raises:
         ConfigurationError: a number is negative, or a path or stop string empty.
@@ -43,6 +47,7 @@ class Chat(RowTask):
     completion: str | None = None
     tools: str | None = "tools"
     turns: Turns = "each"
+    image_word: str | None = "<image>"
 
     @classmethod
     def examples(cls, folder: Path) -> tuple[Chat, ...]:
@@ -75,12 +80,17 @@ class Chat(RowTask):
         places = list(answers(messages, first))
         if places and places[0] == 0:
             raise DataError(f"{where}: field `{self.messages}` begins with an answer, expected a message before it.")
-        yield from self._examples(row, messages, places, where, together=self.turns == "together" and split == "train")
+        given = self.pictures_of(row, where)
+        place = ImagePlace(where, self.image_folder)
+        seen = placed(messages, given, place, self.messages, self.image_word)
+        yield from self._examples(row, seen, places, where, together=self.turns == "together" and split == "train")
 
     def _examples(
-        self, row: dict[str, Any], messages: list[Message], places: list[int], where: str, *, together: bool
+        self, row: dict[str, Any], seen: list[Seen], places: list[int], where: str, *, together: bool
     ) -> Iterator[Example]:
-        fields = {name: value for name, value in row.items() if name not in (self.messages, self.completion)}
+        messages = [message for message, _ in seen]
+        own = (self.messages, self.completion, self.images)
+        fields = {name: value for name, value in row.items() if name not in own}
         tools = () if self.tools is None else read_tools(row, self.tools, where)
         ends_open = messages[-1]["role"] != "assistant"
         if together and places:
@@ -90,12 +100,13 @@ class Chat(RowTask):
         else:
             parts = [(place,) for place in places] + ([()] if ends_open else [])
         for turns in parts:
-            heard = messages[: turns[-1] + 1] if turns else messages
-            yield _example(Conversation(tuple(heard), turns, tools), fields)
+            heard = turns[-1] + 1 if turns else len(messages)
+            images = tuple(one for _, pictures in seen[:heard] for one in pictures)
+            yield _example(Conversation(tuple(messages[:heard]), turns, tools), fields, images)
 
 
-def _example(said: Conversation, fields: dict[str, Any]) -> Example:
+def _example(said: Conversation, fields: dict[str, Any], images: tuple[Picture, ...]) -> Example:
     question = said.question
-    prompt = said.opening[-1 if question is None else question]["content"]
-    completion = said.messages[said.turns[-1]]["content"] if said.turns else None
-    return Example(prompt, completion, fields, conversation=said)
+    prompt = text_of(said.opening[-1 if question is None else question])
+    completion = text_of(said.messages[said.turns[-1]]) if said.turns else None
+    return Example(prompt, completion, fields, conversation=said, images=images)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,13 @@ from veto_pl.data.example_files import split_files
 from veto_pl.data.example_rows import ExampleStream, Say, StoredExamples, stored
 from veto_pl.data.fingerprints import brief_digest, source_key
 from veto_pl.data.hub import hub_dataset, hub_key
+from veto_pl.data.image_fields import ImagePlace, checked
 from veto_pl.data.jsonl import TEXT, check_fields, to_example
 from veto_pl.data.rewards import LastNumber, NoReward
 from veto_pl.data.row_file import OnBadRow, RowFile
 from veto_pl.data.row_formats import Placed
 from veto_pl.data.splits import check_paths, check_sizes, check_stop, pick
-from veto_pl.seams import Example, Mistake, Reward, Setup, Task
+from veto_pl.seams import Example, Mistake, Picture, Reward, Setup, Task
 
 _NOT_OF_A_ROW = ("train", "validation", "test", "verifier", "streaming", "stop", "hub", "hub_config")
 """Settings that say which rows are read and how they are judged, and not what is made of one."""
@@ -42,6 +43,9 @@ class RowTask(Task):
         on_bad_row: `error` stops at the first bad row, `skip` leaves bad rows out and warns with their number.
         streaming: read the training rows as they are needed, not before the run begins, and keep none of them.
         stop: strings that end a completion, beside those of `Sampling.stop`.
+        images: the field with a row's image or the list of its images (paths, addresses, bytes, or what the data sets
+            of the hub hold), for students that read images; None for none.
+        image_folder: the folder in which relative paths of images begin; None for that of the row's file.
     """
 
     train: str
@@ -55,6 +59,8 @@ class RowTask(Task):
     on_bad_row: OnBadRow = "error"
     streaming: bool = False
     stop: tuple[str, ...] = ()
+    images: str | None = None
+    image_folder: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,9 +82,18 @@ class RowTask(Task):
         if self.hub is not None:
             return self._from_hub(source, split, streamed=streamed)
         if streamed:
-            return ExampleStream(lambda: self._file(source, split), origin=source, fingerprint=brief_digest(source))
+            name = brief_digest(source)
+            return ExampleStream(lambda: checked(self._file(source, split), self.images, source), source, name)
         key = partial(source_key, source, *self._settings(split))
-        return stored(lambda say: self._file(source, split, say), origin=source, key=self._known(key))
+        read = self._file
+        return stored(
+            lambda say: checked(read(source, split, say), self.images, source), origin=source, key=self._known(key),
+            place=str(Path(source).absolute()),
+        )  # fmt: skip
+
+    def pictures_of(self, row: Mapping[str, Any], where: str) -> tuple[Picture, ...]:
+        """Return the images in the field `images` of a row; raise `DataError` for one that is missing or none."""
+        return () if self.images is None else ImagePlace(where, self.image_folder).pictures(row, self.images)
 
     def reward(self, example: Example, completion: str) -> float:
         """Return the verifier's score."""
@@ -98,8 +113,8 @@ class RowTask(Task):
         origin, name = f"{self.hub}/{source}", type(self).__name__
         rows = hub_dataset(self.hub, source, owner=name, config=self.hub_config, field=split, streaming=streamed)
 
-        def read(say: Say = rank_zero_warn) -> RowFile:
-            return self._file(origin, split, say, lambda: _placed(rows, origin))
+        def read(say: Say = rank_zero_warn) -> Iterator[Example]:
+            return checked(self._file(origin, split, say, lambda: _placed(rows, origin)), self.images, origin)
 
         if streamed:
             return ExampleStream(read, origin=origin)
@@ -163,4 +178,8 @@ class Rows(RowTask):
 
     def examples_of(self, row: Any, where: str, *, split: str) -> list[Example]:
         """Return the one example of a row."""
-        return [to_example(row, prompt=self.prompt, completion=self.completion, where=where)]
+        example = to_example(row, prompt=self.prompt, completion=self.completion, where=where)
+        if self.images is None:
+            return [example]
+        fields = {name: value for name, value in row.items() if name != self.images}
+        return [replace(example, row=fields, images=self.pictures_of(row, where))]

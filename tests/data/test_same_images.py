@@ -3,8 +3,10 @@
 import pytest
 
 from tests import vision
+from veto_pl.data.image_reader import ImageReader
+from veto_pl.data.same_images import check_processors
 from veto_pl.exceptions import ConfigurationError
-from veto_pl.models.same_images import check_processors
+from veto_pl.models import Pretrained
 
 
 @pytest.mark.parametrize("style", vision.STYLES)
@@ -26,3 +28,16 @@ def test_another_number_of_placeholders_is_refused():
     other.image_seq_len = 9
     with pytest.raises(ConfigurationError, match="`image_seq_len` is 9 instead of 4"):
         check_processors(vision.processor("idefics3"), other, "model.teachers.maths")
+
+
+def test_a_teacher_is_compared_when_the_first_image_comes(tmp_path):
+    teacher = vision.processor("llava")
+    teacher.image_processor.image_mean = [0.5, 0.5, 0.5]
+    vision.model("llava", 1).save_pretrained(tmp_path)
+    teacher.save_pretrained(tmp_path)
+    given = {"given": vision.processor("llava")}
+    alike = ImageReader(vision.tokenizer("llava"), **given, teachers={"model.teacher": vision.source("llava", 1)})
+    assert alike.processor is given["given"]  # random weights bring no processor
+    other = ImageReader(vision.tokenizer("llava"), **given, teachers={"model.teacher": Pretrained(str(tmp_path))})
+    with pytest.raises(ConfigurationError, match="has another processor of images"):
+        other.processor  # noqa: B018

@@ -142,6 +142,19 @@ def image_weights(model: PreTrainedModel) -> list[nn.Parameter]:
     return [weight for weight in model.parameters() if id(weight) not in text]
 
 
+def decoding_modules(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
+    """Yield, with their names, the modules that read a token of text: all but those that read images."""
+    if not reads_images(model):
+        yield from model.named_modules()
+        return
+    decoder = model.get_decoder()
+    text = {id(module) for part in (decoder, model.get_output_embeddings()) for module in part.modules()}
+    place = next(name for name, module in model.named_modules() if module is decoder)
+    for name, module in model.named_modules():
+        if id(module) in text or name == "" or place.startswith(f"{name}."):
+            yield name, module
+
+
 def _token_types(config: PretrainedConfig, input_ids: Tensor) -> Tensor:
     """Return the type of each token, [B, L] int64: 0 text, 1 image, 2 video."""
     types = torch.zeros_like(input_ids)

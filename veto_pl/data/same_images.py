@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from veto_pl.exceptions import ConfigurationError
+from veto_pl.core.architectures import reads_images
+from veto_pl.data.processors import find_processor
+from veto_pl.exceptions import ConfigurationError, VetoError
+from veto_pl.seams import ModelSource
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -30,9 +35,25 @@ def check_processors(student: ProcessorMixin, teacher: ProcessorMixin, setting: 
         said = ", ".join(f"`{name}` is {theirs.get(name)} instead of {ours.get(name)}" for name in differing[:4])
         raise ConfigurationError(
             f"`{setting}` has another processor of images than the student: {said}. A teacher reads the student's ids "
-            "and features. Take a teacher whose processor has the same settings, give it rows without images (`panel: "
-            "Routed`), or take the images out of what it reads (`context: WithoutImages`)."
+            "and features: take one whose processor has the same settings."
         )
+
+
+def check_teachers(student: ProcessorMixin, teachers: Mapping[str, ModelSource]) -> None:
+    """Compare the processor of the student with those of teachers that read images, as far as they bring one.
+
+    Args:
+        student: its processor.
+        teachers: by where they are set.
+
+    Raises:
+        ConfigurationError: their settings differ.
+    """
+    for setting, source in teachers.items():
+        theirs = student
+        with suppress(VetoError):  # whoever loads the teacher says what is wrong with it
+            theirs = find_processor([source]) if reads_images(source.config()) else student
+        check_processors(student, theirs, setting)
 
 
 def _settings(processor: Any) -> dict[str, Any]:
