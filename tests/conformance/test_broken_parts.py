@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from veto_pl.rollouts import DecodeLoop
-from veto_pl.seams import Engine, Example, Judge, Reward, Target, Task
+from veto_pl.seams import Engine, Example, Judge, Reward, Session, Target, Task
 from veto_pl.testing import test_conformance, test_engines, test_parts, test_rewards, test_tasks
 from veto_pl.testing.strategies import logits_of_kind
 from veto_pl.testing.tiny import tiny_models
@@ -157,10 +157,17 @@ TASKS = [
 class _Engine(Engine):
     change: Callable = lambda rows: rows
     asked: Callable = lambda sampling: sampling
+    going_on: Callable = lambda models: models.student
 
     def generate(self, prompts, model, sampling, models, step, *, on_policy):
         rows = DecodeLoop().generate(prompts, model, self.asked(sampling), models, step, on_policy=on_policy)
         return self.change(rows)
+
+    def session(self, model, models, *, on_policy):
+        def write(prompts, sampling, step):
+            return DecodeLoop().generate(prompts, self.going_on(models), sampling, models, step, on_policy=on_policy)
+
+        return Session(write)
 
     def set_aside(self, memory, weights):
         return (0, 0) if self.change is _Engine.change else (1, 2)
@@ -174,6 +181,7 @@ GREEDY, STOPS = (
     test_engines.test_greedy_decoding_takes_the_likeliest_id,
     test_engines.test_a_stop_string_ends_a_completion,
 )
+GROWING = test_engines.test_rows_that_go_on_are_written_as_without_what_is_kept
 MEMORY = test_engines.test_a_plan_can_count_the_memory_of_an_engine
 SAMPLING, ANY = {"sampling": test_engines.SHAPED}, {"on_policy": True}
 ENGINES = [
@@ -182,6 +190,7 @@ ENGINES = [
     (LOGP, "but by the model it is", _Engine(asked=lambda how: replace(how, temperature=1.0)), SAMPLING),
     (LOGP, "must say by `sampler_logp`", _Engine(lambda rows: replace(rows, sampler_logp=None)), SAMPLING),
     (GREEDY, "is not greedy", _Engine(asked=lambda how: replace(how, temperature=1.0)), {}),
+    (GROWING, "must write what `generate` does", _Engine(going_on=lambda models: models.teacher), {}),
     (STOPS, "goes on behind a stop string", _Engine(asked=lambda how: replace(how, stop=())), {}),
     (STOPS, "that is judged has a stop string", _Engine(lambda rows: replace(rows, unjudged=None)), {}),
     (MEMORY, "must lie within them, got", _Engine(lambda rows: replace(rows)), {}),

@@ -166,3 +166,55 @@ def test_tcod_at_full_depth_is_on_policy_distillation_of_episodes(models):
             losses.append(one.loss({one.rollout: rows}, models, STEP).terms["loss"])
         assert torch.equal(losses[0].total, losses[1].total)
         assert torch.equal(losses[0].weight, losses[1].weight)
+
+
+class _Odd(Episode):
+    """An episode of which something is not what it must be."""
+
+    def __init__(self, said=(), expert="a", opening=()):
+        self.said, self.acts, self.first = said, expert, opening
+
+    @property
+    def opening(self):
+        return self.first
+
+    def reply(self, turn):
+        return Reply(self.said)
+
+    def expert(self):
+        return self.acts
+
+
+@dataclass(frozen=True)
+class Odd(Environment):
+    """Begins what it is given."""
+
+    episode: object = None
+
+    def begin(self, example, seed):
+        return self.episode
+
+
+MESSAGE = {"role": "user", "content": "x"}
+ODD = {
+    "no episode": (None, r"`Odd.begin` raised TypeError: it must return an `Episode`, got None"),
+    "a pair": (("a", 1), r"it must return an `Episode`, got \('a', 1\)"),
+    "an opening of text": (_Odd(opening="hello"), r"must say a tuple of messages, .*, got 'hello'"),
+    "an opening that is one message": (_Odd(opening=MESSAGE), r"must say a tuple of messages, .*, got \{'role'"),
+    "no opening": (_Odd(opening=None), r"must say a tuple of messages, .*, got None"),
+    "a reply of text": (_Odd(said="no>"), r"must say a tuple of messages, .*, got 'no>'"),
+    "an opening of texts": (_Odd(opening=("x",)), r"must say messages, .*, got 'x'"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_environment_that_gives_something_else_is_told_what(models, name):
+    episode, message = ODD[name]
+    with pytest.raises((ConfigurationError, DataError), match=message):
+        Played(Odd(episode), SAMPLING, max_turns=2, max_tokens=60)(tiny_prompts(models), models, STEP)
+
+
+def test_an_expert_that_says_no_text_is_told_so(models):
+    source = Played(Odd(_Odd(expert=MESSAGE)), SAMPLING, max_tokens=60, depth=1, begin_at="back")
+    with pytest.raises(DataError, match=r"`expert` must return a text or None, got \{'role'"):
+        source(tiny_prompts(models), models, STEP)

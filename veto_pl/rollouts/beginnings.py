@@ -29,8 +29,8 @@ class Beginning:
 
 def from_front(environment: Environment, example: Example, seed: int) -> Beginning:
     """Begin an episode."""
-    episode = environment.begin(example, seed)
-    return Beginning(episode, tuple(episode.opening))
+    episode = _begun(environment, example, seed)
+    return Beginning(episode, episode.opening)
 
 
 def behind_expert(environment: Environment, example: Example, seed: int, left: int, longest: int) -> Beginning:
@@ -46,9 +46,9 @@ def behind_expert(environment: Environment, example: Example, seed: int, left: i
     Raises:
         ConfigurationError: the environment has no expert.
     """
-    turns = _turns_of_expert(environment.begin(example, seed), longest)
-    episode, said = environment.begin(example, seed), list[Message]()
-    opening = tuple(episode.opening)
+    turns = _turns_of_expert(_begun(environment, example, seed), longest)
+    episode, said = _begun(environment, example, seed), list[Message]()
+    opening = episode.opening
     played = turns[: max(len(turns) - left, 0)]
     try:
         for turn in played:
@@ -59,6 +59,14 @@ def behind_expert(environment: Environment, example: Example, seed: int, left: i
     return Beginning(episode, opening, tuple(said), len(played))
 
 
+def _begun(environment: Environment, example: Example, seed: int) -> Episode:
+    """Return an episode that begins; raise `TypeError` where it is none."""
+    episode: object = environment.begin(example, seed)
+    if not isinstance(episode, Episode):
+        raise TypeError(f"it must return an `Episode`, got {episode!r:.100}")
+    return episode
+
+
 def _turns_of_expert(episode: Episode, longest: int) -> list[Message]:
     """Return the turns of the expert, up to the end of the episode, and close it."""
     if type(episode).expert is Episode.expert:
@@ -66,6 +74,8 @@ def _turns_of_expert(episode: Episode, longest: int) -> list[Message]:
     turns: list[Message] = []
     try:
         while len(turns) < longest and (said := episode.expert()) is not None:
+            if not isinstance(said, str):
+                raise TypeError(f"`expert` must return a text or None, got {said!r:.100}")
             turns.append(tagged_calls(said))
             if settled(episode.reply(turns[-1])).is_last:
                 break

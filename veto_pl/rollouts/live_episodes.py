@@ -131,8 +131,13 @@ def cleaned(messages: Sequence[Message]) -> Iterator[Message]:
     """Yield messages whose texts are valid Unicode, with a text as content, whatever an environment says.
 
     Raises:
-        ConfigurationError: one is no mapping with a role.
+        ConfigurationError: one is no mapping with a role, or there is something else than messages.
     """
+    said: object = messages
+    if isinstance(said, str | Mapping) or not isinstance(said, Sequence):
+        raise ConfigurationError(
+            f"An environment must say a tuple of messages, mappings with `role` and `content`, got {said!r:.100}."
+        )
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ConfigurationError(

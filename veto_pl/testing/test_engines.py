@@ -10,6 +10,7 @@ from torch import Tensor
 
 from veto_pl.plugins import load_plugins
 from veto_pl.rollouts import Sampling
+from veto_pl.rollouts.episode_rows import behind_contexts
 from veto_pl.seams import Ending, Engine, Models, Sequences, Step
 from veto_pl.testing.examples import SHORT, installed
 from veto_pl.testing.rows import TOTAL, tiny_prompts
@@ -94,6 +95,21 @@ def test_a_stop_string_ends_a_completion(engine: Engine, models: Models) -> None
         if rows.ending is not None:
             stopped = text[-1:] in stops and bool(text)
             assert (rows.ending[row] == Ending.STOP) == stopped, f"`ending` of row {row}, {text!r}: {rows.ending[row]}."
+
+
+@each
+def test_rows_that_go_on_are_written_as_without_what_is_kept(engine: Engine, models: Models) -> None:
+    """Check that calls of a session, each behind what the one before has written, write what `generate` writes."""
+    with engine.session(models.student, models, on_policy=True) as session:
+        prompts = tiny_prompts(models)
+        for turn in range(3):
+            kept = session.generate(prompts, GREEDY, STEP, range(len(prompts)), is_last=turn == 2)
+            anew = engine.generate(prompts, models.student, GREEDY, models, STEP, on_policy=True)
+            same = [one == other for one, other in zip(kept.completion_ids(), anew.completion_ids(), strict=True)]
+            assert all(same), f"A session must write what `generate` does, but call {turn + 1} differs in some row."
+            ids, mask = kept.input_ids, kept.attention_mask
+            grown = [[*line[there].tolist(), *line[there][-2:].tolist()] for line, there in zip(ids, mask, strict=True)]
+            prompts = behind_contexts(prompts, range(len(prompts)), grown)
 
 
 @each

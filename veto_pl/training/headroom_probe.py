@@ -18,7 +18,7 @@ from veto_pl.models.readout import row_scores
 from veto_pl.rollouts import DecodeLoop, FromStudent, FromTeacher
 from veto_pl.seams import Models, PlayingSource, PromptBatch, Sequences, Step
 from veto_pl.training.evaluation import CHUNK_ROWS
-from veto_pl.training.relay import Relay
+from veto_pl.training.relay import relay
 
 WRITERS = ("student", "teacher", "teacher behind the student")
 """Who writes: either model alone, or the teacher behind the beginning of what the student has written."""
@@ -105,8 +105,9 @@ class HeadroomProbe:
         played: dict[int, int] = {}
         for episode, last in zip(by_student.episodes.tolist(), by_student.turn_ids.amax(1).tolist(), strict=True):
             played[episode] = max(last, played.get(episode, 0))
-        relay = Relay({episode: int(self.share * turns) for episode, turns in played.items()})
-        return by_student, by_teacher, self.playing.answering(self.sampling, relay)(prompts, self.models, step)
+        first = {episode: int(self.share * turns) for episode, turns in played.items()}
+        behind = self.playing.answering(self.sampling, relay(first))(prompts, self.models, step)
+        return by_student, by_teacher, behind
 
     def _continued(self, rows: Sequence[Encoded], prompts: PromptBatch, by_student: Sequences, step: Step) -> Sequences:
         """Let the teacher write one end to the beginning of each completion of the student's."""

@@ -13,8 +13,17 @@ from veto_pl.rollouts.engines import DecodeLoop
 from veto_pl.seams import Engine, LanguageModel, Models, PromptBatch, Sequences, Session
 
 
+def relay(turns: Mapping[int, int]) -> Engine:
+    """Return what lets the student write the first turns of each episode, and the teacher all that follow.
+
+    Args:
+        turns: by the number of the episode, how many turns are the student's.
+    """
+    return _Relay(turns)
+
+
 @dataclass(frozen=True)
-class Relay(Engine):
+class _Relay(Engine):
     """Lets the student write the first turns of each episode, and the teacher all that follow.
 
     With the step of an episode that the student has played alone, its turns here are the same: random numbers are
