@@ -124,7 +124,7 @@ def test_both_clocks_are_one_field():
     z, t = torch.ones(2, 1, 2, 2), torch.tensor([0.0, 0.75])
     assert torch.equal(sigma.velocity(z, t, {}), time.velocity(z, t, {}))
     assert (sigma.model.seen, time.model.seen) == ([[1000.0, 250.0]], [[0.0, 0.75]])
-    with pytest.raises(ConfigurationError, match="It is not known how `Plain` is called, only of SD3Transformer2DModel"):
+    with pytest.raises(ConfigurationError, match="not known how `Plain` is called, only of SD3Transformer2DModel"):
         Denoiser(Plain(1.0))
 
 

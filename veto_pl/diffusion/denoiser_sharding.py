@@ -30,8 +30,8 @@ def shard_denoiser(denoiser: Denoiser, sharding: Sharding) -> None:
     dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.parameters()})
     if len(dtypes) > 1:
         raise ConfigurationError(
-            f"`trainer.strategy`: a sharded model has one dtype, got {' and '.join(dtypes)}. Set `dtype: float32` of its "
-            "source, with `trainer.precision: bf16-mixed`, or use ddp."
+            f"`trainer.strategy`: a sharded model has one dtype, got {' and '.join(dtypes)}. Set `dtype: float32` of "
+            "its source, with `trainer.precision: bf16-mixed`, or use ddp."
         )
     policy = MixedPrecisionPolicy(sharding.compute_dtype, None if sharding.compute_dtype is None else torch.float32)
     for block in blocks:
