@@ -13,6 +13,7 @@ from typing import Any
 from lightning.pytorch import Callback
 from torch.optim import Optimizer
 
+from veto_pl.cli.class_index import DENOISING, ClassIndex
 from veto_pl.cli.seam_classes import SEAMS
 from veto_pl.core.mistakes import did_you_mean, shorten
 from veto_pl.exceptions import ConfigurationError
@@ -128,6 +129,9 @@ def _unknown_class(given: str) -> str:
     name = given.rsplit(".", 1)[-1]
     if name in known:
         return f"`{given}` is a {known[name].__name__}, which does not belong here. `veto-pl list` shows what does."
+    index = ClassIndex()
+    if any(one.name == name for bases in DENOISING.values() for base in bases for one in index.of_seam(base)):
+        return f"`{given}` belongs to denoising students: `veto-pl diffusion fit` and its neighbours take it."
     return (
         f"given `{given}`, which names no class that fits. {did_you_mean(name, known) or '`veto-pl list` shows some.'}"
     )
