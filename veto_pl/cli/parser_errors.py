@@ -7,7 +7,7 @@ in the YAML. The reason stays as jsonargparse gives it, where it is more than a 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -50,7 +50,7 @@ _KINDS = {
 }  # fmt: skip
 """Types of Python, and of pydantic, in words."""
 _NESTED = re.compile(r"NestedArg\(key='(.*?)', val=(['\"]?)(.*)\2\)$")
-_GIVEN = re.compile(r"(?:Given value|Got value): (.*)")
+_GIVEN = re.compile(r"(?:Given value|Got value): (.*?)(?=\. Got value: |$)", re.MULTILINE)
 
 
 def with_suggestion(message: str, known: Iterable[str]) -> str:
@@ -67,9 +67,10 @@ def with_suggestion(message: str, known: Iterable[str]) -> str:
     for i, key in enumerate(keys):
         beside = {option[i] for option in options if option[:i] == keys[:i] and len(option) > i} - {"help"}
         if beside and key not in beside:
-            listed = f" There are: {', '.join(sorted(beside))}." if len(beside) <= 16 else ""
+            meant = did_you_mean(key, beside)
+            listed = f" There are: {', '.join(sorted(beside))}." if not meant or len(beside) <= 16 else ""
             unknown = ".".join(keys[: i + 1])
-            return f"Option '{unknown}' is not accepted. {did_you_mean(key, beside) or 'Correct or remove it.'}{listed}"
+            return f"Option '{unknown}' is not accepted. {meant or 'Correct or remove it.'}{listed}"
     return message
 
 
@@ -128,6 +129,15 @@ def _unknown_class(given: str) -> str:
     name = given.rsplit(".", 1)[-1]
     if name in known:
         return f"`{given}` is a {known[name].__name__}, which does not belong here. `veto-pl list` shows what does."
+    if name in _of_denoising_students():
+        return f"`{given}` belongs to denoising students, which `veto-pl diffusion fit` trains, and not here."
     return (
         f"given `{given}`, which names no class that fits. {did_you_mean(name, known) or '`veto-pl list` shows some.'}"
     )
+
+
+def _of_denoising_students() -> Collection[str]:
+    """Return the names of the classes that only `veto-pl diffusion` knows."""
+    from veto_pl import diffusion  # only where a name is wrong: it takes time to import
+
+    return diffusion.__all__

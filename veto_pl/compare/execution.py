@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,13 @@ from veto_pl.compare.jobs import DONE, FAILURE, JOB, LOG, Job, Record
 from veto_pl.compare.results import EvaluationResult, Summary
 from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.report.run import Run
+from veto_pl.seams import Task
 from veto_pl.storage.atomic import replacing
+
+_NO_TEST_ROWS = (
+    "A comparison tests on the test split, but the task of `data.task` has none. Set its `test_size`, or name its file "
+    "of test rows."
+)
 
 
 def run(job: Job, threads: int) -> None:
@@ -88,7 +94,7 @@ def perform(job: Job, threads: int) -> None:
     Raises:
         VetoError: the run ended early, or has nothing that can be compared.
     """
-    command = _in_this_process(threads) if job.devices == 1 else _in_subprocesses(threads)
+    command = _in_this_process(threads, job.tested) if job.devices == 1 else _in_subprocesses(threads)
     files = [f"--config={file}" for file in (*job.files, job.folder / "settings.yaml")]
     command(["fit", *files, f"--run_dir={job.folder}", "--ckpt_path=last", "--samples.show=false",
              "--trainer.log_every_n_steps=1"])  # fmt: skip
@@ -101,8 +107,12 @@ def perform(job: Job, threads: int) -> None:
         shutil.copyfile(job.folder / JOB, temporary)
 
 
-def _in_this_process(threads: int) -> Callable[[list[str]], object]:
-    """Return a function that runs commands of `veto-pl` in this process, which saves the seconds of a start."""
+def _in_this_process(threads: int, tested: bool) -> Callable[[list[str]], object]:
+    """Return a function that runs commands of `veto-pl` in this process, which saves the seconds of a start.
+
+    A run that is `tested`, itself or by what its search chooses, is refused before it trains where there are no test
+    rows.
+    """
     import torch
     from lightning.pytorch import Trainer
 
@@ -120,6 +130,8 @@ def _in_this_process(threads: int) -> Callable[[list[str]], object]:
                     f"`devices` of a study: given 1, but the run's trainer asks for {trainer.world_size} processes. "
                     "Set it to that number."
                 )
+            if tested:
+                _refuse_without_test_rows(self.datamodule.task)
             return trainer
 
     torch.set_num_threads(threads)
@@ -168,13 +180,17 @@ def _refuse_cut_short(job: Job) -> None:
         raise VetoError("The run was stopped in its last validation. The same command runs it again.")
 
 
+def _refuse_without_test_rows(task: Task) -> None:
+    """Raise `ConfigurationError` for a task whose test split is known to be empty."""
+    rows = task.load("test")
+    if isinstance(rows, Sized) and not len(rows):
+        raise ConfigurationError(_NO_TEST_ROWS)
+
+
 def _refuse_validation_rows(test: Path) -> None:
     """Raise `VetoError` for a test on the validation split, on which the search has already chosen settings."""
     if EvaluationResult.model_validate_json(test.read_bytes()).split != "test":
-        raise ConfigurationError(
-            "A comparison tests on the test split, but the task of `data.task` has none. Set its `test_size`, or name "
-            "its file of test rows."
-        )
+        raise ConfigurationError(_NO_TEST_ROWS)
 
 
 def _remove_checkpoints(job: Job) -> None:
