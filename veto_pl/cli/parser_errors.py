@@ -51,7 +51,7 @@ _KINDS = {
 }  # fmt: skip
 """Types of Python, and of pydantic, in words."""
 _NESTED = re.compile(r"NestedArg\(key='(.*?)', val=(['\"]?)(.*)\2\)$")
-_GIVEN = re.compile(r"(?:Given value|Got value): (.*)")
+_GIVEN = re.compile(r"(?:Given value|Got value): (.*?)(?=\. Got value: |$)", re.MULTILINE)
 
 
 def with_suggestion(message: str, known: Iterable[str]) -> str:
@@ -68,9 +68,10 @@ def with_suggestion(message: str, known: Iterable[str]) -> str:
     for i, key in enumerate(keys):
         beside = {option[i] for option in options if option[:i] == keys[:i] and len(option) > i} - {"help"}
         if beside and key not in beside:
-            listed = f" There are: {', '.join(sorted(beside))}." if len(beside) <= 16 else ""
+            meant = did_you_mean(key, beside)
+            listed = f" There are: {', '.join(sorted(beside))}." if not meant or len(beside) <= 16 else ""
             unknown = ".".join(keys[: i + 1])
-            return f"Option '{unknown}' is not accepted. {did_you_mean(key, beside) or 'Correct or remove it.'}{listed}"
+            return f"Option '{unknown}' is not accepted. {meant or 'Correct or remove it.'}{listed}"
     return message
 
 
