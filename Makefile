@@ -100,7 +100,8 @@ test-tools: .venv/developed .venv-tools/installed  ## Read exports by lm-evaluat
 	@touch $@
 
 test-worlds: .venv-worlds/installed  ## Play in TextWorld, and behind a server of OpenEnv, in an environment of their own (.venv-worlds)
-	.venv-worlds/bin/python -m pytest -m worlds tests/environments/test_textworld.py tests/environments/test_open_env.py
+	.venv-worlds/bin/python -m pytest -m worlds tests/environments/test_textworld.py tests/environments/test_open_env.py \
+	  tests/benchmarks/test_trajectories_textworld.py
 
 bench: .venv/developed  ## Measure against peers and write benchmarks/results/ (under 25 minutes on two cores)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from trajectories_runs import Finished, Look, Looks, Seen, Size, dialogue, distilled, imitated, looked_at, tokenizer_of
+from trajectories_runs import Look, Seen, Size, Study, dialogue, tokenizer_of
 
 from veto_pl import DistillationModule, PromptDataModule
 from veto_pl.environments import Abacus
@@ -19,7 +18,7 @@ from veto_pl.functional.step_weights import step_weights
 from veto_pl.objectives import SOD, Distill
 from veto_pl.parts.advantages import LogRatio, WithReward
 from veto_pl.rollouts import Played, Sampling
-from veto_pl.seams import Example, Objective, Task
+from veto_pl.seams import Example, Objective
 
 TURNS = 6
 ARMS = ("SOD", "without weights")
@@ -33,59 +32,21 @@ def played(copies: int) -> Played:
     )
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """How large the study is.
-
-    Args:
-        teacher: of all seeds.
-        student: each seed has its own.
-        updates: of a run.
-        held_out: episodes of a look.
-        batch: prompts of an update.
-        copies: completions of each prompt.
-        rate: of AdamW in distillation.
-    """
-
-    teacher: Size = Size(width=64, steps=300, rows=1000)
-    student: Size = Size(width=64, steps=55, rows=300)
-    updates: int = 30
-    held_out: int = 150
-    batch: int = 4
-    copies: int = 8
-    rate: float = 2e-3
+COPIES = 8
+"""Completions of each prompt."""
 
 
-@dataclass(frozen=True)
-class Sums(Task):
-    """Sums of four numbers, such as `7+8-3+9=`; what is left of an operator is a number from 0 to 40.
+def study(_: Path) -> Study:
+    """Sums of four numbers, such as `7+8-3+9=`; what is left of an operator is a number from 0 to 40."""
+    return Study(
+        "abacus", tokenizer(), partial(expert, slips=SLIP), partial(expert, slips=0.0), asked, arms(), look_of,
+        teacher=Size(width=64, steps=300, rows=1000), student=Size(width=64, steps=55, rows=300),
+        room=128, batch=4, rate=2e-3, held_out=150, updates=30,
+    )  # fmt: skip
 
-    Args:
-        train: rows to train on.
-        validation: rows to look at.
-        test: more of them.
-        first: the number of the first training row.
-        shown: whether rows are whole dialogues of the expert, which calculates from the left.
-        slips: the share of calls that the expert gets wrong, which are read and not imitated; it then calls again.
-    """
 
-    train: int = 10_000
-    validation: int = 200
-    test: int = 1
-    first: int = 0
-    shown: bool = False
-    slips: float = 0.0
-
-    def load(self, split: str) -> Sequence[Example]:
-        start = {"train": self.first, "validation": 1 << 30, "test": 1 << 31}[split]
-        numbers = range(start, start + getattr(self, split))
-        return [
-            expert(number, self.slips) if self.shown else Example(asked(number), str(steps(number)[-1][1]))
-            for number in numbers
-        ]
-
-    def reward(self, example: Example, completion: str) -> float:
-        return float(completion.strip() == example.completion)
+def asked(number: int) -> Example:
+    return Example(sum_of(number), str(steps(number)[-1][1]))
 
 
 def steps(number: int) -> list[tuple[str, int]]:
@@ -101,7 +62,7 @@ def steps(number: int) -> list[tuple[str, int]]:
     return found
 
 
-def asked(number: int) -> str:
+def sum_of(number: int) -> str:
     """All of it in one line."""
     first, *others = (told for told, _ in steps(number))
     return first + "".join(told.lstrip("0123456789") for told in others) + "="
@@ -109,7 +70,7 @@ def asked(number: int) -> str:
 
 def expert(number: int, slips: float) -> Example:
     """A dialogue that calculates step by step, with some calls that go wrong."""
-    draws, said, own = random.Random(-1 - number), [{"role": "user", "content": asked(number)}], []
+    draws, said, own = random.Random(-1 - number), [{"role": "user", "content": sum_of(number)}], []
     for told, value in steps(number):
         while draws.random() < slips:
             wrong, error = told.rstrip("0123456789"), "Error: it has no end"
@@ -127,10 +88,10 @@ def tokenizer():
     return tokenizer_of(words, pieces, {r"Error:[\s\S]*": "Error"}, spaced=False)
 
 
-def objective(arm: str, copies: int) -> Objective:
-    if arm == "SOD":
-        return SOD(rollout=played(copies), cap=CAP)
-    return Distill(rollout=played(copies), divergence=None, advantage=WithReward(LogRatio(), 1.0, scale="std"))
+def arms() -> dict[str, Objective]:
+    credit = WithReward(LogRatio(), 1.0, scale="std")
+    both = SOD(rollout=played(COPIES), cap=CAP), Distill(rollout=played(COPIES), divergence=None, advantage=credit)
+    return dict(zip(ARMS, both, strict=True))
 
 
 def failed_calls(seen: Seen, decode: Callable[[Tensor], str]) -> Tensor:
@@ -183,20 +144,3 @@ def look_of(rows: list[Example]) -> Look:
         return {name: float(value) for name, value in (found | {"d first": distance[:, 0].mean()}).items()}
 
     return look
-
-
-def run(done: Finished, folder: Path, seeds: Sequence[int], sizes: Sizes) -> None:
-    """Run what is missing."""
-    words, look = tokenizer(), look_of(Sums(validation=sizes.held_out).load("validation"))
-    teacher = imitated(
-        folder / "abacus-teacher", sizes.teacher, words, Sums(sizes.teacher.rows, shown=True, slips=SLIP), seed=0
-    )
-    done.add("abacus", "teacher", 0, lambda: looked_at(objective("SOD", sizes.copies), teacher, Sums(), look))
-    for seed in seeds:
-        shown = Sums(sizes.student.rows, first=10**6 * (seed + 1), shown=True)
-        student = imitated(folder / f"abacus-student-{seed}", sizes.student, words, shown, seed=seed + 1)
-        how = {"rate": sizes.rate, "batch": sizes.batch, "seed": seed, "steps": sizes.updates}
-        for arm in ARMS:
-            looks, task = Looks(look, 10**9, 10**9), Sums(first=10**8 * (seed + 1))
-            learns = partial(distilled, objective(arm, sizes.copies), student, teacher, task, looks, **how)
-            done.add("abacus", arm, seed, learns)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import trajectories_abacus as abacus
-import trajectories_house as house
+from trajectories_curriculum import ARMS
 from trajectories_runs import Finished
 
 from veto_pl.charts import Curve, curve_chart, standalone
@@ -47,7 +47,7 @@ def turns_to(looks: Looks, success: float) -> float:
     return float(looks[-1]["turns"])
 
 
-HOUSE: Measures = {
+CURRICULUM: Measures = {
     "(b) KL of an episode, mean over the student's turns (nats)": (area, 1.0),
     "KL of an episode at the end (nats)": (lambda looks: looks[-1]["kl"], 1.0),
     "(c) thousands of turns until half of the episodes succeed": (lambda looks: turns_to(looks, 0.5), 1e-3),
@@ -113,23 +113,24 @@ def finished(done: Finished, study: str, arms: Sequence[str]) -> dict[str, Runs]
     return {arm: {seed: of[seed] for seed in seeds} for arm, of in runs.items()}
 
 
-def house_report(done: Finished) -> list[str]:
-    """What rules (a) to (d) say."""
-    arms, teacher = finished(done, "house", house.ARMS), done.of("house", "teacher")[0]
+def curriculum_report(done: Finished, study: str, title: str) -> list[str]:
+    """What rules (a) to (d) say of a study with a curriculum."""
+    arms, teacher = finished(done, study, ARMS), done.of(study, "teacher")[0]
     if len(begun := arms["OPD"]) < 2:
-        return [f"House: {len(begun)} seeds are done."]
+        return [f"{title}: {len(begun)} seeds are done."]
     slopes = estimate(list(of_all(begun, lambda looks: rise(looks[0]["by_turn"])).values()))
     start = estimate([run["looks"][0]["success"] for run in begun.values()])
     places = {"before": (begun, 0), **{f"{arm}, at the end": (runs, -1) for arm, runs in arms.items()}}
     by_turn = {
         name: torch.tensor([run["looks"][at]["by_turn"] for run in of.values()]) for name, (of, at) in places.items()
     }
+    turns = by_turn["before"].shape[1]
     return [
-        f"**House**, {len(begun)} seeds. The teacher succeeds in {100 * teacher['success']:.0f}% of the episodes, the "
-        f"students in {shown(start, 100)}% before distillation.", "",
+        f"**{title}**, {len(begun)} seeds. The teacher succeeds in {100 * teacher['success']:.0f}% of the episodes, "
+        f"the students in {shown(start, 100)}% before distillation.", "",
         f"(a) Slope of the KL over the turns, before distillation: {shown(slopes)} nats per turn.", "",
-        *compared(arms, "OPD", HOUSE), "", "KL of a turn, in nats:", "",
-        *table(["turn", *map(str, range(1, house.TURNS + 1))],
+        *compared(arms, "OPD", CURRICULUM), "", "KL of a turn, in nats:", "",
+        *table(["turn", *map(str, range(1, turns + 1))],
                [[name, *(f"{value:.2f}" for value in values.nanmean(0).tolist())] for name, values in by_turn.items()]),
     ]  # fmt: skip
 
@@ -148,13 +149,13 @@ def abacus_report(done: Finished) -> list[str]:
     ]  # fmt: skip
 
 
-def pictures(done: Finished, folder: Path) -> list[Path]:
+def pictures(done: Finished, study: str, title: str, folder: Path) -> list[Path]:
     """The KL of an episode and the success over the turns of the student."""
-    arms, files = finished(done, "house", house.ARMS), []
+    arms, files = finished(done, study, ARMS), []
     for key, label in (("kl", "KL of an episode (nats)"), ("success", "share of episodes that succeed")):
         series = {arm: [_curve(run["looks"], key) for run in runs.values()] for arm, runs in arms.items()}
-        picture = curve_chart(series, "House", label, x_label="turns of the student")
-        files.append(folder / f"trajectories-{key}.svg")
+        picture = curve_chart(series, title, label, x_label="turns of the student")
+        files.append(folder / f"trajectories-{study}-{key}.svg")
         files[-1].write_text(standalone(picture), encoding="utf-8")
     return files
 

@@ -23,8 +23,9 @@ def script():
         patch.syspath_prepend(BENCHMARKS)
         import trajectories
         import trajectories_report
+        import trajectories_runs
 
-        yield SimpleNamespace(**(vars(trajectories_report) | vars(trajectories)))
+        yield SimpleNamespace(**(vars(trajectories_runs) | vars(trajectories_report) | vars(trajectories)))
 
 
 @settings(deadline=None, max_examples=30)
@@ -118,10 +119,10 @@ def test_runs_that_are_done_are_not_run_again(script, tmp_path):
 
 @pytest.mark.slow
 def test_the_script_runs_goes_on_and_writes_its_page(script, tmp_path, monkeypatch, capsys):
-    short = script.house.Size(width=8, steps=2, rows=20)
-    for study, own in ((script.house, {"budget": 40, "every": 20}), (script.abacus, {"updates": 1})):
-        sizes = replace(study.Sizes(short, short, held_out=4, batch=2), **own)
-        monkeypatch.setattr(study, "Sizes", lambda sizes=sizes: sizes)
+    short = script.Size(width=8, steps=2, rows=20)
+    for name, own in (("house", {"budget": 40, "every": 20}), ("abacus", {"updates": 1})):
+        study = replace(script.STUDIES[name](tmp_path), teacher=short, student=short, held_out=4, batch=2, **own)
+        monkeypatch.setitem(script.STUDIES, name, lambda _, study=study: study)
     page = tmp_path / "page.md"
     page.write_text(f"before\n{script.BEGIN}\n{script.END}\nbehind", encoding="utf-8")
     (tmp_path / "images").mkdir()
@@ -131,6 +132,7 @@ def test_the_script_runs_goes_on_and_writes_its_page(script, tmp_path, monkeypat
     written = page.read_text(encoding="utf-8")
     assert written.startswith("before")
     assert written.endswith("behind")
+    assert "](images/trajectories-house-kl.svg)" in written
     assert "(a) Slope" in written
     assert "(g) success" in written
     assert len((tmp_path / "runs" / "runs.jsonl").read_text().splitlines()) == 2 + 2 * (3 + 2)

@@ -31,3 +31,12 @@ def test_a_terminal_gets_a_bar_of_the_whole_run(config, write, capsys, monkeypat
 def test_nothing_is_shown_where_nothing_is_wanted(config, write, capsys):
     main(["fit", "--config", write(changed(config, {**RUN, "trainer.enable_progress_bar": False}))])
     assert "step" not in capsys.readouterr().out
+
+
+def test_a_file_is_told_what_the_last_validation_has_found(config, write, capsys):
+    """It comes behind the line of the last step, which has the value of the validation before."""
+    validated = {"trainer.val_check_interval": 7, "trainer.check_val_every_n_epoch": None}
+    main(["fit", "--config", write(changed(config, {**RUN, **validated, "progress.lines": 1}))])
+    *_, before, last = re.findall(r"^step 7/7  .*", capsys.readouterr().out, re.MULTILINE)
+    assert "accuracy" not in before
+    assert "accuracy" in last

@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 
-from veto_pl.cli.class_index import SEAM_NAMES, ClassIndex
+from veto_pl.cli.class_index import LISTED, ClassIndex
 from veto_pl.cli.listing import imported_rows, source_rows
 from veto_pl.cli.streams import hide_noise
 from veto_pl.cli.training_commands import SUMMARIES
@@ -40,7 +40,7 @@ def test_the_help_names_every_command(capsys):
     assert all(f"\n  {name} " in said for name in (*SUMMARIES, *OWN))
 
 
-@pytest.mark.parametrize("seam", SEAM_NAMES)
+@pytest.mark.parametrize("seam", LISTED)
 def test_the_source_tells_of_each_seam_what_its_imported_classes_do(seam):
     """Names, papers, summaries and modules, of the classes that are no plug-in's."""
     own = [row for row in imported_rows(seam) if row[3].startswith("veto_pl.") and ".testing" not in row[3]]

@@ -195,6 +195,15 @@ def test_validation_rows_do_not_stand_in_for_test_rows(tmp_path):
     prepare(job)
     with pytest.raises(ConfigurationError, match="has none"):
         perform(job, 1)
+    assert Path(tmp_path, "run/summary.json").exists()
+
+
+def test_a_search_without_test_rows_is_refused_before_it_trains(tmp_path):
+    job = replace(a_job(tmp_path), tested=True)
+    prepare(job)
+    with pytest.raises(ConfigurationError, match="has none"):
+        perform(job, 1)
+    assert not Path(tmp_path, "run/summary.json").exists()
 
 
 def a_job(folder, **settings):

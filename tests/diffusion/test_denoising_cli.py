@@ -1,16 +1,19 @@
 """`veto-pl diffusion fit`, and the page's own objective."""
 
+import json
 import re
 import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from tests.diffusion.tiny_denoisers import double_models, fit, module_of
 from veto_pl.cli.denoising_cli import DenoisingCLI
+from veto_pl.commands.main import main
 from veto_pl.diffusion import FewSteps
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.seams import Step
@@ -55,8 +58,70 @@ def step_distillation(monkeypatch):
     module = types.ModuleType("step_distillation")
     monkeypatch.setitem(sys.modules, "step_distillation", module)
     exec(code, vars(module))
-    assert len([line for line in code.split("@dataclass")[1].splitlines() if line.strip()]) <= 24
+    assert len([line for line in code.split("@dataclass")[1].splitlines() if line.strip()]) <= 18
     return module.StepDistillation
+
+
+@pytest.mark.parametrize("command", ["fit", "plan"])
+def test_the_commands_of_texts_say_where_a_denoising_part_belongs(command):
+    with pytest.raises(SystemExit, match="` belongs to denoising students: `veto-pl diffusion fit`"):
+        main([command, "--config", DEBUG])
+    with pytest.raises(SystemExit, match="`DOPSD` belongs to denoising students"):
+        main(["explain", "--objective", "DOPSD"])
+
+
+@pytest.mark.parametrize("command", ["plan", "explain", "export"])
+def test_what_denoising_students_do_not_have_is_refused_by_name(command):
+    with pytest.raises(SystemExit, match=f"invalid choice: '{command}' .*'fit', 'validate', 'test', 'predict'"):
+        main(["diffusion", command])
+
+
+def test_the_whole_configuration_is_printed_and_read_back(capsys, tmp_path):
+    printed = tmp_path / "printed.yaml"
+    with pytest.raises(SystemExit):
+        DenoisingCLI(["fit", "--config", DEBUG, "--print_config"])
+    first = capsys.readouterr().out
+    printed.write_text(first)
+    with pytest.raises(SystemExit):
+        DenoisingCLI(["fit", "--config", str(printed), "--print_config"])
+    second = capsys.readouterr().out
+    assert yaml.safe_load(second) == yaml.safe_load(first)
+    assert yaml.safe_load(first)["guards"] == {"guards": None, "action": "warn"}
+
+
+def test_a_checkpoint_is_validated_tested_and_sampled_from(tmp_path):
+    folder = tmp_path / "run"
+    run = ["--config", DEBUG, f"--run_dir={folder}"]
+    DenoisingCLI(["fit", *run, "--trainer.max_steps=1", "--trainer.limit_val_batches=0"])
+    for command in ("validate", "test", "predict"):
+        DenoisingCLI([command, *run, "--ckpt_path=last", "--trainer.logger=false"])
+    told = json.loads((folder / "test.json").read_text())
+    assert (told["split"], told["samples"]) == ("test", 32)
+    assert told["metrics"]["energy_distance"] > 0
+    found = np.load(folder / "predictions.npz")
+    assert found["samples"].shape == (32, 1, 8, 8)
+    assert found["numbers"].tolist() == list(range(32))
+    assert {path.name for path in (folder / "samples").iterdir()} == {
+        "step-000001.png", "targets.png", "test.png", "test-targets.png",
+    }  # fmt: skip
+
+
+def test_a_guard_stops_a_run_and_a_budget_of_turns_is_refused(tmp_path):
+    guard = "[{metric: velocity_error, above: 0.0, patience: 2, reason: it grows, action: stop}]"
+    options = [
+        "fit",
+        "--config",
+        DEBUG,
+        f"--run_dir={tmp_path}",
+        "--trainer.limit_val_batches=0",
+        "--files.folder=null",
+    ]
+    DenoisingCLI([*options, f"--guards.guards={guard}"])
+    told = json.loads((tmp_path / "summary.json").read_text())
+    assert told["stopped"].startswith("step 2: `train/")
+    assert told["skipped_steps"] == 0
+    with pytest.raises(ConfigurationError, match=r"`budget\.turns`: given a limit, expected none"):
+        DenoisingCLI([*options, "--budget.turns=4"])
 
 
 def test_the_objective_of_the_page_is_right_and_trains(step_distillation, tmp_path):

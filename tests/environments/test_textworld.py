@@ -1,6 +1,7 @@
 """Games of TextWorld as environments: what is seen of facts here, and the package itself by `make test-worlds`."""
 
 import random
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -28,9 +29,16 @@ DEN = [("at", "P", "den"), ("west_of", "hall", "den"), ("east_of", "den", "hall"
 )
 def test_what_is_in_reach_is_seen(more, text):
     said = seen([*DEN, *more])
-    assert said.startswith("You are in the den. West is the hall. You see ")
+    assert said.startswith("You are in the den. West is the hall")
     assert text in said
     assert seen([*DEN, *more][::-1]) == said
+
+
+def test_each_door_is_seen_where_it_leads():
+    doors = [("link", "den", "gate", "hall"), ("link", "hall", "gate", "den"), ("link", "den", "hatch", "loft")]
+    said = seen([*DEN, *doors, ("north_of", "loft", "den"), ("closed", "gate"), ("open", "hatch")])
+    assert "North is the loft, through hatch. West is the hall, through gate. You see box, gate (closed)" in said
+    assert "East is the den, through gate. You see gate. " in seen([("at", "P", "hall"), *DEN[1:3], *doors])
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +109,13 @@ def test_episodes_beside_each_other_are_those_alone(games):
 def test_games_that_are_not_there_are_named(tmp_path):
     with pytest.raises(ConfigurationError, match=r"`TextWorld.games`: given .* expected files of games"):
         TextWorld(str(tmp_path / "*.json"))
+
+
+@pytest.mark.worlds
+def test_a_level_stays_the_game_that_it_was(games, tmp_path):
+    first, *others = games.files
+    shutil.copy(first, tmp_path / "b.json")
+    world = TextWorld(str(tmp_path / "*.json"))
+    opening = world.begin(Example(""), 0).opening
+    shutil.copy(others[0], tmp_path / "a.json")
+    assert world.begin(Example(""), 0).opening == opening

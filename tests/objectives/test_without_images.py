@@ -6,15 +6,18 @@ import pytest
 import torch
 
 from tests import vision
-from veto_pl.data import PlainTemplate
+from veto_pl.data import ChatTemplate, PlainTemplate
+from veto_pl.data.collate import Collator
+from veto_pl.data.image_reader import ImageReader
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.assemble import load_models
-from veto_pl.objectives import Distill
+from veto_pl.objectives import BRTS, Distill
 from veto_pl.parts.contexts import Privileged, SameText
+from veto_pl.parts.own_template import OwnTemplate
 from veto_pl.parts.without_images import WithoutImages
 from veto_pl.rollouts import FromDataset, FromStudent, Sampling
 from veto_pl.rollouts.stored_rows import StoredRow, as_sequences, group_by_prompt
-from veto_pl.seams import Step
+from veto_pl.seams import Example, Step
 from veto_pl.testing.tiny import tiny_source
 
 STEP = Step(0, 1)
@@ -58,6 +61,49 @@ def test_a_prompt_of_nothing_but_images_is_refused():
         WithoutImages()(sequences, models, STEP)
     with pytest.raises(ConfigurationError, match="must be a regular expression"):
         WithoutImages(around="(")
+
+
+def read_by(style, template, rows):
+    """Prompts of rows with images as a run reads them, and the models with what reads them."""
+    models = vision.models(style, style)
+    reader = ImageReader(models.tokenizer, given=vision.processor(style))
+    examples = [Example(text, "ok", images=tuple(vision.picture(*one) for one in images)) for images, text in rows]
+    return Collator(tokenizer=models.tokenizer, template=template, images=reader)(examples), replace(
+        models, images=reader
+    )
+
+
+@pytest.mark.parametrize("style", vision.STYLES)
+def test_a_hint_keeps_the_images_where_they_are(style):
+    plain, hinted = (ChatTemplate(user=user) for user in ("{prompt}", "the answer is ok. {prompt}"))
+    batch, models = read_by(style, plain, ROWS)
+    expected, _ = read_by(style, hinted, ROWS)
+    sequences = FromDataset()(batch, models, STEP)
+    for context in (
+        Privileged("the answer is {completion}. {prompt}"),
+        OwnTemplate({"teacher": hinted}),
+    ):
+        told = context(sequences, models, STEP)
+        assert told.prompts.media is not None
+        for row in range(len(ROWS)):
+            ids = told.prompts.input_ids[row][told.prompts.attention_mask[row]]
+            assert torch.equal(ids, expected.input_ids[row][expected.attention_mask[row]])
+            assert told.prompts.media.of_rows[row].keys() == expected.media.of_rows[row].keys()
+        with torch.no_grad():
+            found, whole = (
+                models.teacher(rows, lambda hidden, lm: lm.project(hidden)[0])
+                for rows in (told, FromDataset()(expected, models, STEP))
+            )
+        assert torch.allclose(found, whole, atol=1e-5)
+
+
+def test_the_chosen_completions_of_a_teacher_are_written_behind_images():
+    batch, models = read_by("qwen2_5_vl", ChatTemplate(), ROWS)
+    short = Sampling(max_new_tokens=3)
+    objective = BRTS(sampling=short, teacher_sampling=replace(short, num_completions=2), hint="{prompt} {completion}")
+    rollouts = {source: source(batch, models, STEP) for source in objective.sources}
+    objective.loss(rollouts, models, STEP)
+    assert all(rows.prompts.media is not None for rows in rollouts.values())
 
 
 def test_a_hint_that_would_lose_an_image_is_refused():

@@ -39,6 +39,7 @@ class DistillationProgress(RichProgressBar):
         check_number("DistillationProgress.lines", lines, 0)
         self.lines = lines
         self._step = 0
+        self._printed = ""
 
     @property
     def is_enabled(self) -> bool:
@@ -84,8 +85,21 @@ class DistillationProgress(RichProgressBar):
             return
         every = max(1, int(total) // self.lines) if total < float("inf") else 100
         if self._step % every == 0 or self._step == total:
-            shown = "  ".join(f"{label} {value}" for label, value in self.get_metrics(trainer, pl_module).items())
-            print(f"step {self._step}/{total:g}  {shown}", flush=True)
+            self._print_line(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Close the bar, or print what the last validation has found, which comes behind the last plain line."""
+        super().on_train_end(trainer, pl_module)
+        if self._printed and self._line(trainer, pl_module) != self._printed:
+            self._print_line(trainer, pl_module)
+
+    def _print_line(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._printed = self._line(trainer, pl_module)
+        print(self._printed, flush=True)
+
+    def _line(self, trainer: L.Trainer, pl_module: L.LightningModule) -> str:
+        shown = "  ".join(f"{label} {value}" for label, value in self.get_metrics(trainer, pl_module).items())
+        return f"step {self._step}/{trainer.estimated_stepping_batches:g}  {shown}"
 
 
 class _PhaseColumn(ProgressColumn):

@@ -46,6 +46,7 @@ FITTING: tuple[Check, ...] = (
     objective.greedy_rollouts,
     objective.use_of_the_models,
     monitors.names,
+    monitors.directions,
     monitors.best_export,
 )
 

@@ -45,6 +45,22 @@ def names(setup: RunSetup) -> Iterator[Mistake]:
                           fatal=not may_log_more(setup.callbacks.values()))  # fmt: skip
 
 
+def directions(setup: RunSetup) -> Iterator[Mistake]:
+    """Warn of callbacks that take the worst value of a metric for its best: they begin with `min`."""
+    better = {
+        f"{name.rpartition('/')[0]}/{metric}": setup.module.validation_metrics[metric]
+        for name in setup.metrics
+        for metric in [name.rpartition("/")[2]]
+    }
+    for path, name in monitored(setup.callbacks.items()):
+        callback = setup.callbacks[path.removesuffix(".monitor")]
+        higher, mode = getattr(better.get(name), "higher_is_better", None), getattr(callback, "mode", None)
+        if higher is not None and mode in ("min", "max") and mode != (right := "max" if higher else "min"):
+            yield Mistake(f"{path.removesuffix('.monitor')}.mode", f"`{mode}`, with `{name}`",
+                          f"`{right}`, as {'more' if higher else 'less'} of it is better",
+                          "Set it, or the worst value is taken for the best.", fatal=False)  # fmt: skip
+
+
 def best_export(setup: RunSetup) -> Iterator[Mistake]:
     """Check that a checkpoint is kept as the best one where the best one is to be exported."""
     kept = any(

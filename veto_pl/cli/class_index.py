@@ -33,7 +33,17 @@ SEAM_NAMES: dict[str, tuple[str, ...]] = {
     "tokenizers": ("TokenizerSource",),
     "metrics": ("CompletionMetric", "TokenMetric", "MetricFamily"),
 }
-"""What `veto-pl list` takes, and the base classes that it stands for."""
+"""The seams of language models, and the base classes behind their names."""
+DENOISING: dict[str, tuple[str, ...]] = {
+    "denoising": ("DenoisingObjective",),
+    "trajectories": ("TrajectorySource",),
+    "denoisers": ("DenoiserSource",),
+    "calls": ("ModelCall",),
+    "images": ("ImageSet",),
+}
+"""Those of denoising models."""
+LISTED = SEAM_NAMES | DENOISING
+"""What `veto-pl list` takes."""
 
 
 @dataclass(frozen=True)

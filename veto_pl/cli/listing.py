@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from veto_pl.cli.class_index import PACKAGE, SEAM_NAMES, ClassIndex
+from veto_pl.cli.class_index import LISTED, PACKAGE, ClassIndex
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.plugins import GROUP, announced, first_line, load_plugins, paper, paper_in, summary
 
@@ -24,11 +24,11 @@ def print_listing(names: Sequence[str]) -> None:
     Raises:
         ConfigurationError: there is no such seam.
     """
-    if unknown := [name for name in names if name not in SEAM_NAMES]:
-        raise ConfigurationError(f"There is no seam `{unknown[0]}`. The seams are: {', '.join(SEAM_NAMES)}.")
+    if unknown := [name for name in names if name not in LISTED]:
+        raise ConfigurationError(f"There is no seam `{unknown[0]}`. The seams are: {', '.join(LISTED)}.")
     rows_of = imported_rows if announced(GROUP) else source_rows(ClassIndex())
     console = Console(width=None if Console().is_terminal else 160)
-    for name in names or SEAM_NAMES:
+    for name in names or LISTED:
         console.print(_table(name, rows_of(name)))
     if not names:
         console.print(f"Abstract base classes: {PACKAGE / 'seams' / '__init__.py'}", soft_wrap=True)
@@ -38,7 +38,7 @@ def source_rows(index: ClassIndex) -> Callable[[str], list[Row]]:
     """Return what gives the rows of a seam by the source of the package."""
 
     def rows(name: str) -> list[Row]:
-        found = [one for base in SEAM_NAMES[name] for one in index.of_seam(base)]
+        found = [one for base in LISTED[name] for one in index.of_seam(base)]
         return [(one.name, paper_in(one.own_doc), first_line(index.doc(one)), one.module) for one in found]
 
     return rows
@@ -46,11 +46,11 @@ def source_rows(index: ClassIndex) -> Callable[[str], list[Row]]:
 
 def imported_rows(name: str) -> list[Row]:
     """Return the rows of a seam, with those of other packages; everything is imported for it."""
-    from veto_pl.cli.seam_classes import SEAMS
+    from veto_pl.cli.seam_classes import listed
     from veto_pl.plugins import available
 
     load_plugins()
-    found: Iterable[type[Any]] = [cls for seam in SEAMS[name] for cls in available(seam)]
+    found: Iterable[type[Any]] = [cls for seam in listed(name) for cls in available(seam)]
     return [(cls.__name__, paper(cls), summary(cls), cls.__module__) for cls in found]
 
 

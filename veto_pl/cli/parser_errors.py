@@ -13,6 +13,7 @@ from typing import Any
 from lightning.pytorch import Callback
 from torch.optim import Optimizer
 
+from veto_pl.cli.class_index import DENOISING, ClassIndex
 from veto_pl.cli.seam_classes import SEAMS
 from veto_pl.core.mistakes import did_you_mean, shorten
 from veto_pl.exceptions import ConfigurationError
@@ -50,7 +51,7 @@ _KINDS = {
 }  # fmt: skip
 """Types of Python, and of pydantic, in words."""
 _NESTED = re.compile(r"NestedArg\(key='(.*?)', val=(['\"]?)(.*)\2\)$")
-_GIVEN = re.compile(r"(?:Given value|Got value): (.*)")
+_GIVEN = re.compile(r"(?:Given value|Got value): (.*?)(?=\. Got value: |$)", re.MULTILINE)
 
 
 def with_suggestion(message: str, known: Iterable[str]) -> str:
@@ -67,9 +68,10 @@ def with_suggestion(message: str, known: Iterable[str]) -> str:
     for i, key in enumerate(keys):
         beside = {option[i] for option in options if option[:i] == keys[:i] and len(option) > i} - {"help"}
         if beside and key not in beside:
-            listed = f" There are: {', '.join(sorted(beside))}." if len(beside) <= 16 else ""
+            meant = did_you_mean(key, beside)
+            listed = f" There are: {', '.join(sorted(beside))}." if not meant or len(beside) <= 16 else ""
             unknown = ".".join(keys[: i + 1])
-            return f"Option '{unknown}' is not accepted. {did_you_mean(key, beside) or 'Correct or remove it.'}{listed}"
+            return f"Option '{unknown}' is not accepted. {meant or 'Correct or remove it.'}{listed}"
     return message
 
 
@@ -128,6 +130,9 @@ def _unknown_class(given: str) -> str:
     name = given.rsplit(".", 1)[-1]
     if name in known:
         return f"`{given}` is a {known[name].__name__}, which does not belong here. `veto-pl list` shows what does."
+    index = ClassIndex()
+    if any(one.name == name for bases in DENOISING.values() for base in bases for one in index.of_seam(base)):
+        return f"`{given}` belongs to denoising students: `veto-pl diffusion fit` and its neighbours take it."
     return (
         f"given `{given}`, which names no class that fits. {did_you_mean(name, known) or '`veto-pl list` shows some.'}"
     )

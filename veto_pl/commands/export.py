@@ -59,7 +59,8 @@ def export_checkpoint(
     elif settings.get(BLUEPRINT) is None:
         raise ConfigurationError(
             f"`{checkpoint}` does not describe its student; an earlier version has written it. Name the configuration "
-            "of its run: `veto-pl export CHECKPOINT FOLDER --config runs/mine/config.yaml`."
+            "of its run: `veto-pl export CHECKPOINT FOLDER --config runs/mine/config.yaml`. (A denoising student's is "
+            "written by `DenoisingModule.load_from_checkpoint(CHECKPOINT).export(FOLDER)`.)"
         )
     elif entry is not None:
         source = _source_of(entry, checkpoint, trust_remote_code)

@@ -25,6 +25,11 @@ from veto_pl.exceptions import ConfigurationError, VetoError
 from veto_pl.report.run import Run
 from veto_pl.storage.atomic import replacing
 
+_NO_TEST_ROWS = (
+    "A comparison tests on the test split, but the task of `data.task` has none. Set its `test_size`, or name its file "
+    "of test rows."
+)
+
 
 def run(job: Job, threads: int) -> None:
     """Run or resume a job. A failure is written to its folder, and ends the process with exit code 1.
@@ -89,7 +94,7 @@ def perform(job: Job, threads: int) -> None:
     Raises:
         VetoError: the run ended early, or has nothing that can be compared.
     """
-    command = _in_this_process(job.kind, threads) if job.devices == 1 else _in_subprocesses(job.kind, threads)
+    command = _in_this_process(job, threads) if job.devices == 1 else _in_subprocesses(job.kind, threads)
     files = [f"--config={file}" for file in (*job.files, job.folder / "settings.yaml")]
     command(["fit", *files, f"--run_dir={job.folder}", "--ckpt_path=last", *job.kind.fit_options,
              "--trainer.log_every_n_steps=1"])  # fmt: skip
@@ -102,15 +107,19 @@ def perform(job: Job, threads: int) -> None:
         shutil.copyfile(job.folder / JOB, temporary)
 
 
-def _in_this_process(kind: RunKind, threads: int) -> Callable[[list[str]], object]:
-    """Return a function that runs commands of `veto-pl` in this process, which saves the seconds of a start."""
+def _in_this_process(job: Job, threads: int) -> Callable[[list[str]], object]:
+    """Return a function that runs commands of `veto-pl` in this process, which saves the seconds of a start.
+
+    A run that is `tested`, itself or by what its search chooses, is refused before it trains where there are no test
+    rows.
+    """
     import torch
     from lightning.pytorch import Trainer
 
     from veto_pl.cli.streams import hide_noise
     from veto_pl.plugins import load_plugins
 
-    class OneProcess(kind.command_line()):  # type: ignore[misc]
+    class OneProcess(job.kind.command_line()):  # type: ignore[misc]
         """Refuses several processes: Lightning would start them with the arguments of `veto-pl compare`."""
 
         def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -120,6 +129,8 @@ def _in_this_process(kind: RunKind, threads: int) -> Callable[[list[str]], objec
                     f"`devices` of a study: given 1, but the run's trainer asks for {trainer.world_size} processes. "
                     "Set it to that number."
                 )
+            if job.tested and not job.kind.has_test_rows(self.datamodule):
+                raise ConfigurationError(_NO_TEST_ROWS)
             return trainer
 
     torch.set_num_threads(threads)
@@ -171,10 +182,7 @@ def _refuse_cut_short(job: Job) -> None:
 def _refuse_validation_rows(test: Path) -> None:
     """Raise `VetoError` for a test on the validation split, on which the search has already chosen settings."""
     if EvaluationResult.model_validate_json(test.read_bytes()).split != "test":
-        raise ConfigurationError(
-            "A comparison tests on the test split, but the data have none. Set `test_size` of the task of `data.task`, "
-            "or name a file of test rows."
-        )
+        raise ConfigurationError(_NO_TEST_ROWS)
 
 
 def _remove_checkpoints(job: Job) -> None:

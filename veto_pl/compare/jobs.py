@@ -54,6 +54,7 @@ class Job:
         stage_folders: their folders.
         devices: processes that it trains on.
         kind: how it is trained and tested.
+        tested: whether what it makes, or what its search chooses, is tested on the test split.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Job:
     stage_folders: tuple[Path, ...] = ()
     devices: int = 1
     kind: RunKind = KINDS["texts"]
+    tested: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -136,7 +138,8 @@ class JobFactory:
         method = self.study.methods[name]
         settings = (self.study.student, method.settings, self.study.budget.settings, *map(nested, point.items()))
         title = ", ".join([name, *([label(point)] if point else []), f"seed {seed}"])
-        return self._job(title, method, seed, settings, folder / f"seed-{seed}", list(self.study.stages))
+        job = self._job(title, method, seed, settings, folder / f"seed-{seed}", list(self.study.stages))
+        return replace(job, tested=True)
 
     def _stage(self, name: str, seed: int) -> Job:
         stage, earlier = self.study.stages[name], list(self.study.stages)

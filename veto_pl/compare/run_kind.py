@@ -44,6 +44,10 @@ class RunKind(ABC):
     def command_line(self) -> Any:
         """Return the class of the command line, a `VetoCLI`; it is imported here, which takes seconds."""
 
+    def has_test_rows(self, data: Any) -> bool:
+        """Return whether a data module has rows for a test; True where only the test itself can say."""
+        return True
+
     @abstractmethod
     def test_settings(self, evaluation: Settings, shown: int) -> Settings:
         """Return the settings of a test.

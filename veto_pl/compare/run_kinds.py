@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -37,6 +37,11 @@ class Texts(RunKind):
         from veto_pl.cli.build import VetoCLI
 
         return VetoCLI
+
+    def has_test_rows(self, data: Any) -> bool:
+        """Return whether the task has rows for a test, or reads a stream of them."""
+        rows = data.task.load("test")
+        return not isinstance(rows, Sized) or len(rows) > 0
 
     def test_settings(self, evaluation: Settings, shown: int) -> Settings:
         """Return how answers are sampled, and how many are written token by token."""

@@ -53,7 +53,7 @@ class RowFile:
                 examples = list(self.make(row(), where))
             except DataError as fault:
                 if self.on_bad_row == "error":
-                    raise
+                    raise DataError(f"{fault} Correct the row, or leave bad ones out by `on_bad_row: skip`.") from fault
                 first, bad = first or fault, bad + 1
                 continue
             good += 1

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from veto_pl.core.memory import Memories
 from veto_pl.core.own_errors import OwnErrors
+from veto_pl.core.ranks import Sharding
 from veto_pl.diffusion.model_calls import ModelCall, call_of
 from veto_pl.diffusion.trajectories import Condition
 from veto_pl.exceptions import ConfigurationError
@@ -25,13 +26,13 @@ class Denoiser(OwnErrors, nn.Module):
         call: how; None takes what is known of the model's class.
 
     Attributes:
-        shards: how ranks share the weights; they do not.
+        shards: how ranks share the weights; None where each has all.
 
     Raises:
         ConfigurationError: nothing is known of the class.
     """
 
-    shards = None
+    shards: Sharding | None = None
 
     def __init__(self, model: Any, call: ModelCall | None = None) -> None:
         super().__init__()
@@ -87,7 +88,11 @@ class Denoisers:
     student: Denoiser
     teacher: Denoiser | None = None
     memories: Memories = field(default_factory=Memories)
-    sharded = False
+
+    @property
+    def sharded(self) -> bool:
+        """Return whether ranks share the weights of a model."""
+        return any(model is not None and model.shards is not None for model in (self.student, self.teacher))
 
     def required_teacher(self) -> Denoiser:
         """Return the teacher; raise `ConfigurationError` where the run has none."""

@@ -116,9 +116,8 @@ class DenoiserFiles(L.Callback, Journal):
         if self.folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = run_folder(trainer) / self.folder
-        if trainer.is_global_zero:
-            with warn_if_unwritten(folder, "keeps the student in its checkpoints"):
-                pl_module.export(folder, self.pipeline)  # type: ignore[operator]
+        with warn_if_unwritten(folder, "keeps the student in its checkpoints"):
+            pl_module.export(folder, self.pipeline)  # type: ignore[operator]
             rank_zero_info(f"Exported the student to {folder}")
 
     def _draw(self, trainer: L.Trainer, module: Any, name: str, beside: str, samples: Tensor, batch: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -19,6 +19,7 @@ from veto_pl.diffusion.denoiser import Denoiser
 from veto_pl.diffusion.model_calls import ModelCall
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.averaging import move_towards
+from veto_pl.models.sharding import resharded
 from veto_pl.parts.schedules import value_at
 from veto_pl.seams import Schedule
 
@@ -195,7 +196,8 @@ class AveragedDenoiser(DenoiserSource):
 
     def follow(self, teacher: Denoiser, student: Denoiser, step: Step) -> None:
         """Move the weights that the student trains."""
-        move_towards(teacher, student, 1 - value_at(self.decay, step.index, step.total))
+        with resharded(cast(Any, teacher)), resharded(cast(Any, student)):
+            move_towards(teacher, student, 1 - value_at(self.decay, step.index, step.total))
 
 
 def _shapes(path: str, subfolder: str | None, torch_dtype: torch.dtype) -> Any:

@@ -14,6 +14,7 @@ from veto_pl.core.mistakes import check_kind
 from veto_pl.core.seeds import seeded
 from veto_pl.diffusion.denoiser import Denoiser, Denoisers
 from veto_pl.diffusion.denoiser_export import export_denoiser
+from veto_pl.diffusion.denoiser_sharding import shard_denoiser
 from veto_pl.diffusion.denoiser_sources import DenoiserSource
 from veto_pl.diffusion.denoising_objectives import loss_at, numbers
 from veto_pl.diffusion.denoising_quantities import TRAINED, shown_at
@@ -23,9 +24,12 @@ from veto_pl.diffusion.pipeline_images import PipelineDecoder
 from veto_pl.diffusion.pipelines import Surroundings
 from veto_pl.diffusion.trajectories import ConditionBatch, Trajectories
 from veto_pl.exceptions import ConfigurationError
+from veto_pl.models.sharding import full_weights
 from veto_pl.parts.schedules import Constant
 from veto_pl.seams import AnyObjective, LossOutput, Schedule, Stat, Step
+from veto_pl.storage.run_folder import is_first_rank
 from veto_pl.training.adapter_checkpoints import ADAPTER, adapter_entry, check_base, leave_out_bases
+from veto_pl.training.fsdp import FullyShard
 from veto_pl.training.on_policy import OnPolicyModule
 from veto_pl.training.optimizers import default_optimizer
 
@@ -86,10 +90,15 @@ class DenoisingModule(OnPolicyModule):
         self.tell_arguments()
 
     def configure_model(self) -> None:
-        """Load the models, once, and move a frozen teacher to the student's device."""
+        """Load the models, once, and move a frozen teacher to the student's device, or spread both over the ranks."""
         if self.models is None:
             student = self.student_source.load().train()
             teacher = None if self.teacher_source is None else self.teacher_source.load().requires_grad_(False).eval()
+            strategy = None if self._trainer is None else self.trainer.strategy
+            if isinstance(strategy, FullyShard):
+                for role, model in (("student", student), ("teacher", teacher)):
+                    if model is not None:
+                        shard_denoiser(model, strategy.sharding(role))
             self.models = Denoisers(student, teacher)
             self.models.memories.claim(self.objective.sources)
             self.student = student
@@ -97,8 +106,9 @@ class DenoisingModule(OnPolicyModule):
                 _check_alike(student, teacher)
                 self.add_module("teacher", teacher)  # so that checkpoints hold it; a frozen one is no submodule
             leave_out_bases(self)
-        if self.models.teacher is not None and self._trainer is not None:
-            self.models.teacher.to(self.trainer.strategy.root_device)
+        frozen = self.models.teacher
+        if frozen is not None and frozen.shards is None and self._trainer is not None:
+            frozen.to(self.trainer.strategy.root_device)
 
     def roll_out(self, objective: Any, batch: ConditionBatch, step: Step) -> Rolled:
         """Return the states of each source."""
@@ -167,8 +177,18 @@ class DenoisingModule(OnPolicyModule):
         return self.sample(batch, batch_idx)
 
     def export(self, folder: str | Path, pipeline: str | None = None) -> None:
-        """Write the student as diffusers reads it, in the place of an earlier export; see `export_denoiser`."""
-        export_denoiser(self._models.student, folder, pipeline)
+        """Write the student as diffusers reads it, in the place of an earlier export; see `export_denoiser`.
+
+        The first rank writes. Collective: call it on every rank.
+        """
+        student = self._models.student
+        if student.shards is not None:
+            weights = full_weights(cast(Any, student))
+            student = self.student_source.load()
+            if weights:  # on the first rank alone
+                student.model.load_state_dict(weights)
+        if is_first_rank():
+            export_denoiser(student, folder, pipeline)
 
     def student_entries(self) -> dict[str, Any]:
         """Return what a checkpoint says of the base of an adapter."""

@@ -101,6 +101,12 @@ class Trajectories:
         """Return their times, [B * K]."""
         return self.times.flatten()
 
+    @property
+    def flat_lengths(self) -> Tensor:
+        """Return how far the step from each state goes in time, [B * K, 1, ...], where all rows have the same times."""
+        ends = self.times.new_tensor([*self.grid[1:], 1.0])
+        return (ends - self.times).flatten().view(-1, *[1] * (self.noise.dim() - 1))
+
     def flat(self, condition: Condition) -> Condition:
         """Return a condition of the rows for all of their states, [B * K, ...] by name."""
         count = self.states.shape[1]

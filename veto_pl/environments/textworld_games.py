@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from glob import glob
 from threading import Lock
 
@@ -49,14 +50,13 @@ class TextWorld(Environment):
     def examples(cls) -> tuple[TextWorld, ...]:
         return ()  # it needs games
 
-    @property
+    @cached_property
     def files(self) -> list[str]:
-        """The files of the games, by name."""
+        """The files of the games, by name. They are looked up once, so that a level stays the same game."""
         return sorted(glob(self.games, recursive=True))
 
     def begin(self, example: Example, seed: int) -> Episode:
-        files = self.files
-        return _Quest(files[int(example.row.get("level", seed)) % len(files)])
+        return _Quest(self.files[int(example.row.get("level", seed)) % len(self.files)])
 
 
 class _Quest(Episode):
@@ -124,9 +124,9 @@ def seen(facts: Sequence[tuple[str, ...]]) -> str:
     """
     known = set(facts)
     here = next(fact[2] for fact in facts if fact[:2] == ("at", "P"))
-    doors = {fact[2] for fact in facts if fact[0] == "link" and fact[1] == here}
+    doors = {fact[3]: fact[2] for fact in facts if fact[0] == "link" and fact[1] == here}
     near = {fact[1]: "" for fact in facts if fact[0] == "at" and fact[2:] == (here,) and fact[1] != "P"}
-    near |= dict.fromkeys(doors, "")
+    near |= dict.fromkeys(doors.values(), "")
     shut = {fact[1] for fact in facts if fact[0] in ("closed", "locked")}
     held = [fact for fact in facts if fact[0] in ("in", "on")]
     near |= {what: f"{how} {where}" for how, what, where in held if where in near and where not in shut}
@@ -135,8 +135,16 @@ def seen(facts: Sequence[tuple[str, ...]]) -> str:
     )
     things = [_described(name, [near[name], *_states(name, facts)]) for name in sorted(near)]
     carried = sorted(_described(what, _states(what, facts)) for how, what, where in held if where == "I")
-    said = [f"You are in the {here}.", *(f"{way.capitalize()} is the {room}." for way, room in ways)]
+    said = [
+        f"You are in the {here}.",
+        *(f"{way.capitalize()} is the {_behind(room, doors.get(room))}." for way, room in ways),
+    ]
     return " ".join([*said, f"You see {_listed(things)}.", f"You carry {_listed(carried)}."])
+
+
+def _behind(room: str, door: str | None) -> str:
+    """Return a room with the door that leads there, as a closed one has to be opened first."""
+    return room if door is None else f"{room}, through {door}"
 
 
 def _states(name: str, facts: Sequence[tuple[str, ...]]) -> list[str]:

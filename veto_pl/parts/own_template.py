@@ -10,15 +10,19 @@ import torch
 
 from veto_pl.core.special_ids import end_ids
 from veto_pl.data.collate import Collator
+from veto_pl.data.image_reader import ImageReader
 from veto_pl.data.templates import PlainTemplate
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.functional.own_ends import Ends
-from veto_pl.parts.contexts import TEXT_ALONE, behind, check_room
-from veto_pl.seams import Mistake, Models, PromptBatch, Sequences, Setup, Step, TeacherContext, Template
+from veto_pl.parts.contexts import behind, check_room
+from veto_pl.seams import Mistake, Models, PromptBatch, Sequences, Setup, Step, TeacherContext, Template, pad_left
 from veto_pl.seams.teacher_names import TEACHER, listed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+TEXT_ALONE = "Use the context `SameText` or `WithoutImages`, or route rows with images to another teacher."
+"""What to do where prompts would lose their images."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class OwnTemplate(TeacherContext):
         # Of these rows alone: another teacher's rows may be none that this template can write.
         mine, place = torch.unique(sequences.prompt_rows.cpu(), return_inverse=True)
         asked = None if sequences.prompts is None else sequences.prompts.rows(mine)
-        told = prompts_written(asked, tokenizer, template, "OwnTemplate")
+        told = prompts_written(asked, tokenizer, template, "OwnTemplate", models.images)
         if asked is None:
             return sequences
         same = _same(told, asked)
@@ -89,7 +93,11 @@ def writes_alike(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -
 
 
 def prompts_written(
-    prompts: PromptBatch | None, tokenizer: PreTrainedTokenizerBase, template: Template | None, name: str
+    prompts: PromptBatch | None,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template | None,
+    name: str,
+    images: ImageReader | None = None,
 ) -> PromptBatch:
     """Return the prompts of the same rows in the ids of a tokenizer, whole, as it fills in a template.
 
@@ -98,6 +106,7 @@ def prompts_written(
         tokenizer: of a teacher.
         template: makes the texts; None takes that of the data.
         name: of the class that asks, for messages.
+        images: reads the images of rows, which stay what they are; None where the teacher has other ids for them.
 
     Raises:
         ConfigurationError: nobody can make them anew, or the template refuses a row.
@@ -109,13 +118,14 @@ def prompts_written(
             "batch has no template or no examples. Take batches of `PromptDataModule`, or a teacher with the student's "
             "tokenizer."
         )
-    prompts.refuse_images(f"`{name}` makes the text of a prompt anew, without images", TEXT_ALONE)
-    collator = Collator(tokenizer=tokenizer, template=template)
+    if images is None:
+        prompts.refuse_images(f"`{name}` makes the text of a prompt anew, without images", TEXT_ALONE)
+    collator = Collator(tokenizer=tokenizer, template=template, images=images)
     # References are not read, and need no end.
     asked = [one if one.conversation else replace(one, completion=None, alternatives=()) for one in prompts.examples]
-    encoded = collator.pad(collator.encode(asked))
-    device = prompts.input_ids.device
-    return replace(prompts, input_ids=encoded.input_ids.to(device), attention_mask=encoded.attention_mask.to(device))
+    told = pad_left([torch.tensor(row.prompt_ids, dtype=torch.int64) for row in collator.encode(asked)])
+    ids, mask = (part.to(prompts.input_ids.device) for part in told)
+    return replace(prompts, input_ids=ids, attention_mask=mask)
 
 
 def _tokenizer(models: Models) -> PreTrainedTokenizerBase:

@@ -124,7 +124,7 @@ class BestTeacher(RolloutSource):
         """
         plain = prompts.rows(failed)
         texts = [fill("BestTeacher.hint", self.hint, e, **known(e)) for e in plain.examples]
-        told = retold(plain, texts, models.tokenizer, self.template, "BestTeacher")
+        told = retold(plain, texts, models.tokenizer, self.template, "BestTeacher", images=models.images)
         check_room(told, models.teacher_named(self.teacher), "BestTeacher", self.sampling.max_new_tokens)
         again = FromTeacher(replace(self.sampling, num_completions=1), self.engine, self.teacher)
         answers = again(told, models, step.aside("second try"))

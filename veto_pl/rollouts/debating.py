@@ -133,7 +133,9 @@ class Debating:
         )
         rows = replace(rows, numbers=numbers.to(rows.input_ids.device), examples=examples, task=None, following=())
         template, tells_more = self.rules.template, all(shown)
-        told = retold(rows, texts, self.models.tokenizer, template, "Debate", tells_more=tells_more)
+        told = retold(
+            rows, texts, self.models.tokenizer, template, "Debate", tells_more=tells_more, images=self.models.images
+        )
         named = zip(examples, texts, strict=True)
         return replace(told, examples=tuple(replace(example, prompt=text) for example, text in named))
 

@@ -47,6 +47,7 @@ class Models:
             prompts and end texts is their own.
         teacher_name: under which the one teacher is known.
         tellers: teachers without a model here, by name; `teacher` may be among them.
+        images: reads the images of rows (`data/image_reader.py`); None where nobody has said what does.
     """
 
     student: LanguageModel
@@ -60,6 +61,7 @@ class Models:
     brought: Mapping[str, PreTrainedTokenizerBase] = field(default_factory=dict)
     teacher_name: str = TEACHER
     tellers: Mapping[str, ScoreSource] = field(default_factory=dict)
+    images: Any = None
 
     @property
     def teacher_tokenizer(self) -> PreTrainedTokenizerBase | None:

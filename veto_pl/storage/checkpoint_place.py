@@ -25,7 +25,8 @@ def check_checkpoint(path: str, run: str | Path | None = None, *words: str) -> N
     if problem is None:
         return
     folder = Path(run, "checkpoints") if run is not None and not os.path.dirname(path) else Path(path).parent
-    found = sorted(str(other) for other in folder.glob("*.ckpt") if str(other) != path)
+    places = (folder, Path(path), Path(path, "checkpoints"))  # beside it, and in it, where the path is the run's
+    found = sorted({str(other) for place in places for other in place.glob("*.ckpt") if str(other) != path})
     expected = " or ".join([*(f"`{word}`" for word in words), "a checkpoint that a run has written"])
     remedy = f"There are: {', '.join(found[:5])}." if found else f"There is none in `{folder}`."
     raise ConfigurationError(f"The checkpoint `{path}` {problem}; expected {expected}. {remedy}")
