@@ -120,7 +120,15 @@ def dialogue(text):
         {"role": "user", "content": f"first {text}"},
         {"role": "assistant", "content": f"one {text}", "turn": 1, "counts": True, "thought": text, "calls": [call]},
         {"role": "tool", "name": text, "content": f"reply {text}", "turn": 1},
-        {"role": "assistant", "content": "", "turn": 2, "counts": True, "calls": [{"text": text}], "problem": text},
+        {
+            "role": "assistant",
+            "content": "",
+            "turn": 2,
+            "counts": True,
+            "calls": [{"text": text}],
+            "problem": text,
+            "cut": True,
+        },
     ]
 
 
@@ -138,7 +146,7 @@ def test_an_episode_is_shown_line_by_line_and_escaped(make_run, tmp_path):
     assert page.count('<li class="own">') == 3 * 2
     assert page.count('<li class="read">') == 2 + 3, "what is said first once for those that share it"
     said = ["first x", "assistant, turn 1, counted", 'x({"x": "x"})', "tool x, turn 1", "reply x"]
-    places = [text.index(words) for words in (*said, "assistant, turn 2, counted ⚠ failed: x")]
+    places = [text.index(words) for words in (*said, "assistant, turn 2, counted ⚠ failed: x ⚠ cut off")]
     assert places == sorted(places)
     checker = Checker(page)
     assert checker.tags.count("script") == 1

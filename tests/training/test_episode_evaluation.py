@@ -133,6 +133,8 @@ def test_a_dialogue_is_told_line_by_line_with_what_counts(models):
         own = [line for line in lines if line.get("counts")]
         assert [line["turn"] for line in own] == list(range(1, int(evaluation.generations.turns.flatten()[place]) + 1))
         assert {line["role"] for line in own} == {"assistant"}
+        ends = evaluation.generations.finished.flatten()[place]
+        assert [line["turn"] for line in own if "cut" in line] == ([] if ends else [own[-1]["turn"]])
         failed = [line["turn"] for line in own if "problem" in line]
         assert failed == [2] * int(evaluation.generations.failed_turns.flatten()[place])  # a cut one is not carried out
         assert lines[0] == {"role": "user", "content": lines[0]["content"]}

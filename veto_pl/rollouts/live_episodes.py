@@ -83,8 +83,7 @@ class LiveEpisode:
         self.row.write(turn, number)
         self.messages, self._end = (*self.messages, said), turn.end
         self.is_live = turn.ending != Ending.LIMIT
-        problem = "" if self.is_live else f"cut off behind {len(turn.ids)} tokens"
-        self.lines.append(Line.of(said, turn=number, counts=True, problem=problem))
+        self.lines.append(Line.of(said, turn=number, counts=True, cut=not self.is_live))
 
     def hear(self, answer: Answer[Reply], number: int, room: Room) -> None:
         """Take the reply to turn `number`; nobody reads it where no turn follows, or none has room.

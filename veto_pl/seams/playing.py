@@ -33,7 +33,8 @@ class Line:
         name: of the tool that has replied.
         thought: what the agent thought before.
         calls: of tools, each with `name` and `arguments`, or the `text` of one that nobody can read.
-        problem: why the turn has failed, or that it was cut off, which ends the episode; empty elsewhere.
+        problem: why the turn has failed; empty where it has not.
+        cut: whether the turn was cut off, which ends the episode.
     """
 
     role: str
@@ -44,6 +45,7 @@ class Line:
     thought: str = ""
     calls: tuple[Mapping[str, Any], ...] = ()
     problem: str = ""
+    cut: bool = False
 
     @classmethod
     def of(cls, message: Message, **others: Any) -> Line:
