@@ -1,6 +1,9 @@
 """What cannot work is said by name, with what to do, before anything is lost."""
 
+import json
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,14 +11,17 @@ import torch
 
 from tests.diffusion.tiny_denoisers import SIZES, fit, module_of, rows, tiny
 from veto_pl import DistillationModule
+from veto_pl.cli.denoising_cli import DenoisingCLI
 from veto_pl.diffusion import (
     DOPSD,
     ArrayImages,
     AveragedDenoiser,
+    Denoiser,
     DenoiserFiles,
     FewSteps,
     FlowMatching,
     Gratings,
+    ImageCall,
     ImageDataModule,
     LoraDenoiser,
     PretrainedDenoiser,
@@ -23,10 +29,12 @@ from veto_pl.diffusion import (
     export_denoiser,
     rows_of_arrays,
 )
+from veto_pl.diffusion.denoiser_sharding import shard_denoiser
 from veto_pl.exceptions import ConfigurationError, DataError
 from veto_pl.objectives import SFT, Sum
 from veto_pl.testing.tiny import tiny_source
 
+DEBUG = str(Path(__file__).resolve().parents[2] / "configs/diffusion/debug.yaml")
 MIXED = Sum(terms={"a": FlowMatching()})
 IMAGES = np.zeros((3, 1, 4, 4), np.float32)
 
@@ -125,6 +133,27 @@ def test_a_teacher_that_follows_has_the_students_shape():
     module = module_of(DOPSD(), AveragedDenoiser(other))
     with pytest.raises(ConfigurationError, match="must have its architecture"):
         module.configure_model()
+
+
+def test_models_that_cannot_be_sharded_are_named():
+    """Before any rank asks for another: no mesh is needed to see it."""
+    mixed = LoraDenoiser(tiny(), rank=2, seed=1).load()
+    for name, weight in mixed.model.named_parameters():
+        if "lora_" not in name:
+            weight.data = weight.data.bfloat16()
+    with pytest.raises(ConfigurationError, match=r"has one dtype, got bfloat16 and float32\. Set `dtype: float32`"):
+        shard_denoiser(mixed, None)
+    with pytest.raises(ConfigurationError, match="diffusers names no blocks of `Linear`"):
+        shard_denoiser(Denoiser(torch.nn.Linear(2, 2), ImageCall()), None)
+
+
+@pytest.mark.parametrize("place", ["model.student.init_args.settings.x", "model.optimizer"])
+def test_no_setting_runs_what_is_of_another_kind(place, tmp_path):
+    marker = tmp_path / "PWNED"
+    attack = {"class_path": "os.system", "init_args": {"command": f"touch {marker}"}}
+    with pytest.raises(ConfigurationError, match=re.escape(place.rpartition(".")[0])):
+        DenoisingCLI(["--config", DEBUG, f"--{place}={json.dumps(attack)}"], run=False)
+    assert not marker.exists()
 
 
 def test_an_export_replaces_no_other_files(tmp_path):

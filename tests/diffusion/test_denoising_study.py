@@ -12,8 +12,9 @@ import yaml
 from tests.diffusion.tiny_denoisers import SIZES
 from veto_pl.cli.denoising_cli import DenoisingCLI
 from veto_pl.commands.compare import StudyRunner
-from veto_pl.compare.execution import perform, prepare
+from veto_pl.compare.execution import _in_subprocesses, perform, prepare
 from veto_pl.compare.jobs import JobFactory
+from veto_pl.compare.run_kinds import KINDS
 from veto_pl.compare.study_file import load_study
 from veto_pl.exceptions import ConfigurationError, DataError, VetoError
 from veto_pl.report.pictures import read_picture
@@ -143,6 +144,23 @@ def test_a_study_goes_on_and_a_trial_that_is_repeated_is_equal_to_the_bit(finish
 def test_what_such_runs_do_not_have_is_refused(changes, message, tmp_path):
     with pytest.raises(ConfigurationError, match=message):
         load_study(written(tmp_path, **changes))
+
+
+def test_runs_on_several_devices_are_started_as_that_kind(monkeypatch):
+    started = []
+
+    class Process:
+        def __init__(self, command, env):
+            started.append((command[1:], env["OMP_NUM_THREADS"]))
+
+        def wait(self):
+            return 0
+
+    monkeypatch.setattr("subprocess.Popen", Process)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    for name, words in (("denoising", ["diffusion", "fit"]), ("texts", ["fit"])):
+        _in_subprocesses(KINDS[name], 3)(["fit"])
+        assert started.pop() == (["-m", "veto_pl", *words], "3")
 
 
 def test_a_student_that_was_not_kept_is_missed(tmp_path):

@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from tests.diffusion.tiny_pipelines import image_rows, klein, vision, z_image
 from veto_pl.cli.denoising_cli import DenoisingCLI
+from veto_pl.commands.main import main
 from veto_pl.diffusion import DenoisingModule, FewSteps
 from veto_pl.diffusion.pipelines import load_surroundings
 from veto_pl.exceptions import ConfigurationError
@@ -153,6 +154,19 @@ def test_checkpoints_hold_adapters_and_no_base(trained):
     with safe_open(folder / "run/export/lora/pytorch_lora_weights.safetensors", "pt") as file:
         assert len(list(file.keys())) == sum(name.startswith("student.") for name in names)
         assert json.loads(file.metadata()["lora_adapter_metadata"])["transformer.lora_alpha"] == 4
+
+
+def test_a_checkpoint_is_exported_as_the_run_has_exported_it(trained, tmp_path, capsys):
+    _, folder, _ = trained
+    checkpoint = str(folder / "run/checkpoints/last.ckpt")
+    main(["diffusion", "export", checkpoint, str(tmp_path / "a"), "--pipeline", str(folder / "pipeline")])
+    assert capsys.readouterr().out.strip().endswith(str(tmp_path / "a"))
+    for path in sorted((folder / "run/export").rglob("*.safetensors")):
+        assert path.read_bytes() == (tmp_path / "a" / path.relative_to(folder / "run/export")).read_bytes(), path.name
+    with pytest.raises(
+        SystemExit, match="is exported by another command: `veto-pl diffusion export CHECKPOINT FOLDER`"
+    ):
+        main(["export", checkpoint, str(tmp_path / "b")])
 
 
 def test_a_base_that_is_another_is_refused(trained):

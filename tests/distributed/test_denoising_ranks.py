@@ -6,6 +6,7 @@ import pytest
 import torch
 from denoising import SOURCES, both, sharded, train
 
+from veto_pl.commands.export_denoiser import export_denoiser_checkpoint
 from veto_pl.diffusion import PretrainedDenoiser
 from veto_pl.testing.ranks import run_ranks
 
@@ -44,5 +45,8 @@ def test_sharded_weights_are_those_of_one_process_after_a_resume_too(source, tmp
         exported = dict(read.model.state_dict())
         flat = torch.cat([exported[name].flatten() for name in sorted(exported)])
         assert torch.equal(flat, first["whole"]["weights"])
+        export_denoiser_checkpoint(tmp_path / f"{source}-whole" / "last.ckpt", tmp_path / "again")
+        again = PretrainedDenoiser(str(tmp_path / "again"), subfolder="transformer").load().model.state_dict()
+        assert all(torch.equal(again[name], value) for name, value in exported.items())
     else:
         assert (export / "lora" / "pytorch_lora_weights.safetensors").is_file()

@@ -20,6 +20,7 @@ from veto_pl.storage.checkpoint_io import read_checkpoint
 from veto_pl.storage.checkpoint_place import check_checkpoint
 from veto_pl.storage.sharded_checkpoint import check_sharded, is_sharded, plain_values, read_whole
 from veto_pl.training.adapter_checkpoints import ADAPTER, check_base
+from veto_pl.training.checkpointed import EXPORTED_BY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,7 +52,9 @@ def export_checkpoint(
     """
     check_checkpoint(str(checkpoint))
     check_folder(folder)
-    settings, weights = _read(checkpoint)
+    settings, weights = read_student(checkpoint)
+    if command := settings.get(EXPORTED_BY):
+        raise ConfigurationError(f"`{checkpoint}` is exported by another command: `{command} CHECKPOINT FOLDER`.")
     entry = settings.get(ADAPTER)
     if config is not None:
         student, tokenizer, source, images = _student_of_config(config, empty=entry is None)
@@ -120,7 +123,7 @@ def _load_weights(student: CausalLM, weights: dict[str, Tensor], checkpoint: str
         ) from error
 
 
-def _read(checkpoint: str | Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+def read_student(checkpoint: str | Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
     """Return the settings in a checkpoint, and the student's weights by name."""
     if is_sharded(checkpoint):
         folder = Path(checkpoint)

@@ -224,11 +224,28 @@ def _explain(arguments: Sequence[str]) -> None:
 
 
 def _diffusion(arguments: Sequence[str]) -> None:
-    """Train a few-step denoising model on its own states: `diffusion fit`."""
+    """Train a few-step denoising model on its own states, measure and export it: `diffusion fit`."""
     load_plugins()
+    if arguments[:1] == ["export"]:
+        _export_denoiser(arguments[1:])
+        return
     from veto_pl.cli.denoising_cli import DenoisingCLI
 
     DenoisingCLI(arguments)
+
+
+def _export_denoiser(arguments: Sequence[str]) -> None:
+    """Write a checkpoint of a denoising student as a folder of diffusers."""
+    parser = argparse.ArgumentParser("veto-pl diffusion export", description=inspect.getdoc(_export_denoiser))
+    parser.add_argument("checkpoint", type=expand_home, help="a .ckpt file, or the folder of a sharded run")
+    parser.add_argument("folder", type=expand_home, help="where to write the transformer, and an adapter by itself")
+    parser.add_argument("--pipeline", help="folder or hub id of the pipeline that the student belongs to")
+    given = parser.parse_args(arguments)
+    from veto_pl.commands.export_denoiser import export_denoiser_checkpoint
+    from veto_pl.storage.going_on import data_error_if_unwritten
+
+    with data_error_if_unwritten(f"The export `{given.folder}`"):
+        print(export_denoiser_checkpoint(given.checkpoint, given.folder, given.pipeline))
 
 
 Command = Callable[[Sequence[str]], Any]

@@ -29,6 +29,7 @@ from veto_pl.parts.schedules import Constant
 from veto_pl.seams import AnyObjective, LossOutput, Schedule, Stat, Step
 from veto_pl.storage.run_folder import is_first_rank
 from veto_pl.training.adapter_checkpoints import ADAPTER, adapter_entry, check_base, leave_out_bases
+from veto_pl.training.checkpointed import EXPORTED_BY
 from veto_pl.training.fsdp import FullyShard
 from veto_pl.training.on_policy import OnPolicyModule
 from veto_pl.training.optimizers import default_optimizer
@@ -191,9 +192,9 @@ class DenoisingModule(OnPolicyModule):
             export_denoiser(student, folder, pipeline)
 
     def student_entries(self) -> dict[str, Any]:
-        """Return what a checkpoint says of the base of an adapter."""
+        """Return what a checkpoint says of the base of an adapter, and how it is exported."""
         student, source = cast(Any, self._models.student), cast(Any, self.student_source)
-        return {ADAPTER: adapter_entry(student, source)}
+        return {ADAPTER: adapter_entry(student, source), EXPORTED_BY: "veto-pl diffusion export"}
 
     def check_student(self, checkpoint: Mapping[str, Any]) -> None:
         """Raise `ConfigurationError` where the checkpoint's adapter stands beside other weights."""

@@ -18,6 +18,8 @@ from veto_pl.training.arguments import made_again, plain_arguments
 from veto_pl.training.nonfinite import NonFiniteSteps
 
 M = TypeVar("M", bound="CheckpointedModule")
+EXPORTED_BY = "veto_pl_exported_by"
+"""The key under which a checkpoint names the command that exports it, where that is not `veto-pl export`."""
 
 
 class CheckpointedModule(OwnErrors, L.LightningModule):
