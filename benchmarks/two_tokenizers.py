@@ -152,8 +152,8 @@ def student(task: Rows, name: str, seed: int, start: Path, teachers: dict[str, P
     """Train a student by a method; its accuracy, and the share of its tokens that are compared."""
     objective, kind = METHODS[name]
     _, tested, logged = fitted(
-        objective, Pretrained(str(start)), rows_of(task), out / f"{name.replace(' ', '-')}-{seed}", steps=STEPS["student"],
-        rate=RATES["student"], seed=seed, teachers={"teacher": Pretrained(str(teachers[kind]))},
+        objective, Pretrained(str(start)), rows_of(task), out / f"{name.replace(' ', '-')}-{seed}",
+        steps=STEPS["student"], rate=RATES["student"], seed=seed, teachers={"teacher": Pretrained(str(teachers[kind]))},
     )  # fmt: skip
     return tested["test/accuracy"], logged.get("train/aligned", 1.0)
 
