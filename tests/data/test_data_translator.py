@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from veto_pl.data.token_bytes import token_bytes
@@ -103,7 +103,8 @@ def test_units_of_two_kinds_are_the_same_bytes(one, other):
         for u in range(units.count):
             own = [i for i, unit in zip(ids, units.student.tolist(), strict=True) if unit == u]
             other_ids = [i for i, unit in zip(found, units.teacher.tolist(), strict=True) if unit == u]
-            assert mine.joined(own) == theirs.joined(other_ids) != b""
+            if not any(i in theirs.names for i in other_ids) and not any(i in mine.names for i in own):
+                assert mine.joined(own) == theirs.joined(other_ids) != b""
         aligned += int((units.student >= 0).sum())
     assert aligned > 0.85 * sum(map(len, rows))
 
@@ -213,37 +214,92 @@ def test_a_character_that_a_row_was_cut_in_is_not_compared(text, aligned):
     assert (units.student >= 0).tolist() == [True] * aligned + [False] * (len(text) - aligned)
 
 
-@pytest.mark.parametrize(("broken", "aligned"), [(b"it\xffis", 2), (b"\xc3it", 0), (b"it", 3)])
-def test_where_the_teacher_has_no_bytes_they_end_the_alignment(broken, aligned):
-    [(_, units)] = translator_of("bytes", "characters")([bytes_of(broken)])
-    assert (units.student >= 0).tolist() == [True] * aligned + [False] * (len(broken) + 1 - aligned)
+@pytest.mark.parametrize("broken", [b"it\xffis", b"\xc3it", b"it"])
+def test_where_the_teacher_has_no_bytes_they_are_what_it_does_not_know(broken):
+    """They ended the alignment at first, so what a student wrote behind them had no loss."""
+    teacher = tokenizer_of("characters")
+    [(found, units)] = translator_of("bytes", "characters")([bytes_of(broken)])
+    assert (units.student >= 0).all()
+    assert found.count(teacher.unk_token_id) == sum(byte > 127 for byte in broken)
+    assert found[-1] == teacher.eos_token_id
 
 
-@pytest.mark.parametrize(
-    ("text", "aligned"), [("ab", 2), ("abXab", 2), ("X", 0), ("abXX", 2)], ids=["known", "inside", "first", "last"]
-)
-def test_text_that_the_teacher_does_not_know_ends_the_alignment(text, aligned):
+@pytest.mark.parametrize("text", ["ab", "abXab", "X", "abXXb"], ids=["known", "inside", "first", "twice"])
+def test_text_that_the_teacher_does_not_know_is_its_unknown_token(text):
     student, teacher = CharacterTokenizer("abX").load(), CharacterTokenizer("ba").load()
     [(found, units)] = Translator(student, teacher, [1], [1])([student(text)["input_ids"]])
-    assert len(found) == units.count == aligned
-    assert teacher.unk_token_id not in found
+    assert units.student.tolist() == units.teacher.tolist() == list(range(len(text)))
+    assert [i == teacher.unk_token_id for i in found] == [letter == "X" for letter in text]
+
+
+def test_a_character_that_the_teacher_writes_otherwise_is_read_in_bytes():
+    """As by a tokenizer that normalises: `e` with a combining accent becomes one character, other bytes."""
+    teacher = _normalising()
+    text = "ae\u0301ba" * 2
+    row = bytes_of(text.encode())[:-1]
+    [(found, units)] = Translator(tokenizer_of("bytes"), teacher, [], [])([row])
+    assert token_bytes(teacher).joined(found) == text.encode()
+    assert units.student.tolist() == units.teacher.tolist() == list(range(len(row)))
+
+
+def _normalising():
+    core = Tokenizer(models.BPE({name: i for i, name in enumerate(pre_tokenizers.ByteLevel.alphabet())}, []))
+    core.normalizer = normalizers.NFC()
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=core)
 
 
 @pytest.mark.parametrize("word", ["<unk>", "<pad>"])
-def test_an_id_of_which_nobody_knows_what_it_stands_for_ends_the_alignment(word):
-    student = tokenizer_of("characters")
-    row = [*ids_of("characters", "it"), student.convert_tokens_to_ids(word), *ids_of("characters", "it")]
+def test_an_id_of_which_nobody_knows_what_it_stands_for_is_read_as_its_name(word):
+    student, teacher = tokenizer_of("characters"), tokenizer_of("bytes")
+    row = [*ids_of("characters", "it"), student.convert_tokens_to_ids(word), *ids_of("characters", "is")]
     [(found, units)] = translator_of("characters", "bytes")([row])
-    assert units.student.tolist() == [0, 0, -1, -1, -1] or units.student.tolist() == [0, 1, -1, -1, -1]
-    assert tokenizer_of("bytes").decode(found) == "it"
+    assert teacher.decode(found) == f"it{word}is"
+    assert teacher.convert_tokens_to_ids(word) not in found
+    assert (units.student >= 0).all()
+    assert (units.teacher >= 0).all()
+    mark = int(units.student[2])
+    assert (units.student == mark).sum() == 1
+    assert teacher.decode([i for i, unit in zip(found, units.teacher, strict=True) if unit == mark]) == word
 
 
-def test_a_mark_that_the_teacher_lacks_ends_the_alignment():
-    teacher = CharacterTokenizer("abit", eos="</s>").load()
+def test_a_mark_that_the_teacher_lacks_is_read_as_its_name():
+    """It ended the alignment of its row at first: a narrow way out for a student."""
+    teacher = CharacterTokenizer("abit<|>_mrsx", eos="</s>").load()
     student = tokenizer_of("characters")
-    row = [*ids_of("characters", "it"), student.convert_tokens_to_ids("<|im_start|>"), *ids_of("characters", "it")]
-    [(_, units)] = Translator(student, teacher, [student.eos_token_id], [teacher.eos_token_id])([row])
-    assert units.student.tolist() == [0, 1, -1, -1, -1]
+    row = [*ids_of("characters", "it"), student.convert_tokens_to_ids("<|im_start|>"), *ids_of("characters", "is")]
+    translator = Translator(student, teacher, [student.eos_token_id], [teacher.eos_token_id])
+    [(found, units)] = translator([row])
+    assert units.student.tolist() == [0, 1, 2, 3, 4]
+    assert units.teacher.tolist() == [0, 1, *[2] * len("<|im_start|>"), 3, 4]
+    assert "".join(teacher.convert_ids_to_tokens(found)) == "it<|im_start|>is"
+    assert translator.lacking(row) == [row[2]]
+
+
+def test_what_a_teacher_cannot_read_at_all_takes_its_unit_away_and_no_more():
+    core = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
+    core.decoder = decoders.Fuse()
+    teacher = PreTrainedTokenizerFast(tokenizer_object=core)
+    student = CharacterTokenizer("abX").load()
+    end = student.eos_token_id
+    [(found, units)] = Translator(student, teacher, [end], [])([[*student("aXb")["input_ids"], end]])
+    assert teacher.convert_ids_to_tokens(found) == ["a", "b"]
+    assert units.student.tolist() == [0, -1, 1, -1]
+    assert units.teacher.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_nothing_that_a_student_can_write_ends_the_comparison(one, other, data):
+    """Whatever ids, in any order: all are compared but a character that the row is cut in."""
+    student = tokenizer_of(one)
+    row = [*data.draw(st.lists(st.integers(0, len(student.get_vocab()) - 1), max_size=12)), student.eos_token_id]
+    [(found, units)] = translator_of(one, other)([row])
+    assert (units.student >= 0).all()
+    assert len(found) == len(units.teacher)
+    assert units.student.tolist() == sorted(units.student.tolist())
+    assert set(units.teacher.tolist()) == set(range(units.count))
 
 
 @pytest.mark.parametrize("rows", [[], [[]]], ids=["no row", "an empty row"])

@@ -126,13 +126,13 @@ REFUSED = {
     "a reference": (SimCT(), {"reference": unread()}, "different tokenizers"),
     "a teacher that follows": (SimCT(), {"teacher": MovingAverage(unread())}, "`MovingAverage` follows the student"),
     "another text for it": (SimCT(context=Privileged("{prompt}!")), {}, "`Privileged` of `SimCT` would have it read"),
-    "a further teacher of units": (
-        SimCT(panel=Together()),
+    "one teacher of several": (
+        SimCT(panel=Together(combine="target")),
         {"teachers": {"maths": unread()}},
-        r"\.maths`.*of `SimCT` only `model\.teacher` may",
+        r"\.maths`.*`Together` of `SimCT` would have it read",
     ),
     "a panel inside of a sum": (
-        Sum(terms={"gold": SFT(), "aligned": SimCT(panel=Together())}),
+        Sum(terms={"gold": SFT(), "aligned": SimCT(panel=Together(combine="target"))}),
         {},
         "`Together` of `SimCT` would have it read",
     ),

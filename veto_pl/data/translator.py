@@ -6,9 +6,9 @@ The student's ids are never tokenised again: only the teacher's are new, made of
 from __future__ import annotations
 
 from codecs import getincrementaldecoder
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import groupby, takewhile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby, takewhile
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,19 +21,40 @@ from veto_pl.functional.units import Units, minimal_units
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Plan = list[bytes | int]
-"""What the teacher has to read: texts, as bytes that are valid UTF-8, and ids of its own that are no text."""
+Symbol = tuple[int | None, int]
+"""An id of the teacher's and how many of the student's bytes it stands for; None where it has no id for them."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What the teacher has to read of a piece of a row.
+
+    Args:
+        symbols: what it reads; empty for text that it has to tokenise.
+        text: valid UTF-8.
+        is_name: the text is the name of an id of the student's, which counts as one byte.
+    """
+
+    symbols: tuple[Symbol, ...] = ()
+    text: bytes = b""
+    is_name: bool = False
+
+    @property
+    def size(self) -> int:
+        """Return how many of the student's bytes it stands for; an id that is no text counts as one."""
+        return 1 if self.is_name else len(self.text) + sum(length for _, length in self.symbols)
 
 
 class Translator:
     """Turns rows of a student's ids into rows of a teacher's.
 
-    An id that is no text, such as a mark of a chat template, is the teacher's id of the same name. One that ends the
-    student's texts is the teacher's end of the same name, or else the one that the teacher ends its texts with; a row
-    that was cut gets none. Bytes that are no valid UTF-8 are read one by one where the teacher has ids of single bytes;
-    were they left out, a student could leave the comparison by writing one. The alignment of a row ends at an id or
-    byte without a counterpart, in front of a character that the row was cut in, and in front of the first byte that the
-    teacher's tokenizer writes otherwise.
+    An id that is no text, such as a mark of a chat template, is the teacher's id of the same name; where it has none,
+    it reads the name as text. An id that ends the student's texts is the teacher's end of the same name, or else the
+    one that the teacher ends its texts with; a row that was cut gets none. Bytes that are no valid UTF-8, and
+    characters that the teacher's tokenizer writes otherwise, are read one byte at a time where it has ids of single
+    bytes, and else as its unknown token. So nothing that a student can write ends the comparison of a row: what it is
+    not compared on would have no loss, and a policy gradient finds that out. A character that the row was cut in is
+    left out, and so is what a teacher without any of these ids cannot read at all: its unit alone.
 
     Args:
         student: tokenizer of the rows.
@@ -60,6 +81,7 @@ class Translator:
         unread = {student.pad_token_id, student.unk_token_id}  # nobody knows what text they stand for
         self.controls: Mapping[int, int] = {i: other for i, other in named.items() if i not in unread} | ends
         self.bytes = {piece[0]: i for i, piece in enumerate(self.theirs.pieces) if len(piece) == 1}
+        self.ends = frozenset(student_ends)
         self.shared = shared_ids(self.mine, self.theirs, {i: ends[i] for i in student_ends[:1] if i in ends}, named)
 
     def __call__(self, rows: Sequence[Sequence[int]]) -> list[tuple[list[int], Units]]:
@@ -69,47 +91,79 @@ class Translator:
             rows: the ids that the student has written, each row up to its end.
         """
         plans = [self._plan(ids) for ids in rows]
-        texts = [part.decode() for plan in plans for part in plan if isinstance(part, bytes)]
-        read = iter(tokenise_continuations(texts, self.tokenizer, **AS_TEXT))
-        parts = [[(p, next(read) if isinstance(p, bytes) else [p]) for p in plan] for plan in plans]
-        return [self._aligned(ids, plan) for ids, plan in zip(rows, parts, strict=True)]
+        read = iter(self._tokenised([part.text for plan in plans for part in plan if part.text]))
+        symbols = [[one for part in plan for one in self._symbols(part, read)] for plan in plans]
+        return [self._aligned(*row) for row in zip(rows, plans, symbols, strict=True)]
 
-    def _plan(self, ids: Sequence[int]) -> Plan:
-        """Return what the teacher has to read of a row, as far as it can be aligned."""
-        plan: Plan = []
+    def lacking(self, ids: Sequence[int]) -> list[int]:
+        """Return the ids that are no text, and that the teacher has no counterpart of."""
+        return [i for i in ids if i in self.mine.names and i not in self.controls]
+
+    def _tokenised(self, texts: Sequence[bytes]) -> list[list[int]]:
+        return tokenise_continuations([text.decode() for text in texts], self.tokenizer, **AS_TEXT)
+
+    def _plan(self, ids: Sequence[int]) -> list[_Part]:
+        """Return what the teacher has to read of a row, up to a character that it was cut in."""
+        plan: list[_Part] = []
         read = 0
         for is_text, of_run in groupby(ids, lambda i: i not in self.mine.names):
             run = list(of_run)
             read += len(run)
-            if is_text:
-                text = self.mine.joined(run)
-                parts: Plan = spans(text[: len(text) - cut_character(text)] if read == len(ids) else text)
-                counterparts = [self.bytes.get(part) if isinstance(part, int) else part for part in parts]
-            else:
-                counterparts = [self.controls.get(i) for i in run]
-            for one in counterparts:
-                if one is None:
-                    return plan
-                plan.append(one)
+            if not is_text:
+                plan += [self._of_control(i) for i in run]
+                continue
+            text = self.mine.joined(run)
+            for one in spans(text[: len(text) - cut_character(text)] if read == len(ids) else text):
+                plan.append(_Part(text=one) if isinstance(one, bytes) else _Part(self._bytewise(bytes([one]))))
         return plan
 
-    def _aligned(self, ids: Sequence[int], parts: Sequence[tuple[bytes | int, list[int]]]) -> tuple[list[int], Units]:
-        """Return the teacher's ids of a row, given what it has read of each part, and the units."""
-        found: list[int] = []
-        limit = 0
-        for part, read in parts:
-            if isinstance(part, int):
-                found, limit = [*found, part], limit + 1
-                continue
-            known = list(takewhile(lambda i: i not in self.theirs.names, read))  # none of these is text that was read
-            same = common_length(part, self.theirs.joined(known))
-            found, limit = [*found, *known], limit + same
-            if same < len(part):
-                break
-        lengths = (torch.from_numpy(self.mine.lengths(ids)), torch.from_numpy(self.theirs.lengths(found)))
-        units = minimal_units(*lengths, limit)
-        aligned = int((units.teacher >= 0).sum())  # all that are aligned come first
-        return found[:aligned], replace(units, teacher=units.teacher[:aligned], shared=self.shared)
+    def _of_control(self, index: int) -> _Part:
+        """Return what the teacher reads of an id that is no text; nothing of an end, where its texts have none."""
+        if index in self.controls or index in self.ends:
+            return _Part(((self.controls.get(index), 1),))
+        return _Part(text=self.mine.names[index].encode(), is_name=True)
+
+    def _bytewise(self, text: bytes) -> tuple[Symbol, ...]:
+        """Return how the teacher reads a few bytes that it does not write as they are."""
+        known = [self.bytes.get(byte) for byte in text]
+        return ((self.tokenizer.unk_token_id, len(text)),) if None in known else tuple((i, 1) for i in known)
+
+    def _symbols(self, part: _Part, read: Iterator[list[int]]) -> list[Symbol]:
+        """Return what the teacher reads of a part, given how texts are tokenised, one after another."""
+        if not part.text:
+            return list(part.symbols)
+        found = self._written(part.text, next(read))
+        return [(i, int(not place)) for place, (i, _) in enumerate(found)] if part.is_name else found
+
+    def _written(self, text: bytes, ids: Sequence[int]) -> list[Symbol]:
+        """Return how the teacher reads a text of which its tokenizer has made some ids."""
+        found: list[Symbol] = []
+        while text:
+            known = list(takewhile(lambda i: i not in self.theirs.names, ids))  # none of these is text that was read
+            lengths = [len(self.theirs.pieces[i]) for i in known]
+            same = common_length(text, self.theirs.joined(known))
+            ends = [end for end in accumulate(lengths) if end <= same]
+            taken = max((end for end in ends if not _is_inside(text, end)), default=0)
+            found += list(zip(known, lengths, strict=True))[: sum(end <= taken for end in ends)]
+            character = text[taken:].decode()[:1].encode()
+            found += self._bytewise(character)
+            text = text[taken + len(character) :]
+            ids = self._tokenised([text])[0] if text else ()
+        return found
+
+    def _aligned(self, ids: Sequence[int], plan: Sequence[_Part], symbols: Sequence[Symbol]) -> tuple[list[int], Units]:
+        """Return the teacher's ids of a row, and the units; what it has no id for is in none."""
+        theirs = torch.tensor([length for _, length in symbols], dtype=torch.int64)
+        mine = torch.from_numpy(self.mine.lengths(ids))
+        units = minimal_units(mine, theirs, sum(part.size for part in plan))
+        known = torch.tensor([i is not None for i, _ in symbols], dtype=torch.bool)
+        lost = units.teacher[~known & (units.teacher >= 0)]
+        compared = torch.ones(units.count, dtype=torch.bool)
+        compared[lost] = False
+        units = units.only(compared)
+        last = int((units.teacher >= 0).nonzero().max()) + 1 if units.count else 0
+        kept = units.teacher[:last][known[:last]]
+        return [i for i, _ in symbols[:last] if i is not None], replace(units, teacher=kept, shared=self.shared)
 
 
 def shared_ids(
@@ -161,6 +215,11 @@ def cut_character(text: bytes) -> int:
     reader.decode(text)
     waiting, _ = reader.getstate()
     return len(waiting)
+
+
+def _is_inside(text: bytes, place: int) -> bool:
+    """Return whether a place of a text, as UTF-8, lies inside of a character."""
+    return place < len(text) and text[place] & 0xC0 == 0x80
 
 
 def common_length(one: bytes, other: bytes) -> int:

@@ -93,6 +93,22 @@ class Units:
         kept[self.student[tokens & (self.student >= 0)]] = False
         return self.only(kept)
 
+    def among(self, places: Tensor, tokens: int) -> Units:
+        """Return the same units of a longer text of the student's, of which these are some tokens.
+
+        Args:
+            places: [N] int64, ascending, where they are.
+            tokens: of the longer text.
+
+        Example:
+            >>> units = minimal_units(torch.tensor([1, 1]), torch.tensor([2]))
+            >>> units.among(torch.tensor([0, 2]), 3).student
+            tensor([ 0, -1,  0])
+        """
+        longer = self.student.new_full((tokens,), -1)
+        longer[places] = self.student
+        return Units(longer, self.teacher, self.count, self.shared)
+
     def to(self, device: torch.device | str) -> Units:
         """Return the same units on a device; what takes a wait to find there is found here."""
 

@@ -1,5 +1,6 @@
 """Distillation from a teacher with another tokenizer."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,6 +57,7 @@ class SimCT(TokenObjective):
     """
 
     aligns_tokenizers = True
+    aligns_named = True
     rollout: RolloutSource = FromStudent(Sampling(temperature=1.0))
     divergence: Divergence = ReverseKL()
     score: Score = "logp"
@@ -79,7 +81,7 @@ class SimCT(TokenObjective):
         return self.by_autograd(rows) if self.shared else closed_form(self.divergence)(*self._outcomes(rows))
 
     def compared(self, units: Units, sequences: Sequences) -> Units:
-        """Return the units that have a loss, of the minimal ones of a rollout; all are on the host."""
+        """Return the units that have a loss, of the minimal ones of a reading's rows; all are on the host."""
         return units.only(units.single) if self.units == "one_to_one" else units
 
     def heard_loss(self, heard: Heard, models: Models, step: Step) -> LossOutput:
@@ -89,17 +91,22 @@ class SimCT(TokenObjective):
         """
         if not heard.by_own_ids(models):
             return super().heard_loss(heard, models, step)
-        sequences, teacher = heard.sequences, models.required_teacher()
-        (one,) = heard.readings  # by `aligns_named`, `load_models` has refused several
-        rows, units = read_in_own_ids(one, models, type(self).__name__)
-        kept = self.compared(units, sequences).to(rows.input_ids.device)
-        scoring = UnitScoring(self, sequences, kept, step)
-        of_teacher = read_hidden(teacher, rows)
+        sequences, device = heard.sequences, heard.sequences.input_ids.device
+        teachers = [models.teacher_named(name) for name in heard.names]
+        read = [read_in_own_ids(one, models, type(self).__name__) for one in heard.readings]
+        own = zip(heard.readings, read, strict=True)
+        units = [self.compared(units, one.sequences) for one, (_, units) in own]
+        scoring = UnitScoring(self, heard, [one.to(device) for one in units], step)
+        hidden = [read_hidden(teacher, rows) for teacher, (rows, _) in zip(teachers, read, strict=True)]
 
-        def score(hidden: Tensor, student: LanguageModel) -> tuple[Tensor, LossOutput]:
-            return scoring.run(hidden, student.head(), Spoken(of_teacher, teacher.head(), rows.token_ids()))
+        def score(of_student: Tensor, student: LanguageModel) -> tuple[Tensor, LossOutput]:
+            asked = zip(hidden, teachers, read, strict=True)
+            told = [Spoken(states, teacher.head(), rows.token_ids()) for states, teacher, (rows, _) in asked]
+            return scoring.run(of_student, student.head(), told)
 
-        with gathered(teacher, head_only=True):
+        with contextlib.ExitStack() as stack:
+            for teacher in dict.fromkeys(teachers):
+                stack.enter_context(gathered(teacher, head_only=True))
             return read_by_student(sequences, models, score)
 
     def _outcomes(self, rows: TokenRows) -> tuple[Tensor, Tensor]:

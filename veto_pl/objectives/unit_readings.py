@@ -25,8 +25,8 @@ def read_in_own_ids(one: Reading, models: Models, name: str) -> tuple[Sequences,
         return one.sequences, one.units
     tokenizer = models.tokenizers.get(one.teacher)
     if tokenizer is None:
-        tokens = torch.arange(one.spoken)
-        return one.sequences, Units(tokens, tokens, len(tokens))
+        tokens, ids = torch.arange(one.spoken), torch.arange(models.student.vocab_size)
+        return one.sequences, Units(tokens, tokens, len(tokens), (ids, ids))
     speakers = (models.student, models.tokenizer), (models.teacher_named(one.teacher), tokenizer)
     return translated(one.sequences, *speakers, name)
 

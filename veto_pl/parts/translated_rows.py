@@ -95,10 +95,11 @@ def _with_dialogues(told: PromptBatch, sequences: Sequences, translator: Transla
         return told
     texts = [ids[mask].cpu() for ids, mask in zip(told.input_ids, told.attention_mask, strict=True)]
     for row, (ids, units) in zip(others, translator([read[row] for row in others]), strict=True):
-        if lost := [i for i, unit in zip(read[row], units.student.tolist(), strict=True) if unit < 0]:
+        unread = [i for i, unit in zip(read[row], units.student.tolist(), strict=True) if unit < 0]
+        if lost := [*translator.lacking(read[row]), *unread]:
             raise ConfigurationError(
                 f"`{name}` has a teacher with another tokenizer, which cannot read what the student has read in a "
-                f"dialogue: from the id {lost[0]} on it has no counterpart. Take a template whose marks both "
+                f"dialogue: the id {lost[0]} has no counterpart. Take a template whose marks both "
                 "tokenizers have, such as `PlainTemplate`, or a teacher with the student's tokenizer."
             )
         texts[row] = torch.tensor(ids, dtype=torch.int64)
