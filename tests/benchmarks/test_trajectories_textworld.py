@@ -61,9 +61,7 @@ def test_the_script_plays_all_arms_and_writes_its_page(script, tmp_path, monkeyp
     page = tmp_path / "page.md"
     page.write_text(f"before\n{script.BEGIN}\n{script.END}\nbehind", encoding="utf-8")
     (tmp_path / "images").mkdir()
-    script.main(
-        ["--studies", "textworld", "--out", str(tmp_path / "runs"), "--seeds", "1", "2", "--write", str(page)]
-    )
+    script.main(["--studies", "textworld", "--out", str(tmp_path / "runs"), "--seeds", "1", "2", "--write", str(page)])
     written = page.read_text(encoding="utf-8")
     assert "**TextWorld**, 2 seeds" in written
     assert (tmp_path / "images" / "trajectories-textworld-kl.svg").is_file()
