@@ -14,7 +14,7 @@ from veto_pl.environments import TextWorld
 from veto_pl.rollouts import Played, Sampling
 from veto_pl.seams import Episode, Example
 
-QUESTS, ROOMS, THINGS, TURNS, RISE = (3, 4, 5), 2, 3, 7, 2
+QUESTS, ROOMS, THINGS, TURNS, RISE = (3, 4, 5), 2, 3, 7, 6
 KINDS = "box", "door", "key", "room", "snack", "stand", "thing"
 TRAINING, FRESH = 600, 100
 """Games to learn from, and others to look at."""
@@ -31,7 +31,7 @@ def study(folder: Path) -> Study:
         "textworld", tokenizer(), partial(expert, world, slips=SLIP), partial(expert, world, slips=0.0), asked,
         arms_of(whole, RISE), partial(look_of, whole),
         teacher=Size(width=64, steps=300, rows=2000), student=Size(width=64, steps=180, rows=1000),
-        room=256, batch=24, rate=1e-3, held_out=FRESH, budget=3_000, every=750,
+        room=256, batch=24, rate=5e-4, held_out=FRESH, budget=12_000, every=2_000,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@
 
 Two teachers, letter by letter: a LLaVA of 160k parameters (a CLIP tower for 8 x 8 pixels, a projector, a Llama of two
 layers) has learnt to name handwritten digits (scikit-learn's, 1,797 images), a Llama of the same size as its decoder
-sums of two or three digits (reasoning-gym's `chain_sum`). A student with the architecture of the first and new weights
+words of three or four letters backward (reasoning-gym's `spell_backward`). A student with the architecture of the first and new weights
 reads rows of both in equal parts and writes its own answers; the teacher of a row is the one that its data set names
 (`Routed`), and the loss the forward KL at each token that the student wrote. In the other arm the two names are
 swapped, and the teacher of text reads rows with images without their images (`WithoutImages`). Tested are 400 held-out
@@ -44,16 +44,16 @@ from veto_pl.seams import ModelSource
 
 PLACEHOLDER = "<image>"
 PIXELS, PATCH, WIDTH, LAYERS = 8, 2, 64, 2
-SUMS = ReasoningGym(
-    dataset="chain_sum", size=40_000, seed=1, validation_size=8, test_size=400,
-    arguments={"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1},
+WORDS = ReasoningGym(
+    dataset="spell_backward", size=20_000, seed=1, validation_size=8, test_size=400,
+    arguments={"min_word_len": 3, "max_word_len": 4},
 )  # fmt: skip
-KINDS = ("digits", "sums")
+KINDS = ("digits", "words")
 ARMS = {
     "routed": (Routed(), SameText()),
-    "swapped": (Routed(routes={"digits": "sums", "sums": "digits"}), WithoutImages()),
+    "swapped": (Routed(routes={"digits": "words", "words": "digits"}), WithoutImages()),
 }
-STEPS = {"digits": 500, "sums": 800, "student": 800}
+STEPS = {"digits": 500, "words": 400, "student": 1000}
 RATE = 3e-3
 SEEDS = (1, 2, 3, 4, 5)
 
@@ -71,7 +71,7 @@ def written_digits(folder: Path) -> dict[str, str]:
         for place in places.tolist():
             file = folder / f"images/{place}.png"
             Image.fromarray((found.images[place] * 15.9375).astype(np.uint8)).save(file)
-            rows.append({"prompt": "=", "completion": str(found.target[place]), "images": f"images/{place}.png"})
+            rows.append({"prompt": ">", "completion": str(found.target[place]), "images": f"images/{place}.png"})
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {split: str(folder / f"{split}.jsonl") for split in splits}
 
@@ -80,7 +80,7 @@ def saved_processor(folder: Path) -> PretrainedTokenizer:
     """Save the processor, an id for each character and one for each patch of an image; return where it is."""
     from transformers import CLIPImageProcessorPil, LlavaProcessor
 
-    words = CharacterTokenizer("> +-=" + string.digits).load()
+    words = CharacterTokenizer(">" + string.digits + string.ascii_letters).load()
     words.add_special_tokens({"additional_special_tokens": [PLACEHOLDER]})
     size = {"height": PIXELS, "width": PIXELS}
     images = CLIPImageProcessorPil(size={"shortest_edge": PIXELS}, crop_size=size)
@@ -113,18 +113,18 @@ class Study:
         digits = Rows(**written_digits(out / "data"), images="images", verifier=ExactMatch())
         self.sets = {
             "digits": DataSet(task=digits, template=PlainTemplate("<image>{prompt}"), teacher="digits", weight=1.0),
-            "sums": DataSet(task=SUMS, template=PlainTemplate("{metadata[expression]}="), teacher="sums", weight=1.0),
+            "words": DataSet(task=WORDS, template=PlainTemplate("{metadata[word]}>"), teacher="words", weight=1.0),
         }
 
     def rows(self, seed: int, *names: str) -> PromptDataModule:
         """The data module of a seed, with rows of these kinds."""
         return PromptDataModule(
             Mixed(sets={name: self.sets[name] for name in names}), batch_size=64, validation_batch_size=400,
-            max_prompt_tokens=48, max_completion_tokens=4, seed=seed,
+            max_prompt_tokens=48, max_completion_tokens=5, seed=seed,
         )  # fmt: skip
 
     def reader(self, kind: str, seed: int) -> ModelSource:
-        """New weights: of a model that reads images for digits, of a model of text for sums."""
+        """New weights: of a model that reads images for digits, of a model of text for words."""
         if kind == "digits":
             return llava(self.ids, self.placeholder, seed=seed)
         return llama(self.ids, width=WIDTH, layers=LAYERS, seed=seed)
@@ -133,18 +133,18 @@ class Study:
         """Where a teacher is, and its accuracy on its own rows."""
         place, tested, _ = fitted(
             SFT(), self.reader(kind, 0), lambda seed: self.rows(seed, kind), self.out / f"teacher-{kind}",
-            steps=STEPS[kind], rate=RATE, seed=0, longest=4, tokenizer=self.tokenizer,
+            steps=STEPS[kind], rate=RATE, seed=0, longest=5, tokenizer=self.tokenizer,
         )  # fmt: skip
         return place, tested[f"test/{kind}/accuracy"]
 
     def student(self, arm: str, seed: int, teachers: dict[str, Path]) -> dict[str, float]:
         """The accuracies of a student by kind of row."""
         panel, context = ARMS[arm]
-        rollout = FromStudent(Sampling(temperature=1.0, max_new_tokens=4))
+        rollout = FromStudent(Sampling(temperature=1.0, max_new_tokens=5))
         _, tested, _ = fitted(
             Distill(rollout=rollout, panel=panel, context=context), self.reader("digits", 100 + seed),
             lambda seed: self.rows(seed, *KINDS), self.out / f"{arm}-{seed}",
-            steps=STEPS["student"], rate=RATE, seed=seed, longest=4, tokenizer=self.tokenizer,
+            steps=STEPS["student"], rate=RATE, seed=seed, longest=5, tokenizer=self.tokenizer,
             teachers={name: Pretrained(str(place)) for name, place in teachers.items()},
         )  # fmt: skip
         return {kind: tested[f"test/{kind}/accuracy"] for kind in KINDS}
