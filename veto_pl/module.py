@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import lightning as L
@@ -42,7 +43,14 @@ from veto_pl.training.evaluation import Evaluation
 from veto_pl.training.faulty_rows import reports_of
 from veto_pl.training.fsdp import FullyShard
 from veto_pl.training.hosted import HostedModule, check_models
-from veto_pl.training.measured import compared_by, compute_all, played_by, read_in_validation, validation_metrics
+from veto_pl.training.measured import (
+    compared_by,
+    compute_all,
+    played_by,
+    read_in_validation,
+    validation_metrics,
+    warn_of_unread,
+)
 from veto_pl.training.on_policy import OnPolicyModule
 from veto_pl.training.optimizers import default_optimizer
 from veto_pl.training.window_rollouts import WindowRollouts
@@ -222,12 +230,13 @@ class DistillationModule(HostedModule, OnPolicyModule):
         return self._evaluate(batch, batch_idx, "validation")
 
     def on_validation_epoch_end(self) -> None:
-        """Show the memories the metrics of a validation during the fit.
+        """Show the memories the metrics of a validation during the fit, and warn where it has compared nothing.
 
         Lightning logs the metrics afterwards; a metric keeps the value that it has computed here.
         """
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             self._models.memories.observe(compute_all(self.validation_metrics, "validation"))
+        warn_of_unread(self.validation_metrics, partial(self.trainer.strategy.reduce, reduce_op="sum"))
 
     def test_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Evaluation]:
         """Do as `validation_step` does, logged under `test/`."""

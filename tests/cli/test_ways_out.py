@@ -2,12 +2,13 @@
 
 import json
 import warnings
+from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping
 
 from veto_pl import checks
-from veto_pl.callbacks import Checkpoints
+from veto_pl.callbacks import Checkpoints, Diagnostics
 from veto_pl.cli.build import VetoCLI
 from veto_pl.cli.parser_errors import explained, with_suggestion
 from veto_pl.commands.main import main
@@ -92,3 +93,10 @@ def test_the_folder_of_a_run_is_answered_with_its_checkpoints(tmp_path):
     for given in (tmp_path / "run", tmp_path / "run" / "checkpoints"):
         with pytest.raises(ConfigurationError, match=f"There are: {last}"):
             check_checkpoint(str(given))
+
+
+def test_probability_on_ids_without_a_token_is_answered_with_the_setting():
+    """New weights have the ids that their architecture begins with, 32,000 of Llama."""
+    callback, module = Diagnostics(), SimpleNamespace(logged={"train/discarded_mass": 0.989})
+    with pytest.warns(UserWarning, match=r"Step 1: 98\.9% .* ids without a token.*`RandomWeights`.*`vocab_size`"):
+        callback.on_train_batch_end(SimpleNamespace(global_step=1), module)

@@ -122,6 +122,19 @@ def test_rows_that_nobody_reads_are_answered_and_judged_all_the_same(tmp_path):
     )
 
 
+@pytest.mark.parametrize("read", [True, False], ids=["some rows", "no row"])
+def test_a_validation_that_no_teacher_reads_says_that_its_kl_is_one_of_nothing(read, tmp_path):
+    """Else a KL of 0 looks like a student that has become its teacher."""
+    panel = Routed(otherwise="leave")
+    named = {"maths" if read else "other": tiny_source(seed=1)}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        metrics = fit(module_of(replace(ROUTED, panel=panel), teachers=named), tmp_path).callback_metrics
+    said = [str(one.message) for one in caught if "0 of nothing" in str(one.message)]
+    assert bool(said) == (float(metrics["validation/reverse_kl"]) == 0) == (not read)
+    assert all("`forward_kl`, `reverse_kl`" in message for message in said)
+
+
 def test_a_named_teacher_that_moves_follows_and_is_saved(tmp_path):
     task = task_of(tmp_path, teacher="to")
     options = {"callbacks": [Checkpoints(dirpath=str(tmp_path / "kept"))], "enable_checkpointing": True}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, cast
 
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torchmetrics import Metric
 
@@ -93,3 +95,23 @@ def add_sources(metrics: nn.ModuleDict, sources: Sequence[str]) -> None:
 def compute_all(metrics: nn.ModuleDict, prefix: str) -> dict[str, float]:
     """Compute each metric over all ranks, by its logged name. Collective: call it on every rank."""
     return {f"{prefix}/{name}": float(cast(Metric, metric).compute()) for name, metric in metrics.items()}
+
+
+def warn_of_unread(metrics: nn.ModuleDict, total: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Warn where nothing was compared with a teacher: the mean of nothing is 0, as if the student were the teacher.
+
+    Args:
+        metrics: of a validation that is over.
+        total: adds up a tensor over all ranks. Collective: call this on every rank.
+    """
+    compared = {
+        name: cast(torch.Tensor, metric.weight)
+        for name, metric in metrics.items()
+        if getattr(metric, "needs_teacher", False) and not metric.source
+    }
+    if compared and not total(torch.stack(list(compared.values()))).any():
+        names = ", ".join(f"`{name}`" for name in compared)
+        rank_zero_warn(
+            f"No teacher has read a token of this validation, so that {names} are 0 of nothing. See which rows the "
+            "panel of the objective leaves out; `train/unread` counts such tokens in training."
+        )
