@@ -15,6 +15,8 @@ PROMPTS = 24
 LEVELS = 8
 _TOKENS = 12_000  # on the whole page: each takes some 100 bytes
 _LONGEST = 200  # characters of one token
+_END = "∎"
+"""Shown for the token that ends a text: it has none of its own, and its colour could not be seen."""
 _KINDS = {"f": ("forward KL", "forward_kl"), "r": ("reverse KL", "reverse_kl")}
 
 
@@ -85,8 +87,10 @@ class Answers:
     def tokens(self, answer: Answer) -> list[Token]:
         """Return the tokens of an answer, as many as are shown."""
         values = self._values(answer)
-        shown = enumerate(self._cut(answer))
-        return [self._token(text, {kind: of[i] for kind, of in values.items()}) for i, text in shown]
+        turns = answer.turns if len(answer.turns) == len(answer.tokens) else [0] * len(answer.tokens)
+        last = [of != then for of, then in zip(turns, [*turns[1:], None], strict=False)]
+        texts = [text or (_END if last[i] else "") for i, text in enumerate(self._cut(answer))]
+        return [self._token(text, {kind: of[i] for kind, of in values.items()}) for i, text in enumerate(texts)]
 
     def of_turn(self, answer: Answer, turn: int) -> list[Token]:
         """Return those tokens of an episode's that are shown and belong to a turn."""
