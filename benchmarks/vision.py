@@ -3,8 +3,8 @@
     python benchmarks/vision.py      # 12 trainings, about fifteen minutes of one core; a study that was stopped goes on
 
 Two teachers, letter by letter: a LLaVA of 160k parameters (a CLIP tower for 8 x 8 pixels, a projector, a Llama of two
-layers) has learnt to name handwritten digits (scikit-learn's, 1,797 images), a Llama of the same size as its decoder
-words of three or four letters backward (reasoning-gym's `spell_backward`). A student with the architecture of the first and new weights
+layers) has learnt to name handwritten digits (scikit-learn's, 1,797 images), a Llama like its decoder to spell
+words of three or four letters backward (reasoning-gym's `spell_backward`). A student like the first with new weights
 reads rows of both in equal parts and writes its own answers; the teacher of a row is the one that its data set names
 (`Routed`), and the loss the forward KL at each token that the student wrote. In the other arm the two names are
 swapped, and the teacher of text reads rows with images without their images (`WithoutImages`). Tested are 400 held-out

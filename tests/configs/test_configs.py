@@ -54,6 +54,7 @@ def test_every_config_is_covered():
     }
     covered |= {f"strategy/{name}.yaml" for name in STRATEGIES} | {"recipes/qwen3_tools.yaml"}
     covered |= {f"diffusion/{name}.yaml" for name in ("debug", "compare")}  # tests/diffusion
+    covered |= {f"recipes/qwen2_5_vl_{name}.yaml" for name in ("brts", "uni_opd")}  # test_image_recipes.py
     covered |= {f"recipes/{name}.yaml" for name in ("z_image_turbo", "flux2_klein")}  # tests/diffusion/test_recipes.py
     covered |= {str(p.relative_to(CONFIGS)) for p in [*COMPARED, *STUDIES]}
     assert {str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml")} == covered

@@ -66,8 +66,8 @@ class Diagnostics(L.Callback, Journal):
         if discarded > self.discarded_mass and not self._has_warned:
             self._has_warned = True
             rank_zero_warn(
-                f"Step {self._step}: {discarded:.1%} of the student's probability lies on ids without a token: its head "
-                "has more ids than the tokenizer. Give new weights (`RandomWeights`) the tokenizer's number as "
+                f"Step {self._step}: {discarded:.1%} of the student's probability lies on ids without a token: its "
+                "head has more ids than the tokenizer. Give new weights (`RandomWeights`) the tokenizer's number as "
                 "`vocab_size`; other students give this probability back as they train."
             )
 
