@@ -52,6 +52,7 @@ CURRICULUM: Measures = {
     "KL of an episode at the end (nats)": (lambda looks: looks[-1]["kl"], 1.0),
     "(c) thousands of turns until half of the episodes succeed": (lambda looks: turns_to(looks, 0.5), 1e-3),
     "(c) thousands of turns until a quarter of them does": (lambda looks: turns_to(looks, 0.25), 1e-3),
+    "(c) thousands of turns until two thirds of them do": (lambda looks: turns_to(looks, 2 / 3), 1e-3),
     "(d) success at the end (%)": (lambda looks: looks[-1]["success"], 100.0),
     "thousands of the student's turns": (lambda looks: looks[-1]["turns"], 1e-3),
     "thousands of the student's tokens": (lambda looks: looks[-1]["tokens"], 1e-3),
