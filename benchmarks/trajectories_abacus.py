@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trajectories_runs import Look, Seen, Size, Study, dialogue, tokenizer_of
+from trajectories_runs import Look, Seen, Size, dialogue, tokenizer_of
+from trajectories_study import Study
 
 from veto_pl import DistillationModule, PromptDataModule
 from veto_pl.environments import Abacus

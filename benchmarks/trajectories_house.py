@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from trajectories_curriculum import arms_of, look_of
-from trajectories_runs import Size, Study, dialogue, tokenizer_of
+from trajectories_runs import Size, dialogue, tokenizer_of
+from trajectories_study import Study
 
 from veto_pl.environments import House
 from veto_pl.environments.house import ROOMS, THINGS, WAYS

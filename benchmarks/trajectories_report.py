@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,11 @@ def turns_to(looks: Looks, success: float) -> float:
     return float(looks[-1]["turns"])
 
 
+SHARES = {"half of the episodes succeed": 0.5, "a quarter of them does": 0.25, "two thirds of them do": 2 / 3}
 CURRICULUM: Measures = {
     "(b) KL of an episode, mean over the student's turns (nats)": (area, 1.0),
     "KL of an episode at the end (nats)": (lambda looks: looks[-1]["kl"], 1.0),
-    "(c) thousands of turns until half of the episodes succeed": (lambda looks: turns_to(looks, 0.5), 1e-3),
-    "(c) thousands of turns until a quarter of them does": (lambda looks: turns_to(looks, 0.25), 1e-3),
+    **{f"(c) thousands of turns until {so}": (partial(turns_to, success=of), 1e-3) for so, of in SHARES.items()},
     "(d) success at the end (%)": (lambda looks: looks[-1]["success"], 100.0),
     "thousands of the student's turns": (lambda looks: looks[-1]["turns"], 1e-3),
     "thousands of the student's tokens": (lambda looks: looks[-1]["tokens"], 1e-3),

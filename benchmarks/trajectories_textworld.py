@@ -8,13 +8,14 @@ from pathlib import Path
 from string import ascii_uppercase
 
 from trajectories_curriculum import arms_of, look_of
-from trajectories_runs import HELD_OUT, Size, Study, dialogue, tokenizer_of
+from trajectories_runs import Size, dialogue, tokenizer_of
+from trajectories_study import HELD_OUT, Study
 
 from veto_pl.environments import TextWorld
 from veto_pl.rollouts import Played, Sampling
 from veto_pl.seams import Episode, Example
 
-QUESTS, ROOMS, THINGS, TURNS, RISE = (3, 4, 5), 2, 3, 7, 6
+QUESTS, ROOMS, THINGS, TURNS, RISE = (3, 4, 5), 2, 3, 7, 2
 KINDS = "box", "door", "key", "room", "snack", "stand", "thing"
 TRAINING, FRESH = 600, 100
 """Games to learn from, and others to look at."""
@@ -31,7 +32,7 @@ def study(folder: Path) -> Study:
         "textworld", tokenizer(), partial(expert, world, slips=SLIP), partial(expert, world, slips=0.0), asked,
         arms_of(whole, RISE), partial(look_of, whole),
         teacher=Size(width=64, steps=300, rows=2000), student=Size(width=64, steps=180, rows=1000),
-        room=256, batch=24, rate=5e-4, held_out=FRESH, budget=12_000, every=2_000,
+        room=256, batch=24, rate=5e-4, held_out=FRESH, budget=3_000, every=1_500,
     )  # fmt: skip
 
 
