@@ -172,8 +172,8 @@ def _refuse_validation_rows(test: Path) -> None:
     """Raise `VetoError` for a test on the validation split, on which the search has already chosen settings."""
     if EvaluationResult.model_validate_json(test.read_bytes()).split != "test":
         raise ConfigurationError(
-            "A comparison tests on the test split, but the data have none. Set `test_size` of the task of `data.task`, "
-            "or name a file of test rows."
+            "A comparison tests on the test split, but the task of `data.task`, or what `data.images` names, has none. "
+            "Set its `test_size`, or name its file of test rows."
         )
 
 
