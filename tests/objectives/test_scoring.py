@@ -310,7 +310,7 @@ def test_a_stored_teacher_of_another_temperature_is_refused():
     "options", [{"advantage": CentredLogRatio()}, {"support": TopK(k=2)}, {"weighting": TeacherEntropyAbove()}]
 )
 def test_compositions_that_need_the_whole_teacher_refuse_a_stored_one(options):
-    with pytest.raises(ConfigurationError, match="stored teacher"):
+    with pytest.raises(ConfigurationError, match="or use a live teacher"):
         Distill(rollout=Stored(), **options)
 
 

@@ -98,5 +98,5 @@ def test_a_teacher_that_cannot_read_the_same_text_is_refused(models, monkeypatch
     with pytest.raises(ConfigurationError, match=r"`SimpleOPD\.context` is `Privileged`"):
         SimpleOPD(context=Privileged("{prompt}!")).loss({SimpleOPD().rollout: sequences}, models, STEP)
     monkeypatch.setattr(FromDataset, "stored_teacher", True)
-    with pytest.raises(ConfigurationError, match=r"`SimpleOPD\.rollout` needs a live teacher"):
+    with pytest.raises(ConfigurationError, match="`SimpleOPD` needs a live teacher"):
         SimpleOPD(rollout=FromDataset())

@@ -26,8 +26,8 @@ from veto_pl.report.run import Run
 from veto_pl.storage.atomic import replacing
 
 _NO_TEST_ROWS = (
-    "A comparison tests on the test split, but the task of `data.task` has none. Set its `test_size`, or name its file "
-    "of test rows."
+    "A comparison tests on the test split, but the task of `data.task`, or what `data.images` names, has none. Set its "
+    "`test_size`, or name its file of test rows."
 )
 
 
