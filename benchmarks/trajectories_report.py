@@ -41,9 +41,11 @@ def area(looks: Looks) -> float:
 
 def turns_to(looks: Looks, success: float) -> float:
     """The student's turns until a share of episodes succeeds, on straight lines; all of them where it never does."""
+    if looks[0]["success"] >= success:
+        return 0.0
     for a, b in pairwise(looks):
         if b["success"] >= success:
-            share = (success - a["success"]) / (b["success"] - a["success"]) if a["success"] < success else 0.0
+            share = (success - a["success"]) / (b["success"] - a["success"])
             return a["turns"] + share * (b["turns"] - a["turns"])
     return float(looks[-1]["turns"])
 

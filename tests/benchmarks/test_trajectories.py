@@ -106,6 +106,7 @@ def test_areas_and_times_are_those_of_straight_lines(script):
     assert script.turns_to(looks, 0.5) == pytest.approx(20)
     assert script.turns_to(looks, 0.1) == 0
     assert script.turns_to(looks, 0.95) == 40
+    assert script.turns_to([looks[2], looks[1] | {"turns": 50}], 0.9) == 0, "it was there, and then fell"
 
 
 def test_runs_that_are_done_are_not_run_again(script, tmp_path):
