@@ -43,3 +43,25 @@ def test_of_an_episode_it_shows_turns_and_replies(capsys):
     shown = capsys.readouterr().out
     assert "tool: xxxxxxxxx…" in shown
     assert "the question" not in shown
+
+
+def test_of_a_debate_it_shows_weights_and_no_texts(capsys):
+    said = {
+        "maths": [{"turn": 1, "texts": ["It is [7]."], "confidence": 0.9, "weight": 0.645656}],
+        "words": [{"turn": 1, "texts": [], "confidence": None, "weight": 0.0, "out": "silent"}],
+    }
+    given = []
+
+    def log_table(name, columns, data, step):
+        given.extend(dict(zip(columns, row, strict=True)) for row in data)
+
+    table = SampleTable()
+    row = {"prompt": "p", "completion": "7", "reference": None, "reward": 1.0}
+    table._rows = [row | {"said": said}, row]
+    logger = SimpleNamespace(log_table=log_table)
+    table.on_validation_end(SimpleNamespace(global_step=3, loggers=[logger]), SimpleNamespace(steps_done=3))
+    told = ["maths: turn 1, confidence 0.9, weight 0.6457", "words: turn 1, weight 0, out silent"]
+    assert [one["teachers"] for one in given] == ["\n".join(told), ""]
+    shown = capsys.readouterr().out
+    assert "0.6457" in shown
+    assert "It is" not in shown

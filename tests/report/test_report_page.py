@@ -157,6 +157,19 @@ def test_an_episode_is_shown_line_by_line_and_escaped(make_run, tmp_path):
     assert "which alone counts in a loss" not in alone
 
 
+def test_what_teachers_said_of_a_completion_is_folded_beside_it_and_escaped(make_run, tmp_path):
+    note = {"turn": 1, "texts": [f"I say {EVIL}", "and again"], "confidence": 0.9, "weight": 0.645656, "out": EVIL}
+    run = make_run("a", samples=[sample(1, "p", "one") | {"said": {EVIL: [note]}}, sample(1, "q", "two")])
+    page = page_of([run], tmp_path)
+    checker = Checker(page)
+    assert page.count("<summary>What the teachers said</summary>") == 1
+    assert f"{EVIL}: turn 1, confidence 0.9, weight 0.6457, out {EVIL}" in checker.text
+    assert f"I say {EVIL}" in checker.text
+    assert "and again" in checker.text
+    assert checker.tags.count("script") == 1
+    assert "img" not in checker.tags
+
+
 def test_many_prompts_are_cut_and_the_cut_is_said(make_run, tmp_path):
     page = page_of([make_run("a", samples=[sample(1, f"p{i}", "c") for i in range(30)])], tmp_path)
     assert page.count("<article>") == 24

@@ -16,6 +16,7 @@ from veto_pl.core.mistakes import check_number
 from veto_pl.exceptions import DataError
 from veto_pl.seams import Picture
 from veto_pl.seams.playing import Line, spoken_in
+from veto_pl.seams.teacher_notes import in_lines
 from veto_pl.storage.journals import Journal
 from veto_pl.storage.run_folder import SAMPLES, run_folder
 from veto_pl.storage.waiting_lines import WaitingLines
@@ -23,13 +24,16 @@ from veto_pl.training.evaluation import Evaluation
 
 COLUMNS = ("prompt", "completion", "reference", "reward")
 """What a table has of a sample; the file has all of it."""
+TEACHERS = "teachers"
+"""The column of what teachers have said of a row."""
 
 
 class SampleTable(L.Callback, Journal):
     """Appends the first completions of each validation to `samples.jsonl` in the run folder, and prints them.
 
     Loggers that show tables get them too. Of an episode with an environment the file holds the `dialogue` line by line,
-    and tables show the turns and replies.
+    and tables show the turns and replies. What teachers have said of a row, as in a debate, is one more column,
+    without the texts that the file holds.
 
     Args:
         number: completions kept per validation; 0 switches the callback off.
@@ -92,7 +96,8 @@ class SampleTable(L.Callback, Journal):
         if self._lines is not None:
             self._lines.add({"step": step, **row} for row in self._rows)
             self._written += len(self._rows)
-        shown = [{name: row[name] for name in COLUMNS} | _spoken(row) for row in self._rows]
+        rows = zip(self._rows, self._notes(), strict=True)
+        shown = [{name: row[name] for name in COLUMNS} | _spoken(row) | note for row, note in rows]
         log_table(trainer, "validation/samples", shown, step)
         if self.show:
             Console().print(self._table(step))
@@ -106,14 +111,21 @@ class SampleTable(L.Callback, Journal):
         return self._lines
 
     def _table(self, step: int) -> Table:
-        table = Table(*COLUMNS, title=f"samples at step {step}")
-        for row in self._rows:
+        notes = self._notes()
+        table = Table(*COLUMNS, *notes[0], title=f"samples at step {step}")
+        for row, note in zip(self._rows, notes, strict=True):
             told = row | _spoken(row, self.width)
             prompt, *texts = (str(told[name] or "") for name in COLUMNS[:-1])
             texts = texts if "dialogue" in row else [_first(text, self.width) for text in texts]
             cells = [_last(prompt, self.width), *texts]
-            table.add_row(*(cell.replace("[", r"\[") for cell in cells), f"{row['reward']:g}")  # no mark-up of rich
+            cells += [f"{row['reward']:g}", *note.values()]
+            table.add_row(*(cell.replace("[", r"\[") for cell in cells))  # no mark-up of rich
         return table
+
+    def _notes(self) -> list[dict[str, str]]:
+        """Return for each row what teachers have said of it, as a column; no column where none has said anything."""
+        lines = [in_lines(row.get("said") or {}) for row in self._rows]
+        return [{TEACHERS: line} if any(lines) else {} for line in lines]
 
 
 def _thumbnails(images: Iterable[Picture]) -> list[str]:

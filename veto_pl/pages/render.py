@@ -12,6 +12,7 @@ from veto_pl.charts.picture import key
 from veto_pl.charts.text import cell, number, printable
 from veto_pl.exceptions import DataError
 from veto_pl.pages.escaping import escape, is_long, visible
+from veto_pl.seams.teacher_notes import brief, texts_of
 from veto_pl.storage.atomic import replacing
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ def _environment() -> Environment:
         "token": lambda text: Markup(visible(text).replace("\n", '<span class="feed">↵</span>\n')),
         "visible": lambda text: Markup(visible(text)),
         "tab_stop": lambda text: Markup(' tabindex="0"' if is_long(text) else ""),
+        "brief": brief,
+        "texts_of": texts_of,
         "paragraphs": lambda text: [" ".join(part.split()) for part in text.split("\n\n") if part.strip()],
     }
     script, _, _ = environment.loader.get_source(environment, SORTING)  # type: ignore[union-attr]

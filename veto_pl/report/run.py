@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
@@ -36,6 +36,7 @@ class Sample(BaseModel):
         reward: the task's score; 1 is right.
         dialogue: what was said in an episode with an environment; empty for a single answer.
         thumbnails: small copies of the prompt's images, as `data:` addresses.
+        said: by teacher, what it has said of the row, one note for each turn.
     """
 
     model_config = ConfigDict(frozen=True, strict=True)
@@ -47,6 +48,7 @@ class Sample(BaseModel):
     reward: float
     dialogue: tuple[Line, ...] = ()
     thumbnails: tuple[Thumbnail, ...] = ()
+    said: dict[str, tuple[dict[str, Any], ...]] = {}
 
     @property
     def opening(self) -> tuple[Line, ...]:
