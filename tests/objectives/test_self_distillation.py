@@ -259,7 +259,7 @@ def test_a_hint_beyond_the_teachers_positions_is_refused(models, rows):
 @pytest.mark.parametrize("objective", [OPSD, SDFT, lambda **given: Distill(context=ANSWER, **given)])
 def test_a_stored_teacher_has_been_told_nothing(objective, monkeypatch):
     monkeypatch.setattr(FromDataset, "stored_teacher", True)
-    with pytest.raises(ConfigurationError, match=r"\.rollout` has a stored teacher, .*\.context` is `Privileged`"):
+    with pytest.raises(ConfigurationError, match=r"has read the plain text, but .*\.context` is `Privileged`"):
         objective(rollout=FromDataset())
 
 

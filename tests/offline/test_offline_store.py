@@ -109,7 +109,7 @@ def test_a_store_of_an_earlier_version_teaches_divergences_and_no_policy_gradien
     assert after.sampled_logp is None
     assert torch.equal(after.logp, before.logp)
     assert not Veto(rollout=source).needs_teacher
-    with pytest.raises(ConfigurationError, match=r"the store is of an earlier version\. Write it again with `veto-pl"):
+    with pytest.raises(ConfigurationError, match=r"of an earlier version\. Write it again with `veto-pl"):
         OPD(rollout=source, importance_cap=None)
 
 

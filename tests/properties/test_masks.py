@@ -14,9 +14,8 @@ from veto_pl.metrics.rollout_numbers import rollout_numbers, rollout_sizes
 from veto_pl.models.packing import Packing
 from veto_pl.objectives import SDFT
 from veto_pl.parts.contexts import Peer, Privileged
-from veto_pl.rollouts import BestTeacher, FromStudent, Replay, Sampling, TeacherCorrected
+from veto_pl.rollouts import BestTeacher, FromStudent, Replay, Sampling, TeacherCorrected, cached
 from veto_pl.rollouts.best_teacher import likeliest, overlaps
-from veto_pl.rollouts.cached import _aligned_scores
 from veto_pl.rollouts.replay import ReplayBuffer
 from veto_pl.seams import Sequences, Step
 from veto_pl.testing.rows import tiny_prompts
@@ -166,12 +165,15 @@ def test_a_packed_row_is_the_whole_row(full, data):
 @given(data=st.data())
 @few
 def test_stored_scores_belong_to_the_whole_row(full, models, data):
-    def find(prompt, completion):
+    def find(prompt, completion, images):
         ids = torch.tensor([[token, len(prompt)] for token in completion])
         return SimpleNamespace(ids=ids, logp=torch.full((len(completion), 3), -1.0986), sampled_logp=None)
 
-    store = SimpleNamespace(k=2, temperature=1.0, sampled_logp=False, find=find)
-    expected, found = (_aligned_scores(store, r, models) for r in (full, masked(full, data)))
+    known = {"k": 2, "temperature": 1.0, "sampled_logp": False, "check_tokenizer": lambda tokenizer: None}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cached, "open_store", lambda path: SimpleNamespace(find=find, **known))
+        rows = (full, masked(full, data))
+        expected, found = (cached.stored_scores("", one, models.tokenizer) for one in rows)
     assert torch.equal(found.ids, expected.ids)
 
 

@@ -38,6 +38,7 @@ USES = {
     "templates": "--data.template",
     "rewards": "--data.reward",
     "models": "--model.student",
+    "scores": "--model.teacher",
     "tokenizers": "--model.tokenizer",
     "metrics": "--model.metrics+",
 }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from veto_pl.core.architectures import text_config
@@ -83,7 +85,8 @@ class RandomWeights(ModelSource):
             inner = self.dimensions if text is config else self.dimensions.get("text_config") or {}
             for part, stated in {id(config): (config, self.dimensions), id(text): (text, inner)}.values():
                 for name in ENDS - set(stated):
-                    setattr(part, name, None)
+                    with suppress(StrictDataclassError):  # of the few parts that must have one
+                        setattr(part, name, None)
         if self.attention != "auto":
             config._attn_implementation = self.attention
         if self.dtype != "auto":

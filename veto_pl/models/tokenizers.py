@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from veto_pl.data.processors import stored_chat_template
 from veto_pl.exceptions import ConfigurationError
 from veto_pl.models.reading import check_regular, source_errors
 from veto_pl.seams import TokenizerSource
@@ -142,6 +141,8 @@ def read_tokenizer(location: Mapping[str, Any]) -> PreTrainedTokenizerBase:
         ConfigurationError: there is nothing at that place, or no tokenizer in it.
     """
     from transformers import AutoTokenizer
+
+    from veto_pl.data.processors import stored_chat_template  # whose package imports transformers
 
     place = location["pretrained_model_name_or_path"]
     with source_errors(place, "tokenizer", "a hub id that can be reached, or a folder with a saved tokenizer"):
