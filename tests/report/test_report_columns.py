@@ -58,3 +58,8 @@ def test_a_run_says_how_its_metrics_are_shown(tmp_path):
 
     MetricsFile(str(tmp_path)).log_graph(Module())
     assert Run.read(tmp_path).shown == shown(Surprise())
+
+
+def test_columns_that_differ_in_a_number_stand_in_its_order():
+    columns = [f"train/{name}" for name in ("at_0", "at_0.1", "at_0.25", "at_0.5", "at_2", "turn_9", "turn_10")]
+    assert [quantity.column for quantity in in_order(reversed(columns), {})] == columns
