@@ -123,6 +123,6 @@ def in_order(columns: Iterable[str], shown: Mapping[str, Shown]) -> list[Quantit
 
 
 def _by_number(column: str) -> list[tuple[float, str]]:
-    """Return what sorts columns by name, and by number where they differ in one: turn 9 stands before 10, .25 before .5."""
+    """Return what sorts columns by name, and by number where they differ in one: turn 9 before 10, .25 before .5."""
     parts = re.split(r"([0-9]+(?:\.[0-9]+)?)", column)
     return [(float(part), "") if i % 2 else (0.0, part) for i, part in enumerate(parts)]
