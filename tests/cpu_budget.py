@@ -16,7 +16,7 @@ import pytest
 
 BUDGET = 0.4
 """CPU seconds for all cases of a test together; one case is kept in any case."""
-LONGEST = 3.0
+LONGEST = 2.0
 """CPU seconds of a case; a test with longer ones is no part of the fast suite."""
 MEASURED = Path(__file__).with_name("cpu_seconds.json")
 
