@@ -1,12 +1,14 @@
 """The fast suite runs of each test as many cases as its share of CPU time allows."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.cpu_budget import LONGEST, kept, mark_beyond_budget
+from tests.cpu_budget import LONGEST, _used, kept, mark_beyond_budget
 
 SECONDS = st.floats(0, 100)
 
@@ -53,3 +55,14 @@ def test_a_test_with_long_cases_is_slow_and_one_case_runs_as_long():
     mark_beyond_budget(items, {"a.py::test": LONGEST + 1})
     assert all("slow" in item.marks for item in items)
     assert sum("long" in item.marks for item in items) == 1
+
+
+def test_a_process_that_still_runs_is_counted():
+    before = _used()
+    burning = "import time\nwhile time.process_time() < 0.3: pass\nprint('done', flush=True)\ntime.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", burning], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "done\n"
+            assert _used() - before >= 0.25
+        finally:
+            process.kill()

@@ -13,10 +13,10 @@ from rich.table import Table
 
 from veto_pl.callbacks.logged_tables import log_table
 from veto_pl.core.mistakes import check_number
+from veto_pl.core.teacher_notes import in_lines
 from veto_pl.exceptions import DataError
 from veto_pl.seams import Picture
 from veto_pl.seams.playing import Line, spoken_in
-from veto_pl.seams.teacher_notes import in_lines
 from veto_pl.storage.journals import Journal
 from veto_pl.storage.run_folder import SAMPLES, run_folder
 from veto_pl.storage.waiting_lines import WaitingLines

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from veto_pl.charts.picture import key
 from veto_pl.charts.text import cell, number, printable
+from veto_pl.core.teacher_notes import brief, texts_of
 from veto_pl.exceptions import DataError
 from veto_pl.pages.escaping import escape, is_long, visible
-from veto_pl.seams.teacher_notes import brief, texts_of
 from veto_pl.storage.atomic import replacing
 
 if TYPE_CHECKING:
