@@ -24,10 +24,9 @@ import argparse
 import string
 from pathlib import Path
 
-from small_study import compared, fitted, llama, quietly, table, told
+from small_study import fitted, llama, quietly, tell_routes
 
 from veto_pl import PromptDataModule
-from veto_pl.compare.statistics import estimate
 from veto_pl.data import DataSet, Mixed, PlainTemplate, ReasoningGym
 from veto_pl.models import CharacterTokenizer, Pretrained
 from veto_pl.objectives import SFT, Distill
@@ -101,22 +100,7 @@ def main() -> None:
         for arm in ARMS:
             found[arm][seed] = student(arm, seed, places, given.out)
             print(seed, arm, found[arm][seed], flush=True)
-    of = {(arm, task): {seed: one[task] for seed, one in by.items()} for arm, by in found.items() for task in TASKS}
-    head = ["accuracy, %", *TASKS]
-    print(table(head, [["teachers", *(f"{100 * known[task]:.1f}" for task in TASKS)],
-                       *([arm, *(told(of[arm, task]) for task in TASKS)] for arm in ARMS)]))  # fmt: skip
-    if len(given.seeds) < 2:
-        return
-    shares = {key: estimate([value / known[key[1]] for value in by.values()]) for key, by in of.items()}
-    gaps = {task: compared(of["routed", task], of["swapped", task]).difference for task in TASKS}
-    for (arm, task), share in shares.items():
-        print(f"{arm}, {task}: {share.mean:.3f} [{share.low:.3f}, {share.high:.3f}] of the teacher's accuracy")
-    for task, gap in gaps.items():
-        print(f"routed minus swapped, {task}: {100 * gap.mean:.1f} [{100 * gap.low:.1f}, {100 * gap.high:.1f}] points")
-    works = all(shares["routed", task].low >= 0.9 for task in TASKS)
-    routes = all(gaps[task].low > 0 and shares["swapped", task].high < 0.9 for task in TASKS)
-    print("1. routing works:", "shown" if works else "not shown")
-    print("2. by the routes:", "shown" if routes else "not shown")
+    tell_routes(found, known, ("routing works", "by the routes"))
 
 
 if __name__ == "__main__":

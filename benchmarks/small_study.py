@@ -109,3 +109,33 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A table of Markdown."""
     lines = [head, [":---", *("---:" for _ in head[1:])], *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def tell_routes(
+    found: Mapping[str, Mapping[int, Mapping[str, float]]], known: Mapping[str, float], claims: Sequence[str]
+) -> None:
+    """Print the accuracies of students whose rows were routed to two teachers, and of those with swapped routes.
+
+    Of several seeds, the rule is applied: a routed student has at least 0.9 of each teacher's accuracy on its own kind
+    of rows, and a swapped one has less than that and less than a routed one; by the ends of 95% t intervals.
+
+    Args:
+        found: accuracies by kind of rows, for each seed of the arms `routed` and `swapped`.
+        known: the accuracy of each teacher on its own kind of rows.
+        claims: what the two halves of the rule show.
+    """
+    of = {(arm, kind): {seed: one[kind] for seed, one in by.items()} for arm, by in found.items() for kind in known}
+    print(table(["accuracy, %", *known], [["teachers", *(f"{100 * score:.1f}" for score in known.values())],
+                *([arm, *(told(of[arm, kind]) for kind in known)] for arm in found)]))  # fmt: skip
+    if len(found["routed"]) < 2:
+        return
+    shares = {key: estimate([value / known[key[1]] for value in by.values()]) for key, by in of.items()}
+    gaps = {kind: compared(of["routed", kind], of["swapped", kind]).difference for kind in known}
+    for (arm, kind), share in shares.items():
+        print(f"{arm}, {kind}: {share.mean:.3f} [{share.low:.3f}, {share.high:.3f}] of the teacher's accuracy")
+    for kind, gap in gaps.items():
+        print(f"routed minus swapped, {kind}: {100 * gap.mean:.1f} [{100 * gap.low:.1f}, {100 * gap.high:.1f}] points")
+    both = all(shares["routed", kind].low >= 0.9 for kind in known)
+    routes = all(gaps[kind].low > 0 and shares["swapped", kind].high < 0.9 for kind in known)
+    for number, (claim, holds) in enumerate(zip(claims, (both, routes), strict=True), 1):
+        print(f"{number}. {claim}: {'shown' if holds else 'not shown'}")

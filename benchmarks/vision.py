@@ -29,10 +29,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from small_study import compared, fitted, llama, quietly, table, told
+from small_study import fitted, llama, quietly, tell_routes
 
 from veto_pl import PromptDataModule
-from veto_pl.compare.statistics import estimate
 from veto_pl.data import DataSet, ExactMatch, Mixed, PlainTemplate, ReasoningGym, Rows
 from veto_pl.models import CharacterTokenizer, Pretrained, PretrainedTokenizer, RandomWeights
 from veto_pl.objectives import SFT, Distill
@@ -166,27 +165,7 @@ def main() -> None:
         for arm in ARMS:
             found[arm][seed] = study.student(arm, seed, places)
             print(seed, arm, found[arm][seed], flush=True)
-    report(found, known)
-
-
-def report(found: dict[str, dict[int, dict[str, float]]], known: dict[str, float]) -> None:
-    """Print the table and, of several seeds, what the rule says."""
-    of = {(arm, kind): {seed: one[kind] for seed, one in by.items()} for arm, by in found.items() for kind in KINDS}
-    head = ["accuracy, %", *KINDS]
-    print(table(head, [["teachers", *(f"{100 * known[kind]:.1f}" for kind in KINDS)],
-                       *([arm, *(told(of[arm, kind]) for kind in KINDS)] for arm in ARMS)]))  # fmt: skip
-    if len(found["routed"]) < 2:
-        return
-    shares = {key: estimate([value / known[key[1]] for value in by.values()]) for key, by in of.items()}
-    gaps = {kind: compared(of["routed", kind], of["swapped", kind]).difference for kind in KINDS}
-    for (arm, kind), share in shares.items():
-        print(f"{arm}, {kind}: {share.mean:.3f} [{share.low:.3f}, {share.high:.3f}] of the teacher's accuracy")
-    for kind, gap in gaps.items():
-        print(f"routed minus swapped, {kind}: {100 * gap.mean:.1f} [{100 * gap.low:.1f}, {100 * gap.high:.1f}] points")
-    both = all(shares["routed", kind].low >= 0.9 for kind in KINDS)
-    routes = all(gaps[kind].low > 0 and shares["swapped", kind].high < 0.9 for kind in KINDS)
-    print("1. one student learns of both:", "shown" if both else "not shown")
-    print("2. by images and routes:", "shown" if routes else "not shown")
+    tell_routes(found, known, ("one student learns of both", "by images and routes"))
 
 
 if __name__ == "__main__":
