@@ -100,3 +100,12 @@ def test_probability_on_ids_without_a_token_is_answered_with_the_setting():
     callback, module = Diagnostics(), SimpleNamespace(logged={"train/discarded_mass": 0.989})
     with pytest.warns(UserWarning, match=r"Step 1: 98\.9% .* ids without a token.*`RandomWeights`.*`vocab_size`"):
         callback.on_train_batch_end(SimpleNamespace(global_step=1), module)
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [("model.objectiv", "objective"), ("trainer.max_step", "max_steps"), ("data.batch_siz", "batch_size")],
+)
+def test_a_shortened_option_is_no_other_one(option, meant, config, write):
+    with pytest.raises(SystemExit, match=f"`{option}`: a setting that does not exist. Did you mean `{meant}`"):
+        main(["fit", "--config", write(config), f"--{option}", "1"])
