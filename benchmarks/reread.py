@@ -1,4 +1,4 @@
-"""What it gains to keep what was read of an episode from turn to turn (docs/adr/0051).
+"""What it gains to keep what was read of an episode from turn to turn (docs/adr/0050).
 
 Greedy episodes by the decode loop, with its session and with one that reads each context from the start, by turns in
 one process and on one thread: `python benchmarks/reread.py`, some minutes.
