@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 from transformers import (
     AutoModelForImageTextToText,
-    CLIPImageProcessorPil,
-    Idefics3ImageProcessorPil,
     Idefics3Processor,
     LlavaProcessor,
     Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessorPil,
     Qwen3VLProcessor,
 )
 
@@ -67,6 +65,11 @@ TEXT: dict[str, Any] = {
 TOWER: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "initializer_range": 0.4}
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
 """Which quarters of 4 frequencies belong to time, height and width."""
+
+
+def by_pillow(name: str) -> Any:
+    """Return the class of image processors that needs no torchvision; early versions have no other of that name."""
+    return getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
 
 
 def _images_only(kind: type) -> type:
@@ -139,13 +142,13 @@ def processor(style: str) -> Any:
     words = tokenizer(style)
     chat = {"chat_template": words.chat_template}
     if style == "llava":
-        images = CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
+        images = by_pillow("CLIPImageProcessor")(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
         kept = {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
         return LlavaProcessor(images, words, patch_size=4, **kept, **chat)
     if style == "idefics3":
-        images = Idefics3ImageProcessorPil(size={"longest_edge": 16}, max_image_size={"longest_edge": 8})
+        images = by_pillow("Idefics3ImageProcessor")(size={"longest_edge": 16}, max_image_size={"longest_edge": 8})
         return Idefics3Processor(images, words, image_seq_len=4, **chat)
-    images = Qwen2VLImageProcessorPil(
+    images = by_pillow("Qwen2VLImageProcessor")(
         patch_size=4, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 64, "longest_edge": 1024}
     )
     kind = Qwen2_5_VLProcessor if style == "qwen2_5_vl" else Qwen3VLProcessor

@@ -18,13 +18,14 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     PreTrainedTokenizerFast,
-    Qwen2VLImageProcessorPil,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
+
+from tests.vision import by_pillow
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
 VOCABULARY = {text: i for i, text in enumerate(SPECIAL + sorted(pre_tokenizers.ByteLevel.alphabet()))}
@@ -120,7 +121,7 @@ def vision(folder):
     config = Qwen3VLConfig(text_config=text, vision_config=seeing, video_token_id=-1, **ids)
     Qwen3VLForConditionalGeneration(config).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
-    Qwen2VLImageProcessorPil(
+    by_pillow("Qwen2VLImageProcessor")(
         patch_size=4, merge_size=2, temporal_patch_size=2, min_pixels=64, max_pixels=1024
     ).save_pretrained(folder)
     return folder

@@ -25,7 +25,7 @@ KINDS = {1: re.compile(r"image_token_(id|index)"), 2: re.compile(r"video_token_(
 """What transformers calls an image and a video among the types of tokens; text is 0."""
 NESTED = ("idefics2", "idefics3", "smolvlm")
 """Architectures whose forward takes the images of a batch as [rows, images, ...]: here they are those of one row."""
-MISMATCHES = ("do not match", "mismatch")
+MISMATCHES = ("do not match", "mismatch", "Number of elements of source")
 """What libraries say where a text has more or fewer placeholders than the images have features."""
 
 
@@ -88,19 +88,24 @@ def image_positions(model: PreTrainedModel, input_ids: Tensor, mask: Tensor | No
         if features:
             grids = {name: tensor.cpu() for name, tensor in features.items() if name in takes}
             own = {"input_ids": ids[row, None], "attention_mask": seen[row, None]}
-            types = _token_types(model.config, ids[row, None])
-            with mismatch_errors():
-                positions[:, row] = index(**own, mm_token_type_ids=types, **grids)[0][:, 0]
+            if "mm_token_type_ids" in takes:  # as later versions of transformers ask for
+                own["mm_token_type_ids"] = _token_types(model.config, ids[row, None])
+            with mismatch_errors(StopIteration, IndexError):
+                positions[:, row] = index(**own, **grids)[0][:, 0]
     return sent(positions, input_ids.device)
 
 
 @contextmanager
-def mismatch_errors() -> Iterator[None]:
-    """Turn what transformers raises where placeholders and images do not belong together into a `DataError`."""
+def mismatch_errors(*fewer: type[Exception]) -> Iterator[None]:
+    """Turn what transformers raises where placeholders and images do not belong together into a `DataError`.
+
+    Args:
+        fewer: what is raised in the block where there are fewer images, whatever it says.
+    """
     try:
         yield
-    except (ValueError, RuntimeError, StopIteration) as error:
-        if not (isinstance(error, StopIteration) or any(words in str(error) for words in MISMATCHES)):
+    except (ValueError, RuntimeError, *fewer) as error:
+        if not (isinstance(error, fewer) or any(words in str(error) for words in MISMATCHES)):
             raise
         said = " ".join(str(error).split()) or "there are fewer images"
         raise DataError(
