@@ -75,7 +75,8 @@ class CompactParser(LightningArgumentParser):
     roots: Mapping[str, type | None] = ROOTS
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"formatter_class": PlainTypes, "allow_abbrev": False} | kwargs)
+        settings: dict[str, Any] = {"formatter_class": PlainTypes, "allow_abbrev": False, **kwargs}
+        super().__init__(*args, **settings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise `ConfigurationError` with the path of the mistake and a suggestion, instead of printing the usage."""
