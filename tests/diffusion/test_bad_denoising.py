@@ -38,6 +38,8 @@ DEBUG = str(Path(__file__).resolve().parents[2] / "configs/diffusion/debug.yaml"
 MIXED = Sum(terms={"a": FlowMatching()})
 IMAGES = np.zeros((3, 1, 4, 4), np.float32)
 
+VALUES = np.zeros((3, 5))
+
 
 def broken(value, row=1):
     images = IMAGES.copy()
@@ -55,6 +57,10 @@ def broken(value, row=1):
         ({"targets": IMAGES, "conditions.a": np.zeros((2, 5))}, "`conditions.a` has 2 rows, and `targets` 3"),
         ({"targets": IMAGES, "a": np.zeros((3, 5))}, "Call it `conditions.a` or `stronger.a`"),
         ({"targets": IMAGES, "stronger.a": np.array(["x"] * 3)}, "`stronger.a` is <U1"),
+        (
+            {"targets": IMAGES, "conditions.a": VALUES, "conditions.b": VALUES, "stronger.a": VALUES},
+            "`stronger.b` is missing. The teacher is told its own condition alone",
+        ),
     ],
 )
 def test_arrays_that_are_no_rows_are_named(arrays, message):

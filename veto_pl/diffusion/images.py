@@ -119,7 +119,8 @@ def rows_of_arrays(arrays: Mapping[str, Any], place: str = "the arrays") -> Cond
     """Return rows of arrays, named as in `ArrayImages`.
 
     Raises:
-        DataError: an array is missing, has another number of rows, or numbers that are not finite.
+        DataError: an array is missing, or one of the teacher's that the student has, an array has another number of
+            rows, or numbers that are not finite.
     """
     if TARGETS not in arrays:
         raise DataError(f"{place}: there is no `{TARGETS}`, only {', '.join(map(str, arrays)) or 'nothing'}.")
@@ -133,6 +134,12 @@ def rows_of_arrays(arrays: Mapping[str, Any], place: str = "the arrays") -> Cond
         if len(value) != len(targets):
             raise DataError(f"{place}: `{name}` has {len(value)} rows, and `{TARGETS}` {len(targets)}.")
         parts[prefix][name.removeprefix(prefix)] = value
+    missing = sorted(set(parts[CONDITION]) - set(parts[STRONGER])) if parts[STRONGER] else []
+    if missing:
+        raise DataError(
+            f"{place}: `{STRONGER}{missing[0]}` is missing. The teacher is told its own condition alone, the whole of it: "
+            f"add what it is to know in the place of `{CONDITION}{missing[0]}`, perhaps the same."
+        )
     return ConditionBatch(parts[CONDITION], parts[STRONGER], targets, torch.arange(len(targets)))
 
 
