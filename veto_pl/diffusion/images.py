@@ -137,8 +137,8 @@ def rows_of_arrays(arrays: Mapping[str, Any], place: str = "the arrays") -> Cond
     missing = sorted(set(parts[CONDITION]) - set(parts[STRONGER])) if parts[STRONGER] else []
     if missing:
         raise DataError(
-            f"{place}: `{STRONGER}{missing[0]}` is missing. The teacher is told its own condition alone, the whole of it: "
-            f"add what it is to know in the place of `{CONDITION}{missing[0]}`, perhaps the same."
+            f"{place}: `{STRONGER}{missing[0]}` is missing. The teacher is told its own condition alone, the whole of "
+            f"it: add what it is to know in the place of `{CONDITION}{missing[0]}`, perhaps the same."
         )
     return ConditionBatch(parts[CONDITION], parts[STRONGER], targets, torch.arange(len(targets)))
 
