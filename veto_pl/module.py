@@ -154,9 +154,8 @@ class DistillationModule(HostedModule, OnPolicyModule):
         """What reads the images of rows, by the student's processor; that is loaded when the first image comes."""
         if self._images is None:
             given = (self.student_source, self.tokenizer_source)
-            models = {name: one for name, one in self.teacher_sources.items() if isinstance(one, ModelSource)}
             sources = tuple(one for one in given if one is not None)
-            read = {setting_of(name): source for name, source in models.items()}
+            read = {setting_of(name): source for name, source in self.model_sources.items()}
             self._images = ImageReader(self.tokenizer, sources, teachers=read)
         return self._images
 

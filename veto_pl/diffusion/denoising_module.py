@@ -183,12 +183,11 @@ class DenoisingModule(OnPolicyModule):
         The first rank writes. Collective: call it on every rank.
         """
         student = self._models.student
-        if student.shards is not None:
-            weights = full_weights(cast(Any, student))
-            student = self.student_source.load()
-            if weights:  # on the first rank alone
-                student.model.load_state_dict(weights)
+        weights = None if student.shards is None else full_weights(cast(Any, student))
         if is_first_rank():
+            if weights is not None:
+                student = self.student_source.load()
+                student.model.load_state_dict(weights)
             export_denoiser(student, folder, pipeline)
 
     def student_entries(self) -> dict[str, Any]:
